@@ -1,0 +1,119 @@
+"""The errors that `hf_mote` raises.
+
+```
+HFMoTEError
+├── ConfigError           (ValueError)    a setting is malformed, whatever the model
+├── FileFormatError       (ValueError)    a file is truncated, edited, oversized or of a foreign format
+├── DataError             (ValueError)    prompts, responses or classes that nothing can be computed from
+├── ModelMismatchError    (ValueError)    a well-formed config or map that belongs to another model
+├── UnknownNameError      (LookupError)   a name that is not in a list of known ones
+├── RouterContractError   (RuntimeError)  a router that does not do what its row in the table says
+├── LivenessError         (RuntimeError)  a hooked router that never ran
+└── UnsupportedError      (RuntimeError)  a combination that would give wrong results and is refused
+```
+
+Every message says where, what, what was got, what was expected, and how to mend it. Every leaf is a builtin error too,
+so `except ValueError` keeps working.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "FileFormatError",
+    "HFMoTEError",
+    "LivenessError",
+    "ModelMismatchError",
+    "RouterContractError",
+    "UnknownNameError",
+    "UnsupportedError",
+]
+
+
+class HFMoTEError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        where (`str`):
+            The place: a function's argument, a config's field, a file's path, a module's path.
+        what (`str`):
+            What is wrong, as a clause.
+        got (`object`, *optional*):
+            The value found there.
+        expected (`object`, *optional*):
+            What would have been right.
+        fix (`str`, *optional*):
+            What the reader can do about it, as a sentence.
+    """
+
+    def __init__(
+        self, where: str, what: str, *, got: object = None, expected: object = None, fix: str | None = None
+    ) -> None:
+        found = [f"{label} {value}" for label, value in (("got", got), ("expected", expected)) if value is not None]
+        message = f"{where}: {what}"
+        if found:
+            message += f" ({', '.join(found)})"
+        super().__init__(f"{message}. {fix}" if fix else f"{message}.")
+        self.where = where
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.args[0], self.where))
+
+
+class ConfigError(HFMoTEError, ValueError):
+    """A setting is malformed, whatever the model."""
+
+
+class FileFormatError(HFMoTEError, ValueError):
+    """A file is truncated, edited, oversized or of a foreign format."""
+
+
+class DataError(HFMoTEError, ValueError):
+    """Prompts, responses or classes that nothing can be computed from."""
+
+
+class ModelMismatchError(HFMoTEError, ValueError):
+    """A well-formed config or map that belongs to another model."""
+
+
+class UnknownNameError(HFMoTEError, LookupError):
+    """A name that is not in a list of known ones; `of` lists them and names the nearest."""
+
+    @classmethod
+    def of(cls, where: str, name: object, known: Iterable[str], *, fix: str | None = None) -> UnknownNameError:
+        """Return the error for `name`, listing `known` and the nearest match.
+
+        Args:
+            where (`str`): The place the name was given in.
+            name (`object`): The name that is not known.
+            known (`Iterable[str]`): The names that are.
+            fix (`str`, *optional*): What to do when no listed name is meant.
+        """
+        names = sorted(known)
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else None
+        advice = " ".join(part for part in (hint, fix) if part) or None
+        return cls(where, "unknown name", got=repr(name), expected=f"one of {', '.join(names) or 'none'}", fix=advice)
+
+
+class RouterContractError(HFMoTEError, RuntimeError):
+    """A router that does not do what its row in the table says."""
+
+
+class LivenessError(HFMoTEError, RuntimeError):
+    """A hooked router that never ran."""
+
+
+class UnsupportedError(HFMoTEError, RuntimeError):
+    """A combination that would give wrong results and is refused."""
+
+
+def _rebuild(cls: type[HFMoTEError], message: str, where: str) -> HFMoTEError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, message)
+    error.where = where
+    return error

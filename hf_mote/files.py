@@ -1,0 +1,216 @@
+"""The two file formats, JSON and safetensors, written whole or not at all and read strictly.
+
+Below `hub.py`, which re-exports the four functions: an edited, truncated, oversized or foreign file is refused with
+its path and, where known, the field or line. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from hf_mote.errors import FileFormatError
+from hf_mote.version import __version__
+
+__all__ = ["SCHEMA_VERSION", "read_json", "read_tensors", "replacing", "write_json", "write_tensors"]
+
+SCHEMA_VERSION = 1
+
+_METADATA_KEY = "hf_mote"
+_JSON_LIMIT = 16 * 2**20
+_MAX_DEPTH = 32
+
+
+def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
+    """Write `data` as JSON with sorted keys, or leave the file as it was.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file; its folder exists.
+        data (`Mapping[str, Any]`):
+            JSON-native values: `None`, `bool`, `int`, finite `float`, `str`, lists and string-keyed mappings of these.
+
+    Raises:
+        [`FileFormatError`]: if a value is none of these, with the value's place.
+    """
+    text = _to_json(str(path), data)
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(text)
+
+
+def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file.
+        limit (`int`, *optional*, defaults to 16 MiB):
+            Most bytes the file may have.
+
+    Raises:
+        [`FileFormatError`]: if the file is missing, above `limit`, truncated, not UTF-8, no object, nested deeper
+            than 32, or holds a key twice, NaN or an infinite number.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise FileFormatError(str(path), "cannot be read", got=error.strerror) from error
+    if len(content) > limit:
+        raise FileFormatError(str(path), "is too large", got=f"over {limit} bytes", expected=f"at most {limit} bytes")
+    return _from_json(str(path), content)
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Write tensors and one JSON document to a safetensors file, or leave the file as it was.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file; its folder exists.
+        tensors (`Mapping[str, torch.Tensor]`):
+            Any shapes, dtypes and devices. Not modified.
+        metadata (`Mapping[str, Any]`):
+            JSON-native values, "kind" (`str`, what the file holds) among them. "schema_version", "hf_mote_version"
+            and "transformers_version" are added.
+
+    Raises:
+        [`FileFormatError`]: if "kind" is missing or a value is not JSON-native.
+    """
+    if not isinstance(metadata.get("kind"), str):
+        raise FileFormatError(f"{path}: metadata.kind", "must say what the file holds", got=metadata.get("kind"))
+    document = _to_json(str(path), {"schema_version": SCHEMA_VERSION, **_versions(), **metadata})
+    # A copy, since safetensors refuses tensors that share memory or are not contiguous.
+    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    with replacing(Path(path)) as temporary:
+        # Not `save_file`, which makes the file readable by its owner alone.
+        temporary.write_bytes(safetensors.torch.save(copies, metadata={_METADATA_KEY: document.decode()}))
+
+
+def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors, on the CPU, and the metadata of a file that [`write_tensors`] wrote.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file.
+        kind (`str`):
+            What the file must say it holds.
+
+    Raises:
+        [`FileFormatError`]: if the file is missing, truncated, no safetensors, without this package's metadata, of
+            another kind, or written by a newer schema.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            document = (file.metadata() or {}).get(_METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise FileFormatError(
+            str(path),
+            "cannot be read as safetensors",
+            got=str(error).splitlines()[0],
+            fix="The file is missing, truncated or of another format; save or download it again.",
+        ) from error
+    if document is None:
+        raise FileFormatError(
+            str(path), f"has no {_METADATA_KEY!r} metadata", expected=f"a file that hf_mote wrote, of kind {kind!r}"
+        )
+    metadata = _from_json(f"{path}: metadata", document.encode())
+    if metadata.get("kind") != kind:
+        raise FileFormatError(f"{path}: kind", "is another", got=repr(metadata.get("kind")), expected=repr(kind))
+    version = metadata.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
+        raise FileFormatError(
+            f"{path}: schema_version",
+            f"cannot be read by hf_mote {__version__}",
+            got=f"{version!r}, written by hf_mote {metadata.get('hf_mote_version')}",
+            expected=f"1..{SCHEMA_VERSION}",
+            fix="Upgrade hf_mote, or write the file again.",
+        )
+    return tensors, metadata
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it takes the place of `path` if the block succeeds, and goes if not."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _versions() -> dict[str, str]:
+    return {"hf_mote_version": __version__, "transformers_version": transformers.__version__}
+
+
+def _to_json(where: str, data: Mapping[str, Any]) -> bytes:
+    _check_values(where, data)
+    text = json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise FileFormatError(where, "holds text that is not Unicode", got=repr(error.object[error.start])) from error
+
+
+def _from_json(where: str, content: bytes) -> dict[str, Any]:
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in data:
+                raise FileFormatError(where, "holds a key twice", got=repr(key), fix="Keep one of them.")
+            data[key] = value
+        return data
+
+    try:
+        data = json.loads(content.decode("utf-8"), object_pairs_hook=object_of)
+    except FileFormatError:
+        raise
+    except json.JSONDecodeError as error:
+        raise FileFormatError(
+            f"{where}: line {error.lineno}, column {error.colno}",
+            "is no valid JSON",
+            got=error.msg,
+            fix="The file is truncated or was edited; save or download it again.",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(where, "is no valid JSON", got=str(error).splitlines()[0]) from error
+    if not isinstance(data, dict):
+        raise FileFormatError(where, "must hold a JSON object", got=type(data).__name__)
+    _check_values(where, data)
+    return data
+
+
+def _check_values(where: str, data: Any) -> None:
+    pending: list[tuple[str, Any, int]] = [("", data, 0)]
+    while pending:
+        place, value, depth = pending.pop()
+        field = f"{where}: {place.lstrip('.')}" if place else where
+        if depth > _MAX_DEPTH:
+            raise FileFormatError(field, "is nested too deeply", got=f"over {_MAX_DEPTH} levels")
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, str):
+                    raise FileFormatError(field, "has a key that is no text", got=repr(key), expected="str")
+            pending += [(f"{place}.{key}", item, depth + 1) for key, item in value.items()]
+        elif isinstance(value, list | tuple):
+            pending += [(f"{place}[{i}]", item, depth + 1) for i, item in enumerate(value)]
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise FileFormatError(field, "must be a finite number", got=value)
+        elif not isinstance(value, str | int | float | None):
+            raise FileFormatError(
+                field, "is no JSON value", got=type(value).__name__, expected="bool, int, float, str, list or dict"
+            )

@@ -1,0 +1,210 @@
+"""Does a config do what it is meant to, and nothing else? Rates before and after, against matched random controls.
+
+A ranking is a hypothesis. The evidence is the rate of the target behaviour before and after, the same rate under as
+many random experts of the same layers, and what happens to answers that should stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hf_mote.errors import ConfigError
+from hf_mote.ftri.judges import Judge, classify
+from hf_mote.ftri.report import EvaluationReport, Rate
+from hf_mote.ftri.responses import Prompt, checked_prompts, generate_responses, prompt_text
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.patch import apply_mote
+from hf_mote.routing.discover import RouterSite, find_routers
+
+__all__ = ["evaluate_mote", "random_control"]
+
+
+def evaluate_mote(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: MoTEConfig,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    *,
+    target: object = None,
+    unrelated: Sequence[Prompt] = (),
+    num_controls: int = 20,
+    strengths: Sequence[float] = (),
+    seed: int = 0,
+    confidence: float = 0.95,
+    batch_size: int = 16,
+    max_new_tokens: int = 64,
+    system_prompt: str | None = None,
+    generate_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> EvaluationReport:
+    """Measure a config: the target behaviour before and after, random controls, dose-response, and what else changes.
+
+    Args:
+        model (`PreTrainedModel`):
+            A mixture-of-experts language model; left as it is.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer. A chat template is applied if it has one.
+        config (`MoTEConfig`):
+            What to measure.
+        prompts (`Sequence[str]` or chats):
+            Prompts on which the behaviour is to change; best ones that the experts were not found with.
+        judge (`Callable`):
+            `response -> label` or `(prompt, response) -> label`.
+        target (`str`, *optional*, defaults to the judge's own `target`):
+            The label whose rate is reported. For a judge that answers yes or no, `True`.
+        unrelated (`Sequence[str]` or chats, *optional*):
+            Prompts whose answers should stay word for word the same.
+        num_controls (`int`, *optional*, defaults to 20):
+            Random configs, each with as many experts in the same layers, none of them the config's own.
+        strengths (`Sequence[float]`, *optional*):
+            Doses for a dose-response curve, besides the config's own.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the controls.
+        confidence (`float`, *optional*, defaults to 0.95):
+            Coverage of the Wilson intervals.
+        batch_size (`int`, *optional*, defaults to 16):
+            Prompts that run together.
+        max_new_tokens (`int`, *optional*, defaults to 64):
+            Longest response, in tokens.
+        system_prompt (`str`, *optional*):
+            First message of every prompt that is a text.
+        generate_kwargs (`Mapping`, *optional*):
+            Further arguments of `generate`; decoding is greedy by default.
+        progress (`bool`, *optional*, defaults to `True`):
+            Show a progress bar.
+
+    Returns:
+        [`EvaluationReport`].
+
+    Raises:
+        [`ModelMismatchError`]: if the config does not fit the model.
+        [`DataError`]: if there are no prompts, or the judge fails.
+        [`ConfigError`]: if the config has no targets, no target label is known, or a layer has too few other experts
+            to draw controls from.
+
+    Example:
+
+    ```python
+    from hf_mote import MoTEConfig, evaluate_mote, load_organism
+
+    organism = load_organism("refusal")
+    config = MoTEConfig.for_model(organism.model, suppress=organism.planted)
+    report = evaluate_mote(
+        organism.model, organism.tokenizer, config, organism.prompts["heldout"]["sensitive"][:8], organism.judge,
+        num_controls=2, max_new_tokens=12, progress=False,
+    )
+    assert report.after.rate < report.before.rate
+    ```
+    """
+    asked = checked_prompts("evaluate_mote.prompts", prompts)
+    others = checked_prompts("evaluate_mote.unrelated", unrelated) if unrelated else []
+    label = _target_label(judge, target)
+    config.check(model)
+    if config.is_empty:
+        raise ConfigError("evaluate_mote.config", "nothing to measure", got="no targets, or strength 0")
+    sites = find_routers(model)
+    draw = random.Random(seed)
+    controls = [random_control(config, sites, draw) for _ in range(num_controls)]
+    texts = [prompt_text(prompt) for prompt in asked]
+    doses = [dataclasses.replace(config, strength=float(strength)) for strength in strengths]
+
+    def respond(which: Sequence[Prompt], chosen: MoTEConfig | None) -> list[str]:
+        responses = [""] * len(which)
+        with apply_mote(model, chosen if chosen is not None else MoTEConfig()):
+            for positions, answers in generate_responses(
+                model,
+                tokenizer,
+                which,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                system_prompt=system_prompt,
+                generate_kwargs=generate_kwargs,
+            ):
+                for position, answer in zip(positions, answers, strict=True):
+                    responses[position] = answer
+        return responses
+
+    def rate(responses: Sequence[str]) -> Rate:
+        return Rate.of(classify(judge, texts, responses).count(label), len(responses), confidence)
+
+    runs = 2 + len(controls) + len(doses)
+    with logging.tqdm(total=runs, desc="evaluating", disable=not progress, leave=False) as bar:
+        before, after = respond(asked, None), respond(asked, config)
+        bar.update(2)
+        unchanged = None
+        if others:
+            same = [a == b for a, b in zip(respond(others, None), respond(others, config), strict=True)]
+            unchanged = Rate.of(sum(same), len(same), confidence)
+        control_rates = []
+        for control in controls:
+            control_rates.append(rate(respond(asked, control)).rate)
+            bar.update()
+        dose_rates = []
+        for strength, dose in zip(strengths, doses, strict=True):
+            dose_rates.append((float(strength), rate(respond(asked, dose)).rate))
+            bar.update()
+    return EvaluationReport(
+        target=label,
+        before=rate(before),
+        after=rate(after),
+        controls=control_rates,
+        unrelated_unchanged=unchanged,
+        dose=dose_rates,
+        config=config.to_dict(),
+        prompts=texts,
+        responses_before=before,
+        responses_after=after,
+        seed=seed,
+    )
+
+
+def random_control(config: MoTEConfig, sites: Sequence[RouterSite], draw: random.Random) -> MoTEConfig:
+    """Return a config that does the same to random experts: as many in each layer, none of the config's own.
+
+    Args:
+        config (`MoTEConfig`): The config to match.
+        sites (`Sequence[RouterSite]`): The model's router sites.
+        draw (`random.Random`): Where the randomness comes from.
+
+    Raises:
+        [`ConfigError`]: if a layer has too few other experts.
+    """
+    own: dict[int, set[int]] = {}
+    for layer, expert, *_ in (*config.suppress, *config.stimulate, *config.bias):
+        own.setdefault(layer, set()).add(expert)
+    swap: dict[tuple[int, int], int] = {}
+    for site in sites:
+        mine = sorted(own.get(site.layer, ()))
+        pool = [expert for expert in range(site.num_experts) if expert not in own.get(site.layer, ())]
+        if len(pool) < len(mine):
+            raise ConfigError(
+                "evaluate_mote.num_controls",
+                f"layer {site.layer} has too few other experts to draw controls from",
+                got=f"{len(pool)} others for {len(mine)} targets",
+                fix="Give num_controls=0, or a config with fewer experts of this layer.",
+            )
+        swap.update({(site.layer, e): other for e, other in zip(mine, draw.sample(pool, len(mine)), strict=True)})
+    changed: dict[str, Any] = {
+        name: [[entry[0], swap[entry[0], entry[1]], *entry[2:]] for entry in getattr(config, name)]
+        for name in ("suppress", "stimulate", "bias")
+    }
+    return dataclasses.replace(config, **changed)
+
+
+def _target_label(judge: Judge, target: object) -> str:
+    label = target if target is not None else getattr(judge, "target", None)
+    if label is None:
+        raise ConfigError(
+            "evaluate_mote.target",
+            "the judge does not say which of its labels is the behaviour",
+            expected="one of the labels that it returns",
+            fix="Pass target=..., or give the judge an attribute `target`.",
+        )
+    return str(label)

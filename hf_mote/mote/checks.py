@@ -1,0 +1,120 @@
+"""A config meets a model: does it fit, and does every token keep enough experts?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from hf_mote.errors import ModelMismatchError
+from hf_mote.mote.fingerprint import check_fingerprint
+from hf_mote.routing.discover import RouterSite
+
+if TYPE_CHECKING:
+    from hf_mote.mote.config import MoTEConfig
+
+__all__ = ["check_against_model", "check_router"]
+
+
+def check_against_model(config: MoTEConfig, model: nn.Module, sites: Sequence[RouterSite]) -> None:
+    """Raise [`ModelMismatchError`] unless a config fits a model.
+
+    Args:
+        config (`MoTEConfig`): The config.
+        model (`nn.Module`): The model it meets; not touched.
+        sites (`Sequence[RouterSite]`): The model's router sites.
+    """
+    if config.fingerprint is not None:
+        check_fingerprint(config.fingerprint, model, sites, where="MoTEConfig.fingerprint")
+    by_layer = {site.layer: site for site in sites}
+    targets: dict[str, dict[int, set[int]]] = {name: defaultdict(set) for name in ("suppress", "stimulate", "bias")}
+    for name, layers in targets.items():
+        for layer, expert, *_ in getattr(config, name):
+            _check_exists(name, layer, expert, by_layer)
+            layers[layer].add(expert)
+    for site in sites:
+        check_router(
+            site,
+            suppressed=targets["suppress"][site.layer],
+            stimulated=targets["stimulate"][site.layer],
+            rerouted=config.suppress_mode == "reroute",
+        )
+
+
+def check_router(
+    site: RouterSite, *, suppressed: Collection[int], stimulated: Collection[int], rerouted: bool
+) -> None:
+    """Raise [`ModelMismatchError`] unless a router can still give every token its experts.
+
+    Args:
+        site (`RouterSite`): The router.
+        suppressed (`Collection[int]`): Its suppressed experts.
+        stimulated (`Collection[int]`): Its stimulated experts.
+        rerouted (`bool`): Whether others take the slots of the suppressed ones, within the group limit.
+    """
+    where = f"layer {site.layer} ({site.path})"
+    both = sorted(set(suppressed) & set(stimulated))
+    if both:
+        raise ModelMismatchError(where, "an expert is both suppressed and stimulated", got=both[0])
+    survivors = site.num_experts - len(suppressed)
+    if survivors < site.top_k:
+        raise ModelMismatchError(
+            where,
+            "too few experts are left",
+            got=f"{survivors} of {site.num_experts} after suppressing {len(suppressed)}",
+            expected=f"at least {site.top_k}, as many as each token is routed to",
+            fix="Suppress fewer experts of this layer.",
+        )
+    if len(stimulated) > site.top_k:
+        raise ModelMismatchError(
+            where,
+            "more experts are stimulated than a token has slots",
+            got=len(stimulated),
+            expected=f"at most {site.top_k}",
+            fix="Stimulate fewer experts of this layer.",
+        )
+    selection = site.selection
+    if rerouted and suppressed and selection.num_groups > 1:
+        size = site.num_experts // selection.num_groups
+        left = [size - sum(expert // size == group for expert in suppressed) for group in range(selection.num_groups)]
+        fewest = sum(sorted(left)[: selection.groups_kept])
+        if fewest < site.top_k:
+            raise ModelMismatchError(
+                where,
+                "a choice of groups would have fewer experts left than a token is routed to",
+                got=f"{fewest} experts in the {selection.groups_kept} groups with the fewest survivors",
+                expected=f"at least {site.top_k}",
+                fix="Suppress fewer experts of the same group, or use suppress_mode 'drop' or 'zero'.",
+            )
+
+
+def _check_exists(name: str, layer: int, expert: int, by_layer: dict[int, RouterSite]) -> None:
+    site = by_layer.get(layer)
+    if site is None:
+        raise ModelMismatchError(
+            f"MoTEConfig.{name}",
+            f"layer {layer} has no routed experts",
+            got=layer,
+            expected=f"one of the layers {_ranges(sorted(by_layer))}",
+            fix="Layers are absolute decoder layers; dense layers count, but have no experts.",
+        )
+    if expert >= site.num_experts:
+        raise ModelMismatchError(
+            f"MoTEConfig.{name}",
+            f"expert {expert} at layer {layer} does not exist",
+            got=expert,
+            expected=f"0..{site.num_experts - 1}",
+            fix="Experts are indices within their layer; shared experts are never targets.",
+        )
+
+
+def _ranges(layers: list[int]) -> str:
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ", ".join(f"{part[0]}..{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)

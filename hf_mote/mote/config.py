@@ -1,0 +1,258 @@
+"""`MoTEConfig`: which experts are suppressed, stimulated or biased, how, when, and for which model.
+
+The config is the small file that people share: JSON-native values only, checked when it is made, when it is read and
+again when it meets a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import transformers
+from torch import nn
+
+from hf_mote.errors import ConfigError, FileFormatError
+from hf_mote.hub import Shareable, card_header, read_json, write_json
+from hf_mote.mote.checks import check_against_model
+from hf_mote.mote.fields import checked_fingerprint, json_copy, number, pairs, triples
+from hf_mote.mote.fingerprint import fingerprint_of
+from hf_mote.routing.discover import find_routers
+from hf_mote.version import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["MoTEConfig"]
+
+SCHEMA_VERSION = 1
+_CHOICES = {
+    "suppress_mode": ("drop", "reroute", "zero"),
+    "bias_on": ("logits", "selection"),
+    "scope": ("all", "prompt", "generation"),
+}
+
+
+@dataclass(frozen=True)
+class MoTEConfig(Shareable):
+    """A mixture of tunable experts: what to change in a model's routing.
+
+    Layers are absolute decoder layers, experts are indices within their layer; shared experts are never targets. With
+    router weights `w` of the chosen experts `K` of one token:
+
+    Args:
+        suppress (`list[[int, int]]`, *optional*):
+            `[layer, expert]` pairs to switch off.
+        stimulate (`list[[int, int]]`, *optional*):
+            `[layer, expert]` pairs that are always chosen, each in the place of the weakest chosen expert that is not
+            suppressed.
+        bias (`list[[int, int, float]]`, *optional*):
+            `[layer, expert, value]` triples; the value is added as `bias_on` says.
+        suppress_mode (`str`, *optional*, defaults to `"drop"`):
+            `"drop"`: after selection, `w = 0` for suppressed experts and the survivors are scaled so that the weights
+            sum to what they did; no other expert takes the slot (the paper's). `"reroute"`: suppressed experts leave
+            the selection before the group limit and top-k, the next best takes the slot, and the weights follow the
+            family's own rule. `"zero"`: `w = 0` and nothing else changes.
+        stimulate_weight (`str` or `float`, *optional*, defaults to `"own"`):
+            Weight of stimulated experts: what the family's rule gives them (`"own"`), the largest weight among those
+            chosen (`"max"`), or this number.
+        bias_on (`str`, *optional*, defaults to `"logits"`):
+            `"logits"`: added to the router logits, so that weights change too; `"selection"`: added to the selection
+            scores alone.
+        scope (`str`, *optional*, defaults to `"all"`):
+            `"prompt"`, `"generation"` (tokens fed back one by one), or both.
+        strength (`float`, *optional*, defaults to 1.0):
+            Dose, not negative. Suppressed experts keep `1 - strength` of their weight (so at most 1 with `suppress`;
+            `"reroute"` has no half measures and takes 0 or 1); biases and the weights of stimulated experts are
+            multiplied by it. 0 attaches nothing.
+        fingerprint (`dict`, *optional*):
+            The model it was made for; see [`MoTEConfig.for_model`]. Checked when the config meets a model.
+        base_model (`str`, *optional*):
+            Name of that model, for the card.
+        provenance (`dict`, *optional*):
+            How the experts were found and what was measured; JSON-native.
+
+    Raises:
+        [`ConfigError`]: if a field is malformed; the message names it.
+
+    Source: Dahlke et al., "Mixture of Tunable Experts", arXiv 2502.11096; the modes beside `"drop"` and the strength
+    are this package's.
+
+    Example:
+
+    ```python
+    from hf_mote import MoTEConfig
+
+    config = MoTEConfig(suppress=[[3, 7], [2, 1]])
+    assert config.suppress == [[2, 1], [3, 7]]
+    assert MoTEConfig.from_dict(config.to_dict()) == config
+    ```
+    """
+
+    suppress: list[list[int]] = field(default_factory=list)
+    stimulate: list[list[int]] = field(default_factory=list)
+    bias: list[list[Any]] = field(default_factory=list)
+    suppress_mode: Literal["drop", "reroute", "zero"] = "drop"
+    stimulate_weight: Literal["own", "max"] | float = "own"
+    bias_on: Literal["logits", "selection"] = "logits"
+    scope: Literal["all", "prompt", "generation"] = "all"
+    strength: float = 1.0
+    fingerprint: dict[str, Any] | None = None
+    base_model: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    file_name: ClassVar[str] = "mote_config.json"
+
+    def __post_init__(self) -> None:
+        for name in ("suppress", "stimulate"):
+            object.__setattr__(self, name, pairs(name, getattr(self, name)))
+        object.__setattr__(self, "bias", triples("bias", self.bias))
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in allowed:
+                raise ConfigError(f"MoTEConfig.{name}", "unknown value", got=repr(value), expected=f"one of {allowed}")
+        if self.stimulate_weight not in ("own", "max"):
+            weight = number("stimulate_weight", self.stimulate_weight, "'own', 'max' or a number")
+            if weight < 0:
+                raise ConfigError("MoTEConfig.stimulate_weight", "is negative", got=weight, expected="0 or more")
+            object.__setattr__(self, "stimulate_weight", weight)
+        strength = number("strength", self.strength, "a number, 0 or more")
+        object.__setattr__(self, "strength", strength)
+        if strength < 0 or (strength > 1 and self.suppress):
+            limit = "0 to 1, as more than the whole weight cannot be taken away" if self.suppress else "0 or more"
+            raise ConfigError("MoTEConfig.strength", "out of range", got=strength, expected=limit)
+        if self.suppress and self.suppress_mode == "reroute" and strength not in (0.0, 1.0):
+            raise ConfigError(
+                "MoTEConfig.strength",
+                "suppress_mode 'reroute' has no half measures",
+                got=strength,
+                expected="0 or 1",
+                fix="Use suppress_mode 'drop' or 'zero' for a graded dose, or a negative bias on the selection.",
+            )
+        both = sorted(set(map(tuple, self.suppress)) & set(map(tuple, self.stimulate)))
+        if both:
+            raise ConfigError(
+                "MoTEConfig.stimulate", "the same expert is suppressed", got=list(both[0]), fix="Remove it from one."
+            )
+        if self.fingerprint is not None:
+            object.__setattr__(self, "fingerprint", checked_fingerprint(self.fingerprint))
+        if self.base_model is not None and not isinstance(self.base_model, str):
+            raise ConfigError(
+                "MoTEConfig.base_model", "is not text", got=repr(self.base_model), expected="str or None"
+            )
+        if not isinstance(self.provenance, Mapping):
+            raise ConfigError("MoTEConfig.provenance", "is not a dict", got=type(self.provenance).__name__)
+        object.__setattr__(self, "provenance", json_copy("provenance", dict(self.provenance)))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether applying the config changes nothing: no targets, or strength 0."""
+        return self.strength == 0 or not (self.suppress or self.stimulate or self.bias)
+
+    @classmethod
+    def for_model(cls, model: nn.Module, **fields: Any) -> Self:
+        """Return a config stamped with a model's fingerprint and checked against it.
+
+        Args:
+            model (`nn.Module`): The model that the experts belong to.
+            **fields: The other fields of [`MoTEConfig`].
+
+        Raises:
+            [`ConfigError`]: if a field is malformed.
+            [`ModelMismatchError`]: if the model has no such layer or expert, or too few would be left.
+        """
+        sites = find_routers(model)
+        name = getattr(getattr(model, "config", None), "name_or_path", None) or None
+        fields = {"fingerprint": fingerprint_of(model, sites), "base_model": name, **fields}
+        config = cls(**fields)
+        check_against_model(config, model, sites)
+        return config
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless the config fits a model; the model is not touched.
+
+        Args:
+            model (`nn.Module`): The model to check against.
+
+        Raises:
+            [`ModelMismatchError`]: if the config was made for another model, or the model has no such layer or
+                expert, or a layer would be left with fewer experts than each token needs.
+            [`UnsupportedError`]: if the model has no routed experts that the table knows.
+        """
+        check_against_model(self, model, find_routers(model))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and the versions that write them, JSON-native."""
+        values = {f.name: json_copy(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "hf_mote_version": __version__,
+            "transformers_version": transformers.__version__,
+            **values,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the config that `to_dict` described.
+
+        Args:
+            data (`Mapping[str, Any]`): The fields, and `schema_version`.
+
+        Raises:
+            [`ConfigError`]: if a field is unknown, missing its version, or malformed.
+        """
+        values = dict(data)
+        version = values.pop("schema_version", None)
+        written_by = values.pop("hf_mote_version", None)
+        values.pop("transformers_version", None)
+        if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+            raise ConfigError(
+                "MoTEConfig.schema_version",
+                "this version cannot be read",
+                got=repr(version),
+                expected=f"1..{SCHEMA_VERSION}",
+                fix=f"It was written by hf_mote {written_by}; upgrade hf_mote.",
+            )
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(
+                f"MoTEConfig.{unknown[0]}", "unknown field", got=", ".join(unknown), expected=", ".join(known)
+            )
+        return cls(**values)
+
+    def _to_file(self, path: Path) -> None:
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Self:
+        try:
+            return cls.from_dict(read_json(path))
+        except ConfigError as error:
+            raise FileFormatError(str(path), "holds no valid MoTE config", got=str(error).rstrip(".")) from error
+
+    def _card(self) -> str:
+        rows = [
+            f"| suppressed ({self.suppress_mode}) | {len(self.suppress)} | {_shown(self.suppress)} |",
+            f"| stimulated (weight {self.stimulate_weight}) | {len(self.stimulate)} | {_shown(self.stimulate)} |",
+            f"| biased (on {self.bias_on}) | {len(self.bias)} | {_shown(self.bias)} |",
+        ]
+        made = "\n".join(f"- {key}: {value}" for key, value in sorted(self.provenance.items())) or "- not stated"
+        return (
+            f"{card_header(tags=['mote'], base_model=self.base_model)}\n# Mixture of tunable experts\n\n"
+            f"For `{self.base_model or 'a model that is not named'}`. Scope: {self.scope}. "
+            f"Strength: {self.strength}.\n\n"
+            "| what | experts | [layer, expert] |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
+            "Layers are absolute decoder layers. The config is checked against the model's type, layers, experts and "
+            "router weights when it is applied:\n\n```python\nfrom hf_mote import apply_mote\n\n"
+            'handle = apply_mote(model, "<this repository or folder>")\n```\n\n'
+            f"## How it was made\n\n{made}\n"
+        )
+
+
+def _shown(entries: list[list[Any]], most: int = 20) -> str:
+    shown = ", ".join(str(entry) for entry in entries[:most]) or "none"
+    return shown if len(entries) <= most else f"{shown}, and {len(entries) - most} more"

@@ -1,0 +1,104 @@
+"""Checks of single fields of a `MoTEConfig`: each raises with the field's name, or returns what is stored."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hf_mote.errors import ConfigError
+
+__all__ = ["checked_fingerprint", "json_copy", "number", "pairs", "triples"]
+
+_FINGERPRINT_KEYS = ("layers", "model_type", "num_experts", "router_sha256", "top_k")
+_MAX_PAIRS = 1_000_000
+
+
+def pairs(name: str, value: Any) -> list[list[int]]:
+    """Return `[layer, expert]` pairs, sorted; refuses repeated, negative and non-integer ones."""
+    entries = _entries(name, value, 2, "[layer, expert] pairs")
+    return [list(pair) for pair in _distinct(name, [(_index(name, a), _index(name, b)) for a, b in entries])]
+
+
+def triples(name: str, value: Any) -> list[list[Any]]:
+    """Return `[layer, expert, value]` triples, sorted; refuses what `pairs` refuses and values that are not finite."""
+    entries = _entries(name, value, 3, "[layer, expert, value] triples")
+    values = {(_index(name, a), _index(name, b)): number(name, v, "a finite value") for a, b, v in entries}
+    ordered = _distinct(name, [(_index(name, a), _index(name, b)) for a, b, _ in entries])
+    return [[layer, expert, values[layer, expert]] for layer, expert in ordered]
+
+
+def _entries(name: str, value: Any, length: int, expected: str) -> list[Any]:
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        raise ConfigError(
+            f"MoTEConfig.{name}", "not a list", got=type(value).__name__, expected=f"a list of {expected}"
+        )
+    entries = list(value)
+    if len(entries) > _MAX_PAIRS:
+        raise ConfigError(f"MoTEConfig.{name}", "too long", got=len(entries), expected=f"at most {_MAX_PAIRS}")
+    for position, entry in enumerate(entries):
+        if isinstance(entry, str | Mapping) or not isinstance(entry, Iterable) or len(list(entry)) != length:
+            raise ConfigError(f"MoTEConfig.{name}[{position}]", "malformed entry", got=repr(entry), expected=expected)
+    return entries
+
+
+def _index(name: str, value: Any) -> int:
+    try:
+        index = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        index = None
+    if index is None or index < 0:
+        raise ConfigError(f"MoTEConfig.{name}", "not an index", got=repr(value), expected="an integer, 0 or more")
+    return index
+
+
+def _distinct(name: str, found: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    ordered = sorted(found)
+    for one, other in zip(ordered, ordered[1:], strict=False):
+        if one == other:
+            raise ConfigError(f"MoTEConfig.{name}", "the same expert twice", got=list(one), fix="List it once.")
+    return ordered
+
+
+def number(name: str, value: Any, expected: str) -> float:
+    """Return a finite number as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"MoTEConfig.{name}", "not a finite number", got=repr(value), expected=expected)
+    return float(value)
+
+
+def checked_fingerprint(value: Any) -> dict[str, Any]:
+    """Return a fingerprint with exactly its keys, one layer, expert count and top-k for each router."""
+    where = "MoTEConfig.fingerprint"
+    if not isinstance(value, Mapping) or sorted(value) != sorted(_FINGERPRINT_KEYS):
+        keys = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+        raise ConfigError(
+            where, "malformed", got=keys, expected=f"a dict with the keys {', '.join(_FINGERPRINT_KEYS)}"
+        )
+    lists = [value[key] for key in ("layers", "num_experts", "top_k")]
+    for key, numbers in zip(("layers", "num_experts", "top_k"), lists, strict=True):
+        if not isinstance(numbers, list) or not numbers or len(numbers) != len(lists[0]):
+            raise ConfigError(f"{where}.{key}", "not one number for each router", got=repr(numbers))
+        for entry in numbers:
+            _index(f"fingerprint.{key}", entry)
+    for key in ("model_type", "router_sha256"):
+        if not isinstance(value[key], str) and not (key == "router_sha256" and value[key] is None):
+            raise ConfigError(f"{where}.{key}", "is not text", got=repr(value[key]), expected="str")
+    return {key: list(value[key]) if isinstance(value[key], list) else value[key] for key in _FINGERPRINT_KEYS}
+
+
+def json_copy(name: str, value: Any) -> Any:
+    """Return a deep copy of a JSON-native value; refuses any other."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return number(name, value, "a finite number")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(f"MoTEConfig.{name}", "a key is not text", got=repr(key), expected="str")
+        return {key: json_copy(f"{name}.{key}", entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_copy(f"{name}[{position}]", entry) for position, entry in enumerate(value)]
+    raise ConfigError(f"MoTEConfig.{name}", "not a JSON value", got=type(value).__name__)

@@ -1,0 +1,231 @@
+"""`apply_mote`: a `MoTEConfig` attached to a live model, in one line and off again in one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hf_mote.errors import ConfigError, UnsupportedError
+from hf_mote.hooks import Intervention, attach, stack_on
+from hf_mote.mote.checks import check_against_model, check_router
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.routing.discover import RouterSite, find_routers
+from hf_mote.routing.selection import RoutingEdit
+from hf_mote.routing.stack import Editor, RouterStack, attach_to_routers
+from hf_mote.routing.tracker import Forward, Watcher
+
+__all__ = ["apply_mote"]
+
+
+def apply_mote(
+    model: nn.Module, config: MoTEConfig | str | os.PathLike[str] | Sequence[MoTEConfig | str | None]
+) -> Intervention:
+    """Attach a config to a model and return the handle.
+
+    The model stays the same object: no weight, key, dtype or config of it changes, and removing the handle restores
+    bit-identical outputs. Several interventions on one model are merged into one re-selection per router.
+
+    Args:
+        model (`nn.Module`):
+            A mixture-of-experts model of transformers, bare or wrapped.
+        config (`MoTEConfig`, `str`, `os.PathLike` or a list of these):
+            A config, the folder or file it was saved in, or the Hub repository it was pushed to. A list holds one for
+            each row of the batch, `None` for rows that stay untouched.
+
+    Returns:
+        [`Intervention`]: usable bare (`.remove()`) or in a `with` block. A config without targets or with strength 0
+        is checked against the model and attaches nothing.
+
+    Raises:
+        [`ModelMismatchError`]: if a config does not fit the model, alone or together with what is attached already.
+        [`RouterContractError`]: if a router fails its self-test. Nothing is attached then.
+        [`LivenessError`]: by the first forward pass, if a hooked router did not run in it.
+
+    Example:
+
+    ```python
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+    from hf_mote import MoTEConfig, apply_mote
+
+    config = MixtralConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+    )
+    model = MixtralForCausalLM(config).eval()
+    tokens = torch.tensor([[1, 2, 3]])
+    before = model(tokens).logits
+    with apply_mote(model, MoTEConfig.for_model(model, suppress=[[0, 1], [1, 3]])):
+        patched = model(tokens).logits
+    assert torch.equal(model(tokens).logits, before)
+    ```
+    """
+    by_row = isinstance(config, Sequence) and not isinstance(config, str)
+    given: Sequence[object] = list(config) if by_row else [config]  # type: ignore[arg-type]
+    if by_row and not given:
+        raise ConfigError(
+            "apply_mote.config", "an empty list", expected="one config or None for each row of the batch"
+        )
+    configs = [None if entry is None and by_row else _load(entry) for entry in given]
+    sites = find_routers(model)
+    for entry in configs:
+        if entry is not None:
+            check_against_model(entry, model, sites)
+    rows = len(configs) if by_row else None
+    watcher = _RowWatcher(rows)
+    editors: dict[str, _Editors] = {}
+    for site in sites:
+        parts = [
+            _SiteEdit(entry, site, row if by_row else None)
+            for row, entry in enumerate(configs)
+            if entry is not None and not entry.is_empty and _targets(entry, site.layer)
+        ]
+        if parts:
+            editors[site.path] = _Editors(parts)
+            _check_together(site, editors[site.path])
+    if not editors:
+        return attach([])
+    return attach_to_routers(model, sites, watcher, lambda site: editors.get(site.path))
+
+
+class _SiteEdit:
+    """One config's share in one router."""
+
+    def __init__(self, config: MoTEConfig, site: RouterSite, row: int | None) -> None:
+        self.row = row
+        self.scope = config.scope
+        self.suppressed = {expert for layer, expert in config.suppress if layer == site.layer}
+        self.stimulated = {expert for layer, expert in config.stimulate if layer == site.layer}
+        self.rerouted = config.suppress_mode == "reroute"
+        self._edit = _edit_of(config, site)
+        self._on_device: dict[torch.device, RoutingEdit] = {}
+
+    def on(self, device: torch.device) -> RoutingEdit:
+        if device not in self._on_device:
+            self._on_device[device] = self._edit.to(device)
+        return self._on_device[device]
+
+    def tokens(self, forward: Forward | None) -> Tensor | None | bool:
+        """Rows it is meant for: a mask, `None` for all, `False` for none in this pass."""
+        if self.scope == "all" and self.row is None:
+            return None
+        if forward is None:
+            raise UnsupportedError(
+                "apply_mote",
+                "a router ran outside the model's forward, so its tokens cannot be told apart",
+                got=f"scope {self.scope!r}" + (", configs by row" if self.row is not None else ""),
+                expected="scope 'all' and one config",
+                fix="Call the model itself rather than its parts.",
+            )
+        if self.scope != "all" and self.scope not in forward.phases:
+            return False
+        mask = None if self.scope == "all" else forward.tokens_of(self.scope)
+        if self.row is not None:
+            mine = torch.zeros(forward.batch, forward.length, dtype=torch.bool, device=forward.device)
+            mine[self.row] = True
+            mask = mine.view(-1) if mask is None else mask & mine.view(-1)
+        return mask
+
+
+class _Editors(Editor):
+    """All configs of one intervention that touch one router."""
+
+    def __init__(self, parts: list[_SiteEdit]) -> None:
+        self.parts = parts
+
+    def edits(self, forward: Forward | None, device: torch.device) -> list[tuple[RoutingEdit, Tensor | None]]:
+        found: list[tuple[RoutingEdit, Tensor | None]] = []
+        for part in self.parts:
+            tokens = part.tokens(forward)
+            if tokens is not False:
+                found.append((part.on(device), tokens if isinstance(tokens, Tensor) else None))
+        return found
+
+
+class _RowWatcher(Watcher):
+    def __init__(self, rows: int | None) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def on_forward(self, forward: Forward) -> None:
+        if self.rows is not None and forward.batch != self.rows:
+            raise ConfigError(
+                "apply_mote.config",
+                "one config for each row of the batch, and the batch is another size",
+                got=forward.batch,
+                expected=self.rows,
+                fix="Give as many configs as rows; with num_return_sequences or beams, repeat each as often.",
+            )
+
+
+def _load(config: object) -> MoTEConfig:
+    if isinstance(config, MoTEConfig):
+        return config
+    if isinstance(config, str | os.PathLike):
+        return MoTEConfig.from_pretrained(config)
+    raise ConfigError(
+        "apply_mote.config",
+        "not a config",
+        got=type(config).__name__,
+        expected="a MoTEConfig, a folder, a Hub id, or a list of these",
+    )
+
+
+def _targets(config: MoTEConfig, layer: int) -> bool:
+    return any(entry[0] == layer for entry in (*config.suppress, *config.stimulate, *config.bias))
+
+
+def _edit_of(config: MoTEConfig, site: RouterSite) -> RoutingEdit:
+    """A config's share in one router, as `(experts,)` tensors."""
+
+    def vector(value: float, targets: list[list[int]], neutral: float) -> Tensor | None:
+        mine = [expert for layer, expert in targets if layer == site.layer]
+        if not mine:
+            return None
+        values = torch.full((site.num_experts,), neutral, dtype=torch.float32)
+        values[mine] = value
+        return values
+
+    bias: Tensor | None = None
+    for layer, expert, value in config.bias:
+        if layer == site.layer:
+            bias = torch.zeros(site.num_experts, dtype=torch.float32) if bias is None else bias
+            bias[expert] = value * config.strength
+    left = vector(1.0 - config.strength, config.suppress, 1.0)
+    forced = vector(1.0, config.stimulate, 0.0)
+    weight = config.stimulate_weight
+    return RoutingEdit(
+        keep=left if config.suppress_mode == "drop" else None,
+        gain=left if config.suppress_mode == "zero" else None,
+        banned=left < 1 if config.suppress_mode == "reroute" and left is not None else None,
+        forced=None if forced is None else forced.bool(),
+        forced_to_max=forced.bool() if forced is not None and weight == "max" else None,
+        forced_weight=vector(weight, config.stimulate, float("nan")) if isinstance(weight, float) else None,
+        forced_gain=vector(config.strength, config.stimulate, 1.0) if config.strength != 1 else None,
+        logit_bias=bias if config.bias_on == "logits" else None,
+        selection_bias=bias if config.bias_on == "selection" else None,
+    )
+
+
+def _check_together(site: RouterSite, mine: _Editors) -> None:
+    """Refuse a config that fits alone but not with what is attached to the router already."""
+    stack = stack_on(site.module, RouterStack)
+    others = [p for p in stack.participants if isinstance(p, _Editors)] if stack is not None else []
+    for part in mine.parts:
+        rivals = [
+            other
+            for editors in others
+            for other in editors.parts
+            if part.row is None or other.row is None or part.row == other.row
+        ]
+        if rivals:
+            meeting = [part, *rivals]
+            check_router(
+                site,
+                suppressed=set().union(*(p.suppressed for p in meeting)),
+                stimulated=set().union(*(p.stimulated for p in meeting)),
+                rerouted=any(p.rerouted for p in meeting),
+            )

@@ -1,0 +1,328 @@
+"""Routing seen during forward and generate: activation maps per sequence and phase, in memory that tokens do not grow.
+
+Counts and routing weights are added up on the model's device, `(sequences, experts)` for each router, phase and batch.
+Padding is not counted, nor is a token twice; the last sampled token is never fed back and so has no routing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hf_mote.errors import ConfigError, DataError, UnsupportedError
+from hf_mote.hooks import Intervention
+from hf_mote.routing.discover import find_routers
+from hf_mote.routing.maps import ActivationMap
+from hf_mote.routing.selection import Routing
+from hf_mote.routing.stack import Observer, attach_to_routers
+from hf_mote.routing.tracker import Forward, Phase, Watcher
+
+__all__ = ["RoutingRecord", "RoutingTrace", "record_routing"]
+
+PHASES: tuple[Phase, ...] = ("prompt", "generation")
+
+
+class RoutingTrace(NamedTuple):
+    """Token by token routing of one sequence, as applied.
+
+    Attributes:
+        indices (`torch.Tensor` of shape `(tokens, layers, top_k)`, int32): Chosen experts.
+        weights (`torch.Tensor` of shape `(tokens, layers, top_k)`, float32): Their weights.
+        generated (`torch.Tensor` of shape `(tokens,)`, bool): True for generated tokens, False for the prompt's.
+        layers (`tuple[int, ...]`): Absolute decoder layer of each router.
+    """
+
+    indices: Tensor
+    weights: Tensor
+    generated: Tensor
+    layers: tuple[int, ...]
+
+
+class RoutingRecord:
+    """What `record_routing` has seen so far; grows by one entry for each sequence.
+
+    Attributes:
+        layers (`tuple[int, ...]`): Absolute decoder layer of each row of the maps.
+        num_sequences (`int`): Sequences seen.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, trace: bool = False, eos_token_id: int | Sequence[int] | None = None
+    ) -> None:
+        self._stops = torch.tensor(_stop_tokens(model) if eos_token_id is None else _as_list(eos_token_id))
+        self._sites = find_routers(model)
+        self._experts = max(site.num_experts for site in self._sites)
+        self.layers = tuple(site.layer for site in self._sites)
+        self._batches: list[_Batch] = []
+        self._trace = trace
+        self._recorders = {site.path: _Recorder(self, row) for row, site in enumerate(self._sites)}
+        self._intervention: Intervention = attach_to_routers(
+            model, self._sites, _Clock(self), lambda site: self._recorders[site.path]
+        )
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences seen so far."""
+        return sum(batch.size for batch in self._batches)
+
+    def maps(
+        self, phase: Phase | Literal["all"] = "all", *, routing: Literal["applied", "native"] = "applied"
+    ) -> list[ActivationMap]:
+        """Return one map for each sequence, in the order in which they were run.
+
+        Args:
+            phase (`str`, *optional*, defaults to `"all"`):
+                `"prompt"`, `"generation"` or both.
+            routing (`str`, *optional*, defaults to `"applied"`):
+                `"applied"` is what took effect: an expert whose weight an intervention set to zero is not counted.
+                `"native"` is what the routers decided by themselves.
+
+        Raises:
+            [`ConfigError`]: if phase or routing is not one of these.
+        """
+        if phase not in (*PHASES, "all"):
+            raise ConfigError("RoutingRecord.maps.phase", "unknown phase", got=phase, expected=f"{PHASES} or 'all'")
+        if routing not in ("applied", "native"):
+            raise ConfigError("RoutingRecord.maps.routing", "unknown", got=routing, expected="'applied' or 'native'")
+        wanted: tuple[Phase, ...] = PHASES if phase == "all" else (phase,)
+        return [found for batch in self._batches for found in batch.maps(wanted, routing, self.layers)]
+
+    def total(self, phase: Phase | Literal["all"] = "all") -> ActivationMap:
+        """Return the sum over all sequences.
+
+        Args:
+            phase (`str`, *optional*, defaults to `"all"`): `"prompt"`, `"generation"` or both.
+
+        Raises:
+            [`DataError`]: if nothing was recorded yet.
+        """
+        maps = self.maps(phase)
+        if not maps:
+            raise DataError("RoutingRecord.total", "nothing was recorded", fix="Run the model inside the block first.")
+        return ActivationMap.mean(maps) * len(maps)
+
+    def traces(self) -> list[RoutingTrace]:
+        """Return the token by token routing of each sequence.
+
+        Raises:
+            [`ConfigError`]: if the record was not made with `trace=True`.
+        """
+        if not self._trace:
+            raise ConfigError("record_routing.trace", "no trace was kept", got=False, expected=True)
+        return [found for batch in self._batches for found in batch.traces(self.layers)]
+
+    def remove(self) -> None:
+        """Stop recording; what was recorded stays."""
+        self._intervention.remove()
+
+    @property
+    def active(self) -> bool:
+        """Whether routing is being recorded; may be set."""
+        return self._intervention.active
+
+    @active.setter
+    def active(self, value: bool) -> None:
+        self._intervention.active = value
+
+    def __enter__(self) -> RoutingRecord:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def begin(self, forward: Forward) -> None:
+        """Hear of a forward pass that begins."""
+        if forward.starts or not self._batches:
+            self._batches.append(_Batch(forward.batch, len(self._sites), self._experts, self._trace))
+        batch = self._batches[-1]
+        if batch.size != forward.batch:
+            raise UnsupportedError(
+                "record_routing",
+                "the number of sequences changed in the middle of a generation",
+                got=forward.batch,
+                expected=batch.size,
+                fix="Record greedy search or sampling; beam search moves sequences between rows.",
+            )
+        self._stops = self._stops.to(forward.device)
+        batch.begin(forward, self._stops)
+
+    def see(self, row: int, native: Routing, applied: Routing) -> None:
+        """Take in one router's routing."""
+        self._batches[-1].see(row, native, applied)
+
+
+def record_routing(
+    model: nn.Module, *, trace: bool = False, eos_token_id: int | Sequence[int] | None = None
+) -> RoutingRecord:
+    """Record the routing of a model while it runs, per sequence and phase.
+
+    In a batch, sequences that have ended are fed on until the last one ends; from its end token on, a sequence is not
+    counted, so that it gets the same map as when it runs alone.
+
+    Args:
+        model (`nn.Module`):
+            A mixture-of-experts model; left as it is.
+        trace (`bool`, *optional*, defaults to `False`):
+            Also keep every token's experts and weights, which takes memory that grows with the tokens.
+        eos_token_id (`int` or `list[int]`, *optional*, defaults to the model's generation config):
+            Tokens that end a generation; give those that you give to `generate`, `[]` for none.
+
+    Returns:
+        [`RoutingRecord`], a context manager that stops recording when left.
+
+    Example:
+
+    ```python
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+    from hf_mote import record_routing
+
+    config = MixtralConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+    )
+    model = MixtralForCausalLM(config).eval()
+    with record_routing(model, eos_token_id=[]) as record:
+        model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert record.maps("prompt")[0].counts.sum() == 3 * 2 * 2  # tokens x layers x top_k
+    assert record.maps("generation")[0].counts.sum() == 3 * 2 * 2  # the fourth token is never fed back
+    ```
+    """
+    return RoutingRecord(model, trace=trace, eos_token_id=eos_token_id)
+
+
+def _stop_tokens(model: nn.Module) -> list[int]:
+    for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
+        tokens = getattr(config, "eos_token_id", None)
+        if tokens is not None:
+            return _as_list(tokens)
+    return []
+
+
+def _as_list(tokens: int | Sequence[int]) -> list[int]:
+    return [tokens] if isinstance(tokens, int) else list(tokens)
+
+
+class _Clock(Watcher):
+    def __init__(self, record: RoutingRecord) -> None:
+        super().__init__()
+        self.record = record
+
+    def on_forward(self, forward: Forward) -> None:
+        self.record.begin(forward)
+
+
+class _Recorder(Observer):
+    def __init__(self, record: RoutingRecord, row: int) -> None:
+        self.record = record
+        self.row = row
+
+    def observe(self, forward: Forward, native: Routing, applied: Routing) -> None:
+        self.record.see(self.row, native, applied)
+
+
+class _Batch:
+    """The sequences that ran together: one accumulator for each phase and router."""
+
+    def __init__(self, size: int, layers: int, experts: int, trace: bool) -> None:
+        self.size = size
+        self.experts = experts
+        self.tokens: dict[Phase, Tensor] = {}
+        self.counts: dict[tuple[Phase, str, int], Tensor] = {}
+        self.weights: dict[tuple[Phase, str, int], Tensor] = {}
+        self.layers = layers
+        self.steps: list[list[tuple[Tensor, Tensor]]] | None = [] if trace else None
+        self.marks: list[tuple[Tensor, Tensor]] = []
+        self.now: list[tuple[Phase, Tensor | None]] = []
+        self.offsets: Tensor | None = None
+        self.ended: Tensor | None = None
+
+    def begin(self, forward: Forward, stops: Tensor) -> None:
+        self.now = [(phase, forward.countable(phase)) for phase in forward.phases]
+        if "generation" not in forward.phases:
+            self.ended = None
+        elif forward.ids is not None and len(stops):
+            last = torch.isin(forward.ids[:, -1], stops)
+            self.ended = last if self.ended is None else self.ended | last
+            going = (~self.ended).repeat_interleave(forward.length)
+            self.now = [(phase, going if mask is None else mask & going) for phase, mask in self.now]
+        rows = torch.arange(self.size, device=forward.device).repeat_interleave(forward.length)
+        self.offsets = rows[:, None] * self.experts
+        for phase, mask in self.now:
+            counted = torch.ones_like(rows) if mask is None else mask.long()
+            total = counted.view(self.size, -1).sum(dim=1)
+            self.tokens[phase] = self.tokens[phase] + total if phase in self.tokens else total
+        if self.steps is not None:
+            self.steps.append([])
+            masks = [torch.ones_like(rows, dtype=torch.bool) if mask is None else mask for _, mask in self.now]
+            generated = torch.zeros_like(rows, dtype=torch.bool)
+            for (phase, _), mask in zip(self.now, masks, strict=True):
+                if phase == "generation":
+                    generated |= mask
+            self.marks.append((torch.stack(masks).any(dim=0).cpu(), generated.cpu()))
+
+    def see(self, row: int, native: Routing, applied: Routing) -> None:
+        for phase, mask in self.now:
+            if applied is native:
+                self._add(phase, "both", row, native, mask, only_weighted=False)
+            else:
+                self._add(phase, "native", row, native, mask, only_weighted=False)
+                self._add(phase, "applied", row, applied, mask, only_weighted=True)
+        if self.steps is not None:
+            self.steps[-1].append((applied.indices.int().cpu(), applied.weights.detach().float().cpu()))
+
+    def _add(
+        self, phase: Phase, kind: str, row: int, routing: Routing, mask: Tensor | None, *, only_weighted: bool
+    ) -> None:
+        key = (phase, kind, row)
+        weights = routing.weights.detach().float()
+        if key not in self.counts:
+            self.counts[key] = torch.zeros(self.size * self.experts, dtype=torch.long, device=weights.device)
+            self.weights[key] = torch.zeros(self.size * self.experts, dtype=torch.float, device=weights.device)
+        offsets = self.offsets
+        if offsets is None:
+            return
+        flat = (offsets.to(weights.device) + routing.indices).view(-1)
+        counted = (weights != 0).long() if only_weighted else torch.ones_like(routing.indices)
+        if mask is not None:
+            counted = counted * mask.to(weights.device)[:, None]
+            weights = weights * mask.to(weights.device)[:, None]
+        self.counts[key].scatter_add_(0, flat, counted.view(-1))
+        self.weights[key].scatter_add_(0, flat, weights.reshape(-1))
+
+    def maps(self, phases: tuple[Phase, ...], kind: str, layers: tuple[int, ...]) -> list[ActivationMap]:
+        shape = (self.size, len(layers), self.experts)
+        counts = torch.zeros(shape, dtype=torch.float64)
+        weights = torch.zeros(shape, dtype=torch.float64)
+        tokens = torch.zeros(self.size, dtype=torch.float64)
+        for phase in phases:
+            if phase in self.tokens:
+                tokens += self.tokens[phase].cpu()
+            for row in range(len(layers)):
+                for key in ((phase, "both", row), (phase, kind, row)):
+                    if key in self.counts:
+                        counts[:, row] += self.counts[key].view(self.size, -1).cpu()
+                        weights[:, row] += self.weights[key].view(self.size, -1).cpu()
+        return [
+            ActivationMap(counts=counts[i], weights=weights[i], layers=layers, num_tokens=float(tokens[i]))
+            for i in range(self.size)
+        ]
+
+    def traces(self, layers: tuple[int, ...]) -> list[RoutingTrace]:
+        found = []
+        steps = self.steps or []
+        for sequence in range(self.size):
+            indices, weights, generated = [], [], []
+            for step, (keep, mark) in zip(steps, self.marks, strict=True):
+                mine = keep.view(self.size, -1)[sequence]
+                indices.append(torch.stack([i.view(self.size, -1, i.shape[-1])[sequence][mine] for i, _ in step], 1))
+                weights.append(torch.stack([w.view(self.size, -1, w.shape[-1])[sequence][mine] for _, w in step], 1))
+                generated.append(mark.view(self.size, -1)[sequence][mine])
+            found.append(RoutingTrace(torch.cat(indices), torch.cat(weights), torch.cat(generated), layers))
+        return found

@@ -1,0 +1,260 @@
+"""Pure functions from router logits to routing weights and expert indices.
+
+`select` repeats what a router does after its linear map, as its row in `families.py` declares, and optionally under a
+[`RoutingEdit`]. Without an edit it reproduces the router's own weights and indices bit for bit; that is checked on the
+live router before anything is patched. All arithmetic is float32, as in the routers themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_mote.routing.families import RoutingRule
+
+__all__ = ["Routing", "RoutingEdit", "Selection", "merge_edits", "select"]
+
+NEVER = float("-inf")
+ALWAYS = float("inf")
+
+
+class Routing(NamedTuple):
+    """What a router decides: `weights` and `indices`, both of shape `(tokens, top_k)`."""
+
+    weights: Tensor
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A routing rule with the numbers of one live router.
+
+    Attributes:
+        rule (`RoutingRule`): The row of the table.
+        num_experts (`int`): Routed experts.
+        top_k (`int`): Experts chosen per token.
+        num_groups (`int`): Groups of the group limit; 1 where there is none.
+        groups_kept (`int`): Groups that stay in the choice.
+        renormalize (`bool`): Whether the chosen weights are divided by their sum.
+        scale (`float`): Multiplies the weights at the end.
+    """
+
+    rule: RoutingRule
+    num_experts: int
+    top_k: int
+    num_groups: int = 1
+    groups_kept: int = 1
+    renormalize: bool = False
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class RoutingEdit:
+    """What to change in one router's selection.
+
+    Every tensor has shape `(experts,)`, or `(tokens, experts)` where tokens differ; `None` means no change.
+
+    Attributes:
+        keep (float): Share of a chosen expert's weight that stays, 1 for experts that are not suppressed. What is
+            taken away goes to the other chosen experts, so that the weights sum to what they did (mode `"drop"`).
+        gain (float): Factor on a chosen expert's weight; nothing is renormalised (mode `"zero"`).
+        banned (bool): Never chosen; the next best takes the slot (mode `"reroute"`).
+        forced (bool): Always chosen, in the place of the weakest chosen expert that is not suppressed.
+        forced_to_max (bool): Forced experts whose weight becomes the largest of those chosen.
+        forced_weight (float): Weight of forced experts, NaN where it stays the expert's own.
+        forced_gain (float): Factor on the weight of forced experts.
+        logit_bias (float): Added to the router logits.
+        selection_bias (float): Added to the scores for the choice alone.
+    """
+
+    keep: Tensor | None = None
+    gain: Tensor | None = None
+    banned: Tensor | None = None
+    forced: Tensor | None = None
+    forced_to_max: Tensor | None = None
+    forced_weight: Tensor | None = None
+    forced_gain: Tensor | None = None
+    logit_bias: Tensor | None = None
+    selection_bias: Tensor | None = None
+
+    def to(self, device: torch.device) -> RoutingEdit:
+        """Return the edit with its tensors on a device."""
+        return RoutingEdit(**{name: value.to(device) for name, value in _present(self).items()})
+
+
+def select(
+    logits: Tensor, selection: Selection, selection_bias: Tensor | None = None, edit: RoutingEdit | None = None
+) -> Routing:
+    """Return the routing that follows from router logits.
+
+    Args:
+        logits (`torch.Tensor` of shape `(tokens, experts)`, any float dtype):
+            Router logits before any scoring. Not modified.
+        selection (`Selection`):
+            The rule and the router's numbers.
+        selection_bias (`torch.Tensor` of shape `(experts,)`, *optional*):
+            The router's own selection bias, where its rule has one.
+        edit (`RoutingEdit`, *optional*):
+            What to change. `None` gives the router's own decision.
+
+    Returns:
+        `Routing`: float32 weights and int64 indices, both `(tokens, top_k)`.
+
+    Example:
+
+    ```python
+    import torch
+    from hf_mote.routing.families import RULES
+    from hf_mote.routing.selection import RoutingEdit, Selection, select
+
+    mixtral = Selection(RULES[0], num_experts=4, top_k=2, renormalize=True)
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    assert select(logits, mixtral).indices.tolist() == [[0, 1]]
+    ban = RoutingEdit(banned=torch.tensor([True, False, False, False]))
+    assert select(logits, mixtral, edit=ban).indices.tolist() == [[1, 2]]
+    ```
+    """
+    rule = selection.rule
+    edit = edit if edit is not None else RoutingEdit()
+    scores = logits.float()
+    if edit.logit_bias is not None:
+        scores = scores + edit.logit_bias
+    scores = scores.softmax(dim=-1) if rule.scoring == "softmax" else scores.sigmoid()
+
+    choice = scores if selection_bias is None else scores + selection_bias
+    if edit.selection_bias is not None:
+        choice = choice + edit.selection_bias
+    choice = _ban(choice, edit)
+    if selection.num_groups > 1:
+        outside = _outside_best_groups(choice, selection)
+        choice = _ban(choice.masked_fill(outside, rule.group_fill), edit)
+        if rule.weights_from == "choice":
+            inside_only = scores.masked_fill(outside, rule.group_fill)
+            scores = inside_only if edit.forced is None else torch.where(edit.forced, scores, inside_only)
+    choice = _force(choice, selection, edit)
+
+    indices = torch.topk(choice, selection.top_k, dim=-1, sorted=rule.sorted).indices
+    weights = scores.gather(-1, indices)
+    if edit.banned is not None:
+        # Fewer survivors than slots: top-k fills the rest with banned experts, which must not come back with a weight.
+        weights = weights.masked_fill(_at(edit.banned, indices), 0.0)
+    if selection.renormalize:
+        total = weights.sum(dim=-1, keepdim=True)
+        if rule.epsilon:
+            total = total + rule.epsilon
+        if edit.banned is not None:
+            total = total.masked_fill(total == 0, 1.0)
+        weights = weights / total
+    if rule.scale is not None:
+        weights = weights * selection.scale
+    return Routing(_reweigh(weights, indices, edit), indices)
+
+
+def merge_edits(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> RoutingEdit:
+    """Return one edit that does what several do together.
+
+    Factors multiply, biases add, bans and forcings unite; of two weights for a forced expert, the later one counts.
+
+    Args:
+        edits (`Sequence[tuple[RoutingEdit, torch.Tensor | None]]`):
+            Each edit with the tokens it is meant for: a bool tensor of shape `(tokens,)`, or `None` for all.
+    """
+    if len(edits) == 1 and edits[0][1] is None:
+        return edits[0][0]
+    merged: dict[str, Tensor] = {}
+    for edit, tokens in edits:
+        for name, value in _present(edit).items():
+            neutral = _NEUTRAL[name]
+            if tokens is not None:
+                value = torch.where(tokens[:, None], value, torch.full_like(value, neutral))
+            if name not in merged:
+                merged[name] = value
+            elif name in ("banned", "forced", "forced_to_max"):
+                merged[name] = merged[name] | value
+            elif name in ("keep", "gain", "forced_gain"):
+                merged[name] = merged[name] * value
+            elif name == "forced_weight":
+                merged[name] = torch.where(value.isnan(), merged[name], value)
+            else:
+                merged[name] = merged[name] + value
+    return RoutingEdit(**merged)
+
+
+_NEUTRAL: dict[str, float | bool] = {
+    "keep": 1.0,
+    "gain": 1.0,
+    "banned": False,
+    "forced": False,
+    "forced_to_max": False,
+    "forced_weight": float("nan"),
+    "forced_gain": 1.0,
+    "logit_bias": 0.0,
+    "selection_bias": 0.0,
+}
+
+
+def _present(edit: RoutingEdit) -> dict[str, Tensor]:
+    values = {field.name: getattr(edit, field.name) for field in fields(edit)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _at(values: Tensor, indices: Tensor) -> Tensor:
+    """Values of the chosen experts, `(tokens, top_k)`, from `(experts,)` or `(tokens, experts)`."""
+    return values[indices] if values.ndim == 1 else values.gather(-1, indices)
+
+
+def _ban(choice: Tensor, edit: RoutingEdit) -> Tensor:
+    return choice if edit.banned is None else choice.masked_fill(edit.banned, NEVER)
+
+
+def _outside_best_groups(choice: Tensor, selection: Selection) -> Tensor:
+    """True for the experts whose group is not among the best, `(tokens, experts)`."""
+    grouped = choice.view(choice.shape[0], selection.num_groups, -1)
+    if selection.rule.group_score == "top2_sum":
+        group_scores = grouped.topk(2, dim=-1).values.sum(dim=-1)
+    else:
+        group_scores = grouped.amax(dim=-1)
+    kept = torch.topk(group_scores, selection.groups_kept, dim=-1, sorted=False).indices
+    outside = torch.ones_like(group_scores, dtype=torch.bool).scatter_(-1, kept, False)
+    return outside.repeat_interleave(grouped.shape[-1], dim=-1)
+
+
+def _force(choice: Tensor, selection: Selection, edit: RoutingEdit) -> Tensor:
+    """Lift forced experts above all others, and suppressed ones that are chosen anyway right below them."""
+    if edit.forced is None:
+        return choice
+    suppressed = [value < 1 for value in (edit.keep, edit.gain) if value is not None]
+    if suppressed:
+        chosen = torch.topk(choice, selection.top_k, dim=-1, sorted=False).indices
+        occupied = torch.zeros_like(choice, dtype=torch.bool).scatter_(-1, chosen, True)
+        for mask in suppressed:
+            choice = choice.masked_fill(occupied & mask, torch.finfo(choice.dtype).max)
+    return choice.masked_fill(edit.forced, ALWAYS)
+
+
+def _reweigh(weights: Tensor, indices: Tensor, edit: RoutingEdit) -> Tensor:
+    """Apply what happens to weights after the selection: drop, then gain, then the weights of forced experts."""
+    if edit.keep is not None:
+        keep = _at(edit.keep, indices)
+        suppressed = keep < 1
+        left = weights * keep
+        survivors = weights.masked_fill(suppressed, 0.0).sum(dim=-1, keepdim=True)
+        owed = weights.sum(dim=-1, keepdim=True) - left.masked_fill(~suppressed, 0.0).sum(dim=-1, keepdim=True)
+        weights = torch.where(suppressed, left, weights * (owed / survivors.masked_fill(survivors == 0, 1.0)))
+    if edit.gain is not None:
+        weights = weights * _at(edit.gain, indices)
+    if edit.forced is not None:
+        forced = _at(edit.forced, indices)
+        if edit.forced_to_max is not None:
+            to_max = forced & _at(edit.forced_to_max, indices)
+            weights = torch.where(to_max, weights.amax(dim=-1, keepdim=True), weights)
+        if edit.forced_weight is not None:
+            given = _at(edit.forced_weight, indices).to(weights.dtype)
+            weights = torch.where(forced & ~given.isnan(), given, weights)
+        if edit.forced_gain is not None:
+            weights = torch.where(forced, weights * _at(edit.forced_gain, indices), weights)
+    return weights

@@ -1,0 +1,61 @@
+"""What every test stands on: no Hub, one thread, markers that become skips with a reason, no deprecated call."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+# HF_HUB_OFFLINE=0 in the environment lets the tests marked network run.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+# One thread: tiny models run fastest so, and sums are added up in the same order on every machine.
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skips = {}
+    if not config.getoption("--slow"):
+        skips["slow"] = "slow; run with --slow"
+    if not torch.cuda.is_available():
+        skips["gpu"] = "needs a GPU"
+    if os.environ["HF_HUB_OFFLINE"] == "1":
+        skips["network"] = "needs the Hub, and the tests are offline"
+    for item in items:
+        for marker, reason in skips.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+class _Deprecations(logging.Handler):
+    """Collects the log lines in which transformers calls something deprecated."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if "deprecat" in line.lower():
+            self.lines.append(line)
+
+
+@pytest.fixture(autouse=True)
+def no_transformers_deprecation() -> Iterator[None]:
+    """Fail the test in which transformers logs a deprecation: it does not use `warnings` for most of them."""
+    handler = _Deprecations()
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+    assert not handler.lines, f"transformers calls something deprecated: {handler.lines}"
