@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from hf_mote.errors import HFMoTEError
+from hf_mote.organisms.demo import NUM_CONTROLS, DemoResult, MethodResult, run_demo
+from hf_mote.routing.support import REFUSED, support_markdown, support_table
 from hf_mote.version import __version__
 
 __all__ = ["app"]
@@ -39,13 +43,32 @@ def main(
 
 
 @app.command()
+def families(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
+) -> None:
+    """List the supported model families by routing rule, and those that are refused with the reason."""
+    console = Console()
+    if markdown:
+        typer.echo(support_markdown())
+        return
+    table = Table(title="Supported families", show_lines=True)
+    for heading in ("routing rule", "families", "cannot"):
+        table.add_column(heading)
+    for row in support_table():
+        table.add_row(row.rule, ", ".join(row.families), ", ".join(row.cannot).replace("_", " ") or "-")
+    console.print(table)
+    for refusal in REFUSED.values():
+        console.print(f"[bold]{refusal.family}[/bold] is refused: {refusal.reason}.", highlight=False)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-demo"),
     seed: Annotated[int, typer.Option(help="Seed of the prompts drawn and of the random controls.")] = 0,
 ) -> None:
     """Find the refusal experts of a small trained model, switch them off and on, and compare with random experts."""
-    from hf_mote.organisms.demo import run_demo
-
+    # Matrices as small as the organism's gain nothing from more threads, and lose much on a busy machine.
+    torch.set_num_threads(1)
     console, log = Console(), Console(stderr=True)
     try:
         if output.exists() and not output.is_dir():
@@ -54,23 +77,7 @@ def demo(
     except HFMoTEError as error:
         log.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error
-    table = Table(title=f"{result.num_experts} experts; held-out prompts; controls: random experts of the same layers")
-    for heading in ("experts by", "layer.expert", "refusals", "under controls", "others unchanged", "stimulated"):
-        table.add_column(heading, justify="left" if heading in ("experts by", "layer.expert") else "right")
-    for name, method in result.methods.items():
-        report, planted = method.report, set(result.organism.planted)
-        experts = " ".join(f"{la}.{ex}{'*' if (la, ex) in planted else ''}" for la, ex in method.experts)
-        unchanged = f"{report.unrelated_unchanged.rate:.1%}" if report.unrelated_unchanged is not None else "-"
-        table.add_row(
-            name,
-            experts,
-            f"{report.before.rate:.1%} -> {report.after.rate:.1%}",
-            f"{fmean(report.controls):.1%} (least {min(report.controls):.1%})",
-            unchanged,
-            f"{result.neutral_before.rate:.1%} -> {method.stimulated.rate:.1%}",
-        )
-    console.print(table)
-    console.print(f"* planted: {len(result.organism.planted)} experts carry the refusal, as the model's makers know.")
+    console.print(_demo_table(result))
     example = result.methods[result.best].report
     for prompt, was, now in list(zip(example.prompts, example.responses_before, example.responses_after, strict=True))[
         :2
@@ -78,3 +85,25 @@ def demo(
         console.print(f"\n[bold]{prompt}[/bold]\n  untouched:  {was}\n  suppressed: {now}", highlight=False)
     console.print(f"\n{example.verdict}", highlight=False)
     console.print(f"{result.seconds:.0f} s. Report, configs, maps, rankings and pictures: {output}", highlight=False)
+
+
+def _demo_table(result: DemoResult) -> Table:
+    """One column for each method, one row for each thing measured."""
+    planted = set(result.organism.planted)
+    table = Table(title=f"{result.num_experts} experts, {len(planted)} of them planted (*); held-out prompts")
+    table.add_column("", no_wrap=True)
+    for name in result.methods:
+        table.add_column(f"found by {name}", justify="right")
+
+    def row(heading: str, value: Callable[[MethodResult], str]) -> None:
+        table.add_row(heading, *(value(method) for method in result.methods.values()))
+
+    row("experts, layer.expert", lambda m: " ".join(f"{a}.{b}{'*' * ((a, b) in planted)}" for a, b in m.experts))
+    row("sensitive prompts refused", lambda m: f"{m.report.before.rate:.1%}")
+    row("…these experts suppressed", lambda m: f"{m.report.after.rate:.1%}")
+    row(f"…{NUM_CONTROLS} x random ones, mean", lambda m: f"{fmean(m.report.controls):.1%}")
+    row(f"…{NUM_CONTROLS} x random ones, least", lambda m: f"{min(m.report.controls):.1%}")
+    row("neutral prompts refused", lambda _: f"{result.neutral_before.rate:.1%}")
+    row("…these experts stimulated", lambda m: f"{m.stimulated.rate:.1%}")
+    row("other answers unchanged", lambda m: str(m.report.unrelated_unchanged).partition(" ")[0])
+    return table

@@ -45,6 +45,11 @@ def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
         [`FileFormatError`]: if a value is none of these, with the value's place.
     """
     text = _to_json(str(path), data)
+    if len(text) > _JSON_LIMIT:
+        got = f"{len(text)} bytes"
+        raise FileFormatError(
+            str(path), "would be too large to read", got=got, expected=f"at most {_JSON_LIMIT} bytes"
+        )
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(text)
 

@@ -8,17 +8,20 @@ handle that users hold.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Attachment", "HookStack", "Intervention", "Participant", "attach", "stack_on"]
+__all__ = ["LOCK", "Attachment", "HookStack", "Intervention", "Participant", "attach", "stack_on"]
 
-_LOCK = threading.RLock()
+LOCK = threading.RLock()
+"""Held while hooks are attached or removed, and by whoever looks for a stack in order to join it."""
 
 
 class Participant:
@@ -51,23 +54,28 @@ class HookStack:
 
     def join(self, module: nn.Module, participant: Participant) -> None:
         """Add a participant, hooking the module if it is the first."""
-        if not self.participants:
-            kind = type(self)
-            if kind.before is not HookStack.before:
-                self._handles.append(
-                    module.register_forward_pre_hook(self._run_before, prepend=True, with_kwargs=True)
-                )
-            # Registered even where `after` does nothing: it is how `stack_on` finds the stack again.
-            self._handles.append(module.register_forward_hook(self._run_after, prepend=True, with_kwargs=True))
+        if not self._handles:
+            try:
+                if type(self).before is not HookStack.before:
+                    hook = module.register_forward_pre_hook(self._run_before, prepend=True, with_kwargs=True)
+                    self._handles.append(hook)
+                # Registered even where `after` does nothing: it is how `stack_on` finds the stack again.
+                self._handles.append(module.register_forward_hook(self._run_after, prepend=True, with_kwargs=True))
+            except BaseException:
+                self._unhook()
+                raise
         self.participants = (*self.participants, participant)
 
     def leave(self, participant: Participant) -> None:
         """Drop a participant, unhooking the module if it was the last."""
         self.participants = tuple(other for other in self.participants if other is not participant)
         if not self.participants:
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
+            self._unhook()
+
+    def _unhook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def _run_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.participants:
@@ -133,7 +141,7 @@ class Intervention:
 
     def remove(self) -> None:
         """Detach from the model; a second call does nothing."""
-        with _LOCK:
+        with LOCK:
             if self.removed:
                 return
             for module, stack, participant in reversed(self._attachments):
@@ -166,7 +174,7 @@ def attach(attachments: Sequence[Attachment], on_remove: Callable[[], None] | No
             Called once, after the handle has been removed.
     """
     joined: list[Attachment] = []
-    with _LOCK:
+    with LOCK:
         try:
             for attachment in attachments:
                 attachment.stack.join(attachment.module, attachment.participant)
@@ -175,6 +183,9 @@ def attach(attachments: Sequence[Attachment], on_remove: Callable[[], None] | No
             for attachment in reversed(joined):
                 attachment.stack.leave(attachment.participant)
             raise
+    if attachments and "torch._dynamo" in sys.modules:
+        # A graph compiled without hooks has no guard that would notice them: let it be compiled anew.
+        torch.compiler.reset()
     return Intervention(joined, on_remove)
 
 

@@ -8,6 +8,7 @@ backward pass gives the derivative of the score by all gains at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,7 +149,7 @@ class _Gains(Watcher):
         self.sites = sites
         self.by_path: dict[str, Tensor] = {}
 
-    def on_forward(self, forward: Forward) -> None:
+    def on_forward(self, forward: Forward, cache: Any) -> None:
         self.by_path = {
             site.path: torch.ones(forward.batch, site.num_experts, device=forward.device, requires_grad=True)
             for site in self.sites

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from hf_mote.errors import ModelMismatchError
+from hf_mote.errors import ModelMismatchError, UnsupportedError
 from hf_mote.mote.fingerprint import check_fingerprint
 from hf_mote.routing.discover import RouterSite
 
@@ -35,6 +35,9 @@ def check_against_model(config: MoTEConfig, model: nn.Module, sites: Sequence[Ro
             _check_exists(name, layer, expert, by_layer)
             layers[layer].add(expert)
     for site in sites:
+        touched = any(targets[name][site.layer] for name in targets)
+        if touched:
+            _check_router_can(config, site, targets)
         check_router(
             site,
             suppressed=targets["suppress"][site.layer],
@@ -87,6 +90,24 @@ def check_router(
                 got=f"{fewest} experts in the {selection.groups_kept} groups with the fewest survivors",
                 expected=f"at least {site.top_k}",
                 fix="Suppress fewer experts of the same group, or use suppress_mode 'drop' or 'zero'.",
+            )
+
+
+def _check_router_can(config: MoTEConfig, site: RouterSite, targets: dict[str, dict[int, set[int]]]) -> None:
+    """Refuse what this kind of router has no way of doing."""
+    wanted: dict[str, bool] = {
+        config.suppress_mode: bool(targets["suppress"][site.layer]),
+        "stimulate": bool(targets["stimulate"][site.layer]),
+        "stimulate_weight": bool(targets["stimulate"][site.layer]) and config.stimulate_weight != "own",
+        f"bias_on_{config.bias_on}": bool(targets["bias"][site.layer]),
+    }
+    for what, reason in site.refuses.items():
+        if wanted.get(what):
+            raise UnsupportedError(
+                f"layer {site.layer} ({site.path})",
+                f"{type(site.module).__name__} cannot {what.replace('_', ' ')}: {reason}",
+                got=what,
+                expected=f"anything but {', '.join(site.refuses)}",
             )
 
 

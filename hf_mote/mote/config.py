@@ -18,7 +18,7 @@ from torch import nn
 from hf_mote.errors import ConfigError, FileFormatError
 from hf_mote.hub import Shareable, card_header, read_json, write_json
 from hf_mote.mote.checks import check_against_model
-from hf_mote.mote.fields import checked_fingerprint, json_copy, number, pairs, triples
+from hf_mote.mote.fields import LARGEST, checked_fingerprint, json_copy, number, pairs, token_pair, triples
 from hf_mote.mote.fingerprint import fingerprint_of
 from hf_mote.routing.discover import find_routers
 from hf_mote.version import __version__
@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 _CHOICES = {
     "suppress_mode": ("drop", "reroute", "zero"),
     "bias_on": ("logits", "selection"),
-    "scope": ("all", "prompt", "generation"),
+    "scope": ("all", "prompt", "generation", "thinking", "answer"),
 }
 
 
@@ -63,7 +63,10 @@ class MoTEConfig(Shareable):
             `"logits"`: added to the router logits, so that weights change too; `"selection"`: added to the selection
             scores alone.
         scope (`str`, *optional*, defaults to `"all"`):
-            `"prompt"`, `"generation"` (tokens fed back one by one), or both.
+            `"prompt"`, `"generation"` (tokens fed back one by one), or both; or, by `thinking_tokens`, `"thinking"`
+            (from the token that opens it to before the one that closes it) or `"answer"` (from that one on).
+        thinking_tokens (`list[int]`, *optional*):
+            Ids of the tokens that open and close the model's thinking; required by these two scopes.
         strength (`float`, *optional*, defaults to 1.0):
             Dose, not negative. Suppressed experts keep `1 - strength` of their weight (so at most 1 with `suppress`;
             `"reroute"` has no half measures and takes 0 or 1); biases and the weights of stimulated experts are
@@ -98,7 +101,8 @@ class MoTEConfig(Shareable):
     suppress_mode: Literal["drop", "reroute", "zero"] = "drop"
     stimulate_weight: Literal["own", "max"] | float = "own"
     bias_on: Literal["logits", "selection"] = "logits"
-    scope: Literal["all", "prompt", "generation"] = "all"
+    scope: Literal["all", "prompt", "generation", "thinking", "answer"] = "all"
+    thinking_tokens: list[int] | None = None
     strength: float = 1.0
     fingerprint: dict[str, Any] | None = None
     base_model: str | None = None
@@ -114,6 +118,17 @@ class MoTEConfig(Shareable):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in allowed:
                 raise ConfigError(f"MoTEConfig.{name}", "unknown value", got=repr(value), expected=f"one of {allowed}")
+        if self.thinking_tokens is not None:
+            object.__setattr__(self, "thinking_tokens", token_pair("thinking_tokens", self.thinking_tokens))
+        by_part = self.scope in ("thinking", "answer")
+        if by_part != (self.thinking_tokens is not None):
+            raise ConfigError(
+                "MoTEConfig.thinking_tokens",
+                "goes with the scopes 'thinking' and 'answer'",
+                got=f"{self.thinking_tokens} with scope {self.scope!r}",
+                expected="the ids of the tokens that open and close the thinking" if by_part else None,
+                fix='For example tokenizer.convert_tokens_to_ids(["<think>", "</think>"]).' if by_part else None,
+            )
         if self.stimulate_weight not in ("own", "max"):
             weight = number("stimulate_weight", self.stimulate_weight, "'own', 'max' or a number")
             if weight < 0:
@@ -132,6 +147,11 @@ class MoTEConfig(Shareable):
                 expected="0 or 1",
                 fix="Use suppress_mode 'drop' or 'zero' for a graded dose, or a negative bias on the selection.",
             )
+        largest = max((abs(value) for _, _, value in self.bias), default=0.0)
+        weight = self.stimulate_weight if isinstance(self.stimulate_weight, float) else 0.0
+        if max(largest, weight) * strength > LARGEST:
+            got = f"{max(largest, weight)} x {strength}"
+            raise ConfigError("MoTEConfig.strength", "times a bias or weight is no float32", got=got)
         both = sorted(set(map(tuple, self.suppress)) & set(map(tuple, self.stimulate)))
         if both:
             raise ConfigError(
@@ -204,10 +224,17 @@ class MoTEConfig(Shareable):
         Raises:
             [`ConfigError`]: if a field is unknown, missing its version, or malformed.
         """
+        if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
+            raise ConfigError("MoTEConfig", "not a dict with text keys", got=repr(data)[:80])
         values = dict(data)
         version = values.pop("schema_version", None)
         written_by = values.pop("hf_mote_version", None)
-        values.pop("transformers_version", None)
+        for name, stamp in (
+            ("hf_mote_version", written_by),
+            ("transformers_version", values.pop("transformers_version", None)),
+        ):
+            if stamp is not None and not isinstance(stamp, str):
+                raise ConfigError(f"MoTEConfig.{name}", "is not text", got=repr(stamp), expected="a version")
         if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
             raise ConfigError(
                 "MoTEConfig.schema_version",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 from hf_mote.errors import ConfigError
 
-__all__ = ["checked_fingerprint", "json_copy", "number", "pairs", "triples"]
+__all__ = ["LARGEST", "checked_fingerprint", "json_copy", "number", "pairs", "token_pair", "triples"]
 
 _FINGERPRINT_KEYS = ("layers", "model_type", "num_experts", "router_sha256", "top_k")
 _MAX_PAIRS = 1_000_000
+LARGEST = 3.4e38
+"""Routing is computed in float32; a number beyond is infinite there."""
 
 
 def pairs(name: str, value: Any) -> list[list[int]]:
@@ -63,9 +66,19 @@ def _distinct(name: str, found: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def number(name: str, value: Any, expected: str) -> float:
     """Return a finite number as a float."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"MoTEConfig.{name}", "not a finite number", got=repr(value), expected=expected)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+    if not good:  # NaN compares as false
+        got = repr(value)[:40]
+        raise ConfigError(f"MoTEConfig.{name}", "not a finite number of float32", got=got, expected=expected)
     return float(value)
+
+
+def token_pair(name: str, value: Any) -> list[int]:
+    """Return the two token ids that open and close something; refuses a pair of the same."""
+    tokens = list(value) if isinstance(value, Iterable) and not isinstance(value, str | Mapping) else []
+    if len(tokens) != 2 or tokens[0] == tokens[1]:
+        raise ConfigError(f"MoTEConfig.{name}", "not two token ids", got=repr(value), expected="[opens, closes]")
+    return [_index(name, token) for token in tokens]
 
 
 def checked_fingerprint(value: Any) -> dict[str, Any]:
@@ -82,6 +95,8 @@ def checked_fingerprint(value: Any) -> dict[str, Any]:
             raise ConfigError(f"{where}.{key}", "not one number for each router", got=repr(numbers))
         for entry in numbers:
             _index(f"fingerprint.{key}", entry)
+    if any(one >= other for one, other in pairwise(lists[0])):
+        raise ConfigError(f"{where}.layers", "not in ascending order, each once", got=repr(lists[0])[:80])
     for key in ("model_type", "router_sha256"):
         if not isinstance(value[key], str) and not (key == "router_sha256" and value[key] is None):
             raise ConfigError(f"{where}.{key}", "is not text", got=repr(value[key]), expected="str")
@@ -90,10 +105,12 @@ def checked_fingerprint(value: Any) -> dict[str, Any]:
 
 def json_copy(name: str, value: Any) -> Any:
     """Return a deep copy of a JSON-native value; refuses any other."""
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or isinstance(value, str | bool):
         return value
-    if isinstance(value, float):
-        return number(name, value, "a finite number")
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
@@ -101,4 +118,4 @@ def json_copy(name: str, value: Any) -> Any:
         return {key: json_copy(f"{name}.{key}", entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [json_copy(f"{name}[{position}]", entry) for position, entry in enumerate(value)]
-    raise ConfigError(f"MoTEConfig.{name}", "not a JSON value", got=type(value).__name__)
+    raise ConfigError(f"MoTEConfig.{name}", "not a JSON value", got=f"{type(value).__name__} {value!r}"[:60])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,11 @@ def apply_mote(
             check_against_model(entry, model, sites)
     rows = len(configs) if by_row else None
     watcher = _RowWatcher(rows)
+    watcher.thinking_tokens = frozenset(
+        (entry.thinking_tokens[0], entry.thinking_tokens[1])
+        for entry in configs
+        if entry is not None and entry.thinking_tokens is not None
+    )
     editors: dict[str, _Editors] = {}
     for site in sites:
         parts = [
@@ -97,6 +103,8 @@ class _SiteEdit:
     def __init__(self, config: MoTEConfig, site: RouterSite, row: int | None) -> None:
         self.row = row
         self.scope = config.scope
+        opens, closes = config.thinking_tokens or (-1, -1)
+        self.thinking_tokens = (opens, closes)
         self.suppressed = {expert for layer, expert in config.suppress if layer == site.layer}
         self.stimulated = {expert for layer, expert in config.stimulate if layer == site.layer}
         self.rerouted = config.suppress_mode == "reroute"
@@ -120,9 +128,13 @@ class _SiteEdit:
                 expected="scope 'all' and one config",
                 fix="Call the model itself rather than its parts.",
             )
-        if self.scope != "all" and self.scope not in forward.phases:
-            return False
-        mask = None if self.scope == "all" else forward.tokens_of(self.scope)
+        mask: Tensor | None = None
+        if self.scope == "thinking" or self.scope == "answer":
+            mask = forward.tokens_in(self.scope, self.thinking_tokens)
+        elif self.scope != "all":
+            if self.scope not in forward.phases:
+                return False
+            mask = forward.tokens_of(self.scope)
         if self.row is not None:
             mine = torch.zeros(forward.batch, forward.length, dtype=torch.bool, device=forward.device)
             mine[self.row] = True
@@ -150,7 +162,7 @@ class _RowWatcher(Watcher):
         super().__init__()
         self.rows = rows
 
-    def on_forward(self, forward: Forward) -> None:
+    def on_forward(self, forward: Forward, cache: Any) -> None:
         if self.rows is not None and forward.batch != self.rows:
             raise ConfigError(
                 "apply_mote.config",

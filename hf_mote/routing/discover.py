@@ -7,7 +7,9 @@ lacks is an error and never silently left out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,12 +19,16 @@ from transformers import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
 from hf_mote.errors import RouterContractError, UnsupportedError
-from hf_mote.routing.families import RoutingRule, known_routers, rule_for
-from hf_mote.routing.selection import Routing, Selection, select
+from hf_mote.routing.adapters import ADAPTERS, TupleAdapter, adapter_for
+from hf_mote.routing.families import rule_for
+from hf_mote.routing.rule import RoutingRule, attribute_of
+from hf_mote.routing.selection import Routing, RoutingEdit, Selection, select
+from hf_mote.routing.support import REFUSED
 
-__all__ = ["RouterSite", "Slots", "decoder_of", "find_routers", "locate_slots", "self_test"]
+__all__ = ["RouterSite", "check_identity", "decoder_of", "find_routers", "self_test"]
 
 PROBE_TOKENS = 64
+BLOCK = "block."
 
 
 @dataclass(frozen=True)
@@ -46,39 +52,38 @@ class RouterSite:
     top_k: int
     rule: RoutingRule
     selection: Selection
+    block: nn.Module | None = None
 
     def selection_bias(self) -> Tensor | None:
         """Return the router's own selection bias, `(experts,)`, or `None` where its rule has none."""
-        if self.rule.selection_bias is None:
+        return self._tensor(self.rule.selection_bias)
+
+    @property
+    def refuses(self) -> Mapping[str, str]:
+        """What interventions this kind of router has no way of, by name, and why."""
+        return {} if self.rule.adapter is None else ADAPTERS[self.rule.adapter].refuses
+
+    def expert_scale(self) -> Tensor | None:
+        """Return the router's factor for each expert, `(experts,)`, or `None` where its rule has none."""
+        return self._tensor(self.rule.expert_scale)
+
+    def select(self, logits: Tensor, edit: RoutingEdit | None = None) -> Routing:
+        """Return the routing that follows from logits, `(tokens, experts)`, by this router's rule and numbers."""
+        return select(logits, self.selection, self.selection_bias(), edit, self.expert_scale())
+
+    def _tensor(self, path: str | None) -> Tensor | None:
+        if path is None:
             return None
-        value: Tensor = getattr(self.module, self.rule.selection_bias)
+        in_block = path.startswith(BLOCK)
+        owner = self.block if in_block and self.block is not None else self.module
+        name = path.removeprefix(BLOCK)
+        if in_block and getattr(owner, name, None) is None:
+            return None
+        value: Tensor = attribute_of(owner, name)
         if value.is_meta:
-            with align_module_device(self.module):
-                value = getattr(self.module, self.rule.selection_bias).clone()
-        return value
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Positions of logits, weights and indices in a router's output tuple.
-
-    transformers moved them between releases, so they are found by dtype and shape.
-    """
-
-    logits: int
-    weights: int
-    indices: int
-
-    def read(self, output: tuple[Any, ...]) -> tuple[Tensor, Routing]:
-        """Return the logits and the routing in a router's output."""
-        return output[self.logits], Routing(output[self.weights], output[self.indices])
-
-    def write(self, output: tuple[Any, ...], routing: Routing) -> tuple[Any, ...]:
-        """Return the output with its routing replaced; logits and whatever else it holds stay."""
-        items = list(output)
-        items[self.weights] = routing.weights.to(output[self.weights].dtype)
-        items[self.indices] = routing.indices
-        return tuple(items)
+            with align_module_device(owner):
+                value = attribute_of(owner, name).clone()
+        return value.reshape(-1)
 
 
 def find_routers(model: nn.Module) -> list[RouterSite]:
@@ -107,35 +112,49 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedError("find_routers.model", "not a model", got=type(model).__name__, expected="an nn.Module")
+    modules = dict(model.named_modules())
     sites = [
-        _site(path, module, rule) for path, module in model.named_modules() if (rule := rule_for(module)) is not None
+        _site(path, module, rule, modules.get(path.rpartition(".")[0]))
+        for path, module in modules.items()
+        if (rule := rule_for(module)) is not None and (rule.within is None or rule.within in path.split("."))
     ]
     declared = _declared_router_classes(model)
     strangers = sorted(
         {
             type(module).__name__
             for module in model.modules()
-            if isinstance(module, declared) and rule_for(module) is None
+            if isinstance(module, declared) and not any(rule_for(part) for part in module.modules())
         }
         if declared
         else set()
     )
-    if strangers:
+    for name in strangers:
+        refusal = REFUSED.get(name)
         raise UnsupportedError(
             f"find_routers({type(model).__name__})",
-            "the model has routers that no row of the table describes",
-            got=", ".join(strangers),
-            expected=f"one of {', '.join(sorted(known_routers()))}",
-            fix="Add a row to hf_mote/routing/families.py; see 'Adding a family' in the README.",
+            refusal.reason if refusal is not None else "the model has a router that no row of the table describes",
+            got=name,
+            expected="a router of the table: see `hf-mote families`",
+            fix=refusal.remedy if refusal is not None else "Add a row; see 'Adding a family' in the README.",
         )
     if not sites:
         raise UnsupportedError(
             f"find_routers({type(model).__name__})",
             "no routed experts found",
-            expected=f"a model with one of the routers {', '.join(sorted(known_routers()))}",
+            expected="a mixture-of-experts model of a family in the table: see `hf-mote families`",
             fix="A dense model has no experts to tune; for an unsupported family see 'Adding a family' in the README.",
         )
-    return sorted(sites, key=lambda site: site.layer)
+    sites.sort(key=lambda site: site.layer)
+    for one, other in pairwise(sites):
+        if one.layer == other.layer:
+            raise UnsupportedError(
+                f"find_routers({type(model).__name__})",
+                f"layer {one.layer} has several routers, so that [layer, expert] does not name an expert",
+                got=f"{one.path} and {other.path}",
+                expected="one router in each decoder layer",
+                fix="Give the part of the model that generates text, such as model.thinker or model.language_model.",
+            )
+    return sites
 
 
 def decoder_of(model: nn.Module, sites: list[RouterSite]) -> nn.Module:
@@ -156,41 +175,8 @@ def decoder_of(model: nn.Module, sites: list[RouterSite]) -> nn.Module:
     return max(candidates, key=lambda item: len(item[0]))[1]
 
 
-def locate_slots(output: object, *, num_experts: int, top_k: int, where: str) -> Slots:
-    """Return where a router's output keeps logits, weights and indices.
-
-    Args:
-        output (`object`): What the router returned.
-        num_experts (`int`): Routed experts.
-        top_k (`int`): Experts chosen per token.
-        where (`str`): The router's path, for the error.
-
-    Raises:
-        [`RouterContractError`]: if the output is not a tuple of the three.
-    """
-    items = output if isinstance(output, tuple) else ()
-    tensors = {position: item for position, item in enumerate(items) if isinstance(item, Tensor)}
-    indices = [p for p, t in tensors.items() if not t.is_floating_point() and t.shape[-1] == top_k]
-    floats = [p for p, t in tensors.items() if t.is_floating_point()]
-    logits = [p for p in floats if tensors[p].shape[-1] == num_experts]
-    weights = [p for p in floats if tensors[p].shape[-1] == top_k]
-    if num_experts == top_k:
-        # Logits and weights have the same shape; every router of the table puts its logits first.
-        logits, weights = logits[:1], weights[1:]
-    if not (len(indices) == len(logits) == len(weights) == 1):
-        shapes = [(tuple(t.shape), str(t.dtype)) for t in tensors.values()]
-        raise RouterContractError(
-            where,
-            "the router does not return logits, weights and indices",
-            got=shapes or type(output).__name__,
-            expected=f"float (tokens, {num_experts}), float (tokens, {top_k}) and integer (tokens, {top_k})",
-            fix="If this is remote code, load the model's native transformers class instead.",
-        )
-    return Slots(logits[0], weights[0], indices[0])
-
-
-def self_test(site: RouterSite) -> Slots | None:
-    """Check that a router reproduces its own selection from its own logits, and return its output's slots.
+def self_test(site: RouterSite) -> TupleAdapter | None:
+    """Check that a router reproduces its own selection from its own logits, and return its output's adapter.
 
     The router's forward alone runs on seeded random input; no hook fires and no global random state is touched.
     Returns `None` for a router on the meta device, which cannot run.
@@ -206,23 +192,32 @@ def self_test(site: RouterSite) -> Slots | None:
         if weight.is_meta:
             return None
         generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(PROBE_TOKENS, weight.shape[-1], generator=generator)
-        output = site.module.forward(hidden.to(weight))
-    slots = locate_slots(output, num_experts=site.num_experts, top_k=site.top_k, where=site.path)
-    logits, native = slots.read(output)
-    check_identity(site, logits, native)
-    return slots
+        width = next(
+            (w for n in ("hidden_size", "hidden_dim") if (w := getattr(site.module, n, None))), weight.shape[-1]
+        )
+        hidden = torch.randn(PROBE_TOKENS, width, generator=generator).to(weight)
+        args: tuple[Any, ...] = (hidden[None] if site.rule.probe == "batched" else hidden,)
+        if site.rule.probe == "with_ids":
+            args = (*args, torch.zeros(PROBE_TOKENS, dtype=torch.long, device=weight.device))
+        if site.rule.selection_bias is not None and site.rule.selection_bias.startswith(BLOCK):
+            args = (*args, site.selection_bias())
+        output = site.module.forward(*args)
+        adapter = adapter_for(site, output)
+        check_identity(adapter, output, args)
+    return adapter
 
 
-def check_identity(site: RouterSite, logits: Tensor, native: Routing) -> None:
-    """Raise [`RouterContractError`] unless `select` gives the router's own routing, bit for bit.
+def check_identity(adapter: TupleAdapter, output: Any, args: tuple[Any, ...]) -> None:
+    """Raise [`RouterContractError`] unless the rule gives the router's own routing, bit for bit.
 
     Args:
-        site (`RouterSite`): The router.
-        logits (`torch.Tensor` of shape `(tokens, experts)`): What it computed.
-        native (`Routing`): What it decided.
+        adapter (`TupleAdapter`): What reads the router's output.
+        output (`Any`): What the router returned.
+        args (`tuple`): What it was called with.
     """
-    mine = select(logits, site.selection, site.selection_bias())
+    site = adapter.site
+    logits, native = adapter.read(output)
+    mine = adapter.route(output, args, RoutingEdit())
     weights = mine.weights.to(native.weights.dtype)
     if not torch.equal(mine.indices, native.indices) or not torch.equal(weights, native.weights):
         differing = int((mine.indices != native.indices).any(dim=-1).sum())
@@ -236,23 +231,25 @@ def check_identity(site: RouterSite, logits: Tensor, native: Routing) -> None:
         )
 
 
-def _site(path: str, module: nn.Module, rule: RoutingRule) -> RouterSite:
-    num_experts, top_k = int(module.num_experts), int(module.top_k)  # type: ignore[arg-type]
-    grouped = rule.group_score is not None
-    if grouped and rule.group_if is not None:
-        attribute, wanted = rule.group_if
-        grouped = getattr(module, attribute) == wanted
-    renormalize = getattr(module, rule.renormalize) if isinstance(rule.renormalize, str) else rule.renormalize
+def _site(path: str, module: nn.Module, rule: RoutingRule, block: nn.Module | None) -> RouterSite:
+    owner = block if block is not None and rule.top_k.startswith(BLOCK) else module
+    num_experts = int(attribute_of(module, rule.num_experts))
+    top_k = int(attribute_of(owner, rule.top_k.removeprefix(BLOCK)))
+    # Some configs switch the group limit off with None.
+    grouped = rule.group_score is not None and attribute_of(module, "num_group") is not None
+    renormalize = attribute_of(module, rule.renormalize) if isinstance(rule.renormalize, str) else rule.renormalize
     selection = Selection(
         rule=rule,
         num_experts=num_experts,
         top_k=top_k,
-        num_groups=int(module.num_group) if grouped else 1,  # type: ignore[arg-type]
-        groups_kept=int(module.topk_group) if grouped else 1,  # type: ignore[arg-type]
+        num_groups=int(attribute_of(module, "num_group")) if grouped else 1,
+        groups_kept=int(attribute_of(module, "topk_group")) if grouped else 1,
         renormalize=bool(renormalize),
-        scale=float(getattr(module, rule.scale)) if rule.scale is not None else 1.0,
+        least_sum=float(attribute_of(module, rule.least_sum)) if rule.least_sum is not None else 0.0,
+        scale=float(attribute_of(module, rule.scale)) if rule.scale is not None else 1.0,
+        score_fn=attribute_of(module, "score_fn") if rule.scoring == "score_fn" else None,
     )
-    return RouterSite(path, _layer_of(path), module, num_experts, top_k, rule, selection)
+    return RouterSite(path, _layer_of(path), module, num_experts, top_k, rule, selection, block)
 
 
 def _layer_of(path: str) -> int:

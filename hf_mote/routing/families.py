@@ -10,83 +10,386 @@ The rows follow the routers of transformers 5.23 (`modeling_<family>.py`, class 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from torch import nn
 
-__all__ = ["RULES", "RoutingRule", "known_routers", "rule_for"]
+from hf_mote.routing.rule import RoutingRule
 
+__all__ = ["RULES", "known_routers", "rule_for"]
 
-@dataclass(frozen=True)
-class RoutingRule:
-    """How one kind of router chooses experts. Attribute names refer to the router module.
-
-    Attributes:
-        name (`str`): The rule's name, as shown to users.
-        routers (`dict[str, str]`): Router class in transformers -> model family (its `model_type`).
-        scoring (`str`): What turns logits into scores, in float32: `"softmax"` over all experts or `"sigmoid"`.
-        selection_bias (`str`, *optional*): Attribute whose values are added to the scores for the choice alone.
-        group_score (`str`, *optional*): Group-limited routing: a group's score is the sum of its two best choice
-            scores (`"top2_sum"`) or its best (`"max"`); the best groups stay in the choice.
-        group_fill (`float`): Choice score of experts outside the groups that stay.
-        group_if (`tuple[str, str]`, *optional*): Attribute and the value it must have for the group limit to apply.
-        weights_from (`str`): `"scores"`, or `"choice"`: the scores as they stand after the group limit.
-        renormalize (`bool` or `str`): Whether the chosen weights are divided by their sum; an attribute name if the
-            router decides.
-        epsilon (`float`): Added to that sum.
-        scale (`str`, *optional*): Attribute that multiplies the weights at the end.
-        sorted (`bool`): Whether the router asks `torch.topk` for sorted experts; it decides the order of the indices.
-    """
-
-    name: str
-    routers: dict[str, str]
-    scoring: Literal["softmax", "sigmoid"]
-    selection_bias: str | None = None
-    group_score: Literal["top2_sum", "max"] | None = None
-    group_fill: float = 0.0
-    group_if: tuple[str, str] | None = None
-    weights_from: Literal["scores", "choice"] = "scores"
-    renormalize: bool | str = False
-    epsilon: float = 0.0
-    scale: str | None = None
-    sorted: bool = True
-
-    @property
-    def families(self) -> tuple[str, ...]:
-        """Model families that follow the rule, sorted."""
-        return tuple(sorted(set(self.routers.values())))
-
+BIAS = "e_score_correction_bias"
+SCALE = "routed_scaling_factor"
+NORM = "norm_topk_prob"
 
 RULES: tuple[RoutingRule, ...] = (
     RoutingRule(
         name="softmax, top-k, renormalised",
-        routers={"MixtralTopKRouter": "mixtral"},
+        routers={
+            "MixtralTopKRouter": "mixtral",
+            "MiniMaxTopKRouter": "minimax",
+            "Qwen3_5MoeTopKRouter": "qwen3_5_moe",
+            "Qwen3VLMoeTextTopKRouter": "qwen3_vl_moe",
+            "Qwen3OmniMoeTextTopKRouter": "qwen3_omni_moe",
+            "HunYuanMoEV1Gate": "hunyuan_v1_moe",
+        },
         scoring="softmax",
         renormalize=True,
     ),
     RoutingRule(
+        name="softmax, top-k, renormalised if the config says so",
+        routers={
+            "FlexOlmoTopKRouter": "flex_olmo",
+            "MellumTopKRouter": "mellum",
+            "OlmoeTopKRouter": "olmoe",
+            "Qwen2MoeTopKRouter": "qwen2_moe",
+            "Qwen3MoeTopKRouter": "qwen3_moe",
+            "Qwen3NextTopKRouter": "qwen3_next",
+            "Qwen3OmniMoeThinkerTextTopKRouter": "qwen3_omni_moe",
+            "Qwen3OmniMoeTalkerTextTopKRouter": "qwen3_omni_moe",
+            "Qwen4ExpTextTopKRouter": "qwen4_exp",
+        },
+        scoring="softmax",
+        renormalize=NORM,
+    ),
+    RoutingRule(
+        name="softmax, top-k",
+        routers={"JambaTopKRouter": "jamba"},
+        scoring="softmax",
+    ),
+    RoutingRule(
+        name="softmax, selection bias, top-k",
+        routers={"LongcatFlashTopkRouter": "longcat_flash"},
+        scoring="softmax",
+        selection_bias=BIAS,
+        scale=SCALE,
+        sorted=False,
+        num_experts="n_routed_experts",
+    ),
+    RoutingRule(
+        name="softmax, selection bias, top-k, renormalised from a least sum on",
+        routers={"Ernie4_5_MoeTopKRouter": "ernie4_5_moe"},
+        scoring="softmax",
+        selection_bias="moe_statics.e_score_correction_bias",
+        renormalize=True,
+        least_sum="norm_min",
+    ),
+    RoutingRule(
+        name="softmax, selection bias, top-k, renormalised from a least sum on; text tokens",
+        routers={"Ernie4_5_VLMoeMoeTopKRouter": "ernie4_5_vl_moe"},
+        scoring="softmax",
+        selection_bias="moe_statics.e_score_correction_bias",
+        renormalize=True,
+        least_sum="norm_min",
+        within="text_moe",
+    ),
+    RoutingRule(
+        name="softmax, top-k, scaled",
+        routers={
+            "DeepseekV2TopkRouter": "deepseek_v2",
+            "DeepseekOcr2TextTopkRouter": "deepseek_ocr2",
+            "UnlimitedOcrTextTopkRouter": "unlimited_ocr",
+        },
+        scoring="softmax",
+        scale=SCALE,
+        sorted=False,
+        when=("topk_method", "greedy"),
+    ),
+    RoutingRule(
         name="softmax, group-limited top-k",
-        routers={"DeepseekV2TopkRouter": "deepseek_v2"},
+        routers={
+            "DeepseekV2TopkRouter": "deepseek_v2",
+            "DeepseekOcr2TextTopkRouter": "deepseek_ocr2",
+            "UnlimitedOcrTextTopkRouter": "unlimited_ocr",
+        },
         scoring="softmax",
         group_score="max",
-        group_fill=0.0,
-        group_if=("topk_method", "group_limited_greedy"),
         weights_from="choice",
-        scale="routed_scaling_factor",
+        scale=SCALE,
+        sorted=False,
+        when=("topk_method", "group_limited_greedy"),
+    ),
+    RoutingRule(
+        name="softmax, group-limited top-k, renormalised if the config says so",
+        routers={"Mistral4TopkRouter": "mistral4"},
+        scoring="softmax",
+        native_dtype=True,
+        group_score="top2_sum",
+        renormalize=NORM,
+        epsilon=1e-20,
+        scale=SCALE,
         sorted=False,
     ),
     RoutingRule(
-        name="sigmoid, selection bias, group-limited top-k",
-        routers={"DeepseekV3TopkRouter": "deepseek_v3"},
+        name="softmax, group-limited top-k, renormalised",
+        routers={"MistralLarge4TextTopkRouter": "mistral_large4"},
+        scoring="softmax",
+        native_dtype=True,
+        group_score="top2_sum",
+        renormalize=True,
+        epsilon=1e-20,
+        scale=SCALE,
+        sorted=False,
+    ),
+    RoutingRule(
+        name="probabilities, top-k, renormalised, scaled by expert",
+        routers={"Gemma4TextRouter": "gemma4"},
+        scoring="probabilities",
+        renormalize=True,
+        expert_scale="per_expert_scale",
+        num_experts="config.num_experts",
+        top_k="config.top_k_experts",
+    ),
+    RoutingRule(
+        name="probabilities, top-k, renormalised, scaled by expert; decoder",
+        routers={"DiffusionGemmaTextRouter": "diffusion_gemma"},
+        scoring="probabilities",
+        renormalize=True,
+        expert_scale="per_expert_scale",
+        num_experts="config.num_experts",
+        top_k="config.top_k_experts",
+        within="decoder",
+    ),
+    RoutingRule(
+        name="top-k, softmax of the chosen",
+        routers={
+            "GptOssTopKRouter": "gpt_oss",
+            "AriaTextTopKRouter": "aria",
+            "GraniteMoeTopKRouter": "granitemoe",
+            "GraniteMoeSWATopKRouter": "granitemoe_swa",
+            "GraniteMoeHybridTopKRouter": "granitemoehybrid",
+            "GraniteMoeSharedTopKRouter": "granitemoeshared",
+        },
+        scoring="logits",
+        native_dtype=True,
+        weights_from="softmax",
+    ),
+    RoutingRule(
+        name="top-k, softmax of the chosen, divided by k",
+        routers={"OpenAIPrivacyFilterTopKRouter": "openai_privacy_filter"},
+        scoring="logits",
+        native_dtype=True,
+        weights_from="softmax",
+        divide_by_top_k=True,
+    ),
+    RoutingRule(
+        name="top-k, softmax of the chosen in float32",
+        routers={"Cohere2MoeTopKRouter": "cohere2_moe"},
+        scoring="logits",
+        native_dtype=True,
+        weights_from="softmax",
+        weights_float32=True,
+        when=("expert_selection_fn", "softmax"),
+    ),
+    RoutingRule(
+        name="top-k, sigmoid of the chosen",
+        routers={"Cohere2MoeTopKRouter": "cohere2_moe"},
+        scoring="logits",
+        native_dtype=True,
+        weights_from="sigmoid",
+        renormalize=NORM,
+        when=("expert_selection_fn", "sigmoid"),
+    ),
+    RoutingRule(
+        name="selection bias, top-k, sigmoid of the chosen",
+        routers={"Kolibri1TopKRouter": "kolibri1"},
+        scoring="logits",
+        selection_bias=BIAS,
+        weights_from="sigmoid",
+        renormalize=NORM,
+    ),
+    RoutingRule(
+        name="sigmoid, top-k",
+        routers={"FlintTopKRouter": "flint"},
         scoring="sigmoid",
-        selection_bias="e_score_correction_bias",
+        renormalize=NORM,
+    ),
+    RoutingRule(
+        name="sigmoid, selection bias, group-limited top-k",
+        routers={
+            "AXK1TopkRouter": "axk1",
+            "BailingHybridTopkRouter": "bailing_hybrid",
+            "DeepseekV3TopkRouter": "deepseek_v3",
+            "DeepseekV32TopkRouter": "deepseek_v32",
+            "Dots1TopkRouter": "dots1",
+            "Dots3NoteTextTopkRouter": "dots3_note",
+            "ExaoneMoeTopkRouter": "exaone_moe",
+            "Glm4MoeTopkRouter": "glm4_moe",
+            "Glm4MoeLiteTopkRouter": "glm4_moe_lite",
+            "Glm4vMoeTextTopkRouter": "glm4v_moe",
+            "Glm5NextTextTopkRouter": "glm5_next",
+            "GlmMoeDsaTopkRouter": "glm_moe_dsa",
+            "HYV4TopkRouter": "hy_v4",
+            "KimiLinearTopkRouter": "kimi_linear",
+            "MiMoV2FlashTopkRouter": "mimo_v2_flash",
+            "NemotronHTopkRouter": "nemotron_h",
+            "SolarOpenTopkRouter": "solar_open",
+        },
+        scoring="sigmoid",
+        selection_bias=BIAS,
         group_score="top2_sum",
         group_fill=float("-inf"),
-        renormalize="norm_topk_prob",
+        renormalize=NORM,
         epsilon=1e-20,
-        scale="routed_scaling_factor",
+        scale=SCALE,
         sorted=False,
+    ),
+    RoutingRule(
+        name="sigmoid, selection bias, group-limited top-k, scaled in the block",
+        routers={"BeamTopKRouter": "beam"},
+        scoring="sigmoid",
+        selection_bias=BIAS,
+        group_score="top2_sum",
+        group_fill=float("-inf"),
+        renormalize=NORM,
+        epsilon=1e-20,
+    ),
+    RoutingRule(
+        name="sigmoid, selection bias, group-limited top-k, others at 0",
+        routers={"AXK2TopkRouter": "axk2"},
+        scoring="sigmoid",
+        selection_bias=BIAS,
+        group_score="top2_sum",
+        renormalize=NORM,
+        epsilon=1e-20,
+        scale=SCALE,
+        sorted=False,
+    ),
+    RoutingRule(
+        name="sigmoid, selection bias of the block, top-k, scaled by router_scaling_factor",
+        routers={"HYV3TopKRouter": "hy_v3"},
+        scoring="sigmoid",
+        selection_bias=f"block.{BIAS}",
+        renormalize=True,
+        epsilon=1e-20,
+        scale="router_scaling_factor",
+        sorted=False,
+    ),
+    RoutingRule(
+        name="sigmoid, selection bias of the block, top-k, scaled by route_scale",
+        routers={"AfmoeTokenChoiceRouter": "afmoe"},
+        scoring="sigmoid",
+        selection_bias="block.expert_bias",
+        renormalize=True,
+        epsilon=1e-20,
+        scale="route_scale",
+        probe="batched",
+    ),
+    RoutingRule(
+        name="sigmoid, selection bias of the block, top-k, renormalised",
+        routers={"MiniMaxM2TopKRouter": "minimax_m2"},
+        scoring="sigmoid",
+        selection_bias=f"block.{BIAS}",
+        renormalize=True,
+        sorted=False,
+    ),
+    RoutingRule(
+        name="sigmoid, selection bias of the block if there is one, top-k",
+        routers={"Lfm2MoeTopKRouter": "lfm2_moe"},
+        scoring="sigmoid",
+        native_dtype=True,
+        selection_bias="block.expert_bias",
+        renormalize=NORM,
+        epsilon=1e-6,
+        scale=SCALE,
+    ),
+    RoutingRule(
+        name="sigmoid, selection bias, top-k, renormalised",
+        routers={"MiniMaxM3VLTopKRouter": "minimax_m3_vl", "Step3p7TopKRouter": "step3p7"},
+        scoring="sigmoid",
+        selection_bias=BIAS,
+        renormalize=True,
+        sorted=False,
+    ),
+    RoutingRule(
+        name="sigmoid, selection bias, sorted top-k, renormalised",
+        routers={"LagunaTopKRouter": "laguna"},
+        scoring="sigmoid",
+        selection_bias=BIAS,
+        renormalize=True,
+    ),
+    RoutingRule(
+        name="sigmoid, selection bias, top-k, renormalised, scaled",
+        routers={"MuseSparkTopkRouter": "muse_spark"},
+        scoring="sigmoid",
+        selection_bias=BIAS,
+        renormalize=True,
+        epsilon=1e-15,
+        scale=SCALE,
+        sorted=False,
+    ),
+    RoutingRule(
+        name="own activation, selection bias, top-k, renormalised, scaled",
+        routers={"DeepseekV4TopKRouter": "deepseek_v4", "Inkling2TopKRouter": "inkling2"},
+        scoring="score_fn",
+        native_dtype=True,
+        selection_bias=BIAS,
+        renormalize=True,
+        epsilon=1e-20,
+        scale=SCALE,
+        sorted=False,
+    ),
+    RoutingRule(
+        name="top-k, dense sigmoid scores that scale the expert input",
+        routers={"Llama4Router": "llama4"},
+        scoring="logits",
+        native_dtype=True,
+        weights_from="sigmoid",
+        weights_float32=True,
+        adapter="dense_scores",
+    ),
+    RoutingRule(
+        name="top-k, softmax of the chosen, sorted dispatch",
+        routers={"JetMoeTopKGating": "jetmoe"},
+        scoring="logits",
+        weights_from="softmax",
+        within="mlp",
+        adapter="sorted_dispatch",
+    ),
+    RoutingRule(
+        name="softmax, top-k and p-norm in the block",
+        routers={"DbrxRouter": "dbrx"},
+        scoring="softmax",
+        native_dtype=True,
+        num_experts="layer.out_features",
+        top_k="block.top_k",
+        adapter="logits_only",
+    ),
+    RoutingRule(
+        name="sparsemixer",
+        routers={"PhimoeTopKRouter": "phimoe"},
+        scoring="logits",
+        native_dtype=True,
+        adapter="sparsemixer",
+    ),
+    RoutingRule(
+        name="own activation of hash-chosen experts, renormalised, scaled",
+        routers={"DeepseekV4HashRouter": "deepseek_v4"},
+        scoring="score_fn",
+        native_dtype=True,
+        renormalize=True,
+        epsilon=1e-20,
+        scale=SCALE,
+        sorted=False,
+        probe="with_ids",
+        adapter="hash_table",
+    ),
+    RoutingRule(
+        name="sigmoid, selection bias, top-k, normalised with the shared experts",
+        routers={"InklingTopkRouter": "inkling"},
+        scoring="sigmoid",
+        selection_bias=BIAS,
+        scale="route_scale",
+        sorted=False,
+        adapter="joint_shared",
+    ),
+    RoutingRule(
+        name="softmax with a skip class, balancing bias, top-k",
+        routers={"ZayaRouter": "zaya"},
+        scoring="softmax",
+        native_dtype=True,
+        selection_bias="balancing_biases",
+        num_experts="num_router_classes",
+        probe="batched",
+        adapter="skip_class",
     ),
 )
 
@@ -103,7 +406,7 @@ def rule_for(module: nn.Module) -> RoutingRule | None:
     for cls in type(module).__mro__:
         if cls.__module__.startswith("transformers.models."):
             for rule in RULES:
-                if cls.__name__ in rule.routers:
+                if cls.__name__ in rule.routers and _applies(rule, module):
                     return rule
     return None
 
@@ -111,3 +414,7 @@ def rule_for(module: nn.Module) -> RoutingRule | None:
 def known_routers() -> dict[str, str]:
     """Return every router class of the table with its model family."""
     return {router: family for rule in RULES for router, family in rule.routers.items()}
+
+
+def _applies(rule: RoutingRule, module: nn.Module) -> bool:
+    return rule.when is None or getattr(module, rule.when[0], None) == rule.when[1]

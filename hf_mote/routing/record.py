@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from hf_mote.errors import ConfigError, DataError, UnsupportedError
 from hf_mote.hooks import Intervention
 from hf_mote.routing.discover import find_routers
 from hf_mote.routing.maps import ActivationMap
+from hf_mote.routing.row_order import RowOrder
 from hf_mote.routing.selection import Routing
 from hf_mote.routing.stack import Observer, attach_to_routers
 from hf_mote.routing.tracker import Forward, Phase, Watcher
@@ -138,8 +139,9 @@ class RoutingRecord:
 
     def begin(self, forward: Forward) -> None:
         """Hear of a forward pass that begins."""
-        if forward.starts or not self._batches:
-            self._batches.append(_Batch(forward.batch, len(self._sites), self._experts, self._trace))
+        _ = forward.phases  # refuses what cannot be told apart before anything is counted
+        if not self._batches or self._batches[-1].run != forward.run:
+            self._batches.append(_Batch(forward, self._experts, self._trace))
         batch = self._batches[-1]
         if batch.size != forward.batch:
             raise UnsupportedError(
@@ -213,9 +215,14 @@ class _Clock(Watcher):
     def __init__(self, record: RoutingRecord) -> None:
         super().__init__()
         self.record = record
+        self.order = RowOrder()
 
-    def on_forward(self, forward: Forward) -> None:
+    def on_forward(self, forward: Forward, cache: Any) -> None:
         self.record.begin(forward)
+        self.order.check(forward, cache)
+
+    def on_end(self, forward: Forward, cache: Any) -> None:
+        self.order.remember(forward, cache)
 
 
 class _Recorder(Observer):
@@ -230,13 +237,13 @@ class _Recorder(Observer):
 class _Batch:
     """The sequences that ran together: one accumulator for each phase and router."""
 
-    def __init__(self, size: int, layers: int, experts: int, trace: bool) -> None:
-        self.size = size
+    def __init__(self, forward: Forward, experts: int, trace: bool) -> None:
+        self.run = forward.run
+        self.size = forward.batch
         self.experts = experts
         self.tokens: dict[Phase, Tensor] = {}
         self.counts: dict[tuple[Phase, str, int], Tensor] = {}
         self.weights: dict[tuple[Phase, str, int], Tensor] = {}
-        self.layers = layers
         self.steps: list[list[tuple[Tensor, Tensor]]] | None = [] if trace else None
         self.marks: list[tuple[Tensor, Tensor]] = []
         self.now: list[tuple[Phase, Tensor | None]] = []

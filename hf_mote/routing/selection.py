@@ -7,26 +7,45 @@ live router before anything is patched. All arithmetic is float32, as in the rou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_mote.routing.families import RoutingRule
+from hf_mote.routing.rule import RoutingRule
 
-__all__ = ["Routing", "RoutingEdit", "Selection", "merge_edits", "select"]
+__all__ = [
+    "Routing",
+    "RoutingEdit",
+    "Selection",
+    "choose",
+    "family_weights",
+    "force",
+    "merge_edits",
+    "reweigh",
+    "score",
+    "select",
+]
 
 NEVER = float("-inf")
 ALWAYS = float("inf")
 
 
 class Routing(NamedTuple):
-    """What a router decides: `weights` and `indices`, both of shape `(tokens, top_k)`."""
+    """What a router decides.
+
+    Attributes:
+        weights (`torch.Tensor` of shape `(tokens, top_k)`, float): Weights of the chosen experts.
+        indices (`torch.Tensor` of shape `(tokens, top_k)`, int64): The chosen experts.
+        shared (`torch.Tensor` of shape `(tokens, shared_experts)`, *optional*): Weights of the shared experts, where
+            the router decides them too.
+    """
 
     weights: Tensor
     indices: Tensor
+    shared: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,9 @@ class Selection:
         num_groups (`int`): Groups of the group limit; 1 where there is none.
         groups_kept (`int`): Groups that stay in the choice.
         renormalize (`bool`): Whether the chosen weights are divided by their sum.
+        least_sum (`float`): What that sum is raised to where it is below.
         scale (`float`): Multiplies the weights at the end.
+        score_fn (`Callable`, *optional*): The router's own activation, where its rule asks for it.
     """
 
     rule: RoutingRule
@@ -49,7 +70,9 @@ class Selection:
     num_groups: int = 1
     groups_kept: int = 1
     renormalize: bool = False
+    least_sum: float = 0.0
     scale: float = 1.0
+    score_fn: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +104,22 @@ class RoutingEdit:
     logit_bias: Tensor | None = None
     selection_bias: Tensor | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is changed."""
+        return not _present(self)
+
     def to(self, device: torch.device) -> RoutingEdit:
         """Return the edit with its tensors on a device."""
         return RoutingEdit(**{name: value.to(device) for name, value in _present(self).items()})
 
 
 def select(
-    logits: Tensor, selection: Selection, selection_bias: Tensor | None = None, edit: RoutingEdit | None = None
+    logits: Tensor,
+    selection: Selection,
+    selection_bias: Tensor | None = None,
+    edit: RoutingEdit | None = None,
+    expert_scale: Tensor | None = None,
 ) -> Routing:
     """Return the routing that follows from router logits.
 
@@ -100,9 +132,11 @@ def select(
             The router's own selection bias, where its rule has one.
         edit (`RoutingEdit`, *optional*):
             What to change. `None` gives the router's own decision.
+        expert_scale (`torch.Tensor` of shape `(experts,)`, *optional*):
+            The router's factor for each expert, where its rule has one.
 
     Returns:
-        `Routing`: float32 weights and int64 indices, both `(tokens, top_k)`.
+        `Routing`: weights, float32 or in the dtype the rule keeps, and int64 indices, both `(tokens, top_k)`.
 
     Example:
 
@@ -118,40 +152,39 @@ def select(
     assert select(logits, mixtral, edit=ban).indices.tolist() == [[1, 2]]
     ```
     """
-    rule = selection.rule
     edit = edit if edit is not None else RoutingEdit()
-    scores = logits.float()
-    if edit.logit_bias is not None:
-        scores = scores + edit.logit_bias
-    scores = scores.softmax(dim=-1) if rule.scoring == "softmax" else scores.sigmoid()
+    scores, indices = choose(logits, selection, selection_bias, edit)
+    weights = family_weights(scores, indices, selection, edit)
+    if expert_scale is not None:
+        weights = weights * expert_scale[indices]
+    return Routing(reweigh(weights, indices, edit), indices)
 
+
+def choose(
+    logits: Tensor, selection: Selection, selection_bias: Tensor | None, edit: RoutingEdit
+) -> tuple[Tensor, Tensor]:
+    """Return the scores that weights come from, `(tokens, experts)`, and the chosen experts, `(tokens, top_k)`.
+
+    Args:
+        logits (`torch.Tensor` of shape `(tokens, experts)`): Router logits.
+        selection (`Selection`): The rule and the router's numbers.
+        selection_bias (`torch.Tensor`, *optional*): The router's own selection bias.
+        edit (`RoutingEdit`): What to change.
+    """
+    rule = selection.rule
+    scores = score(logits, selection, edit)
     choice = scores if selection_bias is None else scores + selection_bias
     if edit.selection_bias is not None:
         choice = choice + edit.selection_bias
     choice = _ban(choice, edit)
     if selection.num_groups > 1:
         outside = _outside_best_groups(choice, selection)
-        choice = _ban(choice.masked_fill(outside, rule.group_fill), edit)
+        choice = _ban(torch.where(outside, _group_fill(selection, edit), choice), edit)
         if rule.weights_from == "choice":
             inside_only = scores.masked_fill(outside, rule.group_fill)
             scores = inside_only if edit.forced is None else torch.where(edit.forced, scores, inside_only)
-    choice = _force(choice, selection, edit)
-
-    indices = torch.topk(choice, selection.top_k, dim=-1, sorted=rule.sorted).indices
-    weights = scores.gather(-1, indices)
-    if edit.banned is not None:
-        # Fewer survivors than slots: top-k fills the rest with banned experts, which must not come back with a weight.
-        weights = weights.masked_fill(_at(edit.banned, indices), 0.0)
-    if selection.renormalize:
-        total = weights.sum(dim=-1, keepdim=True)
-        if rule.epsilon:
-            total = total + rule.epsilon
-        if edit.banned is not None:
-            total = total.masked_fill(total == 0, 1.0)
-        weights = weights / total
-    if rule.scale is not None:
-        weights = weights * selection.scale
-    return Routing(_reweigh(weights, indices, edit), indices)
+    choice = force(choice, selection, edit)
+    return scores, torch.topk(choice, selection.top_k, dim=-1, sorted=rule.sorted).indices
 
 
 def merge_edits(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> RoutingEdit:
@@ -202,6 +235,61 @@ def _present(edit: RoutingEdit) -> dict[str, Tensor]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def score(logits: Tensor, selection: Selection, edit: RoutingEdit) -> Tensor:
+    """Return what the rule makes of the logits, `(tokens, experts)`.
+
+    Args:
+        logits (`torch.Tensor` of shape `(tokens, experts)`): Router logits.
+        selection (`Selection`): The rule and the router's numbers.
+        edit (`RoutingEdit`): What to change.
+    """
+    rule = selection.rule
+    scores = logits if rule.native_dtype else logits.float()
+    if edit.logit_bias is not None:
+        # Where the router hands out probabilities, adding to a logit is multiplying by an exponential.
+        scores = scores * edit.logit_bias.exp() if rule.scoring == "probabilities" else scores + edit.logit_bias
+    if rule.scoring == "softmax":
+        return scores.softmax(dim=-1)
+    if rule.scoring == "sigmoid":
+        return scores.sigmoid()
+    return scores if selection.score_fn is None else selection.score_fn(scores)
+
+
+def family_weights(scores: Tensor, indices: Tensor, selection: Selection, edit: RoutingEdit) -> Tensor:
+    """Return the weights of the chosen experts by the family's rule, `(tokens, top_k)`; banned ones get 0.
+
+    Args:
+        scores (`torch.Tensor` of shape `(tokens, experts)`): What the weights come from.
+        indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.
+        selection (`Selection`): The rule and the router's numbers.
+        edit (`RoutingEdit`): What to change.
+    """
+    rule = selection.rule
+    weights = scores.gather(-1, indices)
+    # Fewer survivors than slots: top-k fills the rest with banned experts, which must not come back with a weight.
+    banned = None if edit.banned is None else _at(edit.banned, indices)
+    if rule.weights_from == "softmax":
+        if banned is not None:
+            weights = weights.masked_fill(banned, NEVER)
+        weights = weights.softmax(dim=-1, dtype=torch.float if rule.weights_float32 else None)
+    elif rule.weights_from == "sigmoid":
+        weights = (weights.float() if rule.weights_float32 else weights).sigmoid()
+    if banned is not None:
+        weights = weights.masked_fill(banned, 0.0)
+    if selection.renormalize:
+        total = weights.sum(dim=-1, keepdim=True)
+        if rule.epsilon:
+            total = total + rule.epsilon
+        if selection.least_sum:
+            total = total.clamp(min=selection.least_sum)
+        if banned is not None:
+            total = total.masked_fill(total == 0, 1.0)
+        weights = weights / total
+    if rule.scale is not None:
+        weights = weights * selection.scale
+    return weights / selection.top_k if rule.divide_by_top_k else weights
+
+
 def _at(values: Tensor, indices: Tensor) -> Tensor:
     """Values of the chosen experts, `(tokens, top_k)`, from `(experts,)` or `(tokens, experts)`."""
     return values[indices] if values.ndim == 1 else values.gather(-1, indices)
@@ -209,6 +297,14 @@ def _at(values: Tensor, indices: Tensor) -> Tensor:
 
 def _ban(choice: Tensor, edit: RoutingEdit) -> Tensor:
     return choice if edit.banned is None else choice.masked_fill(edit.banned, NEVER)
+
+
+def _group_fill(selection: Selection, edit: RoutingEdit) -> Tensor | float:
+    """Choice score of experts outside the best groups; a bias that pushes the inside down takes it along."""
+    fill = selection.rule.group_fill
+    if edit.selection_bias is None:
+        return fill
+    return fill + edit.selection_bias.amin(dim=-1, keepdim=True).clamp(max=0.0)
 
 
 def _outside_best_groups(choice: Tensor, selection: Selection) -> Tensor:
@@ -223,28 +319,46 @@ def _outside_best_groups(choice: Tensor, selection: Selection) -> Tensor:
     return outside.repeat_interleave(grouped.shape[-1], dim=-1)
 
 
-def _force(choice: Tensor, selection: Selection, edit: RoutingEdit) -> Tensor:
-    """Lift forced experts above all others, and suppressed ones that are chosen anyway right below them."""
+def force(choice: Tensor, selection: Selection, edit: RoutingEdit) -> Tensor:
+    """Return choice scores with forced experts above all others, and suppressed ones that are chosen right below.
+
+    Args:
+        choice (`torch.Tensor` of shape `(tokens, experts)`): Choice scores.
+        selection (`Selection`): The rule and the router's numbers.
+        edit (`RoutingEdit`): What to change.
+    """
     if edit.forced is None:
         return choice
     suppressed = [value < 1 for value in (edit.keep, edit.gain) if value is not None]
-    if suppressed:
-        chosen = torch.topk(choice, selection.top_k, dim=-1, sorted=False).indices
-        occupied = torch.zeros_like(choice, dtype=torch.bool).scatter_(-1, chosen, True)
-        for mask in suppressed:
-            choice = choice.masked_fill(occupied & mask, torch.finfo(choice.dtype).max)
-    return choice.masked_fill(edit.forced, ALWAYS)
+    if not suppressed:
+        return choice.masked_fill(edit.forced, ALWAYS)
+    chosen = torch.topk(choice, selection.top_k, dim=-1, sorted=False).indices
+    occupied = torch.zeros_like(choice, dtype=torch.bool).scatter_(-1, chosen, True)
+    kept = occupied & torch.stack(torch.broadcast_tensors(*suppressed)).any(dim=0)
+    # Ranks, so that the order within each of the three tiers stays what it was.
+    ranks = choice.argsort(dim=-1).argsort(dim=-1)
+    return (ranks + choice.shape[-1] * (kept.long() + 2 * edit.forced.long())).float()
 
 
-def _reweigh(weights: Tensor, indices: Tensor, edit: RoutingEdit) -> Tensor:
-    """Apply what happens to weights after the selection: drop, then gain, then the weights of forced experts."""
+def reweigh(weights: Tensor, indices: Tensor, edit: RoutingEdit) -> Tensor:
+    """Return weights after what follows the selection: drop, then gain, then the weights of forced experts.
+
+    Args:
+        weights (`torch.Tensor` of shape `(tokens, top_k)`): Weights by the family's rule.
+        indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.
+        edit (`RoutingEdit`): What to change.
+    """
     if edit.keep is not None:
         keep = _at(edit.keep, indices)
         suppressed = keep < 1
         left = weights * keep
         survivors = weights.masked_fill(suppressed, 0.0).sum(dim=-1, keepdim=True)
         owed = weights.sum(dim=-1, keepdim=True) - left.masked_fill(~suppressed, 0.0).sum(dim=-1, keepdim=True)
-        weights = torch.where(suppressed, left, weights * (owed / survivors.masked_fill(survivors == 0, 1.0)))
+        # Divided first: the survivors' sum can be so small that its inverse is no float. Rows without a suppressed
+        # expert are left alone, to the last bit.
+        shared_out = weights / survivors.masked_fill(survivors == 0, 1.0) * owed
+        hit = suppressed.any(dim=-1, keepdim=True)
+        weights = torch.where(suppressed, left, torch.where(hit, shared_out, weights))
     if edit.gain is not None:
         weights = weights * _at(edit.gain, indices)
     if edit.forced is not None:

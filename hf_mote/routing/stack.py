@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_mote.errors import RouterContractError
-from hf_mote.hooks import Attachment, HookStack, Intervention, Participant, attach, stack_on
-from hf_mote.routing.discover import RouterSite, Slots, check_identity, decoder_of, locate_slots, self_test
-from hf_mote.routing.selection import Routing, RoutingEdit, merge_edits, select
-from hf_mote.routing.tracker import Forward, TokenTracker, Watcher
+from hf_mote.hooks import LOCK, Attachment, HookStack, Intervention, Participant, attach, stack_on
+from hf_mote.routing.adapters import TupleAdapter, adapter_for
+from hf_mote.routing.discover import RouterSite, check_identity, decoder_of, self_test
+from hf_mote.routing.selection import Routing, RoutingEdit, merge_edits
+from hf_mote.routing.tracker import Forward, TokenTracker, Watcher, recomputing
 
 __all__ = ["Editor", "Observer", "Probe", "RouterParticipant", "RouterStack", "attach_to_routers"]
 
@@ -54,38 +55,38 @@ class RouterStack(HookStack):
     Args:
         site (`RouterSite`): The router.
         tracker (`TokenTracker`): The hook on its decoder.
-        slots (`Slots`, *optional*): Where its output keeps what; found in the first pass if not known yet.
+        adapter (`TupleAdapter`, *optional*): What reads its output; found in the first pass if not known yet.
     """
 
-    def __init__(self, site: RouterSite, tracker: TokenTracker, slots: Slots | None) -> None:
+    def __init__(self, site: RouterSite, tracker: TokenTracker, adapter: TupleAdapter | None) -> None:
         super().__init__()
         self.site = site
         self.tracker = tracker
-        self.slots = slots
+        self.adapter = adapter
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         """Edit, probe and show one pass of the router."""
-        site, forward = self.site, self.tracker.now
-        slots = self.slots
-        if slots is None:
-            slots = locate_slots(output, num_experts=site.num_experts, top_k=site.top_k, where=site.path)
-            check_identity(site, *slots.read(output))
-            self.slots = slots
-        logits, native = slots.read(output)
-        if forward is not None and forward.batch * forward.length != len(native.indices):
-            forward = None
+        site = self.site
+        adapter = self.adapter
+        if adapter is None:
+            adapter = adapter_for(site, output)
+            check_identity(adapter, output, args)
+            self.adapter = adapter
+        native = adapter.read(output)[1]
+        forward = self.tracker.forward_of(len(native.indices))
         edits: list[tuple[RoutingEdit, Tensor | None]] = []
         for participant in self.participants:
             if isinstance(participant, RouterParticipant) and participant.active:
                 participant.watcher.fired[site.path] = self.tracker.passes
                 if isinstance(participant, Editor):
-                    edits += participant.edits(forward, logits.device)
-        applied = self._reselect(logits, native, edits) if edits else native
+                    edits += participant.edits(forward, native.weights.device)
+        touched = _touched(edits)
+        applied = self._reselect(adapter, output, args, native, edits, touched) if edits else native
         for participant in self.participants:
             if participant.active and isinstance(participant, Probe):
-                applied = Routing(participant.probe(forward, applied), applied.indices)
+                applied = applied._replace(weights=participant.probe(forward, applied))
         observers = [p for p in self.participants if p.active and isinstance(p, Observer)]
-        if observers and not _recomputing():
+        if observers and not recomputing():
             if forward is None:
                 raise RouterContractError(
                     site.path,
@@ -96,18 +97,31 @@ class RouterStack(HookStack):
                 )
             for observer in observers:
                 observer.observe(forward, native, applied)
-        return None if applied is native else slots.write(output, applied)
+        return None if applied is native else adapter.write(output, applied, touched)
 
-    def _reselect(self, logits: Tensor, native: Routing, edits: list[tuple[RoutingEdit, Tensor | None]]) -> Routing:
-        edited = select(logits, self.site.selection, self.site.selection_bias(), merge_edits(edits))
-        weights, indices = edited.weights.to(native.weights.dtype), edited.indices
-        masks = [tokens for _, tokens in edits]
-        if all(mask is not None for mask in masks):
-            # Rows that no edit is meant for keep the router's own decision.
-            touched = torch.stack([mask for mask in masks if mask is not None]).any(dim=0)[:, None]
-            weights = torch.where(touched, weights, native.weights)
-            indices = torch.where(touched, indices, native.indices)
-        return Routing(weights, indices)
+    def _reselect(
+        self,
+        adapter: TupleAdapter,
+        output: Any,
+        args: tuple[Any, ...],
+        native: Routing,
+        edits: list[tuple[RoutingEdit, Tensor | None]],
+        touched: Tensor | None,
+    ) -> Routing:
+        edited = adapter.route(output, args, merge_edits(edits))
+        edited = edited._replace(weights=edited.weights.to(native.weights.dtype))
+        if touched is None:
+            return edited
+        # Rows that no edit is meant for keep the router's own decision.
+        rows = touched[:, None]
+        shared = native.shared
+        if edited.shared is not None and native.shared is not None:
+            shared = torch.where(rows, edited.shared.to(native.shared.dtype), native.shared)
+        return Routing(
+            torch.where(rows, edited.weights, native.weights),
+            torch.where(rows, edited.indices, native.indices),
+            shared,
+        )
 
 
 def attach_to_routers(
@@ -130,21 +144,24 @@ def attach_to_routers(
         [`RouterContractError`]: if a router fails its self-test; nothing is attached then.
     """
     decoder = decoder_of(model, list(sites))
-    tracker = stack_on(decoder, TokenTracker) or TokenTracker()
-    attachments = [Attachment(decoder, tracker, watcher)]
-    for site in sites:
-        participant = participant_for(site)
-        if participant is None:
-            continue
-        participant.watcher = watcher
-        watcher.expect(site.path)
-        stack = stack_on(site.module, RouterStack)
-        if stack is None:
-            stack = RouterStack(site, tracker, self_test(site))
-        attachments.append(Attachment(site.module, stack, participant))
-    return attach(attachments, on_remove)
+    with LOCK:
+        tracker = stack_on(decoder, TokenTracker) or TokenTracker()
+        attachments = [Attachment(decoder, tracker, watcher)]
+        for site in sites:
+            participant = participant_for(site)
+            if participant is None:
+                continue
+            participant.watcher = watcher
+            watcher.expect(site.path)
+            stack = stack_on(site.module, RouterStack)
+            if stack is None:
+                stack = RouterStack(site, tracker, self_test(site))
+            attachments.append(Attachment(site.module, stack, participant))
+        return attach(attachments, on_remove)
 
 
-def _recomputing() -> bool:
-    """Whether gradient checkpointing is running this forward again, during a backward pass."""
-    return torch._C._current_graph_task_id() != -1
+def _touched(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> Tensor | None:
+    """Rows that some edit is meant for, bool `(tokens,)`; `None` for all."""
+    masks = [tokens for _, tokens in edits]
+    present = [mask for mask in masks if mask is not None]
+    return torch.stack(present).any(dim=0) if present and len(present) == len(masks) else None

@@ -6,7 +6,7 @@ forward, and tells routers' edits and recorders what the rows are. It also check
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from hf_mote.errors import LivenessError, UnsupportedError
 from hf_mote.hooks import HookStack, Participant
 
-__all__ = ["Forward", "Phase", "TokenTracker"]
+__all__ = ["Forward", "Part", "Phase", "TokenTracker", "Watcher"]
 
 Phase = Literal["prompt", "generation"]
+Part = Literal["thinking", "answer"]
 
 
 @dataclass(frozen=True)
@@ -27,26 +28,45 @@ class Forward:
     Attributes:
         batch (`int`): Sequences.
         length (`int`): Tokens of each sequence in this pass.
+        device (`torch.device`): Where the tokens are.
+        run (`int`): Number of the run; passes that continue the same sequences share it.
         generation_from (`int`): Columns from here on are generated tokens, those before are prompt.
         seen (`int`): Columns before this were routed in an earlier pass already (generation without a cache).
-        starts (`bool`): Whether the sequences are new.
         real (`torch.Tensor`, *optional*): False for padding, `(batch, length)`; `None` if there is none.
-        device (`torch.device`): Where the tokens are.
         ids (`torch.Tensor`, *optional*): Token ids, `(batch, length)`; `None` if the forward was given embeddings.
+        ambiguous (`bool`): Whether prompt and generation cannot be told apart.
+        parts (`dict`): For each pair of tokens that open and close the thinking, what each token belongs to,
+            `(batch, length)`: 0 neither, 1 thinking, 2 answer.
     """
 
     batch: int
     length: int
-    generation_from: int
-    seen: int
-    starts: bool
-    real: Tensor | None
     device: torch.device
+    run: int = 0
+    generation_from: int = 0
+    seen: int = 0
+    real: Tensor | None = None
     ids: Tensor | None = None
+    ambiguous: bool = False
+    parts: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The phases that this pass has tokens of."""
+        """The phases that this pass has tokens of.
+
+        Raises:
+            [`UnsupportedError`]: if prompt and generation cannot be told apart.
+        """
+        if self.ambiguous:
+            raise UnsupportedError(
+                "forward pass",
+                "several tokens on a filled cache can be a new turn, a chunk of a long prompt or a guess of assisted "
+                "decoding, so that prompt and generation cannot be told apart",
+                got=f"{self.length} tokens",
+                expected="one token, or an empty cache",
+                fix="Generate without prefill_chunk_size, assistant or prompt lookup, and without a cache from "
+                "before; or use scope 'all' and no record.",
+            )
         if self.generation_from >= self.length:
             return ("prompt",)
         return ("generation",) if self.generation_from == 0 else ("prompt", "generation")
@@ -59,6 +79,30 @@ class Forward:
             return torch.zeros(self.batch * self.length, dtype=torch.bool, device=self.device)
         columns = torch.arange(self.length, device=self.device) >= self.generation_from
         return (columns if phase == "generation" else ~columns).repeat(self.batch)
+
+    def tokens_in(self, part: Part, thinking_tokens: tuple[int, int]) -> Tensor:
+        """Return which rows are thinking or answer, bool `(batch * length,)`.
+
+        Thinking is what lies between the tokens that open and close it, the opening one included; the answer begins
+        with the closing one. A sequence without these tokens has neither.
+
+        Args:
+            part (`str`): `"thinking"` or `"answer"`.
+            thinking_tokens (`tuple[int, int]`): The tokens that open and close the thinking.
+
+        Raises:
+            [`UnsupportedError`]: if the pass was given embeddings, or is a recomputation of gradient checkpointing.
+        """
+        parts = self.parts.get(thinking_tokens)
+        if parts is None:
+            raise UnsupportedError(
+                "forward pass",
+                f"cannot tell which tokens are {part}",
+                got="embeddings, or layers that gradient checkpointing runs again",
+                expected="token ids",
+                fix="Give input_ids, and train without gradient checkpointing under this scope.",
+            )
+        return (parts == (1 if part == "thinking" else 2)).reshape(-1)
 
     def countable(self, phase: Phase) -> Tensor | None:
         """Return which rows to count for a phase: real tokens, each once; `None` means all of them."""
@@ -74,17 +118,38 @@ class Forward:
 class TokenTracker(HookStack):
     """The hook on the decoder, shared by all interventions of a model.
 
-    A forward with an empty cache, or of more than one token, reads prompt; a single token on a filled cache is a
-    generated one. Without a cache, a forward whose tokens extend those of the one before by exactly one column is the
-    next step of a generation.
+    A forward with an empty cache reads prompt; a single token on a filled cache is a generated one. Where the caller
+    asks for no cache, a forward whose tokens extend those of the one before by exactly one column is the next step of
+    a generation.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now: Forward | None = None
         self.passes = 0
+        self._now: Forward | None = None
+        self._inside = False
+        self._run = 0
         self._prompt_length = 0
         self._previous: Tensor | None = None
+        self._parts: dict[tuple[int, int], Tensor] = {}
+
+    def forward_of(self, rows: int) -> Forward | None:
+        """Return the pass that a router's rows belong to, or `None` if they belong to none.
+
+        Gradient checkpointing runs layers again outside the pass; those rows are a training step's, all prompt.
+
+        Args:
+            rows (`int`): Rows that the router sees.
+        """
+        now = self._now
+        if now is None:
+            return None
+        if self._inside:
+            return now if now.batch * now.length == rows else None
+        if recomputing() and rows % now.batch == 0:
+            length = rows // now.batch
+            return Forward(now.batch, length, now.device, generation_from=length)
+        return None
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the arguments of a decoder's forward."""
@@ -97,37 +162,81 @@ class TokenTracker(HookStack):
         batch, length = tokens.shape[:2]
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        seen, starts, generation_from = 0, past == 0, length
-        if past and length == 1:
+        seen, generation_from = 0, length
+        if past:
             generation_from = 0
-        elif not past and self._extends_previous(ids, kwargs):
-            seen, starts, generation_from = length - 1, False, self._prompt_length
-        if starts:
+        elif self._extends_previous(ids, kwargs):
+            seen, generation_from = length - 1, self._prompt_length
+        else:
+            self._run += 1
             self._prompt_length = length
         self._previous = ids if cache is None else None
-        real = _real_tokens(kwargs.get("attention_mask"), batch, length, past)
-        self.now = Forward(batch, length, generation_from, seen, starts, real, tokens.device, ids)
+        self._now = Forward(
+            batch,
+            length,
+            tokens.device,
+            run=self._run,
+            generation_from=generation_from,
+            seen=seen,
+            real=_real_tokens(kwargs.get("attention_mask"), batch, length, past),
+            ids=ids,
+            ambiguous=past > 0 and length > 1,
+            parts=self._parts_of(ids, continues=past > 0),
+        )
+        self._inside = True
         self.passes += 1
         for participant in self.participants:
             if isinstance(participant, Watcher) and participant.active:
-                participant.on_forward(self.now)
+                participant.on_forward(self._now, cache)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Check that the routers of newly attached interventions ran."""
+        self._inside = False
         for participant in self.participants:
             if isinstance(participant, Watcher):
                 participant.check_alive(self.passes)
+                if participant.active and self._now is not None:
+                    participant.on_end(self._now, getattr(output, "past_key_values", None))
 
     def _extends_previous(self, ids: Tensor | None, kwargs: dict[str, Any]) -> bool:
+        # Only where the caller asks for no cache, as `generate` does: plain forwards leave the choice to the config.
         before = self._previous
-        if before is None or ids is None or kwargs.get("use_cache"):
+        if before is None or ids is None or kwargs.get("use_cache") is not False:
             return False
         grown = ids.shape[0] == before.shape[0] and ids.shape[1] == before.shape[1] + 1
         return grown and torch.equal(ids[:, :-1], before)
 
+    def _parts_of(self, ids: Tensor | None, *, continues: bool) -> dict[tuple[int, int], Tensor]:
+        """For each pair of thinking tokens that somebody asks for, what each token belongs to."""
+        pairs = {
+            pair
+            for participant in self.participants
+            if isinstance(participant, Watcher)
+            for pair in participant.thinking_tokens
+        }
+        if ids is None:
+            self._parts = {}
+            return {}
+        carried = self._parts if continues else {}
+        found = {}
+        for opens, closes in pairs:
+            begun = carried.get((opens, closes))
+            if begun is None or len(begun) != len(ids):
+                begun = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+            # The last mark at or before each token decides; without one, what held when the pass began.
+            marks = (ids == opens).long() + 2 * (ids == closes).long()
+            columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            last = torch.where(marks > 0, columns, -1).cummax(dim=1).values
+            found[opens, closes] = torch.where(last >= 0, marks.gather(1, last.clamp(min=0)), begun[:, None])
+        self._parts = {pair: parts[:, -1] for pair, parts in found.items()}
+        return found
+
 
 class Watcher(Participant):
     """A participant on the decoder: hears of each forward, and knows which routers must run in it."""
+
+    thinking_tokens: frozenset[tuple[int, int]] = frozenset()
+    """Pairs of tokens that open and close the thinking, which the intervention wants to know about."""
 
     def __init__(self) -> None:
         self.fired: dict[str, int] = {}
@@ -137,8 +246,11 @@ class Watcher(Participant):
         """Expect the router at a path to run in every forward."""
         self.fired[path] = 0
 
-    def on_forward(self, forward: Forward) -> None:
-        """Hear of a forward that begins."""
+    def on_forward(self, forward: Forward, cache: Any) -> None:
+        """Hear of a forward that begins, with the cache it is given."""
+
+    def on_end(self, forward: Forward, cache: Any) -> None:
+        """Hear of a forward that ends, with the cache it leaves."""
 
     def check_alive(self, passes: int) -> None:
         """Raise [`LivenessError`] if a router did not run in the first forward since attaching."""
@@ -150,10 +262,14 @@ class Watcher(Participant):
                 silent[0],
                 f"{len(silent)} of {len(self.fired)} hooked routers did not run in the forward pass",
                 expected="every router to run",
-                fix="A fused kernel or a graph compiled before attaching bypasses the module: attach first and "
-                "compile afterwards, load without use_kernels, and dequantise MXFP4 weights.",
+                fix="A fused kernel bypasses the module: load without use_kernels, and dequantise MXFP4 weights.",
             )
         self._proven = True
+
+
+def recomputing() -> bool:
+    """Whether gradient checkpointing is running a layer again, during a backward pass."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _real_tokens(mask: object, batch: int, length: int, past: int) -> Tensor | None:

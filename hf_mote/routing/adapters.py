@@ -1,0 +1,301 @@
+"""How a router's output is read and written, and the few routers that do more than their rule says.
+
+Most routers return logits, weights and indices, and [`TupleAdapter`] serves them. The others are named in their row of
+the table: dense scores, a sorted dispatch, bare logits, a selection or a normalisation of their own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor
+
+from hf_mote.errors import RouterContractError, UnsupportedError
+from hf_mote.routing.selection import NEVER, Routing, RoutingEdit, choose, family_weights, force, reweigh, score
+
+if TYPE_CHECKING:
+    from hf_mote.routing.discover import RouterSite
+
+__all__ = ["ADAPTERS", "TupleAdapter", "adapter_for"]
+
+
+class TupleAdapter:
+    """Logits, weights and indices in a tuple, whatever else it holds.
+
+    transformers moved the three between releases, so they are found by dtype and shape.
+
+    Args:
+        site (`RouterSite`): The router.
+        output (`object`): What it returned once.
+    """
+
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """What the router cannot do, by name of the intervention, and why."""
+
+    def __init__(self, site: RouterSite, output: object) -> None:
+        self.site = site
+        self.slots = _locate_slots(site, output)
+
+    def read(self, output: Any) -> tuple[Tensor, Routing]:
+        """Return the logits, `(tokens, experts)`, and the routing in a router's output."""
+        logits, weights, indices = (output[slot] for slot in self.slots)
+        return logits, Routing(weights, indices)
+
+    def route(self, output: Any, args: tuple[Any, ...], edit: RoutingEdit) -> Routing:
+        """Return the routing that follows from the router's logits under an edit.
+
+        Args:
+            output (`Any`): What the router returned.
+            args (`tuple`): What it was called with.
+            edit (`RoutingEdit`): What to change.
+        """
+        return self.site.select(self.read(output)[0], edit)
+
+    def write(self, output: Any, routing: Routing, touched: Tensor | None) -> Any:
+        """Return the output with its routing replaced; logits and whatever else it holds stay.
+
+        Args:
+            output (`Any`): What the router returned.
+            routing (`Routing`): What to put in its place, native in untouched rows.
+            touched (`torch.Tensor` of shape `(tokens,)`, *optional*): Rows that differ; `None` for all.
+        """
+        items = list(output)
+        _, weights, indices = self.slots
+        items[weights] = routing.weights.to(output[weights].dtype)
+        items[indices] = routing.indices
+        return tuple(items)
+
+
+class DenseScores(TupleAdapter):
+    """`(scores, logits)`, both `(tokens, experts)`: scores are 0 for experts that are not chosen (Llama 4)."""
+
+    def __init__(self, site: RouterSite, output: object) -> None:
+        self.site = site
+        shapes = [item.shape[-1] for item in output] if isinstance(output, tuple) else []
+        if shapes != [site.num_experts] * 2:
+            raise _contract(site, output, "dense scores and logits")
+
+    def read(self, output: Any) -> tuple[Tensor, Routing]:
+        scores, logits = output
+        indices = torch.topk(logits, self.site.top_k, dim=-1).indices
+        return logits, Routing(scores.gather(-1, indices), indices)
+
+    def write(self, output: Any, routing: Routing, touched: Tensor | None) -> Any:
+        scores = torch.zeros_like(output[0])
+        return scores.scatter(-1, routing.indices, routing.weights.to(scores.dtype)), output[1]
+
+
+class SortedDispatch(TupleAdapter):
+    """`(order, token, weight, experts' sizes, logits)`: tokens sorted by expert (JetMoE)."""
+
+    def __init__(self, site: RouterSite, output: object) -> None:
+        self.site = site
+        if not isinstance(output, tuple) or len(output) != 5 or not isinstance(output[3], list):
+            raise _contract(site, output, "order, token, weight, sizes and logits")
+
+    def read(self, output: Any) -> tuple[Tensor, Routing]:
+        order, _, sorted_weights, sizes, logits = output
+        sizes = torch.tensor(sizes, device=order.device)
+        experts = torch.repeat_interleave(torch.arange(len(sizes), device=order.device), sizes)
+        indices = torch.empty_like(order).scatter(0, order, experts).view(len(logits), -1)
+        weights = torch.empty_like(sorted_weights).scatter(0, order, sorted_weights).view(len(logits), -1)
+        return logits, Routing(weights, indices)
+
+    def write(self, output: Any, routing: Routing, touched: Tensor | None) -> Any:
+        flat = routing.indices.flatten()
+        order = flat.sort(stable=True).indices
+        sizes = torch.bincount(flat, minlength=self.site.num_experts).tolist()
+        tokens = order.div(self.site.top_k, rounding_mode="trunc")
+        return order, tokens, routing.weights.flatten()[order].to(output[2].dtype), sizes, output[4]
+
+
+class LogitsOnly(TupleAdapter):
+    """Bare logits; selection and weights follow in the block (DBRX).
+
+    A selection is imposed through the logits, minus infinity for experts that are not to be chosen; the block's
+    normalisation then gives the chosen ones their own weights and no others.
+    """
+
+    refuses = {
+        "drop": "the block normalises the weights after the router, so that no weight can be set",
+        "zero": "the block normalises the weights after the router, so that no weight can be set",
+        "stimulate_weight": "the block normalises the weights after the router, so that no weight can be set",
+        "attribution": "the block computes the weights after the router",
+    }
+
+    def __init__(self, site: RouterSite, output: object) -> None:
+        self.site = site
+        if not isinstance(output, Tensor) or output.shape[-1] != site.num_experts:
+            raise _contract(site, output, "logits")
+
+    def read(self, output: Any) -> tuple[Tensor, Routing]:
+        weights, indices = self.site.block.route_tokens_to_experts(output)  # type: ignore[union-attr, operator]
+        return output, Routing(weights, indices)
+
+    def route(self, output: Any, args: tuple[Any, ...], edit: RoutingEdit) -> Routing:
+        return self.read(output if edit.is_empty else self._imposed(output, edit))[1]
+
+    def write(self, output: Any, routing: Routing, touched: Tensor | None) -> Any:
+        chosen = torch.full_like(output, NEVER).scatter(-1, routing.indices, routing.weights.to(output.dtype).log())
+        return chosen if touched is None else torch.where(touched[:, None], chosen, output)
+
+    def _imposed(self, output: Tensor, edit: RoutingEdit) -> Tensor:
+        logits = output if edit.logit_bias is None else output + edit.logit_bias
+        _, indices = choose(output, self.site.selection, None, edit)
+        chosen = torch.zeros_like(output, dtype=torch.bool).scatter(-1, indices, True)
+        return logits.masked_fill(~chosen, NEVER)
+
+
+class Sparsemixer(TupleAdapter):
+    """Experts chosen one after the other, each with a softmax of its own (PhiMoE); the family's function is called."""
+
+    refuses = {
+        "stimulate": "sparsemixer chooses one expert after the other and has no rule for one that must be chosen",
+        "bias_on_selection": "sparsemixer has no selection scores apart from its logits",
+    }
+
+    def route(self, output: Any, args: tuple[Any, ...], edit: RoutingEdit) -> Routing:
+        router: Any = self.site.module
+        if router.training:
+            raise UnsupportedError(
+                self.site.path, "sparsemixer samples in training mode", fix="Call model.eval() before."
+            )
+        logits = self.read(output)[0]
+        logits = logits if edit.logit_bias is None else (logits + edit.logit_bias).to(logits.dtype)
+        if edit.banned is not None:
+            logits = logits.masked_fill(edit.banned, NEVER)
+        family = next(cls for cls in type(router).__mro__ if cls.__module__.startswith("transformers.models."))
+        weights, indices = sys.modules[family.__module__].sparsemixer(
+            logits, jitter_eps=router.router_jitter_noise, training=False, top_k=router.top_k
+        )
+        return Routing(reweigh(weights, indices, edit), indices)
+
+
+class HashTable(TupleAdapter):
+    """Experts looked up by token id; only the weights are learnt (the first layers of DeepSeek-V4)."""
+
+    refuses = {"bias_on_selection": "a table chooses the experts; there are no selection scores to bias"}
+
+    def route(self, output: Any, args: tuple[Any, ...], edit: RoutingEdit) -> Routing:
+        logits, native = self.read(output)
+        scores = score(logits, self.site.selection, edit)
+        indices = native.indices
+        if edit.banned is not None or edit.forced is not None:
+            # The table's experts first, by score; who takes a freed slot is decided by score too.
+            choice = scores.scatter_add(-1, indices, torch.full_like(scores[:, : indices.shape[-1]], 1e4))
+            if edit.banned is not None:
+                choice = choice.masked_fill(edit.banned, NEVER)
+            indices = torch.topk(force(choice, self.site.selection, edit), self.site.top_k, dim=-1).indices
+        weights = family_weights(scores, indices, self.site.selection, edit)
+        return Routing(reweigh(weights, indices, edit), indices)
+
+
+class JointShared(TupleAdapter):
+    """Weights normalised together with those of the shared experts, which come fourth (Inkling)."""
+
+    def read(self, output: Any) -> tuple[Tensor, Routing]:
+        logits, weights, indices = (output[slot] for slot in self.slots)
+        return logits, Routing(weights, indices, output[3])
+
+    def route(self, output: Any, args: tuple[Any, ...], edit: RoutingEdit) -> Routing:
+        site, router = self.site, self.site.module
+        with align_module_device(router), torch.autocast(args[0].device.type, enabled=False):
+            weight: Any = router.weight
+            hidden = args[0].reshape(-1, weight.shape[-1]).float()
+            logits = torch.nn.functional.linear(hidden, weight.float())
+            global_scale: Any = router.global_scale
+            global_scale = global_scale.float()
+        routed, shared = logits[:, : site.num_experts], logits[:, site.num_experts :]
+        if edit.logit_bias is not None:
+            routed = routed + edit.logit_bias
+        _, indices = choose(logits[:, : site.num_experts], site.selection, site.selection_bias(), edit)
+        chosen = routed.gather(-1, indices)
+        if edit.banned is not None:
+            banned = edit.banned if edit.banned.ndim == 2 else edit.banned.expand_as(routed)
+            chosen = chosen.masked_fill(banned.gather(-1, indices), NEVER)
+        logs = torch.nn.functional.logsigmoid(torch.cat([chosen, shared], dim=-1))
+        weights = torch.exp(logs - torch.logsumexp(logs, dim=-1, keepdim=True)) * site.selection.scale * global_scale
+        weights = weights.to(output[self.slots[1]].dtype)
+        mine, gammas = weights[:, : site.top_k], weights[:, site.top_k :]
+        return Routing(reweigh(mine, indices, edit), indices, gammas)
+
+    def write(self, output: Any, routing: Routing, touched: Tensor | None) -> Any:
+        items = list(super().write(output, routing, touched))
+        if routing.shared is not None:
+            items[3] = routing.shared.to(output[3].dtype).contiguous()
+        return tuple(items)
+
+
+class SkipClass(TupleAdapter):
+    """One class more than experts, for skipping the layer: weight 0 and index 0 in the output (Zaya).
+
+    Here it is the last "expert", so that a skipped token does not count as one of expert 0.
+    """
+
+    def read(self, output: Any) -> tuple[Tensor, Routing]:
+        logits, weights, indices = (output[slot] for slot in self.slots)
+        return logits, Routing(weights, indices.masked_fill(weights == 0, self.site.num_experts - 1))
+
+    def route(self, output: Any, args: tuple[Any, ...], edit: RoutingEdit) -> Routing:
+        weights, indices = self.site.select(self.read(output)[0], edit)[:2]
+        return Routing(weights.masked_fill(indices == self.site.num_experts - 1, 0.0), indices)
+
+    def write(self, output: Any, routing: Routing, touched: Tensor | None) -> Any:
+        skipped = routing.indices == self.site.num_experts - 1
+        return super().write(output, Routing(routing.weights, routing.indices.masked_fill(skipped, 0)), touched)
+
+
+ADAPTERS: dict[str, type[TupleAdapter]] = {
+    "dense_scores": DenseScores,
+    "hash_table": HashTable,
+    "joint_shared": JointShared,
+    "logits_only": LogitsOnly,
+    "skip_class": SkipClass,
+    "sorted_dispatch": SortedDispatch,
+    "sparsemixer": Sparsemixer,
+}
+
+
+def adapter_for(site: RouterSite, output: object) -> TupleAdapter:
+    """Return what reads and writes a router's output.
+
+    Args:
+        site (`RouterSite`): The router.
+        output (`object`): What it returned once.
+
+    Raises:
+        [`RouterContractError`]: if the output is not what the row of the table says.
+    """
+    kind = TupleAdapter if site.rule.adapter is None else ADAPTERS[site.rule.adapter]
+    return kind(site, output)
+
+
+def _locate_slots(site: RouterSite, output: object) -> tuple[int, int, int]:
+    """Positions of logits, weights and indices."""
+    items = output if isinstance(output, tuple) else ()
+    tensors = {position: item for position, item in enumerate(items) if isinstance(item, Tensor)}
+    indices = [p for p, t in tensors.items() if not t.is_floating_point() and t.shape[-1] == site.top_k]
+    floats = [p for p, t in tensors.items() if t.is_floating_point() and t.ndim == 2]
+    logits = [p for p in floats if tensors[p].shape[-1] == site.num_experts]
+    weights = [p for p in floats if tensors[p].shape[-1] == site.top_k]
+    if site.num_experts == site.top_k:
+        # Logits and weights have the same shape; every router of the table puts its logits first.
+        logits, weights = logits[:1], weights[1:]
+    if not indices or not logits or not weights:
+        raise _contract(site, output, "logits, weights and indices")
+    return logits[0], weights[0], indices[0]
+
+
+def _contract(site: RouterSite, output: object, expected: str) -> RouterContractError:
+    items = output if isinstance(output, tuple) else (output,)
+    return RouterContractError(
+        site.path,
+        f"the router does not return {expected}",
+        got=[(tuple(i.shape), str(i.dtype)) if isinstance(i, Tensor) else type(i).__name__ for i in items],
+        expected=f"{site.num_experts} experts, {site.top_k} chosen",
+        fix="If this is remote code, load the model's native transformers class instead.",
+    )

@@ -1,0 +1,80 @@
+"""What is supported, what is not, and why: one list for the README, the command line and the error messages."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hf_mote.routing.adapters import ADAPTERS
+from hf_mote.routing.families import RULES
+
+__all__ = ["REFUSED", "Refusal", "SupportRow", "support_markdown", "support_table"]
+
+
+class Refusal(NamedTuple):
+    """A family that cannot work.
+
+    Attributes:
+        family (`str`): Its `model_type`.
+        reason (`str`): Why not.
+        remedy (`str`): What can be done instead.
+    """
+
+    family: str
+    reason: str
+    remedy: str
+
+
+class SupportRow(NamedTuple):
+    """A routing rule and who follows it.
+
+    Attributes:
+        rule (`str`): The rule's name.
+        families (`tuple[str, ...]`): Model families.
+        cannot (`tuple[str, ...]`): Interventions that its routers have no way of.
+    """
+
+    rule: str
+    families: tuple[str, ...]
+    cannot: tuple[str, ...]
+
+
+REFUSED: dict[str, Refusal] = {
+    "DogeCDMoE": Refusal(
+        "doge",
+        "its experts are chosen by product keys inside the block's forward, with no router that a hook could reach",
+        "Use a model whose router is a module of its own.",
+    ),
+    "NllbMoeTop2Router": Refusal(
+        "nllb_moe",
+        "in transformers 5.23 only experts 0 and 1 of each layer ever run, whatever its router decides",
+        "Wait for the fix in transformers.",
+    ),
+    "SwitchTransformersTop1Router": Refusal(
+        "switch_transformers",
+        "its router hands out a dispatch mask limited by capacity, in which tokens depend on each other",
+        "Use a decoder-only model, such as olmoe or mixtral.",
+    ),
+}
+"""By the class that the model names as the source of its router logits."""
+
+
+def support_table() -> list[SupportRow]:
+    """Return the supported families, by routing rule in the order of the table."""
+    return [
+        SupportRow(
+            rule.name,
+            rule.families,
+            () if rule.adapter is None else tuple(sorted(ADAPTERS[rule.adapter].refuses)),
+        )
+        for rule in RULES
+    ]
+
+
+def support_markdown() -> str:
+    """Return the supported and refused families as the README shows them."""
+    lines = ["| routing rule | families | cannot |", "| --- | --- | --- |"]
+    for row in support_table():
+        cannot = ", ".join(row.cannot).replace("_", " ")
+        lines.append(f"| {row.rule} | {', '.join(row.families)} | {cannot} |")
+    lines += [f"| refused | {refusal.family} | {refusal.reason} |" for refusal in REFUSED.values()]
+    return "\n".join(lines)

@@ -1,0 +1,415 @@
+"""`MoTEConfig`: round trips of anything valid, refusal by name of anything else, and meeting a model."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_models import TINY_MODELS, tiny_model
+
+import hf_mote.hub
+from hf_mote import MoTEConfig, find_routers
+from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, ModelMismatchError, UnsupportedError
+
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+indices = st.integers(0, 2**40)
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@st.composite
+def fingerprints(draw: Any) -> dict[str, Any]:
+    routers = draw(st.integers(1, 4))
+    numbers = st.lists(st.integers(1, 300), min_size=routers, max_size=routers)
+    return {
+        "model_type": draw(text),
+        "layers": sorted(draw(st.lists(st.integers(0, 99), min_size=routers, max_size=routers, unique=True))),
+        "num_experts": draw(numbers),
+        "top_k": draw(numbers),
+        "router_sha256": draw(st.none() | st.text("0123456789abcdef", min_size=64, max_size=64)),
+    }
+
+
+@st.composite
+def valid_fields(draw: Any) -> dict[str, Any]:
+    targets = draw(st.lists(st.tuples(indices, indices), max_size=6, unique=True))
+    cut = draw(st.integers(0, len(targets)))
+    mode = draw(st.sampled_from(["drop", "reroute", "zero"]))
+    whole = bool(targets[:cut])
+    strength = st.sampled_from([0, 1, 0.0, 1.0]) if whole and mode == "reroute" else st.floats(0, 1 if whole else 50)
+    return {
+        "suppress": targets[:cut],
+        "stimulate": [list(target) for target in targets[cut:]],
+        "bias": draw(
+            st.lists(st.tuples(indices, indices, finite | st.integers(-9, 9)), max_size=4, unique_by=lambda t: t[:2])
+        ),
+        "suppress_mode": mode,
+        "stimulate_weight": draw(st.sampled_from(["own", "max"]) | st.floats(0, 100) | st.integers(0, 9)),
+        "bias_on": draw(st.sampled_from(["logits", "selection"])),
+        "scope": draw(st.sampled_from(["all", "prompt", "generation"])),
+        "strength": draw(strength),
+        "fingerprint": draw(st.none() | fingerprints()),
+        "base_model": draw(st.none() | text),
+        "provenance": draw(st.dictionaries(text, json_values, max_size=3)),
+    }
+
+
+FULL: dict[str, Any] = MoTEConfig(
+    suppress=[[1, 2], [2, 3]],
+    stimulate=[[1, 4]],
+    bias=[[2, 1, 0.5]],
+    fingerprint={
+        "model_type": "mixtral",
+        "layers": [1, 2],
+        "num_experts": [8, 8],
+        "top_k": [2, 2],
+        "router_sha256": "0" * 64,
+    },
+    base_model="org/name",
+    provenance={"prompts": 12, "measured": {"before": 0.9}},
+).to_dict()
+
+
+@given(valid_fields())
+@quick
+def test_mote_config_any_valid_one_survives_to_dict_and_json(fields: dict[str, Any]) -> None:
+    given_fields = copy.deepcopy(fields)
+    config = MoTEConfig(**fields)
+    assert fields == given_fields
+    data = config.to_dict()
+    assert MoTEConfig.from_dict(data) == config
+    assert MoTEConfig.from_dict(json.loads(json.dumps(data, allow_nan=False))) == config
+    assert MoTEConfig.from_dict(data).to_dict() == data
+    assert config.suppress == sorted(config.suppress)
+    assert all(type(pair) is list for pair in [*config.suppress, *config.stimulate, *config.bias])
+
+
+@given(valid_fields())
+@quick
+def test_mote_config_any_valid_one_survives_save_and_load(tmp_path: Path, fields: dict[str, Any]) -> None:
+    config = MoTEConfig(**fields)
+    config.save_pretrained(tmp_path)
+    assert MoTEConfig.from_pretrained(tmp_path) == config
+    assert MoTEConfig.from_pretrained(str(tmp_path / "mote_config.json")) == config
+
+
+def test_mote_config_to_dict_is_a_copy() -> None:
+    config = MoTEConfig(suppress=[[1, 2]], provenance={"a": [1]})
+    data = config.to_dict()
+    data["suppress"][0][0] = 9
+    data["provenance"]["a"].append(2)
+    assert config == MoTEConfig(suppress=[[1, 2]], provenance={"a": [1]})
+
+
+def test_mote_config_provenance_given_is_copied() -> None:
+    provenance = {"a": [1]}
+    config = MoTEConfig(provenance=provenance)
+    provenance["a"].append(2)
+    assert config.provenance == {"a": [1]}
+
+
+NOT_PAIRS = [
+    None,
+    5,
+    "[1, 2]",
+    {"1": 2},
+    [1, 2],
+    [[1]],
+    [[1, 2, 3, 4]],
+    ["12"],
+    [None],
+    [{"layer": 1, "expert": 2}],
+    [[1, -2]],
+    [[-1, 2]],
+    [[1, 2.0]],
+    [[True, 2]],
+    [[1, False]],
+    [[1, "2"]],
+    [[1, None]],
+    [[1, [2]]],
+]
+CORRUPTIONS: list[tuple[str, Any]] = [
+    *[("suppress", value) for value in [*NOT_PAIRS, [[1, 2], [1, 2]], [[1, 2, 3]], [[1, float("nan")]]]],
+    *[("stimulate", value) for value in [*NOT_PAIRS, [[1, 5], [1, 5]], [[1, 2, 3]], [[1, 2]]]],  # [1, 2] is suppressed
+    *[("bias", value) for value in [*NOT_PAIRS, [[1, 2]], [[1, 2, 0.5], [1, 2, 0.5]], [[1, 2, 1.0], [1, 2, -1.0]]]],
+    *[("bias", [[1, 2, v]]) for v in (float("nan"), float("inf"), "1", None, True, [1], 10**400)],
+    *[("suppress_mode", v) for v in ("mask", "Drop", "", None, 1, True, ["drop"])],
+    *[("bias_on", v) for v in ("weights", "", None, 0, ["logits"])],
+    *[("scope", v) for v in ("everything", "", None, 0, ["all"])],
+    *[("stimulate_weight", v) for v in ("most", "1.0", None, True, -0.5, float("nan"), float("inf"), [1], 10**400)],
+    *[("strength", v) for v in ("1", None, True, -0.1, 1.5, float("nan"), float("inf"), [1], 10**400)],
+    *[("base_model", v) for v in (1, True, ["org/name"], {})],
+    *[("provenance", v) for v in (None, [], "text", 1, {"a": float("nan")}, {"a": [float("inf")]})],
+    *[("fingerprint", v) for v in ({}, [], "text", 1, True)],
+    *[("schema_version", v) for v in (None, 0, 2, 99, -1, "1", True, 1.0)],
+    *[("hf_mote_version", v) for v in (1, True, ["0.1"])],
+    *[("transformers_version", v) for v in (5, {}, ["5.23"])],
+    *[(name, "text") for name in ("supress", "Suppress", "_x", "")],
+]
+
+
+@pytest.mark.parametrize(("field", "value"), CORRUPTIONS, ids=lambda value: str(value)[:40])
+def test_mote_config_single_corrupted_field_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"MoTEConfig\.{field}"):
+        MoTEConfig.from_dict({**FULL, field: value})
+
+
+FINGERPRINT_CORRUPTIONS: list[tuple[str, Any]] = [
+    *[("layers", v) for v in (None, 1, "12", [], [1, -2], [1, True], [1, 2.0], [1, None], [1, 1], [2, 1])],
+    *[("num_experts", v) for v in (None, 8, [8], [8, -1], [8, True], [8, "8"])],
+    *[("top_k", v) for v in (None, 2, [2], [2, -1], [2, True], [2, 2.0])],
+    *[("model_type", v) for v in (None, 1, True, ["mixtral"])],
+    *[("router_sha256", v) for v in (1, True, ["0"])],
+    ("extra", 1),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), FINGERPRINT_CORRUPTIONS, ids=lambda value: str(value)[:40])
+def test_mote_config_corrupted_fingerprint_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match="fingerprint") as caught:
+        MoTEConfig.from_dict({**FULL, "fingerprint": {**FULL["fingerprint"], field: value}})
+    assert field in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["layers", "num_experts", "top_k"])
+@pytest.mark.parametrize("length", [1, 3])
+def test_mote_config_fingerprint_lists_of_unequal_length_are_refused(field: str, length: int) -> None:
+    fingerprint = {**FULL["fingerprint"], field: list(range(1, length + 1))}
+    with pytest.raises(ConfigError, match=r"fingerprint\.(layers|num_experts|top_k)"):
+        MoTEConfig.from_dict({**FULL, "fingerprint": fingerprint})
+
+
+@pytest.mark.parametrize("field", ["layers", "num_experts", "top_k", "model_type", "router_sha256"])
+def test_mote_config_fingerprint_that_lacks_a_field_is_refused(field: str) -> None:
+    fingerprint = {key: value for key, value in FULL["fingerprint"].items() if key != field}
+    with pytest.raises(ConfigError, match="fingerprint"):
+        MoTEConfig.from_dict({**FULL, "fingerprint": fingerprint})
+
+
+def test_mote_config_without_schema_version_is_refused() -> None:
+    with pytest.raises(ConfigError, match="schema_version"):
+        MoTEConfig.from_dict({key: value for key, value in FULL.items() if key != "schema_version"})
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 1, {1: 2, "schema_version": 1}, {**FULL, 1: 2}])
+def test_mote_config_from_dict_of_no_dict_with_text_keys_is_refused(data: Any) -> None:
+    with pytest.raises(HFMoTEError):
+        MoTEConfig.from_dict(data)
+
+
+def test_mote_config_newer_schema_names_the_version_that_wrote_it() -> None:
+    with pytest.raises(ConfigError, match=r"schema_version.*got 7.*9\.9\.9.*upgrade"):
+        MoTEConfig.from_dict({**FULL, "schema_version": 7, "hf_mote_version": "9.9.9", "new_field": 1})
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"suppress": [[1, 2]], "strength": 1.01}, "strength"),
+        ({"suppress": [[1, 2]], "suppress_mode": "reroute", "strength": 0.5}, "strength"),
+        ({"suppress": [[1, 2]], "stimulate": [[1, 2]]}, "stimulate"),
+        ({"stimulate_weight": -1}, "stimulate_weight"),
+    ],
+)
+def test_mote_config_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"MoTEConfig\.{name}"):
+        MoTEConfig(**fields)
+
+
+def test_mote_config_stimulating_more_than_once_over_is_allowed() -> None:
+    assert MoTEConfig(stimulate=[[1, 2]], strength=3).strength == 3.0
+    assert MoTEConfig(suppress=[[1, 2]], suppress_mode="reroute", strength=0).is_empty
+
+
+def _written(folder: Path, data: Any) -> Path:
+    path = folder / "mote_config.json"
+    path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])
+def test_mote_config_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
+    whole = json.dumps(FULL)
+    path = _written(tmp_path, whole[: int(len(whole) * share)])
+    with pytest.raises(FileFormatError, match=r"mote_config\.json"):
+        MoTEConfig.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("suppress", [[1, True]]),
+        ("strength", -1),
+        ("supress", []),
+        ("schema_version", 2),
+        ("fingerprint", {"layers": [1]}),
+        ("provenance", []),
+    ],
+)
+def test_mote_config_edited_file_is_refused_with_path_and_field(tmp_path: Path, field: str, value: Any) -> None:
+    _written(tmp_path, {**FULL, field: value})
+    with pytest.raises(FileFormatError, match=rf"(?s)mote_config\.json.*{field}"):
+        MoTEConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_mote_config_file_with_a_number_that_is_none_is_refused(tmp_path: Path, number: str) -> None:
+    _written(tmp_path, json.dumps({**FULL, "strength": 0.123}).replace("0.123", number))
+    with pytest.raises(FileFormatError, match="strength"):
+        MoTEConfig.from_pretrained(tmp_path)
+
+
+def test_mote_config_oversized_file_is_refused_and_never_written(tmp_path: Path) -> None:
+    """What can be saved can be loaded: a provenance that makes the file too large is refused on the way out."""
+    config = MoTEConfig(provenance={"note": "x" * (17 * 2**20)})
+    try:
+        config.save_pretrained(tmp_path)
+    except HFMoTEError:
+        return
+    assert MoTEConfig.from_pretrained(tmp_path) == config
+
+
+def test_mote_config_save_writes_sorted_json_and_a_card(tmp_path: Path) -> None:
+    config = MoTEConfig.from_dict(FULL)
+    config.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "mote_config.json"]
+    data = json.loads((tmp_path / "mote_config.json").read_text(encoding="utf-8"))
+    assert data == config.to_dict()
+    assert list(data) == sorted(data)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n")
+    for wanted in ("base_model: org/name", "library_name: hf_mote", "[1, 2], [2, 3]", "[1, 4]", "prompts: 12", "drop"):
+        assert wanted in card
+
+
+def test_mote_config_push_to_hub_uploads_config_and_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded: dict[str, str] = {}
+
+    class Api:
+        def __init__(self, **kwargs: Any) -> None:
+            assert kwargs["token"] == "secret"
+
+        def create_repo(self, repo_id: str, **kwargs: Any) -> Any:
+            assert kwargs["private"] is True
+            return SimpleNamespace(repo_id=repo_id)
+
+        def file_exists(self, *args: Any, **kwargs: Any) -> bool:
+            return False
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, **kwargs: Any) -> Any:
+            uploaded.update({p.name: p.read_text(encoding="utf-8") for p in Path(folder_path).iterdir()})
+            return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+    monkeypatch.setattr(hf_mote.hub, "HfApi", Api)
+    config = MoTEConfig.from_dict(FULL)
+    assert config.push_to_hub("me/quiet", private=True, token="secret") == "https://hub/me/quiet/commit/1"
+    assert sorted(uploaded) == ["README.md", "mote_config.json"]
+    assert MoTEConfig.from_dict(json.loads(uploaded["mote_config.json"])) == config
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_for_model_stamps_what_the_model_is(name: str) -> None:
+    model = tiny_model(name)
+    config = MoTEConfig.for_model(model, suppress=[[2, 1]])
+    sites = find_routers(model)
+    assert config.fingerprint is not None
+    assert config.fingerprint["model_type"] == model.config.model_type
+    assert config.fingerprint["layers"] == [site.layer for site in sites]
+    assert config.fingerprint["num_experts"] == [8] * len(sites)
+    assert config.fingerprint["top_k"] == [site.top_k for site in sites]
+    assert len(config.fingerprint["router_sha256"]) == 64
+    config.check(model)
+    assert MoTEConfig.from_dict(json.loads(json.dumps(config.to_dict()))).fingerprint == config.fingerprint
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_for_model_fingerprint_is_the_same_in_every_dtype(name: str) -> None:
+    wide, narrow = tiny_model(name), tiny_model(name, torch.bfloat16)
+    assert MoTEConfig.for_model(wide).fingerprint == MoTEConfig.for_model(narrow).fingerprint
+    MoTEConfig.for_model(wide, suppress=[[2, 1]]).check(narrow)
+    MoTEConfig.for_model(narrow, suppress=[[2, 1]]).check(wide)
+
+
+@pytest.mark.parametrize(
+    ("other", "overrides", "field"),
+    [
+        ("mixtral", {}, "model_type"),
+        ("deepseek_v2", {}, "model_type"),
+        ("deepseek_v3", {"first_k_dense_replace": 2}, "layers"),
+        ("deepseek_v3", {"num_hidden_layers": 4}, "layers"),
+        ("deepseek_v3", {"n_routed_experts": 16}, "num_experts"),
+        ("deepseek_v3", {"num_experts_per_tok": 2}, "top_k"),
+    ],
+)
+def test_check_config_for_another_model_is_refused(other: str, overrides: dict[str, Any], field: str) -> None:
+    config = MoTEConfig.for_model(tiny_model("deepseek_v3"), suppress=[[2, 1]])
+    model = tiny_model(other, **overrides)
+    with pytest.raises(ModelMismatchError, match=rf"fingerprint\.{field}"):
+        config.check(model)
+
+
+def test_check_other_router_weights_are_refused() -> None:
+    model = tiny_model("deepseek_v3")
+    config = MoTEConfig.for_model(model, suppress=[[2, 1]])
+    router = find_routers(model)[-1].module
+    with torch.no_grad():
+        router.weight[3, 3] += 0.1
+    with pytest.raises(ModelMismatchError, match=r"router_sha256.*for_model"):
+        config.check(model)
+
+
+def test_check_other_weights_elsewhere_are_fine() -> None:
+    model = tiny_model("mixtral")
+    config = MoTEConfig.for_model(model, suppress=[[2, 1]])
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    config.check(model)
+
+
+@pytest.mark.parametrize("field", ["router_sha256", "model_type", "layers", "num_experts", "top_k"])
+def test_check_edited_fingerprint_is_refused(field: str) -> None:
+    model = tiny_model("mixtral")
+    data = MoTEConfig.for_model(model, suppress=[[2, 1]]).to_dict()
+    edits = {
+        "router_sha256": "0" * 64,
+        "model_type": "olmoe",
+        "layers": [0, 1, 3],
+        "num_experts": [8, 8, 9],
+        "top_k": [2, 2, 3],
+    }
+    data["fingerprint"][field] = edits[field]
+    with pytest.raises(ModelMismatchError, match=rf"fingerprint\.{field}"):
+        MoTEConfig.from_dict(data).check(model)
+
+
+def test_for_model_survives_saving_and_loading_the_model(tmp_path: Path) -> None:
+    model = tiny_model("deepseek_v3", torch.bfloat16)
+    config = MoTEConfig.for_model(model, suppress=[[2, 1]])
+    model.save_pretrained(tmp_path)
+    for dtype in (torch.bfloat16, torch.float32):
+        config.check(type(model).from_pretrained(tmp_path, dtype=dtype))
+
+
+def test_for_model_dense_model_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="no routed experts"):
+        MoTEConfig.for_model(torch.nn.Linear(2, 2), suppress=[[0, 0]])
+    with pytest.raises(UnsupportedError, match="not a model"):
+        MoTEConfig.for_model("org/name")  # type: ignore[arg-type]
+
+
+def test_for_model_unknown_field_is_refused_by_the_package() -> None:
+    with pytest.raises((ConfigError, TypeError), match="supress"):
+        MoTEConfig.for_model(tiny_model("mixtral"), supress=[[2, 1]])

@@ -1,0 +1,87 @@
+"""The `hf-mote` command, typed as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hf_mote import ActivationMap, ExpertRanking, FTRIResult, MoTEConfig, apply_mote, load_organism
+from hf_mote.cli import app
+from hf_mote.organisms import demo
+from hf_mote.version import __version__
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo with fewer prompts and controls than a user's, for time."""
+    folder = tmp_path_factory.mktemp("demo") / "new"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "NUM_IMAGED", 16)
+        patch.setattr(demo, "NUM_TESTED", 16)
+        patch.setattr(demo, "NUM_CONTROLS", 3)
+        result = CliRunner().invoke(app, ["demo", "--output", str(folder), "--seed", "5"])
+    assert result.exit_code == 0, result.output
+    assert "sensitive prompts refused" in result.output
+    return folder
+
+
+def test_demo_report_has_every_figure_as_a_fraction(folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    assert report["experts_total"] == 256
+    assert report["seconds"] > 0
+    assert set(report["methods"]) == {"ftri", "attribution"}
+    for method in report["methods"].values():
+        assert 1 <= len(method["experts"]) <= 0.02 * report["experts_total"]
+        assert len({tuple(pair) for pair in method["experts"]}) == len(method["experts"])
+        assert 0 <= method["planted_found"] <= len(report["planted"])
+        rates = ("refusal_after", "random_mean", "random_min", "unrelated_unchanged", "stimulated_refusal")
+        assert all(0 <= method[name] <= 1 for name in rates)
+        assert method["random_min"] <= method["random_mean"]
+
+
+def test_demo_experts_come_from_the_rankings_and_carry_the_refusal(folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    assert report["refusal_before"] >= 0.95
+    for name, method in report["methods"].items():
+        ranking = ExpertRanking.from_pretrained(folder / name)
+        assert [list(pair) for pair in ranking.top(len(method["experts"]))] == method["experts"]
+        assert method["refusal_after"] <= 0.2
+        assert method["stimulated_refusal"] >= 0.5
+
+
+def test_demo_folder_can_be_used_again(folder: Path) -> None:
+    config = MoTEConfig.from_pretrained(folder)
+    model = load_organism("refusal").model
+    apply_mote(model, str(folder)).remove()
+    assert config.provenance["seed"] == 5
+    imaged = FTRIResult.from_pretrained(folder / "ftri")
+    mean = ActivationMap.from_pretrained(folder / "maps" / "refusal")
+    assert mean.top(3) == imaged.maps["refusal"].top(3)
+    pictures = sorted(path.name for path in folder.glob("*.png"))
+    assert pictures == ["effect.png", "expert_map_attribution.png", "expert_map_ftri.png"]
+    assert all((folder / name).read_bytes().startswith(PNG) for name in pictures)
+
+
+def test_demo_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "taken"
+    file.write_text("mine")
+    result = CliRunner().invoke(app, ["demo", "--output", str(file)])
+    assert result.exit_code != 0
+    assert "is a file; give a folder" in " ".join(result.output.replace("│", " ").split())
+    assert file.read_text() == "mine"
+
+
+def test_families_lists_supported_and_refused() -> None:
+    result = CliRunner().invoke(app, ["families"])
+    assert result.exit_code == 0
+    for name in ("mixtral", "deepseek_v3", "gpt_oss", "nllb_moe is refused"):
+        assert name in result.output
+
+
+def test_version_is_printed() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output.strip() == __version__
