@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import DataError
+from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.ftri.contrast import contrast
 from hf_mote.ftri.ranking import ExpertRanking
 from hf_mote.ftri.responses import Prompt, checked_prompts, encode_prompts, padded
@@ -154,6 +154,13 @@ class _Gains(Watcher):
             site.path: torch.ones(forward.batch, site.num_experts, device=forward.device, requires_grad=True)
             for site in self.sites
         }
+
+    def on_trace(self, forward: Forward) -> None:
+        raise UnsupportedError(
+            "attribute_experts",
+            "derivatives by routing weights are not taken in a compiled graph",
+            fix="Give the model itself, not what torch.compile made of it.",
+        )
 
     def effects(self, score: Tensor) -> Tensor:
         """Derivative of the score by each gain, `(sequences, layers, experts)`, float64 on the CPU."""

@@ -163,6 +163,9 @@ class _RowWatcher(Watcher):
         self.rows = rows
 
     def on_forward(self, forward: Forward, cache: Any) -> None:
+        self.on_trace(forward)
+
+    def on_trace(self, forward: Forward) -> None:
         if self.rows is not None and forward.batch != self.rows:
             raise ConfigError(
                 "apply_mote.config",

@@ -31,6 +31,7 @@ SHARE_SUPPRESSED = 0.02  # most experts to suppress, as a share of all
 NUM_IMAGED = 48  # prompts of each kind that the experts are found with
 NUM_TESTED = 60  # held-out prompts of each kind that the effect is measured on
 NUM_CONTROLS = 20
+STIMULATION = 1.5  # times the stimulated experts' own weight
 MAX_NEW_TOKENS = 24
 
 
@@ -41,7 +42,8 @@ class MethodResult:
     Attributes:
         ranking (`ExpertRanking`): The ranking.
         report (`EvaluationReport`): The effect of suppressing its best experts on held-out sensitive prompts.
-        stimulated (`Rate`): Refusals on held-out neutral prompts with the same experts stimulated.
+        stimulated (`Rate`): Refusals on held-out neutral prompts with the same experts stimulated, at `STIMULATION`
+            times their own weight.
         planted_found (`int`): How many of the suppressed experts are planted ones.
     """
 
@@ -161,7 +163,7 @@ def run_demo(
         stimulated = evaluate_mote(
             model,
             tokenizer,
-            ranking.to_config(stimulate=num, stimulate_weight="max"),
+            ranking.to_config(stimulate=num, strength=STIMULATION),
             test["neutral"],
             judge,
             num_controls=0,

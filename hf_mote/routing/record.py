@@ -221,6 +221,13 @@ class _Clock(Watcher):
         self.record.begin(forward)
         self.order.check(forward, cache)
 
+    def on_trace(self, forward: Forward) -> None:
+        raise UnsupportedError(
+            "record_routing",
+            "counting in a compiled graph is not supported",
+            fix="Record the model itself, not what torch.compile made of it.",
+        )
+
     def on_end(self, forward: Forward, cache: Any) -> None:
         self.order.remember(forward, cache)
 

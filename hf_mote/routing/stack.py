@@ -77,7 +77,8 @@ class RouterStack(HookStack):
         edits: list[tuple[RoutingEdit, Tensor | None]] = []
         for participant in self.participants:
             if isinstance(participant, RouterParticipant) and participant.active:
-                participant.watcher.fired[site.path] = self.tracker.passes
+                if not torch.compiler.is_compiling():
+                    participant.watcher.fired[site.path] = self.tracker.passes
                 if isinstance(participant, Editor):
                     edits += participant.edits(forward, native.weights.device)
         touched = _touched(edits)

@@ -161,6 +161,9 @@ class TokenTracker(HookStack):
             )
         batch, length = tokens.shape[:2]
         cache = kwargs.get("past_key_values")
+        if torch.compiler.is_compiling():
+            self._trace(ids, tokens, cache)
+            return
         past = int(cache.get_seq_length()) if cache is not None else 0
         seen, generation_from = 0, length
         if past:
@@ -189,9 +192,28 @@ class TokenTracker(HookStack):
             if isinstance(participant, Watcher) and participant.active:
                 participant.on_forward(self._now, cache)
 
+    def _trace(self, ids: Tensor | None, tokens: Tensor, cache: Any) -> None:
+        """What can be said in a graph that will run many times: no counters, no lengths that live on a device."""
+        batch, length = tokens.shape[:2]
+        self._now = Forward(
+            batch,
+            length,
+            tokens.device,
+            generation_from=0 if cache is not None and length == 1 else length,
+            ids=ids,
+            ambiguous=cache is not None and length > 1,
+            parts=self._parts_of(ids, continues=cache is not None and length == 1),
+        )
+        self._inside = True
+        for participant in self.participants:
+            if isinstance(participant, Watcher) and participant.active:
+                participant.on_trace(self._now)
+
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Check that the routers of newly attached interventions ran."""
         self._inside = False
+        if torch.compiler.is_compiling():
+            return
         for participant in self.participants:
             if isinstance(participant, Watcher):
                 participant.check_alive(self.passes)
@@ -248,6 +270,9 @@ class Watcher(Participant):
 
     def on_forward(self, forward: Forward, cache: Any) -> None:
         """Hear of a forward that begins, with the cache it is given."""
+
+    def on_trace(self, forward: Forward) -> None:
+        """Hear of a forward that is being compiled; raise if that cannot work."""
 
     def on_end(self, forward: Forward, cache: Any) -> None:
         """Hear of a forward that ends, with the cache it leaves."""
