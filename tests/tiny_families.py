@@ -93,7 +93,6 @@ _DBRX = {
 }
 _JAMBA = {
     **{"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 0, "expert_layer_period": 2},
-    "use_mamba_kernels": False,
 }
 
 # Family directory: model class, then what its config needs beyond `_COMMON`.

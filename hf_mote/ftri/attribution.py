@@ -102,6 +102,11 @@ def attribute_experts(
     wanted = _responses("target", target, len(asked))
     rival = _responses("baseline", baseline, len(asked))
     sites = find_routers(model)
+    for site in sites:
+        if "attribution" in site.refuses:
+            raise UnsupportedError(
+                site.path, "no derivative by its weights can be taken: " + site.refuses["attribution"], fix="Use ftri."
+            )
     questions = encode_prompts(tokenizer, asked, system_prompt=system_prompt)
     answers = [[_encode_response(tokenizer, text) for text in texts] for texts in (wanted, rival)]
     effects: list[list[Tensor]] = [[], []]

@@ -14,7 +14,7 @@ __all__ = ["LARGEST", "checked_fingerprint", "json_copy", "number", "pairs", "to
 
 _FINGERPRINT_KEYS = ("layers", "model_type", "num_experts", "router_sha256", "top_k")
 _MAX_PAIRS = 1_000_000
-LARGEST = 3.4e38
+LARGEST = 3.4028234663852886e38
 """Routing is computed in float32; a number beyond is infinite there."""
 
 

@@ -36,6 +36,15 @@ class TupleAdapter:
     refuses: ClassVar[Mapping[str, str]] = {}
     """What the router cannot do, by name of the intervention, and why."""
 
+    @classmethod
+    def refused_by(cls, site: RouterSite) -> Mapping[str, str]:
+        """Return what one router cannot do, by name of the intervention, and why.
+
+        Args:
+            site (`RouterSite`): The router.
+        """
+        return cls.refuses
+
     def __init__(self, site: RouterSite, output: object) -> None:
         self.site = site
         self.slots = _locate_slots(site, output)
@@ -132,6 +141,15 @@ class LogitsOnly(TupleAdapter):
         if not isinstance(output, Tensor) or output.shape[-1] != site.num_experts:
             raise _contract(site, output, "logits")
 
+    @classmethod
+    def refused_by(cls, site: RouterSite) -> Mapping[str, str]:
+        if getattr(site.block, "moe_normalize_expert_weights", None) is not None:
+            return cls.refuses
+        # Logits then give the chosen experts their weights only through those of all the others.
+        reason = "the block does not normalise the weights, so that a choice cannot be set and leave them as they are"
+        edits = ("reroute", "stimulate", "bias_on_logits", "bias_on_selection")
+        return {**cls.refuses, **dict.fromkeys(edits, reason)}
+
     def read(self, output: Any) -> tuple[Tensor, Routing]:
         weights, indices = self.site.block.route_tokens_to_experts(output)  # type: ignore[union-attr, operator]
         return output, Routing(weights, indices)
@@ -186,10 +204,17 @@ class HashTable(TupleAdapter):
         indices = native.indices
         if edit.banned is not None or edit.forced is not None:
             # The table's experts first, by score; who takes a freed slot is decided by score too.
-            choice = scores.scatter_add(-1, indices, torch.full_like(scores[:, : indices.shape[-1]], 1e4))
+            # Ranks: a number large enough to lift them would leave the scores no digits, in bfloat16 above all.
+            listed = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, indices, True)
+            choice = (scores.argsort(dim=-1).argsort(dim=-1) + listed * scores.shape[-1]).float()
             if edit.banned is not None:
                 choice = choice.masked_fill(edit.banned, NEVER)
-            indices = torch.topk(force(choice, self.site.selection, edit), self.site.top_k, dim=-1).indices
+            chosen = torch.topk(force(choice, self.site.selection, edit), self.site.top_k, dim=-1).indices
+            if edit.forced is None and edit.banned is not None:
+                # Rows of the table without a banned expert stay as they are, also where they name an expert twice.
+                hit = edit.banned.expand_as(scores).gather(-1, indices).any(dim=-1, keepdim=True)
+                chosen = torch.where(hit, chosen, indices)
+            indices = chosen
         weights = family_weights(scores, indices, self.site.selection, edit)
         return Routing(reweigh(weights, indices, edit), indices)
 
@@ -205,10 +230,12 @@ class JointShared(TupleAdapter):
         site, router = self.site, self.site.module
         with align_module_device(router), torch.autocast(args[0].device.type, enabled=False):
             weight: Any = router.weight
-            hidden = args[0].reshape(-1, weight.shape[-1]).float()
-            logits = torch.nn.functional.linear(hidden, weight.float())
+            # float32 since transformers 5.23, the model's dtype before.
+            dtype = output[self.slots[0]].dtype
+            hidden = args[0].reshape(-1, weight.shape[-1]).to(dtype)
+            logits = torch.nn.functional.linear(hidden, weight.to(dtype))
             global_scale: Any = router.global_scale
-            global_scale = global_scale.float()
+            global_scale = global_scale.to(dtype)
         routed, shared = logits[:, : site.num_experts], logits[:, site.num_experts :]
         if edit.logit_bias is not None:
             routed = routed + edit.logit_bias

@@ -23,11 +23,16 @@ from hf_mote.routing.adapters import ADAPTERS, TupleAdapter, adapter_for
 from hf_mote.routing.families import rule_for
 from hf_mote.routing.rule import RoutingRule, attribute_of
 from hf_mote.routing.selection import Routing, RoutingEdit, Selection, select
-from hf_mote.routing.support import REFUSED
+from hf_mote.routing.support import REFUSED, Refusal
 
 __all__ = ["RouterSite", "check_identity", "decoder_of", "find_routers", "self_test"]
 
 PROBE_TOKENS = 64
+BARE_LINEAR = Refusal(
+    "jamba",
+    "its router is a bare linear layer, and the block around it chooses the experts",
+    "Upgrade to transformers 5.23 or newer, where the router is a module of its own.",
+)
 BLOCK = "block."
 
 
@@ -61,7 +66,7 @@ class RouterSite:
     @property
     def refuses(self) -> Mapping[str, str]:
         """What interventions this kind of router has no way of, by name, and why."""
-        return {} if self.rule.adapter is None else ADAPTERS[self.rule.adapter].refuses
+        return {} if self.rule.adapter is None else ADAPTERS[self.rule.adapter].refused_by(self)
 
     def expert_scale(self) -> Tensor | None:
         """Return the router's factor for each expert, `(experts,)`, or `None` where its rule has none."""
@@ -118,18 +123,8 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
         for path, module in modules.items()
         if (rule := rule_for(module)) is not None and (rule.within is None or rule.within in path.split("."))
     ]
-    declared = _declared_router_classes(model)
-    strangers = sorted(
-        {
-            type(module).__name__
-            for module in model.modules()
-            if isinstance(module, declared) and not any(rule_for(part) for part in module.modules())
-        }
-        if declared
-        else set()
-    )
-    for name in strangers:
-        refusal = REFUSED.get(name)
+    for name in _strangers(model):
+        refusal = REFUSED.get(name, BARE_LINEAR if name == "Linear" else None)
         raise UnsupportedError(
             f"find_routers({type(model).__name__})",
             refusal.reason if refusal is not None else "the model has a router that no row of the table describes",
@@ -259,6 +254,19 @@ def _layer_of(path: str) -> int:
             path, "no decoder layer in the router's path", expected="a path like layers.3.mlp.gate"
         )
     return numbers[0]
+
+
+def _strangers(model: nn.Module) -> list[str]:
+    """Classes that route by a rule the table does not have, sorted."""
+    declared = _declared_router_classes(model)
+    found = set()
+    for module in model.modules():
+        known_not_to_work = REFUSED.keys() & {cls.__name__ for cls in type(module).__mro__}
+        if known_not_to_work:
+            found |= known_not_to_work
+        elif isinstance(module, declared) and not any(rule_for(part) for part in module.modules()):
+            found.add(type(module).__name__)
+    return sorted(found)
 
 
 def _declared_router_classes(model: nn.Module) -> tuple[type[nn.Module], ...]:

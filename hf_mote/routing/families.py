@@ -139,16 +139,6 @@ RULES: tuple[RoutingRule, ...] = (
         top_k="config.top_k_experts",
     ),
     RoutingRule(
-        name="probabilities, top-k, renormalised, scaled by expert; decoder",
-        routers={"DiffusionGemmaTextRouter": "diffusion_gemma"},
-        scoring="probabilities",
-        renormalize=True,
-        expert_scale="per_expert_scale",
-        num_experts="config.num_experts",
-        top_k="config.top_k_experts",
-        within="decoder",
-    ),
-    RoutingRule(
         name="top-k, softmax of the chosen",
         routers={
             "GptOssTopKRouter": "gpt_oss",
@@ -376,6 +366,7 @@ RULES: tuple[RoutingRule, ...] = (
         name="sigmoid, selection bias, top-k, normalised with the shared experts",
         routers={"InklingTopkRouter": "inkling"},
         scoring="sigmoid",
+        native_dtype=True,
         selection_bias=BIAS,
         scale="route_scale",
         sorted=False,

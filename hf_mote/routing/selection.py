@@ -109,6 +109,11 @@ class RoutingEdit:
         """Whether nothing is changed."""
         return not _present(self)
 
+    @property
+    def only_weights(self) -> bool:
+        """Whether the choice of experts stays, and weights alone change after it."""
+        return _present(self).keys() <= {"keep", "gain"}
+
     def to(self, device: torch.device) -> RoutingEdit:
         """Return the edit with its tensors on a device."""
         return RoutingEdit(**{name: value.to(device) for name, value in _present(self).items()})

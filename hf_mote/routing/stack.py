@@ -13,7 +13,7 @@ from hf_mote.errors import RouterContractError
 from hf_mote.hooks import LOCK, Attachment, HookStack, Intervention, Participant, attach, stack_on
 from hf_mote.routing.adapters import TupleAdapter, adapter_for
 from hf_mote.routing.discover import RouterSite, check_identity, decoder_of, self_test
-from hf_mote.routing.selection import Routing, RoutingEdit, merge_edits
+from hf_mote.routing.selection import Routing, RoutingEdit, merge_edits, reweigh
 from hf_mote.routing.tracker import Forward, TokenTracker, Watcher, recomputing
 
 __all__ = ["Editor", "Observer", "Probe", "RouterParticipant", "RouterStack", "attach_to_routers"]
@@ -109,7 +109,11 @@ class RouterStack(HookStack):
         edits: list[tuple[RoutingEdit, Tensor | None]],
         touched: Tensor | None,
     ) -> Routing:
-        edited = adapter.route(output, args, merge_edits(edits))
+        edit = merge_edits(edits)
+        if edit.only_weights:
+            edited = native._replace(weights=reweigh(native.weights.float(), native.indices, edit))
+        else:
+            edited = adapter.route(output, args, edit)
         edited = edited._replace(weights=edited.weights.to(native.weights.dtype))
         if touched is None:
             return edited

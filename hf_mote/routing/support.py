@@ -39,6 +39,11 @@ class SupportRow(NamedTuple):
 
 
 REFUSED: dict[str, Refusal] = {
+    "DiffusionGemmaTextRouter": Refusal(
+        "diffusion_gemma",
+        "its encoder and its decoder have a router each in every layer, so that a layer does not name a router",
+        "Use gemma4.",
+    ),
     "DogeCDMoE": Refusal(
         "doge",
         "its experts are chosen by product keys inside the block's forward, with no router that a hook could reach",
