@@ -64,7 +64,7 @@ def families(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the prompts drawn and of the random controls.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts drawn and of the random controls.")] = 0,
 ) -> None:
     """Find the refusal experts of a small trained model, switch them off and on, and compare with random experts."""
     # Matrices as small as the organism's gain nothing from more threads, and lose much on a busy machine.

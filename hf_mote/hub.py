@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Shareable", "card_header", "read_json", "read_tensors", "write_json", "write_tensors"]
 
+_MADE_HERE = "<!-- made by hf_mote; take this line out to keep the card when the folder is written again -->"
 _PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 
 
@@ -84,7 +85,7 @@ class Shareable(ABC):
 
         Args:
             folder (`str` or `os.PathLike`):
-                Made if it does not exist. An existing README.md is kept.
+                Made if it does not exist. A README.md is kept unless it is a card that was made here.
 
         Raises:
             [`FileFormatError`]: if `folder` cannot be a folder, or the object holds what a file cannot.
@@ -98,9 +99,10 @@ class Shareable(ABC):
             ) from error
         with replacing(folder / self.file_name) as path:
             self._to_file(path)
-        if not (folder / "README.md").exists():
-            with replacing(folder / "README.md") as path:
-                path.write_text(card, encoding="utf-8")
+        readme = folder / "README.md"
+        if not readme.exists() or _MADE_HERE in readme.read_text(encoding="utf-8", errors="replace"):
+            with replacing(readme) as path:
+                path.write_text(f"{card}\n{_MADE_HERE}\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(

@@ -59,7 +59,7 @@ def test_demo_folder_can_be_used_again(folder: Path) -> None:
     model = load_organism("refusal").model
     apply_mote(model, str(folder)).remove()
     assert config.provenance["seed"] == 5
-    imaged = FTRIResult.from_pretrained(folder / "ftri")
+    imaged = FTRIResult.from_pretrained(folder / "imaging")
     mean = ActivationMap.from_pretrained(folder / "maps" / "refusal")
     assert mean.top(3) == imaged.maps["refusal"].top(3)
     pictures = sorted(path.name for path in folder.glob("*.png"))

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import DataError, UnsupportedError
+from hf_mote.errors import ConfigError, DataError, UnsupportedError
 from hf_mote.ftri.contrast import contrast
 from hf_mote.ftri.ranking import ExpertRanking
-from hf_mote.ftri.responses import Prompt, checked_prompts, encode_prompts, padded
+from hf_mote.ftri.responses import Prompt, check_batch_size, checked_prompts, encode_prompts, padded
 from hf_mote.mote.fingerprint import fingerprint_of
 from hf_mote.routing.discover import RouterSite, find_routers
 from hf_mote.routing.selection import Routing
@@ -35,6 +35,7 @@ def attribute_experts(
     target: str | Sequence[str],
     baseline: str | Sequence[str],
     *,
+    gain: float = 1.0,
     batch_size: int = 8,
     system_prompt: str | None = None,
     confidence: float = 0.95,
@@ -61,6 +62,11 @@ def attribute_experts(
             The response whose causes are sought: one for all prompts, or one for each.
         baseline (`str` or `Sequence[str]`):
             The response it is held against, likewise.
+        gain (`float`, *optional*, defaults to 1.0):
+            Where the derivative is taken: with every routing weight multiplied by this, above 0 and at most 1. At 1 it
+            says what a little less of an expert does, which misleads where the response is all but certain: on the
+            organism "refusal" an expert that the refusal cannot do without gets the lowest score of all. At 0.5, where
+            the response is not certain yet, the four planted experts come first.
         batch_size (`int`, *optional*, defaults to 8):
             Prompts that run together, each with both responses.
         system_prompt (`str`, *optional*):
@@ -79,6 +85,7 @@ def attribute_experts(
 
     Raises:
         [`DataError`]: if there are no prompts, a response is empty, or the numbers differ.
+        [`ConfigError`]: if gain, batch size or seed is out of range.
         [`UnsupportedError`]: if the model has no routed experts that the table knows.
 
     Source: first-order Taylor ablation, Molchanov et al. (2017), "Pruning Convolutional Neural Networks for Resource
@@ -99,6 +106,13 @@ def attribute_experts(
     ```
     """
     asked = checked_prompts("attribute_experts.prompts", prompts)
+    check_batch_size(batch_size)
+    if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 < gain <= 1:
+        raise ConfigError("attribute_experts.gain", "out of range", got=repr(gain), expected="above 0, at most 1")
+    if torch.is_inference_mode_enabled():
+        raise UnsupportedError(
+            "attribute_experts", "no derivatives inside torch.inference_mode", fix="Call it outside, or use no_grad."
+        )
     wanted = _responses("target", target, len(asked))
     rival = _responses("baseline", baseline, len(asked))
     sites = find_routers(model)
@@ -110,7 +124,7 @@ def attribute_experts(
     questions = encode_prompts(tokenizer, asked, system_prompt=system_prompt)
     answers = [[_encode_response(tokenizer, text) for text in texts] for texts in (wanted, rival)]
     effects: list[list[Tensor]] = [[], []]
-    gains = _Gains(sites)
+    gains = _Gains(sites, float(gain))
     pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
     with (
         attach_to_routers(model, sites, gains, lambda site: _GainProbe(gains, site)),
@@ -142,21 +156,24 @@ def attribute_experts(
         method="attribution",
         target=wanted[0] if len(set(wanted)) == 1 else "the target responses",
         fingerprint=fingerprint_of(model, sites),
-        provenance={"prompts": len(asked), "unit": "nats"},
+        provenance={"prompts": len(asked), "unit": "nats", "gain": float(gain)},
     )
 
 
 class _Gains(Watcher):
-    """One differentiable gain of value 1 for each sequence and expert of each router; new ones for every forward."""
+    """One differentiable gain for each sequence and expert of each router; new ones for every forward."""
 
-    def __init__(self, sites: Sequence[RouterSite]) -> None:
+    def __init__(self, sites: Sequence[RouterSite], value: float) -> None:
         super().__init__()
         self.sites = sites
+        self.value = value
         self.by_path: dict[str, Tensor] = {}
 
     def on_forward(self, forward: Forward, cache: Any) -> None:
         self.by_path = {
-            site.path: torch.ones(forward.batch, site.num_experts, device=forward.device, requires_grad=True)
+            site.path: torch.full(
+                (forward.batch, site.num_experts), self.value, device=forward.device
+            ).requires_grad_()
             for site in self.sites
         }
 
@@ -191,6 +208,10 @@ class _GainProbe(Probe):
 
 
 def _responses(name: str, given: str | Sequence[str], number: int) -> list[str]:
+    if not isinstance(given, str | Sequence):
+        raise DataError(
+            f"attribute_experts.{name}", "not a response", got=repr(given)[:60], expected="text, or a list"
+        )
     responses = [given] * number if isinstance(given, str) else list(given)
     if len(responses) != number:
         raise DataError(

@@ -125,6 +125,8 @@ def contrast(
         raise ConfigError("contrast: confidence", "is not a coverage", got=confidence, expected="0 < confidence < 1")
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 0:
         raise ConfigError("contrast: resamples", "is not a number of resamples", got=resamples, expected="0 or more")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError("contrast: seed", "is not a seed", got=repr(seed), expected="an integer, 0 or more")
     chosen, others = np.flatnonzero(target), np.flatnonzero(~target)
     paired = rest == "paired"
     if paired and len(chosen) != len(others):
@@ -137,8 +139,10 @@ def contrast(
 
     shape = maps.shape[1:]
     flat = maps.reshape(len(maps), -1)
+    # In one way with and without resamples, so that ties fall alike; shifted, so that what never varies gives 0.
+    shifted = flat - flat[0]
+    score = shifted[chosen].mean(axis=0) - shifted[others].mean(axis=0)
     if resamples == 0:
-        score = flat[chosen].mean(axis=0) - flat[others].mean(axis=0)
         return Contrast(score.reshape(shape), None, None, None, None, None)
     parts = [
         resample_difference(
@@ -152,9 +156,9 @@ def contrast(
         )
         for start in range(0, flat.shape[1], EXPERTS_PER_CHUNK)
     ]
-    score, low, high, p = (np.concatenate(part).reshape(shape) for part in zip(*parts, strict=True))
+    _, low, high, p = (np.concatenate(part).reshape(shape) for part in zip(*parts, strict=True))
     q = np.asarray(stats.false_discovery_control(p.ravel()), dtype=np.float64).reshape(shape)
-    return Contrast(score, low, high, p, q, confidence)
+    return Contrast(score.reshape(shape), low, high, p, q, confidence)
 
 
 def length_confound(values: npt.ArrayLike, is_target: npt.ArrayLike) -> LengthConfound:

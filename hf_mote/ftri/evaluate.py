@@ -7,6 +7,7 @@ many random experts of the same layers, and what happens to answers that should 
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError
-from hf_mote.ftri.judges import Judge, classify
+from hf_mote.errors import ConfigError, UnknownNameError
+from hf_mote.ftri.judges import Judge, check_judge, classify
 from hf_mote.ftri.report import EvaluationReport, Rate
 from hf_mote.ftri.responses import Prompt, checked_prompts, generate_responses, prompt_text
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import apply_mote
+from hf_mote.mote.patch import apply_mote, load_config
 from hf_mote.routing.discover import RouterSite, find_routers
 
 __all__ = ["evaluate_mote", "random_control"]
@@ -28,7 +29,7 @@ __all__ = ["evaluate_mote", "random_control"]
 def evaluate_mote(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    config: MoTEConfig,
+    config: MoTEConfig | str | os.PathLike[str],
     prompts: Sequence[Prompt],
     judge: Judge,
     *,
@@ -51,14 +52,15 @@ def evaluate_mote(
             A mixture-of-experts language model; left as it is.
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer. A chat template is applied if it has one.
-        config (`MoTEConfig`):
-            What to measure.
+        config (`MoTEConfig`, `str` or `os.PathLike`):
+            What to measure: a config, a folder or a Hub id.
         prompts (`Sequence[str]` or chats):
             Prompts on which the behaviour is to change; best ones that the experts were not found with.
         judge (`Callable`):
             `response -> label` or `(prompt, response) -> label`.
         target (`str`, *optional*, defaults to the judge's own `target`):
-            The label whose rate is reported. For a judge that answers yes or no, `True`.
+            The label whose rate is reported. For a judge that answers yes or no, `True`. A label that no response
+            gets, in any run, is refused.
         unrelated (`Sequence[str]` or chats, *optional*):
             Prompts whose answers should stay word for word the same.
         num_controls (`int`, *optional*, defaults to 20):
@@ -106,6 +108,10 @@ def evaluate_mote(
     asked = checked_prompts("evaluate_mote.prompts", prompts)
     others = checked_prompts("evaluate_mote.unrelated", unrelated) if unrelated else []
     label = _target_label(judge, target)
+    check_judge(judge)
+    if isinstance(num_controls, bool) or not isinstance(num_controls, int) or num_controls < 0:
+        raise ConfigError("evaluate_mote.num_controls", "not a number", got=repr(num_controls), expected="0 or more")
+    config = load_config(config)
     config.check(model)
     if config.is_empty:
         raise ConfigError("evaluate_mote.config", "nothing to measure", got="no targets, or strength 0")
@@ -131,12 +137,17 @@ def evaluate_mote(
                     responses[position] = answer
         return responses
 
+    seen: set[str] = set()
+
     def rate(responses: Sequence[str]) -> Rate:
-        return Rate.of(classify(judge, texts, responses).count(label), len(responses), confidence)
+        labels = classify(judge, texts, responses)
+        seen.update(labels)
+        return Rate.of(labels.count(label), len(responses), confidence)
 
     runs = 2 + len(controls) + len(doses)
     with logging.tqdm(total=runs, desc="evaluating", disable=not progress, leave=False) as bar:
         before, after = respond(asked, None), respond(asked, config)
+        rate_before, rate_after = rate(before), rate(after)
         bar.update(2)
         unchanged = None
         if others:
@@ -150,10 +161,14 @@ def evaluate_mote(
         for strength, dose in zip(strengths, doses, strict=True):
             dose_rates.append((float(strength), rate(respond(asked, dose)).rate))
             bar.update()
+    if target is not None and label not in seen and label != getattr(judge, "target", None):
+        raise UnknownNameError.of(
+            "evaluate_mote.target", label, seen, fix="No response got this label; the judge gave the listed ones."
+        )
     return EvaluationReport(
         target=label,
-        before=rate(before),
-        after=rate(after),
+        before=rate_before,
+        after=rate_after,
         controls=control_rates,
         unrelated_unchanged=unchanged,
         dose=dose_rates,

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_mote.errors import DataError, FileFormatError, HFMoTEError, UnknownNameError
-from hf_mote.ftri.contrast import contrast
-from hf_mote.ftri.judges import Judge, classify
+from hf_mote.ftri.contrast import contrast, length_confound
+from hf_mote.ftri.judges import Judge, check_judge, classify
 from hf_mote.ftri.ranking import ExpertRanking
 from hf_mote.ftri.responses import Prompt, checked_prompts, generate_responses, prompt_text
 from hf_mote.hub import Shareable, read_tensors, write_tensors
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["FTRIResult", "ftri"]
 
 _KIND = "ftri_result"
+SCOPES = ("prompt", "generation", "all")
+LENGTH_CONFOUND = 0.1  # relative difference of lengths from which a ranking by counts is warned of
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,12 +126,21 @@ class FTRIResult(Shareable):
                 expected="at least two classes",
                 fix="Add prompts that the model answers in another way.",
             )
+        if value not in ("count", "weight"):
+            raise UnknownNameError.of("FTRIResult.rank.value", value, ("count", "weight"))
         values = self.counts if value == "count" else self.weights
+        is_target = [label == name for label in self.classes]
+        confound = length_confound(self.counts.numpy(), is_target).relative
+        if abs(confound) > LENGTH_CONFOUND and not normalize:
+            logger.warning(
+                f"FTRIResult.rank: prompts of class {name!r} differ from the others by {confound:+.0%} in length, "
+                "which shows in every expert's counts. Consider normalize=True."
+            )
         if normalize:
             values = values / self.num_tokens[:, None, None]
         found = contrast(
             values.numpy(),
-            [label == name for label in self.classes],
+            is_target,
             confidence=confidence,
             resamples=resamples,
             seed=seed,
@@ -140,7 +154,8 @@ class FTRIResult(Shareable):
             provenance={
                 **self.provenance,
                 "value": value,
-                "normalize": str(normalize),
+                "normalize": normalize,
+                "length_confound": round(confound, 4),
                 "scope": self.scope,
                 "prompts": len(self.prompts),
                 "target_prompts": self.classes.count(name),
@@ -193,6 +208,8 @@ class FTRIResult(Shareable):
                 layers=tuple(metadata["layers"]),
                 **{name: metadata[name] for name in names},
             )
+            if result.scope not in SCOPES or not all(isinstance(label, str) for label in result.classes):
+                raise DataError("FTRIResult", "scope or classes are malformed", got=result.scope)
             sizes = {len(result.prompts), len(result.responses), len(result.classes), len(result.counts)}
             sizes |= {len(result.weights), len(result.num_tokens)}
             if len(sizes) != 1:
@@ -202,7 +219,7 @@ class FTRIResult(Shareable):
             _ = result.maps
         except KeyError as error:
             raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
-        except HFMoTEError as error:
+        except (HFMoTEError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(str(path), "holds no fTRI result", got=str(error).rstrip(".")) from error
         return result
 
@@ -266,6 +283,9 @@ def ftri(
     ```
     """
     asked = checked_prompts("ftri.prompts", prompts)
+    check_judge(judge)
+    if scope not in SCOPES:
+        raise UnknownNameError.of("ftri.scope", scope, SCOPES)
     sites = find_routers(model)
     responses = [""] * len(asked)
     order: list[int] = []

@@ -6,6 +6,7 @@ hypothesis: whether its top experts control the behaviour is for `evaluate_mote`
 
 from __future__ import annotations
 
+import operator
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -114,6 +115,8 @@ class ExpertRanking(Shareable):
                 raise DataError(f"ExpertRanking.{name}", "is no probability", expected="0..1")
         if (self.low is None) != (self.high is None):
             raise DataError("ExpertRanking", "an interval has two ends", expected="both of low and high, or neither")
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            raise DataError("ExpertRanking.confidence", "is no coverage", got=self.confidence, expected="0..1")
         if (self.low is None) != (self.confidence is None):
             raise DataError("ExpertRanking.confidence", "goes with low and high", got=self.confidence)
         object.__setattr__(self, "provenance", dict(self.provenance))
@@ -204,7 +207,8 @@ class ExpertRanking(Shareable):
         if len(given) != 1:
             what = "needs exactly one of suppress and stimulate"
             raise ConfigError("ExpertRanking.to_config", what, got=counts, fix="For example to_config(suppress=8).")
-        ((name, n),) = given.items()
+        ((name, wanted),) = given.items()
+        n = operator.index(wanted)
         pairs = self.top(n)
         positive = int((self.score > 0).sum())
         if n > positive:
@@ -262,5 +266,5 @@ class ExpertRanking(Shareable):
             return cls(score=tensors["score"], layers=tuple(tensors["layers"].tolist()), **known)
         except KeyError as error:
             raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
-        except HFMoTEError as error:
+        except (HFMoTEError, TypeError, ValueError) as error:
             raise FileFormatError(str(path), "holds no expert ranking", got=str(error).rstrip(".")) from error

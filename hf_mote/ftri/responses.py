@@ -15,7 +15,15 @@ from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError
 
-__all__ = ["Prompt", "checked_prompts", "encode_prompts", "generate_responses", "padded", "prompt_text"]
+__all__ = [
+    "Prompt",
+    "check_batch_size",
+    "checked_prompts",
+    "encode_prompts",
+    "generate_responses",
+    "padded",
+    "prompt_text",
+]
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
 
@@ -47,6 +55,16 @@ def checked_prompts(where: str, prompts: Sequence[Prompt]) -> list[Prompt]:
                 expected="text, or a list of messages with role and content",
             )
     return list(prompts)
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Raise [`ConfigError`] unless a batch size is a number of prompts.
+
+    Args:
+        batch_size (`object`): What was given.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError("batch_size", "not a number of prompts", got=repr(batch_size), expected="1 or more")
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -134,8 +152,13 @@ def generate_responses(
     Yields:
         `tuple[list[int], list[str]]`: positions in `prompts` and the responses to them, special tokens left out.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError("batch_size", "not a number of prompts", got=repr(batch_size), expected="1 or more")
+    check_batch_size(batch_size)
+    given = generate_kwargs or {}
+    for name, usual in (("num_return_sequences", 1), ("num_beams", 1), ("return_dict_in_generate", False)):
+        if given.get(name, usual) not in (usual, None):
+            raise ConfigError(
+                f"generate_kwargs.{name}", "one plain response is needed for each prompt", got=generate_kwargs
+            )
     encoded = encode_prompts(tokenizer, prompts, system_prompt=system_prompt)
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)

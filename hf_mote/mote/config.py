@@ -55,7 +55,8 @@ class MoTEConfig(Shareable):
             `"drop"`: after selection, `w = 0` for suppressed experts and the survivors are scaled so that the weights
             sum to what they did; no other expert takes the slot (the paper's). `"reroute"`: suppressed experts leave
             the selection before the group limit and top-k, the next best takes the slot, and the weights follow the
-            family's own rule. `"zero"`: `w = 0` and nothing else changes.
+            family's own rule (a group that is ranked by its two best experts and has one left is ranked by that one).
+            `"zero"`: `w = 0` and nothing else changes.
         stimulate_weight (`str` or `float`, *optional*, defaults to `"own"`):
             Weight of stimulated experts: what the family's rule gives them (`"own"`), the largest weight among those
             chosen (`"max"`), or this number.
@@ -70,7 +71,8 @@ class MoTEConfig(Shareable):
         strength (`float`, *optional*, defaults to 1.0):
             Dose, not negative. Suppressed experts keep `1 - strength` of their weight (so at most 1 with `suppress`;
             `"reroute"` has no half measures and takes 0 or 1); biases and the weights of stimulated experts are
-            multiplied by it. 0 attaches nothing.
+            multiplied by it. 0 attaches nothing; above 0 a
+            stimulated expert takes its slot at any strength, so that a dose-response curve need not start at 0.
         fingerprint (`dict`, *optional*):
             The model it was made for; see [`MoTEConfig.for_model`]. Checked when the config meets a model.
         base_model (`str`, *optional*):

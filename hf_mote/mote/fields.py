@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 from hf_mote.errors import ConfigError
@@ -41,7 +42,7 @@ def _entries(name: str, value: Any, length: int, expected: str) -> list[Any]:
     if len(entries) > _MAX_PAIRS:
         raise ConfigError(f"MoTEConfig.{name}", "too long", got=len(entries), expected=f"at most {_MAX_PAIRS}")
     for position, entry in enumerate(entries):
-        if isinstance(entry, str | Mapping) or not isinstance(entry, Iterable) or len(list(entry)) != length:
+        if isinstance(entry, str | Mapping) or not hasattr(entry, "__len__") or len(entry) != length:
             raise ConfigError(f"MoTEConfig.{name}[{position}]", "malformed entry", got=repr(entry), expected=expected)
     return entries
 
@@ -66,7 +67,7 @@ def _distinct(name: str, found: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def number(name: str, value: Any, expected: str) -> float:
     """Return a finite number as a float."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+    good = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= LARGEST  # type: ignore[operator]
     if not good:  # NaN compares as false
         got = repr(value)[:40]
         raise ConfigError(f"MoTEConfig.{name}", "not a finite number of float32", got=got, expected=expected)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from torch import nn
+from torch import Tensor, nn
 
 from hf_mote.errors import ModelMismatchError
 from hf_mote.routing.discover import RouterSite
@@ -24,9 +24,9 @@ def fingerprint_of(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, A
         sites (`Sequence[RouterSite]`): Its router sites.
 
     Returns:
-        `dict`: `model_type`; `layers`, `num_experts` and `top_k`, one entry for each router; `router_sha256`, over the
-        router weights as bfloat16 so that it is the same whatever dtype they were loaded in, or `None` for a model on
-        the meta device.
+        `dict`: `model_type`; `layers`, `num_experts` and `top_k`, one entry for each router; `router_sha256`, over
+        router weights and selection biases as bfloat16 so that it is the same whatever dtype they were loaded in, or
+        `None` for a model on the meta device.
     """
     return {
         "model_type": _model_type(model, sites),
@@ -84,9 +84,18 @@ def _hash(sites: Sequence[RouterSite]) -> str | None:
             for _, parameter in sorted(site.module.named_parameters(), key=lambda item: item[0]):
                 if parameter.is_meta:
                     return None
-                values = parameter.detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
-                digest.update(values.view(torch.int16).numpy().tobytes())
+                digest.update(_bytes(parameter))
+        bias = site.selection_bias()
+        if bias is not None and bias.is_meta:
+            return None
+        if bias is not None:
+            digest.update(_bytes(bias))
     return digest.hexdigest()
+
+
+def _bytes(values: Tensor) -> bytes:
+    """Values as bfloat16, the same whatever dtype they were loaded in."""
+    return values.detach().to(device="cpu", dtype=torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 
 def _brief(value: object) -> str:

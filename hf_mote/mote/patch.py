@@ -18,7 +18,7 @@ from hf_mote.routing.selection import RoutingEdit
 from hf_mote.routing.stack import Editor, RouterStack, attach_to_routers
 from hf_mote.routing.tracker import Forward, Watcher
 
-__all__ = ["apply_mote"]
+__all__ = ["apply_mote", "load_config"]
 
 
 def apply_mote(
@@ -70,7 +70,7 @@ def apply_mote(
         raise ConfigError(
             "apply_mote.config", "an empty list", expected="one config or None for each row of the batch"
         )
-    configs = [None if entry is None and by_row else _load(entry) for entry in given]
+    configs = [None if entry is None and by_row else load_config(entry) for entry in given]
     sites = find_routers(model)
     for entry in configs:
         if entry is not None:
@@ -176,7 +176,15 @@ class _RowWatcher(Watcher):
             )
 
 
-def _load(config: object) -> MoTEConfig:
+def load_config(config: object) -> MoTEConfig:
+    """Return a config given as itself, as a folder or file, or as a Hub id.
+
+    Args:
+        config (`object`): What was given.
+
+    Raises:
+        [`ConfigError`]: if it is none of these.
+    """
     if isinstance(config, MoTEConfig):
         return config
     if isinstance(config, str | os.PathLike):

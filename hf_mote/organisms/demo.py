@@ -1,7 +1,8 @@
 """The whole path on a trained model: image, rank by two methods, suppress, stimulate, control, report.
 
 Everything printed and written is measured in the run. The experts come from the rankings alone; the organism's ground
-truth only marks which of them are the planted ones.
+truth only marks which of them are the planted ones. Attribution holds the model's own refusal against the true answer,
+which the organism knows and a user would have to write.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ SHARE_SUPPRESSED = 0.02  # most experts to suppress, as a share of all
 NUM_IMAGED = 48  # prompts of each kind that the experts are found with
 NUM_TESTED = 60  # held-out prompts of each kind that the effect is measured on
 NUM_CONTROLS = 20
+ATTRIBUTION_GAIN = 0.5  # below 1, as the refusal is all but certain there; see `attribute_experts`
 STIMULATION = 1.5  # times the stimulated experts' own weight
 MAX_NEW_TOKENS = 24
 
@@ -150,6 +152,7 @@ def run_demo(
             [imaged.prompts[i] for i in refused],
             target=Counter(imaged.responses[i] for i in refused).most_common(1)[0][0],
             baseline=[subject.answers[imaged.prompts[i]] for i in refused],
+            gain=ATTRIBUTION_GAIN,
             batch_size=24,
             seed=seed,
         ),
@@ -206,7 +209,7 @@ def _write(result: DemoResult, output: Path, num: int) -> None:
     }
     config = best.ranking.to_config(suppress=num)
     dataclasses.replace(config, provenance={**config.provenance, **measured}).save_pretrained(output)
-    result.imaged.save_pretrained(output / "ftri")
+    result.imaged.save_pretrained(output / "imaging")
     for name, activation_map in result.imaged.maps.items():
         activation_map.save_pretrained(output / "maps" / name)
     titles = {
@@ -215,7 +218,7 @@ def _write(result: DemoResult, output: Path, num: int) -> None:
     }
     for name, method in result.methods.items():
         method.ranking.save_pretrained(output / name)
-        method.report.save_pretrained(output / name)
+        method.report.save_pretrained(output / name / "evaluation")
         title, unit = titles[name]
         plot_expert_map(
             method.ranking.matrix(),

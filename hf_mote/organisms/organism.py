@@ -86,6 +86,8 @@ def load_organism(name: str) -> Organism:
         assert question in organism.answers
         ```
     """
+    if not isinstance(name, str):
+        raise UnknownNameError.of("load_organism", name, list_organisms())
     if name in list_organisms():
         with as_file(_SHIPPED / name) as folder:
             return _load(name, folder)

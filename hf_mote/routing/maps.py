@@ -177,6 +177,10 @@ class ActivationMap(Shareable):
             shared,
         )
 
+    def __radd__(self, other: object) -> ActivationMap:
+        # What `sum` begins with.
+        return self if other == 0 else NotImplemented
+
     def __sub__(self, other: ActivationMap) -> ActivationMap:
         if not isinstance(other, ActivationMap):
             return NotImplemented
@@ -239,7 +243,7 @@ class ActivationMap(Shareable):
             )
         except KeyError as error:
             raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
-        except HFMoTEError as error:
+        except (HFMoTEError, TypeError, ValueError) as error:
             raise FileFormatError(str(path), "holds no activation map", got=str(error).rstrip(".")) from error
 
 

@@ -183,7 +183,7 @@ def choose(
         choice = choice + edit.selection_bias
     choice = _ban(choice, edit)
     if selection.num_groups > 1:
-        outside = _outside_best_groups(choice, selection)
+        outside = _outside_best_groups(choice, selection, banned=edit.banned is not None)
         choice = _ban(torch.where(outside, _group_fill(selection, edit), choice), edit)
         if rule.weights_from == "choice":
             inside_only = scores.masked_fill(outside, rule.group_fill)
@@ -195,7 +195,8 @@ def choose(
 def merge_edits(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> RoutingEdit:
     """Return one edit that does what several do together.
 
-    Factors multiply, biases add, bans and forcings unite; of two weights for a forced expert, the later one counts.
+    Factors multiply, biases add, bans and forcings unite; a number given as a forced expert's weight goes before
+    `"max"`, and of two numbers the later one counts.
 
     Args:
         edits (`Sequence[tuple[RoutingEdit, torch.Tensor | None]]`):
@@ -312,11 +313,13 @@ def _group_fill(selection: Selection, edit: RoutingEdit) -> Tensor | float:
     return fill + edit.selection_bias.amin(dim=-1, keepdim=True).clamp(max=0.0)
 
 
-def _outside_best_groups(choice: Tensor, selection: Selection) -> Tensor:
+def _outside_best_groups(choice: Tensor, selection: Selection, *, banned: bool) -> Tensor:
     """True for the experts whose group is not among the best, `(tokens, experts)`."""
     grouped = choice.view(choice.shape[0], selection.num_groups, -1)
     if selection.rule.group_score == "top2_sum":
-        group_scores = grouped.topk(2, dim=-1).values.sum(dim=-1)
+        best = grouped.topk(2, dim=-1).values
+        # With one expert left, a group is ranked by that one: minus infinity would tie it with the empty groups.
+        group_scores = best[..., 0] + best[..., 1].masked_fill(best[..., 1] == NEVER, 0.0) if banned else best.sum(-1)
     else:
         group_scores = grouped.amax(dim=-1)
     kept = torch.topk(group_scores, selection.groups_kept, dim=-1, sorted=False).indices

@@ -34,7 +34,7 @@ class Editor(RouterParticipant):
 
 
 class Probe(RouterParticipant):
-    """Passes the applied weights through a differentiable function that does not change their values."""
+    """Passes the applied weights through a differentiable function."""
 
     @abstractmethod
     def probe(self, forward: Forward | None, routing: Routing) -> Tensor:

@@ -119,8 +119,8 @@ class TokenTracker(HookStack):
     """The hook on the decoder, shared by all interventions of a model.
 
     A forward with an empty cache reads prompt; a single token on a filled cache is a generated one. Where the caller
-    asks for no cache, a forward whose tokens extend those of the one before by exactly one column is the next step of
-    a generation.
+    asks for no cache and gives position ids, as `generate` does, a forward whose tokens extend those of the one before
+    by exactly one column is the next step of a generation.
     """
 
     def __init__(self) -> None:
@@ -222,8 +222,10 @@ class TokenTracker(HookStack):
 
     def _extends_previous(self, ids: Tensor | None, kwargs: dict[str, Any]) -> bool:
         # Only where the caller asks for no cache, as `generate` does: plain forwards leave the choice to the config.
+        # It also hands over position ids, which plain forwards leave to the model.
         before = self._previous
-        if before is None or ids is None or kwargs.get("use_cache") is not False:
+        by_generate = kwargs.get("use_cache") is False and kwargs.get("position_ids") is not None
+        if before is None or ids is None or not by_generate:
             return False
         grown = ids.shape[0] == before.shape[0] and ids.shape[1] == before.shape[1] + 1
         return grown and torch.equal(ids[:, :-1], before)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
+from torch.utils.hooks import RemovableHandle
 
-from hf_mote import ExpertRanking, MoTEConfig, apply_mote, attribute_experts
-from hf_mote.errors import DataError
+from hf_mote import ExpertRanking, MoTEConfig, RouterSite, apply_mote, attribute_experts, find_routers
+from hf_mote.errors import ConfigError, DataError
 from hf_mote.ftri.responses import encode_prompts
 
 PROMPTS = ["hello", "what is it?", "go"]
@@ -100,3 +101,43 @@ def test_attribute_experts_bad_responses_are_refused_with_their_place(
     with pytest.raises(DataError, match=place):
         attribute_experts(model, tiny_tokenizer(), PROMPTS, target, baseline, progress=False)  # type: ignore[arg-type]
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "options", [{"gain": 0}, {"gain": 1.5}, {"gain": "1"}, {"batch_size": 0}, {"batch_size": -3}, {"seed": -1}]
+)
+def test_attribute_experts_bad_settings_are_refused(options: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        attribute_experts(
+            tiny_model("mixtral"), tiny_tokenizer(), PROMPTS, TARGET, BASELINE, progress=False, **options
+        )
+
+
+def test_attribute_experts_at_half_gain_is_the_derivative_there() -> None:
+    model = tiny_model("deepseek_v3")
+    ranking = attribute_experts(
+        model, tiny_tokenizer(), PROMPTS, TARGET, BASELINE, gain=0.5, resamples=0, progress=False
+    )
+    pair = ranking.top(1)[0]
+    halves = [halved(model, pair, gain) for gain in (0.51, 0.49)]
+    expected = ranking.matrix()[ranking.layers.index(pair[0]), pair[1]].item()
+    assert (halves[0] - halves[1]) / 0.02 == pytest.approx(expected, rel=0.05, abs=5e-3)
+
+
+def halved(model: torch.nn.Module, pair: tuple[int, int], gain: float) -> float:
+    """Mean score with every routing weight at one half, and one expert's at `gain`."""
+
+    def scale(site: RouterSite) -> RemovableHandle:
+        def hook(module: torch.nn.Module, args: object, output: tuple) -> tuple:
+            factors = torch.full((site.num_experts,), 0.5)
+            if site.layer == pair[0]:
+                factors[pair[1]] = gain
+            return (output[0], output[1] * factors[output[2]], output[2])
+
+        return site.module.register_forward_hook(hook)
+
+    handles = [scale(site) for site in find_routers(model)]
+    total = sum(score(model, prompt) for prompt in PROMPTS) / len(PROMPTS)
+    for handle in handles:
+        handle.remove()
+    return total

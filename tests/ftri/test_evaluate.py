@@ -9,7 +9,7 @@ import pytest
 from tiny_models import tiny_model, tiny_tokenizer
 
 from hf_mote import EvaluationReport, MoTEConfig, apply_mote, evaluate_mote, find_routers
-from hf_mote.errors import ConfigError, DataError, FileFormatError, ModelMismatchError
+from hf_mote.errors import ConfigError, DataError, FileFormatError, ModelMismatchError, UnknownNameError
 from hf_mote.ftri.contrast import wilson
 from hf_mote.ftri.evaluate import random_control
 from hf_mote.ftri.report import Rate
@@ -124,3 +124,28 @@ def test_evaluate_mote_bad_input_is_refused_and_leaves_the_model() -> None:
     with pytest.raises(ModelMismatchError, match="layer 7"):
         evaluate_mote(model, tokenizer, MoTEConfig(suppress=[[7, 1]]), PROMPTS, has_vowel, target=True, **OPTIONS)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_evaluate_mote_mistyped_target_is_refused_with_the_labels_seen() -> None:
+    with pytest.raises(UnknownNameError, match="False"):
+        evaluate_mote(
+            tiny_model("mixtral"),
+            tiny_tokenizer(),
+            MoTEConfig(suppress=[[0, 1]]),
+            PROMPTS,
+            has_vowel,
+            target="Treu",
+            num_controls=0,
+            **OPTIONS,
+        )
+    with pytest.raises(ConfigError, match="num_controls"):
+        evaluate_mote(
+            tiny_model("mixtral"),
+            tiny_tokenizer(),
+            MoTEConfig(suppress=[[0, 1]]),
+            PROMPTS,
+            has_vowel,
+            target=True,
+            num_controls=-2,
+            **OPTIONS,
+        )

@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
-from hf_mote import FTRIResult, MoTEConfig, apply_mote, ftri, record_routing
+from hf_mote import FTRIResult, HFMoTEError, MoTEConfig, RefusalJudge, apply_mote, ftri, record_routing
 from hf_mote.errors import ConfigError, DataError, FileFormatError, UnknownNameError
+from hf_mote.files import read_tensors, write_tensors
 from hf_mote.ftri.responses import encode_prompts, generate_responses
 
 PROMPTS = ["a", "what is b?", "cc", "tell me of d and e", "f", "g?"]
@@ -129,3 +130,46 @@ def test_ftri_under_an_intervention_images_the_patched_model() -> None:
         result = ftri(model, tokenizer, PROMPTS, by_prompt, max_new_tokens=2, progress=False)
     assert result.counts[:, 0, 0].sum() == 0
     assert result.counts[:, 1, 3].sum() == 0
+
+
+def test_ftri_rank_unknown_value_is_refused(result: FTRIResult) -> None:
+    with pytest.raises(UnknownNameError, match="'count'"):
+        result.rank("question", value="counts")  # type: ignore[arg-type]
+
+
+def test_ftri_config_has_the_experts_of_the_ranking_ties_included(result: FTRIResult) -> None:
+    for n in (1, 3, 5, 9):
+        assert result.to_config("question", suppress=n).suppress == sorted(
+            [list(pair) for pair in result.rank("question").top(n)]
+        )
+
+
+@pytest.mark.parametrize(
+    ("judge", "options", "place"),
+    [
+        ("refusal", {}, "judge"),
+        (RefusalJudge, {}, "RefusalJudge"),
+        (by_prompt, {"scope": "promt"}, "scope"),
+        (by_prompt, {"batch_size": 0}, "batch_size"),
+        (by_prompt, {"generate_kwargs": {"num_return_sequences": 2, "do_sample": True}}, "num_return_sequences"),
+        (by_prompt, {"generate_kwargs": {"return_dict_in_generate": True}}, "return_dict_in_generate"),
+    ],
+)
+def test_ftri_bad_settings_are_refused_before_anything_runs(judge: object, options: dict, place: str) -> None:
+    model = tiny_model("mixtral")
+    calls: list[int] = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(HFMoTEError, match=place):
+        ftri(model, tiny_tokenizer(), PROMPTS, judge, progress=False, **options)  # type: ignore[arg-type]
+    handle.remove()
+    assert calls == []
+
+
+@pytest.mark.parametrize("edit", [{"layers": 5}, {"prompts": 5}, {"classes": [1] * 6}, {"scope": "xx"}])
+def test_ftri_result_edited_metadata_is_refused(result: FTRIResult, tmp_path: Path, edit: dict) -> None:
+    result.save_pretrained(tmp_path)
+    file = tmp_path / result.file_name
+    tensors, metadata = read_tensors(file, kind="ftri_result")
+    write_tensors(file, tensors, {**metadata, **edit})
+    with pytest.raises(FileFormatError, match="ftri_result"):
+        FTRIResult.from_pretrained(tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -413,3 +414,29 @@ def test_for_model_dense_model_is_refused() -> None:
 def test_for_model_unknown_field_is_refused_by_the_package() -> None:
     with pytest.raises((ConfigError, TypeError), match="supress"):
         MoTEConfig.for_model(tiny_model("mixtral"), supress=[[2, 1]])
+
+
+def test_mote_config_saved_again_has_the_card_of_the_new_one_unless_the_card_is_hand_written(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    MoTEConfig(suppress=[[2, 1]]).save_pretrained(tmp_path)
+    MoTEConfig(suppress=[[4, 9]]).save_pretrained(tmp_path)
+    assert "[4, 9]" in card.read_text()
+    assert "[2, 1]" not in card.read_text()
+    card.write_text("mine")
+    MoTEConfig(suppress=[[2, 1]]).save_pretrained(tmp_path)
+    assert card.read_text() == "mine"
+
+
+def test_mote_config_numpy_numbers_are_numbers() -> None:
+    config = MoTEConfig(suppress=np.array([[2, 1]]), strength=np.float32(0.5), bias=[[np.int64(1), 0, np.float64(2)]])
+    assert config == MoTEConfig(suppress=[[2, 1]], strength=0.5, bias=[[1, 0, 2.0]])
+    assert MoTEConfig.from_dict(config.to_dict()) == config
+
+
+def test_mote_config_other_selection_bias_is_another_fingerprint() -> None:
+    model = tiny_model("deepseek_v3")
+    config = MoTEConfig.for_model(model, suppress=[[1, 2]])
+    for site in find_routers(model):
+        site.module.e_score_correction_bias.neg_()
+    with pytest.raises(ModelMismatchError, match="router_sha256"):
+        config.check(model)

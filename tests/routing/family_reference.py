@@ -260,7 +260,7 @@ def _choose(
         for group in range(n.groups):
             members = sorted((c[e] for e in allowed if e // size == group), reverse=True)
             best = members[:1] if family.groups == "max" else members[:2]
-            scores.append(sum(best) if len(best) == (1 if family.groups == "max" else 2) else -np.inf)
+            scores.append(sum(best) if best else -np.inf)
         order = sorted(range(n.groups), key=lambda group: -scores[group])
         margins.append(scores[order[n.groups_kept - 1]] - scores[order[n.groups_kept]])
         allowed = [e for e in allowed if e // size in order[: n.groups_kept]]

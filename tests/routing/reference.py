@@ -120,7 +120,7 @@ def _route_token(
             if family.group_score == "max":
                 scores.append(members[0] if members else -np.inf)
             else:
-                scores.append(members[0] + members[1] if len(members) > 1 else -np.inf)
+                scores.append(sum(members[:2]) if members else -np.inf)
         order = sorted(range(family.num_groups), key=lambda group: -scores[group])
         kept = set(order[: family.groups_kept])
         if family.groups_kept < family.num_groups:

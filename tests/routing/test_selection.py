@@ -423,3 +423,13 @@ def _decided(case: Case, logits: torch.Tensor, edit: RoutingEdit) -> bool:
         if (spread(run(case, logits + noise, edit))[1] != chosen).any():
             return False
     return True
+
+
+def test_select_groups_with_one_survivor_are_ranked_by_it() -> None:
+    """Four groups of two with one survivor each: the best two survivors win, not whichever groups come first."""
+    rule = next(rule for rule in RULES if "DeepseekV3TopkRouter" in rule.routers)
+    selection = Selection(rule, num_experts=8, top_k=2, num_groups=4, groups_kept=2, renormalize=True)
+    logits = torch.tensor([[0.0, 3.0, 0.0, 1.0, 0.0, 2.0, 0.0, -1.0], [0.0, -1.0, 0.0, 1.0, 0.0, 2.0, 0.0, 3.0]])
+    banned = torch.tensor([True, False] * 4)
+    indices = select(logits, selection, torch.zeros(8), RoutingEdit(banned=banned)).indices
+    assert [sorted(row) for row in indices.tolist()] == [[1, 5], [5, 7]]
