@@ -3,10 +3,11 @@
 from hf_mote.errors import HFMoTEError
 from hf_mote.ftri.attribution import attribute_experts
 from hf_mote.ftri.evaluate import evaluate_mote
-from hf_mote.ftri.imaging import FTRIResult, ftri
+from hf_mote.ftri.imaging import ftri
 from hf_mote.ftri.judges import RefusalJudge, RegexJudge
 from hf_mote.ftri.ranking import ExpertRanking
 from hf_mote.ftri.report import EvaluationReport
+from hf_mote.ftri.result import FTRIResult
 from hf_mote.hooks import Intervention
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote

@@ -21,9 +21,10 @@ from hf_mote.ftri.ranking import ExpertRanking
 from hf_mote.ftri.responses import Prompt, check_batch_size, checked_prompts, encode_prompts, padded
 from hf_mote.mote.fingerprint import fingerprint_of
 from hf_mote.routing.discover import RouterSite, find_routers
+from hf_mote.routing.forward import Forward
 from hf_mote.routing.selection import Routing
 from hf_mote.routing.stack import Probe, attach_to_routers
-from hf_mote.routing.tracker import Forward, Watcher
+from hf_mote.routing.tracker import Watcher
 
 __all__ = ["attribute_experts"]
 

@@ -14,9 +14,10 @@ from hf_mote.hooks import Intervention, attach, stack_on
 from hf_mote.mote.checks import check_against_model, check_router
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.routing.discover import RouterSite, find_routers
-from hf_mote.routing.selection import RoutingEdit
+from hf_mote.routing.edits import RoutingEdit
+from hf_mote.routing.forward import Forward
 from hf_mote.routing.stack import Editor, RouterStack, attach_to_routers
-from hf_mote.routing.tracker import Forward, Watcher
+from hf_mote.routing.tracker import Watcher
 
 __all__ = ["apply_mote", "load_config"]
 

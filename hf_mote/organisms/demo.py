@@ -19,9 +19,10 @@ from typing import Any
 from hf_mote.errors import DataError
 from hf_mote.ftri.attribution import attribute_experts
 from hf_mote.ftri.evaluate import evaluate_mote
-from hf_mote.ftri.imaging import FTRIResult, ftri
+from hf_mote.ftri.imaging import ftri
 from hf_mote.ftri.ranking import ExpertRanking
 from hf_mote.ftri.report import EvaluationReport, Rate
+from hf_mote.ftri.result import FTRIResult
 from hf_mote.hub import write_json
 from hf_mote.organisms.organism import Organism, load_organism
 from hf_mote.plots import EffectRow, plot_effect, plot_expert_map

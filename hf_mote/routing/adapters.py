@@ -1,6 +1,6 @@
 """How a router's output is read and written, and the few routers that do more than their rule says.
 
-Most routers return logits, weights and indices, and [`TupleAdapter`] serves them. The others are named in their row of
+Most routers return logits, weights and indices, and `TupleAdapter` serves them. The others are named in their row of
 the table: dense scores, a sorted dispatch, bare logits, a selection or a normalisation of their own.
 """
 
@@ -8,75 +8,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor
 
-from hf_mote.errors import RouterContractError, UnsupportedError
-from hf_mote.routing.selection import NEVER, Routing, RoutingEdit, choose, family_weights, force, reweigh, score
+from hf_mote.errors import UnsupportedError
+from hf_mote.routing.edits import RoutingEdit
+from hf_mote.routing.selection import NEVER, Routing, choose, family_weights, force, reweigh, score
+from hf_mote.routing.tuple_adapter import TupleAdapter, contract_error
 
 if TYPE_CHECKING:
     from hf_mote.routing.discover import RouterSite
 
-__all__ = ["ADAPTERS", "TupleAdapter", "adapter_for"]
-
-
-class TupleAdapter:
-    """Logits, weights and indices in a tuple, whatever else it holds.
-
-    transformers moved the three between releases, so they are found by dtype and shape.
-
-    Args:
-        site (`RouterSite`): The router.
-        output (`object`): What it returned once.
-    """
-
-    refuses: ClassVar[Mapping[str, str]] = {}
-    """What the router cannot do, by name of the intervention, and why."""
-
-    @classmethod
-    def refused_by(cls, site: RouterSite) -> Mapping[str, str]:
-        """Return what one router cannot do, by name of the intervention, and why.
-
-        Args:
-            site (`RouterSite`): The router.
-        """
-        return cls.refuses
-
-    def __init__(self, site: RouterSite, output: object) -> None:
-        self.site = site
-        self.slots = _locate_slots(site, output)
-
-    def read(self, output: Any) -> tuple[Tensor, Routing]:
-        """Return the logits, `(tokens, experts)`, and the routing in a router's output."""
-        logits, weights, indices = (output[slot] for slot in self.slots)
-        return logits, Routing(weights, indices)
-
-    def route(self, output: Any, args: tuple[Any, ...], edit: RoutingEdit) -> Routing:
-        """Return the routing that follows from the router's logits under an edit.
-
-        Args:
-            output (`Any`): What the router returned.
-            args (`tuple`): What it was called with.
-            edit (`RoutingEdit`): What to change.
-        """
-        return self.site.select(self.read(output)[0], edit)
-
-    def write(self, output: Any, routing: Routing, touched: Tensor | None) -> Any:
-        """Return the output with its routing replaced; logits and whatever else it holds stay.
-
-        Args:
-            output (`Any`): What the router returned.
-            routing (`Routing`): What to put in its place, native in untouched rows.
-            touched (`torch.Tensor` of shape `(tokens,)`, *optional*): Rows that differ; `None` for all.
-        """
-        items = list(output)
-        _, weights, indices = self.slots
-        items[weights] = routing.weights.to(output[weights].dtype)
-        items[indices] = routing.indices
-        return tuple(items)
+__all__ = ["ADAPTERS", "adapter_for"]
 
 
 class DenseScores(TupleAdapter):
@@ -86,7 +32,7 @@ class DenseScores(TupleAdapter):
         self.site = site
         shapes = [item.shape[-1] for item in output] if isinstance(output, tuple) else []
         if shapes != [site.num_experts] * 2:
-            raise _contract(site, output, "dense scores and logits")
+            raise contract_error(site, output, "dense scores and logits")
 
     def read(self, output: Any) -> tuple[Tensor, Routing]:
         scores, logits = output
@@ -104,7 +50,7 @@ class SortedDispatch(TupleAdapter):
     def __init__(self, site: RouterSite, output: object) -> None:
         self.site = site
         if not isinstance(output, tuple) or len(output) != 5 or not isinstance(output[3], list):
-            raise _contract(site, output, "order, token, weight, sizes and logits")
+            raise contract_error(site, output, "order, token, weight, sizes and logits")
 
     def read(self, output: Any) -> tuple[Tensor, Routing]:
         order, _, sorted_weights, sizes, logits = output
@@ -139,7 +85,7 @@ class LogitsOnly(TupleAdapter):
     def __init__(self, site: RouterSite, output: object) -> None:
         self.site = site
         if not isinstance(output, Tensor) or output.shape[-1] != site.num_experts:
-            raise _contract(site, output, "logits")
+            raise contract_error(site, output, "logits")
 
     @classmethod
     def refused_by(cls, site: RouterSite) -> Mapping[str, str]:
@@ -299,30 +245,3 @@ def adapter_for(site: RouterSite, output: object) -> TupleAdapter:
     """
     kind = TupleAdapter if site.rule.adapter is None else ADAPTERS[site.rule.adapter]
     return kind(site, output)
-
-
-def _locate_slots(site: RouterSite, output: object) -> tuple[int, int, int]:
-    """Positions of logits, weights and indices."""
-    items = output if isinstance(output, tuple) else ()
-    tensors = {position: item for position, item in enumerate(items) if isinstance(item, Tensor)}
-    indices = [p for p, t in tensors.items() if not t.is_floating_point() and t.shape[-1] == site.top_k]
-    floats = [p for p, t in tensors.items() if t.is_floating_point() and t.ndim == 2]
-    logits = [p for p in floats if tensors[p].shape[-1] == site.num_experts]
-    weights = [p for p in floats if tensors[p].shape[-1] == site.top_k]
-    if site.num_experts == site.top_k:
-        # Logits and weights have the same shape; every router of the table puts its logits first.
-        logits, weights = logits[:1], weights[1:]
-    if not indices or not logits or not weights:
-        raise _contract(site, output, "logits, weights and indices")
-    return logits[0], weights[0], indices[0]
-
-
-def _contract(site: RouterSite, output: object, expected: str) -> RouterContractError:
-    items = output if isinstance(output, tuple) else (output,)
-    return RouterContractError(
-        site.path,
-        f"the router does not return {expected}",
-        got=[(tuple(i.shape), str(i.dtype)) if isinstance(i, Tensor) else type(i).__name__ for i in items],
-        expected=f"{site.num_experts} experts, {site.top_k} chosen",
-        fix="If this is remote code, load the model's native transformers class instead.",
-    )

@@ -19,11 +19,13 @@ from transformers import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
 from hf_mote.errors import RouterContractError, UnsupportedError
-from hf_mote.routing.adapters import ADAPTERS, TupleAdapter, adapter_for
+from hf_mote.routing.adapters import ADAPTERS, adapter_for
+from hf_mote.routing.edits import RoutingEdit
 from hf_mote.routing.families import rule_for
 from hf_mote.routing.rule import RoutingRule, attribute_of
-from hf_mote.routing.selection import Routing, RoutingEdit, Selection, select
+from hf_mote.routing.selection import Routing, Selection, select
 from hf_mote.routing.support import REFUSED, Refusal
+from hf_mote.routing.tuple_adapter import TupleAdapter
 
 __all__ = ["RouterSite", "check_identity", "decoder_of", "find_routers", "self_test"]
 

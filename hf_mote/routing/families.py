@@ -5,7 +5,8 @@ A router turns a token's logits into the experts it visits and their weights. Th
 another family means adding its router class to a row, or a row to the table, and a tiny config to
 `tests/tiny_models.py`.
 
-The rows follow the routers of transformers 5.23 (`modeling_<family>.py`, class `<Family>TopkRouter`).
+This file is long because it is a table. The rows follow the routers of transformers 5.23 (`modeling_<family>.py`,
+class `<Family>TopkRouter`).
 """
 
 from __future__ import annotations

@@ -8,39 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_mote.errors import ConfigError, DataError, UnsupportedError
 from hf_mote.hooks import Intervention
 from hf_mote.routing.discover import find_routers
+from hf_mote.routing.forward import Forward, Phase
 from hf_mote.routing.maps import ActivationMap
 from hf_mote.routing.row_order import RowOrder
 from hf_mote.routing.selection import Routing
 from hf_mote.routing.stack import Observer, attach_to_routers
-from hf_mote.routing.tracker import Forward, Phase, Watcher
+from hf_mote.routing.tally import RoutingTrace, Tally
+from hf_mote.routing.tracker import Watcher
 
 __all__ = ["RoutingRecord", "RoutingTrace", "record_routing"]
 
 PHASES: tuple[Phase, ...] = ("prompt", "generation")
-
-
-class RoutingTrace(NamedTuple):
-    """Token by token routing of one sequence, as applied.
-
-    Attributes:
-        indices (`torch.Tensor` of shape `(tokens, layers, top_k)`, int32): Chosen experts.
-        weights (`torch.Tensor` of shape `(tokens, layers, top_k)`, float32): Their weights.
-        generated (`torch.Tensor` of shape `(tokens,)`, bool): True for generated tokens, False for the prompt's.
-        layers (`tuple[int, ...]`): Absolute decoder layer of each router.
-    """
-
-    indices: Tensor
-    weights: Tensor
-    generated: Tensor
-    layers: tuple[int, ...]
 
 
 class RoutingRecord:
@@ -58,7 +44,7 @@ class RoutingRecord:
         self._sites = find_routers(model)
         self._experts = max(site.num_experts for site in self._sites)
         self.layers = tuple(site.layer for site in self._sites)
-        self._batches: list[_Batch] = []
+        self._batches: list[Tally] = []
         self._trace = trace
         self._recorders = {site.path: _Recorder(self, row) for row, site in enumerate(self._sites)}
         self._intervention: Intervention = attach_to_routers(
@@ -141,7 +127,7 @@ class RoutingRecord:
         """Hear of a forward pass that begins."""
         _ = forward.phases  # refuses what cannot be told apart before anything is counted
         if not self._batches or self._batches[-1].run != forward.run:
-            self._batches.append(_Batch(forward, self._experts, self._trace))
+            self._batches.append(Tally(forward, len(self._sites), self._experts, self._trace))
         batch = self._batches[-1]
         if batch.size != forward.batch:
             raise UnsupportedError(
@@ -157,6 +143,10 @@ class RoutingRecord:
     def see(self, row: int, native: Routing, applied: Routing) -> None:
         """Take in one router's routing."""
         self._batches[-1].see(row, native, applied)
+
+    def end(self) -> None:
+        """Hear of a forward pass that ends."""
+        self._batches[-1].end()
 
 
 def record_routing(
@@ -229,6 +219,7 @@ class _Clock(Watcher):
         )
 
     def on_end(self, forward: Forward, cache: Any) -> None:
+        self.record.end()
         self.order.remember(forward, cache)
 
 
@@ -239,104 +230,3 @@ class _Recorder(Observer):
 
     def observe(self, forward: Forward, native: Routing, applied: Routing) -> None:
         self.record.see(self.row, native, applied)
-
-
-class _Batch:
-    """The sequences that ran together: one accumulator for each phase and router."""
-
-    def __init__(self, forward: Forward, experts: int, trace: bool) -> None:
-        self.run = forward.run
-        self.size = forward.batch
-        self.experts = experts
-        self.tokens: dict[Phase, Tensor] = {}
-        self.counts: dict[tuple[Phase, str, int], Tensor] = {}
-        self.weights: dict[tuple[Phase, str, int], Tensor] = {}
-        self.steps: list[list[tuple[Tensor, Tensor]]] | None = [] if trace else None
-        self.marks: list[tuple[Tensor, Tensor]] = []
-        self.now: list[tuple[Phase, Tensor | None]] = []
-        self.offsets: Tensor | None = None
-        self.ended: Tensor | None = None
-
-    def begin(self, forward: Forward, stops: Tensor) -> None:
-        self.now = [(phase, forward.countable(phase)) for phase in forward.phases]
-        if "generation" not in forward.phases:
-            self.ended = None
-        elif forward.ids is not None and len(stops):
-            last = torch.isin(forward.ids[:, -1], stops)
-            self.ended = last if self.ended is None else self.ended | last
-            going = (~self.ended).repeat_interleave(forward.length)
-            self.now = [(phase, going if mask is None else mask & going) for phase, mask in self.now]
-        rows = torch.arange(self.size, device=forward.device).repeat_interleave(forward.length)
-        self.offsets = rows[:, None] * self.experts
-        for phase, mask in self.now:
-            counted = torch.ones_like(rows) if mask is None else mask.long()
-            total = counted.view(self.size, -1).sum(dim=1)
-            self.tokens[phase] = self.tokens[phase] + total if phase in self.tokens else total
-        if self.steps is not None:
-            self.steps.append([])
-            masks = [torch.ones_like(rows, dtype=torch.bool) if mask is None else mask for _, mask in self.now]
-            generated = torch.zeros_like(rows, dtype=torch.bool)
-            for (phase, _), mask in zip(self.now, masks, strict=True):
-                if phase == "generation":
-                    generated |= mask
-            self.marks.append((torch.stack(masks).any(dim=0).cpu(), generated.cpu()))
-
-    def see(self, row: int, native: Routing, applied: Routing) -> None:
-        for phase, mask in self.now:
-            if applied is native:
-                self._add(phase, "both", row, native, mask, only_weighted=False)
-            else:
-                self._add(phase, "native", row, native, mask, only_weighted=False)
-                self._add(phase, "applied", row, applied, mask, only_weighted=True)
-        if self.steps is not None:
-            self.steps[-1].append((applied.indices.int().cpu(), applied.weights.detach().float().cpu()))
-
-    def _add(
-        self, phase: Phase, kind: str, row: int, routing: Routing, mask: Tensor | None, *, only_weighted: bool
-    ) -> None:
-        key = (phase, kind, row)
-        weights = routing.weights.detach().float()
-        if key not in self.counts:
-            self.counts[key] = torch.zeros(self.size * self.experts, dtype=torch.long, device=weights.device)
-            self.weights[key] = torch.zeros(self.size * self.experts, dtype=torch.float, device=weights.device)
-        offsets = self.offsets
-        if offsets is None:
-            return
-        flat = (offsets.to(weights.device) + routing.indices).view(-1)
-        counted = (weights != 0).long() if only_weighted else torch.ones_like(routing.indices)
-        if mask is not None:
-            counted = counted * mask.to(weights.device)[:, None]
-            weights = weights * mask.to(weights.device)[:, None]
-        self.counts[key].scatter_add_(0, flat, counted.view(-1))
-        self.weights[key].scatter_add_(0, flat, weights.reshape(-1))
-
-    def maps(self, phases: tuple[Phase, ...], kind: str, layers: tuple[int, ...]) -> list[ActivationMap]:
-        shape = (self.size, len(layers), self.experts)
-        counts = torch.zeros(shape, dtype=torch.float64)
-        weights = torch.zeros(shape, dtype=torch.float64)
-        tokens = torch.zeros(self.size, dtype=torch.float64)
-        for phase in phases:
-            if phase in self.tokens:
-                tokens += self.tokens[phase].cpu()
-            for row in range(len(layers)):
-                for key in ((phase, "both", row), (phase, kind, row)):
-                    if key in self.counts:
-                        counts[:, row] += self.counts[key].view(self.size, -1).cpu()
-                        weights[:, row] += self.weights[key].view(self.size, -1).cpu()
-        return [
-            ActivationMap(counts=counts[i], weights=weights[i], layers=layers, num_tokens=float(tokens[i]))
-            for i in range(self.size)
-        ]
-
-    def traces(self, layers: tuple[int, ...]) -> list[RoutingTrace]:
-        found = []
-        steps = self.steps or []
-        for sequence in range(self.size):
-            indices, weights, generated = [], [], []
-            for step, (keep, mark) in zip(steps, self.marks, strict=True):
-                mine = keep.view(self.size, -1)[sequence]
-                indices.append(torch.stack([i.view(self.size, -1, i.shape[-1])[sequence][mine] for i, _ in step], 1))
-                weights.append(torch.stack([w.view(self.size, -1, w.shape[-1])[sequence][mine] for _, w in step], 1))
-                generated.append(mark.view(self.size, -1)[sequence][mine])
-            found.append(RoutingTrace(torch.cat(indices), torch.cat(weights), torch.cat(generated), layers))
-        return found

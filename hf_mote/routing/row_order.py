@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_mote.errors import UnsupportedError
-from hf_mote.routing.tracker import Forward
+from hf_mote.routing.forward import Forward
 
 __all__ = ["RowOrder"]
 

@@ -7,23 +7,22 @@ live router before anything is patched. All arithmetic is float32, as in the rou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hf_mote.routing.edits import RoutingEdit
 from hf_mote.routing.rule import RoutingRule
 
 __all__ = [
     "Routing",
-    "RoutingEdit",
     "Selection",
     "choose",
     "family_weights",
     "force",
-    "merge_edits",
     "reweigh",
     "score",
     "select",
@@ -75,50 +74,6 @@ class Selection:
     score_fn: Callable[[Tensor], Tensor] | None = None
 
 
-@dataclass(frozen=True)
-class RoutingEdit:
-    """What to change in one router's selection.
-
-    Every tensor has shape `(experts,)`, or `(tokens, experts)` where tokens differ; `None` means no change.
-
-    Attributes:
-        keep (float): Share of a chosen expert's weight that stays, 1 for experts that are not suppressed. What is
-            taken away goes to the other chosen experts, so that the weights sum to what they did (mode `"drop"`).
-        gain (float): Factor on a chosen expert's weight; nothing is renormalised (mode `"zero"`).
-        banned (bool): Never chosen; the next best takes the slot (mode `"reroute"`).
-        forced (bool): Always chosen, in the place of the weakest chosen expert that is not suppressed.
-        forced_to_max (bool): Forced experts whose weight becomes the largest of those chosen.
-        forced_weight (float): Weight of forced experts, NaN where it stays the expert's own.
-        forced_gain (float): Factor on the weight of forced experts.
-        logit_bias (float): Added to the router logits.
-        selection_bias (float): Added to the scores for the choice alone.
-    """
-
-    keep: Tensor | None = None
-    gain: Tensor | None = None
-    banned: Tensor | None = None
-    forced: Tensor | None = None
-    forced_to_max: Tensor | None = None
-    forced_weight: Tensor | None = None
-    forced_gain: Tensor | None = None
-    logit_bias: Tensor | None = None
-    selection_bias: Tensor | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is changed."""
-        return not _present(self)
-
-    @property
-    def only_weights(self) -> bool:
-        """Whether the choice of experts stays, and weights alone change after it."""
-        return _present(self).keys() <= {"keep", "gain"}
-
-    def to(self, device: torch.device) -> RoutingEdit:
-        """Return the edit with its tensors on a device."""
-        return RoutingEdit(**{name: value.to(device) for name, value in _present(self).items()})
-
-
 def select(
     logits: Tensor,
     selection: Selection,
@@ -148,7 +103,8 @@ def select(
     ```python
     import torch
     from hf_mote.routing.families import RULES
-    from hf_mote.routing.selection import RoutingEdit, Selection, select
+    from hf_mote.routing.edits import RoutingEdit
+    from hf_mote.routing.selection import Selection, select
 
     mixtral = Selection(RULES[0], num_experts=4, top_k=2, renormalize=True)
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
@@ -190,55 +146,6 @@ def choose(
             scores = inside_only if edit.forced is None else torch.where(edit.forced, scores, inside_only)
     choice = force(choice, selection, edit)
     return scores, torch.topk(choice, selection.top_k, dim=-1, sorted=rule.sorted).indices
-
-
-def merge_edits(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> RoutingEdit:
-    """Return one edit that does what several do together.
-
-    Factors multiply, biases add, bans and forcings unite; a number given as a forced expert's weight goes before
-    `"max"`, and of two numbers the later one counts.
-
-    Args:
-        edits (`Sequence[tuple[RoutingEdit, torch.Tensor | None]]`):
-            Each edit with the tokens it is meant for: a bool tensor of shape `(tokens,)`, or `None` for all.
-    """
-    if len(edits) == 1 and edits[0][1] is None:
-        return edits[0][0]
-    merged: dict[str, Tensor] = {}
-    for edit, tokens in edits:
-        for name, value in _present(edit).items():
-            neutral = _NEUTRAL[name]
-            if tokens is not None:
-                value = torch.where(tokens[:, None], value, torch.full_like(value, neutral))
-            if name not in merged:
-                merged[name] = value
-            elif name in ("banned", "forced", "forced_to_max"):
-                merged[name] = merged[name] | value
-            elif name in ("keep", "gain", "forced_gain"):
-                merged[name] = merged[name] * value
-            elif name == "forced_weight":
-                merged[name] = torch.where(value.isnan(), merged[name], value)
-            else:
-                merged[name] = merged[name] + value
-    return RoutingEdit(**merged)
-
-
-_NEUTRAL: dict[str, float | bool] = {
-    "keep": 1.0,
-    "gain": 1.0,
-    "banned": False,
-    "forced": False,
-    "forced_to_max": False,
-    "forced_weight": float("nan"),
-    "forced_gain": 1.0,
-    "logit_bias": 0.0,
-    "selection_bias": 0.0,
-}
-
-
-def _present(edit: RoutingEdit) -> dict[str, Tensor]:
-    values = {field.name: getattr(edit, field.name) for field in fields(edit)}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def score(logits: Tensor, selection: Selection, edit: RoutingEdit) -> Tensor:

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from hf_mote.errors import RouterContractError
 from hf_mote.hooks import LOCK, Attachment, HookStack, Intervention, Participant, attach, stack_on
-from hf_mote.routing.adapters import TupleAdapter, adapter_for
+from hf_mote.routing.adapters import adapter_for
 from hf_mote.routing.discover import RouterSite, check_identity, decoder_of, self_test
-from hf_mote.routing.selection import Routing, RoutingEdit, merge_edits, reweigh
-from hf_mote.routing.tracker import Forward, TokenTracker, Watcher, recomputing
+from hf_mote.routing.edits import RoutingEdit, merge_edits
+from hf_mote.routing.forward import Forward
+from hf_mote.routing.selection import Routing, reweigh
+from hf_mote.routing.tracker import TokenTracker, Watcher, recomputing
+from hf_mote.routing.tuple_adapter import TupleAdapter
 
 __all__ = ["Editor", "Observer", "Probe", "RouterParticipant", "RouterStack", "attach_to_routers"]
 

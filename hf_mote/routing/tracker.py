@@ -6,113 +6,16 @@ forward, and tells routers' edits and recorders what the rows are. It also check
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_mote.errors import LivenessError, UnsupportedError
 from hf_mote.hooks import HookStack, Participant
+from hf_mote.routing.forward import Forward, real_tokens
 
-__all__ = ["Forward", "Part", "Phase", "TokenTracker", "Watcher"]
-
-Phase = Literal["prompt", "generation"]
-Part = Literal["thinking", "answer"]
-
-
-@dataclass(frozen=True)
-class Forward:
-    """One forward pass of the decoder.
-
-    Attributes:
-        batch (`int`): Sequences.
-        length (`int`): Tokens of each sequence in this pass.
-        device (`torch.device`): Where the tokens are.
-        run (`int`): Number of the run; passes that continue the same sequences share it.
-        generation_from (`int`): Columns from here on are generated tokens, those before are prompt.
-        seen (`int`): Columns before this were routed in an earlier pass already (generation without a cache).
-        real (`torch.Tensor`, *optional*): False for padding, `(batch, length)`; `None` if there is none.
-        ids (`torch.Tensor`, *optional*): Token ids, `(batch, length)`; `None` if the forward was given embeddings.
-        ambiguous (`bool`): Whether prompt and generation cannot be told apart.
-        parts (`dict`): For each pair of tokens that open and close the thinking, what each token belongs to,
-            `(batch, length)`: 0 neither, 1 thinking, 2 answer.
-    """
-
-    batch: int
-    length: int
-    device: torch.device
-    run: int = 0
-    generation_from: int = 0
-    seen: int = 0
-    real: Tensor | None = None
-    ids: Tensor | None = None
-    ambiguous: bool = False
-    parts: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        """The phases that this pass has tokens of.
-
-        Raises:
-            [`UnsupportedError`]: if prompt and generation cannot be told apart.
-        """
-        if self.ambiguous:
-            raise UnsupportedError(
-                "forward pass",
-                "several tokens on a filled cache can be a new turn, a chunk of a long prompt or a guess of assisted "
-                "decoding, so that prompt and generation cannot be told apart",
-                got=f"{self.length} tokens",
-                expected="one token, or an empty cache",
-                fix="Generate without prefill_chunk_size, assistant or prompt lookup, and without a cache from "
-                "before; or use scope 'all' and no record.",
-            )
-        if self.generation_from >= self.length:
-            return ("prompt",)
-        return ("generation",) if self.generation_from == 0 else ("prompt", "generation")
-
-    def tokens_of(self, phase: Phase) -> Tensor | None:
-        """Return which rows are of a phase, bool `(batch * length,)`; `None` means all of them."""
-        if self.phases == (phase,):
-            return None
-        if phase not in self.phases:
-            return torch.zeros(self.batch * self.length, dtype=torch.bool, device=self.device)
-        columns = torch.arange(self.length, device=self.device) >= self.generation_from
-        return (columns if phase == "generation" else ~columns).repeat(self.batch)
-
-    def tokens_in(self, part: Part, thinking_tokens: tuple[int, int]) -> Tensor:
-        """Return which rows are thinking or answer, bool `(batch * length,)`.
-
-        Thinking is what lies between the tokens that open and close it, the opening one included; the answer begins
-        with the closing one. A sequence without these tokens has neither.
-
-        Args:
-            part (`str`): `"thinking"` or `"answer"`.
-            thinking_tokens (`tuple[int, int]`): The tokens that open and close the thinking.
-
-        Raises:
-            [`UnsupportedError`]: if the pass was given embeddings, or is a recomputation of gradient checkpointing.
-        """
-        parts = self.parts.get(thinking_tokens)
-        if parts is None:
-            raise UnsupportedError(
-                "forward pass",
-                f"cannot tell which tokens are {part}",
-                got="embeddings, or layers that gradient checkpointing runs again",
-                expected="token ids",
-                fix="Give input_ids, and train without gradient checkpointing under this scope.",
-            )
-        return (parts == (1 if part == "thinking" else 2)).reshape(-1)
-
-    def countable(self, phase: Phase) -> Tensor | None:
-        """Return which rows to count for a phase: real tokens, each once; `None` means all of them."""
-        masks = [self.tokens_of(phase)]
-        if self.real is not None:
-            masks.append(self.real.reshape(-1))
-        if self.seen:
-            masks.append((torch.arange(self.length, device=self.device) >= self.seen).repeat(self.batch))
-        present = [mask for mask in masks if mask is not None]
-        return torch.stack(present).all(dim=0) if present else None
+__all__ = ["TokenTracker", "Watcher", "recomputing"]
 
 
 class TokenTracker(HookStack):
@@ -181,7 +84,7 @@ class TokenTracker(HookStack):
             run=self._run,
             generation_from=generation_from,
             seen=seen,
-            real=_real_tokens(kwargs.get("attention_mask"), batch, length, past),
+            real=real_tokens(kwargs.get("attention_mask"), batch, length, past),
             ids=ids,
             ambiguous=past > 0 and length > 1,
             parts=self._parts_of(ids, continues=past > 0),
@@ -297,24 +200,3 @@ class Watcher(Participant):
 def recomputing() -> bool:
     """Whether gradient checkpointing is running a layer again, during a backward pass."""
     return torch._C._current_graph_task_id() != -1
-
-
-def _real_tokens(mask: object, batch: int, length: int, past: int) -> Tensor | None:
-    """Return False for padding, `(batch, length)`, from the attention mask of a decoder's forward."""
-    if isinstance(mask, dict):
-        mask = next(iter(mask.values()), None)
-    if mask is None:
-        return None
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length:
-        return mask[:, -length:].bool()
-    if isinstance(mask, Tensor) and mask.ndim == 4:
-        # A static cache comes with a ready (batch, 1, length, cache) mask: a token is real if it attends to itself.
-        own = mask[:, 0].diagonal(offset=past, dim1=-2, dim2=-1)[:, :length]
-        return (own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2).expand(batch, length)
-    raise UnsupportedError(
-        "attention_mask",
-        "cannot tell padding from tokens",
-        got=type(mask).__name__ + (str(tuple(mask.shape)) if isinstance(mask, Tensor) else ""),
-        expected="a 2-D mask (batch, seq), or none",
-        fix='Use attn_implementation="sdpa" or "eager".',
-    )

@@ -14,8 +14,9 @@ from routing.reference import SUFFICIENT_MARGIN, Edit, Family, dense, route
 from tiny_models import TINY_MODELS, tiny_model
 
 from hf_mote import find_routers
+from hf_mote.routing.edits import RoutingEdit, merge_edits
 from hf_mote.routing.families import RULES
-from hf_mote.routing.selection import Routing, RoutingEdit, Selection, merge_edits, select
+from hf_mote.routing.selection import Routing, Selection, select
 
 E = 8
 TOKENS = 6
