@@ -223,6 +223,7 @@ def _edit_of(config: MoTEConfig, site: RouterSite) -> RoutingEdit:
     weight = config.stimulate_weight
     return RoutingEdit(
         keep=left if config.suppress_mode == "drop" else None,
+        keeps_all_or_nothing=config.strength == 1,
         gain=left if config.suppress_mode == "zero" else None,
         banned=left < 1 if config.suppress_mode == "reroute" and left is not None else None,
         forced=None if forced is None else forced.bool(),

@@ -29,6 +29,7 @@ class RoutingEdit:
         forced_gain (float): Factor on the weight of forced experts.
         logit_bias (float): Added to the router logits.
         selection_bias (float): Added to the scores for the choice alone.
+        keeps_all_or_nothing (`bool`): Whether `keep` is 0 or 1 throughout, which is cheaper to apply.
     """
 
     keep: Tensor | None = None
@@ -40,6 +41,7 @@ class RoutingEdit:
     forced_gain: Tensor | None = None
     logit_bias: Tensor | None = None
     selection_bias: Tensor | None = None
+    keeps_all_or_nothing: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -53,7 +55,8 @@ class RoutingEdit:
 
     def to(self, device: torch.device) -> RoutingEdit:
         """Return the edit with its tensors on a device."""
-        return RoutingEdit(**{name: value.to(device) for name, value in _present(self).items()})
+        tensors = {name: value.to(device) for name, value in _present(self).items()}
+        return RoutingEdit(**tensors, keeps_all_or_nothing=self.keeps_all_or_nothing)
 
 
 def merge_edits(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> RoutingEdit:
@@ -84,7 +87,8 @@ def merge_edits(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> RoutingEd
                 merged[name] = torch.where(value.isnan(), merged[name], value)
             else:
                 merged[name] = merged[name] + value
-    return RoutingEdit(**merged)
+    whole = all(edit.keeps_all_or_nothing for edit, _ in edits if edit.keep is not None)
+    return RoutingEdit(**merged, keeps_all_or_nothing=whole)
 
 
 _NEUTRAL: dict[str, float | bool] = {
@@ -102,4 +106,4 @@ _NEUTRAL: dict[str, float | bool] = {
 
 def _present(edit: RoutingEdit) -> dict[str, Tensor]:
     values = {field.name: getattr(edit, field.name) for field in fields(edit)}
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -263,14 +263,19 @@ def reweigh(weights: Tensor, indices: Tensor, edit: RoutingEdit) -> Tensor:
         indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.
         edit (`RoutingEdit`): What to change.
     """
-    if edit.keep is not None:
+    if edit.keep is not None and edit.keeps_all_or_nothing:
+        left = weights * _at(edit.keep, indices)
+        survivors, total = left.sum(dim=-1, keepdim=True), weights.sum(dim=-1, keepdim=True)
+        # Divided first: the survivors' sum can be so small that its inverse is no float. Rows that lose nothing are
+        # left alone, to the last bit.
+        shared_out = left / survivors.masked_fill(survivors == 0, 1.0) * total
+        weights = torch.where(survivors == total, left, shared_out)
+    elif edit.keep is not None:
         keep = _at(edit.keep, indices)
         suppressed = keep < 1
         left = weights * keep
         survivors = weights.masked_fill(suppressed, 0.0).sum(dim=-1, keepdim=True)
         owed = weights.sum(dim=-1, keepdim=True) - left.masked_fill(~suppressed, 0.0).sum(dim=-1, keepdim=True)
-        # Divided first: the survivors' sum can be so small that its inverse is no float. Rows without a suppressed
-        # expert are left alone, to the last bit.
         shared_out = weights / survivors.masked_fill(survivors == 0, 1.0) * owed
         hit = suppressed.any(dim=-1, keepdim=True)
         weights = torch.where(suppressed, left, torch.where(hit, shared_out, weights))

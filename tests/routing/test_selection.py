@@ -405,7 +405,7 @@ def _as_routing_edit(edit: Edit) -> RoutingEdit:
 
 
 def _fields(edit: RoutingEdit) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in vars(edit).items() if value is not None}
+    return {name: value for name, value in vars(edit).items() if isinstance(value, torch.Tensor)}
 
 
 def _survivors_suffice(case: Case, banned: set[int]) -> bool:
@@ -434,3 +434,28 @@ def test_select_groups_with_one_survivor_are_ranked_by_it() -> None:
     banned = torch.tensor([True, False] * 4)
     indices = select(logits, selection, torch.zeros(8), RoutingEdit(banned=banned)).indices
     assert [sorted(row) for row in indices.tolist()] == [[1, 5], [5, 7]]
+
+
+@cases
+@given(seed=seeds, suppressed=experts)
+@settings(max_examples=25, deadline=None)
+def test_select_dropping_all_or_nothing_is_dropping_by_shares(case: Case, seed: int, suppressed: set[int]) -> None:
+    """The cheaper way for whole experts gives what the general one gives, and leaves the same rows alone."""
+    logits, keep = logits_of(seed), shares_of(set(suppressed), 0.0)
+    general = run(case, logits, RoutingEdit(keep=keep))
+    cheaper = run(case, logits, RoutingEdit(keep=keep, keeps_all_or_nothing=True))
+    assert torch.equal(general.indices, cheaper.indices)
+    torch.testing.assert_close(general.weights, cheaper.weights, rtol=1e-6, atol=0)
+    untouched = (keep[general.indices] == 1).all(dim=-1)
+    assert torch.equal(cheaper.weights[untouched], run(case, logits).weights[untouched])
+    assert (cheaper.weights[keep[general.indices] == 0] == 0).all()
+
+
+def test_select_dropped_expert_of_next_to_no_weight_gets_exactly_none() -> None:
+    """Its weight is so small that the sum does not notice it."""
+    mixtral = Selection(RULES[0], num_experts=4, top_k=2, renormalize=True)
+    logits = torch.tensor([[20.0, 0.0, -1.0, -2.0]])
+    edit = RoutingEdit(keep=torch.tensor([1.0, 0.0, 1.0, 1.0]), keeps_all_or_nothing=True)
+    native, dropped = select(logits, mixtral), select(logits, mixtral, edit=edit)
+    assert native.weights[native.indices == 1].item() > 0
+    assert dropped.weights[dropped.indices == 1].item() == 0
