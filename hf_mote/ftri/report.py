@@ -38,6 +38,12 @@ class Rate:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        counts = isinstance(self.n, int) and isinstance(self.successes, int) and 0 <= self.successes <= self.n
+        if not counts or self.n == 0 or self.rate != self.successes / self.n or not 0 <= self.low <= self.high <= 1:
+            got = f"{self.successes} of {self.n}, rate {self.rate}, interval {self.low} to {self.high}"
+            raise DataError("Rate", "is no share with its interval", got=got)
+
     @classmethod
     def of(cls, successes: int, n: int, confidence: float = 0.95) -> Rate:
         """Return the rate of `successes` in `n`.
@@ -127,10 +133,17 @@ class EvaluationReport(Shareable):
     def _from_file(cls, path: Path) -> Self:
         data = read_json(path)
         try:
-            values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+            names = {f.name for f in dataclasses.fields(cls)}
+            unknown = sorted(set(data) - names - {"effect", "p_value", "verdict"})
+            if unknown:
+                raise DataError("EvaluationReport", "unknown field", got=", ".join(unknown))
+            values = {name: data[name] for name in names}
             for name in ("before", "after", "unrelated_unchanged"):
                 values[name] = None if values[name] is None else Rate(**values[name])
             values["dose"] = [(float(strength), float(rate)) for strength, rate in values["dose"]]
+            lengths = {len(values[name]) for name in ("prompts", "responses_before", "responses_after")}
+            if len(lengths) != 1 or not all(0 <= rate <= 1 for rate in values["controls"]):
+                raise DataError("EvaluationReport", "prompts and responses differ in number, or a rate is not 0..1")
             return cls(**values)
         except (KeyError, TypeError, ValueError, DataError) as error:
             raise FileFormatError(str(path), "holds no evaluation report", got=str(error)) from error

@@ -22,7 +22,8 @@ LARGEST = 3.4028234663852886e38
 def pairs(name: str, value: Any) -> list[list[int]]:
     """Return `[layer, expert]` pairs, sorted; refuses repeated, negative and non-integer ones."""
     entries = _entries(name, value, 2, "[layer, expert] pairs")
-    return [list(pair) for pair in _distinct(name, [(_index(name, a), _index(name, b)) for a, b in entries])]
+    found = [(_index(f"{name}[{i}]", a), _index(f"{name}[{i}]", b)) for i, (a, b) in enumerate(entries)]
+    return [list(pair) for pair in _distinct(name, found)]
 
 
 def triples(name: str, value: Any) -> list[list[Any]]:

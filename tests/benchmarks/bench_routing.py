@@ -46,16 +46,17 @@ Variant = Callable[[], AbstractContextManager[object]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", choices=list(CONFIGS), action="append", help="default: all")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     device = torch.device(arguments.device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
     threads = torch.get_num_threads()
     show(f"{machine}, {threads} threads, torch {torch.__version__}, transformers {transformers.__version__}")
-    for name, config in CONFIGS.items():
-        model = AutoModelForCausalLM.from_config(config(), dtype=torch.float32).to(device).eval()
+    for name in arguments.model or CONFIGS:
+        model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).to(device).eval()
         for prompt, label in (
             (1, "decode step, 1 sequence"),
             (8, "decode step, 8 sequences"),
@@ -86,8 +87,8 @@ def variants(model: PreTrainedModel) -> dict[str, Variant]:
 
 
 def decode_step(model: PreTrainedModel, batch: int) -> Callable[[], float]:
-    """Seconds of one decode step on a cache of 64 tokens."""
-    prompt = torch.randint(5, 2000, (batch, 64), device=model.device)
+    """Seconds of eight decode steps on a cache of 16 tokens and more."""
+    prompt = torch.randint(5, 2000, (batch, 16), device=model.device)
     token = prompt[:, :1].clone()
 
     def run() -> float:
@@ -96,7 +97,7 @@ def decode_step(model: PreTrainedModel, batch: int) -> Callable[[], float]:
             model(token, past_key_values=cache, use_cache=True)
             wait(model)
             began = time.perf_counter()
-            for _ in range(4):
+            for _ in range(8):
                 model(token, past_key_values=cache, use_cache=True)
             wait(model)
             return time.perf_counter() - began
@@ -141,7 +142,7 @@ def recorder_bytes(model: PreTrainedModel) -> list[int]:
         with record_routing(model, eos_token_id=[]) as record:
             model.generate(prompt, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
         batch = record._batches[-1]
-        held = [*batch.counts.values(), *batch.weights.values(), *batch.tokens.values()]
+        held = [*(tensor for pair in batch.sums.values() for tensor in pair), *batch.tokens.values()]
         sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in held))
     return sizes
 

@@ -107,9 +107,18 @@ def test_report_survives_saving_and_refuses_an_edited_file(tmp_path: Path) -> No
     report.save_pretrained(tmp_path)
     assert EvaluationReport.from_pretrained(tmp_path) == report
     file = tmp_path / "evaluation_report.json"
-    file.write_text(file.read_text().replace('"successes"', '"succeses"'))
-    with pytest.raises(FileFormatError, match="evaluation_report"):
-        EvaluationReport.from_pretrained(tmp_path)
+    written = file.read_text()
+    for old, new in [
+        ('"successes"', '"succeses"'),
+        ('"rate": 1.0', '"rate": 7.0'),
+        ('"seed"', '"sed"'),
+        ('"prompts": []', '"prompts": ["one"]'),
+        ("0.98", "9.8"),
+    ]:
+        assert old in written
+        file.write_text(written.replace(old, new))
+        with pytest.raises(FileFormatError, match="evaluation_report"):
+            EvaluationReport.from_pretrained(tmp_path)
 
 
 def test_evaluate_mote_bad_input_is_refused_and_leaves_the_model() -> None:
