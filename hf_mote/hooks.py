@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
@@ -122,9 +122,8 @@ class Intervention:
     ```
     """
 
-    def __init__(self, attachments: Sequence[Attachment], on_remove: Callable[[], None] | None = None) -> None:
+    def __init__(self, attachments: Sequence[Attachment]) -> None:
         self._attachments = tuple(attachments)
-        self._on_remove = on_remove
         self._active = True
         self.removed = False
 
@@ -144,12 +143,9 @@ class Intervention:
         with LOCK:
             if self.removed:
                 return
-            for module, stack, participant in reversed(self._attachments):
-                del module
-                stack.leave(participant)
+            for attachment in reversed(self._attachments):
+                attachment.stack.leave(attachment.participant)
             self.removed = True
-        if self._on_remove is not None:
-            self._on_remove()
 
     def __enter__(self) -> Intervention:
         return self
@@ -164,14 +160,12 @@ class Intervention:
         return f"{type(self).__name__}({len(self._attachments)} hooks, {state})"
 
 
-def attach(attachments: Sequence[Attachment], on_remove: Callable[[], None] | None = None) -> Intervention:
+def attach(attachments: Sequence[Attachment]) -> Intervention:
     """Attach every participant to its module and return the handle; on any failure attach none.
 
     Args:
         attachments (`Sequence[Attachment]`):
             The places, in the order in which the stacks see the participants.
-        on_remove (`Callable[[], None]`, *optional*):
-            Called once, after the handle has been removed.
     """
     joined: list[Attachment] = []
     with LOCK:
@@ -186,7 +180,7 @@ def attach(attachments: Sequence[Attachment], on_remove: Callable[[], None] | No
     if attachments and "torch._dynamo" in sys.modules:
         # A graph compiled without hooks has no guard that would notice them: let it be compiled anew.
         torch.compiler.reset()
-    return Intervention(joined, on_remove)
+    return Intervention(joined)
 
 
 StackT = TypeVar("StackT", bound=HookStack)

@@ -182,14 +182,6 @@ def test_intervention_exception_in_the_block_removes_and_is_raised() -> None:
     assert num_hooks(module) == 0
 
 
-def test_intervention_on_remove_is_called_once() -> None:
-    calls: list[int] = []
-    with attach([Attachment(nn.Identity(), AfterOnly(), Participant())], lambda: calls.append(1)) as handle:
-        handle.remove()
-    handle.remove()
-    assert calls == [1]
-
-
 def test_intervention_without_hooks_is_usable() -> None:
     with attach([]) as handle:
         assert handle.active

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mote.errors import ConfigError, UnsupportedError
-from hf_mote.hooks import Intervention, attach, stack_on
+from hf_mote.hooks import LOCK, Intervention, attach, stack_on
 from hf_mote.mote.checks import check_against_model, check_router
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.routing.discover import RouterSite, find_routers
@@ -92,10 +92,13 @@ def apply_mote(
         ]
         if parts:
             editors[site.path] = _Editors(parts)
-            _check_together(site, editors[site.path])
     if not editors:
         return attach([])
-    return attach_to_routers(model, sites, watcher, lambda site: editors.get(site.path))
+    with LOCK:  # so that nobody attaches a rival between the check and the joining
+        for site in sites:
+            if site.path in editors:
+                _check_together(site, editors[site.path])
+        return attach_to_routers(model, sites, watcher, lambda site: editors.get(site.path))
 
 
 class _SiteEdit:

@@ -137,7 +137,6 @@ def attach_to_routers(
     sites: Sequence[RouterSite],
     watcher: Watcher,
     participant_for: Callable[[RouterSite], RouterParticipant | None],
-    on_remove: Callable[[], None] | None = None,
 ) -> Intervention:
     """Attach a participant to every router that gets one, and the watcher to the decoder; all or nothing.
 
@@ -146,7 +145,6 @@ def attach_to_routers(
         sites (`Sequence[RouterSite]`): All its router sites.
         watcher (`Watcher`): The intervention's watcher.
         participant_for (`Callable[[RouterSite], RouterParticipant | None]`): The participant for a site, or `None`.
-        on_remove (`Callable[[], None]`, *optional*): Called once after removal.
 
     Raises:
         [`RouterContractError`]: if a router fails its self-test; nothing is attached then.
@@ -165,7 +163,7 @@ def attach_to_routers(
             if stack is None:
                 stack = RouterStack(site, tracker, self_test(site))
             attachments.append(Attachment(site.module, stack, participant))
-        return attach(attachments, on_remove)
+        return attach(attachments)
 
 
 def _touched(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> Tensor | None:
