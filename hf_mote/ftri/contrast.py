@@ -16,7 +16,8 @@ import numpy.typing as npt
 from scipy import stats
 
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
-from hf_mote.ftri.resampling import resample_difference
+from hf_mote.ftri.resampling import Statistic, resample_score
+from hf_mote.ftri.scores import SCORES
 
 __all__ = ["Contrast", "Interval", "LengthConfound", "contrast", "length_confound", "wilson"]
 
@@ -29,7 +30,7 @@ class Contrast(NamedTuple):
     """What `contrast` found; every array is float64 of shape `(layers, experts)`.
 
     Attributes:
-        score (`np.ndarray`): Mean over the target class minus mean over the rest, in the unit of the maps.
+        score (`np.ndarray`): The score asked for, such as the mean over the target class minus that over the rest.
         low (`np.ndarray`, *optional*): Lower end of the interval of `score`; NaN where a class has one prompt.
         high (`np.ndarray`, *optional*): Upper end of the interval of `score`; NaN where a class has one prompt.
         p (`np.ndarray`, *optional*): Two-sided permutation p value, never 0.
@@ -71,18 +72,24 @@ def contrast(
     values: npt.ArrayLike,
     is_target: npt.ArrayLike,
     *,
+    score: str = "mean_difference",
+    tokens: npt.ArrayLike | None = None,
     rest: Literal["pooled", "paired"] = "pooled",
     confidence: float = 0.95,
     resamples: int = 999,
     seed: int = 0,
 ) -> Contrast:
-    """Return, per expert, the target class's mean minus the rest's, with interval, p and q value.
+    """Return, per expert, how much more the target class uses it than the rest, with interval, p and q value.
 
     Args:
         values (`np.ndarray` of shape `(prompts, layers, experts)`, any real dtype):
             One map per prompt. Computed in float64; not modified.
         is_target (`np.ndarray` of shape `(prompts,)`, bool):
             Which prompts belong to the target class.
+        score (`str`, *optional*, defaults to `"mean_difference"`):
+            One of `hf_mote.ftri.scores.SCORES`.
+        tokens (`np.ndarray` of shape `(prompts,)`, *optional*):
+            Tokens counted in each prompt; needed by every score but the difference of means.
         rest (`str`, *optional*, defaults to `"pooled"`):
             `"pooled"` compares with all other prompts. `"paired"` compares the i-th target prompt with the i-th other
             prompt: pairs are resampled together, and the permutation swaps within pairs.
@@ -101,6 +108,7 @@ def contrast(
     Raises:
         [`DataError`]: if shapes disagree, a value is not finite, a class is empty, or pairs do not come out even.
         [`ConfigError`]: if `confidence` or `resamples` is out of range.
+        [`UnknownNameError`]: if there is no such score.
 
     Example:
         ```python
@@ -119,6 +127,8 @@ def contrast(
     Phipson and Smyth (2010): the observed labels count among the permutations.
     """
     maps, target = _checked(values, is_target)
+    if score not in SCORES:
+        raise UnknownNameError.of("contrast: score", score, SCORES)
     if rest not in RESTS:
         raise UnknownNameError.of("contrast: rest", rest, RESTS)
     if not 0.0 < confidence < 1.0:
@@ -139,16 +149,18 @@ def contrast(
 
     shape = maps.shape[1:]
     flat = maps.reshape(len(maps), -1)
-    # In one way with and without resamples, so that ties fall alike; shifted, so that what never varies gives 0.
-    shifted = flat - flat[0]
-    score = shifted[chosen].mean(axis=0) - shifted[others].mean(axis=0)
+    lengths = _checked_tokens(tokens, len(maps), score)
+    # In one way with and without resamples, so that ties fall alike.
+    found = Statistic(flat, lengths, SCORES[score])(chosen, others)
     if resamples == 0:
-        return Contrast(score.reshape(shape), None, None, None, None, None)
+        return Contrast(found.reshape(shape), None, None, None, None, None)
     parts = [
-        resample_difference(
+        resample_score(
             flat[:, start : start + EXPERTS_PER_CHUNK],
+            lengths,
             chosen,
             others,
+            score=SCORES[score],
             paired=paired,
             confidence=confidence,
             resamples=resamples,
@@ -158,7 +170,7 @@ def contrast(
     ]
     _, low, high, p = (np.concatenate(part).reshape(shape) for part in zip(*parts, strict=True))
     q = np.asarray(stats.false_discovery_control(p.ravel()), dtype=np.float64).reshape(shape)
-    return Contrast(score.reshape(shape), low, high, p, q, confidence)
+    return Contrast(found.reshape(shape), low, high, p, q, confidence)
 
 
 def length_confound(values: npt.ArrayLike, is_target: npt.ArrayLike) -> LengthConfound:
@@ -254,3 +266,17 @@ def _checked(values: npt.ArrayLike, is_target: npt.ArrayLike) -> tuple[Array, np
                 fix="Look at the responses: the judge may see only one class in them.",
             )
     return maps, target
+
+
+def _checked_tokens(tokens: npt.ArrayLike | None, prompts: int, score: str) -> Array:
+    if tokens is None and score == "mean_difference":
+        return np.ones(prompts)
+    found = np.asarray(np.nan if tokens is None else tokens, dtype=np.float64)
+    if found.shape != (prompts,) or not np.isfinite(found).all() or (found < 0).any():
+        raise DataError(
+            "contrast: tokens",
+            f"the score {score!r} needs the tokens of each prompt",
+            got="none" if tokens is None else f"shape {found.shape}",
+            expected=f"{prompts} numbers, none negative",
+        )
+    return found

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_mote.errors import DataError, FileFormatError, HFMoTEError, UnknownNameError
+from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError, UnknownNameError
 from hf_mote.ftri.contrast import contrast, length_confound
 from hf_mote.ftri.ranking import ExpertRanking
+from hf_mote.ftri.scores import SCORES
+from hf_mote.ftri.stability import Stability, top_stability
 from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.routing.maps import ActivationMap, MapValue
@@ -73,8 +75,10 @@ class FTRIResult(Shareable):
         self,
         target: object,
         *,
+        score: str = "mean_difference",
         value: MapValue = "count",
         normalize: bool = False,
+        paired: bool = False,
         confidence: float = 0.95,
         resamples: int = 999,
         seed: int = 0,
@@ -83,52 +87,43 @@ class FTRIResult(Shareable):
 
         Args:
             target (`str`): The class.
+            score (`str`, *optional*, defaults to `"mean_difference"`):
+                `"mean_difference"` per prompt (the paper's), `"risk_difference"` per token, `"log_odds"` ratio,
+                `"npmi"` (normalised pointwise mutual information), or `"weight_difference"`, of routing weight per
+                token. All but the first are free of prompt length. See `hf_mote.ftri.scores`.
             value (`str`, *optional*, defaults to `"count"`): `"count"` (the paper's) or `"weight"`.
             normalize (`bool`, *optional*, defaults to `False`):
                 Divide each prompt's map by its tokens. The paper does not mention it; advisable where the classes'
                 prompts differ in length.
+            paired (`bool`, *optional*, defaults to `False`):
+                Compare the i-th prompt of the class with the i-th other prompt: a request and its harmless twin.
             confidence (`float`, *optional*, defaults to 0.95): Coverage of the bootstrap intervals.
             resamples (`int`, *optional*, defaults to 999): For intervals and permutation tests; 0 for scores alone.
             seed (`int`, *optional*, defaults to 0): Seed of both.
 
         Raises:
-            [`UnknownNameError`]: if no response is of that class.
-            [`DataError`]: if every response is.
+            [`UnknownNameError`]: if no response is of that class, or there is no such score.
+            [`DataError`]: if every response is, or pairs do not come out even.
+            [`ConfigError`]: if the score and `value` or `normalize` do not go together.
 
         Source: arXiv 2502.11096, differential maps: mean over the class minus mean over all other prompts, ranked over
         all layers together. Intervals, p and q values are this package's.
         """
-        name = str(target)
-        if name not in self.classes:
-            raise UnknownNameError.of(
-                "FTRIResult.rank.target",
-                name,
-                self.class_sizes,
-                fix="No response was of that class: look at .responses, or change the prompts or the judge.",
-            )
-        if len(self.class_sizes) == 1:
-            raise DataError(
-                "FTRIResult.rank.target",
-                f"all {len(self.classes)} responses are of this class, so there is nothing to compare with",
-                got=self.class_sizes,
-                expected="at least two classes",
-                fix="Add prompts that the model answers in another way.",
-            )
-        if value not in ("count", "weight"):
-            raise UnknownNameError.of("FTRIResult.rank.value", value, ("count", "weight"))
-        values = self.counts if value == "count" else self.weights
+        name = self._class_of("rank", target)
+        values, lengths = self._values("rank", score, value, normalize)
         is_target = [label == name for label in self.classes]
         confound = length_confound(self.counts.numpy(), is_target).relative
-        if abs(confound) > LENGTH_CONFOUND and not normalize:
+        if abs(confound) > LENGTH_CONFOUND and not normalize and score == "mean_difference":
             logger.warning(
                 f"FTRIResult.rank: prompts of class {name!r} differ from the others by {confound:+.0%} in length, "
                 "which shows in every expert's counts. Consider normalize=True."
             )
-        if normalize:
-            values = values / self.num_tokens[:, None, None]
         found = contrast(
             values.numpy(),
             is_target,
+            score=score,
+            tokens=lengths.numpy(),
+            rest="paired" if paired else "pooled",
             confidence=confidence,
             resamples=resamples,
             seed=seed,
@@ -141,6 +136,8 @@ class FTRIResult(Shareable):
             fingerprint=self.fingerprint,
             provenance={
                 **self.provenance,
+                "score": score,
+                "paired": paired,
                 "value": value,
                 "normalize": normalize,
                 "length_confound": round(confound, 4),
@@ -148,6 +145,38 @@ class FTRIResult(Shareable):
                 "prompts": len(self.prompts),
                 "target_prompts": self.classes.count(name),
             },
+        )
+
+    def stability(
+        self,
+        target: object,
+        n: int,
+        *,
+        score: str = "mean_difference",
+        value: MapValue = "count",
+        normalize: bool = False,
+        resamples: int = 200,
+        seed: int = 0,
+    ) -> Stability:
+        """Return how many of the best `n` experts stay the best when the prompts are drawn anew.
+
+        Args:
+            target (`str`): The class.
+            n (`int`): Size of the top.
+            score (`str`, *optional*): As in [`rank`]; so are `value` and `normalize`.
+            value (`str`, *optional*): See [`rank`].
+            normalize (`bool`, *optional*): See [`rank`].
+            resamples (`int`, *optional*, defaults to 200): Draws.
+            seed (`int`, *optional*, defaults to 0): Of the draws.
+
+        Raises:
+            [`DataError`]: if a class has fewer than 2 prompts.
+        """
+        name = self._class_of("stability", target)
+        values, lengths = self._values("stability", score, value, normalize)
+        is_target = [label == name for label in self.classes]
+        return top_stability(
+            values.numpy(), is_target, n, score=score, tokens=lengths.numpy(), resamples=resamples, seed=seed
         )
 
     def to_config(self, target: object, *, suppress: int | None = None, stimulate: int | None = None) -> MoTEConfig:
@@ -164,6 +193,43 @@ class FTRIResult(Shareable):
 
     def __repr__(self) -> str:
         return f"FTRIResult({len(self.prompts)} prompts, {self.class_sizes}, {len(self.layers)} layers)"
+
+    def _class_of(self, where: str, target: object) -> str:
+        name = str(target)
+        if name not in self.classes:
+            raise UnknownNameError.of(
+                f"FTRIResult.{where}.target",
+                name,
+                self.class_sizes,
+                fix="No response was of that class: look at .responses, or change the prompts or the judge.",
+            )
+        if len(self.class_sizes) == 1:
+            raise DataError(
+                f"FTRIResult.{where}.target",
+                f"all {len(self.classes)} responses are of this class, so there is nothing to compare with",
+                got=self.class_sizes,
+                expected="at least two classes",
+                fix="Add prompts that the model answers in another way.",
+            )
+        return name
+
+    def _values(self, where: str, score: str, value: str, normalize: bool) -> tuple[Tensor, Tensor]:
+        """Return what a score is computed from: `(prompts, layers, experts)` values and `(prompts,)` tokens."""
+        if score not in SCORES:
+            raise UnknownNameError.of(f"FTRIResult.{where}.score", score, SCORES)
+        if value not in ("count", "weight"):
+            raise UnknownNameError.of(f"FTRIResult.{where}.value", value, ("count", "weight"))
+        if score != "mean_difference" and (normalize or value != "count"):
+            raise ConfigError(
+                f"FTRIResult.{where}",
+                f"score {score!r} says by itself what it counts, per token",
+                got=f"value={value!r}, normalize={normalize}",
+                fix="Leave value and normalize out.",
+            )
+        by_weight = value == "weight" or score == "weight_difference"
+        values = (self.weights if by_weight else self.counts).double()
+        lengths = self.num_tokens.double()
+        return (values / lengths[:, None, None] if normalize else values), lengths
 
     def _maps_of(self, name: str) -> list[ActivationMap]:
         return [
