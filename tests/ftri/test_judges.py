@@ -76,7 +76,7 @@ def test_refusal_judge_names_its_target():
 
 
 def test_refusal_judge_unknown_language_lists_the_known():
-    with pytest.raises(UnknownNameError, match="one of en"):
+    with pytest.raises(UnknownNameError, match="one of de, en"):
         RefusalJudge(["xx"])
 
 
