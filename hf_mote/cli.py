@@ -11,10 +11,14 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
 
+from hf_mote.commands import add_commands
 from hf_mote.errors import HFMoTEError
 from hf_mote.organisms.demo import NUM_CONTROLS, DemoResult, MethodResult, run_demo
 from hf_mote.routing.support import REFUSED, support_markdown, support_table
+from hf_mote.sae.convert import export_sae, load_sae
+from hf_mote.sae.convert.registry import FORMATS, check_target, format_named
 from hf_mote.version import __version__
 
 __all__ = ["app"]
@@ -25,6 +29,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+sae_app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
+app.add_typer(sae_app, name="sae")
 
 
 def _version(wanted: bool) -> None:
@@ -87,6 +93,41 @@ def demo(
     console.print(f"{result.seconds:.0f} s. Report, configs, maps, rankings and pictures: {output}", highlight=False)
 
 
+@sae_app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder, or id of a Hub repository.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    to: Annotated[
+        str, typer.Option(help=f"Format to write: {', '.join(name for name in FORMATS if FORMATS[name].write)}.")
+    ],
+    from_: Annotated[
+        str, typer.Option("--from", help=f"Format of the source: {', '.join(FORMATS)}; by default found out.")
+    ] = "auto",
+    subfolder: Annotated[str | None, typer.Option(help="Where the files are in the source.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
+) -> None:
+    """Write a sparse autoencoder of one library as another writes it, and say what that format cannot hold."""
+    console, log = Console(), Console(stderr=True)
+    disable_progress_bar()
+    try:
+        # First, so that a slip of the pen does not cost a download.
+        check_target(target, format_named(to, where="--to"))
+        sae = load_sae(source, from_, subfolder=subfolder, revision=revision)
+        lost = export_sae(sae, target, to)
+    except HFMoTEError as error:
+        log.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+    config = sae.config
+    console.print(
+        f"{type(sae).__name__} of {config.num_latents} latents for activations of width {config.hidden_size}, "
+        f"written for {to}: {target}",
+        markup=False,
+        highlight=False,
+    )
+    if lost:
+        console.print(f"Not held, of training: {'; '.join(lost)}", markup=False, highlight=False)
+
+
 def _demo_table(result: DemoResult) -> Table:
     """One column for each method, one row for each thing measured."""
     planted = set(result.organism.planted)
@@ -107,3 +148,6 @@ def _demo_table(result: DemoResult) -> Table:
     row("…these experts stimulated", lambda m: f"{m.stimulated.rate:.1%}")
     row("other answers unchanged", lambda m: str(m.report.unrelated_unchanged).partition(" ")[0])
     return table
+
+
+add_commands(app)

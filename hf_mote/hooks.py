@@ -28,6 +28,8 @@ class Participant:
     """Something that takes part in a module's [`HookStack`]; `active` switches it off without detaching it."""
 
     active: bool = True
+    ran: bool = False
+    """Whether its module has run since it joined, as far as the stack takes note."""
 
 
 class HookStack:

@@ -8,23 +8,20 @@ backward pass gives the derivative of the score by all gains at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, DataError, UnsupportedError
+from hf_mote.errors import ConfigError, UnsupportedError
 from hf_mote.ftri.contrast import contrast
+from hf_mote.ftri.gains import Gains, attach_gains
+from hf_mote.ftri.preference import LogitScore, Preference
 from hf_mote.ftri.ranking import ExpertRanking
-from hf_mote.ftri.responses import Prompt, check_batch_size, checked_prompts, encode_prompts, padded
+from hf_mote.ftri.responses import Prompt
 from hf_mote.mote.fingerprint import fingerprint_of
-from hf_mote.routing.discover import RouterSite, find_routers
-from hf_mote.routing.forward import Forward
-from hf_mote.routing.selection import Routing
-from hf_mote.routing.stack import Probe, attach_to_routers
-from hf_mote.routing.tracker import Watcher
+from hf_mote.routing.discover import find_routers
 
 __all__ = ["attribute_experts"]
 
@@ -33,9 +30,10 @@ def attribute_experts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    target: str | Sequence[str],
-    baseline: str | Sequence[str],
+    target: str | Sequence[str] | None = None,
+    baseline: str | Sequence[str] | None = None,
     *,
+    score: LogitScore | None = None,
     gain: float = 1.0,
     batch_size: int = 8,
     system_prompt: str | None = None,
@@ -63,6 +61,9 @@ def attribute_experts(
             The response whose causes are sought: one for all prompts, or one for each.
         baseline (`str` or `Sequence[str]`):
             The response it is held against, likewise.
+        score (`Callable`, *optional*):
+            What to explain instead of two responses: a differentiable function of the prompts' logits, `(batch, seq,
+            vocab)`, and the batch (`input_ids`, `attention_mask`; padding on the right) to one number for each prompt.
         gain (`float`, *optional*, defaults to 1.0):
             Where the derivative is taken: with every routing weight multiplied by this, above 0 and at most 1. At 1 it
             says what a little less of an expert does, which misleads where the response is all but certain: on the
@@ -86,7 +87,7 @@ def attribute_experts(
 
     Raises:
         [`DataError`]: if there are no prompts, a response is empty, or the numbers differ.
-        [`ConfigError`]: if gain, batch size or seed is out of range.
+        [`ConfigError`]: if gain, batch size or seed is out of range, or neither both responses nor a score are given.
         [`UnsupportedError`]: if the model has no routed experts that the table knows.
 
     Source: first-order Taylor ablation, Molchanov et al. (2017), "Pruning Convolutional Neural Networks for Resource
@@ -106,46 +107,43 @@ def attribute_experts(
     assert len(set(ranking.top(5)) & set(organism.planted)) > 0
     ```
     """
-    asked = checked_prompts("attribute_experts.prompts", prompts)
-    check_batch_size(batch_size)
     if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 < gain <= 1:
         raise ConfigError("attribute_experts.gain", "out of range", got=repr(gain), expected="above 0, at most 1")
     if torch.is_inference_mode_enabled():
         raise UnsupportedError(
             "attribute_experts", "no derivatives inside torch.inference_mode", fix="Call it outside, or use no_grad."
         )
-    wanted = _responses("target", target, len(asked))
-    rival = _responses("baseline", baseline, len(asked))
+    preference = Preference(
+        "attribute_experts",
+        model,
+        tokenizer,
+        prompts,
+        target,
+        baseline,
+        score,
+        system_prompt=system_prompt,
+        batch_size=batch_size,
+    )
     sites = find_routers(model)
-    for site in sites:
-        if "attribution" in site.refuses:
-            raise UnsupportedError(
-                site.path, "no derivative by its weights can be taken: " + site.refuses["attribution"], fix="Use ftri."
-            )
-    questions = encode_prompts(tokenizer, asked, system_prompt=system_prompt)
-    answers = [[_encode_response(tokenizer, text) for text in texts] for texts in (wanted, rival)]
-    effects: list[list[Tensor]] = [[], []]
-    gains = _Gains(sites, float(gain))
-    pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
+    gains = Gains(sites, float(gain), differentiable=True)
+    effects: list[Tensor] = []
     with (
-        attach_to_routers(model, sites, gains, lambda site: _GainProbe(gains, site)),
+        attach_gains(model, gains),
         torch.enable_grad(),
-        logging.tqdm(total=len(asked), desc="attributing", disable=not progress, leave=False) as bar,
+        logging.tqdm(
+            total=preference.num_prompts * len(preference.sides), desc="attributing", disable=not progress, leave=False
+        ) as bar,
     ):
-        for start in range(0, len(asked), batch_size):
-            block = slice(start, start + batch_size)
-            for side in (0, 1):
-                pairs = list(zip(questions[block], answers[side][block], strict=True))
-                batch = padded([q + a for q, a in pairs], pad, side="right", device=model.device)
-                log_probs = _response_log_probs(
-                    model(**batch, use_cache=False).logits, batch["input_ids"], [(len(q), len(a)) for q, a in pairs]
-                )
-                effects[side].append(gains.effects(log_probs.sum()))
-            bar.update(len(pairs))
-    values = torch.cat([*effects[0], *effects[1]])
+        for side in preference.sides:
+            for block in preference.blocks(side):
+                effects.append(gains.derivatives(preference.values(block).sum()))
+                bar.update(len(block.lengths))
+    values = torch.cat(effects)
+    if len(preference.sides) == 1:
+        values = torch.cat([values, torch.zeros_like(values)])
     found = contrast(
         values.numpy(),
-        [True] * len(asked) + [False] * len(asked),
+        [True] * preference.num_prompts + [False] * preference.num_prompts,
         rest="paired",
         confidence=confidence,
         resamples=resamples,
@@ -155,86 +153,7 @@ def attribute_experts(
         found,
         tuple(site.layer for site in sites),
         method="attribution",
-        target=wanted[0] if len(set(wanted)) == 1 else "the target responses",
+        target=preference.name,
         fingerprint=fingerprint_of(model, sites),
-        provenance={"prompts": len(asked), "unit": "nats", "gain": float(gain)},
+        provenance={"prompts": preference.num_prompts, "unit": "nats", "gain": float(gain)},
     )
-
-
-class _Gains(Watcher):
-    """One differentiable gain for each sequence and expert of each router; new ones for every forward."""
-
-    def __init__(self, sites: Sequence[RouterSite], value: float) -> None:
-        super().__init__()
-        self.sites = sites
-        self.value = value
-        self.by_path: dict[str, Tensor] = {}
-
-    def on_forward(self, forward: Forward, cache: Any) -> None:
-        self.by_path = {
-            site.path: torch.full(
-                (forward.batch, site.num_experts), self.value, device=forward.device
-            ).requires_grad_()
-            for site in self.sites
-        }
-
-    def on_trace(self, forward: Forward) -> None:
-        raise UnsupportedError(
-            "attribute_experts",
-            "derivatives by routing weights are not taken in a compiled graph",
-            fix="Give the model itself, not what torch.compile made of it.",
-        )
-
-    def effects(self, score: Tensor) -> Tensor:
-        """Derivative of the score by each gain, `(sequences, layers, experts)`, float64 on the CPU."""
-        leaves = [self.by_path[site.path] for site in self.sites]
-        grads = torch.autograd.grad(score, leaves, allow_unused=True)
-        width = max(site.num_experts for site in self.sites)
-        table = torch.zeros(len(leaves[0]), len(leaves), width, dtype=torch.float64)
-        for row, grad in enumerate(grads):
-            if grad is not None:
-                table[:, row, : grad.shape[1]] = grad.double().cpu()
-        return table
-
-
-class _GainProbe(Probe):
-    def __init__(self, gains: _Gains, site: RouterSite) -> None:
-        self.gains = gains
-        self.path = site.path
-
-    def probe(self, forward: Forward | None, routing: Routing) -> Tensor:
-        gains = self.gains.by_path[self.path].to(routing.weights.device)
-        rows = torch.arange(len(gains), device=gains.device).repeat_interleave(len(routing.indices) // len(gains))
-        return routing.weights * gains[rows[:, None], routing.indices].to(routing.weights.dtype)
-
-
-def _responses(name: str, given: str | Sequence[str], number: int) -> list[str]:
-    if not isinstance(given, str | Sequence):
-        raise DataError(
-            f"attribute_experts.{name}", "not a response", got=repr(given)[:60], expected="text, or a list"
-        )
-    responses = [given] * number if isinstance(given, str) else list(given)
-    if len(responses) != number:
-        raise DataError(
-            f"attribute_experts.{name}",
-            "not one response for each prompt",
-            got=len(responses),
-            expected=f"one text, or {number}",
-        )
-    for index, text in enumerate(responses):
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"attribute_experts.{name}[{index}]", "not a response", got=repr(text), expected="text")
-    return responses
-
-
-def _encode_response(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _response_log_probs(logits: Tensor, ids: Tensor, lengths: Sequence[tuple[int, int]]) -> Tensor:
-    """Log probability of each row's response, `(rows,)`, float32, in nats; `lengths` are (prompt, response) tokens."""
-    log_probs = logits[:, :-1].float().log_softmax(dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
-    mask = torch.zeros_like(log_probs)
-    for row, (prompt, response) in enumerate(lengths):
-        mask[row, prompt - 1 : prompt - 1 + response] = 1
-    return (log_probs * mask).sum(dim=1)

@@ -10,20 +10,23 @@ import dataclasses
 import os
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, UnknownNameError
+from hf_mote.ftri.controls import CONTROL_KINDS, random_control
 from hf_mote.ftri.judges import Judge, check_judge, classify
 from hf_mote.ftri.report import EvaluationReport, Rate
 from hf_mote.ftri.responses import Prompt, checked_prompts, generate_responses, prompt_text
+from hf_mote.ftri.side_effects import side_effects
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote, load_config
-from hf_mote.routing.discover import RouterSite, find_routers
+from hf_mote.routing.discover import find_routers
+from hf_mote.routing.record import record_routing
 
-__all__ = ["evaluate_mote", "random_control"]
+__all__ = ["evaluate_mote"]
 
 
 def evaluate_mote(
@@ -35,7 +38,9 @@ def evaluate_mote(
     *,
     target: object = None,
     unrelated: Sequence[Prompt] = (),
+    texts: Sequence[str] = (),
     num_controls: int = 20,
+    control_kind: Literal["layer", "usage"] = "layer",
     strengths: Sequence[float] = (),
     seed: int = 0,
     confidence: float = 0.95,
@@ -62,9 +67,15 @@ def evaluate_mote(
             The label whose rate is reported. For a judge that answers yes or no, `True`. A label that no response
             gets, in any run, is refused.
         unrelated (`Sequence[str]` or chats, *optional*):
-            Prompts whose answers should stay word for word the same.
+            Prompts whose answers should stay; the share that does so word for word is counted, and the answers before
+            and after are kept side by side.
+        texts (`Sequence[str]`, *optional*):
+            Plain texts on which the divergence of the predictions and the perplexity are measured.
         num_controls (`int`, *optional*, defaults to 20):
             Random configs, each with as many experts in the same layers, none of them the config's own.
+        control_kind (`str`, *optional*, defaults to `"layer"`):
+            `"layer"` draws any other experts of the layer; `"usage"` those that the untouched model uses about as
+            often on these prompts, which is the stricter control.
         strengths (`Sequence[float]`, *optional*):
             Doses for a dose-response curve, besides the config's own.
         seed (`int`, *optional*, defaults to 0):
@@ -111,14 +122,17 @@ def evaluate_mote(
     check_judge(judge)
     if isinstance(num_controls, bool) or not isinstance(num_controls, int) or num_controls < 0:
         raise ConfigError("evaluate_mote.num_controls", "not a number", got=repr(num_controls), expected="0 or more")
+    if control_kind not in CONTROL_KINDS:
+        raise UnknownNameError.of("evaluate_mote.control_kind", control_kind, CONTROL_KINDS)
     config = load_config(config)
     config.check(model)
     if config.is_empty:
         raise ConfigError("evaluate_mote.config", "nothing to measure", got="no targets, or strength 0")
     sites = find_routers(model)
+    # Drawn once to see that they can be, before anything runs; those of kind "usage" again, once usage is known.
     draw = random.Random(seed)
     controls = [random_control(config, sites, draw) for _ in range(num_controls)]
-    texts = [prompt_text(prompt) for prompt in asked]
+    asked_texts = [prompt_text(prompt) for prompt in asked]
     doses = [dataclasses.replace(config, strength=float(strength)) for strength in strengths]
 
     def respond(which: Sequence[Prompt], chosen: MoTEConfig | None) -> list[str]:
@@ -140,18 +154,28 @@ def evaluate_mote(
     seen: set[str] = set()
 
     def rate(responses: Sequence[str]) -> Rate:
-        labels = classify(judge, texts, responses)
+        labels = classify(judge, asked_texts, responses)
         seen.update(labels)
         return Rate.of(labels.count(label), len(responses), confidence)
 
     runs = 2 + len(controls) + len(doses)
     with logging.tqdm(total=runs, desc="evaluating", disable=not progress, leave=False) as bar:
-        before, after = respond(asked, None), respond(asked, config)
+        if control_kind == "usage" and controls:
+            with record_routing(model, eos_token_id=(generate_kwargs or {}).get("eos_token_id")) as record:
+                before = respond(asked, None)
+            counts = record.total().counts
+            usage = dict(zip(record.layers, counts, strict=True))
+            draw = random.Random(seed)
+            controls = [random_control(config, sites, draw, usage=usage) for _ in range(num_controls)]
+        else:
+            before = respond(asked, None)
+        after = respond(asked, config)
         rate_before, rate_after = rate(before), rate(after)
         bar.update(2)
-        unchanged = None
+        unchanged, others_before, others_after = None, [], []
         if others:
-            same = [a == b for a, b in zip(respond(others, None), respond(others, config), strict=True)]
+            others_before, others_after = respond(others, None), respond(others, config)
+            same = [a == b for a, b in zip(others_before, others_after, strict=True)]
             unchanged = Rate.of(sum(same), len(same), confidence)
         control_rates = []
         for control in controls:
@@ -165,6 +189,9 @@ def evaluate_mote(
         raise UnknownNameError.of(
             "evaluate_mote.target", label, seen, fix="No response got this label; the judge gave the listed ones."
         )
+    effects = None
+    if texts:
+        effects = side_effects(model, tokenizer, config, texts, batch_size=batch_size, progress=progress)
     return EvaluationReport(
         target=label,
         before=rate_before,
@@ -173,44 +200,16 @@ def evaluate_mote(
         unrelated_unchanged=unchanged,
         dose=dose_rates,
         config=config.to_dict(),
-        prompts=texts,
+        prompts=asked_texts,
         responses_before=before,
         responses_after=after,
         seed=seed,
+        control_kind=control_kind,
+        unrelated=[prompt_text(prompt) for prompt in others],
+        unrelated_before=others_before,
+        unrelated_after=others_after,
+        side_effects=effects,
     )
-
-
-def random_control(config: MoTEConfig, sites: Sequence[RouterSite], draw: random.Random) -> MoTEConfig:
-    """Return a config that does the same to random experts: as many in each layer, none of the config's own.
-
-    Args:
-        config (`MoTEConfig`): The config to match.
-        sites (`Sequence[RouterSite]`): The model's router sites.
-        draw (`random.Random`): Where the randomness comes from.
-
-    Raises:
-        [`ConfigError`]: if a layer has too few other experts.
-    """
-    own: dict[int, set[int]] = {}
-    for layer, expert, *_ in (*config.suppress, *config.stimulate, *config.bias):
-        own.setdefault(layer, set()).add(expert)
-    swap: dict[tuple[int, int], int] = {}
-    for site in sites:
-        mine = sorted(own.get(site.layer, ()))
-        pool = [expert for expert in range(site.num_experts) if expert not in own.get(site.layer, ())]
-        if len(pool) < len(mine):
-            raise ConfigError(
-                "evaluate_mote.num_controls",
-                f"layer {site.layer} has too few other experts to draw controls from",
-                got=f"{len(pool)} others for {len(mine)} targets",
-                fix="Give num_controls=0, or a config with fewer experts of this layer.",
-            )
-        swap.update({(site.layer, e): other for e, other in zip(mine, draw.sample(pool, len(mine)), strict=True)})
-    changed: dict[str, Any] = {
-        name: [[entry[0], swap[entry[0], entry[1]], *entry[2:]] for entry in getattr(config, name)]
-        for name in ("suppress", "stimulate", "bias")
-    }
-    return dataclasses.replace(config, **changed)
 
 
 def _target_label(judge: Judge, target: object) -> str:

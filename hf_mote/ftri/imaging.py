@@ -6,16 +6,34 @@ experts that the prompts of each class visited (Dahlke et al., arXiv 2502.11096)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from hf_mote.errors import UnknownNameError
+from hf_mote.errors import ConfigError
 from hf_mote.ftri.judges import Judge, check_judge, classify
-from hf_mote.ftri.responses import Prompt, checked_prompts, generate_responses, prompt_text
-from hf_mote.ftri.result import SCOPES, FTRIResult
+from hf_mote.ftri.processes import gathered, place_among_processes
+from hf_mote.ftri.responses import (
+    Prompt,
+    batches_of,
+    check_batch_size,
+    checked_prompts,
+    encode_prompts,
+    generation_settings,
+    prompt_text,
+    respond,
+    user_text_of,
+)
+from hf_mote.ftri.result import FTRIResult
+from hf_mote.ftri.run_folder import ImagedBatch, RunFolder
+from hf_mote.ftri.scopes import ImagingScope
 from hf_mote.mote.fingerprint import fingerprint_of
 from hf_mote.routing.discover import find_routers
 from hf_mote.routing.record import record_routing
@@ -29,7 +47,11 @@ def ftri(
     prompts: Sequence[Prompt],
     judge: Judge,
     *,
-    scope: Literal["prompt", "generation", "all"] = "prompt",
+    scope: str = "prompt",
+    thinking_tokens: tuple[int, int] | None = None,
+    repeats: int = 1,
+    seed: int = 0,
+    run_folder: str | os.PathLike[str] | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 64,
     system_prompt: str | None = None,
@@ -48,7 +70,19 @@ def ftri(
         judge (`Callable`):
             `response -> label` or `(prompt, response) -> label`, such as [`RefusalJudge`].
         scope (`str`, *optional*, defaults to `"prompt"`):
-            Tokens to count: all prompt tokens, chat template included (the paper's), the generated ones, or both.
+            Tokens to count: `"prompt"`, all prompt tokens, chat template included (the paper's); `"last"`, the last of
+            them; `"first:8"`, the first 8, or as many as the number says; `"user"`, those of the user's own text;
+            `"generation"`; `"all"`; `"thinking"` or `"answer"`.
+        thinking_tokens (`tuple[int, int]`, *optional*):
+            Ids of the tokens that open and close the thinking, for the last two scopes.
+        repeats (`int`, *optional*, defaults to 1):
+            How often each prompt is run, if responses are sampled. Rankings average over the runs of a prompt that
+            fall into the same class, so that a prompt counts once.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of sampled responses, batch by batch; the caller's random state stays as it is.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where results are kept as they come. A run that was killed goes on from there, and gives what it would have
+            given; a folder of other settings is refused.
         batch_size (`int`, *optional*, defaults to 16):
             Prompts that run together.
         max_new_tokens (`int`, *optional*, defaults to 64):
@@ -65,7 +99,12 @@ def ftri(
 
     Raises:
         [`DataError`]: if there are no prompts, or the judge fails.
+        [`UnknownNameError`]: if there is no such scope.
+        [`ConfigError`]: if a number is out of range, or a scope lacks its tokens.
+        [`ModelMismatchError`]: if `run_folder` is that of a run with other settings.
         [`UnsupportedError`]: if the model has no routed experts that the table knows.
+
+    Under `accelerate launch` the batches are shared out among the processes, and all get the same result.
 
     Source: arXiv 2502.11096: experts counted over all prompt tokens, averaged per class of responses.
 
@@ -83,36 +122,108 @@ def ftri(
     """
     asked = checked_prompts("ftri.prompts", prompts)
     check_judge(judge)
-    if scope not in SCOPES:
-        raise UnknownNameError.of("ftri.scope", scope, SCOPES)
+    check_batch_size(batch_size)
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise ConfigError("ftri.repeats", "not a number of runs", got=repr(repeats), expected="1 or more")
+    imaged_scope = ImagingScope(scope, thinking_tokens)
+    settings = generation_settings(tokenizer, max_new_tokens, generate_kwargs)
+    if repeats > 1 and not settings["do_sample"]:
+        raise ConfigError(
+            "ftri.repeats",
+            "greedy decoding gives the same response every time",
+            got=repeats,
+            fix='Sample, with generate_kwargs={"do_sample": True}, or leave repeats out.',
+        )
     sites = find_routers(model)
-    responses = [""] * len(asked)
-    order: list[int] = []
-    with record_routing(model, eos_token_id=(generate_kwargs or {}).get("eos_token_id")) as record:
-        for positions, answers in generate_responses(
-            model,
-            tokenizer,
-            asked,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            system_prompt=system_prompt,
-            generate_kwargs=generate_kwargs,
-            progress="imaging" if progress else None,
-        ):
-            order += positions
-            for position, answer in zip(positions, answers, strict=True):
-                responses[position] = answer
-    maps = [seen for _, seen in sorted(zip(order, record.maps(scope), strict=True), key=lambda item: item[0])]
-    texts = [prompt_text(prompt) for prompt in asked]
+    fingerprint = fingerprint_of(model, sites)
+    encoded = encode_prompts(tokenizer, asked, system_prompt=system_prompt)
+    marks = None
+    if imaged_scope.wants_user_text:
+        marks = user_text_of(tokenizer, asked, system_prompt=system_prompt)
+    rows = [index for index in range(len(asked)) for _ in range(repeats)]
+    batches = batches_of([encoded[index] for index in rows], batch_size)
+    folder = None
+    if run_folder is not None:
+        told = {"fingerprint": fingerprint, "scope": scope, "seed": seed, "batch_size": batch_size, "repeats": repeats}
+        told |= {"prompts_sha256": _hash([encoded, marks]), "generation": _plain(settings)}
+        folder = RunFolder(
+            run_folder, {**told, "thinking_tokens": None if thinking_tokens is None else [*thinking_tokens]}
+        )
+    process, num_processes = place_among_processes(model.device)
+    mine = range(process, len(batches), num_processes)
+    done: dict[int, ImagedBatch] = {}
+    with (
+        record_routing(
+            model, eos_token_id=settings.get("eos_token_id"), thinking_tokens=imaged_scope.thinking_tokens
+        ) as record,
+        logging.tqdm(
+            total=sum(len(batches[number]) for number in mine),
+            desc="imaging",
+            disable=not progress or process > 0,
+            leave=False,
+        ) as bar,
+    ):
+        record.only = imaged_scope.only
+        for number in mine:
+            indices = [rows[position] for position in batches[number]]
+            batch = None if folder is None else folder.read(number)
+            if batch is None:
+                prompts_here = [encoded[index] for index in indices]
+                imaged_scope.begin(prompts_here, None if marks is None else [marks[index] for index in indices])
+                with _seeded(seed, number, settings["do_sample"], model.device):
+                    answers = respond(model, tokenizer, prompts_here, settings)
+                maps = record.maps(imaged_scope.phase)
+                record.forget()
+                batch = ImagedBatch(
+                    answers,
+                    torch.stack([seen.counts for seen in maps]).float(),
+                    torch.stack([seen.weights for seen in maps]).float(),
+                    torch.tensor([seen.num_tokens for seen in maps]),
+                )
+                if folder is not None:
+                    folder.write(number, batch)
+            done[number] = batch
+            bar.update(len(indices))
+    everything = gathered(done, num_processes)
+    order = torch.tensor([position for batch in batches for position in batch]).argsort()
+    parts = [everything[number] for number in range(len(batches))]
+    texts = [prompt_text(asked[index]) for index in rows]
+    responses = [response for part in parts for response in part.responses]
+    responses = [responses[place] for place in order.tolist()]
     return FTRIResult(
         prompts=texts,
         responses=responses,
         classes=classify(judge, texts, responses),
-        counts=torch.stack([seen.counts for seen in maps]).float(),
-        weights=torch.stack([seen.weights for seen in maps]).float(),
-        num_tokens=torch.tensor([seen.num_tokens for seen in maps]),
-        layers=record.layers,
+        counts=torch.cat([part.counts for part in parts])[order],
+        weights=torch.cat([part.weights for part in parts])[order],
+        num_tokens=torch.cat([part.num_tokens for part in parts])[order],
+        layers=tuple(site.layer for site in sites),
         scope=scope,
-        fingerprint=fingerprint_of(model, sites),
+        fingerprint=fingerprint,
         base_model=model.config.name_or_path or None,
+        prompt_index=torch.tensor(rows) if repeats > 1 else None,
     )
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as JSON has them; what it cannot hold, by its name."""
+    return {
+        key: value if isinstance(value, str | int | float | bool | None) else str(value)
+        for key, value in settings.items()
+    }
+
+
+@contextmanager
+def _seeded(seed: int, number: int, sampled: bool, device: torch.device) -> Iterator[None]:
+    """Give each batch random numbers of its own, whichever run or process does it; the caller's stay as they were."""
+    if not sampled:
+        yield
+        return
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(seed * 1_000_003 + number)
+        yield

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_mote.errors import DataError, FileFormatError
 from hf_mote.ftri.contrast import wilson
+from hf_mote.ftri.side_effects import SideEffects
 from hf_mote.hub import Shareable, card_header, read_json, write_json
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class EvaluationReport(Shareable):
         responses_before (`list[str]`): The untouched model's responses.
         responses_after (`list[str]`): Those with the config.
         seed (`int`): Seed of the controls.
+        control_kind (`str`): What the controls are matched by beside their number: `"layer"`, or `"usage"` too.
+        unrelated (`list[str]`): The unrelated prompts.
+        unrelated_before (`list[str]`): The untouched model's responses to them.
+        unrelated_after (`list[str]`): Those with the config.
+        side_effects (`SideEffects`, *optional*): Divergence and perplexity on plain texts.
     """
 
     target: str
@@ -89,6 +95,11 @@ class EvaluationReport(Shareable):
     responses_before: list[str] = field(default_factory=list)
     responses_after: list[str] = field(default_factory=list)
     seed: int = 0
+    control_kind: str = "layer"
+    unrelated: list[str] = field(default_factory=list)
+    unrelated_before: list[str] = field(default_factory=list)
+    unrelated_after: list[str] = field(default_factory=list)
+    side_effects: SideEffects | None = None
 
     file_name: ClassVar[str] = "evaluation_report.json"
 
@@ -140,9 +151,12 @@ class EvaluationReport(Shareable):
             values = {name: data[name] for name in names}
             for name in ("before", "after", "unrelated_unchanged"):
                 values[name] = None if values[name] is None else Rate(**values[name])
+            if values["side_effects"] is not None:
+                values["side_effects"] = SideEffects(**values["side_effects"])
             values["dose"] = [(float(strength), float(rate)) for strength, rate in values["dose"]]
-            lengths = {len(values[name]) for name in ("prompts", "responses_before", "responses_after")}
-            if len(lengths) != 1 or not all(0 <= rate <= 1 for rate in values["controls"]):
+            asked = {len(values[name]) for name in ("prompts", "responses_before", "responses_after")}
+            others = {len(values[name]) for name in ("unrelated", "unrelated_before", "unrelated_after")}
+            if max(len(asked), len(others)) > 1 or not all(0 <= rate <= 1 for rate in values["controls"]):
                 raise DataError("EvaluationReport", "prompts and responses differ in number, or a rate is not 0..1")
             return cls(**values)
         except (KeyError, TypeError, ValueError, DataError) as error:

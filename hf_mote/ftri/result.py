@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError, UnknownNameError
 from hf_mote.ftri.contrast import contrast, length_confound
 from hf_mote.ftri.ranking import ExpertRanking
+from hf_mote.ftri.scopes import check_scope
 from hf_mote.ftri.scores import SCORES
 from hf_mote.ftri.stability import Stability, top_stability
 from hf_mote.hub import Shareable, read_tensors, write_tensors
@@ -21,10 +23,9 @@ from hf_mote.routing.maps import ActivationMap, MapValue
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["SCOPES", "FTRIResult"]
+__all__ = ["FTRIResult"]
 
 _KIND = "ftri_result"
-SCOPES = ("prompt", "generation", "all")
 LENGTH_CONFOUND = 0.1  # relative difference of lengths from which a ranking by counts is warned of
 
 logger = logging.get_logger(__name__)
@@ -45,6 +46,8 @@ class FTRIResult(Shareable):
         scope (`str`): Which tokens were counted.
         fingerprint (`dict`): The model's.
         base_model (`str`, *optional*): The model's name.
+        prompt_index (`torch.Tensor` of shape `(prompts,)`, int64, *optional*):
+            Where prompts were run several times, equal for the runs of one prompt.
     """
 
     prompts: list[str]
@@ -58,6 +61,7 @@ class FTRIResult(Shareable):
     fingerprint: dict[str, Any]
     base_model: str | None = None
     provenance: dict[str, str | int | float] = field(default_factory=dict)
+    prompt_index: Tensor | None = None
 
     file_name: ClassVar[str] = "ftri_result.safetensors"
 
@@ -110,9 +114,8 @@ class FTRIResult(Shareable):
         all layers together. Intervals, p and q values are this package's.
         """
         name = self._class_of("rank", target)
-        values, lengths = self._values("rank", score, value, normalize)
-        is_target = [label == name for label in self.classes]
-        confound = length_confound(self.counts.numpy(), is_target).relative
+        values, lengths, is_target = self._values("rank", name, score, value, normalize)
+        confound = length_confound(self.counts.numpy(), [label == name for label in self.classes]).relative
         if abs(confound) > LENGTH_CONFOUND and not normalize and score == "mean_difference":
             logger.warning(
                 f"FTRIResult.rank: prompts of class {name!r} differ from the others by {confound:+.0%} in length, "
@@ -173,8 +176,7 @@ class FTRIResult(Shareable):
             [`DataError`]: if a class has fewer than 2 prompts.
         """
         name = self._class_of("stability", target)
-        values, lengths = self._values("stability", score, value, normalize)
-        is_target = [label == name for label in self.classes]
+        values, lengths, is_target = self._values("stability", name, score, value, normalize)
         return top_stability(
             values.numpy(), is_target, n, score=score, tokens=lengths.numpy(), resamples=resamples, seed=seed
         )
@@ -213,8 +215,13 @@ class FTRIResult(Shareable):
             )
         return name
 
-    def _values(self, where: str, score: str, value: str, normalize: bool) -> tuple[Tensor, Tensor]:
-        """Return what a score is computed from: `(prompts, layers, experts)` values and `(prompts,)` tokens."""
+    def _values(
+        self, where: str, name: str, score: str, value: str, normalize: bool
+    ) -> tuple[Tensor, Tensor, list[bool]]:
+        """Return what a score is computed from: values `(prompts, layers, experts)`, tokens, and who is of the class.
+
+        Runs of one prompt that fall on the same side become their mean: a prompt asked ten times is not ten prompts.
+        """
         if score not in SCORES:
             raise UnknownNameError.of(f"FTRIResult.{where}.score", score, SCORES)
         if value not in ("count", "weight"):
@@ -229,7 +236,17 @@ class FTRIResult(Shareable):
         by_weight = value == "weight" or score == "weight_difference"
         values = (self.weights if by_weight else self.counts).double()
         lengths = self.num_tokens.double()
-        return (values / lengths[:, None, None] if normalize else values), lengths
+        values = values / lengths[:, None, None] if normalize else values
+        is_target = [label == name for label in self.classes]
+        if self.prompt_index is None:
+            return values, lengths, is_target
+        keys = [(int(index), of_class) for index, of_class in zip(self.prompt_index, is_target, strict=True)]
+        units = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        rows = torch.tensor([units[key] for key in keys])
+        times = torch.bincount(rows).double()
+        mean = torch.zeros(len(units), *values.shape[1:], dtype=torch.float64).index_add_(0, rows, values)
+        tokens = torch.zeros(len(units), dtype=torch.float64).index_add_(0, rows, lengths)
+        return mean / times[:, None, None], tokens / times, [of_class for _, of_class in units]
 
     def _maps_of(self, name: str) -> list[ActivationMap]:
         return [
@@ -246,6 +263,8 @@ class FTRIResult(Shareable):
 
     def _to_file(self, path: Path) -> None:
         tensors = {"counts": self.counts, "weights": self.weights, "num_tokens": self.num_tokens}
+        if self.prompt_index is not None:
+            tensors["prompt_index"] = self.prompt_index
         names = ("prompts", "responses", "classes", "scope", "fingerprint", "base_model", "provenance")
         metadata = {"kind": _KIND, "layers": list(self.layers), **{name: getattr(self, name) for name in names}}
         write_tensors(path, tensors, metadata)
@@ -260,12 +279,15 @@ class FTRIResult(Shareable):
                 weights=tensors["weights"],
                 num_tokens=tensors["num_tokens"],
                 layers=tuple(metadata["layers"]),
+                prompt_index=tensors.get("prompt_index"),
                 **{name: metadata[name] for name in names},
             )
-            if result.scope not in SCOPES or not all(isinstance(label, str) for label in result.classes):
-                raise DataError("FTRIResult", "scope or classes are malformed", got=result.scope)
+            check_scope("FTRIResult.scope", result.scope)
+            if not all(isinstance(label, str) for label in result.classes):
+                raise DataError("FTRIResult", "classes are malformed")
             sizes = {len(result.prompts), len(result.responses), len(result.classes), len(result.counts)}
             sizes |= {len(result.weights), len(result.num_tokens)}
+            sizes |= set() if result.prompt_index is None else {len(result.prompt_index)}
             if len(sizes) != 1:
                 raise DataError(
                     "FTRIResult", "prompts, responses, classes and maps differ in number", got=sorted(sizes)

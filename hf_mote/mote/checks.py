@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_against_model", "check_router"]
 
+INTERVENTIONS = ("drop", "reroute", "zero", "stimulate", "bias_on_logits", "bias_on_selection")
+
 
 def check_against_model(config: MoTEConfig, model: nn.Module, sites: Sequence[RouterSite]) -> None:
     """Raise [`ModelMismatchError`] unless a config fits a model.
@@ -108,6 +110,7 @@ def _check_router_can(config: MoTEConfig, site: RouterSite, targets: dict[str, d
                 f"{type(site.module).__name__} cannot {what.replace('_', ' ')}: {reason}",
                 got=what,
                 expected=f"anything but {', '.join(site.refuses)}",
+                fix=f"What it can: {', '.join(can for can in INTERVENTIONS if can not in site.refuses)}.",
             )
 
 

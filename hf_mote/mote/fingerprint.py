@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hf_mote.errors import ModelMismatchError
 from hf_mote.routing.discover import RouterSite
@@ -72,7 +73,8 @@ def check_fingerprint(
 
 def _model_type(model: nn.Module, sites: Sequence[RouterSite]) -> str:
     """The text model's type: the config that the routers' own family carries."""
-    config = getattr(model, "config", None)
+    inside = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+    config = getattr(model, "config", None) or getattr(next(inside, None), "config", None)
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     return str(getattr(text, "model_type", type(sites[0].module).__name__))
 
@@ -81,7 +83,7 @@ def _hash(sites: Sequence[RouterSite]) -> str | None:
     digest = hashlib.sha256()
     for site in sites:
         with align_module_device(site.module):
-            for _, parameter in sorted(site.module.named_parameters(), key=lambda item: item[0]):
+            for _, parameter in sorted(_parameters(site).items()):
                 if parameter.is_meta:
                     return None
                 digest.update(_bytes(parameter))
@@ -93,8 +95,30 @@ def _hash(sites: Sequence[RouterSite]) -> str | None:
     return digest.hexdigest()
 
 
+def _parameters(site: RouterSite) -> dict[str, Tensor]:
+    """The router's parameters by name, with what LoRA adds to them, as merging would."""
+    parts = site.block.children() if site.block is not None else iter(())
+    router = next((part for part in parts if any(inner is site.module for inner in part.modules())), site.module)
+    adapted: dict[str, Any] = {path: part for path, part in router.named_modules() if getattr(part, "lora_A", None)}
+    # DoRA scales what it has added to; its parameters then stand for themselves.
+    added = not any(getattr(part, "lora_magnitude_vector", None) for part in adapted.values())
+    found: dict[str, Tensor] = {
+        name.replace("base_layer.", ""): parameter
+        for name, parameter in router.named_parameters()
+        if not (added and any(part.startswith("lora_") for part in name.split(".")))
+    }
+    for path, part in adapted.items() if added else ():
+        name = f"{path}.{getattr(part, 'parameter_name', 'weight')}".replace("base_layer.", "").lstrip(".")
+        for adapter in part.active_adapters:
+            if adapter in part.lora_A and not part.merged and not part.disable_adapters:
+                found[name] = found[name] + part.get_delta_weight(adapter)
+    return found
+
+
 def _bytes(values: Tensor) -> bytes:
     """Values as bfloat16, the same whatever dtype they were loaded in."""
+    if hasattr(values, "full_tensor"):
+        values = values.full_tensor()  # in shards; every process must ask for it
     return values.detach().to(device="cpu", dtype=torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,9 @@ def apply_mote(
 
     The model stays the same object: no weight, key, dtype or config of it changes, and removing the handle restores
     bit-identical outputs. Several interventions on one model are merged into one re-selection per router.
+
+    An intervention belongs to the model, whichever thread attached it: threads that share a model share its patches,
+    and each needs a copy of the model for a config of its own. A model spread over processes is patched in each.
 
     Args:
         model (`nn.Module`):
@@ -76,8 +78,9 @@ def apply_mote(
     for entry in configs:
         if entry is not None:
             check_against_model(entry, model, sites)
-    rows = len(configs) if by_row else None
-    watcher = _RowWatcher(rows)
+    watcher = _RowWatcher(configs if by_row else None)
+    watcher.minds_passes = by_row or any(entry is not None and entry.scope != "all" for entry in configs)
+    watcher.minds_phases = any(entry is not None and entry.scope in ("prompt", "generation") for entry in configs)
     watcher.thinking_tokens = frozenset(
         (entry.thinking_tokens[0], entry.thinking_tokens[1])
         for entry in configs
@@ -112,12 +115,12 @@ class _SiteEdit:
         self.suppressed = {expert for layer, expert in config.suppress if layer == site.layer}
         self.stimulated = {expert for layer, expert in config.stimulate if layer == site.layer}
         self.rerouted = config.suppress_mode == "reroute"
-        self._edit = _edit_of(config, site)
+        self.edit = _edit_of(config, site)
         self._on_device: dict[torch.device, RoutingEdit] = {}
 
     def on(self, device: torch.device) -> RoutingEdit:
         if device not in self._on_device:
-            self._on_device[device] = self._edit.to(device)
+            self._on_device[device] = self.edit.to(device)
         return self._on_device[device]
 
     def tokens(self, forward: Forward | None) -> Tensor | None | bool:
@@ -151,6 +154,8 @@ class _Editors(Editor):
 
     def __init__(self, parts: list[_SiteEdit]) -> None:
         self.parts = parts
+        if all(part.scope == "all" and part.row is None for part in parts):
+            self.always = tuple(part.edit for part in parts)
 
     def edits(self, forward: Forward | None, device: torch.device) -> list[tuple[RoutingEdit, Tensor | None]]:
         found: list[tuple[RoutingEdit, Tensor | None]] = []
@@ -162,20 +167,31 @@ class _Editors(Editor):
 
 
 class _RowWatcher(Watcher):
-    def __init__(self, rows: int | None) -> None:
+    def __init__(self, rows: Sequence[MoTEConfig | None] | None) -> None:
         super().__init__()
         self.rows = rows
+        self.minds_rows = rows is not None and any(config != rows[0] for config in rows)
 
-    def on_forward(self, forward: Forward, cache: Any) -> None:
+    def on_forward(self, forward: Forward) -> None:
         self.on_trace(forward)
+        if self.rows is None or forward.moved is None:
+            return
+        for row, source in enumerate(forward.moved.tolist()):
+            if source < 0 or self.rows[source] != self.rows[row]:
+                raise UnsupportedError(
+                    "apply_mote.config",
+                    f"the sequence in row {row} of the batch came there from a row with another config, as beams do",
+                    expected="every sequence in a row with its own config",
+                    fix="Give the beams of one prompt the same config, or apply one config at a time.",
+                )
 
     def on_trace(self, forward: Forward) -> None:
-        if self.rows is not None and forward.batch != self.rows:
+        if self.rows is not None and forward.batch != len(self.rows):
             raise ConfigError(
                 "apply_mote.config",
                 "one config for each row of the batch, and the batch is another size",
                 got=forward.batch,
-                expected=self.rows,
+                expected=len(self.rows),
                 fix="Give as many configs as rows; with num_return_sequences or beams, repeat each as often.",
             )
 

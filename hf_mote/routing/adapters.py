@@ -222,6 +222,44 @@ class SkipClass(TupleAdapter):
         return super().write(output, Routing(routing.weights, routing.indices.masked_fill(skipped, 0)), touched)
 
 
+class WeightsAlone(TupleAdapter):
+    """Indices and weights without logits, whatever else (the gates of DeepSeek's remote code).
+
+    What follows the choice can be changed; another choice cannot, for want of the scores of the other experts.
+    """
+
+    refuses = {
+        **dict.fromkeys(
+            ("reroute", "stimulate", "bias_on_logits", "bias_on_selection"),
+            "it returns no logits that another choice could follow from; load the model with transformers' own class, "
+            "without trust_remote_code and without the auto_map of its config.json, or suppress by 'drop' or 'zero'",
+        ),
+        "attribution": "the blocks of such remote code run their experts under torch.no_grad, where every derivative "
+        "is 0; load the model with transformers' own class, without trust_remote_code",
+    }
+
+    def __init__(self, site: RouterSite, output: object) -> None:
+        self.site = site
+        items = output if isinstance(output, tuple) else ()
+        rows = {p: item for p, item in enumerate(items) if isinstance(item, Tensor) and item.ndim == 2}
+        weights = [p for p, item in rows.items() if item.is_floating_point()]
+        indices = [p for p in rows if p not in weights]
+        # A second float tensor may be logits after all.
+        if [rows[p].shape[-1] for p in (*weights, *indices)] != [site.top_k] * 2 or not weights or not indices:
+            raise contract_error(site, output, "weights and indices and no logits")
+        self.slots = (weights[0], weights[0], indices[0])
+
+    def read(self, output: Any) -> tuple[Tensor, Routing]:
+        _, weights, indices = (output[slot] for slot in self.slots)
+        return weights.new_empty(len(weights), 0), Routing(weights, indices)
+
+    def route(self, output: Any, args: tuple[Any, ...], edit: RoutingEdit) -> Routing:
+        if not edit.only_weights:
+            raise UnsupportedError(self.site.path, self.refuses["reroute"])
+        native = self.read(output)[1]
+        return native._replace(weights=reweigh(native.weights, native.indices, edit))
+
+
 ADAPTERS: dict[str, type[TupleAdapter]] = {
     "dense_scores": DenseScores,
     "hash_table": HashTable,
@@ -230,6 +268,7 @@ ADAPTERS: dict[str, type[TupleAdapter]] = {
     "skip_class": SkipClass,
     "sorted_dispatch": SortedDispatch,
     "sparsemixer": Sparsemixer,
+    "weights_alone": WeightsAlone,
 }
 
 

@@ -1,8 +1,8 @@
 """From a live model to its router sites, checked against the table of routing rules.
 
-Candidates are the modules whose class the table knows. They are cross-checked against the classes that the model
-itself declares as the source of its `router_logits` (`PreTrainedModel.can_record_outputs`), so a router that the table
-lacks is an error and never silently left out.
+Routers are the modules whose class the table knows, or `register_routers` has accepted. They are cross-checked against
+the classes that the model itself declares as the source of its `router_logits` (`candidates.py`), so a router that the
+table lacks is an error and never silently left out.
 """
 
 from __future__ import annotations
@@ -16,25 +16,30 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.output_capturing import OutputRecorder
 
 from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.routing.adapters import ADAPTERS, adapter_for
+from hf_mote.routing.candidates import check_no_strangers
 from hf_mote.routing.edits import RoutingEdit
 from hf_mote.routing.families import rule_for
+from hf_mote.routing.placement import check_placement, holder_of
 from hf_mote.routing.rule import RoutingRule, attribute_of
 from hf_mote.routing.selection import Routing, Selection, select
-from hf_mote.routing.support import REFUSED, Refusal
 from hf_mote.routing.tuple_adapter import TupleAdapter
 
-__all__ = ["RouterSite", "check_identity", "decoder_of", "find_routers", "self_test"]
+__all__ = [
+    "RouterSite",
+    "check_identity",
+    "decoder_of",
+    "find_routers",
+    "layer_of",
+    "probe_args",
+    "self_test",
+    "site_of",
+    "width_of",
+]
 
 PROBE_TOKENS = 64
-BARE_LINEAR = Refusal(
-    "jamba",
-    "its router is a bare linear layer, and the block around it chooses the experts",
-    "Upgrade to transformers 5.23 or newer, where the router is a module of its own.",
-)
 BLOCK = "block."
 
 
@@ -101,7 +106,8 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
             A mixture-of-experts model of transformers, bare or wrapped (PEFT, accelerate).
 
     Raises:
-        [`UnsupportedError`]: if the model has no router that the table knows, or one that it does not know.
+        [`UnsupportedError`]: if the model has no router that the table knows, or one that it does not know;
+            [`register_routers`] can take in the latter.
 
     Example:
 
@@ -121,19 +127,12 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
         raise UnsupportedError("find_routers.model", "not a model", got=type(model).__name__, expected="an nn.Module")
     modules = dict(model.named_modules())
     sites = [
-        _site(path, module, rule, modules.get(path.rpartition(".")[0]))
+        site_of(path, module, rule, modules.get(holder_of(path)))
         for path, module in modules.items()
         if (rule := rule_for(module)) is not None and (rule.within is None or rule.within in path.split("."))
     ]
-    for name in _strangers(model):
-        refusal = REFUSED.get(name, BARE_LINEAR if name == "Linear" else None)
-        raise UnsupportedError(
-            f"find_routers({type(model).__name__})",
-            refusal.reason if refusal is not None else "the model has a router that no row of the table describes",
-            got=name,
-            expected="a router of the table: see `hf-mote families`",
-            fix=refusal.remedy if refusal is not None else "Add a row; see 'Adding a family' in the README.",
-        )
+    check_placement(model, {site.path: site.module for site in sites}, f"find_routers({type(model).__name__})")
+    check_no_strangers(model, f"find_routers({type(model).__name__})", known=bool(sites))
     if not sites:
         raise UnsupportedError(
             f"find_routers({type(model).__name__})",
@@ -152,6 +151,35 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
                 fix="Give the part of the model that generates text, such as model.thinker or model.language_model.",
             )
     return sites
+
+
+def site_of(path: str, module: nn.Module, rule: RoutingRule, block: nn.Module | None) -> RouterSite:
+    """Return the site of a router, with the numbers that its rule reads from it.
+
+    Args:
+        path (`str`): The module's dotted path in the model.
+        module (`nn.Module`): The router.
+        rule (`RoutingRule`): The rule that it follows.
+        block (`nn.Module`, *optional*): The module that holds it.
+    """
+    owner = block if block is not None and rule.top_k.startswith(BLOCK) else module
+    num_experts = int(attribute_of(module, rule.num_experts))
+    top_k = int(attribute_of(owner, rule.top_k.removeprefix(BLOCK)))
+    # Some configs switch the group limit off with None.
+    grouped = rule.group_score is not None and attribute_of(module, "num_group") is not None
+    renormalize = attribute_of(module, rule.renormalize) if isinstance(rule.renormalize, str) else rule.renormalize
+    selection = Selection(
+        rule=rule,
+        num_experts=num_experts,
+        top_k=top_k,
+        num_groups=int(attribute_of(module, "num_group")) if grouped else 1,
+        groups_kept=int(attribute_of(module, "topk_group")) if grouped else 1,
+        renormalize=bool(renormalize),
+        least_sum=float(attribute_of(module, rule.least_sum)) if rule.least_sum is not None else 0.0,
+        scale=float(attribute_of(module, rule.scale)) if rule.scale is not None else 1.0,
+        score_fn=attribute_of(module, "score_fn") if rule.scoring == "score_fn" else None,
+    )
+    return RouterSite(path, layer_of(path), module, num_experts, top_k, rule, selection, block)
 
 
 def decoder_of(model: nn.Module, sites: list[RouterSite]) -> nn.Module:
@@ -176,7 +204,7 @@ def self_test(site: RouterSite) -> TupleAdapter | None:
     """Check that a router reproduces its own selection from its own logits, and return its output's adapter.
 
     The router's forward alone runs on seeded random input; no hook fires and no global random state is touched.
-    Returns `None` for a router on the meta device, which cannot run.
+    Returns `None` for a router that cannot run by itself: on the meta device, or with its weights in shards.
 
     Args:
         site (`RouterSite`): The router.
@@ -186,22 +214,40 @@ def self_test(site: RouterSite) -> TupleAdapter | None:
     """
     with torch.no_grad(), align_module_device(site.module):
         weight = next(site.module.parameters())
-        if weight.is_meta:
+        if weight.is_meta or hasattr(weight, "full_tensor"):
             return None
         generator = torch.Generator().manual_seed(0)
-        width = next(
-            (w for n in ("hidden_size", "hidden_dim") if (w := getattr(site.module, n, None))), weight.shape[-1]
-        )
-        hidden = torch.randn(PROBE_TOKENS, width, generator=generator).to(weight)
-        args: tuple[Any, ...] = (hidden[None] if site.rule.probe == "batched" else hidden,)
-        if site.rule.probe == "with_ids":
-            args = (*args, torch.zeros(PROBE_TOKENS, dtype=torch.long, device=weight.device))
-        if site.rule.selection_bias is not None and site.rule.selection_bias.startswith(BLOCK):
-            args = (*args, site.selection_bias())
+        hidden = torch.randn(PROBE_TOKENS, width_of(site.module), generator=generator)
+        args = probe_args(site, hidden.to(weight))
         output = site.module.forward(*args)
         adapter = adapter_for(site, output)
         check_identity(adapter, output, args)
     return adapter
+
+
+def width_of(router: nn.Module) -> int:
+    """Return the hidden size that a router reads.
+
+    Args:
+        router (`nn.Module`): The router.
+    """
+    named = (getattr(router, name, None) for name in ("hidden_size", "hidden_dim"))
+    return int(next((width for width in named if width), next(router.parameters()).shape[-1]))
+
+
+def probe_args(site: RouterSite, hidden: Tensor) -> tuple[Any, ...]:
+    """Return what a router's forward takes for hidden states.
+
+    Args:
+        site (`RouterSite`): The router.
+        hidden (`torch.Tensor` of shape `(tokens, hidden_size)`): Hidden states, in the router's dtype.
+    """
+    args: tuple[Any, ...] = (hidden[None] if site.rule.probe == "batched" else hidden,)
+    if site.rule.probe == "with_ids":
+        args = (*args, torch.zeros(len(hidden), dtype=torch.long, device=hidden.device))
+    if site.rule.selection_bias is not None and site.rule.selection_bias.startswith(BLOCK):
+        args = (*args, site.selection_bias())
+    return args
 
 
 def check_identity(adapter: TupleAdapter, output: Any, args: tuple[Any, ...]) -> None:
@@ -228,57 +274,18 @@ def check_identity(adapter: TupleAdapter, output: Any, args: tuple[Any, ...]) ->
         )
 
 
-def _site(path: str, module: nn.Module, rule: RoutingRule, block: nn.Module | None) -> RouterSite:
-    owner = block if block is not None and rule.top_k.startswith(BLOCK) else module
-    num_experts = int(attribute_of(module, rule.num_experts))
-    top_k = int(attribute_of(owner, rule.top_k.removeprefix(BLOCK)))
-    # Some configs switch the group limit off with None.
-    grouped = rule.group_score is not None and attribute_of(module, "num_group") is not None
-    renormalize = attribute_of(module, rule.renormalize) if isinstance(rule.renormalize, str) else rule.renormalize
-    selection = Selection(
-        rule=rule,
-        num_experts=num_experts,
-        top_k=top_k,
-        num_groups=int(attribute_of(module, "num_group")) if grouped else 1,
-        groups_kept=int(attribute_of(module, "topk_group")) if grouped else 1,
-        renormalize=bool(renormalize),
-        least_sum=float(attribute_of(module, rule.least_sum)) if rule.least_sum is not None else 0.0,
-        scale=float(attribute_of(module, rule.scale)) if rule.scale is not None else 1.0,
-        score_fn=attribute_of(module, "score_fn") if rule.scoring == "score_fn" else None,
-    )
-    return RouterSite(path, _layer_of(path), module, num_experts, top_k, rule, selection, block)
+def layer_of(path: str) -> int:
+    """Return the absolute decoder layer of a router.
 
+    Args:
+        path (`str`): The router's dotted path; its first number is the layer.
 
-def _layer_of(path: str) -> int:
+    Raises:
+        [`RouterContractError`]: if there is no number in it.
+    """
     numbers = [int(part) for part in path.split(".") if part.isdigit()]
     if not numbers:
         raise RouterContractError(
             path, "no decoder layer in the router's path", expected="a path like layers.3.mlp.gate"
         )
     return numbers[0]
-
-
-def _strangers(model: nn.Module) -> list[str]:
-    """Classes that route by a rule the table does not have, sorted."""
-    declared = _declared_router_classes(model)
-    found = set()
-    for module in model.modules():
-        known_not_to_work = REFUSED.keys() & {cls.__name__ for cls in type(module).__mro__}
-        if known_not_to_work:
-            found |= known_not_to_work
-        elif isinstance(module, declared) and not any(rule_for(part) for part in module.modules()):
-            found.add(type(module).__name__)
-    return sorted(found)
-
-
-def _declared_router_classes(model: nn.Module) -> tuple[type[nn.Module], ...]:
-    """Classes that the model's own parts name as the source of `router_logits`."""
-    found: set[type[nn.Module]] = set()
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            recorders = module.can_record_outputs.get("router_logits", ())
-            for recorder in recorders if isinstance(recorders, list | tuple) else (recorders,):
-                target = recorder.target_class if isinstance(recorder, OutputRecorder) else recorder
-                if isinstance(target, type):
-                    found.add(target)
-    return tuple(found)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
 
-__all__ = ["RoutingEdit", "merge_edits"]
+__all__ = ["RoutingEdit", "merge_edits", "values_at"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class RoutingEdit:
         logit_bias (float): Added to the router logits.
         selection_bias (float): Added to the scores for the choice alone.
         keeps_all_or_nothing (`bool`): Whether `keep` is 0 or 1 throughout, which is cheaper to apply.
+        only_weights (`bool`): Whether the choice of experts stays, and weights alone change after it.
+        only_suppresses (`bool`): Whether nothing happens but that experts lose weight or their slot.
     """
 
     keep: Tensor | None = None
@@ -42,6 +44,13 @@ class RoutingEdit:
     logit_bias: Tensor | None = None
     selection_bias: Tensor | None = None
     keeps_all_or_nothing: bool = False
+    only_weights: bool = field(init=False)
+    only_suppresses: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        present = _present(self).keys()
+        object.__setattr__(self, "only_weights", present <= {"keep", "gain"})
+        object.__setattr__(self, "only_suppresses", present <= _SUPPRESSING)
 
     @property
     def is_empty(self) -> bool:
@@ -49,9 +58,20 @@ class RoutingEdit:
         return not _present(self)
 
     @cached_property
-    def only_weights(self) -> bool:
-        """Whether the choice of experts stays, and weights alone change after it."""
-        return _present(self).keys() <= {"keep", "gain"}
+    def suppressed(self) -> frozenset[int]:
+        """The experts that lose weight or their slot; tensors are read, which an accelerator has to be waited for."""
+        marks = [_loses(name, value) for name, value in _present(self).items() if name in _SUPPRESSING]
+        return frozenset(expert for mark in marks for expert in mark.nonzero()[:, -1].tolist())
+
+    def hits(self, indices: Tensor) -> Tensor:
+        """Return which tokens chose an expert that loses weight or its slot, bool `(tokens,)`.
+
+        Args:
+            indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.
+        """
+        present = {name: value for name, value in _present(self).items() if name in _SUPPRESSING}
+        marks = [_loses(name, values_at(value, indices)) for name, value in present.items()]
+        return reduce(torch.logical_or, marks).any(dim=-1)
 
     def to(self, device: torch.device) -> RoutingEdit:
         """Return the edit with its tensors on a device."""
@@ -91,6 +111,17 @@ def merge_edits(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> RoutingEd
     return RoutingEdit(**merged, keeps_all_or_nothing=whole)
 
 
+def values_at(values: Tensor, indices: Tensor) -> Tensor:
+    """Return the values of the chosen experts, `(tokens, top_k)`.
+
+    Args:
+        values (`torch.Tensor` of shape `(experts,)` or `(tokens, experts)`): A value for each expert.
+        indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.
+    """
+    return values[indices] if values.ndim == 1 else values.gather(-1, indices)
+
+
+_SUPPRESSING = {"keep", "gain", "banned"}
 _NEUTRAL: dict[str, float | bool] = {
     "keep": 1.0,
     "gain": 1.0,
@@ -105,5 +136,9 @@ _NEUTRAL: dict[str, float | bool] = {
 
 
 def _present(edit: RoutingEdit) -> dict[str, Tensor]:
-    values = {field.name: getattr(edit, field.name) for field in fields(edit)}
+    values = {name: getattr(edit, name) for name in _NEUTRAL}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _loses(name: str, values: Tensor) -> Tensor:
+    return values if name == "banned" else values != 1

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from hf_mote.errors import ConfigError
 from hf_mote.routing.rule import RoutingRule
 
-__all__ = ["RULES", "known_routers", "rule_for"]
+__all__ = ["RULES", "known_routers", "register_rule", "rule_for"]
 
 BIAS = "e_score_correction_bias"
 SCALE = "routed_scaling_factor"
@@ -386,6 +387,9 @@ RULES: tuple[RoutingRule, ...] = (
 )
 
 
+_REGISTERED: dict[type[nn.Module], tuple[RoutingRule, ...]] = {}
+
+
 def rule_for(module: nn.Module) -> RoutingRule | None:
     """Return the row that a module's class follows, or `None`.
 
@@ -396,11 +400,31 @@ def rule_for(module: nn.Module) -> RoutingRule | None:
         module (`nn.Module`): Any module.
     """
     for cls in type(module).__mro__:
-        if cls.__module__.startswith("transformers.models."):
-            for rule in RULES:
-                if cls.__name__ in rule.routers and _applies(rule, module):
-                    return rule
+        for rule in _rules_of(cls):
+            if rule.when is None or getattr(module, rule.when[0], None) == rule.when[1]:
+                return rule
     return None
+
+
+def register_rule(router: type[nn.Module], rule: RoutingRule) -> None:
+    """Make a router class follow a rule, for the rest of the process.
+
+    Args:
+        router (`type[nn.Module]`): The class; its subclasses follow.
+        rule (`RoutingRule`): The rule.
+
+    Raises:
+        [`ConfigError`]: if the class follows a rule already, and not one for another value of a config flag.
+    """
+    for other in _rules_of(router):
+        if rule.when is None or other.when is None or other.when == rule.when:
+            raise ConfigError(
+                f"register_rule({router.__name__})",
+                "the class follows a rule already",
+                got=rule.name,
+                expected=other.name,
+            )
+    _REGISTERED[router] = (*_REGISTERED.get(router, ()), rule)
 
 
 def known_routers() -> dict[str, str]:
@@ -408,5 +432,8 @@ def known_routers() -> dict[str, str]:
     return {router: family for rule in RULES for router, family in rule.routers.items()}
 
 
-def _applies(rule: RoutingRule, module: nn.Module) -> bool:
-    return rule.when is None or getattr(module, rule.when[0], None) == rule.when[1]
+def _rules_of(cls: type) -> tuple[RoutingRule, ...]:
+    registered = _REGISTERED.get(cls, ())
+    if not cls.__module__.startswith("transformers.models."):
+        return registered
+    return (*registered, *(rule for rule in RULES if cls.__name__ in rule.routers))

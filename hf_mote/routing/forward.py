@@ -32,6 +32,8 @@ class Forward:
         ambiguous (`bool`): Whether prompt and generation cannot be told apart.
         parts (`dict`): For each pair of tokens that open and close the thinking, what each token belongs to,
             `(batch, length)`: 0 neither, 1 thinking, 2 answer.
+        moved (`torch.Tensor`, *optional*): The row that each row's sequence was in, in the pass before, `(batch,)`, -1
+            for none; `None` if none is known to have moved, as beams do.
     """
 
     batch: int
@@ -44,6 +46,7 @@ class Forward:
     ids: Tensor | None = None
     ambiguous: bool = False
     parts: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    moved: Tensor | None = None
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -55,10 +58,10 @@ class Forward:
         if self.ambiguous:
             raise UnsupportedError(
                 "forward pass",
-                "several tokens on a filled cache can be a new turn, a chunk of a long prompt or a guess of assisted "
-                "decoding, so that prompt and generation cannot be told apart",
-                got=f"{self.length} tokens",
-                expected="one token, or an empty cache",
+                "its tokens can be a new turn, a chunk of a long prompt or guesses of assisted decoding, so that "
+                "prompt and generation cannot be told apart",
+                got=f"{self.length} tokens in one pass",
+                expected="the whole prompt on an empty cache, or one token after all that was read before",
                 fix="Generate without prefill_chunk_size, assistant or prompt lookup, and without a cache from "
                 "before; or use scope 'all' and no record.",
             )
@@ -93,9 +96,9 @@ class Forward:
             raise UnsupportedError(
                 "forward pass",
                 f"cannot tell which tokens are {part}",
-                got="embeddings, or layers that gradient checkpointing runs again",
-                expected="token ids",
-                fix="Give input_ids, and train without gradient checkpointing under this scope.",
+                got="embeddings, a cache that was filled unseen, or layers that gradient checkpointing runs again",
+                expected="token ids, from the beginning of the text on",
+                fix="Give input_ids and the whole text, and train without gradient checkpointing under this scope.",
             )
         return (parts == (1 if part == "thinking" else 2)).reshape(-1)
 

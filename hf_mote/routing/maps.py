@@ -8,7 +8,7 @@ such map (Dahlke et al., "Mixture of Tunable Experts", arXiv 2502.11096).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
@@ -17,6 +17,7 @@ import torch
 
 from hf_mote.errors import DataError, FileFormatError, HFMoTEError, ModelMismatchError, UnknownNameError
 from hf_mote.hub import Shareable, read_tensors, write_tensors
+from hf_mote.routing.engines import count_routed_experts
 from hf_mote.routing.grid import check_grid, check_layers, descending, row_of
 
 if TYPE_CHECKING:
@@ -103,6 +104,28 @@ class ActivationMap(Shareable):
         for member in members[1:]:
             total = total + member
         return total / len(members)
+
+    @classmethod
+    def from_routed_experts(
+        cls,
+        experts: Any,
+        *,
+        num_experts: int,
+        layers: Sequence[int],
+        num_tokens: int | None = None,
+        weights: Any | None = None,
+    ) -> ActivationMap:
+        """Return the map of one sequence whose routing an inference engine recorded; see `routing.engines`."""
+        found = count_routed_experts(
+            experts, num_experts=num_experts, layers=layers, num_tokens=num_tokens, weights=weights
+        )
+        return cls(
+            counts=found.counts,
+            weights=found.weights,
+            layers=tuple(layers),
+            num_tokens=found.num_tokens,
+            provenance={"source": "routed_experts", "weights": "not recorded" if weights is None else "recorded"},
+        )
 
     def per_token(self) -> ActivationMap:
         """Return the map divided by its tokens: counts become the fraction of tokens that chose the expert.

@@ -6,19 +6,18 @@ Padding is not counted, nor is a token twice; the last sampled token is never fe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_mote.errors import ConfigError, DataError, UnsupportedError
 from hf_mote.hooks import Intervention
 from hf_mote.routing.discover import find_routers
 from hf_mote.routing.forward import Forward, Phase
 from hf_mote.routing.maps import ActivationMap
-from hf_mote.routing.row_order import RowOrder
 from hf_mote.routing.selection import Routing
 from hf_mote.routing.stack import Observer, attach_to_routers
 from hf_mote.routing.tally import RoutingTrace, Tally
@@ -35,26 +34,35 @@ class RoutingRecord:
     Attributes:
         layers (`tuple[int, ...]`): Absolute decoder layer of each row of the maps.
         num_sequences (`int`): Sequences seen.
+        only (`Callable`, *optional*):
+            Set it to count some tokens alone: called with each forward pass, returns bool `(batch * length,)`, or
+            `None` for all.
     """
 
     def __init__(
-        self, model: nn.Module, *, trace: bool = False, eos_token_id: int | Sequence[int] | None = None
+        self,
+        model: nn.Module,
+        *,
+        trace: bool = False,
+        eos_token_id: int | Sequence[int] | None = None,
+        thinking_tokens: tuple[int, int] | None = None,
     ) -> None:
         self._stops = torch.tensor(_stop_tokens(model) if eos_token_id is None else _as_list(eos_token_id))
         self._sites = find_routers(model)
         self._experts = max(site.num_experts for site in self._sites)
         self.layers = tuple(site.layer for site in self._sites)
-        self._batches: list[Tally] = []
+        self.only: Callable[[Forward], Tensor | None] | None = None
+        self._batches: dict[int, Tally] = {}  # by run, since runs may take turns
         self._trace = trace
         self._recorders = {site.path: _Recorder(self, row) for row, site in enumerate(self._sites)}
         self._intervention: Intervention = attach_to_routers(
-            model, self._sites, _Clock(self), lambda site: self._recorders[site.path]
+            model, self._sites, _Clock(self, thinking_tokens), lambda site: self._recorders[site.path]
         )
 
     @property
     def num_sequences(self) -> int:
         """Sequences seen so far."""
-        return sum(batch.size for batch in self._batches)
+        return sum(batch.size for batch in self._batches.values())
 
     def maps(
         self, phase: Phase | Literal["all"] = "all", *, routing: Literal["applied", "native"] = "applied"
@@ -76,7 +84,7 @@ class RoutingRecord:
         if routing not in ("applied", "native"):
             raise ConfigError("RoutingRecord.maps.routing", "unknown", got=routing, expected="'applied' or 'native'")
         wanted: tuple[Phase, ...] = PHASES if phase == "all" else (phase,)
-        return [found for batch in self._batches for found in batch.maps(wanted, routing, self.layers)]
+        return [found for batch in self._batches.values() for found in batch.maps(wanted, routing, self.layers)]
 
     def total(self, phase: Phase | Literal["all"] = "all") -> ActivationMap:
         """Return the sum over all sequences.
@@ -100,7 +108,11 @@ class RoutingRecord:
         """
         if not self._trace:
             raise ConfigError("record_routing.trace", "no trace was kept", got=False, expected=True)
-        return [found for batch in self._batches for found in batch.traces(self.layers)]
+        return [found for batch in self._batches.values() for found in batch.traces(self.layers)]
+
+    def forget(self) -> None:
+        """Drop what was recorded so far, between runs; recording goes on."""
+        self._batches.clear()
 
     def remove(self) -> None:
         """Stop recording; what was recorded stays."""
@@ -126,9 +138,16 @@ class RoutingRecord:
     def begin(self, forward: Forward) -> None:
         """Hear of a forward pass that begins."""
         _ = forward.phases  # refuses what cannot be told apart before anything is counted
-        if not self._batches or self._batches[-1].run != forward.run:
-            self._batches.append(Tally(forward, len(self._sites), self._experts, self._trace))
-        batch = self._batches[-1]
+        batch = self._batches.get(forward.run)
+        if batch is None:
+            batch = self._batches[forward.run] = Tally(forward, len(self._sites), self._experts, self._trace)
+        if forward.moved is not None:
+            raise UnsupportedError(
+                "record_routing",
+                "the sequences of the batch changed their rows during the generation, as beams do",
+                expected="every sequence in its row",
+                fix="Record greedy search or sampling, or run the finished sequences through a plain forward.",
+            )
         if batch.size != forward.batch:
             raise UnsupportedError(
                 "record_routing",
@@ -138,19 +157,23 @@ class RoutingRecord:
                 fix="Record greedy search or sampling; beam search moves sequences between rows.",
             )
         self._stops = self._stops.to(forward.device)
-        batch.begin(forward, self._stops)
+        batch.begin(forward, self._stops, None if self.only is None else self.only(forward))
 
-    def see(self, row: int, native: Routing, applied: Routing) -> None:
+    def see(self, row: int, forward: Forward, native: Routing, applied: Routing) -> None:
         """Take in one router's routing."""
-        self._batches[-1].see(row, native, applied)
+        self._batches[forward.run].see(row, native, applied)
 
-    def end(self) -> None:
+    def end(self, forward: Forward) -> None:
         """Hear of a forward pass that ends."""
-        self._batches[-1].end()
+        self._batches[forward.run].end()
 
 
 def record_routing(
-    model: nn.Module, *, trace: bool = False, eos_token_id: int | Sequence[int] | None = None
+    model: nn.Module,
+    *,
+    trace: bool = False,
+    eos_token_id: int | Sequence[int] | None = None,
+    thinking_tokens: tuple[int, int] | None = None,
 ) -> RoutingRecord:
     """Record the routing of a model while it runs, per sequence and phase.
 
@@ -164,6 +187,8 @@ def record_routing(
             Also keep every token's experts and weights, which takes memory that grows with the tokens.
         eos_token_id (`int` or `list[int]`, *optional*, defaults to the model's generation config):
             Tokens that end a generation; give those that you give to `generate`, `[]` for none.
+        thinking_tokens (`tuple[int, int]`, *optional*):
+            The tokens that open and close the thinking, so that `only` may ask which rows are thinking or answer.
 
     Returns:
         [`RoutingRecord`], a context manager that stops recording when left.
@@ -186,7 +211,7 @@ def record_routing(
     assert record.maps("generation")[0].counts.sum() == 3 * 2 * 2  # the fourth token is never fed back
     ```
     """
-    return RoutingRecord(model, trace=trace, eos_token_id=eos_token_id)
+    return RoutingRecord(model, trace=trace, eos_token_id=eos_token_id, thinking_tokens=thinking_tokens)
 
 
 def _stop_tokens(model: nn.Module) -> list[int]:
@@ -202,14 +227,16 @@ def _as_list(tokens: int | Sequence[int]) -> list[int]:
 
 
 class _Clock(Watcher):
-    def __init__(self, record: RoutingRecord) -> None:
+    minds_rows = True
+    minds_phases = True
+
+    def __init__(self, record: RoutingRecord, thinking_tokens: tuple[int, int] | None) -> None:
         super().__init__()
         self.record = record
-        self.order = RowOrder()
+        self.thinking_tokens = frozenset() if thinking_tokens is None else frozenset({thinking_tokens})
 
-    def on_forward(self, forward: Forward, cache: Any) -> None:
+    def on_forward(self, forward: Forward) -> None:
         self.record.begin(forward)
-        self.order.check(forward, cache)
 
     def on_trace(self, forward: Forward) -> None:
         raise UnsupportedError(
@@ -218,9 +245,8 @@ class _Clock(Watcher):
             fix="Record the model itself, not what torch.compile made of it.",
         )
 
-    def on_end(self, forward: Forward, cache: Any) -> None:
-        self.record.end()
-        self.order.remember(forward, cache)
+    def on_end(self, forward: Forward) -> None:
+        self.record.end(forward)
 
 
 class _Recorder(Observer):
@@ -229,4 +255,4 @@ class _Recorder(Observer):
         self.row = row
 
     def observe(self, forward: Forward, native: Routing, applied: Routing) -> None:
-        self.record.see(self.row, native, applied)
+        self.record.see(self.row, forward, native, applied)

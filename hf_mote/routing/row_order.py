@@ -7,60 +7,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_mote.errors import UnsupportedError
-from hf_mote.routing.forward import Forward
-
-__all__ = ["RowOrder"]
+__all__ = ["last_keys", "moved_from"]
 
 
-class RowOrder:
-    """Compares the cached keys of the last token with what they were when it was written.
+def last_keys(cache: Any) -> Tensor | None:
+    """Return what a cache knows each row by: keys of the last token in the deepest layer that has any.
 
-    Only where a batch holds the same prompt twice, as beams do; other batches cost nothing.
+    Args:
+        cache (`Cache`, *optional*): The cache.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, heads, head_dim)`, or `None` if there are none.
     """
-
-    def __init__(self) -> None:
-        self._run = -1
-        self._suspect = False
-        self._keys: Tensor | None = None
-
-    def check(self, forward: Forward, cache: Any) -> None:
-        """Raise [`UnsupportedError`] if rows have moved since the last pass.
-
-        Args:
-            forward (`Forward`): The pass that begins.
-            cache (`Cache`, *optional*): The cache that it is given.
-        """
-        if forward.run != self._run:
-            self._run, self._keys = forward.run, None
-            ids = forward.ids
-            self._suspect = forward.batch > 1 and (ids is None or len(torch.unique(ids, dim=0)) < len(ids))
-            return
-        before, now = self._keys, _last_keys(cache)
-        if self._suspect and before is not None and now is not None and not torch.equal(before, now):
-            raise UnsupportedError(
-                "record_routing",
-                "the sequences of the batch changed their rows during the generation, as beams do",
-                expected="every sequence in its row",
-                fix="Record greedy search or sampling, or run the finished sequences through a plain forward.",
-            )
-
-    def remember(self, forward: Forward, cache: Any) -> None:
-        """Take note of the last token's keys when a pass ends.
-
-        Args:
-            forward (`Forward`): The pass that ends.
-            cache (`Cache`, *optional*): The cache that it leaves.
-        """
-        keys = _last_keys(cache) if self._suspect else None
-        self._keys = None if keys is None else keys.clone()
-
-
-def _last_keys(cache: Any) -> Tensor | None:
-    """Keys of the last cached token in the deepest layer that has any, `(batch, heads, head_dim)`."""
     for layer in reversed(getattr(cache, "layers", ())):
         keys = getattr(layer, "keys", None)
         if isinstance(keys, Tensor) and keys.numel():
             length = int(layer.get_seq_length())
             return keys[:, :, min(length, keys.shape[-2]) - 1]
     return None
+
+
+def moved_from(before: Tensor, now: Tensor) -> Tensor | None:
+    """Return the row that each row's sequence was in before, `(batch,)` int64, or `None` if none has moved.
+
+    Args:
+        before (`torch.Tensor`): What `last_keys` returned when a pass ended.
+        now (`torch.Tensor`): What it returns when the next one begins.
+
+    Returns:
+        -1 for a row whose sequence was in none. Rows that hold the same count as not moved.
+    """
+    if before.shape != now.shape:
+        return torch.full((len(now),), -1, device=now.device)
+    if torch.equal(before, now):
+        return None
+    same = (now[:, None] == before[None]).flatten(2).all(dim=-1)
+    rows = torch.arange(len(now), device=now.device)
+    found = torch.where(same.any(dim=1), same.long().argmax(dim=1), -1)
+    return torch.where(same.diagonal(), rows, found)

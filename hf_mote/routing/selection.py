@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_mote.routing.edits import RoutingEdit
+from hf_mote.routing.at_hand import at_hand
+from hf_mote.routing.edits import RoutingEdit, values_at
 from hf_mote.routing.rule import RoutingRule
 
 __all__ = [
@@ -180,7 +181,7 @@ def family_weights(scores: Tensor, indices: Tensor, selection: Selection, edit: 
     rule = selection.rule
     weights = scores.gather(-1, indices)
     # Fewer survivors than slots: top-k fills the rest with banned experts, which must not come back with a weight.
-    banned = None if edit.banned is None else _at(edit.banned, indices)
+    banned = None if edit.banned is None else values_at(edit.banned, indices)
     if rule.weights_from == "softmax":
         if banned is not None:
             weights = weights.masked_fill(banned, NEVER)
@@ -201,11 +202,6 @@ def family_weights(scores: Tensor, indices: Tensor, selection: Selection, edit: 
     if rule.scale is not None:
         weights = weights * selection.scale
     return weights / selection.top_k if rule.divide_by_top_k else weights
-
-
-def _at(values: Tensor, indices: Tensor) -> Tensor:
-    """Values of the chosen experts, `(tokens, top_k)`, from `(experts,)` or `(tokens, experts)`."""
-    return values[indices] if values.ndim == 1 else values.gather(-1, indices)
 
 
 def _ban(choice: Tensor, edit: RoutingEdit) -> Tensor:
@@ -264,14 +260,9 @@ def reweigh(weights: Tensor, indices: Tensor, edit: RoutingEdit) -> Tensor:
         edit (`RoutingEdit`): What to change.
     """
     if edit.keep is not None and edit.keeps_all_or_nothing:
-        left = weights * _at(edit.keep, indices)
-        survivors, total = left.sum(dim=-1, keepdim=True), weights.sum(dim=-1, keepdim=True)
-        # Divided first: the survivors' sum can be so small that its inverse is no float. Rows that lose nothing are
-        # left alone, to the last bit.
-        shared_out = left / survivors.masked_fill(survivors == 0, 1.0) * total
-        weights = torch.where(survivors == total, left, shared_out)
+        weights = _drop(weights, values_at(edit.keep, indices))
     elif edit.keep is not None:
-        keep = _at(edit.keep, indices)
+        keep = values_at(edit.keep, indices)
         suppressed = keep < 1
         left = weights * keep
         survivors = weights.masked_fill(suppressed, 0.0).sum(dim=-1, keepdim=True)
@@ -280,15 +271,27 @@ def reweigh(weights: Tensor, indices: Tensor, edit: RoutingEdit) -> Tensor:
         hit = suppressed.any(dim=-1, keepdim=True)
         weights = torch.where(suppressed, left, torch.where(hit, shared_out, weights))
     if edit.gain is not None:
-        weights = weights * _at(edit.gain, indices)
+        weights = weights * values_at(edit.gain, indices)
     if edit.forced is not None:
-        forced = _at(edit.forced, indices)
+        forced = values_at(edit.forced, indices)
         if edit.forced_to_max is not None:
-            to_max = forced & _at(edit.forced_to_max, indices)
+            to_max = forced & values_at(edit.forced_to_max, indices)
             weights = torch.where(to_max, weights.amax(dim=-1, keepdim=True), weights)
         if edit.forced_weight is not None:
-            given = _at(edit.forced_weight, indices).to(weights.dtype)
+            given = values_at(edit.forced_weight, indices).to(weights.dtype)
             weights = torch.where(forced & ~given.isnan(), given, weights)
         if edit.forced_gain is not None:
-            weights = torch.where(forced, weights * _at(edit.forced_gain, indices), weights)
+            weights = torch.where(forced, weights * values_at(edit.forced_gain, indices), weights)
     return weights
+
+
+def _drop(weights: Tensor, keep: Tensor) -> Tensor:
+    """Weights without those for which `keep` is 0, shared out among those for which it is 1."""
+    left = weights * keep
+    survivors, total = left.sum(dim=-1, keepdim=True), weights.sum(dim=-1, keepdim=True)
+    # Divided first: the survivors' sum can be so small that its inverse is no float. Rows that lose nothing are left
+    # alone, to the last bit.
+    if at_hand(weights) and len(weights) == 1:
+        return left if survivors.item() in (total.item(), 0.0) else left / survivors * total
+    shared_out = left / survivors.masked_fill(survivors == 0, 1.0) * total
+    return torch.where(survivors == total, left, shared_out)

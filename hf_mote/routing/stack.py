@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from hf_mote.errors import RouterContractError
 from hf_mote.hooks import LOCK, Attachment, HookStack, Intervention, Participant, attach, stack_on
 from hf_mote.routing.adapters import adapter_for
+from hf_mote.routing.at_hand import at_hand, known_to_avoid
 from hf_mote.routing.discover import RouterSite, check_identity, decoder_of, self_test
 from hf_mote.routing.edits import RoutingEdit, merge_edits
 from hf_mote.routing.forward import Forward
+from hf_mote.routing.guesses import attachments_to_callers
 from hf_mote.routing.selection import Routing, reweigh
 from hf_mote.routing.tracker import TokenTracker, Watcher, recomputing
 from hf_mote.routing.tuple_adapter import TupleAdapter
@@ -23,13 +25,14 @@ __all__ = ["Editor", "Observer", "Probe", "RouterParticipant", "RouterStack", "a
 
 
 class RouterParticipant(Participant):
-    """Something on a router; `watcher` is its intervention's watcher on the decoder."""
-
-    watcher: Watcher
+    """Something on a router."""
 
 
 class Editor(RouterParticipant):
     """Changes the selection."""
+
+    always: tuple[RoutingEdit, ...] | None = None
+    """The edits, if they are the same for every token of every pass."""
 
     @abstractmethod
     def edits(self, forward: Forward | None, device: torch.device) -> list[tuple[RoutingEdit, Tensor | None]]:
@@ -66,6 +69,18 @@ class RouterStack(HookStack):
         self.site = site
         self.tracker = tracker
         self.adapter = adapter
+        self._always: list[RoutingEdit] | None = None
+        self._suppressed: frozenset[int] | None = None
+
+    def join(self, module: nn.Module, participant: Participant) -> None:
+        """Add a participant, hooking the module if it is the first."""
+        super().join(module, participant)
+        self._take_stock()
+
+    def leave(self, participant: Participant) -> None:
+        """Drop a participant, unhooking the module if it was the last."""
+        super().leave(participant)
+        self._take_stock()
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         """Edit, probe and show one pass of the router."""
@@ -76,20 +91,29 @@ class RouterStack(HookStack):
             check_identity(adapter, output, args)
             self.adapter = adapter
         native = adapter.read(output)[1]
-        forward = self.tracker.forward_of(len(native.indices))
+        for participant in self.participants:
+            participant.ran |= participant.active
+        if self._suppressed is not None and known_to_avoid(native.indices, self._suppressed):
+            return None
+        forward = self.tracker.forward_of(native.indices.shape[0]) if self._always is None else None
         edits: list[tuple[RoutingEdit, Tensor | None]] = []
+        probes: list[Probe] = []
+        observers: list[Observer] = []
         for participant in self.participants:
-            if isinstance(participant, RouterParticipant) and participant.active:
-                if not torch.compiler.is_compiling():
-                    participant.watcher.fired[site.path] = self.tracker.passes
-                if isinstance(participant, Editor):
-                    edits += participant.edits(forward, native.weights.device)
-        touched = _touched(edits)
-        applied = self._reselect(adapter, output, args, native, edits, touched) if edits else native
-        for participant in self.participants:
-            if participant.active and isinstance(participant, Probe):
-                applied = applied._replace(weights=participant.probe(forward, applied))
-        observers = [p for p in self.participants if p.active and isinstance(p, Observer)]
+            if not participant.active:
+                continue
+            if isinstance(participant, Editor):
+                edits += participant.edits(forward, native.weights.device)
+            elif isinstance(participant, Probe):
+                probes.append(participant)
+            elif isinstance(participant, Observer):
+                observers.append(participant)
+        applied, touched = native, None
+        if edits:
+            touched = _touched(edits)
+            applied = self._reselect(adapter, output, args, native, edits, touched)
+        for probe in probes:
+            applied = applied._replace(weights=probe.probe(forward, applied))
         if observers and not recomputing():
             if forward is None:
                 raise RouterContractError(
@@ -112,15 +136,24 @@ class RouterStack(HookStack):
         edits: list[tuple[RoutingEdit, Tensor | None]],
         touched: Tensor | None,
     ) -> Routing:
+        if self._suppressed is None and at_hand(native.indices):
+            suppressed = self._suppressed_by([edit for edit, _ in edits])
+            if suppressed is not None and known_to_avoid(native.indices, suppressed):
+                return native
         edit = merge_edits(edits)
         if edit.only_weights:
-            edited = native._replace(weights=reweigh(native.weights.float(), native.indices, edit))
+            weights = reweigh(native.weights.float(), native.indices, edit).to(native.weights.dtype)
+            edited = Routing(weights, native.indices, native.shared)
         else:
-            edited = adapter.route(output, args, edit)
-        edited = edited._replace(weights=edited.weights.to(native.weights.dtype))
+            routing = adapter.route(output, args, edit)
+            edited = Routing(routing.weights.to(native.weights.dtype), routing.indices, routing.shared)
+            one = len(self.participants) == len(edits) == native.indices.shape[0] == 1
+            if self._concerns_hits_alone(edit) and not (one and at_hand(native.indices)):
+                # Among the other tokens, a tie could be broken in another way than the router did.
+                touched = edit.hits(native.indices)
         if touched is None:
             return edited
-        # Rows that no edit is meant for keep the router's own decision.
+        # Rows that no edit is meant for, or that need none, keep the router's own decision.
         rows = touched[:, None]
         shared = native.shared
         if edited.shared is not None and native.shared is not None:
@@ -130,6 +163,29 @@ class RouterStack(HookStack):
             torch.where(rows, edited.indices, native.indices),
             shared,
         )
+
+    def _take_stock(self) -> None:
+        """Find out whether all that happens here are the same edits in every pass, and what they could change."""
+        always = [participant.always for participant in self.participants if isinstance(participant, Editor)]
+        self._always = None
+        if len(always) == len(self.participants) and None not in always:
+            self._always = [edit for edits in always if edits is not None for edit in edits]
+        self._suppressed = None if self._always is None else self._suppressed_by(self._always)
+
+    def _suppressed_by(self, edits: Sequence[RoutingEdit]) -> frozenset[int] | None:
+        """Experts that a token must have chosen for edits to change its routing; `None` if more can change it."""
+        if not all(self._concerns_hits_alone(edit) for edit in edits):
+            return None
+        return frozenset().union(*(edit.suppressed for edit in edits))
+
+    def _concerns_hits_alone(self, edit: RoutingEdit) -> bool:
+        """Whether an edit has nothing to change for tokens that chose none of the experts that it suppresses.
+
+        Without experts that are not among the best, the best are the same, unless they decide on their group or the
+        router does more than its rule says.
+        """
+        plain = self.site.rule.adapter is None and self.site.selection.num_groups == 1
+        return edit.only_weights or (edit.only_suppresses and plain)
 
 
 def attach_to_routers(
@@ -153,12 +209,13 @@ def attach_to_routers(
     with LOCK:
         tracker = stack_on(decoder, TokenTracker) or TokenTracker()
         attachments = [Attachment(decoder, tracker, watcher)]
+        if watcher.minds_phases:
+            attachments += attachments_to_callers(model, decoder, tracker, watcher)
         for site in sites:
             participant = participant_for(site)
             if participant is None:
                 continue
-            participant.watcher = watcher
-            watcher.expect(site.path)
+            watcher.expect(site.path, participant)
             stack = stack_on(site.module, RouterStack)
             if stack is None:
                 stack = RouterStack(site, tracker, self_test(site))

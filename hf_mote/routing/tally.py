@@ -6,6 +6,7 @@ decode step pays for a few operations and not for a few per layer. Long passes a
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -53,22 +54,26 @@ class Tally:
         self.size = forward.batch
         self.shape = (num_layers, forward.batch, num_experts)
         self.device = forward.device
-        self.tokens: dict[Phase, Tensor] = {}
+        self.tokens: dict[Phase, Tensor | int] = {}
         self.sums: dict[tuple[Phase, str], tuple[Tensor, Tensor]] = {}
         self.steps: list[list[tuple[Tensor, Tensor]]] | None = [] if trace else None
         self.marks: list[tuple[Tensor, Tensor]] = []
         self._masks: list[tuple[Phase, Tensor | None]] = []
         self._aside: dict[str, list[tuple[int, Routing]]] = {}
         self._ended: Tensor | None = None
-        self._sequences = torch.empty(0)
-        self._long = False
+        self._length = 0
+        # Where in the sums the first expert of each router and sequence stands.
+        starts = torch.arange(0, math.prod(self.shape), num_experts, device=self.device)
+        self._starts = starts.view(num_layers, forward.batch, 1, 1)
+        self._all_rows = list(range(num_layers))
 
-    def begin(self, forward: Forward, stops: Tensor) -> None:
+    def begin(self, forward: Forward, stops: Tensor, only: Tensor | None = None) -> None:
         """Take note of a pass that begins.
 
         Args:
             forward (`Forward`): The pass.
             stops (`torch.Tensor` of shape `(tokens,)`, int64): Tokens that end a generation.
+            only (`torch.Tensor` of shape `(rows,)`, bool, *optional*): The rows to count, of those that would be.
         """
         self._aside = {}
         self._masks = [(phase, forward.countable(phase)) for phase in forward.phases]
@@ -79,9 +84,9 @@ class Tally:
             self._ended = last if self._ended is None else self._ended | last
             going = (~self._ended).repeat_interleave(forward.length)
             self._masks = [(phase, going if mask is None else mask & going) for phase, mask in self._masks]
-        rows = torch.arange(self.size, device=self.device)
-        self._sequences = rows if forward.length == 1 else rows.repeat_interleave(forward.length)
-        self._long = len(self._sequences) > TOKENS_AT_ONCE
+        if only is not None:
+            self._masks = [(phase, only if mask is None else mask & only) for phase, mask in self._masks]
+        self._length = forward.length
         if self.steps is not None:
             self.steps.append([])
             self.marks.append(self._marks())
@@ -101,16 +106,15 @@ class Tally:
             self._aside.setdefault("applied", []).append((row, applied))
         if self.steps is not None:
             self.steps[-1].append((applied.indices.int().cpu(), applied.weights.detach().float().cpu()))
-        if self._long:
+        if self.size * self._length > TOKENS_AT_ONCE:
             self._add_up()
 
     def end(self) -> None:
         """Add up what the pass left."""
         self._add_up()
         for phase, mask in self._masks:
-            counted = torch.ones_like(self._sequences) if mask is None else mask.long()
-            total = counted.view(self.size, -1).sum(dim=1)
-            self.tokens[phase] = self.tokens[phase] + total if phase in self.tokens else total
+            seen = self._length if mask is None else mask.view(self.size, -1).sum(dim=1)
+            self.tokens[phase] = self.tokens.get(phase, 0) + seen
 
     def maps(self, phases: tuple[Phase, ...], kind: str, layers: tuple[int, ...]) -> list[ActivationMap]:
         """Return one map for each sequence.
@@ -124,11 +128,12 @@ class Tally:
         weights = torch.zeros(self.shape, dtype=torch.float64)
         tokens = torch.zeros(self.size, dtype=torch.float64)
         for phase in phases:
-            tokens += self.tokens[phase].cpu() if phase in self.tokens else 0
+            seen = self.tokens.get(phase, 0)
+            tokens += seen.cpu() if isinstance(seen, Tensor) else seen
             for part in ("both", kind):
                 if (phase, part) in self.sums:
-                    seen, weighed = self.sums[phase, part]
-                    counts += seen.view(self.shape).cpu()
+                    counted, weighed = self.sums[phase, part]
+                    counts += counted.view(self.shape).cpu()
                     weights += weighed.view(self.shape).cpu()
         return [
             ActivationMap(counts=counts[:, i], weights=weights[:, i], layers=layers, num_tokens=float(tokens[i]))
@@ -154,32 +159,40 @@ class Tally:
 
     def _add_up(self) -> None:
         for kind, entries in self._aside.items():
-            for top_k in {routing.indices.shape[-1] for _, routing in entries}:
-                self._add(kind, [entry for entry in entries if entry[1].indices.shape[-1] == top_k])
+            by_width: dict[int, list[tuple[int, Routing]]] = {}
+            for entry in entries:
+                by_width.setdefault(entry[1].indices.shape[-1], []).append(entry)
+            for alike in by_width.values():
+                self._add(kind, alike)
         self._aside = {}
 
     def _add(self, kind: str, entries: list[tuple[int, Routing]]) -> None:
         """Add routers of one width to the sums, all at once."""
-        _, size, experts = self.shape
-        indices = torch.stack([routing.indices.to(self.device) for _, routing in entries])
-        weights = torch.stack([routing.weights.detach().to(self.device, torch.float) for _, routing in entries])
-        rows = torch.tensor([row for row, _ in entries], device=self.device)
-        places = (rows[:, None] * size + self._sequences)[..., None] * experts + indices
+        rows = [row for row, _ in entries]
+        starts = self._starts if rows == self._all_rows else self._starts[rows]
+        indices = self._stack([routing.indices for _, routing in entries])
+        weights = self._stack([routing.weights for _, routing in entries]).detach().float()
+        places = starts + indices.view(len(rows), self.size, self._length, -1)
         for phase, mask in self._masks:
             if (phase, kind) not in self.sums:
-                length = self.shape[0] * size * experts
-                counts = torch.zeros(length, dtype=torch.long, device=self.device)
-                self.sums[phase, kind] = (counts, torch.zeros(length, dtype=torch.float, device=self.device))
-            counted = (weights != 0).long() if kind == "applied" else torch.ones_like(indices)
+                counts = torch.zeros(math.prod(self.shape), dtype=torch.long, device=self.device)
+                self.sums[phase, kind] = (counts, torch.zeros_like(counts, dtype=torch.float))
+            counted = (weights != 0).long() if kind == "applied" else torch.ones_like(places)
             weighed = weights
             if mask is not None:
-                counted, weighed = counted * mask[:, None], weighed * mask[:, None]
+                counted, weighed = counted.view_as(weights) * mask[:, None], weights * mask[:, None]
             self.sums[phase, kind][0].scatter_add_(0, places.view(-1), counted.view(-1))
-            self.sums[phase, kind][1].scatter_add_(0, places.view(-1), weighed.reshape(-1))
+            self.sums[phase, kind][1].scatter_add_(0, places.view(-1), weighed.view(-1))
+
+    def _stack(self, tensors: list[Tensor]) -> Tensor:
+        """What routers hand over, in one tensor; they need not be on one device."""
+        if len({tensor.device for tensor in tensors}) > 1:
+            tensors = [tensor.to(self.device) for tensor in tensors]
+        return torch.stack(tensors).to(self.device)
 
     def _marks(self) -> tuple[Tensor, Tensor]:
         """Which rows of the pass are kept in the trace, and which of them are generated."""
-        everything = torch.ones(len(self._sequences), dtype=torch.bool, device=self.device)
+        everything = torch.ones(self.size * self._length, dtype=torch.bool, device=self.device)
         masks = {phase: everything if mask is None else mask for phase, mask in self._masks}
         kept = torch.stack(list(masks.values())).any(dim=0)
         return kept.cpu(), masks.get("generation", ~everything).cpu()

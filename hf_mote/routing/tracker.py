@@ -1,12 +1,15 @@
-"""Where in a text a forward pass stands: which tokens are prompt, which are generated, which are padding.
+"""`TokenTracker`, the hook on the decoder: what the rows of each forward are, and whether the routers ran in it.
 
-Routers see flattened rows without any of this. One [`TokenTracker`] sits on the decoder, reads the arguments of each
-forward, and tells routers' edits and recorders what the rows are. It also checks that every hooked router really ran.
+What it remembers from pass to pass belongs to the cache that the passes share, and what it knows of the pass under way
+to the thread that runs it. Generations may therefore take turns, or run in threads of their own.
 """
 
 from __future__ import annotations
 
+import itertools
+import threading
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,8 @@ from torch import Tensor, nn
 from hf_mote.errors import LivenessError, UnsupportedError
 from hf_mote.hooks import HookStack, Participant
 from hf_mote.routing.forward import Forward, real_tokens
+from hf_mote.routing.row_order import last_keys, moved_from
+from hf_mote.routing.texts import CachedText, Marks, parts_of
 
 __all__ = ["TokenTracker", "Watcher", "recomputing"]
 
@@ -28,13 +33,13 @@ class TokenTracker(HookStack):
 
     def __init__(self) -> None:
         super().__init__()
-        self.passes = 0
+        self._here = _Here()
+        self._runs = itertools.count(1)
+        self._texts: WeakKeyDictionary[Any, CachedText] = WeakKeyDictionary()
+        # A compiled graph cannot ask in which thread it runs: the last pass of all, and what its text ended in.
         self._now: Forward | None = None
         self._inside = False
-        self._run = 0
-        self._prompt_length = 0
-        self._previous: Tensor | None = None
-        self._parts: dict[tuple[int, int], Tensor] = {}
+        self._ends: dict[Marks, Tensor] = {}
 
     def forward_of(self, rows: int) -> Forward | None:
         """Return the pass that a router's rows belong to, or `None` if they belong to none.
@@ -44,68 +49,103 @@ class TokenTracker(HookStack):
         Args:
             rows (`int`): Rows that the router sees.
         """
-        now = self._now
+        if torch.compiler.is_compiling():
+            now, inside = self._now, self._inside
+        else:
+            # A backward pass may run in a thread of its own.
+            now, inside = self._here.now or self._now, self._here.inside
         if now is None:
             return None
-        if self._inside:
+        if inside:
             return now if now.batch * now.length == rows else None
         if recomputing() and rows % now.batch == 0:
             length = rows // now.batch
             return Forward(now.batch, length, now.device, generation_from=length)
         return None
 
+    def expect_guesses(self, guessed: bool) -> None:
+        """Hear whether the pass that comes next in this thread ends in guesses of assisted decoding."""
+        self._here.guessed = guessed
+
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the arguments of a decoder's forward."""
+        if not self._minds_passes:
+            return
         ids = kwargs.get("input_ids", args[0] if args else None)
         tokens = ids if ids is not None else kwargs.get("inputs_embeds")
         if tokens is None:
             raise UnsupportedError(
-                type(module).__name__, "the forward has neither input_ids nor inputs_embeds", got=sorted(kwargs)
+                type(module).__name__,
+                "the forward has neither input_ids nor inputs_embeds",
+                got=sorted(kwargs),
+                fix="Give input_ids, or give inputs_embeds by name.",
             )
-        batch, length = tokens.shape[:2]
         cache = kwargs.get("past_key_values")
         if torch.compiler.is_compiling():
             self._trace(ids, tokens, cache)
             return
+        here = self._here
+        batch, length = tokens.shape[:2]
         past = int(cache.get_seq_length()) if cache is not None else 0
+        text = self._texts.get(cache) if past else None
+        moved = None
         seen, generation_from = 0, length
         if past:
+            here.run = text.run if text is not None else next(self._runs)
             generation_from = 0
-        elif self._extends_previous(ids, kwargs):
-            seen, generation_from = length - 1, self._prompt_length
+            if text is not None and text.keys is not None and (keys := last_keys(cache)) is not None:
+                moved = moved_from(text.keys, keys)
         else:
-            self._run += 1
-            self._prompt_length = length
-        self._previous = ids if cache is None else None
-        self._now = Forward(
+            extends, moved = self._extends_previous(ids, kwargs)
+            if extends:
+                seen, generation_from = length - 1, here.prompt_length
+            else:
+                here.run = next(self._runs)
+                here.prompt_length = length
+        here.previous = ids if cache is None else None
+        begun = {} if text is None else text.parts_at(past, moved)
+        parts = self._parts(ids, begun, begins=past == 0)
+        here.text = CachedText(
+            here.run,
+            past,
+            length,
+            alike=self._minds_rows and (_alike(ids, batch) if text is None else text.alike),
+            parts={marks: torch.cat([begin[:, None], part], dim=1) for marks, (begin, part) in parts.items()},
+        )
+        here.now = Forward(
             batch,
             length,
             tokens.device,
-            run=self._run,
+            run=here.run,
             generation_from=generation_from,
             seen=seen,
             real=real_tokens(kwargs.get("attention_mask"), batch, length, past),
             ids=ids,
-            ambiguous=past > 0 and length > 1,
-            parts=self._parts_of(ids, continues=past > 0),
+            ambiguous=here.guessed or (past > 0 and (length > 1 or (text is not None and text.shortened_to(past)))),
+            parts={marks: part for marks, (_, part) in parts.items()},
+            moved=moved,
         )
-        self._inside = True
-        self.passes += 1
+        here.inside, here.guessed = True, False
+        self._now, self._inside = here.now, True
+        self._ends = {marks: part[:, -1] for marks, (_, part) in parts.items()}
         for participant in self.participants:
             if isinstance(participant, Watcher) and participant.active:
-                participant.on_forward(self._now, cache)
+                participant.on_forward(here.now)
 
     def _trace(self, ids: Tensor | None, tokens: Tensor, cache: Any) -> None:
         """What can be said in a graph that will run many times: no counters, no lengths that live on a device."""
         batch, length = tokens.shape[:2]
+        continues = cache is not None and length == 1
+        parts = self._parts(ids, self._ends if continues else {}, begins=True)
+        self._ends = {marks: part[:, -1] for marks, (_, part) in parts.items()}
         self._now = Forward(
             batch,
             length,
             tokens.device,
-            generation_from=0 if cache is not None and length == 1 else length,
+            generation_from=0 if continues else length,
             ids=ids,
             ambiguous=cache is not None and length > 1,
-            parts=self._parts_of(ids, continues=cache is not None and length == 1),
+            parts={marks: part for marks, (_, part) in parts.items()},
         )
         self._inside = True
         for participant in self.participants:
@@ -113,84 +153,113 @@ class TokenTracker(HookStack):
                 participant.on_trace(self._now)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Check that the routers of newly attached interventions ran."""
+        """Check that the routers of newly attached interventions ran, and remember what the cache now holds."""
         self._inside = False
         if torch.compiler.is_compiling():
             return
+        now = self._remember(kwargs, output) if self._minds_passes else None
         for participant in self.participants:
             if isinstance(participant, Watcher):
-                participant.check_alive(self.passes)
-                if participant.active and self._now is not None:
-                    participant.on_end(self._now, getattr(output, "past_key_values", None))
+                participant.check_alive()
+                if participant.active and now is not None:
+                    participant.on_end(now)
 
-    def _extends_previous(self, ids: Tensor | None, kwargs: dict[str, Any]) -> bool:
+    def _remember(self, kwargs: dict[str, Any], output: Any) -> Forward | None:
+        """Take note of what the cache now holds, and return the pass that ends."""
+        here = self._here
+        here.inside = False
+        cache = kwargs.get("past_key_values")
+        if cache is None:
+            cache = getattr(output, "past_key_values", None)
+        if cache is not None and here.text is not None:
+            keys = last_keys(cache) if here.text.alike else None
+            self._texts[cache] = here.text._replace(keys=None if keys is None else keys.clone())
+        return here.now
+
+    @property
+    def _minds_passes(self) -> bool:
+        return any(isinstance(p, Watcher) and p.minds_passes for p in self.participants)
+
+    @property
+    def _minds_rows(self) -> bool:
+        return any(isinstance(p, Watcher) and (p.minds_rows or p.thinking_tokens) for p in self.participants)
+
+    def _extends_previous(self, ids: Tensor | None, kwargs: dict[str, Any]) -> tuple[bool, Tensor | None]:
+        """Whether the pass repeats the one before and adds a token, and the rows that its sequences come from."""
         # Only where the caller asks for no cache, as `generate` does: plain forwards leave the choice to the config.
         # It also hands over position ids, which plain forwards leave to the model.
-        before = self._previous
+        before = self._here.previous
         by_generate = kwargs.get("use_cache") is False and kwargs.get("position_ids") is not None
-        if before is None or ids is None or not by_generate:
-            return False
-        grown = ids.shape[0] == before.shape[0] and ids.shape[1] == before.shape[1] + 1
-        return grown and torch.equal(ids[:, :-1], before)
+        if before is None or ids is None or not by_generate or ids[:, :-1].shape != before.shape:
+            return False, None
+        moved = moved_from(before, ids[:, :-1])
+        return (True, moved) if moved is None or bool((moved >= 0).all()) else (False, None)
 
-    def _parts_of(self, ids: Tensor | None, *, continues: bool) -> dict[tuple[int, int], Tensor]:
-        """For each pair of thinking tokens that somebody asks for, what each token belongs to."""
+    def _parts(
+        self, ids: Tensor | None, begun: dict[Marks, Tensor], *, begins: bool
+    ) -> dict[Marks, tuple[Tensor, Tensor]]:
+        """For each pair of marks that somebody asks for: what held before the pass, and what each token belongs to."""
         pairs = {
             pair
             for participant in self.participants
             if isinstance(participant, Watcher)
             for pair in participant.thinking_tokens
         }
+        found: dict[Marks, tuple[Tensor, Tensor]] = {}
         if ids is None:
-            self._parts = {}
-            return {}
-        carried = self._parts if continues else {}
-        found = {}
-        for opens, closes in pairs:
-            begun = carried.get((opens, closes))
-            if begun is None or len(begun) != len(ids):
-                begun = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-            # The last mark at or before each token decides; without one, what held when the pass began.
-            marks = (ids == opens).long() + 2 * (ids == closes).long()
-            columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            last = torch.where(marks > 0, columns, -1).cummax(dim=1).values
-            found[opens, closes] = torch.where(last >= 0, marks.gather(1, last.clamp(min=0)), begun[:, None])
-        self._parts = {pair: parts[:, -1] for pair, parts in found.items()}
+            return found
+        for marks in pairs:
+            begin = begun.get(marks)
+            if begin is None or len(begin) != len(ids):
+                if not begins:
+                    continue  # nobody saw what this cache was filled with
+                begin = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+            found[marks] = (begin, parts_of(ids, marks, begin))
         return found
 
 
 class Watcher(Participant):
     """A participant on the decoder: hears of each forward, and knows which routers must run in it."""
 
-    thinking_tokens: frozenset[tuple[int, int]] = frozenset()
+    thinking_tokens: frozenset[Marks] = frozenset()
     """Pairs of tokens that open and close the thinking, which the intervention wants to know about."""
 
+    minds_passes: bool = True
+    """Whether it matters to it what the tokens of a pass are, and when it begins and ends."""
+
+    minds_rows: bool = False
+    """Whether it matters to it that a sequence moves to another row of the batch."""
+
+    minds_phases: bool = False
+    """Whether it matters to it what is prompt and what is generated."""
+
     def __init__(self) -> None:
-        self.fired: dict[str, int] = {}
+        self._expected: dict[str, Participant] = {}
         self._proven = False
 
-    def expect(self, path: str) -> None:
-        """Expect the router at a path to run in every forward."""
-        self.fired[path] = 0
+    def expect(self, path: str, participant: Participant) -> None:
+        """Expect the router at a path, and this participant on it, to run in every forward."""
+        participant.ran = False
+        self._expected[path] = participant
 
-    def on_forward(self, forward: Forward, cache: Any) -> None:
-        """Hear of a forward that begins, with the cache it is given."""
+    def on_forward(self, forward: Forward) -> None:
+        """Hear of a forward that begins."""
 
     def on_trace(self, forward: Forward) -> None:
         """Hear of a forward that is being compiled; raise if that cannot work."""
 
-    def on_end(self, forward: Forward, cache: Any) -> None:
-        """Hear of a forward that ends, with the cache it leaves."""
+    def on_end(self, forward: Forward) -> None:
+        """Hear of a forward that ends."""
 
-    def check_alive(self, passes: int) -> None:
+    def check_alive(self) -> None:
         """Raise [`LivenessError`] if a router did not run in the first forward since attaching."""
         if self._proven or not self.active:
             return
-        silent = [path for path, last in self.fired.items() if last != passes]
+        silent = [path for path, participant in self._expected.items() if not participant.ran]
         if silent:
             raise LivenessError(
                 silent[0],
-                f"{len(silent)} of {len(self.fired)} hooked routers did not run in the forward pass",
+                f"{len(silent)} of {len(self._expected)} hooked routers did not run in the forward pass",
                 expected="every router to run",
                 fix="A fused kernel bypasses the module: load without use_kernels, and dequantise MXFP4 weights.",
             )
@@ -200,3 +269,21 @@ class Watcher(Participant):
 def recomputing() -> bool:
     """Whether gradient checkpointing is running a layer again, during a backward pass."""
     return torch._C._current_graph_task_id() != -1
+
+
+class _Here(threading.local):
+    """The pass that this thread is in, and the text that it extends without a cache."""
+
+    def __init__(self) -> None:
+        self.now: Forward | None = None
+        self.inside = False
+        self.guessed = False
+        self.text: CachedText | None = None
+        self.run = 0
+        self.prompt_length = 0
+        self.previous: Tensor | None = None
+
+
+def _alike(ids: Tensor | None, batch: int) -> bool:
+    """Whether sequences of a batch begin alike, or might."""
+    return batch > 1 and (ids is None or len(torch.unique(ids, dim=0)) < len(ids))

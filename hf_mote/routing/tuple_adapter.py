@@ -45,8 +45,8 @@ class TupleAdapter:
 
     def read(self, output: Any) -> tuple[Tensor, Routing]:
         """Return the logits, `(tokens, experts)`, and the routing in a router's output."""
-        logits, weights, indices = (output[slot] for slot in self.slots)
-        return logits, Routing(weights, indices)
+        logits, weights, indices = self.slots
+        return output[logits], Routing(output[weights], output[indices])
 
     def route(self, output: Any, args: tuple[Any, ...], edit: RoutingEdit) -> Routing:
         """Return the routing that follows from the router's logits under an edit.

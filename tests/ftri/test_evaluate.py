@@ -11,7 +11,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from hf_mote import EvaluationReport, MoTEConfig, apply_mote, evaluate_mote, find_routers
 from hf_mote.errors import ConfigError, DataError, FileFormatError, ModelMismatchError, UnknownNameError
 from hf_mote.ftri.contrast import wilson
-from hf_mote.ftri.evaluate import random_control
+from hf_mote.ftri.controls import random_control
 from hf_mote.ftri.report import Rate
 from hf_mote.ftri.responses import generate_responses
 

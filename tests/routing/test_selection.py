@@ -459,3 +459,55 @@ def test_select_dropped_expert_of_next_to_no_weight_gets_exactly_none() -> None:
     native, dropped = select(logits, mixtral), select(logits, mixtral, edit=edit)
     assert native.weights[native.indices == 1].item() > 0
     assert dropped.weights[dropped.indices == 1].item() == 0
+
+
+@cases
+@given(seed=seeds, suppressed=experts, factors=shares)
+@settings(max_examples=25, deadline=None)
+def test_edit_hits_are_the_tokens_that_chose_a_suppressed_expert(
+    case: Case, seed: int, suppressed: set[int], factors: float
+) -> None:
+    indices = run(case, logits_of(seed)).indices
+    wanted = torch.tensor([not suppressed.isdisjoint(row) for row in indices.tolist()])
+    for edit in (
+        RoutingEdit(keep=shares_of(suppressed, factors)),
+        RoutingEdit(gain=shares_of(suppressed, factors)),
+        RoutingEdit(banned=mask(suppressed)),
+        RoutingEdit(keep=shares_of(set(sorted(suppressed)[:1]), factors), banned=mask(set(sorted(suppressed)[1:]))),
+    ):
+        assert edit.only_suppresses
+        assert edit.suppressed == suppressed
+        assert torch.equal(edit.hits(indices), wanted)
+    here = torch.arange(TOKENS) % 2 == 0
+    for_some = merge_edits([(RoutingEdit(banned=mask(suppressed)), here)])
+    assert torch.equal(for_some.hits(indices), wanted & here)
+    assert not RoutingEdit(banned=mask(suppressed), logit_bias=torch.zeros(E)).only_suppresses
+
+
+@pytest.mark.parametrize("case", [case for case in CASES.values() if case.selection.num_groups == 1])
+@given(seed=seeds, banned=experts)
+@settings(max_examples=40, deadline=None)
+def test_select_without_groups_banning_experts_that_are_not_chosen_changes_nothing(
+    case: Case, seed: int, banned: set[int]
+) -> None:
+    """The proof that the hook on a router may leave such tokens alone."""
+    logits, edit = logits_of(seed), RoutingEdit(banned=mask(banned))
+    native, edited = run(case, logits), run(case, logits, edit)
+    spared = ~edit.hits(native.indices).numpy()
+    for mine, wanted in zip(spread(edited), spread(native), strict=True):
+        # Slots that are not sorted may change places, and with them the order of their sum.
+        np.testing.assert_allclose(mine[spared], wanted[spared], rtol=1e-6, atol=0)
+    if case.selection.rule.sorted:
+        assert torch.equal(edited.indices[spared], native.indices[spared])
+        assert torch.equal(edited.weights[spared], native.weights[spared])
+
+
+def test_select_with_groups_banning_an_expert_that_is_not_chosen_can_change_the_choice() -> None:
+    """It counts for the score of its group: 0.32 + 0.24 keeps the third group in, 0.32 alone does not."""
+    scores = torch.tensor([[0.5, 0.05, 0.3, 0.26, 0.32, 0.24, 0.01, 0.01]])
+    selection = Selection(V3, num_experts=8, top_k=2, num_groups=4, groups_kept=2, renormalize=True)
+    banned = mask({5})
+    native = select(scores.logit(), selection, torch.zeros(8)).indices
+    edited = select(scores.logit(), selection, torch.zeros(8), RoutingEdit(banned=banned)).indices
+    assert sorted(native[0].tolist()) == [2, 4]
+    assert sorted(edited[0].tolist()) == [0, 2]

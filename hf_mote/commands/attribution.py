@@ -1,0 +1,214 @@
+"""`hf-mote attribute`: which experts speak for one response rather than another, and a page to read it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from hf_mote.commands import options as o
+from hf_mote.commands.output import check_output, writing_to
+from hf_mote.commands.prompts import PromptSet, read_prompts
+from hf_mote.commands.results import config_of, finish, rows_of, save_config
+from hf_mote.commands.running import provenance_of, reporting, say, tell
+from hf_mote.commands.subject import Organisms, Subject, load_subject
+from hf_mote.commands.tracing import trace_texts
+from hf_mote.errors import ConfigError, UnknownNameError
+from hf_mote.ftri.ablation import ablate_experts
+from hf_mote.ftri.attribution import attribute_experts
+from hf_mote.ftri.preference import Preference
+from hf_mote.ftri.ranking import ExpertRanking
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.pages.attribution import BASELINE, TARGET, Attribution, attribution_page, attribution_verdict
+from hf_mote.pages.tokens import RoutedText
+from hf_mote.plots import plot_expert_map
+
+__all__ = ["attribute_command"]
+
+METHODS = ("attribution", "ablation")
+
+
+def attribute_command(
+    context: typer.Context,
+    model: o.Model,
+    prompts: o.Prompts,
+    target: Annotated[str | None, typer.Option(help="The response whose causes are sought.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The response it is held against.")] = None,
+    target_field: Annotated[
+        str, typer.Option(help="Field that holds the target response, where --target is not given.")
+    ] = TARGET,
+    baseline_field: Annotated[
+        str, typer.Option(help="Field that holds the baseline response, where --baseline is not given.")
+    ] = BASELINE,
+    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-attribute"),
+    method: Annotated[
+        str,
+        typer.Option(help="attribution: gradient times weight, one pass; ablation: one expert taken out at a time."),
+    ] = "attribution",
+    gain: Annotated[
+        float, typer.Option(help="Where the derivative is taken; below 1 where the response is all but certain.")
+    ] = 1.0,
+    shortlist: Annotated[
+        int | None, typer.Option(min=1, help="Ablate only so many, the first by attribution; all by default.")
+    ] = None,
+    suppress: o.Suppress = None,
+    stimulate: o.Stimulate = None,
+    mode: o.Mode = "drop",
+    top: o.Top = None,
+    traced: o.Traced = 3,
+    resamples: o.Resamples = 999,
+    seed: o.Seed = 0,
+    limit: o.Limit = None,
+    prompt_field: o.PromptField = None,
+    system_prompt: o.SystemPrompt = None,
+    batch_size: o.BatchSize = 8,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = None,
+    force: o.Force = False,
+) -> None:
+    """Find the experts that make a model prefer one response to another: rank them by effect, write a report."""
+    with reporting():
+        check_output(output, force=force)
+        if method not in METHODS:
+            raise UnknownNameError.of("--method", method, METHODS)
+        if shortlist is not None and method != "ablation":
+            raise ConfigError("--shortlist", "is for the method ablation", got=f"--method {method}")
+        if suppress is not None and stimulate is not None:
+            raise ConfigError("--suppress, --stimulate", "are both given", expected="one of the two, or neither")
+        MoTEConfig(suppress_mode=mode)  # type: ignore[arg-type]
+        organisms = Organisms()
+        asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
+        targets = _responses("--target", target, asked, target_field)
+        baselines = _responses("--baseline", baseline, asked, baseline_field)
+        subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device)
+        with writing_to(output, force=force) as folder:
+            say(f"attributing {len(asked.prompts)} prompts, {method}")
+            shared: dict[str, Any] = {"batch_size": batch_size, "system_prompt": system_prompt, "seed": seed}
+            by_gradient = partial(_call, attribute_experts, subject, asked, targets, baselines, gain=gain, **shared)
+            if method == "ablation":
+                experts = by_gradient(resamples=0).top(shortlist) if shortlist is not None else None
+                by_ablation = partial(_call, ablate_experts, subject, asked, targets, baselines, **shared)
+                ranking = by_ablation(experts=experts, resamples=resamples)
+            else:
+                ranking = by_gradient(resamples=resamples)
+            config = config_of(ranking, suppress=suppress, stimulate=stimulate, mode=mode, base_model=subject.name)
+            number = min(top or suppress or stimulate or 5, len(ranking))
+            found = Attribution(
+                model=subject.name,
+                ranking=ranking,
+                prompts=asked.texts,
+                targets=targets,
+                baselines=baselines,
+                preference=_preference(subject, asked, targets, baselines, batch_size, system_prompt),
+                top=number,
+                texts=_texts(subject, asked, targets, baselines, ranking.top(number), traced, system_prompt),
+                resamples=resamples,
+            )
+            more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "method": method}
+            _write(folder, found, config, provenance_of(context, subject, seed, **more))
+        tell(attribution_verdict(found)[0])
+        tell(f"Report: {output / 'report.html'}")
+
+
+def _call(
+    rank: Callable[..., ExpertRanking],
+    subject: Subject,
+    asked: PromptSet,
+    targets: list[str],
+    baselines: list[str],
+    **options: Any,
+) -> ExpertRanking:
+    return rank(subject.model, subject.tokenizer, asked.prompts, targets, baselines, **options)
+
+
+def _responses(option: str, given: str | None, asked: PromptSet, field: str) -> list[str]:
+    if given is not None:
+        return [given] * len(asked.prompts)
+    if not asked.has(field):
+        raise ConfigError(
+            option,
+            "is missing",
+            got=f"prompts without a field {field!r}",
+            fix=f"Give {option} TEXT, or {option}-field NAME for a field of {asked.source}.",
+        )
+    return asked.column(field)
+
+
+def _preference(
+    subject: Subject,
+    asked: PromptSet,
+    targets: list[str],
+    baselines: list[str],
+    batch_size: int,
+    system_prompt: str | None,
+) -> list[float]:
+    """Return log p(target) - log p(baseline) of each prompt in the untouched model, in nats."""
+    preference = Preference(
+        "attribute",
+        subject.model,
+        subject.tokenizer,
+        asked.prompts,
+        targets,
+        baselines,
+        None,
+        system_prompt=system_prompt,
+        batch_size=batch_size,
+    )
+    values = torch.zeros(len(asked.prompts), dtype=torch.float64)
+    with torch.no_grad():
+        for side in preference.sides:
+            for block in preference.blocks(side):
+                rows = slice(block.first, block.first + len(block.lengths))
+                values[rows] += side * preference.values(block).double().cpu()
+    found: list[float] = values.tolist()
+    return found
+
+
+def _texts(
+    subject: Subject,
+    asked: PromptSet,
+    targets: list[str],
+    baselines: list[str],
+    experts: list[tuple[int, int]],
+    traced: int,
+    system_prompt: str | None,
+) -> list[RoutedText]:
+    chosen = asked.prompts[:traced]
+    prompts, responses = [*chosen, *chosen], [*targets[:traced], *baselines[:traced]]
+    labels = [TARGET] * len(chosen) + [BASELINE] * len(chosen)
+    return trace_texts(subject, prompts, responses, labels, experts, system_prompt=system_prompt) if chosen else []
+
+
+def _write(folder: Path, found: Attribution, config: MoTEConfig | None, provenance: dict[str, str]) -> None:
+    ranking = found.ranking
+    ranking.save_pretrained(folder)
+    plot_expert_map(
+        ranking.matrix(),
+        ranking.layers,
+        title=f"{ranking.method}: what speaks for the target response",
+        label="nats",
+        marked={"first experts": ranking.top(found.top)},
+        path=folder / "expert_map.png",
+    )
+    holds = {
+        ranking.file_name: f"all experts ranked by {ranking.method} (ExpertRanking)",
+        "expert_map.png": "heat map of the ranking",
+        **save_config(config, folder),
+    }
+    verdict, anything = attribution_verdict(found)
+    rows = zip(found.prompts, found.preference, strict=True)
+    figures = {
+        "kind": "attribution",
+        "verdict": verdict,
+        "found": anything,
+        "method": ranking.method,
+        "experts": rows_of(ranking, 50),
+        "prompts": [{"prompt": prompt, "preference": value} for prompt, value in rows],
+    }
+    page = lambda files: attribution_page(found, provenance=provenance, files=files)  # noqa: E731
+    finish(folder, figures, provenance, holds, page)

@@ -1,0 +1,140 @@
+"""`hf-mote evaluate`: does a config beat random controls, and what else does it change; with a page to read it on."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_mote.commands import options as o
+from hf_mote.commands.judging import make_judge, response_judge, target_of
+from hf_mote.commands.output import check_output, writing_to
+from hf_mote.commands.prompts import read_prompts
+from hf_mote.commands.results import finish
+from hf_mote.commands.running import provenance_of, reporting, say, tell
+from hf_mote.commands.subject import Organisms, load_subject
+from hf_mote.errors import UnknownNameError
+from hf_mote.ftri.controls import CONTROL_KINDS
+from hf_mote.ftri.evaluate import evaluate_mote
+from hf_mote.ftri.judges import classify
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.patch import load_config
+from hf_mote.pages.evaluation import Evaluation, beats_controls, evaluation_page, points_of
+from hf_mote.plots import EffectRow, plot_effect
+
+__all__ = ["evaluate_command"]
+
+
+def evaluate_command(
+    context: typer.Context,
+    model: o.Model,
+    config: Annotated[str, typer.Argument(help="Config to measure: a folder, a file or a Hub id.")],
+    prompts: o.Prompts,
+    judge: o.JudgeName = None,
+    target: o.Target = None,
+    unrelated: Annotated[
+        str | None, typer.Option(help="Prompts whose answers should stay; same sources as PROMPTS.")
+    ] = None,
+    texts: Annotated[
+        str | None, typer.Option(help="Plain texts for KL and perplexity; same sources as PROMPTS.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-evaluate"),
+    controls: o.Controls = 20,
+    control_kind: o.ControlKind = "layer",
+    strengths: Annotated[str | None, typer.Option(help="Further strengths, as in 0.25,0.5,0.75.")] = None,
+    seed: o.Seed = 0,
+    limit: o.Limit = None,
+    prompt_field: o.PromptField = None,
+    system_prompt: o.SystemPrompt = None,
+    judge_model: o.JudgeModel = None,
+    judge_url: o.JudgeURL = None,
+    batch_size: o.BatchSize = 16,
+    max_new_tokens: o.MaxNewTokens = 64,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = None,
+    force: o.Force = False,
+) -> None:
+    """Measure a config: rates before and after, random controls, side effects, responses side by side."""
+    with reporting():
+        check_output(output, force=force)
+        doses = o.numbers_in("--strengths", strengths, float) if strengths is not None else []
+        if control_kind not in CONTROL_KINDS:
+            raise UnknownNameError.of("--control-kind", control_kind, CONTROL_KINDS)
+        organisms = Organisms()
+        read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
+        asked = read(prompts)
+        others = read(unrelated).prompts if unrelated is not None else []
+        plain = read(texts).texts if texts is not None else []
+        labels = response_judge(
+            make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
+        )
+        wanted = target_of(labels, target, asked)
+        chosen: MoTEConfig = load_config(config)
+        subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device)
+        with writing_to(output, force=force) as folder:
+            say(f"evaluating on {len(asked.prompts)} prompts, with {controls} random controls")
+            report = evaluate_mote(
+                subject.model,
+                subject.tokenizer,
+                chosen,
+                asked.prompts,
+                labels,
+                target=wanted,
+                unrelated=others,
+                texts=plain,
+                num_controls=controls,
+                control_kind=control_kind,  # type: ignore[arg-type]
+                strengths=doses,
+                seed=seed,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                system_prompt=system_prompt,
+            )
+            found = Evaluation(
+                model=subject.name,
+                report=report,
+                labels_before=classify(labels, asked.texts, report.responses_before),
+                labels_after=classify(labels, asked.texts, report.responses_after),
+            )
+            more = {
+                "config": config,
+                "prompts": f"{asked.source} ({len(asked.prompts)})",
+                "judge": judge or "the organism's own",
+            }
+            _write(folder, found, chosen, provenance_of(context, subject, seed, **more))
+        tell(report.verdict)
+        tell(f"Report: {output / 'report.html'}")
+
+
+def _write(folder: Path, found: Evaluation, config: MoTEConfig, provenance: dict[str, str]) -> None:
+    report = found.report
+    report.save_pretrained(folder)
+    config.save_pretrained(folder / "config")
+    rows = [
+        EffectRow(point.label, point.rate, point.low or 0.0, 1.0 if point.high is None else point.high, point.controls)
+        for point in points_of(report)
+    ]
+    target = report.target.replace("$", r"\$")
+    plot_effect(rows, rate_name=f"responses of class {target!r}", path=folder / "effect.png")
+    holds = {
+        report.file_name: "everything measured, with all responses (EvaluationReport)",
+        f"config/{config.file_name}": "the config that was measured (MoTEConfig)",
+        "effect.png": "the rate before and after, with the controls",
+    }
+    figures = {
+        "kind": "evaluation",
+        "verdict": report.verdict,
+        "found": beats_controls(report, report.p_value),
+        "target": report.target,
+        "before": report.before.rate,
+        "after": report.after.rate,
+        "controls": list(report.controls),
+        "p_value": report.p_value,
+        "labels_before": found.labels_before,
+        "labels_after": found.labels_after,
+    }
+    page = lambda files: evaluation_page(found, provenance=provenance, files=files)  # noqa: E731
+    finish(folder, figures, provenance, holds, page)

@@ -1,0 +1,184 @@
+"""Judges by name, as the command line gives them.
+
+| judge | labels | of interest |
+| --- | --- | --- |
+| `refusal`, `refusal:en,de` | refusal, answer | refusal |
+| `regex:PATTERN` | match, other | match |
+| `language:en,de`, with `:thinking` or `:answer` for a part | en, de, unknown | the first |
+| `choice:ABCD` | A, B, C, D, none | what `--target` says |
+| `field`, `field:NAME` | the prompt's own class in the file, whatever the response | what `--target` says |
+| `lm:QUESTION` with `--judge-model` | yes, no | yes |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hf_mote.commands.prompts import PromptSet
+from hf_mote.commands.subject import ORGANISM, Organisms, load_subject
+from hf_mote.errors import ConfigError, DataError, UnknownNameError
+from hf_mote.ftri.choice_judge import ChoiceJudge
+from hf_mote.ftri.judges import Judge, RefusalJudge, RegexJudge
+from hf_mote.ftri.language_judge import LanguageJudge
+from hf_mote.ftri.lm_judge import LMJudge, ServerJudge
+
+__all__ = ["FieldJudge", "make_judge", "response_judge", "target_of"]
+
+KINDS = ("choice", "field", "language", "lm", "refusal", "regex")
+
+
+class FieldJudge:
+    """Labels a response by the class that its prompt has in the prompt file: a contrast of prompts, not of responses.
+
+    Args:
+        prompts (`PromptSet`): The prompts.
+        classes (`list[str]`): The class of each.
+
+    Raises:
+        [`DataError`]: if one text has two classes.
+    """
+
+    def __init__(self, prompts: PromptSet, classes: list[str]) -> None:
+        self._classes: dict[str, str] = {}
+        for text, name, record in zip(prompts.texts, classes, prompts.records, strict=True):
+            if self._classes.setdefault(text, name) != name:
+                got = f"{self._classes[text]!r} and {name!r}"
+                raise DataError(record.where, "the same prompt has two classes", got=got, fix="Keep one of them.")
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes that there are."""
+        return sorted(set(self._classes.values()))
+
+    def __call__(self, prompt: str, response: str) -> str:
+        """Return the class of the prompt."""
+        return self._classes[prompt]
+
+
+def make_judge(
+    spec: str | None,
+    prompts: PromptSet,
+    organisms: Organisms,
+    *,
+    model: str = "",
+    judge_model: str | None = None,
+    judge_url: str | None = None,
+) -> Judge:
+    """Return the judge that a specification names.
+
+    Args:
+        spec (`str`, *optional*): See the head of this module.
+        prompts (`PromptSet`): The prompts, for `field`.
+        organisms (`Organisms`): Where organisms come from.
+        model (`str`, *optional*): The model that is judged; an organism has a judge of its own, which is the default.
+        judge_model (`str`, *optional*): The model of `lm`: a folder, a Hub id, or a name on the server.
+        judge_url (`str`, *optional*): An OpenAI-compatible server to ask.
+
+    Raises:
+        [`UnknownNameError`]: if there is no such judge.
+        [`ConfigError`]: if it lacks something, or is given something that it has no use for.
+    """
+    if spec is None:
+        if model.startswith(ORGANISM):
+            return organisms.get(model.removeprefix(ORGANISM)).judge
+        raise ConfigError(
+            "--judge",
+            "is missing; it says what a response shows",
+            expected=f"one of {', '.join(KINDS)}",
+            fix="For example --judge refusal. Organisms alone bring their own.",
+        )
+    kind, _, rest = spec.partition(":")
+    if kind not in KINDS:
+        raise UnknownNameError.of("--judge", kind, KINDS)
+    if kind != "lm" and (judge_model or judge_url):
+        raise ConfigError("--judge-model", "is for the judge lm", got=spec, fix='Give --judge "lm:YOUR QUESTION".')
+    makers: dict[str, Callable[[], Any]] = {
+        "refusal": lambda: RefusalJudge(_listed(rest) or None),
+        "regex": lambda: RegexJudge({"match": _needed(spec, rest, "regex:PATTERN")}),
+        "choice": lambda: ChoiceJudge(_needed(spec, rest, "choice:ABCD")),
+        "language": lambda: _language(spec, rest),
+        "field": lambda: FieldJudge(prompts, _classes(prompts, rest)),
+        "lm": lambda: _model_judge(_needed(spec, rest, "lm:QUESTION"), judge_model, judge_url, organisms),
+    }
+    judge: Judge = makers[kind]()
+    return judge
+
+
+def target_of(judge: Judge, target: str | None, prompts: PromptSet) -> str:
+    """Return the label of interest.
+
+    Args:
+        judge (`Callable`): The judge.
+        target (`str`, *optional*): What was asked for; by default the judge's own.
+        prompts (`PromptSet`): The prompts.
+
+    Raises:
+        [`ConfigError`]: if neither says.
+        [`UnknownNameError`]: if no prompt is of that class, where the judge goes by the prompt's.
+    """
+    label = target if target is not None else getattr(judge, "target", None)
+    known = judge.classes if isinstance(judge, FieldJudge) else None
+    if label is None:
+        expected = f"one of {', '.join(known)}" if known else "one of the judge's labels"
+        raise ConfigError(
+            "--target", "is missing: this judge does not say which label is of interest", expected=expected
+        )
+    if known is not None and label not in known:
+        raise UnknownNameError.of(f"--target, {prompts.source}", label, known)
+    return str(label)
+
+
+def response_judge(judge: Judge) -> Judge:
+    """Return a judge that goes by the response.
+
+    Raises:
+        [`ConfigError`]: if it goes by the prompt, so that no config could change what it says.
+    """
+    if isinstance(judge, FieldJudge):
+        raise ConfigError(
+            "--judge",
+            "labels prompts, whatever the response, so that no rate can change",
+            got="field",
+            fix="Give another.",
+        )
+    return judge
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _needed(spec: str, rest: str, form: str) -> str:
+    if not rest.strip():
+        raise ConfigError("--judge", "says too little", got=repr(spec), expected=form)
+    return rest
+
+
+def _language(spec: str, rest: str) -> LanguageJudge:
+    languages, _, part = _needed(spec, rest, "language:en,de").partition(":")
+    return LanguageJudge(_listed(languages), part=part or "all")  # type: ignore[arg-type]
+
+
+def _classes(prompts: PromptSet, field: str) -> list[str]:
+    if field:
+        return prompts.column(field)
+    if prompts.classes is None:
+        raise DataError(
+            prompts.source,
+            "names no classes",
+            got="records without a field class or label",
+            fix="Add it, or name the field that holds it: --class-field, or --judge field:NAME.",
+        )
+    return prompts.classes
+
+
+def _model_judge(question: str, model: str | None, url: str | None, organisms: Organisms) -> Judge:
+    if model is None:
+        raise ConfigError(
+            "--judge-model", "is needed by the judge lm", expected="a folder, a Hub id, or a server's model"
+        )
+    if url is not None:
+        return ServerJudge(url, model, question)
+    subject = load_subject(model, organisms, any_model=True)
+    return LMJudge(subject.model, subject.tokenizer, question)

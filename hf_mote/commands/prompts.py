@@ -1,0 +1,192 @@
+"""Prompts from wherever they are: a file, a data set, or an organism's own questions.
+
+| source | what it is |
+| --- | --- |
+| `prompts.jsonl`, `.ndjson`, `.json` | objects, one a line or in a list; a string is a prompt without more fields |
+| `prompts.csv`, `.tsv` | a line of column names, then one prompt in each row |
+| any other file | one prompt in each line |
+| `organism:NAME/SPLIT`, `…/SPLIT/KIND` | questions of a shipped organism; the kind is the class, `answer` a field |
+| `NAME`, `NAME:SPLIT`, `NAME:SUBSET:SPLIT` | a data set of the `datasets` library, on the Hub or in a folder |
+
+A record's field `prompt` (or `messages`) holds the prompt: a text, or a list of messages with `role` and `content`.
+Its field `class` (or `label`), if there is one, holds the class known beforehand.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_mote.commands.hub_records import dataset_records
+from hf_mote.commands.records import Record, read_records
+from hf_mote.commands.subject import ORGANISM, Organisms
+from hf_mote.errors import DataError, HFMoTEError, UnknownNameError
+from hf_mote.ftri.responses import Prompt, checked_prompts, prompt_text
+
+__all__ = ["PromptSet", "read_prompts"]
+
+_PROMPT_FIELDS = ("prompt", "messages")
+_CLASS_FIELDS = ("class", "label")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts and what else was said of them.
+
+    Attributes:
+        source (`str`): Where they come from.
+        prompts (`list[Prompt]`): Texts, or chats.
+        records (`list[Record]`): Their records.
+        classes (`list[str]`, *optional*): The class of each, where the records name one.
+    """
+
+    source: str
+    prompts: list[Prompt]
+    records: list[Record]
+    classes: list[str] | None
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each prompt: of a chat the last message."""
+        return [prompt_text(prompt) for prompt in self.prompts]
+
+    def column(self, name: str) -> list[str]:
+        """Return a field of every record, as text.
+
+        Raises:
+            [`UnknownNameError`]: if no record has it.
+            [`DataError`]: if a record lacks it, or holds something that is no text; it is named.
+        """
+        return _column(self.source, self.records, name)
+
+    def has(self, name: str) -> bool:
+        """Return whether every record has a field."""
+        return all(name in record.fields for record in self.records)
+
+
+def read_prompts(
+    source: str,
+    organisms: Organisms,
+    *,
+    prompt_field: str | None = None,
+    class_field: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> PromptSet:
+    """Return the prompts of a source.
+
+    Args:
+        source (`str`): See the head of this module.
+        organisms (`Organisms`): Where organisms come from.
+        prompt_field (`str`, *optional*): Where the prompt is; by default "prompt" or "messages".
+        class_field (`str`, *optional*): Where the class is; by default "class" or "label", if there is one.
+        limit (`int`, *optional*): Most prompts of each class, or of all where no classes are known, drawn at random;
+            their order stays.
+        seed (`int`, *optional*, defaults to 0): Of the draw.
+
+    Raises:
+        [`UnknownNameError`]: if there is no such source or field.
+        [`FileFormatError`]: if a file is malformed.
+        [`DataError`]: if there is no prompt in it, or something that is none; its place is named.
+    """
+    path = Path(source).expanduser()
+    if source.startswith(ORGANISM):
+        records = _organism_records(source, organisms)
+    elif path.is_file():
+        records = read_records(path)
+    else:
+        records = dataset_records(source)
+    if not records:
+        raise DataError(source, "holds no prompts", expected="one or more")
+    field = prompt_field or next((name for name in _PROMPT_FIELDS if name in records[0].fields), _PROMPT_FIELDS[0])
+    prompts = [_prompt(source, record, field) for record in records]
+    known = class_field or next((name for name in _CLASS_FIELDS if all(_filled(r, name) for r in records)), None)
+    classes = None if known is None else _column(source, records, known)
+    chosen = _drawn(classes or [""] * len(records), limit, seed)
+    return PromptSet(
+        source=source,
+        prompts=[prompts[index] for index in chosen],
+        records=[records[index] for index in chosen],
+        classes=None if classes is None else [classes[index] for index in chosen],
+    )
+
+
+def _organism_records(source: str, organisms: Organisms) -> list[Record]:
+    name, *parts = source.removeprefix(ORGANISM).split("/")
+    organism = organisms.get(name)
+    if not 1 <= len(parts) <= 2:
+        splits = ", ".join(f"{ORGANISM}{name}/{split}" for split in organism.prompts)
+        raise UnknownNameError(repr(source), "names no split of the organism's questions", expected=f"one of {splits}")
+    if parts[0] not in organism.prompts:
+        raise UnknownNameError.of(repr(source), parts[0], organism.prompts)
+    kinds = organism.prompts[parts[0]]
+    if parts[1:] and parts[1] not in kinds:
+        raise UnknownNameError.of(repr(source), parts[1], kinds)
+    return [
+        Record(f"{source}: question {index}", {"prompt": text, "class": kind, "answer": organism.answers[text]})
+        for kind in (parts[1:] or kinds)
+        for index, text in enumerate(kinds[kind])
+    ]
+
+
+def _prompt(source: str, record: Record, field: str) -> Prompt:
+    if field not in record.fields:
+        names = ", ".join(map(str, record.fields))
+        raise DataError(
+            record.where,
+            f"has no field {field!r}",
+            got=names or "no fields",
+            fix="Name the field that holds the prompt: --prompt-field.",
+        )
+    value = record.fields[field]
+    try:
+        (prompt,) = checked_prompts(record.where, [value])
+        text = prompt_text(prompt)
+    except HFMoTEError as error:
+        got, expected = repr(value)[:80], "text, or a list of messages with role and content"
+        raise DataError(f"{record.where}, field {field!r}", "no prompt", got=got, expected=expected) from error
+    messages = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    if not all(isinstance(message, str) for message in messages) or not text.strip():
+        raise DataError(f"{record.where}, field {field!r}", "no text in it", got=repr(value)[:80])
+    for message in messages:
+        _check_unicode(f"{record.where}, field {field!r}", message)
+    return prompt
+
+
+def _column(source: str, records: Sequence[Record], name: str) -> list[str]:
+    if not any(name in record.fields for record in records):
+        known = dict.fromkeys(str(key) for record in records for key in record.fields)
+        raise UnknownNameError.of(f"{source}: field", name, known)
+    values: list[str] = []
+    for record in records:
+        value = record.fields.get(name)
+        if not _filled(record, name):
+            raise DataError(f"{record.where}, field {name!r}", "no value", got=repr(value)[:80], expected="text")
+        _check_unicode(f"{record.where}, field {name!r}", str(value))
+        values.append(str(value).strip())
+    return values
+
+
+def _filled(record: Record, name: str) -> bool:
+    value = record.fields.get(name)
+    return isinstance(value, str | int | float) and bool(str(value).strip())
+
+
+def _check_unicode(where: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        got = repr(text[error.start])
+        raise DataError(where, "holds text that is not Unicode: half of a surrogate pair", got=got) from error
+
+
+def _drawn(classes: Sequence[str], limit: int | None, seed: int) -> list[int]:
+    if limit is None:
+        return list(range(len(classes)))
+    draw, chosen = random.Random(seed), []
+    for name in dict.fromkeys(classes):
+        mine = [index for index, label in enumerate(classes) if label == name]
+        chosen += draw.sample(mine, min(limit, len(mine)))
+    return sorted(chosen)

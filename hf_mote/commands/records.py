@@ -1,0 +1,137 @@
+"""Records of a prompt file: JSON lines, a JSON list, CSV, TSV, or plain text with one prompt a line.
+
+Each record is a mapping of fields and knows where it stands, so that what is wrong with it can be named by line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hf_mote.errors import FileFormatError
+
+__all__ = ["Record", "read_records"]
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+MOST_IN_A_FIELD = 2**24  # characters of one CSV field; Python's own limit is shorter than some prompts
+
+
+class Record(NamedTuple):
+    """One entry of a prompt file.
+
+    Attributes:
+        where (`str`): The file and the line, for errors.
+        fields (`dict`): By name; a line of plain text is the field "prompt".
+    """
+
+    where: str
+    fields: dict[str, Any]
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return the records of a file, told by its ending: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, else plain text.
+
+    Args:
+        path (`Path`): The file, UTF-8.
+
+    Raises:
+        [`FileFormatError`]: if it cannot be read, is not UTF-8, or a line is malformed; the line is named.
+    """
+    suffix = path.suffix.lower()
+    try:
+        # newline="" as csv wants it; utf-8-sig for spreadsheets, which begin a file with a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if suffix in (".jsonl", ".ndjson"):
+                return list(_json_lines(path, file.read()))
+            if suffix == ".json":
+                return list(_json_list(path, file.read()))
+            if suffix in _SEPARATORS:
+                return _table(path, csv.reader(file, delimiter=_SEPARATORS[suffix], strict=True))
+            return list(_text(path, file.read()))
+    except UnicodeDecodeError as error:
+        got = f"byte {error.object[error.start]: #x} at {error.start}"
+        raise FileFormatError(str(path), "is no UTF-8 text", got=got, fix="Save it as UTF-8.") from error
+    except OSError as error:
+        raise FileFormatError(str(path), "cannot be read", got=error.strerror) from error
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Record]:
+    # Not splitlines, which also splits at separators that JSON allows within a string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}: line {number}"
+            yield Record(where, _fields(where, _parsed(where, line)))
+
+
+def _json_list(path: Path, text: str) -> Iterator[Record]:
+    entries = _parsed(str(path), text)
+    if not isinstance(entries, list):
+        raise FileFormatError(
+            str(path),
+            "must hold a JSON list",
+            got=type(entries).__name__,
+            fix="One object in each line is a .jsonl file.",
+        )
+    for number, entry in enumerate(entries, start=1):
+        where = f"{path}: entry {number}"
+        yield Record(where, _fields(where, entry))
+
+
+def _parsed(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(where, "is no valid JSON", got=str(error).splitlines()[0]) from error
+
+
+def _fields(where: str, entry: object) -> dict[str, Any]:
+    if isinstance(entry, str):
+        return {"prompt": entry}
+    if not isinstance(entry, dict):
+        raise FileFormatError(where, "is no record", got=type(entry).__name__, expected="an object, or a string")
+    return entry
+
+
+def _table(path: Path, rows: Any) -> list[Record]:
+    usual = csv.field_size_limit(MOST_IN_A_FIELD)  # of the whole process, so it is put back
+    try:
+        return list(_rows(path, rows))
+    finally:
+        csv.field_size_limit(usual)
+
+
+def _rows(path: Path, rows: Any) -> Iterator[Record]:
+    names: list[str] | None = None
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise FileFormatError(f"{path}: line {rows.line_num}", "is malformed", got=str(error)) from error
+        if row is None:
+            return
+        if not any(cell.strip() for cell in row):
+            continue
+        where = f"{path}: line {rows.line_num}"
+        if names is None:
+            names = [name.strip() for name in row]
+            if len(set(names)) < len(names):
+                raise FileFormatError(where, "names a column twice", got=", ".join(names))
+            continue
+        if len(row) != len(names):
+            raise FileFormatError(
+                where,
+                "has another number of fields than the first line",
+                got=len(row),
+                expected=f"{len(names)}: {', '.join(names)}",
+                fix="Put fields that hold the separator or a line break in double quotes.",
+            )
+        yield Record(where, dict(zip(names, row, strict=True)))
+
+
+def _text(path: Path, text: str) -> Iterator[Record]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield Record(f"{path}: line {number}", {"prompt": line.strip()})

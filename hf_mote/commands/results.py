@@ -1,0 +1,99 @@
+"""The files of a run: what each holds, the figures as JSON, and the page that shows them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_mote.commands.output import REPORT
+from hf_mote.files import write_json
+from hf_mote.ftri.ranking import ExpertRanking
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.pages.markup import Html
+from hf_mote.pages.page import write_page
+
+__all__ = ["PAGE", "config_of", "finish", "rows_of", "safe_name", "save_config"]
+
+PAGE = "report.html"
+
+
+def finish(
+    folder: Path,
+    figures: Mapping[str, Any],
+    provenance: Mapping[str, str],
+    holds: Mapping[str, str],
+    page: Callable[[dict[str, str]], Html],
+) -> None:
+    """Write the page and the figures, with a list of all files.
+
+    Args:
+        folder (`Path`): Where the other files are already.
+        figures (`Mapping`): JSON-native; what is not finite becomes null.
+        provenance (`Mapping[str, str]`): How the run came about.
+        holds (`Mapping[str, str]`): What the files hold, by their path in the folder.
+        page (`Callable`): From the description of all files to the page.
+    """
+    described = {**holds, REPORT: "the figures of this page, and the list of files"}
+    write_page(folder / PAGE, page(described))
+    written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = {name: described.get(name, "") for name in [*written, REPORT]}
+    files[PAGE] = "this run, to be read"
+    write_json(folder / REPORT, {**_finite(dict(figures)), "provenance": dict(provenance), "files": files})
+
+
+def config_of(
+    ranking: ExpertRanking,
+    *,
+    suppress: int | None = None,
+    stimulate: int | None = None,
+    mode: str = "drop",
+    base_model: str | None = None,
+    strength: float = 1.0,
+) -> MoTEConfig | None:
+    """Return the config of the first experts, if one was asked for.
+
+    Args:
+        ranking (`ExpertRanking`): The ranking.
+        suppress (`int`, *optional*): How many to suppress.
+        stimulate (`int`, *optional*): How many to stimulate.
+        mode (`str`): As `MoTEConfig.suppress_mode`.
+        base_model (`str`, *optional*): The model's name.
+        strength (`float`, *optional*, defaults to 1.0): The dose.
+
+    Raises:
+        [`ConfigError`]: if both are given, or the mode is unknown.
+    """
+    if suppress is None and stimulate is None:
+        return None
+    return ranking.to_config(
+        suppress=suppress, stimulate=stimulate, suppress_mode=mode, base_model=base_model, strength=strength
+    )
+
+
+def save_config(config: MoTEConfig | None, folder: Path) -> dict[str, str]:
+    """Write a config, if there is one, and return what its file holds."""
+    if config is None:
+        return {}
+    config.save_pretrained(folder)
+    return {config.file_name: "the config, for apply_mote and hf-mote evaluate"}
+
+
+def rows_of(ranking: ExpertRanking, n: int) -> list[dict[str, Any]]:
+    """Return the first `n` experts as mappings, JSON-native but for NaN."""
+    return [row._asdict() for row in ranking.rows(min(n, len(ranking)))]
+
+
+def safe_name(index: int, name: str) -> str:
+    """Return a name that is a file's whatever the class is called, and another for each index."""
+    return f"{index}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)[:40].strip('_') or 'class'}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value

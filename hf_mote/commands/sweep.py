@@ -1,0 +1,148 @@
+"""`hf-mote sweep`: the first experts of a ranking, by number and strength, each with random controls."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_mote.commands import options as o
+from hf_mote.commands.judging import make_judge, response_judge, target_of
+from hf_mote.commands.output import check_output, writing_to
+from hf_mote.commands.prompts import read_prompts
+from hf_mote.commands.results import config_of, finish
+from hf_mote.commands.running import provenance_of, reporting, say, tell
+from hf_mote.commands.subject import Organisms, Subject, load_subject
+from hf_mote.errors import ConfigError, UnknownNameError
+from hf_mote.ftri.controls import CONTROL_KINDS, random_control
+from hf_mote.ftri.evaluate import evaluate_mote
+from hf_mote.ftri.ranking import ExpertRanking
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.pages.formats import quoted
+from hf_mote.pages.sweep import Setting, Sweep, sweep_page
+from hf_mote.plots import EffectRow, plot_effect
+from hf_mote.routing.discover import find_routers
+
+__all__ = ["sweep_command"]
+
+
+def sweep_command(
+    context: typer.Context,
+    model: o.Model,
+    ranking: Annotated[str, typer.Argument(help="Ranking: the folder that ftri or attribute wrote, or a Hub id.")],
+    prompts: o.Prompts,
+    experts: Annotated[str, typer.Option(help="Numbers of first experts to try.")] = "1,2,5,10",
+    strengths: Annotated[str, typer.Option(help="Strengths to try with each number.")] = "1",
+    stimulate: Annotated[bool, typer.Option("--stimulate", help="Stimulate instead of suppress.")] = False,
+    mode: o.Mode = "drop",
+    judge: o.JudgeName = None,
+    target: o.Target = None,
+    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-sweep"),
+    controls: o.Controls = 20,
+    control_kind: o.ControlKind = "layer",
+    seed: o.Seed = 0,
+    limit: o.Limit = None,
+    prompt_field: o.PromptField = None,
+    system_prompt: o.SystemPrompt = None,
+    judge_model: o.JudgeModel = None,
+    judge_url: o.JudgeURL = None,
+    batch_size: o.BatchSize = 16,
+    max_new_tokens: o.MaxNewTokens = 64,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = None,
+    force: o.Force = False,
+) -> None:
+    """Try a ranking: suppress 1, 2, 5, 10, ... of its first experts, at each strength, against random controls."""
+    with reporting():
+        check_output(output, force=force)
+        numbers = [int(number) for number in o.numbers_in("--experts", experts, int)]
+        doses = o.numbers_in("--strengths", strengths, float)
+        if numbers[0] < 1 or doses[0] <= 0:
+            got = f"--experts {experts} --strengths {strengths}"
+            raise ConfigError("--experts, --strengths", "nothing to try", got=got, expected="numbers above 0")
+        if control_kind not in CONTROL_KINDS:
+            raise UnknownNameError.of("--control-kind", control_kind, CONTROL_KINDS)
+        ranked = ExpertRanking.from_pretrained(ranking)
+        configs = _configs(ranked, numbers, doses, stimulate=stimulate, mode=mode)
+        organisms = Organisms()
+        asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
+        labels = response_judge(
+            make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
+        )
+        wanted = target_of(labels, target, asked)
+        subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device)
+        _check(configs, subject, controls)
+        with writing_to(output, force=force) as folder:
+            settings = []
+            for (number, strength), config in configs.items():
+                say(f"the first {number} at strength {strength:g}, with {controls} random controls")
+                report = evaluate_mote(
+                    subject.model,
+                    subject.tokenizer,
+                    config,
+                    asked.prompts,
+                    labels,
+                    target=wanted,
+                    num_controls=controls,
+                    control_kind=control_kind,  # type: ignore[arg-type]
+                    seed=seed,
+                    batch_size=batch_size,
+                    max_new_tokens=max_new_tokens,
+                    system_prompt=system_prompt,
+                )
+                settings.append(Setting(number, strength, report))
+            action = "stimulate" if stimulate else "suppress"
+            found = Sweep(subject.name, f"{ranked.method} for {quoted(ranked.target)}", action, settings)
+            more = {
+                "ranking": ranking,
+                "prompts": f"{asked.source} ({len(asked.prompts)})",
+                "judge": judge or "the organism's own",
+            }
+            _write(folder, found, provenance_of(context, subject, seed, **more))
+        tell(found.verdict)
+        tell(f"Report: {output / 'report.html'}")
+
+
+def _configs(
+    ranking: ExpertRanking, numbers: list[int], strengths: list[float], *, stimulate: bool, mode: str
+) -> dict[tuple[int, float], MoTEConfig]:
+    """Return the config of each setting; what is wrong with one shows before anything runs."""
+    found = {}
+    for number in numbers:
+        counts = {"suppress": None, "stimulate": number} if stimulate else {"suppress": number, "stimulate": None}
+        for strength in strengths:
+            config = config_of(ranking, **counts, mode=mode, base_model=None, strength=strength)
+            if config is not None:
+                found[number, strength] = config
+    return found
+
+
+def _check(configs: dict[tuple[int, float], MoTEConfig], subject: Subject, controls: int) -> None:
+    """Raise before anything runs if a config does not fit the model, or has no controls."""
+    sites = find_routers(subject.model)
+    for config in configs.values():
+        config.check(subject.model)
+        if controls:
+            random_control(config, sites, random.Random(0))
+
+
+def _write(folder: Path, found: Sweep, provenance: dict[str, str]) -> None:
+    holds = {}
+    for setting in found.settings:
+        place = f"settings/first_{setting.num_experts}_at_{setting.strength:g}"
+        setting.report.save_pretrained(folder / place)
+        holds[f"{place}/{setting.report.file_name}"] = f"{setting}: everything measured (EvaluationReport)"
+    first = found.settings[0].report
+    rows = [EffectRow("untouched", first.before.rate, first.before.low, first.before.high)]
+    for setting in found.settings:
+        after = setting.report.after
+        rows.append(EffectRow(str(setting), after.rate, after.low, after.high, setting.report.controls))
+    target = first.target.replace("$", r"\$")
+    plot_effect(rows, rate_name=f"responses of class {target!r}", path=folder / "sweep.png")
+    holds["sweep.png"] = "the rate with each setting, with the controls"
+    figures = {"kind": "sweep", "found": bool(found.beating), **found.to_dict()}
+    page = lambda files: sweep_page(found, provenance=provenance, files=files)  # noqa: E731
+    finish(folder, figures, provenance, holds, page)

@@ -1,0 +1,106 @@
+"""The run folder: imaging results kept batch by batch, so that a run that was killed goes on where it stopped.
+
+A folder holds `run.json`, which says what is being imaged, and one file for each finished batch, written whole or not
+at all. Another run with the same settings reads what is there and does the rest; with other settings it is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from hf_mote.errors import DataError, FileFormatError, ModelMismatchError
+from hf_mote.hub import read_json, read_tensors, write_json, write_tensors
+
+__all__ = ["ImagedBatch", "RunFolder"]
+
+_KIND = "ftri_batch"
+
+
+class ImagedBatch(NamedTuple):
+    """What imaging saw of one batch.
+
+    Attributes:
+        responses (`list[str]`): One for each prompt.
+        counts (`torch.Tensor` of shape `(prompts, layers, experts)`, float32): Tokens for which an expert was chosen.
+        weights (`torch.Tensor` of shape `(prompts, layers, experts)`, float32): Sum of its routing weights.
+        num_tokens (`torch.Tensor` of shape `(prompts,)`, float64): Tokens counted.
+    """
+
+    responses: list[str]
+    counts: Tensor
+    weights: Tensor
+    num_tokens: Tensor
+
+
+class RunFolder:
+    """A folder of finished batches.
+
+    Args:
+        path (`str` or `os.PathLike`): The folder, made if it does not exist.
+        settings (`Mapping[str, Any]`): JSON-native: what is imaged, and how.
+
+    Raises:
+        [`ModelMismatchError`]: if the folder is that of a run with other settings; names them.
+        [`FileFormatError`]: if it cannot be a run folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        manifest = self.path / "run.json"
+        if manifest.exists():
+            found = read_json(manifest)
+            other = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
+            if other:
+                raise ModelMismatchError(
+                    str(self.path),
+                    "holds a run with other settings",
+                    got=", ".join(f"{key}: {str(found.get(key))[:40]}" for key in other),
+                    expected=", ".join(f"{key}: {str(settings.get(key))[:40]}" for key in other),
+                    fix="Give another folder, or the settings it was begun with.",
+                )
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileFormatError(str(self.path), "cannot be made a folder", got=error.strerror) from error
+        # Hidden files are what a killed run was writing; run.json may be another process's of this very run.
+        if any(not file.name.startswith(".") and file != manifest for file in self.path.iterdir()):
+            raise FileFormatError(
+                str(self.path), "is no run folder", got="other files, and no run.json", expected="an empty folder"
+            )
+        write_json(manifest, settings)
+
+    def read(self, number: int) -> ImagedBatch | None:
+        """Return a finished batch, or `None` if it is not finished.
+
+        Raises:
+            [`FileFormatError`]: if its file is damaged.
+        """
+        path = self._file(number)
+        if not path.exists():
+            return None
+        tensors, metadata = read_tensors(path, kind=_KIND)
+        try:
+            batch = ImagedBatch(
+                list(metadata["responses"]), tensors["counts"], tensors["weights"], tensors["num_tokens"]
+            )
+            if len({len(part) for part in batch}) != 1:
+                raise DataError("batch", "responses and maps differ in number")
+        except (KeyError, TypeError, DataError) as error:
+            raise FileFormatError(
+                str(path), "holds no batch of a run", got=str(error), fix="Delete it; it will be made again."
+            ) from error
+        return batch
+
+    def write(self, number: int, batch: ImagedBatch) -> None:
+        """Keep a finished batch."""
+        tensors = {"counts": batch.counts, "weights": batch.weights, "num_tokens": batch.num_tokens}
+        write_tensors(self._file(number), tensors, {"kind": _KIND, "responses": batch.responses})
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"batch-{number:06d}.safetensors"

@@ -1,0 +1,164 @@
+"""The page of `hf-mote evaluate`: what a config does, against random controls, and what else it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from hf_mote.ftri.report import EvaluationReport, Rate
+from hf_mote.pages.charts import Point, dose_chart, effect_chart
+from hf_mote.pages.formats import number, percent, probability, quoted, signed
+from hf_mote.pages.markup import Child, Html, join, tag
+from hf_mote.pages.page import Section, make_page, provenance_section
+from hf_mote.pages.responses import Answer, side_by_side
+from hf_mote.pages.tables import table
+
+__all__ = ["SIGNIFICANT", "Evaluation", "beats_controls", "evaluation_page", "points_of"]
+
+SIGNIFICANT = 0.05
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        model (`str`): The model's name.
+        report (`EvaluationReport`): The report.
+        labels_before (`list[str]`): The judge's labels of the untouched model's responses.
+        labels_after (`list[str]`): Those with the config.
+    """
+
+    model: str
+    report: EvaluationReport
+    labels_before: list[str]
+    labels_after: list[str]
+
+
+def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: Mapping[str, str]) -> Html:
+    """Return the page.
+
+    Args:
+        found (`Evaluation`): What the evaluation found.
+        provenance (`Mapping[str, str]`): How it came about, by name.
+        files (`Mapping[str, str]`): What lies beside the page, by path.
+    """
+    report = found.report
+    before = [Answer(*pair) for pair in zip(report.responses_before, found.labels_before, strict=True)]
+    after = [Answer(*pair) for pair in zip(report.responses_after, found.labels_after, strict=True)]
+    sections = [Section("effect", "Effect and controls", _effect(report))]
+    if report.dose:
+        sections.append(Section("dose", "Dose and response", _dose(report)))
+    sections.append(Section("sides", "Side effects", _side_effects(report)))
+    answers = side_by_side(report.prompts, before, after, target=report.target)
+    sections.append(Section("responses", "Responses before and after", answers))
+    if report.unrelated:
+        kept = [[Answer(text) for text in texts] for texts in (report.unrelated_before, report.unrelated_after)]
+        body = side_by_side(report.unrelated, kept[0], kept[1])
+        sections.append(Section("unrelated", "Unrelated prompts before and after", body))
+    sections += [Section("config", "Config", _config(report.config)), provenance_section(provenance, files)]
+    return make_page(
+        f"Evaluation: {report.target}",
+        subject=f"{found.model}: {len(report.prompts)} prompts",
+        verdict=report.verdict,
+        found=beats_controls(report, report.p_value),
+        sections=sections,
+    )
+
+
+def beats_controls(report: EvaluationReport, p_value: float | None) -> bool:
+    """Return whether a config beats its controls, as `EvaluationReport.verdict` has it.
+
+    Args:
+        report (`EvaluationReport`): What was measured.
+        p_value (`float`, *optional*): The report's own, or one adjusted for other configs that were tried.
+    """
+    apart = report.after.high < report.before.low or report.after.low > report.before.high
+    return apart and p_value is not None and p_value <= SIGNIFICANT
+
+
+def points_of(report: EvaluationReport) -> list[Point]:
+    """Return what the effect chart shows: before, and after with the controls."""
+    before, after = report.before, report.after
+    return [
+        Point("untouched", before.rate, before.low, before.high),
+        Point("with the config", after.rate, after.low, after.high, report.controls),
+    ]
+
+
+def _effect(report: EvaluationReport) -> Html:
+    title = f"Rate of {quoted(report.target)}"
+    chart = effect_chart(points_of(report), title=title, rate_name=f"responses of class {quoted(report.target)}")
+    rows = [_rate_row("untouched", report.before), _rate_row("with the config", report.after)]
+    if report.controls:
+        mean, low, high = fmean(report.controls), min(report.controls), max(report.controls)
+        name = f"{len(report.controls)} random controls"
+        rows.append([name, "–", f"{percent(mean)} on average", f"{percent(low)} to {percent(high)}"])
+    made = table("Measured", ["model", "responses", "rate", "interval, or range"], rows, numeric=(1, 2, 3))
+    change = f"Change {signed(100 * report.effect)} percentage points"
+    p = "" if report.p_value is None else f", p = {probability(report.p_value)} against the controls"
+    matched = "layer and by how often the model uses them" if report.control_kind == "usage" else "layer"
+    note = f"{change}{p}. Controls do the same to as many random experts, matched by {matched}."
+    return join([chart, made, tag("p", note)])
+
+
+def _dose(report: EvaluationReport) -> Html:
+    own = float(report.config["strength"])
+    points = {strength: Point(f"{strength:g}", rate) for strength, rate in report.dose}
+    points[0.0] = Point("0", report.before.rate, report.before.low, report.before.high)
+    points[own] = Point(f"{own:g}", report.after.rate, report.after.low, report.after.high, report.controls)
+    ordered = [points[strength] for strength in sorted(points)]
+    chart = dose_chart(
+        ordered,
+        title=f"Rate of {quoted(report.target)} by strength",
+        rate_name=f"rate of {report.target}",
+        dose_name="strength",
+        before=report.before.rate,
+    )
+    rows: list[Sequence[Child]] = [
+        [point.label, percent(point.rate), percent(fmean(point.controls)) if point.controls else "–"]
+        for point in ordered
+    ]
+    made = table("By strength", ["strength", "rate", "random controls, mean"], rows, numeric=(0, 1, 2))
+    return join([chart, made])
+
+
+def _side_effects(report: EvaluationReport) -> Html:
+    rows: list[Sequence[Child]] = []
+    if report.unrelated_unchanged is not None:
+        kept = report.unrelated_unchanged
+        rows.append(["unrelated answers that stay word for word", f"{kept}, {kept.successes} of {kept.n}"])
+    if report.side_effects is not None:
+        seen = report.side_effects
+        rows += [
+            ["KL of the predictions per token", f"{number(seen.kl)} nats"],
+            ["perplexity", f"{number(seen.perplexity_before)} to {number(seen.perplexity_after)}"],
+            ["tokens of text", f"{seen.num_tokens:,}"],
+        ]
+    if not rows:
+        return tag("p", "Not measured: give --unrelated prompts or --texts.", class_="faint")
+    return table("What else changes", ["what", "measured"], rows)
+
+
+def _config(config: Mapping[str, Any]) -> Html:
+    """Return what the config does, without settings of what it does not do."""
+    fields = ["scope", "thinking_tokens", "strength", "base_model"]
+    for name, settings in (
+        ("suppress", ["suppress_mode"]),
+        ("stimulate", ["stimulate_weight"]),
+        ("bias", ["bias_on"]),
+    ):
+        if config.get(name):
+            fields = [name, *settings, *fields]
+    known: list[Sequence[Child]] = [[name, tag("code", _written(config[name]))] for name in fields if config.get(name)]
+    return table("Which experts, as layer.expert, and how", ["field", "value"], known)
+
+
+def _written(value: object) -> str:
+    if isinstance(value, list) and all(isinstance(entry, list) for entry in value):
+        return "  ".join(f"{entry[0]}.{entry[1]}" + "".join(f" ({extra})" for extra in entry[2:]) for entry in value)
+    return str(value)
+
+
+def _rate_row(name: str, rate: Rate) -> list[Child]:
+    return [name, f"{rate.successes} of {rate.n}", percent(rate.rate), f"{percent(rate.low)} to {percent(rate.high)}"]

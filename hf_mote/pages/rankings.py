@@ -1,0 +1,117 @@
+"""A ranking for people: its verdict in words and its best experts in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from hf_mote.ftri.ranking import ExpertRanking, RankedExpert
+from hf_mote.pages.formats import decimals_for, number, percent, probability, signed
+from hf_mote.pages.markup import Child, Html
+from hf_mote.pages.tables import table
+from hf_mote.routing.maps import ActivationMap
+
+__all__ = ["RankingVerdict", "expert_table", "in_words", "ranking_verdict", "unit_of"]
+
+SIGNIFICANT = 0.05
+_UNITS = {
+    "mean_difference": "tokens per prompt",
+    "risk_difference": "of the tokens",
+    "log_odds": "log odds",
+    "npmi": "npmi",
+    "weight_difference": "routing weight per token",
+}
+
+
+class RankingVerdict(NamedTuple):
+    """What a ranking shows.
+
+    Attributes:
+        text (`str`): In a few sentences.
+        significant (`int`, *optional*): Experts above 0 with q at most 0.05; `None` where no q values are.
+    """
+
+    text: str
+    significant: int | None
+
+
+def ranking_verdict(ranking: ExpertRanking, *, relation: str, resamples: int) -> RankingVerdict:
+    """Return what a ranking shows, and that it shows nothing if so.
+
+    Args:
+        ranking (`ExpertRanking`): The ranking.
+        relation (`str`): What a score above 0 means, after "experts": "are used more by class 'refusal'".
+        resamples (`int`): What its p values were made with.
+    """
+    best = ranking.rows(1)[0]
+    first = f"First comes {in_words(best, unit_of(ranking))}."
+    if ranking.q is None or ranking.p is None:
+        text = f"{len(ranking):,} experts were ranked without p values, which does not tell chance from effect."
+        return RankingVerdict(f"{text} {first}", None)
+    tested = int((~ranking.q.isnan()).sum())
+    found = int(((ranking.q <= SIGNIFICANT) & (ranking.score > 0)).sum())
+    if found:
+        return RankingVerdict(f"{found} of {tested:,} experts {relation} (q ≤ {SIGNIFICANT}). {first}", found)
+    text = f"Nothing here: of {tested:,} experts none {relation} with q ≤ {SIGNIFICANT}. {first}"
+    smallest, least = float(ranking.p[~ranking.p.isnan()].min()), 2 / (resamples + 1)
+    if smallest <= least and smallest * tested > SIGNIFICANT:
+        text += (
+            f" With {resamples} resamples p cannot be below {probability(least)}, so that a few experts alone cannot "
+            f"reach that q; more resamples may tell (--resamples {round(2 * tested / SIGNIFICANT)})."
+        )
+    return RankingVerdict(text, 0)
+
+
+def expert_table(ranking: ExpertRanking, n: int, maps: Mapping[str, ActivationMap] | None = None) -> Html:
+    """Return the best experts with score, interval, p and q, and their tokens per prompt in each class.
+
+    Args:
+        ranking (`ExpertRanking`): The ranking.
+        n (`int`): How many.
+        maps (`Mapping[str, ActivationMap]`, *optional*): The mean map of each class, by name.
+    """
+    classes = maps or {}
+    interval = (
+        "interval" if ranking.confidence is None else f"{percent(ranking.confidence).removesuffix('.0%')} % interval"
+    )
+    headings = ["place", "layer", "expert", "score", interval, "p", "q"]
+    headings += [f"tokens per prompt, {name}" for name in classes]
+    best = ranking.rows(min(n, len(ranking)))
+    decimals = decimals_for([row.score for row in best])
+    visits = [[seen.at(row.layer, row.expert) for row in best] for seen in classes.values()]
+    tokens = [[number(value, decimals_for(column)) for value in column] for column in visits]
+    rows: list[list[Child]] = []
+    for index, row in enumerate(best):
+        cells: list[Child] = [str(index + 1), str(row.layer), str(row.expert), signed(row.score, decimals)]
+        cells += [_interval(row, decimals), probability(row.p), probability(row.q)]
+        rows.append(cells + [column[index] for column in tokens])
+    caption = f"The first {len(rows)} of {len(ranking):,} experts; scores in {unit_of(ranking)}"
+    return table(caption, headings, rows, numeric=range(len(headings)))
+
+
+def in_words(row: RankedExpert, unit: str) -> str:
+    """Return an expert with its score in words.
+
+    Args:
+        row (`RankedExpert`): The expert.
+        unit (`str`): Unit of the score.
+    """
+    interval = _interval(row)
+    known = f" [{interval}]" if row.low is not None and row.low == row.low else ""
+    return f"layer {row.layer}, expert {row.expert}: {signed(row.score)} {unit}{known}"
+
+
+def unit_of(ranking: ExpertRanking) -> str:
+    """Return the unit of a ranking's scores."""
+    if "unit" in ranking.provenance:
+        return str(ranking.provenance["unit"])
+    score, normalized = str(ranking.provenance.get("score")), bool(ranking.provenance.get("normalize"))
+    if score == "mean_difference" and ranking.provenance.get("value") == "weight":
+        return f"routing weight per {'token' if normalized else 'prompt'}"
+    return "of the tokens" if score == "mean_difference" and normalized else _UNITS.get(score, "")
+
+
+def _interval(row: RankedExpert, decimals: int | None = None) -> str:
+    if row.low is None or row.low != row.low:
+        return "–"
+    return f"{signed(row.low, decimals)} to {signed(row.high, decimals)}"

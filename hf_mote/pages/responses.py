@@ -1,0 +1,102 @@
+"""Responses to read: before and after side by side, or sorted by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hf_mote.pages.markup import Html, join, tag
+from hf_mote.pages.tables import folded
+
+__all__ = ["Answer", "answers_by_class", "side_by_side"]
+
+MOST_SHOWN = 200  # responses in a page; the data beside it has them all
+SHOWN_AT_ONCE = 10
+
+
+class Answer(NamedTuple):
+    """A response and what the judge made of it.
+
+    Attributes:
+        text (`str`): The response.
+        label (`str`, *optional*): The judge's label.
+    """
+
+    text: str
+    label: str | None = None
+
+
+def side_by_side(
+    prompts: Sequence[str], before: Sequence[Answer], after: Sequence[Answer], *, target: str | None = None
+) -> Html:
+    """Return each prompt with its response before and after, those with another label first, then other changed ones.
+
+    Args:
+        prompts (`Sequence[str]`): The prompts.
+        before (`Sequence[Answer]`): The untouched model's responses.
+        after (`Sequence[Answer]`): Those with the config.
+        target (`str`, *optional*): The label of interest.
+    """
+    kinds = [(b.label == a.label, b.text == a.text) for b, a in zip(before, after, strict=True)]
+    order = sorted(range(len(prompts)), key=lambda index: kinds[index])
+    changed, relabelled = sum(not same for _, same in kinds), sum(not same for same, _ in kinds)
+    counts = f"{changed} of {len(prompts)} responses change"
+    if target is not None:
+        counts += f", {relabelled} of them to another label"
+    items = [
+        tag(
+            "li",
+            tag("p", prompts[index], class_="asked text", dir="auto"),
+            tag("dl", *_sides(before[index], after[index], target), class_="sides"),
+        )
+        for index in order[:MOST_SHOWN]
+    ]
+    listed = folded("{n} more responses", items, shown=SHOWN_AT_ONCE, kind="pairs", more="No prompts were asked.")
+    return join([tag("p", f"{counts}.{_cut(len(prompts))}"), listed])
+
+
+def answers_by_class(prompts: Sequence[str], responses: Sequence[str], classes: Sequence[str], *, target: str) -> Html:
+    """Return prompts and responses, the target class first.
+
+    Args:
+        prompts (`Sequence[str]`): The prompts.
+        responses (`Sequence[str]`): One response to each.
+        classes (`Sequence[str]`): The class of each.
+        target (`str`): The class that comes first.
+    """
+    parts: list[Html] = []
+    for name in sorted(set(classes), key=lambda label: (label != target, label)):
+        mine = [index for index, label in enumerate(classes) if label == name]
+        items = [
+            tag(
+                "li",
+                tag("p", prompts[index], class_="asked text", dir="auto"),
+                tag("p", responses[index] or "(no response)", class_="text", dir="auto"),
+            )
+            for index in mine[:MOST_SHOWN]
+        ]
+        heading = tag(
+            "h3",
+            tag("span", name, class_="chip target" if name == target else "chip"),
+            f" {len(mine)} prompt{'s' * (len(mine) != 1)}",
+        )
+        cut = _cut(len(mine))
+        shown = max(2, SHOWN_AT_ONCE // 2)
+        listed = folded("{n} more", items, shown=shown, kind="pairs", more="None.")
+        parts.append(join([heading, tag("p", cut) if cut else None, listed]))
+    return join(parts)
+
+
+def _sides(before: Answer, after: Answer, target: str | None) -> list[Html]:
+    sides = []
+    for name, answer in (("untouched", before), ("with the config", after)):
+        chip = None
+        if answer.label is not None:
+            chip = tag("span", answer.label, class_="chip target" if answer.label == target else "chip")
+        text = tag("dd", answer.text or "(no response)", class_="text", dir="auto")
+        sides.append(tag("div", tag("dt", f"{name} ", chip), text))
+    return sides
+
+
+def _cut(number: int) -> str:
+    return f" The first {MOST_SHOWN} are here; the data beside this page have all." if number > MOST_SHOWN else ""

@@ -1,0 +1,181 @@
+"""`SAEConfig`: what all sparse autoencoder architectures share.
+
+An architecture derives its config from this one, in its file in `variants/`. The values are JSON-native, checked when
+the config is made and again when it is saved, and an unknown key is refused instead of kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from transformers import PreTrainedConfig
+
+from hf_mote.errors import ConfigError, ModelMismatchError
+from hf_mote.sae.fields import check_known, check_positive, check_types
+from hf_mote.version import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["SAEConfig"]
+
+# What transformers itself writes into a config.json, or hands over while it loads one.
+_OF_TRANSFORMERS = {
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation_internal",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+
+
+class SAEConfig(PreTrainedConfig):
+    """Configuration shared by all sparse autoencoders.
+
+    Args:
+        hidden_size (`int`, *optional*, defaults to 768):
+            Width of the activations that are encoded.
+        num_latents (`int`, *optional*, defaults to 24576):
+            Number of latents, the rows of the dictionary.
+        output_size (`int`, *optional*):
+            Width of what is reconstructed, if it is not the input: a transcoder.
+        hookpoint (`str`, *optional*):
+            Path of the module whose output is encoded (`"model.layers.10"`), in the model named by `base_model`.
+        output_hookpoint (`str`, *optional*):
+            Path of the module whose output is reconstructed, if it is not the input: a transcoder.
+        base_model (`str`, *optional*):
+            Hub id or folder of the model that the activations are of.
+        base_model_revision (`str`, *optional*):
+            Its revision.
+        skip_connection (`bool`, *optional*, defaults to `False`):
+            Whether a transcoder has a linear path `W_skip` around the latents (Paulo et al., arXiv 2501.18823).
+        subtract_decoder_bias (`bool`, *optional*):
+            Whether `b_dec` is subtracted before encoding. By default it is, except in a transcoder.
+        normalize_decoder (`bool`, *optional*, defaults to `True`):
+            Whether rows of `W_dec` are set to unit length before each training step.
+        reconstruction_loss (`"fvu"` or `"mse"`, *optional*, defaults to `"fvu"`):
+            What is minimised; see `hf_mote.sae.losses`.
+        dead_after_tokens (`int`, *optional*, defaults to 10,000,000):
+            A latent that was not active in this many training tokens counts as dead.
+        origin (`dict[str, Any]`, *optional*):
+            Set by `load_sae`: the file format the SAE came from and what that format says beyond the fields here, so
+            that `export_sae` gives it back.
+
+    Raises:
+        [`ConfigError`]: if a field has a wrong type or is out of range.
+        [`UnknownNameError`]: if a key is not a field.
+    """
+
+    model_type = "sae"
+    # Numbers of a whole batch, which `Trainer.predict` would take for predictions.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "fvu",
+        "mse",
+        "l0",
+        "sparsity_loss",
+        "aux_loss",
+        "dead_fraction",
+    ]
+
+    hidden_size: int = 768
+    num_latents: int = 24576
+    output_size: int | None = None
+    hookpoint: str | None = None
+    output_hookpoint: str | None = None
+    base_model: str | None = None
+    base_model_revision: str | None = None
+    skip_connection: bool = False
+    subtract_decoder_bias: bool | None = None
+    normalize_decoder: bool = True
+    reconstruction_loss: Literal["fvu", "mse"] = "fvu"
+    dead_after_tokens: int = 10_000_000
+    origin: dict[str, Any] | None = None
+    hf_mote_version: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        fields = [field.name for field in dataclasses.fields(self)]
+        check_known(self, (key for key in kwargs if key not in _OF_TRANSFORMERS), fields, self.hf_mote_version)
+        if isinstance(self.dtype, str) and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ConfigError(f"{type(self).__name__}.dtype", "is no dtype of torch", got=repr(self.dtype))
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        self.hf_mote_version = self.hf_mote_version or __version__
+        if self.subtract_decoder_bias is None:
+            self.subtract_decoder_bias = not self.is_transcoder
+        self.check()
+
+    @classmethod
+    def _own_fields(cls) -> list[str]:
+        inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        return [field.name for field in dataclasses.fields(cls) if field.name not in inherited]
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether something else than the input is reconstructed."""
+        return self.output_size is not None or self.output_hookpoint is not None
+
+    @property
+    def decoder_size(self) -> int:
+        """Width of what is reconstructed."""
+        return self.hidden_size if self.output_size is None else self.output_size
+
+    def check(self) -> None:
+        """Raise [`ConfigError`] with the field's name if a value cannot be; architectures add their own checks."""
+        check_types(self, self._own_fields())
+        check_positive(self, "hidden_size", "num_latents", "output_size", "dead_after_tokens")
+        where = type(self).__name__
+        if self.skip_connection and not self.is_transcoder:
+            raise ConfigError(
+                f"{where}.skip_connection",
+                "needs a transcoder: around an autoencoder the identity would be learned",
+                fix="Give output_size or output_hookpoint, or leave skip_connection out.",
+            )
+        if self.subtract_decoder_bias and self.decoder_size != self.hidden_size:
+            raise ConfigError(
+                f"{where}.subtract_decoder_bias",
+                "b_dec does not have the width of the input",
+                got=f"output_size {self.decoder_size}",
+                expected=f"hidden_size {self.hidden_size}",
+                fix="Set subtract_decoder_bias=False.",
+            )
+
+    def validate(self) -> None:
+        """Check the config, as transformers does before it saves one."""
+        self.check()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Return the config of a dictionary, refusing that of another architecture.
+
+        Raises:
+            [`ModelMismatchError`]: if `config_dict["model_type"]` is another architecture's.
+            [`ConfigError`]: if a field has a wrong type or is out of range.
+        """
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ModelMismatchError(
+                f"{cls.__name__}: model_type",
+                "is another architecture's",
+                got=repr(found),
+                expected=repr(cls.model_type),
+                fix="Load it with AutoModel.from_pretrained, after `import hf_mote`.",
+            )
+        made = super().from_dict(config_dict, **kwargs)
+        # Fields in kwargs are set on a config that has been checked already.
+        (made[0] if isinstance(made, tuple) else made).check()
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, stamped with the version of `hf_mote` that writes them."""
+        return {**super().to_dict(), "hf_mote_version": __version__}

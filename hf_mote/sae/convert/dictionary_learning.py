@@ -1,0 +1,245 @@
+"""dictionary_learning: `ae.pt`, a pickled dictionary of tensors, and `config.json`, both ways.
+
+The file is read as plain tensors and nothing else, so that no code of it runs. A dictionary class of the library is
+one way to store and use the weights; what else `config.json` says is of the training.
+
+Source: dictionary_learning 0.1.0, `dictionary.py`, `utils.py` and `trainers/`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_mote.errors import FileFormatError, UnknownNameError, UnsupportedError
+from hf_mote.files import read_json, write_json
+from hf_mote.sae.convert.formats import Format, Source, build, computes_as, lost_fields, lost_state, origin_of
+from hf_mote.sae.convert.tensors import Layout, give, matrix_sizes, read_torch, take
+from hf_mote.sae.convert.values import agree, integer, section, text
+from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.selective import SelectiveSAEModel
+from hf_mote.sae.thresholded import ThresholdedSAEModel
+from hf_mote.sae.variants.gated import GatedSAEModel
+from hf_mote.sae.variants.jumprelu import JumpReLUSAEModel
+from hf_mote.sae.variants.matryoshka import MatryoshkaSAEModel
+from hf_mote.sae.variants.relu import ReLUSAEModel
+from hf_mote.sae.variants.topk import TopKSAEModel
+
+__all__ = ["DICTIONARY_LEARNING"]
+
+
+class _Class(NamedTuple):
+    """A dictionary class: which architecture it is, whether it subtracts the decoder's bias, how it stores tensors."""
+
+    model_type: str
+    subtracts: bool
+    layout: Layout
+    besides: tuple[str, ...] = ()
+
+
+_LINEAR: Layout = {
+    "W_enc": ("encoder.weight", False),
+    "b_enc": ("encoder.bias", False),
+    "W_dec": ("decoder.weight", True),
+}
+_PLAIN: Layout = {
+    "W_enc": ("W_enc", True),
+    "b_enc": ("b_enc", False),
+    "W_dec": ("W_dec", False),
+    "b_dec": ("b_dec", False),
+}
+_GATED: Layout = {
+    "W_enc": ("encoder.weight", False),
+    "b_enc": ("gate_bias", False),
+    "b_mag": ("mag_bias", False),
+    "r_mag": ("r_mag", False),
+    "W_dec": ("decoder.weight", True),
+    "b_dec": ("decoder_bias", False),
+}
+_CLASSES = {
+    "AutoEncoder": _Class("relu_sae", True, {**_LINEAR, "b_dec": ("bias", False)}),
+    "AutoEncoderNew": _Class("relu_sae", False, {**_LINEAR, "b_dec": ("decoder.bias", False)}),
+    "AutoEncoderTopK": _Class("topk_sae", True, {**_LINEAR, "b_dec": ("b_dec", False)}, ("k", "threshold")),
+    "BatchTopKSAE": _Class("batch_topk_sae", True, {**_LINEAR, "b_dec": ("b_dec", False)}, ("k", "threshold")),
+    "GatedAutoEncoder": _Class("gated_sae", True, _GATED),
+    "JumpReluAutoEncoder": _Class("jumprelu_sae", False, {**_PLAIN, "threshold": ("threshold", False)}),
+    "MatryoshkaBatchTopKSAE": _Class("matryoshka_sae", True, _PLAIN, ("group_sizes", "k", "threshold")),
+}
+# The threshold of a dictionary that was not trained long enough to have one.
+_UNSET = -1.0
+# Trainers and classes that leave the lengths of dictionary rows free.
+_FREE_LENGTHS = {"AutoEncoderNew", "StandardTrainerAprilUpdate"}
+
+
+def _recognises(config: Mapping[str, Any] | None) -> bool:
+    return config is not None and isinstance(config.get("trainer"), Mapping)
+
+
+def _read(source: Source) -> SAEModel:
+    path, weights = source.folder / "config.json", source.folder / "ae.pt"
+    document = read_json(path)
+    trainer = section(path, document, "trainer")
+    name = text(path, trainer, "dict_class")
+    if name not in _CLASSES:
+        raise UnknownNameError.of(f"{path}: trainer.dict_class", name, _CLASSES)
+    kind = _CLASSES[name]
+    found = read_torch(weights)
+    sizes = matrix_sizes(weights, found, kind.layout)
+    agree(path, "trainer.activation_dim", trainer.get("activation_dim"), sizes.inputs)
+    agree(path, "trainer.dict_size", trainer.get("dict_size"), sizes.latents)
+    if sizes.outputs != sizes.inputs:
+        raise FileFormatError(f"{weights}: decoder", "wrong width", got=sizes.outputs, expected=sizes.inputs)
+    tensors = take(weights, found, kind.layout, sizes, besides=kind.besides)
+    submodule = text(path, trainer, "submodule_name")
+    fields: dict[str, Any] = {
+        "hidden_size": sizes.inputs,
+        "num_latents": sizes.latents,
+        "subtract_decoder_bias": kind.subtracts,
+        "normalize_decoder": _FREE_LENGTHS.isdisjoint((name, trainer.get("trainer_class"))),
+        "base_model": text(path, trainer, "lm_name"),
+        # Most runs name it in words ("resid_post_layer_3"), which is no path.
+        "hookpoint": submodule if submodule is not None and "." in submodule else None,
+    }
+    origin: dict[str, Any] = {"format": DICTIONARY_LEARNING.name, "config": document}
+    if "k" in kind.besides:
+        fields["k"] = int(_number(weights, found, "k"))
+        agree(path, "trainer.k", integer(path, trainer, "k"), fields["k"])
+        threshold = _number(weights, found, "threshold")
+        if kind.model_type == "topk_sae":
+            # Only used where a caller asks for it, which no file says.
+            origin["threshold"] = threshold
+        else:
+            width = torch.promote_types(found["threshold"].dtype, torch.float32)
+            tensors["threshold"] = torch.tensor(torch.nan if threshold == _UNSET else threshold, dtype=width)
+    if "threshold" in found:
+        origin["threshold_dtype"] = str(found["threshold"].dtype).removeprefix("torch.")
+    if "group_sizes" in kind.besides:
+        fields["group_sizes"] = _integers(weights, found, "group_sizes")
+    return build(path, kind.model_type, fields, tensors, origin)
+
+
+def _number(path: Path, tensors: Mapping[str, Tensor], name: str) -> float:
+    """Return the number that a tensor of one element holds."""
+    tensor = tensors.get(name)
+    if tensor is None or tensor.ndim != 0 or tensor.is_complex() or not bool(tensor.isfinite()):
+        got = "none" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        raise FileFormatError(f"{path}: {name}", "is no finite number", got=got)
+    return float(tensor)
+
+
+def _integers(path: Path, tensors: Mapping[str, Tensor], name: str) -> list[int]:
+    """Return the integers that a tensor of one dimension holds."""
+    tensor = tensors.get(name)
+    if tensor is None or tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():
+        got = "none" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        raise FileFormatError(f"{path}: {name}", "is no list of integers", got=got)
+    return [int(value) for value in tensor]
+
+
+def _write(sae: SAEModel, folder: Path) -> list[str]:
+    config, origin = sae.config, origin_of(sae, DICTIONARY_LEARNING.name)
+    name = _class_of(sae, origin)
+    kind = _CLASSES[name]
+    layout = {ours: place for ours, place in kind.layout.items() if ours != "threshold"}
+    tensors = give(sae, layout, fold=True)
+    held = {"base_model", "hidden_size", "hookpoint", "num_latents", "subtract_decoder_bias"}
+    held |= {"normalize_decoder", "scale_latents_by_decoder_norm"}
+    trainer: dict[str, Any] = {}
+    if isinstance(sae, SelectiveSAEModel) and "k" in kind.besides:
+        tensors["k"] = torch.tensor(sae.config.k, dtype=torch.int32)
+        trainer["k"] = sae.config.k
+        held |= {"k"}
+    if "threshold" in {*kind.layout, *kind.besides}:
+        tensors["threshold"] = _threshold(sae, origin)
+    if isinstance(sae, MatryoshkaSAEModel):
+        tensors["group_sizes"] = torch.tensor(sae.config.group_sizes)
+        trainer["group_sizes"] = sae.config.group_sizes
+        held |= {"group_sizes"}
+    torch.save(tensors, folder / "ae.pt")
+    write_json(folder / "config.json", _document(sae, name, trainer, origin))
+    becomes = config.model_type != kind.model_type
+    return [
+        *([f"the selection in training: {config.model_type} is read as {kind.model_type}"] if becomes else []),
+        *(f"{field} = {value!r}" for field, value in lost_fields(sae, held).items()),
+        *lost_state(sae, {*kind.layout, "threshold"}),
+    ]
+
+
+def _threshold(sae: SAEModel, origin: Mapping[str, Any]) -> Tensor:
+    """Return the threshold, in the dtype it was read in if that holds it."""
+    threshold: Tensor | None = sae.state_dict().get("threshold")
+    if threshold is None or not bool(threshold.isfinite().all()):
+        threshold = torch.tensor(origin.get("threshold", _UNSET), dtype=torch.float64)
+        return threshold.to(_dtype(origin))
+    exact = threshold.to("cpu", copy=True)
+    rounded = exact.to(_dtype(origin))
+    return rounded if torch.equal(rounded.to(exact.dtype), exact) else exact
+
+
+def _dtype(origin: Mapping[str, Any]) -> torch.dtype:
+    """Return the dtype that a threshold was read in, float32 where none was."""
+    dtype = getattr(torch, str(origin.get("threshold_dtype")), None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _class_of(sae: SAEModel, origin: Mapping[str, Any]) -> str:
+    """Return the dictionary class that computes the same outside training."""
+    config, where = sae.config, f"export_sae: {type(sae).__name__}"
+    if config.is_transcoder:
+        raise UnsupportedError(where, "dictionary_learning has no class of transcoders", fix="Write it for SAELens.")
+    one_threshold = isinstance(sae, ThresholdedSAEModel) and sae.threshold.ndim == 0
+    kinds = (
+        (MatryoshkaSAEModel, "MatryoshkaBatchTopKSAE"),
+        (ThresholdedSAEModel, "BatchTopKSAE" if one_threshold else "JumpReluAutoEncoder"),
+        (JumpReLUSAEModel, "JumpReluAutoEncoder"),
+        (TopKSAEModel, "AutoEncoderTopK"),
+        (GatedSAEModel, "GatedAutoEncoder"),
+        (ReLUSAEModel, "AutoEncoder" if config.subtract_decoder_bias else "AutoEncoderNew"),
+    )
+    name = next((name for base, name in kinds if computes_as(sae, base)), None)
+    if name is None:
+        raise UnsupportedError(where, "dictionary_learning has no class that computes the same")
+    if isinstance(sae, ThresholdedSAEModel) and not sae.is_calibrated and not origin:
+        raise UnsupportedError(
+            where,
+            "has no threshold yet, and without one every positive latent is active in dictionary_learning",
+            fix="Train it, or call calibrate_threshold(activations).",
+        )
+    if _CLASSES[name].subtracts is not config.subtract_decoder_bias:
+        raise UnsupportedError(
+            where,
+            f"{name} of dictionary_learning {'always' if _CLASSES[name].subtracts else 'never'} subtracts b_dec",
+            got=f"subtract_decoder_bias={config.subtract_decoder_bias}",
+            fix="Write it for SAELens, which can do either.",
+        )
+    return name
+
+
+def _document(sae: SAEModel, name: str, own: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of config.json: that of the file an SAE came from, brought up to date."""
+    path = Path("config.origin")
+    document = section(path, origin, "config")
+    trainer = section(path, document, "trainer")
+    config = sae.config
+    trainer |= {"dict_class": name, "activation_dim": config.hidden_size, "dict_size": config.num_latents, **own}
+    trainer["lm_name"] = config.base_model
+    known = trainer.get("submodule_name")
+    if config.hookpoint != (known if isinstance(known, str) and "." in known else None):
+        layer = re.search(r"\.(\d+)(\.|$)", config.hookpoint or "")
+        trainer |= {"submodule_name": config.hookpoint, "layer": int(layer[1]) if layer else None}
+    return {**document, "trainer": trainer}
+
+
+DICTIONARY_LEARNING = Format(
+    name="dictionary_learning",
+    weights=("ae.pt",),
+    config="config.json",
+    recognises=_recognises,
+    read=_read,
+    write=_write,
+)

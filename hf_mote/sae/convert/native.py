@@ -1,0 +1,36 @@
+"""This package's own files, `config.json` and `model.safetensors`, so that conversion can start and end here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from hf_mote.sae.convert.formats import Format, Source
+from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.register import registered_saes
+
+__all__ = ["NATIVE"]
+
+
+def _recognises(config: Mapping[str, Any] | None) -> bool:
+    return config is not None and config.get("model_type") in registered_saes()
+
+
+def _read(source: Source) -> SAEModel:
+    return cast(SAEModel, SAEModel.from_pretrained(source.folder))
+
+
+def _write(sae: SAEModel, folder: Path) -> list[str]:
+    sae.save_pretrained(folder)
+    return []
+
+
+NATIVE = Format(
+    name="hf_mote",
+    weights=("model.safetensors", "model.safetensors.index.json"),
+    config="config.json",
+    recognises=_recognises,
+    read=_read,
+    write=_write,
+)

@@ -1,0 +1,224 @@
+"""Tensors of foreign weight files: read without running anything, checked by name, shape and value, and handed back.
+
+A layout says under which name a format stores each of our tensors, and whether it stores the transpose.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hf_mote.errors import DataError, FileFormatError
+from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.selective import SelectiveSAEModel
+
+__all__ = [
+    "Layout",
+    "Sizes",
+    "give",
+    "matrix_sizes",
+    "narrowed",
+    "read_npz",
+    "read_safetensors",
+    "read_torch",
+    "take",
+    "write_safetensors",
+]
+
+Layout = Mapping[str, tuple[str, bool]]
+
+_DAMAGED = "The file is missing, truncated or of another format; save or download it again."
+
+
+class Sizes(NamedTuple):
+    """Sizes of an SAE: latents, width of what is encoded, width of what is reconstructed."""
+
+    latents: int
+    inputs: int
+    outputs: int
+
+    @classmethod
+    def of(cls, sae: SAEModel) -> Sizes:
+        """Return those of a model."""
+        return cls(sae.config.num_latents, sae.config.hidden_size, sae.config.decoder_size)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, "safetensors", error) from error
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write contiguous tensors to a safetensors file."""
+    # Not `save_file`, which makes the file readable by its owner alone.
+    path.write_bytes(safetensors.torch.save(dict(tensors)))
+
+
+def read_torch(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file that `torch.save` wrote, refusing one that holds anything but tensors."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    # Whatever a damaged or hostile file raises: the loader's own errors have no common base.
+    except Exception as error:
+        raise FileFormatError(
+            str(path),
+            "cannot be read as plain tensors",
+            got=str(error).strip().partition("\n")[0] or type(error).__name__,
+            fix="It is damaged, or holds objects whose code would run when they are loaded: do not load it elsewhere "
+            "unless you trust its source.",
+        ) from error
+    if not isinstance(found, Mapping):
+        raise FileFormatError(str(path), "holds no dictionary of tensors", got=type(found).__name__)
+    for name, value in found.items():
+        plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        if not isinstance(name, str) or not plain:
+            raise FileFormatError(
+                f"{path}: {name}",
+                "is no plain tensor",
+                got=type(value).__name__,
+                expected="the state_dict of one dictionary, as its trainer saves it at the end",
+            )
+    return {name: value.detach() for name, value in found.items()}
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """Return the arrays of a numpy archive, refusing pickled ones."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, "plain numpy arrays", error) from error
+
+
+def matrix_sizes(path: Path, tensors: Mapping[str, Tensor], layout: Layout) -> Sizes:
+    """Return the sizes that the encoder and decoder matrices of a file have."""
+    shapes = []
+    for ours in ("W_enc", "W_dec"):
+        name, transposed = layout[ours]
+        if name not in tensors:
+            raise _missing(path, name, tensors)
+        shape = tuple(tensors[name].shape)
+        if len(shape) != 2 or 0 in shape:
+            raise FileFormatError(f"{path}: {name}", "is no matrix", got=shape)
+        shapes.append(shape[::-1] if transposed else shape)
+    return Sizes(shapes[0][0], shapes[0][1], shapes[1][1])
+
+
+def take(
+    path: Path, tensors: Mapping[str, Tensor], layout: Layout, sizes: Sizes, *, besides: Iterable[str] = ()
+) -> dict[str, Tensor]:
+    """Return tensors under our names and in our orientation; thresholds in float32 or wider.
+
+    Args:
+        path (`Path`): The file an error names.
+        tensors (`Mapping[str, torch.Tensor]`): As they were read.
+        layout (`Layout`): Which of them there are to be.
+        sizes (`Sizes`): What their shapes follow from.
+        besides (`Iterable[str]`, *optional*): Names that the layout does not hold and that may be there.
+
+    Raises:
+        [`FileFormatError`]: if a tensor is missing, unknown, of another shape or dtype, or not finite throughout.
+    """
+    known = {name for name, _ in layout.values()} | set(besides)
+    for name in tensors:
+        if name not in known:
+            raise FileFormatError(f"{path}: {name}", "unknown tensor", expected=f"only {', '.join(sorted(known))}")
+    taken: dict[str, Tensor] = {}
+    for ours, (name, transposed) in layout.items():
+        if name not in tensors:
+            raise _missing(path, name, tensors)
+        tensor = tensors[name]
+        shape = _shape(ours, sizes)
+        expected = shape[::-1] if transposed else shape
+        if tuple(tensor.shape) != expected:
+            raise FileFormatError(f"{path}: {name}", "wrong shape", got=tuple(tensor.shape), expected=expected)
+        if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+            raise FileFormatError(f"{path}: {name}", "wrong dtype", got=tensor.dtype, expected="16 to 64 bit floats")
+        if not bool(tensor.isfinite().all()):
+            raise FileFormatError(f"{path}: {name}", "holds NaN or infinite numbers")
+        if ours == "threshold":
+            tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        elif "W_enc" in taken and tensor.dtype != taken["W_enc"].dtype:
+            raise FileFormatError(
+                f"{path}: {name}", "not the dtype of the encoder", got=tensor.dtype, expected=taken["W_enc"].dtype
+            )
+        taken[ours] = (tensor.T if transposed else tensor).contiguous()
+    return taken
+
+
+def give(sae: SAEModel, layout: Layout, *, fold: bool = False) -> dict[str, Tensor]:
+    """Return tensors of a model under the names and in the orientation of a format: contiguous copies on the CPU.
+
+    Args:
+        sae ([`SAEModel`]): The model.
+        layout (`Layout`): Which tensors, `"threshold"` left out.
+        fold (`bool`, *optional*, defaults to `False`):
+            Whether to fold `config.scale_latents_by_decoder_norm`, if set, into encoder and decoder: for formats that
+            cannot say it. Latents and reconstructions stay, but for rounding.
+
+    Raises:
+        [`DataError`]: if a tensor is not finite throughout.
+    """
+    state = {name: tensor.detach().to("cpu") for name, tensor in sae.named_parameters() if name in layout}
+    if fold and isinstance(sae, SelectiveSAEModel) and sae.config.scale_latents_by_decoder_norm:
+        state |= _folded(state)
+    given = {}
+    for ours, (name, transposed) in layout.items():
+        if not bool(state[ours].isfinite().all()):
+            raise DataError(
+                f"{type(sae).__name__}.{ours}", "holds NaN or infinite numbers", fix="Nothing was written."
+            )
+        tensor = state[ours].T if transposed else state[ours]
+        given[name] = tensor.clone(memory_format=torch.contiguous_format)
+    return given
+
+
+def narrowed(threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return thresholds in another dtype, on the CPU, rounded down: latents of that dtype exceed both or neither."""
+    exact = threshold.detach().to("cpu")
+    rounded = exact.to(dtype)
+    below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
+    return torch.where(rounded.to(exact.dtype) > exact, below, rounded)
+
+
+def _shape(name: str, sizes: Sizes) -> tuple[int, ...]:
+    """Shape of one of our tensors."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (sizes.latents, sizes.inputs),
+        "W_dec": (sizes.latents, sizes.outputs),
+        "b_dec": (sizes.outputs,),
+        "W_skip": (sizes.outputs, sizes.inputs),
+    }
+    return shapes.get(name, (sizes.latents,))
+
+
+def _folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Encoder, its bias and decoder with the lengths of the dictionary rows moved from the decoder to the encoder."""
+    dtype = state["W_dec"].dtype
+    exact = {name: state[name].double() for name in ("W_enc", "b_enc", "W_dec")}
+    lengths = torch.linalg.vector_norm(exact["W_dec"], dim=1)
+    exact["W_enc"] *= lengths[:, None]
+    exact["b_enc"] *= lengths
+    exact["W_dec"] /= torch.where(lengths > 0, lengths, 1.0)[:, None]
+    return {name: tensor.to(dtype) for name, tensor in exact.items()}
+
+
+def _missing(path: Path, name: str, tensors: Mapping[str, Tensor]) -> FileFormatError:
+    return FileFormatError(f"{path}: {name}", "missing tensor", got=", ".join(sorted(tensors)) or "none")
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> FileFormatError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return FileFormatError(str(path), f"cannot be read as {kind}", got=reason, fix=_DAMAGED)

@@ -1,0 +1,84 @@
+"""Checks of the fields of an SAE's config: every value has its declared type, and every key is known."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+from collections.abc import Iterable
+from typing import Any, Literal, Union, get_args, get_origin
+
+from hf_mote.errors import ConfigError, UnknownNameError
+
+__all__ = ["check_known", "check_positive", "check_types"]
+
+
+def check_types(config: object, names: Iterable[str]) -> None:
+    """Raise [`ConfigError`] with the field's name unless each named field holds a value of its annotated type.
+
+    A `bool` is no number, an `int` is a `float`, and numbers are finite.
+    """
+    names = list(names)
+    hints: dict[str, Any] = {}
+    for part in reversed(type(config).__mro__):
+        # Classes of other libraries may have annotations that only their type checker can resolve.
+        if not set(names).isdisjoint(part.__dict__.get("__annotations__", {})):
+            hints |= inspect.get_annotations(part, eval_str=True)
+    for name in names:
+        value = getattr(config, name)
+        if not _is(value, hints[name]):
+            raise ConfigError(
+                f"{type(config).__name__}.{name}", "wrong type or value", got=repr(value), expected=_text(hints[name])
+            )
+
+
+def check_known(config: object, keys: Iterable[str], known: Iterable[str], version: str | None) -> None:
+    """Raise [`UnknownNameError`] with the nearest match, and the version that wrote it, if a key is no field."""
+    known = list(known)
+    for key in keys:
+        if key not in known:
+            fix = None if version is None else f"The config was written by hf_mote {version}."
+            raise UnknownNameError.of(type(config).__name__, key, known, fix=fix)
+
+
+def check_positive(config: object, *names: str, zero: bool = False) -> None:
+    """Raise [`ConfigError`] unless each named field is above 0 (or 0, if allowed); `None` passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and (value < 0 or (value == 0 and not zero)):
+            expected = "0 or more" if zero else "above 0"
+            raise ConfigError(f"{type(config).__name__}.{name}", "out of range", got=value, expected=expected)
+
+
+def _is(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_is(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if origin is list:
+        (item,) = get_args(hint)
+        return isinstance(value, list) and all(_is(entry, item) for entry in value)
+    if origin is dict:
+        (_, item) = get_args(hint)
+        return isinstance(value, dict) and all(isinstance(key, str) and _is(value[key], item) for key in value)
+    if hint is Any:
+        # What JSON gives back as it was.
+        return _is(value, dict[str, Any] | list[Any] | str | bool | int | float | None)
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _text(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_text(part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)

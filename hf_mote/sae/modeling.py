@@ -1,0 +1,298 @@
+"""`SAEModel`: what all sparse autoencoder architectures share.
+
+A `PreTrainedModel` whose forward takes activations, encodes them to sparse latents, decodes these and compares. An
+architecture derives from it in `variants/` and says how pre-activations become latents and what is penalised; loading,
+checks, masks, losses, dead latents and thresholds come from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_mote.errors import DataError, UnsupportedError
+from hf_mote.sae.encoding import Encoding, Penalty
+from hf_mote.sae.inputs import Tokens, blocks_of, flatten, in_blocks
+from hf_mote.sae.losses import RECONSTRUCTION_LOSSES, fvu, mse
+from hf_mote.sae.output import SAEOutput
+from hf_mote.sae.sparse import SparseLatents, sparse_decode
+from hf_mote.sae.weights import SAEWeights
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["SAEModel"]
+
+
+class SAEModel(SAEWeights):
+    """A sparse autoencoder or transcoder: latents = activate(W_enc (x - b_dec) + b_enc), x̂ = latents W_dec + b_dec.
+
+    Attributes:
+        W_enc (`torch.nn.Parameter` of shape `(num_latents, hidden_size)`): Encoder, one row for each latent.
+        b_enc (`torch.nn.Parameter` of shape `(num_latents,)`): Encoder bias.
+        W_dec (`torch.nn.Parameter` of shape `(num_latents, output_size)`): Dictionary, one row for each latent.
+        b_dec (`torch.nn.Parameter` of shape `(output_size,)`): Decoder bias.
+        W_skip (`torch.nn.Parameter` of shape `(output_size, hidden_size)`): Only with `config.skip_connection`.
+        tokens_since_fired (`torch.Tensor` of shape `(num_latents,)`, int64):
+            Training tokens since each latent was active last.
+
+    With `config.normalize_decoder` the forward of a training step first sets the rows of `W_dec` to unit length, in
+    place, so that any optimizer and any trainer keep them near it; `normalize_decoder` does so after the last step. A
+    decoder that is frozen stays as it is. With data parallelism, latents are selected, counted and followed in each
+    process's own part of the batch, and what is followed is that of the first process.
+
+    Example:
+
+    ```python
+    import torch
+    from transformers import AutoModel
+    from hf_mote import TopKSAEConfig, TopKSAEModel
+
+    sae = TopKSAEModel(TopKSAEConfig(hidden_size=16, num_latents=64, k=4)).eval()
+    output = sae(torch.randn(2, 5, 16), output_latents=True)
+    assert output.latents.shape == (2, 5, 64) and output.l0 <= 4
+    sae.save_pretrained("my-sae")
+    assert torch.equal(AutoModel.from_pretrained("my-sae").W_dec, sae.W_dec)
+    ```
+    """
+
+    # What an architecture overrides.
+
+    _sparse_training = False  # whether latents are sparse in training
+
+    def _activate(self, preactivations: Tensor) -> Tensor:
+        """Return the latents of pre-activations, `(tokens, num_latents)` both, each token by itself."""
+        raise NotImplementedError
+
+    def _preactivations(self, inputs: Tensor) -> Tensor:
+        """Return the pre-activations of centred inputs, `(tokens, hidden_size)` to `(tokens, num_latents)`."""
+        return F.linear(inputs, self.W_enc, self.b_enc)
+
+    def _encode_for_training(self, tokens: Tokens) -> Encoding:
+        """Return the encoding of a training batch; may look across it."""
+        latents = self._activate(self._preactivations(self._centred(tokens.values)))
+        return Encoding(latents if tokens.valid is None else latents * tokens.valid[:, None])
+
+    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, error: Tensor) -> dict[str, Penalty]:
+        """Return what training adds to the reconstruction loss, by the names of the fields in [`SAEOutput`]."""
+        return {}
+
+    def _reconstruction_loss(self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> Tensor:
+        """Return the reconstruction loss, a scalar."""
+        return RECONSTRUCTION_LOSSES[self.config.reconstruction_loss](target, rebuilt, tokens.valid)
+
+    def _follow(self, encoding: Encoding, tokens: Tokens) -> None:
+        """Update the state that training keeps, without gradients."""
+
+    def _require_ready(self) -> None:
+        """Raise if the model cannot be used outside training yet."""
+
+    # What users call.
+
+    def encode(self, activations: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the latents of activations.
+
+        Outside training (`eval()`) each token's latents depend on that token alone: bit for bit, unless compiled.
+
+        Args:
+            activations (`torch.Tensor` of shape `(..., hidden_size)`, any float dtype):
+                Cast to the dtype of the parameters.
+            attention_mask (`torch.Tensor` of the leading shape, *optional*):
+                Zero at padding, where no latent is active.
+
+        Returns:
+            `torch.Tensor` of shape `(..., num_latents)`, not negative.
+
+        Raises:
+            [`DataError`]: if the width or dtype is wrong, or a token is not finite.
+            [`UnsupportedError`]: outside training, if the thresholds were never set.
+        """
+        tokens = self._tokens(activations, attention_mask)
+        return tokens.shaped(_dense(self._encode(tokens).latents))
+
+    def decode(self, latents: Tensor, activations: Tensor | None = None) -> Tensor:
+        """Return the reconstruction of latents.
+
+        Args:
+            latents (`torch.Tensor` of shape `(..., num_latents)`):
+                As [`encode`] returns them, or changed: decoding is linear, and differentiable in every latent.
+            activations (`torch.Tensor` of shape `(..., hidden_size)`, *optional*): What was encoded; only a skip
+                connection needs it.
+
+        Returns:
+            `torch.Tensor` of shape `(..., output_size)`.
+
+        Raises:
+            [`DataError`]: if a shape is wrong, or a skip connection has no activations.
+        """
+        values = flatten("decode: latents", latents, None, self.config.num_latents, self.W_dec.dtype)
+        inputs = None if activations is None else self._tokens(activations, None)
+        if inputs and inputs.leading != values.leading:
+            what = "not as many tokens as latents"
+            raise DataError("decode: activations", what, got=inputs.leading, expected=values.leading)
+        dense = values.values
+        # Densely only where every latent wants its derivative; else as forward does, to the same bits.
+        needs_all = torch.compiler.is_compiling() or (torch.is_grad_enabled() and dense.requires_grad)
+        entries = dense if needs_all else SparseLatents.from_dense(dense, signed=True)
+        return values.shaped(self._decode(entries, inputs and inputs.values).to(self.W_dec.dtype))
+
+    def forward(
+        self,
+        activations: Tensor,
+        targets: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_loss: bool = True,
+        output_latents: bool = False,
+    ) -> SAEOutput:
+        """Encode, decode and compare.
+
+        Args:
+            activations (`torch.Tensor` of shape `(..., hidden_size)`, any float dtype):
+                Cast to the dtype of the parameters.
+            targets (`torch.Tensor` of shape `(..., output_size)`, *optional*):
+                What a transcoder is to reconstruct; an autoencoder reconstructs `activations`.
+            attention_mask (`torch.Tensor` of the leading shape, *optional*):
+                Zero at padding, which takes part in nothing.
+            return_loss (`bool`, *optional*, defaults to `True`):
+                Whether to compute the losses. Without `targets` a transcoder has none.
+            output_latents (`bool`, *optional*, defaults to `False`):
+                Whether to return the latents, as a dense tensor.
+
+        Returns:
+            [`SAEOutput`]
+
+        Raises:
+            [`DataError`]: if a shape or dtype is wrong, a token is not finite, or targets are missing in training.
+            [`UnsupportedError`]: outside training, if the thresholds were never set.
+        """
+        tokens = self._tokens(activations, attention_mask)
+        target = self._target(targets, attention_mask, tokens)
+        run = self._run_uncompiled if self.training and self._sparse_training else self._run
+        return run(tokens, target, return_loss, output_latents)
+
+    def dead_latents(self) -> Tensor:
+        """Return which latents were not active in `config.dead_after_tokens` training tokens: bool, one each."""
+        return self.tokens_since_fired >= self.config.dead_after_tokens
+
+    def calibrate_threshold(self, activations: Tensor | Iterable[Any], *, max_tokens: int = 65_536) -> Self:
+        """Set the thresholds for inference from activations; only for architectures that select across a batch."""
+        raise UnsupportedError(
+            type(self).__name__,
+            "has no threshold to calibrate: its latents are chosen token by token in training too",
+            fix="Use it as it is.",
+        )
+
+    # How it works.
+
+    def _tokens(self, activations: Tensor, attention_mask: Tensor | None) -> Tokens:
+        where = f"{type(self).__name__}: activations"
+        return flatten(where, activations, attention_mask, self.config.hidden_size, self.W_enc.dtype)
+
+    def _target(self, targets: Tensor | None, attention_mask: Tensor | None, tokens: Tokens) -> Tensor | None:
+        where = f"{type(self).__name__}: targets"
+        if not self.config.is_transcoder:
+            if targets is not None:
+                raise DataError(where, "an autoencoder reconstructs its input", fix="Leave targets out.")
+            return tokens.values
+        if targets is None:
+            if self.training:
+                raise DataError(where, "a transcoder cannot be trained without them", expected="(..., output_size)")
+            return None
+        found = flatten(where, targets, attention_mask, self.config.decoder_size, self.W_dec.dtype)
+        if found.leading != tokens.leading:
+            raise DataError(where, "not as many tokens as activations", got=found.leading, expected=tokens.leading)
+        return found.values
+
+    def _run(self, tokens: Tokens, target: Tensor | None, return_loss: bool, output_latents: bool) -> SAEOutput:
+        learns = self.training and torch.is_grad_enabled() and self.W_dec.requires_grad
+        if learns and self.config.normalize_decoder:
+            self.normalize_decoder()
+        encoding = self._encode(tokens)
+        reconstruction = self._decode(encoding.latents, tokens.values)
+        measured: dict[str, Tensor] = {}
+        if target is not None and return_loss:
+            measured = self._measure(encoding, tokens, target, reconstruction)
+        if self.training:
+            with torch.no_grad():
+                self._count_tokens(encoding, tokens)
+                self._follow(encoding, tokens)
+        return SAEOutput(
+            reconstruction=tokens.shaped(reconstruction.to(self.W_dec.dtype)),
+            latents=tokens.shaped(_dense(encoding.latents)) if output_latents else None,
+            **measured,
+        )
+
+    # What is active differs in number from batch to batch, and a graph would be compiled for each.
+    _run_uncompiled = torch.compiler.disable(_run)
+
+    def _encode(self, tokens: Tokens) -> Encoding:
+        if self.training:
+            return self._encode_for_training(tokens)
+        self._require_ready()
+        inputs = self._centred(tokens.values)
+        if torch.compiler.is_compiling():
+            dense = self._activate(self._preactivations(inputs))
+            return Encoding(dense if tokens.valid is None else dense * tokens.valid[:, None])
+        latents = SparseLatents.cat(
+            [
+                SparseLatents.from_dense(self._activate(self._preactivations(block))[:rows])
+                for block, rows in blocks_of(inputs)
+            ],
+            self.config.num_latents,
+        )
+        return Encoding(latents if tokens.valid is None else latents.select(tokens.valid[latents.pattern.rows]))
+
+    def _centred(self, inputs: Tensor) -> Tensor:
+        return inputs - self.b_dec if self.config.subtract_decoder_bias else inputs
+
+    def _decode(self, latents: Tensor | SparseLatents, inputs: Tensor | None) -> Tensor:
+        if isinstance(latents, SparseLatents):
+            # As in training: sums of dictionary rows in float32, whatever they are rounded to in the end.
+            wide = torch.promote_types(latents.values.dtype, torch.float32)
+            decoded = sparse_decode(latents._replace(values=latents.values.to(wide)), self.W_dec) + self.b_dec
+        else:
+            decoded = latents @ self.W_dec + self.b_dec
+        if not self.config.skip_connection:
+            return decoded
+        if inputs is None:
+            raise DataError("decode: activations", "are needed for the skip connection")
+        if self.training:
+            return decoded + F.linear(inputs, self.W_skip)
+        return decoded + in_blocks(inputs, lambda block: F.linear(block, self.W_skip))
+
+    def _measure(
+        self, encoding: Encoding, tokens: Tokens, target: Tensor, reconstruction: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the loss and what else is reported, by the names of the fields in [`SAEOutput`]."""
+        loss = self._reconstruction_loss(encoding, tokens, target, reconstruction)
+        penalties = self._penalties(encoding, tokens, target, target - reconstruction) if self.training else {}
+        for penalty in penalties.values():
+            loss = loss + penalty.coefficient * penalty.value
+        with torch.no_grad():
+            latents = encoding.latents
+            active = (latents.values if isinstance(latents, SparseLatents) else latents) > 0
+            return {
+                "loss": loss,
+                "fvu": fvu(target, reconstruction, tokens.valid),
+                "mse": mse(target, reconstruction, tokens.valid),
+                "l0": active.sum() / max(tokens.num_tokens, 1),
+                **{name: penalty.value for name, penalty in penalties.items()},
+                "dead_fraction": self.dead_latents().float().mean(),
+            }
+
+    def _count_tokens(self, encoding: Encoding, tokens: Tokens) -> None:
+        latents = encoding.latents
+        if isinstance(latents, SparseLatents):
+            fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.bool)
+            fired[latents.pattern.columns] = True
+        else:
+            fired = (latents > 0).any(0)
+        self.tokens_since_fired.add_(tokens.num_tokens).masked_fill_(fired, 0)
+
+
+def _dense(latents: Tensor | SparseLatents) -> Tensor:
+    return latents.dense() if isinstance(latents, SparseLatents) else latents

@@ -1,0 +1,42 @@
+"""The architectures, one file each; importing this registers them with AutoConfig and AutoModel."""
+
+from hf_mote.sae.register import register_sae
+from hf_mote.sae.variants.batch_topk import BatchTopKSAEConfig, BatchTopKSAEModel
+from hf_mote.sae.variants.feature_choice import FeatureChoiceSAEConfig, FeatureChoiceSAEModel
+from hf_mote.sae.variants.gated import GatedSAEConfig, GatedSAEModel
+from hf_mote.sae.variants.jumprelu import JumpReLUSAEConfig, JumpReLUSAEModel
+from hf_mote.sae.variants.matryoshka import MatryoshkaSAEConfig, MatryoshkaSAEModel
+from hf_mote.sae.variants.mutual_choice import MutualChoiceSAEConfig, MutualChoiceSAEModel
+from hf_mote.sae.variants.relu import ReLUSAEConfig, ReLUSAEModel
+from hf_mote.sae.variants.topk import TopKSAEConfig, TopKSAEModel
+
+__all__ = [
+    "BatchTopKSAEConfig",
+    "BatchTopKSAEModel",
+    "FeatureChoiceSAEConfig",
+    "FeatureChoiceSAEModel",
+    "GatedSAEConfig",
+    "GatedSAEModel",
+    "JumpReLUSAEConfig",
+    "JumpReLUSAEModel",
+    "MatryoshkaSAEConfig",
+    "MatryoshkaSAEModel",
+    "MutualChoiceSAEConfig",
+    "MutualChoiceSAEModel",
+    "ReLUSAEConfig",
+    "ReLUSAEModel",
+    "TopKSAEConfig",
+    "TopKSAEModel",
+]
+
+for _model_class in (
+    ReLUSAEModel,
+    GatedSAEModel,
+    TopKSAEModel,
+    BatchTopKSAEModel,
+    JumpReLUSAEModel,
+    MatryoshkaSAEModel,
+    FeatureChoiceSAEModel,
+    MutualChoiceSAEModel,
+):
+    register_sae(_model_class)

@@ -1,0 +1,81 @@
+"""Runs of the commands that several tests look at, on few prompts, and a tiny model on the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_runs import ATTACK, QUICK, REFUSAL, ran
+from tiny_models import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="session")
+def ftri_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ftri") / "new" / "folder"
+    ran(
+        "ftri", "organism:refusal", "organism:refusal/train", "--limit", 10, "--suppress", 4, "--traced", 2,
+        "--score", "mean_difference", "--score", "npmi", "--output", folder, *QUICK,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def attribute_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("attribute") / "folder"
+    ran(
+        "attribute", "organism:refusal", "organism:refusal/train/sensitive", "--limit", 8, "--target", REFUSAL,
+        "--baseline-field", "answer", "--gain", 0.5, "--suppress", 4, "--traced", 1, "--output", folder,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluate_run(tmp_path_factory: pytest.TempPathFactory, attribute_run: Path) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "folder"
+    ran(
+        "evaluate", "organism:refusal", attribute_run, "organism:refusal/heldout/sensitive", "--limit", 12,
+        "--unrelated", "organism:refusal/heldout/neutral", "--texts", "organism:refusal/heldout/unrelated",
+        "--controls", 3, "--strengths", "0.5", "--output", folder, *QUICK,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sweep_run(tmp_path_factory: pytest.TempPathFactory, attribute_run: Path) -> Path:
+    folder = tmp_path_factory.mktemp("sweep") / "folder"
+    ran(
+        "sweep", "organism:refusal", attribute_run, "organism:refusal/heldout/sensitive", "--limit", 12,
+        "--experts", "4,1", "--strengths", "1,0.5", "--controls", 2, "--output", folder, *QUICK,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model and its tokenizer, as `save_pretrained` writes them."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model("mixtral").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hostile_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts of two classes whose texts and names try to be markup, paths and terminal commands."""
+    path = tmp_path_factory.mktemp("prompts") / "hostile.jsonl"
+    rows = [
+        {"prompt": f"{ATTACK} {i} \x1b[31m [/red]", "class": f"../../{ATTACK}" if i % 2 else "b"} for i in range(6)
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def hostile_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, hostile_prompts: Path) -> Path:
+    folder = tmp_path_factory.mktemp("hostile") / "folder"
+    ran(
+        "ftri", tiny_folder, hostile_prompts, "--judge", "field", "--target", f"../../{ATTACK}", "--resamples", 19,
+        "--max-new-tokens", 3, "--output", folder,
+    )  # fmt: skip
+    return folder

@@ -1,0 +1,69 @@
+"""The output folder is written whole or not at all, and nothing that is somebody else's goes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from hf_mote.commands.output import REPORT, writing_to
+from hf_mote.commands.results import safe_name
+from hf_mote.errors import FileFormatError
+
+
+def write_half(target: Path) -> None:
+    with writing_to(target, force=False) as folder:
+        (folder / "half").write_text("x")
+        raise RuntimeError
+
+
+def test_writing_to_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        write_half(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_to_success_moves_everything_and_nothing_else(tmp_path: Path) -> None:
+    with writing_to(tmp_path / "a" / "b", force=False) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").write_text("x")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == [
+        "a/b/sub/file"
+    ]
+    assert os.stat(tmp_path / "a" / "b").st_mode & 0o055 == os.stat(tmp_path / "a").st_mode & 0o055
+
+
+def test_writing_to_folder_that_holds_something_takes_force(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(FileFormatError, match="--force"), writing_to(tmp_path, force=False):
+        pass
+    with writing_to(tmp_path, force=True) as folder:
+        (folder / "new").write_text("y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "new"]
+
+
+def test_writing_to_force_removes_what_the_earlier_run_listed_and_nothing_outside(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    target.mkdir()
+    for path in (tmp_path / "outside", target / "old", target / "mine"):
+        path.write_text("x")
+    listed = {"old": "", "../outside": "", str(tmp_path / "outside"): "", "gone": ""}
+    (target / REPORT).write_text(json.dumps({"files": listed}))
+    with writing_to(target, force=True) as folder:
+        (folder / "new").write_text("y")
+    assert sorted(path.name for path in target.iterdir()) == ["mine", "new", REPORT]
+    assert (tmp_path / "outside").exists()
+
+
+def test_writing_to_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for force in (False, True):
+        with pytest.raises(FileFormatError, match="is a file"), writing_to(tmp_path / "file", force=force):
+            pass
+
+
+def test_safe_name_is_a_file_name_of_its_own() -> None:
+    names = [safe_name(index, name) for index, name in enumerate(["../../etc", "a/b", "", "ж" * 99, "x" * 99])]
+    assert names == ["0_etc", "1_a_b", "2_class", "3_class", f"4_{'x' * 40}"]

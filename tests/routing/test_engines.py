@@ -1,0 +1,91 @@
+"""Routing from an inference engine, against what `record_routing` counts on the same tokens."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_model
+
+from hf_mote import ActivationMap, find_routers, record_routing
+from hf_mote.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """A generation, its map, and its routing as an engine returns it: all decoder layers, dense ones as zeros."""
+    model = tiny_model("deepseek_v3")
+    sites = find_routers(model)
+    with record_routing(model, trace=True, eos_token_id=[]) as record:
+        output = model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=5, do_sample=False, eos_token_id=None)
+    trace = record.traces()[0]
+    table = np.zeros((len(trace.indices), model.config.num_hidden_layers, trace.indices.shape[2]), dtype=np.int16)
+    table[:, list(trace.layers)] = trace.indices.numpy()
+    weights = np.zeros(table.shape, dtype=np.float32)
+    weights[:, list(trace.layers)] = trace.weights.numpy()
+    assert model.config.num_hidden_layers > len(trace.layers)
+    return table, weights, record.maps()[0], sites[0].num_experts, output.shape[1]
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.tensor, np.ndarray.tolist])
+def test_from_routed_experts_counts_as_record_routing_does(recorded, form):
+    table, weights, expected, num_experts, num_tokens = recorded
+    found = ActivationMap.from_routed_experts(
+        form(table), num_experts=num_experts, layers=expected.layers, num_tokens=num_tokens, weights=weights
+    )
+    assert torch.equal(found.counts, expected.counts)
+    assert torch.allclose(found.weights, expected.weights, rtol=0, atol=1e-6)
+    assert found.layers == expected.layers
+    assert found.num_tokens == expected.num_tokens == num_tokens - 1
+
+
+def test_from_routed_experts_of_the_expert_layers_alone_is_the_same(recorded):
+    table, _, expected, num_experts, _ = recorded
+    found = ActivationMap.from_routed_experts(
+        table[:, list(expected.layers)], num_experts=num_experts, layers=expected.layers
+    )
+    assert torch.equal(found.counts, expected.counts)
+    assert not found.weights.any()
+    assert found.provenance["weights"] == "not recorded"
+
+
+def test_from_routed_experts_leaves_out_tokens_that_were_not_recorded(recorded):
+    table, _, expected, num_experts, num_tokens = recorded
+    longer = np.concatenate([table, np.full_like(table[:1], -1)])
+    found = ActivationMap.from_routed_experts(
+        longer, num_experts=num_experts, layers=expected.layers, num_tokens=num_tokens
+    )
+    assert torch.equal(found.counts, expected.counts)
+    assert found.num_tokens == expected.num_tokens
+
+
+def test_from_routed_experts_of_a_dense_layer_is_refused_and_not_expert_0(recorded):
+    table, _, expected, num_experts, _ = recorded
+    dense = next(layer for layer in range(table.shape[1]) if layer not in expected.layers)
+    layers = tuple(sorted((dense, *expected.layers)))
+    with pytest.raises(DataError, match="leave it out of `layers`"):
+        ActivationMap.from_routed_experts(table, num_experts=num_experts, layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda t: t[..., 0], "not a table"),
+        (lambda t: t.astype(float), "not a table"),
+        (lambda t: np.where(t == t.max(), 99, t), "no such expert"),
+        (lambda t: np.where(t == t.max(), -2, t), "no such expert"),
+        (lambda t: t[:, :1], "layers asked for"),
+    ],
+)
+def test_from_routed_experts_of_what_is_none_is_refused(recorded, change, word):
+    table, _, expected, num_experts, _ = recorded
+    with pytest.raises(DataError, match=word):
+        ActivationMap.from_routed_experts(change(table), num_experts=num_experts, layers=expected.layers)
+
+
+def test_from_routed_experts_with_the_wrong_number_of_tokens_is_refused(recorded):
+    table, weights, expected, num_experts, num_tokens = recorded
+    with pytest.raises(DataError, match="num_tokens"):
+        ActivationMap.from_routed_experts(
+            table, num_experts=num_experts, layers=expected.layers, num_tokens=num_tokens + 1
+        )
+    with pytest.raises(DataError, match="weights"):
+        ActivationMap.from_routed_experts(table, num_experts=num_experts, layers=expected.layers, weights=weights[:-1])

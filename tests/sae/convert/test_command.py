@@ -1,0 +1,74 @@
+"""`hf-mote sae convert`, typed as a user types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_saes import HIDDEN, TinySAE, activations
+from typer.testing import CliRunner
+
+from hf_mote import TopKSAEModel, export_sae, load_sae
+from hf_mote.cli import app
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["sae", "convert", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    export_sae(TinySAE("topk", "autoencoder").model(), tmp_path / "in" / "layers.3", "sparsify")
+    return tmp_path
+
+
+def test_convert_to_our_own_format_and_on_to_another(folder: Path) -> None:
+    code, output = run(folder / "in" / "layers.3", folder / "ours", "--to", "hf_mote")
+    assert (code, output[:22]) == (0, "TopKSAEModel of 40 lat")
+    sae = TopKSAEModel.from_pretrained(folder / "ours")
+    assert sae.config.hookpoint == "model.layers.3"
+    assert run(folder / "ours", folder / "out", "--to", "saelens", "--from", "hf_mote")[0] == 0
+    batch = activations(20, HIDDEN)
+    assert torch.equal(load_sae(folder / "out").encode(batch), sae.encode(batch))
+
+
+def test_convert_takes_a_subfolder(folder: Path) -> None:
+    assert run(folder / "in", folder / "out", "--to", "saelens", "--subfolder", "layers.3")[0] == 0
+    assert (folder / "out" / "cfg.json").exists()
+
+
+def test_convert_says_what_is_not_held(tmp_path: Path) -> None:
+    TinySAE("mutual_choice", "autoencoder").model().save_pretrained(tmp_path / "ours")
+    code, output = run(tmp_path / "ours", tmp_path / "out", "--to", "saelens")
+    assert code == 0
+    assert "Not held, of training: the selection in training: mutual_choice_sae is read as jumprelu_sae" in output
+    assert "zipf_exponent = 0.7" in output
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "reason"),
+    [
+        ("in/layers.3", ["--to", "saelen"], "--to: unknown name (got 'saelen'"),
+        ("in/layers.3", ["--to", "saelens", "--from", "saelens"], "sae_weights.safetensors"),
+        ("in", ["--to", "saelens"], "holds no weights of a sparse autoencoder"),
+        ("in/layers.3", ["--to", "gemma_scope"], "is not written"),
+        ("nowhere/at/all", ["--to", "saelens"], "Check the path"),
+    ],
+)
+def test_convert_failure_is_one_message_and_leaves_nothing(
+    folder: Path, source: str, options: list[str], reason: str
+) -> None:
+    code, output = run(folder / source, folder / "out", *options)
+    assert code == 1
+    assert reason in output
+    assert "Traceback" not in output
+    assert not (folder / "out").exists()
+
+
+def test_convert_into_a_folder_of_another_format_is_refused(folder: Path) -> None:
+    code, output = run(folder / "in" / "layers.3", folder / "in" / "layers.3", "--to", "saelens")
+    assert code == 1
+    assert "sae.safetensors" in output

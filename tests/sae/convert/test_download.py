@@ -1,0 +1,140 @@
+"""Hub ids: only the needed files, and errors as everywhere. A stand-in plays the Hub."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from tiny_saes import TinySAE
+
+from hf_mote import export_sae, load_sae
+from hf_mote.errors import FileFormatError, HFMoTEError, UnknownNameError
+from hf_mote.sae.convert import download
+
+
+class StubHub:
+    """One repository, a folder here, from which `snapshot_download` copies what the patterns allow."""
+
+    def __init__(self, repository: Path, cache: Path) -> None:
+        self.repository, self.cache = repository, cache
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, repo_id: str, *, allow_patterns: list[str], **options: Any) -> str:
+        self.calls.append({"repo_id": repo_id, **options})
+        for path in self.repository.rglob("*"):
+            name = str(path.relative_to(self.repository))
+            if path.is_file() and any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                (self.cache / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, self.cache / name)
+        return str(self.cache)
+
+    @property
+    def downloaded(self) -> set[str]:
+        return {str(path.relative_to(self.cache)) for path in self.cache.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StubHub:
+    stub = StubHub(tmp_path / "repository", tmp_path / "cache")
+    stub.cache.mkdir()
+    monkeypatch.setattr(download, "snapshot_download", stub)
+    monkeypatch.chdir(tmp_path)
+    return stub
+
+
+def publish(hub: StubHub, subfolder: str, format: str) -> None:
+    export_sae(TinySAE("topk", "autoencoder").model(), hub.repository / subfolder, format)
+
+
+@pytest.mark.parametrize(
+    ("format", "files"),
+    [
+        ("saelens", {"a/cfg.json", "a/sae_weights.safetensors", "config.json"}),
+        ("sparsify", {"a/cfg.json", "a/sae.safetensors", "config.json"}),
+        ("dictionary_learning", {"a/config.json", "a/ae.pt", "config.json"}),
+        ("hf_mote", {"a/config.json", "a/model.safetensors", "config.json"}),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_load_sae_hub_id_downloads_only_what_it_needs(hub: StubHub, format: str, files: set[str], named: bool) -> None:
+    publish(hub, "a", format)
+    publish(hub, "b", format)
+    (hub.repository / "config.json").write_text("{}")
+    for name in ("a/pytorch_model.bin", "a/evil.pt", "a/trainer_state.pt", "model.safetensors", "README.md"):
+        (hub.repository / name).write_bytes(b"not to be downloaded")
+    sae = load_sae("somebody/saes", format if named else "auto", subfolder="a", revision="v1", token="t")
+    assert sae.config.k == 4
+    assert hub.downloaded == files
+    assert {(call["repo_id"], call["revision"], call["token"]) for call in hub.calls} == {("somebody/saes", "v1", "t")}
+
+
+def test_load_sae_language_model_is_refused_without_downloading_it(hub: StubHub) -> None:
+    hub.repository.mkdir()
+    (hub.repository / "config.json").write_text('{"model_type": "llama"}')
+    (hub.repository / "model.safetensors").write_bytes(b"ten gigabytes")
+    with pytest.raises(FileFormatError, match="holds no weights of a sparse autoencoder"):
+        load_sae("somebody/model")
+    assert hub.downloaded == {"config.json"}
+
+
+def test_load_sae_names_in_a_hub_id_say_what_it_is_of(hub: StubHub) -> None:
+    publish(hub, "run/layers.7", "sparsify")
+    (hub.repository / "run" / "config.json").write_text('{"sae": {}, "model": "somebody/model"}')
+    config = load_sae("somebody/saes", subfolder="run/layers.7").config
+    assert (config.hookpoint, config.base_model) == ("model.layers.7", "somebody/model")
+
+
+def test_load_sae_subfolder_with_special_characters_is_taken_literally(hub: StubHub) -> None:
+    publish(hub, "a[1]", "saelens")
+    publish(hub, "a1", "saelens")
+    load_sae("somebody/saes", subfolder="a[1]")
+    assert {name.partition("/")[0] for name in hub.downloaded} == {"a[1]"}
+
+
+@pytest.mark.parametrize("subfolder", ["../other", "/etc", "a/../../b"])
+def test_load_sae_subfolder_out_of_the_repository_is_refused(hub: StubHub, subfolder: str) -> None:
+    with pytest.raises(FileFormatError, match="leads out of the repository"):
+        load_sae("somebody/saes", subfolder=subfolder)
+    assert hub.calls == []
+
+
+def test_load_sae_missing_subfolder_is_refused(hub: StubHub) -> None:
+    publish(hub, "a", "saelens")
+    with pytest.raises(FileFormatError, match="empty or missing folder.*subfolder of the repository"):
+        load_sae("somebody/saes", subfolder="b")
+
+
+def http_error(kind: type[Exception]) -> Exception:
+    return kind("404 Client Error", response=SimpleNamespace(headers={}, request=None, status_code=404))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (lambda: http_error(RepositoryNotFoundError), "'somebody/saes'.*log in or pass token"),
+        (lambda: http_error(RevisionNotFoundError), "'somebody/saes'.*revision.*log in"),
+        (lambda: LocalEntryNotFoundError("not here"), "not in the cache .got not here.*HF_HUB_OFFLINE"),
+    ],
+)
+def test_load_sae_hub_refusal_becomes_own_error(
+    monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception], reason: str
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> str:
+        raise error()
+
+    monkeypatch.setattr(download, "snapshot_download", refuse)
+    with pytest.raises(UnknownNameError, match=reason):
+        load_sae("somebody/saes")
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "./no/such/folder", "a/b/c", "nothing", "no\0thing"])
+def test_load_sae_unknown_name_offline_names_it_and_the_way_out(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="Check the path") as caught:
+        load_sae(name, cache_dir=tmp_path)
+    assert isinstance(caught.value, HFMoTEError)
