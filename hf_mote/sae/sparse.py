@@ -66,7 +66,7 @@ class SparseLatents(NamedTuple):
 
     @classmethod
     def from_dense(cls, latents: Tensor, *, signed: bool = False) -> SparseLatents:
-        """Return the positive entries of `(tokens, num_latents)`, or with `signed` all that are not 0; differentiable."""
+        """Return the positive entries of `(tokens, num_latents)`, or if `signed` all but zeros; differentiable."""
         pattern = Pattern.from_mask(latents != 0 if signed else latents > 0)
         return cls(latents[pattern.rows, pattern.columns], pattern)
 

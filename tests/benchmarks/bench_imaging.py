@@ -58,8 +58,9 @@ def main() -> None:
         )
 
     sys.stdout.write(
-        f"{options.model} on {platform.machine()} {options.device}, torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"{len(prompts)} prompts, batches of {options.batch_size}, {options.new_tokens} new tokens\n"
+        f"{options.model} on {platform.machine()} {options.device}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, {len(prompts)} prompts, batches of {options.batch_size}, "
+        f"{options.new_tokens} new tokens\n"
     )
     for scope in ("prompt", "all"):
         image = imaging(scope)
