@@ -3,6 +3,9 @@
 One program adds up one target's entries over one span of the width, in their order; one program multiplies one entry's
 rows. Nothing is added atomically, so that results do not change from run to run. This module needs triton, so
 `products_for` imports it only where triton is installed.
+
+The kernels were run in triton's interpreter and compiled for NVIDIA's sm_90, but not run on a GPU; the tests that do
+so are marked `gpu`.
 """
 
 # Kernels have no types.
