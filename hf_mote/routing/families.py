@@ -16,7 +16,7 @@ from torch import nn
 from hf_mote.errors import ConfigError
 from hf_mote.routing.rule import RoutingRule
 
-__all__ = ["RULES", "known_routers", "register_rule", "rule_for"]
+__all__ = ["RULES", "forget_rule", "known_routers", "register_rule", "rule_for"]
 
 BIAS = "e_score_correction_bias"
 SCALE = "routed_scaling_factor"
@@ -400,7 +400,9 @@ def rule_for(module: nn.Module) -> RoutingRule | None:
         module (`nn.Module`): Any module.
     """
     for cls in type(module).__mro__:
-        for rule in _rules_of(cls):
+        # Who registers a class says nothing of a subclass that does something else.
+        registered = _REGISTERED.get(cls, ()) if type(module).forward is getattr(cls, "forward", None) else ()
+        for rule in (*registered, *_rules_of_table(cls)):
             if rule.when is None or getattr(module, rule.when[0], None) == rule.when[1]:
                 return rule
     return None
@@ -410,7 +412,7 @@ def register_rule(router: type[nn.Module], rule: RoutingRule) -> None:
     """Make a router class follow a rule, for the rest of the process.
 
     Args:
-        router (`type[nn.Module]`): The class; its subclasses follow.
+        router (`type[nn.Module]`): The class; subclasses follow that keep its forward.
         rule (`RoutingRule`): The rule.
 
     Raises:
@@ -427,13 +429,25 @@ def register_rule(router: type[nn.Module], rule: RoutingRule) -> None:
     _REGISTERED[router] = (*_REGISTERED.get(router, ()), rule)
 
 
+def forget_rule(router: type[nn.Module], rule: RoutingRule) -> None:
+    """Take back what [`register_rule`] did."""
+    left = tuple(other for other in _REGISTERED.get(router, ()) if other is not rule)
+    if left:
+        _REGISTERED[router] = left
+    else:
+        _REGISTERED.pop(router, None)
+
+
 def known_routers() -> dict[str, str]:
     """Return every router class of the table with its model family."""
     return {router: family for rule in RULES for router, family in rule.routers.items()}
 
 
 def _rules_of(cls: type) -> tuple[RoutingRule, ...]:
-    registered = _REGISTERED.get(cls, ())
+    return (*_REGISTERED.get(cls, ()), *_rules_of_table(cls))
+
+
+def _rules_of_table(cls: type) -> tuple[RoutingRule, ...]:
     if not cls.__module__.startswith("transformers.models."):
-        return registered
-    return (*registered, *(rule for rule in RULES if cls.__name__ in rule.routers))
+        return ()
+    return tuple(rule for rule in RULES if cls.__name__ in rule.routers)

@@ -21,12 +21,13 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from hf_mote.errors import ConfigError, RouterContractError, UnknownNameError, UnsupportedError
 from hf_mote.routing.candidates import check_none_refused, declared_router_classes, unlisted_routers
 from hf_mote.routing.discover import BLOCK, RouterSite, find_routers, layer_of
-from hf_mote.routing.families import RULES, register_rule, rule_for
+from hf_mote.routing.families import RULES, forget_rule, register_rule, rule_for
 from hf_mote.routing.rule import RoutingRule
 from hf_mote.routing.trials import Trial, answer, num_matching, ordinary_inputs, telling_inputs, under_test, variants
 
 __all__ = ["register_routers"]
 
+MANY = 16  # times the ordinary inputs, in the last trial
 ROWS = tuple(replace(rule, within=None) for rule in RULES if rule.adapter is None)
 WHOLE = RoutingRule(name="logits, weights and indices", routers={}, scoring="logits")
 ALONE = RoutingRule(name="weights and indices, no logits", routers={}, scoring="logits", adapter="weights_alone")
@@ -119,9 +120,16 @@ def register_routers(model: nn.Module, *, rule: str | RoutingRule | None = None)
         # Passed over beside a layer's real router, unless the model itself says that this is one.
         if isinstance(router.module, declared_router_classes(model)) or layer_of(router.path) not in layers:
             raise error
-    for cls, found in identified.items():
-        register_rule(cls, found)
-    return find_routers(model)
+    registered: list[type[nn.Module]] = []
+    try:
+        for cls, found in identified.items():
+            register_rule(cls, found)
+            registered.append(cls)
+        return find_routers(model)
+    except BaseException:
+        for cls in registered:
+            forget_rule(cls, identified[cls])
+        raise
 
 
 def _name(rule: str | RoutingRule) -> str:
@@ -219,6 +227,10 @@ def _identify(
             fix=f'Say which it is: register_routers(model, rule="{rules[0].name}").',
         )
     found = rules[0]
+    if found.adapter is None:
+        with under_test(first) as aside:
+            # So many that a limit on an expert's tokens would show.
+            _reproducing(aside, [found], ordinary_inputs(aside).repeat(MANY, 1))
     return replace(found, when=found.when if flags[found.name] > 0 else None)
 
 
