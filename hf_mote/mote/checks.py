@@ -109,7 +109,7 @@ def _check_router_can(config: MoTEConfig, site: RouterSite, targets: dict[str, d
                 f"layer {site.layer} ({site.path})",
                 f"{type(site.module).__name__} cannot {what.replace('_', ' ')}: {reason}",
                 got=what,
-                expected=f"one of {', '.join(can for can in INTERVENTIONS if can not in site.refuses)}",
+                fix=f"What it can: {', '.join(can for can in INTERVENTIONS if can not in site.refuses)}.",
             )
 
 
