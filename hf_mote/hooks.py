@@ -31,13 +31,17 @@ class Participant:
     ran: bool = False
     """Whether its module has run since it joined, as far as the stack takes note."""
 
+    told: str | None = None
+    """A digest of what it changes, the same for the same change; `None` if it cannot tell."""
+
 
 class HookStack:
     """The one hook of this package on one module.
 
     Subclasses override `before` (runs before the module's forward), `after` (runs on its output) or both; what `after`
-    returns replaces the output unless it is `None`. The hook is prepended, so what other tools capture from the module
-    is the output after the participants have acted.
+    returns replaces the output unless it is `None`. What follows from the participants alone is worked out in
+    `take_stock`. The hook is prepended, so what other tools capture from the module is the output after the
+    participants have acted.
 
     A stack belongs to one module of one model: a deep copy or a pickle of the model carries an inert stack with no
     participants, so the copy behaves as the unpatched model.
@@ -54,6 +58,9 @@ class HookStack:
         """Return what replaces a module's output, or `None` to leave it."""
         return None
 
+    def take_stock(self) -> None:
+        """Hear that participants have joined or left."""
+
     def join(self, module: nn.Module, participant: Participant) -> None:
         """Add a participant, hooking the module if it is the first."""
         if not self._handles:
@@ -61,16 +68,19 @@ class HookStack:
                 if type(self).before is not HookStack.before:
                     hook = module.register_forward_pre_hook(self._run_before, prepend=True, with_kwargs=True)
                     self._handles.append(hook)
-                # Registered even where `after` does nothing: it is how `stack_on` finds the stack again.
-                self._handles.append(module.register_forward_hook(self._run_after, prepend=True, with_kwargs=True))
+                # One at least is registered, whatever they do: it is how `stack_on` finds the stack again.
+                if type(self).after is not HookStack.after or not self._handles:
+                    self._handles.append(module.register_forward_hook(self._run_after, prepend=True, with_kwargs=True))
             except BaseException:
                 self._unhook()
                 raise
         self.participants = (*self.participants, participant)
+        self.take_stock()
 
     def leave(self, participant: Participant) -> None:
         """Drop a participant, unhooking the module if it was the last."""
         self.participants = tuple(other for other in self.participants if other is not participant)
+        self.take_stock()
         if not self.participants:
             self._unhook()
 
@@ -195,7 +205,7 @@ def stack_on(module: nn.Module, kind: type[StackT]) -> StackT | None:
         module (`nn.Module`): The module to look at.
         kind (`type[HookStack]`): The kind of stack looked for.
     """
-    for hook in module._forward_hooks.values():
+    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, kind) and owner.participants:
             return owner

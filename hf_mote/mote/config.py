@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 
 from hf_mote.errors import ConfigError, FileFormatError
-from hf_mote.hub import Shareable, card_header, read_json, write_json
+from hf_mote.hub import Shareable, card_header, public_name, read_json, write_json
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.fields import LARGEST, checked_fingerprint, json_copy, number, pairs, token_pair, triples
 from hf_mote.mote.fingerprint import fingerprint_of
@@ -187,7 +187,7 @@ class MoTEConfig(Shareable):
             [`ModelMismatchError`]: if the model has no such layer or expert, or too few would be left.
         """
         sites = find_routers(model)
-        name = getattr(getattr(model, "config", None), "name_or_path", None) or None
+        name = public_name(getattr(getattr(model, "config", None), "name_or_path", None))
         fields = {"fingerprint": fingerprint_of(model, sites), "base_model": name, **fields}
         config = cls(**fields)
         check_against_model(config, model, sites)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 
@@ -16,7 +18,7 @@ from hf_mote.routing.discover import RouterSite, find_routers
 from hf_mote.routing.edits import RoutingEdit
 from hf_mote.routing.forward import Forward
 from hf_mote.routing.stack import Editor, RouterStack, attach_to_routers
-from hf_mote.routing.tracker import Watcher
+from hf_mote.routing.watcher import Watcher
 
 __all__ = ["apply_mote", "load_config"]
 
@@ -108,6 +110,7 @@ class _SiteEdit:
     """One config's share in one router."""
 
     def __init__(self, config: MoTEConfig, site: RouterSite, row: int | None) -> None:
+        self.config = config
         self.row = row
         self.scope = config.scope
         opens, closes = config.thinking_tokens or (-1, -1)
@@ -154,6 +157,8 @@ class _Editors(Editor):
 
     def __init__(self, parts: list[_SiteEdit]) -> None:
         self.parts = parts
+        told = [[part.row, part.config.to_dict()] for part in parts]
+        self.told = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         if all(part.scope == "all" and part.row is None for part in parts):
             self.always = tuple(part.edit for part in parts)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from itertools import chain
 
-import torch
 from torch import Tensor
 from torch._C import _get_tracing_state
 from torch._C._functorch import maybe_current_level
+from torch.compiler import is_compiling
 
 __all__ = ["at_hand", "known_to_avoid"]
 
@@ -23,7 +23,7 @@ def at_hand(values: Tensor) -> bool:
         values (`torch.Tensor`): The tensor.
     """
     return (
-        not torch.compiler.is_compiling()
+        not is_compiling()
         and values.is_cpu
         and type(values) is Tensor
         and _get_tracing_state() is None

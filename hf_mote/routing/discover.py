@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.routing.adapters import ADAPTERS, adapter_for
+from hf_mote.routing.aside import set_aside
 from hf_mote.routing.candidates import check_no_strangers
 from hf_mote.routing.edits import RoutingEdit
 from hf_mote.routing.families import rule_for
@@ -203,7 +204,8 @@ def decoder_of(model: nn.Module, sites: list[RouterSite]) -> nn.Module:
 def self_test(site: RouterSite) -> TupleAdapter | None:
     """Check that a router reproduces its own selection from its own logits, and return its output's adapter.
 
-    The router's forward alone runs on seeded random input; no hook fires and no global random state is touched.
+    The router's forward alone runs on seeded random input, that of a registered router on a copy; no hook fires, and
+    neither the router nor torch's random state is changed.
     Returns `None` for a router that cannot run by itself: on the meta device, or with its weights in shards.
 
     Args:
@@ -212,14 +214,17 @@ def self_test(site: RouterSite) -> TupleAdapter | None:
     Raises:
         [`RouterContractError`]: if weights or indices differ in a single bit.
     """
-    with torch.no_grad(), align_module_device(site.module):
-        weight = next(site.module.parameters())
+    # A router of the table changes nothing as it runs; of one that was registered, who knows.
+    listed = any(cls.__name__ in site.rule.routers for cls in type(site.module).__mro__)
+    with torch.no_grad(), align_module_device(site.module) if listed else set_aside(site.module) as aside:
+        router = site.module if aside is None else aside
+        weight = next(router.parameters())
         if weight.is_meta or hasattr(weight, "full_tensor"):
             return None
         generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(PROBE_TOKENS, width_of(site.module), generator=generator)
+        hidden = torch.randn(PROBE_TOKENS, width_of(router), generator=generator)
         args = probe_args(site, hidden.to(weight))
-        output = site.module.forward(*args)
+        output = router.forward(*args)
         adapter = adapter_for(site, output)
         check_identity(adapter, output, args)
     return adapter

@@ -44,7 +44,9 @@ def count_routed_experts(
         experts (integer array of shape `(tokens, layers, top_k)`):
             `torch.Tensor`, `np.ndarray` or nested lists. Its layers are the model's decoder layers, those without
             experts included, or exactly those named by `layers`. A token of -1 alone was not recorded and does not
-            count.
+            count. Nor does a last token of zeros alone if `top_k` is 2 or more: it cannot be routing, since no expert
+            is chosen twice, and stands for the last sampled token, which is never fed back. With a `top_k` of 1 it
+            cannot be told from a token that chose expert 0 in every layer, and counts: leave such a row out.
         num_experts (`int`):
             Experts of each layer.
         layers (`Sequence[int]`):
@@ -60,7 +62,10 @@ def count_routed_experts(
             layers without experts do.
     """
     layers = check_layers(_WHERE, layers)
-    chosen = np.asarray(experts)
+    for name, number, least in (("num_experts", num_experts, 1), ("num_tokens", num_tokens, 0)):
+        if number is not None and (not hasattr(number, "__index__") or number < least):
+            raise DataError(f"{_WHERE}: {name}", "is no number", got=repr(number), expected=f"{least} or more")
+    chosen = _array("experts", experts)
     if chosen.ndim != 3 or not np.issubdtype(chosen.dtype, np.integer) or 0 in chosen.shape[1:]:
         raise DataError(
             f"{_WHERE}: experts",
@@ -72,8 +77,11 @@ def count_routed_experts(
         raise DataError(
             f"{_WHERE}: num_tokens", "does not fit", got=f"{len(chosen)} rows", expected=f"{num_tokens} or one less"
         )
+    complete = num_tokens is None or len(chosen) == num_tokens
     chosen = _rows_of("experts", chosen, layers).astype(np.int64)
     recorded = ~(chosen == -1).all(axis=(1, 2))
+    if complete and _lacks_last_token(chosen):
+        recorded[-1] = False
     chosen = chosen[recorded]
     wrong = np.argwhere((chosen < 0) | (chosen >= num_experts))
     if len(wrong):
@@ -92,21 +100,38 @@ def count_routed_experts(
             f"{_WHERE}: experts[{token}, layer {layers[row]}]",
             "one expert twice",
             got=chosen[token, row].tolist(),
-            fix="A layer without experts comes back as zeros: leave it out of `layers`.",
+            fix="A layer without experts comes back as zeros: leave it out of `layers`. A token that was not recorded "
+            "may come back as zeros, too: leave its row out, or fill it with -1; a last one is left out by itself.",
         )
     places = torch.from_numpy(chosen) + torch.arange(len(layers))[:, None] * num_experts
     length = len(layers) * num_experts
     counts = torch.bincount(places.reshape(-1), minlength=length).double().view(len(layers), num_experts)
     weighed = torch.zeros(length, dtype=torch.float64)
     if weights is not None:
-        given = np.asarray(weights)
-        if given.shape != np.asarray(experts).shape or not np.isfinite(given).all():
-            raise DataError(
-                f"{_WHERE}: weights", "not one finite number for each expert", got=given.shape, expected=chosen.shape
-            )
+        given = _array("weights", weights)
+        shape = _array("experts", experts).shape
+        numbers = np.issubdtype(given.dtype, np.number)
+        if given.shape != shape or not numbers or not np.isfinite(given).all():
+            got = f"{given.dtype} of shape {given.shape}"
+            raise DataError(f"{_WHERE}: weights", "not one finite number for each expert", got=got, expected=shape)
         given = _rows_of("weights", given, layers)[recorded].astype(np.float64)
         weighed.index_add_(0, places.reshape(-1), torch.from_numpy(given).reshape(-1))
     return RoutedCounts(counts, weighed.view(len(layers), num_experts), float(len(chosen)))
+
+
+def _lacks_last_token(chosen: Any) -> bool:
+    """Return whether the last row holds zeros that cannot be routing, and the row before it does not."""
+    return bool(chosen.shape[2] > 1 and len(chosen) > 1 and not chosen[-1].any() and chosen[-2].any())
+
+
+def _array(name: str, table: Any) -> Any:
+    try:
+        if isinstance(table, Tensor):
+            table = table.detach().cpu()
+            table = table.float() if table.dtype == torch.bfloat16 else table  # which numpy does not have
+        return np.asarray(table)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{_WHERE}: {name}", "not a table", got=str(error).splitlines()[0]) from error
 
 
 def _rows_of(name: str, table: Any, layers: Sequence[int]) -> Any:

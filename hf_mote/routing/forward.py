@@ -110,7 +110,9 @@ class Forward:
         if self.seen:
             masks.append((torch.arange(self.length, device=self.device) >= self.seen).repeat(self.batch))
         present = [mask for mask in masks if mask is not None]
-        return torch.stack(present).all(dim=0) if present else None
+        if len(present) < 2:
+            return present[0] if present else None
+        return torch.stack(present).all(dim=0)
 
 
 def real_tokens(mask: object, batch: int, length: int, past: int) -> Tensor | None:

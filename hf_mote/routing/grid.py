@@ -5,6 +5,7 @@ A grid is a float64 CPU tensor of shape `(layers, experts)` and the absolute dec
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -58,9 +59,10 @@ def descending(where: str, grid: torch.Tensor, layers: Sequence[int], n: int) ->
     Raises:
         [`ConfigError`]: if `n` is negative, no whole number, or more than there are.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= grid.numel():
+    # Any whole number will do, numpy's too.
+    if isinstance(n, bool) or not hasattr(n, "__index__") or not 0 <= operator.index(n) <= grid.numel():
         raise ConfigError(f"{where}: n", "is no number of experts", got=n, expected=f"0..{grid.numel()}")
-    order: list[int] = grid.flatten().argsort(descending=True, stable=True)[:n].tolist()
+    order: list[int] = grid.flatten().argsort(descending=True, stable=True)[: operator.index(n)].tolist()
     return [(layers[index // grid.shape[1]], index % grid.shape[1]) for index in order]
 
 

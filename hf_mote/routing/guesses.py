@@ -13,7 +13,8 @@ from torch import nn
 from transformers import GenerationMixin
 
 from hf_mote.hooks import Attachment, HookStack, stack_on
-from hf_mote.routing.tracker import TokenTracker, Watcher
+from hf_mote.routing.tracker import TokenTracker
+from hf_mote.routing.watcher import Watcher
 
 __all__ = ["attachments_to_callers"]
 

@@ -20,8 +20,9 @@ from hf_mote.routing.forward import Forward, Phase
 from hf_mote.routing.maps import ActivationMap
 from hf_mote.routing.selection import Routing
 from hf_mote.routing.stack import Observer, attach_to_routers
-from hf_mote.routing.tally import RoutingTrace, Tally
-from hf_mote.routing.tracker import Watcher
+from hf_mote.routing.tally import Tally
+from hf_mote.routing.trace import RoutingTrace
+from hf_mote.routing.watcher import Watcher
 
 __all__ = ["RoutingRecord", "RoutingTrace", "record_routing"]
 
@@ -43,10 +44,12 @@ class RoutingRecord:
         self,
         model: nn.Module,
         *,
+        phase: Phase | Literal["all"] = "all",
         trace: bool = False,
         eos_token_id: int | Sequence[int] | None = None,
         thinking_tokens: tuple[int, int] | None = None,
     ) -> None:
+        self._phases = _phases_of("record_routing.phase", phase)
         self._stops = torch.tensor(_stop_tokens(model) if eos_token_id is None else _as_list(eos_token_id))
         self._sites = find_routers(model)
         self._experts = max(site.num_experts for site in self._sites)
@@ -54,7 +57,7 @@ class RoutingRecord:
         self.only: Callable[[Forward], Tensor | None] | None = None
         self._batches: dict[int, Tally] = {}  # by run, since runs may take turns
         self._trace = trace
-        self._recorders = {site.path: _Recorder(self, row) for row, site in enumerate(self._sites)}
+        self._recorders = {site.path: _Recorder(self._batches, row) for row, site in enumerate(self._sites)}
         self._intervention: Intervention = attach_to_routers(
             model, self._sites, _Clock(self, thinking_tokens), lambda site: self._recorders[site.path]
         )
@@ -65,32 +68,53 @@ class RoutingRecord:
         return sum(batch.size for batch in self._batches.values())
 
     def maps(
-        self, phase: Phase | Literal["all"] = "all", *, routing: Literal["applied", "native"] = "applied"
+        self, phase: Phase | Literal["all"] | None = None, *, routing: Literal["applied", "native"] = "applied"
     ) -> list[ActivationMap]:
         """Return one map for each sequence, in the order in which they were run.
 
         Args:
-            phase (`str`, *optional*, defaults to `"all"`):
-                `"prompt"`, `"generation"` or both.
+            phase (`str`, *optional*, defaults to what is recorded):
+                `"prompt"`, `"generation"` or `"all"`.
             routing (`str`, *optional*, defaults to `"applied"`):
                 `"applied"` is what took effect: an expert whose weight an intervention set to zero is not counted.
                 `"native"` is what the routers decided by themselves.
 
         Raises:
-            [`ConfigError`]: if phase or routing is not one of these.
+            [`ConfigError`]: if phase or routing is not one of these, or the phase is not recorded.
         """
-        if phase not in (*PHASES, "all"):
-            raise ConfigError("RoutingRecord.maps.phase", "unknown phase", got=phase, expected=f"{PHASES} or 'all'")
+        counts, weights, tokens = self.stacked(phase, routing=routing)
+        return [
+            ActivationMap(counts=counts[i], weights=weights[i], layers=self.layers, num_tokens=float(tokens[i]))
+            for i in range(len(tokens))
+        ]
+
+    def stacked(
+        self, phase: Phase | Literal["all"] | None = None, *, routing: Literal["applied", "native"] = "applied"
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what [`maps`] returns, with the same arguments, as tensors; float64, on the CPU.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: counts and weights of shape `(sequences, layers,
+            experts)`, and tokens of shape `(sequences,)`.
+        """
+        wanted = self._phases if phase is None else _phases_of("RoutingRecord.maps.phase", phase)
+        if not set(wanted) <= set(self._phases):
+            expected = " or ".join(repr(name) for name in self._phases)
+            raise ConfigError("RoutingRecord.maps.phase", "was not recorded", got=repr(phase), expected=expected)
         if routing not in ("applied", "native"):
             raise ConfigError("RoutingRecord.maps.routing", "unknown", got=routing, expected="'applied' or 'native'")
-        wanted: tuple[Phase, ...] = PHASES if phase == "all" else (phase,)
-        return [found for batch in self._batches.values() for found in batch.maps(wanted, routing, self.layers)]
+        found = [batch.totals(wanted, routing) for batch in self._batches.values()]
+        if not found:
+            grid = torch.zeros(0, len(self._sites), self._experts, dtype=torch.float64)
+            return grid, grid.clone(), torch.zeros(0, dtype=torch.float64)
+        counts, weights, tokens = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return counts, weights, tokens
 
-    def total(self, phase: Phase | Literal["all"] = "all") -> ActivationMap:
+    def total(self, phase: Phase | Literal["all"] | None = None) -> ActivationMap:
         """Return the sum over all sequences.
 
         Args:
-            phase (`str`, *optional*, defaults to `"all"`): `"prompt"`, `"generation"` or both.
+            phase (`str`, *optional*, defaults to what is recorded): `"prompt"`, `"generation"` or `"all"`.
 
         Raises:
             [`DataError`]: if nothing was recorded yet.
@@ -108,7 +132,8 @@ class RoutingRecord:
         """
         if not self._trace:
             raise ConfigError("record_routing.trace", "no trace was kept", got=False, expected=True)
-        return [found for batch in self._batches.values() for found in batch.traces(self.layers)]
+        kept = [(batch.trace, batch.size) for batch in self._batches.values()]
+        return [found for trace, size in kept if trace is not None for found in trace.of(size, self.layers)]
 
     def forget(self) -> None:
         """Drop what was recorded so far, between runs; recording goes on."""
@@ -140,7 +165,9 @@ class RoutingRecord:
         _ = forward.phases  # refuses what cannot be told apart before anything is counted
         batch = self._batches.get(forward.run)
         if batch is None:
-            batch = self._batches[forward.run] = Tally(forward, len(self._sites), self._experts, self._trace)
+            sizes = len(self._sites), self._experts
+            batch = Tally(forward, *sizes, stops=self._stops, phases=self._phases, trace=self._trace)
+            self._batches[forward.run] = batch
         if forward.moved is not None:
             raise UnsupportedError(
                 "record_routing",
@@ -156,12 +183,11 @@ class RoutingRecord:
                 expected=batch.size,
                 fix="Record greedy search or sampling; beam search moves sequences between rows.",
             )
-        self._stops = self._stops.to(forward.device)
-        batch.begin(forward, self._stops, None if self.only is None else self.only(forward))
+        batch.begin(forward, None if self.only is None else self.only(forward))
 
-    def see(self, row: int, forward: Forward, native: Routing, applied: Routing) -> None:
-        """Take in one router's routing."""
-        self._batches[forward.run].see(row, native, applied)
+    def counts(self, forward: Forward) -> bool:
+        """Return whether a pass that has begun has tokens to count."""
+        return any(phase in self._phases for phase in forward.phases)
 
     def end(self, forward: Forward) -> None:
         """Hear of a forward pass that ends."""
@@ -171,6 +197,7 @@ class RoutingRecord:
 def record_routing(
     model: nn.Module,
     *,
+    phase: Phase | Literal["all"] = "all",
     trace: bool = False,
     eos_token_id: int | Sequence[int] | None = None,
     thinking_tokens: tuple[int, int] | None = None,
@@ -183,6 +210,8 @@ def record_routing(
     Args:
         model (`nn.Module`):
             A mixture-of-experts model; left as it is.
+        phase (`str`, *optional*, defaults to `"all"`):
+            What to record: `"prompt"`, `"generation"` or both. Passes that hold nothing of it then cost less.
         trace (`bool`, *optional*, defaults to `False`):
             Also keep every token's experts and weights, which takes memory that grows with the tokens.
         eos_token_id (`int` or `list[int]`, *optional*, defaults to the model's generation config):
@@ -211,7 +240,16 @@ def record_routing(
     assert record.maps("generation")[0].counts.sum() == 3 * 2 * 2  # the fourth token is never fed back
     ```
     """
-    return RoutingRecord(model, trace=trace, eos_token_id=eos_token_id, thinking_tokens=thinking_tokens)
+    return RoutingRecord(model, phase=phase, trace=trace, eos_token_id=eos_token_id, thinking_tokens=thinking_tokens)
+
+
+def _phases_of(where: str, phase: str) -> tuple[Phase, ...]:
+    if phase == "all":
+        return PHASES
+    for name in PHASES:
+        if phase == name:
+            return (name,)
+    raise ConfigError(where, "unknown phase", got=phase, expected=f"{PHASES} or 'all'")
 
 
 def _stop_tokens(model: nn.Module) -> list[int]:
@@ -238,6 +276,9 @@ class _Clock(Watcher):
     def on_forward(self, forward: Forward) -> None:
         self.record.begin(forward)
 
+    def observes(self, forward: Forward) -> bool:
+        return self.record.counts(forward)
+
     def on_trace(self, forward: Forward) -> None:
         raise UnsupportedError(
             "record_routing",
@@ -250,9 +291,9 @@ class _Clock(Watcher):
 
 
 class _Recorder(Observer):
-    def __init__(self, record: RoutingRecord, row: int) -> None:
-        self.record = record
+    def __init__(self, batches: dict[int, Tally], row: int) -> None:
+        self.batches = batches
         self.row = row
 
     def observe(self, forward: Forward, native: Routing, applied: Routing) -> None:
-        self.record.see(self.row, forward, native, applied)
+        self.batches[forward.run].see(self.row, native, applied)

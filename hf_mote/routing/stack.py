@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from hf_mote.errors import RouterContractError
 from hf_mote.hooks import LOCK, Attachment, HookStack, Intervention, Participant, attach, stack_on
@@ -18,8 +19,9 @@ from hf_mote.routing.edits import RoutingEdit, merge_edits
 from hf_mote.routing.forward import Forward
 from hf_mote.routing.guesses import attachments_to_callers
 from hf_mote.routing.selection import Routing, reweigh
-from hf_mote.routing.tracker import TokenTracker, Watcher, recomputing
+from hf_mote.routing.tracker import TokenTracker, recomputing
 from hf_mote.routing.tuple_adapter import TupleAdapter
+from hf_mote.routing.watcher import Watcher
 
 __all__ = ["Editor", "Observer", "Probe", "RouterParticipant", "RouterStack", "attach_to_routers"]
 
@@ -71,25 +73,22 @@ class RouterStack(HookStack):
         self.adapter = adapter
         self._always: list[RoutingEdit] | None = None
         self._suppressed: frozenset[int] | None = None
+        self._only_observed = False
 
-    def join(self, module: nn.Module, participant: Participant) -> None:
-        """Add a participant, hooking the module if it is the first."""
-        super().join(module, participant)
-        self._take_stock()
-
-    def leave(self, participant: Participant) -> None:
-        """Drop a participant, unhooking the module if it was the last."""
-        super().leave(participant)
-        self._take_stock()
+    def take_stock(self) -> None:
+        """Find out whether all that happens here are the same edits in every pass, or looks."""
+        self._only_observed = all(isinstance(participant, Observer) for participant in self.participants)
+        always = [participant.always for participant in self.participants if isinstance(participant, Editor)]
+        self._always = None
+        if len(always) == len(self.participants) and None not in always:
+            self._always = [edit for edits in always if edits is not None for edit in edits]
+        self._suppressed = None if self._always is None else self._suppressed_by(self._always)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         """Edit, probe and show one pass of the router."""
-        site = self.site
-        adapter = self.adapter
-        if adapter is None:
-            adapter = adapter_for(site, output)
-            check_identity(adapter, output, args)
-            self.adapter = adapter
+        if self._only_observed and not is_compiling() and self.tracker.postpones(self.look, args, output):
+            return None
+        adapter = self._adapter_of(args, output)
         native = adapter.read(output)[1]
         for participant in self.participants:
             participant.ran |= participant.active
@@ -110,22 +109,47 @@ class RouterStack(HookStack):
                 observers.append(participant)
         applied, touched = native, None
         if edits:
-            touched = _touched(edits)
+            touched = _touched(edits) if self._always is None else None
             applied = self._reselect(adapter, output, args, native, edits, touched)
         for probe in probes:
             applied = applied._replace(weights=probe.probe(forward, applied))
         if observers and not recomputing():
-            if forward is None:
-                raise RouterContractError(
-                    site.path,
-                    "cannot tell which token each routed row is",
-                    got=f"{len(native.indices)} rows",
-                    expected="one row for each token of the decoder's forward",
-                    fix="Record around the model's own forward or generate.",
-                )
-            for observer in observers:
-                observer.observe(forward, native, applied)
+            self._show(observers, forward, native, applied)
         return None if applied is native else adapter.write(output, applied, touched)
+
+    def look(self, args: tuple[Any, ...], output: Any) -> None:
+        """Show a pass of the router in which nothing is edited.
+
+        Args:
+            args (`tuple`): What the router was called with.
+            output (`Any`): What it returned.
+        """
+        native = self._adapter_of(args, output).read(output)[1]
+        for participant in self.participants:
+            participant.ran |= participant.active
+        observers = [one for one in self.participants if isinstance(one, Observer) and one.active]
+        if observers:
+            self._show(observers, self.tracker.forward_of(native.indices.shape[0]), native, native)
+
+    def _show(self, observers: Sequence[Observer], forward: Forward | None, native: Routing, applied: Routing) -> None:
+        if forward is None:
+            raise RouterContractError(
+                self.site.path,
+                "cannot tell which token each routed row is",
+                got=f"{len(native.indices)} rows",
+                expected="one row for each token of the decoder's forward",
+                fix="Record around the model's own forward or generate.",
+            )
+        for observer in observers:
+            observer.observe(forward, native, applied)
+
+    def _adapter_of(self, args: tuple[Any, ...], output: Any) -> TupleAdapter:
+        """What reads the router's output, found in its first pass if it was not before."""
+        if self.adapter is None:
+            adapter = adapter_for(self.site, output)
+            check_identity(adapter, output, args)
+            self.adapter = adapter
+        return self.adapter
 
     def _reselect(
         self,
@@ -163,14 +187,6 @@ class RouterStack(HookStack):
             torch.where(rows, edited.indices, native.indices),
             shared,
         )
-
-    def _take_stock(self) -> None:
-        """Find out whether all that happens here are the same edits in every pass, and what they could change."""
-        always = [participant.always for participant in self.participants if isinstance(participant, Editor)]
-        self._always = None
-        if len(always) == len(self.participants) and None not in always:
-            self._always = [edit for edits in always if edits is not None for edit in edits]
-        self._suppressed = None if self._always is None else self._suppressed_by(self._always)
 
     def _suppressed_by(self, edits: Sequence[RoutingEdit]) -> frozenset[int] | None:
         """Experts that a token must have chosen for edits to change its routing; `None` if more can change it."""

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import itertools
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._C import _current_graph_task_id
+from torch.compiler import is_compiling
 
-from hf_mote.errors import LivenessError, UnsupportedError
-from hf_mote.hooks import HookStack, Participant
+from hf_mote.errors import UnsupportedError
+from hf_mote.hooks import HookStack
 from hf_mote.routing.forward import Forward, real_tokens
 from hf_mote.routing.row_order import last_keys, moved_from
 from hf_mote.routing.texts import CachedText, Marks, parts_of
+from hf_mote.routing.watcher import Watcher
 
-__all__ = ["TokenTracker", "Watcher", "recomputing"]
+__all__ = ["TokenTracker", "recomputing"]
+
+ROWS_POSTPONED = 256  # longer passes are looked at router by router
+
+Look: TypeAlias = Callable[[tuple[Any, ...], Any], None]
 
 
 class TokenTracker(HookStack):
@@ -40,6 +48,17 @@ class TokenTracker(HookStack):
         self._now: Forward | None = None
         self._inside = False
         self._ends: dict[Marks, Tensor] = {}
+        self._minds_passes = self._minds_rows = False
+        self._marks: frozenset[Marks] = frozenset()
+        self._watchers: tuple[Watcher, ...] = ()
+
+    def take_stock(self) -> None:
+        """Find out what the watchers want to know of each pass."""
+        watchers = tuple(participant for participant in self.participants if isinstance(participant, Watcher))
+        self._watchers = watchers
+        self._marks = frozenset(marks for watcher in watchers for marks in watcher.thinking_tokens)
+        self._minds_passes = any(watcher.minds_passes for watcher in watchers)
+        self._minds_rows = bool(self._marks) or any(watcher.minds_rows for watcher in watchers)
 
     def forward_of(self, rows: int) -> Forward | None:
         """Return the pass that a router's rows belong to, or `None` if they belong to none.
@@ -49,11 +68,12 @@ class TokenTracker(HookStack):
         Args:
             rows (`int`): Rows that the router sees.
         """
-        if torch.compiler.is_compiling():
+        if is_compiling():
             now, inside = self._now, self._inside
         else:
             # A backward pass may run in a thread of its own.
-            now, inside = self._here.now or self._now, self._here.inside
+            here = self._here
+            now, inside = here.now or self._now, here.inside
         if now is None:
             return None
         if inside:
@@ -62,6 +82,23 @@ class TokenTracker(HookStack):
             length = rows // now.batch
             return Forward(now.batch, length, now.device, generation_from=length)
         return None
+
+    def postpones(self, look: Look, args: tuple[Any, ...], output: Any) -> bool:
+        """Return whether a look at what a router decided is put off to the end of the pass.
+
+        Routers that are looked at one after the other find the code at hand, which costs a decode step much less than
+        looking while the model's weights go by. Short passes alone wait, since what they returned is held until then.
+
+        Args:
+            look (`Callable[[tuple, Any], None]`): What to call.
+            args (`tuple`): What the router was called with.
+            output (`Any`): What it returned.
+        """
+        here = self._here
+        if not here.inside or not here.postpones:
+            return False
+        here.postponed.append((look, args, output))
+        return True
 
     def expect_guesses(self, guessed: bool) -> None:
         """Hear whether the pass that comes next in this thread ends in guesses of assisted decoding."""
@@ -81,7 +118,7 @@ class TokenTracker(HookStack):
                 fix="Give input_ids, or give inputs_embeds by name.",
             )
         cache = kwargs.get("past_key_values")
-        if torch.compiler.is_compiling():
+        if is_compiling():
             self._trace(ids, tokens, cache)
             return
         here = self._here
@@ -103,8 +140,10 @@ class TokenTracker(HookStack):
                 here.run = next(self._runs)
                 here.prompt_length = length
         here.previous = ids if cache is None else None
-        begun = {} if text is None else text.parts_at(past, moved)
-        parts = self._parts(ids, begun, begins=past == 0)
+        parts: dict[Marks, tuple[Tensor, Tensor]] = {}
+        if self._marks:
+            begun = {} if text is None else text.parts_at(past, moved)
+            parts = self._parts(ids, begun, begins=past == 0)
         here.text = CachedText(
             here.run,
             past,
@@ -128,6 +167,7 @@ class TokenTracker(HookStack):
         here.inside, here.guessed = True, False
         self._now, self._inside = here.now, True
         self._ends = {marks: part[:, -1] for marks, (_, part) in parts.items()}
+        here.postpones, here.postponed = batch * length <= ROWS_POSTPONED, []
         for participant in self.participants:
             if isinstance(participant, Watcher) and participant.active:
                 participant.on_forward(here.now)
@@ -155,7 +195,7 @@ class TokenTracker(HookStack):
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Check that the routers of newly attached interventions ran, and remember what the cache now holds."""
         self._inside = False
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return
         now = self._remember(kwargs, output) if self._minds_passes else None
         for participant in self.participants:
@@ -165,24 +205,20 @@ class TokenTracker(HookStack):
                     participant.on_end(now)
 
     def _remember(self, kwargs: dict[str, Any], output: Any) -> Forward | None:
-        """Take note of what the cache now holds, and return the pass that ends."""
+        """Look at what was put off, take note of what the cache now holds, and return the pass that ends."""
         here = self._here
+        postponed, here.postponed = here.postponed, []
+        if here.now is not None and any(watcher.wants(here.now) for watcher in self._watchers):
+            for look, its_args, its_output in postponed:
+                look(its_args, its_output)
         here.inside = False
         cache = kwargs.get("past_key_values")
         if cache is None:
             cache = getattr(output, "past_key_values", None)
         if cache is not None and here.text is not None:
             keys = last_keys(cache) if here.text.alike else None
-            self._texts[cache] = here.text._replace(keys=None if keys is None else keys.clone())
+            self._texts[cache] = here.text if keys is None else here.text._replace(keys=keys.clone())
         return here.now
-
-    @property
-    def _minds_passes(self) -> bool:
-        return any(isinstance(p, Watcher) and p.minds_passes for p in self.participants)
-
-    @property
-    def _minds_rows(self) -> bool:
-        return any(isinstance(p, Watcher) and (p.minds_rows or p.thinking_tokens) for p in self.participants)
 
     def _extends_previous(self, ids: Tensor | None, kwargs: dict[str, Any]) -> tuple[bool, Tensor | None]:
         """Whether the pass repeats the one before and adds a token, and the rows that its sequences come from."""
@@ -199,16 +235,10 @@ class TokenTracker(HookStack):
         self, ids: Tensor | None, begun: dict[Marks, Tensor], *, begins: bool
     ) -> dict[Marks, tuple[Tensor, Tensor]]:
         """For each pair of marks that somebody asks for: what held before the pass, and what each token belongs to."""
-        pairs = {
-            pair
-            for participant in self.participants
-            if isinstance(participant, Watcher)
-            for pair in participant.thinking_tokens
-        }
         found: dict[Marks, tuple[Tensor, Tensor]] = {}
         if ids is None:
             return found
-        for marks in pairs:
+        for marks in self._marks:
             begin = begun.get(marks)
             if begin is None or len(begin) != len(ids):
                 if not begins:
@@ -218,57 +248,9 @@ class TokenTracker(HookStack):
         return found
 
 
-class Watcher(Participant):
-    """A participant on the decoder: hears of each forward, and knows which routers must run in it."""
-
-    thinking_tokens: frozenset[Marks] = frozenset()
-    """Pairs of tokens that open and close the thinking, which the intervention wants to know about."""
-
-    minds_passes: bool = True
-    """Whether it matters to it what the tokens of a pass are, and when it begins and ends."""
-
-    minds_rows: bool = False
-    """Whether it matters to it that a sequence moves to another row of the batch."""
-
-    minds_phases: bool = False
-    """Whether it matters to it what is prompt and what is generated."""
-
-    def __init__(self) -> None:
-        self._expected: dict[str, Participant] = {}
-        self._proven = False
-
-    def expect(self, path: str, participant: Participant) -> None:
-        """Expect the router at a path, and this participant on it, to run in every forward."""
-        participant.ran = False
-        self._expected[path] = participant
-
-    def on_forward(self, forward: Forward) -> None:
-        """Hear of a forward that begins."""
-
-    def on_trace(self, forward: Forward) -> None:
-        """Hear of a forward that is being compiled; raise if that cannot work."""
-
-    def on_end(self, forward: Forward) -> None:
-        """Hear of a forward that ends."""
-
-    def check_alive(self) -> None:
-        """Raise [`LivenessError`] if a router did not run in the first forward since attaching."""
-        if self._proven or not self.active:
-            return
-        silent = [path for path, participant in self._expected.items() if not participant.ran]
-        if silent:
-            raise LivenessError(
-                silent[0],
-                f"{len(silent)} of {len(self._expected)} hooked routers did not run in the forward pass",
-                expected="every router to run",
-                fix="A fused kernel bypasses the module: load without use_kernels, and dequantise MXFP4 weights.",
-            )
-        self._proven = True
-
-
 def recomputing() -> bool:
     """Whether gradient checkpointing is running a layer again, during a backward pass."""
-    return torch._C._current_graph_task_id() != -1
+    return _current_graph_task_id() != -1
 
 
 class _Here(threading.local):
@@ -278,6 +260,8 @@ class _Here(threading.local):
         self.now: Forward | None = None
         self.inside = False
         self.guessed = False
+        self.postpones = False
+        self.postponed: list[tuple[Look, tuple[Any, ...], Any]] = []
         self.text: CachedText | None = None
         self.run = 0
         self.prompt_length = 0

@@ -1,9 +1,9 @@
 """Experiments on one router: run it aside, compare it with a rule, and find what tells two rules apart.
 
-The router's forward runs on shallow copies, in evaluation mode and without hooks; buffers are copies too, so that what
-a router counts while it runs is not counted in the model. Rules that agree on ordinary inputs may differ where all
-logits are very negative (a term added to the sum of the weights shows), or once a number of the router is another one
-(a rule that reads the number follows, the others do not).
+The router's forward runs on copies (`aside.py`), in evaluation mode and without hooks, so that what a router changes
+while it runs is not changed in the model. Rules that agree on ordinary inputs may differ where all logits are very
+negative (a term added to the sum of the weights shows), or once a number of the router is another one (a rule that
+reads the number follows, the others do not).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.routing.adapters import adapter_for
+from hf_mote.routing.aside import set_aside
 from hf_mote.routing.discover import BLOCK, RouterSite, probe_args, site_of, width_of
 from hf_mote.routing.edits import RoutingEdit
 from hf_mote.routing.rule import RoutingRule, attribute_of
@@ -80,8 +80,8 @@ def under_test(router: Trial) -> Iterator[Trial]:
     Raises:
         [`UnsupportedError`]: if its weights are not there.
     """
-    with torch.no_grad(), align_module_device(router.module):
-        weight = next(router.module.parameters(), None)
+    with set_aside(router.module) as aside:
+        weight = next(aside.parameters(), None)
         if weight is None or weight.is_meta:
             raise UnsupportedError(
                 router.path,
@@ -90,12 +90,7 @@ def under_test(router: Trial) -> Iterator[Trial]:
                 expected="a router with its weights",
                 fix="Load the weights first.",
             )
-        devices = [] if weight.device.type == "cpu" else [weight.device]
-        with torch.random.fork_rng(devices=devices, device_type=weight.device.type if devices else "cuda"):
-            aside = _copy(router.module)
-            # What accelerate puts there would run the module itself, which has its weights for as long as this lasts.
-            aside.__dict__.pop("forward", None)
-            yield router._replace(module=aside)
+        yield router._replace(module=aside.eval())
 
 
 def answer(router: Trial, rule: RoutingRule, hidden: Tensor) -> Answer:
@@ -115,7 +110,8 @@ def answer(router: Trial, rule: RoutingRule, hidden: Tensor) -> Answer:
     """
     site = site_of(router.path, router.module, rule, router.block)
     args = probe_args(site, hidden.to(next(router.module.parameters())))
-    output = router.module.forward(*args)
+    # Copies, as one of them may be a tensor of the block, which the forward could change.
+    output = router.module.forward(*(arg if arg is None else arg.clone() for arg in args))
     adapter = adapter_for(site, output)
     logits, native = adapter.read(output)
     if not bool(((native.indices >= 0) & (native.indices < site.num_experts)).all()):
@@ -249,21 +245,11 @@ def _owner(router: Trial, path: str) -> tuple[nn.Module, str]:
     return (router.block if in_block else router.module), path.removeprefix(BLOCK)  # type: ignore[return-value]
 
 
-def _copy(module: nn.Module) -> nn.Module:
-    """A module that shares parameters and nothing else, in evaluation mode."""
-    twin = copy.copy(module)
-    twin.__dict__.update(
-        training=False,
-        _parameters=dict(module._parameters),
-        _buffers={name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()},
-        _modules={name: None if child is None else _copy(child) for name, child in module._modules.items()},
-    )
-    return twin
-
-
 def _changed(owner: Any, path: str, value: object) -> Any:
-    """A copy of a module, or of a config that it holds, with another value at a dotted path."""
-    twin = _copy(owner) if isinstance(owner, nn.Module) else copy.copy(owner)
+    """A copy of a module, or of a config that it holds, with another value at a dotted path; it shares all others."""
+    twin = copy.copy(owner)
+    if isinstance(twin, nn.Module):
+        twin.__dict__.update({name: dict(vars(owner)[name]) for name in ("_parameters", "_buffers", "_modules")})
     name, _, rest = path.partition(".")
     new = _changed(getattr(owner, name), rest, value) if rest else value
     if isinstance(new, Tensor) and name in getattr(twin, "_parameters", ()):
@@ -274,9 +260,9 @@ def _changed(owner: Any, path: str, value: object) -> Any:
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of a module with its parameters in another dtype."""
-    twin = _copy(module)
-    for part in twin.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None and parameter.is_floating_point():
-                part._parameters[name] = nn.Parameter(parameter.to(dtype), requires_grad=False)
+    with set_aside(module) as twin:
+        for part in twin.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None and parameter.is_floating_point():
+                    part._parameters[name] = nn.Parameter(parameter.to(dtype), requires_grad=False)
     return twin

@@ -37,6 +37,16 @@ def test_from_routed_experts_counts_as_record_routing_does(recorded, form):
     assert found.num_tokens == expected.num_tokens == num_tokens - 1
 
 
+def test_from_routed_experts_takes_tensors_with_gradients_and_in_bfloat16(recorded):
+    table, weights, expected, num_experts, _ = recorded
+    given = torch.tensor(weights, dtype=torch.bfloat16, requires_grad=True)
+    found = ActivationMap.from_routed_experts(
+        torch.tensor(table), num_experts=np.int64(num_experts), layers=expected.layers, weights=given
+    )
+    assert torch.equal(found.counts, expected.counts)
+    assert torch.allclose(found.weights, expected.weights, rtol=0.01, atol=1e-6)
+
+
 def test_from_routed_experts_of_the_expert_layers_alone_is_the_same(recorded):
     table, _, expected, num_experts, _ = recorded
     found = ActivationMap.from_routed_experts(
@@ -73,6 +83,9 @@ def test_from_routed_experts_of_a_dense_layer_is_refused_and_not_expert_0(record
         (lambda t: np.where(t == t.max(), 99, t), "no such expert"),
         (lambda t: np.where(t == t.max(), -2, t), "no such expert"),
         (lambda t: t[:, :1], "layers asked for"),
+        (lambda t: [[[0, 1], [2]]], "not a table"),
+        (lambda t: torch.tensor(t, device="meta"), "not a table"),
+        (lambda t: None, "not a table"),
     ],
 )
 def test_from_routed_experts_of_what_is_none_is_refused(recorded, change, word):
@@ -87,5 +100,41 @@ def test_from_routed_experts_with_the_wrong_number_of_tokens_is_refused(recorded
         ActivationMap.from_routed_experts(
             table, num_experts=num_experts, layers=expected.layers, num_tokens=num_tokens + 1
         )
+    for name, number in (("num_experts", 2.5), ("num_experts", 0), ("num_experts", "8"), ("num_tokens", "3")):
+        with pytest.raises(DataError, match=f"{name}: is no number"):
+            ActivationMap.from_routed_experts(
+                table, **{"num_experts": num_experts, "layers": expected.layers, name: number}
+            )
+    with pytest.raises(DataError, match="weights: not one finite number .*got <U1 of shape"):
+        ActivationMap.from_routed_experts(table, num_experts=num_experts, layers=expected.layers, weights="x")
     with pytest.raises(DataError, match="weights"):
         ActivationMap.from_routed_experts(table, num_experts=num_experts, layers=expected.layers, weights=weights[:-1])
+
+
+def test_from_routed_experts_leaves_out_a_last_token_of_zeros(recorded):
+    table, weights, expected, num_experts, num_tokens = recorded
+    longer = np.concatenate([table, np.zeros_like(table[:1])])
+    more = np.concatenate([weights, np.zeros_like(weights[:1])])
+    for number in (None, num_tokens):
+        found = ActivationMap.from_routed_experts(
+            longer, num_experts=num_experts, layers=expected.layers, num_tokens=number, weights=more
+        )
+        assert torch.equal(found.counts, expected.counts)
+        assert torch.allclose(found.weights, expected.weights, rtol=0, atol=1e-6)
+        assert found.num_tokens == expected.num_tokens
+
+
+def test_from_routed_experts_of_zeros_that_are_no_last_token_is_refused(recorded):
+    table, _, expected, num_experts, num_tokens = recorded
+    fixed = {"num_experts": num_experts, "layers": expected.layers}
+    two = np.concatenate([table, np.zeros_like(table[:2])])
+    short = np.concatenate([table[:-1], np.zeros_like(table[:1])])
+    for given, number in ((two, None), (short, num_tokens), (np.zeros_like(table[:1]), None)):
+        with pytest.raises(DataError, match="not recorded may come back as zeros"):
+            ActivationMap.from_routed_experts(given, num_tokens=number, **fixed)
+
+
+def test_from_routed_experts_with_one_expert_per_token_counts_a_last_row_of_zeros():
+    table = np.array([[[3]], [[2]], [[0]]])
+    found = ActivationMap.from_routed_experts(table, num_experts=4, layers=[0])
+    assert found.counts.tolist() == [[1.0, 0.0, 1.0, 1.0]]

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -112,6 +113,10 @@ def test_activation_map_top_breaks_ties_by_layer_and_expert():
     assert found.top(4) == [(6, 1 + 1), (2, 1), (2, 2), (6, 0)]
     assert found.top(0) == []
     assert len(found.top(6)) == 6
+
+
+def test_activation_map_top_takes_any_whole_number():
+    assert make([[1, 7], [8, 0]]).top(np.int64(2)) == [(1, 0), (0, 1)]
 
 
 def test_activation_map_top_by_weight_ranks_weights():

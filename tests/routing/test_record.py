@@ -504,3 +504,31 @@ def test_record_routing_unknown_phase_or_routing_is_refused(one_model: PreTraine
     with pytest.raises(DataError, match="nothing was recorded"):
         record.total()
     assert record.maps() == []
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_record_routing_traces_of_routers_that_choose_different_numbers_are_filled_up(
+    one_model: PreTrainedModel, side: str
+) -> None:
+    first, *_, last = find_routers(one_model)
+    last.module.top_k = first.top_k + 1
+    texts = prompts(3, 6)
+    with record_routing(one_model, trace=True) as record:
+        one_model(**padded(texts, side))
+    for text, trace, found in zip(texts, record.traces(), record.maps(), strict=True):
+        assert trace.indices.shape == trace.weights.shape == (len(text), len(record.layers), first.top_k + 1)
+        assert bool((trace.indices[:, :-1, -1] == -1).all())
+        assert bool((trace.weights[:, :-1, -1] == 0).all())
+        assert bool((trace.indices[:, -1] >= 0).all())
+        for position in range(len(record.layers)):
+            chosen = trace.indices[:, position].flatten()
+            counts = torch.bincount(chosen[chosen >= 0], minlength=first.num_experts)
+            assert torch.equal(found.counts[position], counts.double())
+    assert record.traces()[0].indices.dtype == torch.int32
+    # As without the wider router, where its choices are not looked at.
+    last.module.top_k = first.top_k
+    with record_routing(one_model, trace=True) as narrow:
+        one_model(**padded(texts, side))
+    for wide, plain in zip(record.traces(), narrow.traces(), strict=True):
+        assert torch.equal(wide.indices[:, 0, :-1], plain.indices[:, 0])
+        assert torch.equal(wide.weights[:, 0, :-1], plain.weights[:, 0])
