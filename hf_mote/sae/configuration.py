@@ -161,6 +161,7 @@ class SAEConfig(PreTrainedConfig):
         Raises:
             [`ModelMismatchError`]: if `config_dict["model_type"]` is another architecture's.
             [`ConfigError`]: if a field has a wrong type or is out of range.
+            [`UnknownNameError`]: if a key is a method and no field.
         """
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
@@ -171,6 +172,8 @@ class SAEConfig(PreTrainedConfig):
                 expected=repr(cls.model_type),
                 fix="Load it with AutoModel.from_pretrained, after `import hf_mote`.",
             )
+        # transformers would set whatever the config has an attribute for, its methods among them.
+        check_known(cls, (key for key in kwargs if callable(getattr(cls, key, None))), cls._own_fields(), None)
         made = super().from_dict(config_dict, **kwargs)
         # Fields in kwargs are set on a config that has been checked already.
         (made[0] if isinstance(made, tuple) else made).check()

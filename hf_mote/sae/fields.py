@@ -38,7 +38,8 @@ def check_known(config: object, keys: Iterable[str], known: Iterable[str], versi
     for key in keys:
         if key not in known:
             fix = None if version is None else f"The config was written by hf_mote {version}."
-            raise UnknownNameError.of(type(config).__name__, key, known, fix=fix)
+            where = config.__name__ if isinstance(config, type) else type(config).__name__
+            raise UnknownNameError.of(where, key, known, fix=fix)
 
 
 def check_positive(config: object, *names: str, zero: bool = False) -> None:

@@ -16,28 +16,40 @@ from hf_mote.sae.configuration import SAEConfig
 
 __all__ = ["load_config", "load_strictly"]
 
-# Where to look, among what `from_pretrained` takes.
+# Where to look, among what `from_pretrained` takes, and what only the model is asked for.
 _OF_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_OF_MODEL = ("code_revision", "dtype", "quantization_config", "torch_dtype", "trust_remote_code")
 
 
 def load_config(path: str, kwargs: dict[str, Any]) -> SAEConfig:
     """Return the config that `from_pretrained` was given as `config`, taken out of `kwargs`, or else that of a folder.
 
+    Fields among `kwargs` are taken out too, and take the place of those in the folder.
+
     Raises:
         [`FileFormatError`]: if there is none, or it cannot be read.
         [`ModelMismatchError`]: if it is not that of a sparse autoencoder.
+        [`ConfigError`]: if a field that is given has a wrong type or is out of range.
     """
     config = kwargs.pop("config", None)
     if not isinstance(config, PreTrainedConfig):
         folder = Path(config or path, kwargs.get("subfolder") or "")
-        if folder.is_dir() and not (folder / "config.json").is_file():
+        if Path(config or path).is_dir() and not (folder / "config.json").is_file():
+            entries = sorted(entry.name for entry in folder.iterdir())[:12] if folder.is_dir() else []
             raise FileFormatError(
-                f"{folder}", "holds no config.json", fix="Give the folder that save_pretrained wrote."
+                f"{folder}",
+                "holds no config.json",
+                got=", ".join(entries) or "an empty or missing folder",
+                fix="Give the folder that save_pretrained wrote, or name it by subfolder.",
             )
         with _own_errors(path):
             try:
                 of_hub = {key: kwargs[key] for key in _OF_HUB if key in kwargs}
-                config = AutoConfig.from_pretrained(config or path, **of_hub)
+                fields = {key: kwargs.pop(key) for key in kwargs.keys() - {*_OF_HUB, *_OF_MODEL}}
+                config, others = AutoConfig.from_pretrained(
+                    config or path, return_unused_kwargs=True, **of_hub, **fields
+                )
+                kwargs.update(others)
             except ValueError as error:
                 if isinstance(error, HFMoTEError | json.JSONDecodeError):
                     raise

@@ -91,6 +91,9 @@ class SAEModel(SAEWeights):
     def _require_ready(self) -> None:
         """Raise if the model cannot be used outside training yet."""
 
+    def _require_trainable(self, tokens: Tokens) -> None:
+        """Raise if a training batch cannot be encoded; asked before a training step changes anything."""
+
     # What users call.
 
     def encode(self, activations: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -180,11 +183,8 @@ class SAEModel(SAEWeights):
 
     def calibrate_threshold(self, activations: Tensor | Iterable[Any], *, max_tokens: int = 65_536) -> Self:
         """Set the thresholds for inference from activations; only for architectures that select across a batch."""
-        raise UnsupportedError(
-            type(self).__name__,
-            "has no threshold to calibrate: its latents are chosen token by token in training too",
-            fix="Use it as it is.",
-        )
+        what = "has no threshold to calibrate: its latents are chosen token by token in training too"
+        raise UnsupportedError(type(self).__name__, what, fix="Use it as it is.")
 
     # How it works.
 
@@ -208,9 +208,10 @@ class SAEModel(SAEWeights):
         return found.values
 
     def _run(self, tokens: Tokens, target: Tensor | None, return_loss: bool, output_latents: bool) -> SAEOutput:
-        learns = self.training and torch.is_grad_enabled() and self.W_dec.requires_grad
-        if learns and self.config.normalize_decoder:
-            self.normalize_decoder()
+        if self.training:
+            self._require_trainable(tokens)
+            if torch.is_grad_enabled() and self.W_dec.requires_grad and self.config.normalize_decoder:
+                self.normalize_decoder()
         encoding = self._encode(tokens)
         reconstruction = self._decode(encoding.latents, tokens.values)
         measured: dict[str, Tensor] = {}

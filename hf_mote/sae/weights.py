@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 
-from hf_mote.errors import DataError, FileFormatError, UnsupportedError
+from hf_mote.errors import ConfigError, DataError, FileFormatError, UnsupportedError
 from hf_mote.sae.configuration import SAEConfig
+from hf_mote.sae.fields import check_known
 from hf_mote.sae.loading import load_config, load_strictly
 
 if TYPE_CHECKING:
@@ -40,10 +41,16 @@ class SAEWeights(PreTrainedModel):
     # State of training that a checkpoint may lack.
     _keys_to_ignore_on_load_missing = [r"tokens_since_fired"]
 
-    def __init__(self, config: SAEConfig) -> None:
+    def __init__(self, config: SAEConfig, **others: Any) -> None:
         if type(self).config_class is SAEConfig:
             fix = "Use one of them, such as TopKSAEModel, or SAEModel.from_pretrained."
             raise UnsupportedError(type(self).__name__, "is no architecture", fix=fix)
+        if others:
+            # From `from_pretrained`, which hands on what is neither a field nor an argument of its own.
+            known = config._own_fields()
+            check_known(self, others, known, None)
+            what = "a config is given, which has the fields already"
+            raise ConfigError(type(self).__name__, what, got=", ".join(others), fix="Set them in the config.")
         config.check()
         super().__init__(config)
         # Patterns that are searched for in names: `threshold` would find `threshold_steps`, a count.
@@ -96,8 +103,8 @@ class SAEWeights(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load an SAE from a folder or the Hub, as any transformers model; `SAEModel` itself finds the architecture.
 
-        Takes what `PreTrainedModel.from_pretrained` takes. Nothing is left at random: missing, unknown and misshapen
-        tensors are refused, and so are values that are not finite.
+        Takes what `PreTrainedModel.from_pretrained` takes, fields of the config among it. Nothing is left at random:
+        missing, unknown and misshapen tensors are refused, and so are values that are not finite.
 
         Raises:
             [`FileFormatError`]: if there are no weights, or they do not fit the config.
@@ -106,6 +113,8 @@ class SAEWeights(PreTrainedModel):
         # `None` where config and state_dict are given instead.
         given = pretrained_model_name_or_path
         path: Any = given if given is None else os.fspath(given)
+        if path is not None and os.path.isfile(path):
+            raise FileFormatError(path, "is a file", expected="the folder that it is in")
         if cls.config_class is SAEConfig:
             config = load_config(path, kwargs)
             return AutoModel.from_pretrained(path, *args, config=config, **kwargs)

@@ -168,3 +168,18 @@ def test_from_pretrained_threshold_edited_in_one_entry_is_refused(name: str, sav
     folder = saved(TinySAE(name, "autoencoder"), tmp_path)
     edit(folder, lambda tensors: tensors["threshold"].view(-1)[:1].fill_(math.inf))
     refused(folder, FileFormatError, "threshold: holds NaN or infinite")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_from_pretrained_of_a_file_asks_for_its_folder(tmp_path: Path, name: str) -> None:
+    model = TinySAE("topk", "autoencoder").model()
+    model.save_pretrained(tmp_path)
+    for load in (SAEModel, type(model)):
+        with pytest.raises(FileFormatError, match=rf"{name}: is a file .expected the folder"):
+            load.from_pretrained(tmp_path / name)
+
+
+def test_from_pretrained_of_a_missing_subfolder_says_so(tmp_path: Path) -> None:
+    TinySAE("topk", "autoencoder").model().save_pretrained(tmp_path / "a")
+    with pytest.raises(FileFormatError, match=r"b: holds no config\.json .got an empty or missing folder"):
+        SAEModel.from_pretrained(tmp_path, subfolder="b")

@@ -12,6 +12,7 @@ import torch
 from tiny_saes import HIDDEN, SOME_SAES, TinySAE, activations
 from transformers import AutoConfig, AutoModel
 
+from hf_mote import FeatureChoiceSAEModel, SAEModel, TopKSAEModel
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
 
 some_saes = pytest.mark.parametrize("sae", SOME_SAES, ids=str)
@@ -119,12 +120,35 @@ def test_config_changed_to_nonsense_is_neither_used_nor_written(sae: TinySAE, tm
 def test_config_fields_given_while_loading_are_checked(tmp_path: Path) -> None:
     AUTOENCODER.model().save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path, k=3).k == 3
-    for load in (AutoConfig, AutoModel):
+    for load in (AutoConfig, AutoModel, SAEModel, TopKSAEModel):
         with pytest.raises(ConfigError, match=r"\.k: more latents than there are \(got 41"):
             load.from_pretrained(tmp_path, k=41)
+    for load in (AutoConfig, AutoModel, SAEModel, TopKSAEModel):
+        for name in ("check", "to_dict", "from_pretrained"):
+            with pytest.raises(UnknownNameError, match=rf"TopKSAEConfig: unknown name \(got '{name}'"):
+                load.from_pretrained(tmp_path, **{name: 3})
+    for load in (AutoModel, SAEModel, TopKSAEModel):
+        with pytest.raises(UnknownNameError, match=r"TopKSAEModel: unknown name \(got 'num_latent'.*'num_latents'"):
+            load.from_pretrained(tmp_path, num_latent=8)
+        with pytest.raises(ConfigError, match=r"TopKSAEModel: a config is given.*got k\)\. Set them in the config"):
+            load.from_pretrained(tmp_path, config=AUTOENCODER.config(), k=2)
 
 
 # Activations.
+
+
+@pytest.mark.parametrize("budget", ["zipf", "uniform"])
+def test_forward_budget_that_cannot_be_met_is_refused_and_nothing_changes(budget: str) -> None:
+    sae = TinySAE("feature_choice", "autoencoder")
+    model = FeatureChoiceSAEModel(sae.config(budget=budget)).train()
+    model.W_dec.data.mul_(3.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ConfigError, match="budgets: cannot be met"):
+        model(**sae.batch(2))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True, msg=name)
+    model(**sae.batch(40))
+    assert not torch.equal(model.W_dec, before["W_dec"])
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -262,3 +262,28 @@ def test_loading_restores_each_tensor_and_not_an_initial_value(tmp_path: Path) -
         saved: dict[str, Tensor] = model.state_dict()
         for name, value in AutoModel.from_pretrained(tmp_path).state_dict().items():
             assert torch.equal(value, saved[name]), (sae, name)
+
+
+@every_sae
+def test_sae_model_from_pretrained_takes_fields_of_the_config_as_the_architecture_does(
+    sae: TinySAE, tmp_path: Path
+) -> None:
+    trained(sae).save_pretrained(tmp_path)
+    fields = {"dead_after_tokens": 7, "hookpoint": "model.layers.5"}
+    for loaded in (
+        SAEModel.from_pretrained(tmp_path, **fields, dtype=torch.bfloat16),
+        SAEModel.from_pretrained(tmp_path, config=str(tmp_path), **fields, dtype="bfloat16"),
+        type(sae.model()).from_pretrained(tmp_path, **fields, dtype=torch.bfloat16),
+        AutoModel.from_pretrained(tmp_path, **fields, dtype=torch.bfloat16),
+    ):
+        assert (loaded.config.dead_after_tokens, loaded.config.hookpoint) == (7, "model.layers.5")
+        assert loaded.W_enc.dtype == loaded.config.dtype == torch.bfloat16
+    assert SAEModel.from_pretrained(tmp_path, dtype="auto").W_enc.dtype == torch.float32
+
+
+def test_sae_model_from_pretrained_takes_fields_and_arguments_of_the_loader_together(tmp_path: Path) -> None:
+    TinySAE("topk", "autoencoder").model().save_pretrained(tmp_path / "sub")
+    model, info = SAEModel.from_pretrained(
+        tmp_path, k=2, subfolder="sub", output_loading_info=True, low_cpu_mem_usage=True
+    )
+    assert (model.config.k, info["missing_keys"]) == (2, set())

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from hf_mote.errors import FileFormatError, UnsupportedError
-from hf_mote.sae.convert.download import download
+from hf_mote.sae.convert.download import download, subfolders_with
 from hf_mote.sae.convert.formats import Source
 from hf_mote.sae.convert.native import NATIVE
-from hf_mote.sae.convert.registry import FORMATS, check_source, check_target, detect, format_named
+from hf_mote.sae.convert.registry import FORMATS, check_source, check_target, detect, format_named, refuse_several
 from hf_mote.sae.modeling import SAEModel
 
 __all__ = ["export_sae", "load_sae"]
@@ -82,6 +82,10 @@ def load_sae(
         folder = fetch([wanted] if wanted else foreign)
         if wanted is None and NATIVE.describes(folder):
             folder = fetch([NATIVE])
+        elif not local_files_only and not any(one.weights_in(folder) for one in ([wanted] if wanted else foreign)):
+            others = subfolders_with([wanted] if wanted else foreign, repo_id, revision=revision, token=token)
+            inner = [other for other in others if other.startswith(f"{subfolder}/")]
+            refuse_several(repo_id, inner or others)
     if wanted is None:
         wanted = detect(folder)
     else:

@@ -6,13 +6,13 @@ import glob
 import os
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from hf_mote.errors import FileFormatError, UnknownNameError
 from hf_mote.sae.convert.formats import Format
 
-__all__ = ["download"]
+__all__ = ["download", "subfolders_with"]
 
 
 def download(
@@ -68,6 +68,26 @@ def download(
             "Check the path or the id; for a private or gated repository log in or pass token.",
         ) from error
     return Path(root, inner)
+
+
+def subfolders_with(
+    formats: list[Format], repo_id: str, *, revision: str | None, token: str | bool | None
+) -> list[str]:
+    """Return the folders of a repository that hold weights of some formats; none if it cannot be asked.
+
+    Args:
+        formats (`list[Format]`): The formats.
+        repo_id (`str`): The repository.
+        revision (`str`, *optional*): Its branch, tag or commit.
+        token (`str` or `bool`, *optional*): As in [`download`].
+    """
+    names = {name for format in formats for name in format.weights}
+    try:
+        paths = HfApi(token=token, library_name="hf_mote").list_repo_files(repo_id, revision=revision)
+    except Exception:  # whatever the network raises: this is about a better error alone
+        return []
+    files = (PurePosixPath(path) for path in paths)
+    return [str(file.parent) for file in files if file.name in names and file.parent.parts]
 
 
 def _refusal(repo_id: str, what: str, error: Exception, fix: str) -> UnknownNameError:

@@ -62,6 +62,10 @@ class Format:
         """Names of all its files."""
         return self.weights if self.config is None else (*self.weights, self.config)
 
+    def weights_in(self, folder: Path) -> bool:
+        """Whether a folder has a file with its weights' name."""
+        return any((folder / name).is_file() for name in self.weights)
+
     def describes(self, folder: Path) -> bool:
         """Whether the JSON file in a folder, or that there is none, is of this format."""
         path = None if self.config is None else folder / self.config

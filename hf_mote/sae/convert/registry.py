@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from hf_mote.errors import FileFormatError, UnknownNameError
@@ -12,11 +16,15 @@ from hf_mote.sae.convert.native import NATIVE
 from hf_mote.sae.convert.saelens import SAELENS
 from hf_mote.sae.convert.sparsify import SPARSIFY
 
-__all__ = ["FORMATS", "check_source", "check_target", "detect", "format_named"]
+__all__ = ["FORMATS", "below", "check_source", "check_target", "detect", "format_named", "refuse_several"]
+
+_DEEPEST, _MOST_FOLDERS = 4, 2000  # Gemma Scope's lie three folders deep
+_MOST_NAMED = 12
 
 FORMATS = {
     format.name: format for format in (SAELENS, SPARSIFY, DICTIONARY_LEARNING, GEMMA_SCOPE, GEMMA_SCOPE_2, NATIVE)
 }
+_WEIGHTS = {name for format in FORMATS.values() for name in format.weights}
 
 
 def format_named(name: str, *, where: str) -> Format:
@@ -34,11 +42,13 @@ def detect(folder: Path) -> Format:
     """Return the one format whose files are in a folder.
 
     Raises:
-        [`FileFormatError`]: if the files are of no format or of several, with what was found.
+        [`FileFormatError`]: if the files are of no format or of several, with what was found; if the folders below
+            hold some, with their names.
     """
     names = _names(folder)
-    candidates = [format for format in FORMATS.values() if not names.isdisjoint(format.weights)]
+    candidates = [format for format in FORMATS.values() if format.weights_in(folder)]
     if not candidates:
+        refuse_several(str(folder), below(folder))
         wanted = "; ".join(f"{format.name}: {', '.join(format.files)}" for format in FORMATS.values())
         raise FileFormatError(
             str(folder),
@@ -69,16 +79,50 @@ def check_source(folder: Path, format: Format) -> None:
     """Refuse a folder that holds no weights of a format.
 
     Raises:
-        [`FileFormatError`]: with the files found.
+        [`FileFormatError`]: with the files found, or the folders below that hold some.
     """
     names = _names(folder)
-    if names.isdisjoint(format.weights):
+    if not format.weights_in(folder):
+        if names.isdisjoint(_WEIGHTS):
+            refuse_several(str(folder), below(folder))
         raise FileFormatError(
             str(folder),
             f"holds no {format.weights[0]}, the weights of {format.name}",
             got=", ".join(sorted(names)[:12]) or "an empty or missing folder",
             fix="Name the folder, subfolder or format that is meant.",
         )
+
+
+def below(folder: Path) -> list[str]:
+    """Return the folders below a folder that hold a sparse autoencoder, by their path from there, as far as looked."""
+    found: list[str] = []
+    for path, folders, names in islice(os.walk(folder), _MOST_FOLDERS):
+        depth = len(Path(path).relative_to(folder).parts)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if depth < _DEEPEST else []
+        if depth and not _WEIGHTS.isdisjoint(names) and _is_of_a_format(Path(path)):
+            found.append(str(Path(path).relative_to(folder).as_posix()))
+    return found
+
+
+def refuse_several(where: str, subfolders: Sequence[str]) -> None:
+    """Raise [`FileFormatError`] with the subfolders that hold a sparse autoencoder, where the folder itself does not.
+
+    Args:
+        where (`str`): The folder or repository.
+        subfolders (`Sequence[str]`): Those in it; nothing is raised if there are none.
+    """
+    if not subfolders:
+        return
+    # Layer 9 before layer 10.
+    ordered = sorted(subfolders, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    shown = ", ".join(ordered[:_MOST_NAMED])
+    more = len(ordered) - _MOST_NAMED
+    raise FileFormatError(
+        where,
+        "holds no weights of a sparse autoencoder itself, but its subfolders do",
+        got=f"{shown} and {more} more" if more > 0 else shown,
+        fix="Say which one is meant, by subfolder (--subfolder on the command line).",
+    )
 
 
 def check_target(folder: Path, format: Format) -> None:
@@ -101,6 +145,14 @@ def check_target(folder: Path, format: Format) -> None:
             got=", ".join(sorted({*others, *own})),
             fix="Give another folder, or remove them.",
         )
+
+
+def _is_of_a_format(folder: Path) -> bool:
+    try:
+        detect(folder)
+    except FileFormatError:
+        return False
+    return True
 
 
 def _names(folder: Path) -> set[str]:

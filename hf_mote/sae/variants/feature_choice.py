@@ -19,6 +19,7 @@ from transformers import initialization as init
 from hf_mote.errors import DataError
 from hf_mote.sae.budgets import uniform_budgets, zipf_budgets
 from hf_mote.sae.fields import check_positive
+from hf_mote.sae.inputs import Tokens
 from hf_mote.sae.kernels.selection import SelectByLatent, Selector
 from hf_mote.sae.zipfian import ZipfianSAEConfig, ZipfianSAEModel
 
@@ -85,14 +86,20 @@ class FeatureChoiceSAEModel(ZipfianSAEModel):
         order = densities.to(self.latent_rank.device).sort(descending=True, stable=True).indices
         self.latent_rank[order] = torch.arange(len(order), device=order.device)
 
+    def _require_trainable(self, tokens: Tokens) -> None:
+        self._budgets_by_rank(tokens.num_tokens)
+
     def _selector(self, num_tokens: int, scale: Tensor | None) -> Selector:
         return SelectByLatent(self._budgets(num_tokens).to(self.W_enc.device), scale=scale)
 
     def _budgets(self, num_tokens: int) -> Tensor:
+        return self._budgets_by_rank(num_tokens)[self.latent_rank.cpu()]
+
+    def _budgets_by_rank(self, num_tokens: int) -> Tensor:
         config = self.config
         if not num_tokens:
             return torch.zeros(config.num_latents, dtype=torch.long)
-        by_rank = _by_rank(
+        return _by_rank(
             config.budget,
             config.num_latents,
             config.k * num_tokens,
@@ -101,7 +108,6 @@ class FeatureChoiceSAEModel(ZipfianSAEModel):
             config.zipf_exponent,
             config.zipf_offset,
         )
-        return by_rank[self.latent_rank.cpu()]
 
     def _wrong_tensors(self) -> Iterator[tuple[str, str]]:
         ranks = self.latent_rank

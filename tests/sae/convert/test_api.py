@@ -86,6 +86,41 @@ def test_load_sae_folder_without_an_sae_is_refused(tmp_path: Path, name: str) ->
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("format", ["auto", "sparsify"])
+def test_load_sae_folder_of_several_names_them(tmp_path: Path, topk: SAEModel, format: str) -> None:
+    for layer in (10, 9, 2):
+        export_sae(topk, tmp_path / "run" / f"layers.{layer}", "sparsify")
+    (tmp_path / "run" / "layers.4").mkdir()
+    (tmp_path / "run" / "layers.4" / "sae.safetensors").touch()  # without its config: none that could be loaded
+    export_sae(topk, tmp_path / "run" / ".cache" / "layers.5", "sparsify")
+    with pytest.raises(FileFormatError, match=r"got run/layers\.2, run/layers\.9, run/layers\.10\)\. Say which one"):
+        load_sae(tmp_path, format)
+    with pytest.raises(FileFormatError, match=r"run: holds no weights.*got layers\.2, layers\.9, layers\.10\)"):
+        load_sae(tmp_path, format, subfolder="run")
+
+
+def test_load_sae_folder_of_many_names_the_first_and_how_many_more(tmp_path: Path, topk: SAEModel) -> None:
+    for layer in range(15):
+        export_sae(topk, tmp_path / str(layer), "saelens")
+    with pytest.raises(FileFormatError, match=r"got 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 3 more\)"):
+        load_sae(tmp_path)
+
+
+def test_load_sae_wrong_format_beside_subfolders_names_the_files_there_are(tmp_path: Path, topk: SAEModel) -> None:
+    export_sae(topk, tmp_path, "sparsify")
+    export_sae(topk, tmp_path / "other", "saelens")
+    with pytest.raises(FileFormatError, match=r"holds no sae_weights\.safetensors.*got cfg\.json, sae\.safetensors\)"):
+        load_sae(tmp_path, "saelens")
+
+
+def test_sae_model_from_pretrained_folder_of_several_names_what_is_in_it(tmp_path: Path, topk: SAEModel) -> None:
+    for layer in (2, 3):
+        topk.save_pretrained(tmp_path / f"layers.{layer}")
+    with pytest.raises(FileFormatError, match=r"holds no config\.json \(got layers\.2, layers\.3\).*by subfolder"):
+        SAEModel.from_pretrained(tmp_path)
+    assert type(SAEModel.from_pretrained(tmp_path, subfolder="layers.2")) is type(topk)
+
+
 def test_load_sae_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sae.safetensors").touch()
     with pytest.raises(FileFormatError, match=r"sae\.safetensors: is a file .expected the folder"):

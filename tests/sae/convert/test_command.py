@@ -53,7 +53,12 @@ def test_convert_says_what_is_not_held(tmp_path: Path) -> None:
     [
         ("in/layers.3", ["--to", "saelen"], "--to: unknown name (got 'saelen'"),
         ("in/layers.3", ["--to", "saelens", "--from", "saelens"], "sae_weights.safetensors"),
-        ("in", ["--to", "saelens"], "holds no weights of a sparse autoencoder"),
+        (
+            "in",
+            ["--to", "saelens"],
+            "its subfolders do (got layers.3). Say which one is meant, by subfolder (--subfolder",
+        ),
+        ("in", ["--to", "saelens", "--subfolder", "layers.4"], "holds no weights of a sparse autoencoder"),
         ("in/layers.3", ["--to", "gemma_scope"], "is not written"),
         ("nowhere/at/all", ["--to", "saelens"], "Check the path"),
     ],

@@ -110,6 +110,29 @@ def test_load_sae_missing_subfolder_is_refused(hub: StubHub) -> None:
         load_sae("somebody/saes", subfolder="b")
 
 
+@pytest.mark.parametrize(("subfolder", "named"), [(None, "a/2, a/10, b"), ("a", "a/2, a/10"), ("c", "a/2, a/10, b")])
+def test_load_sae_hub_repository_of_several_names_them(
+    hub: StubHub, monkeypatch: pytest.MonkeyPatch, subfolder: str | None, named: str
+) -> None:
+    for folder in ("a/10", "a/2", "b"):
+        publish(hub, folder, "saelens")
+    asked: list[object] = []
+
+    def listed(self: object, repo_id: str, *, revision: str | None) -> list[str]:
+        asked.append((repo_id, revision))
+        return [path.relative_to(hub.repository).as_posix() for path in hub.repository.rglob("*.*")]
+
+    monkeypatch.setattr(download.HfApi, "list_repo_files", listed)
+    with pytest.raises(FileFormatError, match=rf"somebody/saes: holds no weights.*got {named}\)"):
+        load_sae("somebody/saes", subfolder=subfolder, revision="v1")
+    assert asked == [("somebody/saes", "v1")]
+    with pytest.raises(FileFormatError, match="empty or missing folder"):
+        load_sae("somebody/saes", subfolder=subfolder, revision="v1", local_files_only=True)
+    assert len(asked) == 1
+    assert load_sae("somebody/saes", subfolder="b").config.k == 4
+    assert len(asked) == 1
+
+
 def http_error(kind: type[Exception]) -> Exception:
     return kind("404 Client Error", response=SimpleNamespace(headers={}, request=None, status_code=404))  # type: ignore[call-arg]
 
