@@ -14,8 +14,11 @@ from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from hf_mote.commands import add_commands
-from hf_mote.errors import HFMoTEError
-from hf_mote.organisms.demo import NUM_CONTROLS, DemoResult, MethodResult, run_demo
+from hf_mote.commands.running import reporting, say, tell
+from hf_mote.errors import ConfigError, HFMoTEError
+from hf_mote.organisms.demo import DemoResult, MethodResult, run_demo
+from hf_mote.organisms.organism import list_organisms, summarize_organism
+from hf_mote.pages.markup import visible
 from hf_mote.routing.support import REFUSED, support_markdown, support_table
 from hf_mote.sae.convert import export_sae, load_sae
 from hf_mote.sae.convert.registry import FORMATS, check_target, format_named
@@ -68,29 +71,43 @@ def families(
 
 
 @app.command()
+def organisms() -> None:
+    """List the model organisms in the package: small trained models of which it is known what they do, and where."""
+    table = Table(title="Model organisms", show_lines=True)
+    for heading in ("name", "family", "parameters", "planted", "size"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading in ("name", "family") else "right")
+    table.add_column("what it does")
+    for name in list_organisms():
+        row = summarize_organism(name)
+        size = f"{row.size / 1e6:.1f} MB"
+        table.add_row(name, row.family, f"{row.parameters:,}", str(row.planted), size, row.behaviour)
+    Console().print(table)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-demo"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts drawn and of the random controls.")] = 0,
+    organism: Annotated[
+        str, typer.Option(help="Which trained model: a name from `hf-mote organisms`, or the folder of one you built.")
+    ] = "refusal",
 ) -> None:
-    """Find the refusal experts of a small trained model, switch them off and on, and compare with random experts."""
+    """Find the experts behind what a small trained model does, switch them off and on, against random experts."""
     # Matrices as small as the organism's gain nothing from more threads, and lose much on a busy machine.
     torch.set_num_threads(1)
-    console, log = Console(), Console(stderr=True)
-    try:
+    with reporting():
         if output.exists() and not output.is_dir():
-            raise typer.BadParameter(f"{output} is a file; give a folder.", param_hint="--output")
-        result = run_demo(output, seed=seed, announce=lambda text: log.print(f"[dim]… {text}[/dim]"))
-    except HFMoTEError as error:
-        log.print(f"[red]{error}[/red]")
-        raise typer.Exit(1) from error
+            raise ConfigError("--output", "is a file", got=str(output), expected="a folder, new or not")
+        result = run_demo(output, seed=seed, organism=organism, announce=say)
+    console = Console()
     console.print(_demo_table(result))
     example = result.methods[result.best].report
-    for prompt, was, now in list(zip(example.prompts, example.responses_before, example.responses_after, strict=True))[
-        :2
-    ]:
-        console.print(f"\n[bold]{prompt}[/bold]\n  untouched:  {was}\n  suppressed: {now}", highlight=False)
-    console.print(f"\n{example.verdict}", highlight=False)
-    console.print(f"{result.seconds:.0f} s. Report, configs, maps, rankings and pictures: {output}", highlight=False)
+    answers = zip(example.prompts, example.responses_before, example.responses_after, strict=True)
+    for prompt, was, now in list(answers)[:2]:
+        console.print(f"\n{visible(prompt)}", style="bold", markup=False, highlight=False)
+        tell(f"  untouched:  {was}\n  suppressed: {now}")
+    tell(f"\n{result.verdict}")
+    tell(f"{result.seconds:.0f} s. Report, configs, maps, rankings and pictures: {output}")
 
 
 @sae_app.command()
@@ -131,7 +148,10 @@ def convert(
 def _demo_table(result: DemoResult) -> Table:
     """One column for each method, one row for each thing measured."""
     planted = set(result.organism.planted)
-    table = Table(title=f"{result.num_experts} experts, {len(planted)} of them planted (*); held-out prompts")
+    said = result.recipe.said
+    controls = len(result.methods[result.best].report.controls)
+    truth = f"{len(planted)} of them planted (*)" if planted else "none of them planted"
+    table = Table(title=f"{result.num_experts} experts, {truth}; held-out prompts")
     table.add_column("", no_wrap=True)
     for name in result.methods:
         table.add_column(f"found by {name}", justify="right")
@@ -140,11 +160,11 @@ def _demo_table(result: DemoResult) -> Table:
         table.add_row(heading, *(value(method) for method in result.methods.values()))
 
     row("experts, layer.expert", lambda m: " ".join(f"{a}.{b}{'*' * ((a, b) in planted)}" for a, b in m.experts))
-    row("sensitive prompts refused", lambda m: f"{m.report.before.rate:.1%}")
+    row(f"sensitive prompts {said}", lambda m: f"{m.report.before.rate:.1%}")
     row("…these experts suppressed", lambda m: f"{m.report.after.rate:.1%}")
-    row(f"…{NUM_CONTROLS} x random ones, mean", lambda m: f"{fmean(m.report.controls):.1%}")
-    row(f"…{NUM_CONTROLS} x random ones, least", lambda m: f"{min(m.report.controls):.1%}")
-    row("neutral prompts refused", lambda _: f"{result.neutral_before.rate:.1%}")
+    row(f"…{controls} x random ones, mean", lambda m: f"{fmean(m.report.controls):.1%}")
+    row(f"…{controls} x random ones, least", lambda m: f"{min(m.report.controls):.1%}")
+    row(f"neutral prompts {said}", lambda _: f"{result.neutral_before.rate:.1%}")
     row("…these experts stimulated", lambda m: f"{m.stimulated.rate:.1%}")
     row("other answers unchanged", lambda m: str(m.report.unrelated_unchanged).partition(" ")[0])
     return table

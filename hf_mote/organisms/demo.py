@@ -1,41 +1,38 @@
 """The whole path on a trained model: image, rank by two methods, suppress, stimulate, control, report.
 
 Everything printed and written is measured in the run. The experts come from the rankings alone; the organism's ground
-truth only marks which of them are the planted ones. Attribution holds the model's own refusal against the true answer,
-which the organism knows and a user would have to write.
+truth only marks which of them are the planted ones. Attribution holds the model's own response that shows the
+behaviour against the true answer, which the organism knows and a user would have to write.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import random
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from hf_mote.errors import DataError
-from hf_mote.ftri.attribution import attribute_experts
 from hf_mote.ftri.evaluate import evaluate_mote
-from hf_mote.ftri.imaging import ftri
 from hf_mote.ftri.ranking import ExpertRanking
 from hf_mote.ftri.report import EvaluationReport, Rate
 from hf_mote.ftri.result import FTRIResult
 from hf_mote.hub import write_json
+from hf_mote.mote.config import MoTEConfig
 from hf_mote.organisms.organism import Organism, load_organism
+from hf_mote.organisms.recipes import RECIPES, Recipe
+from hf_mote.organisms.scoring import MAX_NEW_TOKENS, draw_prompts, num_suppressed, rank_experts
+from hf_mote.pages.evaluation import beats_controls
 from hf_mote.plots import EffectRow, plot_effect, plot_expert_map
+from hf_mote.routing.discover import RouterSite, find_routers
 
 __all__ = ["DemoResult", "MethodResult", "run_demo"]
 
-SHARE_SUPPRESSED = 0.02  # most experts to suppress, as a share of all
 NUM_IMAGED = 48  # prompts of each kind that the experts are found with
 NUM_TESTED = 60  # held-out prompts of each kind that the effect is measured on
 NUM_CONTROLS = 20
-ATTRIBUTION_GAIN = 0.5  # below 1, as the refusal is all but certain there; see `attribute_experts`
-STIMULATION = 1.5  # times the stimulated experts' own weight
-MAX_NEW_TOKENS = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +42,8 @@ class MethodResult:
     Attributes:
         ranking (`ExpertRanking`): The ranking.
         report (`EvaluationReport`): The effect of suppressing its best experts on held-out sensitive prompts.
-        stimulated (`Rate`): Refusals on held-out neutral prompts with the same experts stimulated, at `STIMULATION`
-            times their own weight.
+        stimulated (`Rate`): The behaviour on held-out neutral prompts with the same experts stimulated, as the recipe
+            has it; in each layer at most as many as a token has slots.
         planted_found (`int`): How many of the suppressed experts are planted ones.
     """
 
@@ -60,17 +57,23 @@ class MethodResult:
         """The suppressed experts, `[layer, expert]`, best first."""
         return [list(pair) for pair in self.ranking.top(len(self.report.config["suppress"]))]
 
+    @property
+    def beats_controls(self) -> bool:
+        """Whether suppressing them beats random experts, as the report's verdict has it."""
+        return beats_controls(self.report, self.report.p_value)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures of the report file."""
         unchanged = self.report.unrelated_unchanged
         return {
             "experts": self.experts,
             "planted_found": self.planted_found,
-            "refusal_after": self.report.after.rate,
+            "after": self.report.after.rate,
             "random_mean": fmean(self.report.controls),
             "random_min": min(self.report.controls),
             "unrelated_unchanged": unchanged.rate if unchanged is not None else None,
-            "stimulated_refusal": self.stimulated.rate,
+            "stimulated": self.stimulated.rate,
+            "beats_controls": self.beats_controls,
             "verdict": self.report.verdict,
         }
 
@@ -87,14 +90,27 @@ class DemoResult:
     seconds: float
 
     @property
-    def refusal_before(self) -> Rate:
-        """Refusals on held-out sensitive prompts in the untouched model."""
+    def recipe(self) -> Recipe:
+        """What the organism is and how its behaviour is called."""
+        return RECIPES[self.organism.facts["name"]]
+
+    @property
+    def before(self) -> Rate:
+        """The behaviour on held-out sensitive prompts in the untouched model."""
         return next(iter(self.methods.values())).report.before
 
     @property
     def best(self) -> str:
-        """The method whose experts lower the refusals most."""
-        return min(self.methods, key=lambda name: self.methods[name].report.after.rate)
+        """The method whose experts lower the rate most; one that beats its controls before one that does not."""
+        return min(self.methods, key=lambda name: (not self.methods[name].beats_controls, self._left(name)))
+
+    @property
+    def verdict(self) -> str:
+        """The verdict on the best method's experts; where they do not beat their controls, that none do."""
+        best = self.methods[self.best]
+        if best.beats_controls:
+            return best.report.verdict
+        return f"No ranking's experts beat their controls. Those of {self.best}: {best.report.verdict}"
 
     @property
     def num_experts(self) -> int:
@@ -108,11 +124,16 @@ class DemoResult:
             "seed": self.seed,
             "experts_total": self.num_experts,
             "planted": [list(pair) for pair in self.organism.planted],
-            "refusal_before": self.refusal_before.rate,
-            "refusal_neutral": self.neutral_before.rate,
+            "target": self.organism.judge.target,
+            "before": self.before.rate,
+            "neutral_before": self.neutral_before.rate,
             "seconds": self.seconds,
+            "verdict": self.verdict,
             "methods": {name: method.to_dict() for name, method in self.methods.items()},
         }
+
+    def _left(self, name: str) -> float:
+        return self.methods[name].report.after.rate
 
 
 def run_demo(
@@ -123,7 +144,8 @@ def run_demo(
     Args:
         output (`Path`): The folder; made if it does not exist.
         seed (`int`, *optional*, defaults to 0): Seed of the prompts drawn and of the random controls.
-        organism (`str`, *optional*, defaults to `"refusal"`): Which organism.
+        organism (`str`, *optional*, defaults to `"refusal"`): A name from `list_organisms`, or the folder of an
+            organism that was built.
         announce (`Callable[[str], None]`, *optional*): Called with what begins.
 
     Returns:
@@ -134,31 +156,13 @@ def run_demo(
     say("loading the organism")
     subject = load_organism(organism)
     model, tokenizer, judge = subject.model, subject.tokenizer, subject.judge
-    draw = random.Random(seed)
-    train = {kind: _sample(draw, prompts, NUM_IMAGED) for kind, prompts in subject.prompts["train"].items()}
-    test = {kind: _sample(draw, prompts, NUM_TESTED) for kind, prompts in subject.prompts["heldout"].items()}
+    stimulation = RECIPES[subject.facts["name"]].stimulation
+    train, test = draw_prompts(subject, seed=seed, num_imaged=NUM_IMAGED, num_tested=NUM_TESTED)
     options: dict[str, Any] = {"batch_size": NUM_TESTED, "max_new_tokens": MAX_NEW_TOKENS}
 
-    say(f"imaging {2 * NUM_IMAGED} prompts (fTRI)")
-    imaged = ftri(model, tokenizer, [*train["sensitive"], *train["neutral"]], judge, **options)
-    refused = [i for i, label in enumerate(imaged.classes) if label == judge.target]
-    if not refused:
-        raise DataError("demo", "the organism refused nothing", got=imaged.class_sizes)
-    say(f"attributing {len(refused)} refusals (gradient x routing weight)")
-    rankings = {
-        "ftri": imaged.rank(judge.target),
-        "attribution": attribute_experts(
-            model,
-            tokenizer,
-            [imaged.prompts[i] for i in refused],
-            target=Counter(imaged.responses[i] for i in refused).most_common(1)[0][0],
-            baseline=[subject.answers[imaged.prompts[i]] for i in refused],
-            gain=ATTRIBUTION_GAIN,
-            batch_size=24,
-            seed=seed,
-        ),
-    }
-    num = max(1, int(SHARE_SUPPRESSED * len(rankings["ftri"])))
+    say(f"imaging and attributing {2 * NUM_IMAGED} prompts (fTRI, gradient x routing weight)")
+    imaged, rankings = rank_experts(subject, train, seed=seed, batch_size=NUM_TESTED, progress=True)
+    num = num_suppressed(rankings["ftri"])
     methods = {}
     neutral_before = None
     for name, ranking in rankings.items():
@@ -167,7 +171,7 @@ def run_demo(
         stimulated = evaluate_mote(
             model,
             tokenizer,
-            ranking.to_config(stimulate=num, strength=STIMULATION),
+            _stimulating(ranking, num, find_routers(model), stimulation),
             test["neutral"],
             judge,
             num_controls=0,
@@ -199,11 +203,24 @@ def run_demo(
     return result
 
 
+def _stimulating(
+    ranking: ExpertRanking, num: int, sites: Sequence[RouterSite], fields: Mapping[str, Any]
+) -> MoTEConfig:
+    """Return the config that stimulates the best experts, in each layer at most as many as a token has slots there."""
+    slots = {site.layer: site.top_k for site in sites}
+    kept = []
+    for layer, expert in ranking.top(num):
+        if slots[layer]:
+            slots[layer] -= 1
+            kept.append([layer, expert])
+    return dataclasses.replace(ranking.to_config(stimulate=num, **fields), stimulate=sorted(kept))
+
+
 def _write(result: DemoResult, output: Path, num: int) -> None:
-    best = result.methods[result.best]
+    best, before, target = result.methods[result.best], result.before, result.organism.judge.target
     measured = {
-        "refusal_before": result.refusal_before.rate,
-        "refusal_after": best.report.after.rate,
+        f"{target}_before": before.rate,
+        f"{target}_after": best.report.after.rate,
         "random_controls_mean": fmean(best.report.controls),
         "organism": result.organism.name,
         "seed": result.seed,
@@ -213,10 +230,12 @@ def _write(result: DemoResult, output: Path, num: int) -> None:
     result.imaged.save_pretrained(output / "imaging")
     for name, activation_map in result.imaged.maps.items():
         activation_map.save_pretrained(output / "maps" / name)
+    noun, rest = result.recipe.noun, result.recipe.rest
     titles = {
-        "ftri": ("fTRI: refusals minus answers, mean over prompts", "tokens per prompt"),
-        "attribution": ("gradient x routing weight: what speaks for the refusal", "nats"),
+        "ftri": (f"fTRI: {noun} minus {rest}, mean over prompts", "tokens per prompt"),
+        "attribution": (f"gradient x routing weight: what speaks for {noun}", "nats"),
     }
+    planted = {"planted": result.organism.planted} if result.organism.planted else {}
     for name, method in result.methods.items():
         method.ranking.save_pretrained(output / name)
         method.report.save_pretrained(output / name / "evaluation")
@@ -226,24 +245,19 @@ def _write(result: DemoResult, output: Path, num: int) -> None:
             method.ranking.layers,
             title=title,
             label=unit,
-            marked={"planted": result.organism.planted, f"top {num}, suppressed": method.ranking.top(num)},
+            marked={**planted, f"top {num}, suppressed": method.ranking.top(num)},
             path=output / f"expert_map_{name}.png",
         )
-    before = result.refusal_before
     rows = [EffectRow("untouched", before.rate, before.low, before.high)]
     for name, method in result.methods.items():
         after = method.report.after
         rows.append(EffectRow(f"top {num} by {name}", after.rate, after.low, after.high, method.report.controls))
     plot_effect(
         rows,
-        rate_name="refusals on held-out sensitive prompts",
+        rate_name=f"{noun} on held-out sensitive prompts",
         title=f"{num} of {result.num_experts} experts suppressed",
         path=output / "effect.png",
     )
-
-
-def _sample(draw: random.Random, prompts: list[str], number: int) -> list[str]:
-    return draw.sample(prompts, min(number, len(prompts)))
 
 
 def _silent(_: str) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
+from hf_mote.hooks import Intervention
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
+from hf_mote.organisms.gates import Pair
 from hf_mote.organisms.organism import Organism
+from hf_mote.organisms.recipes import RECIPES
 from hf_mote.routing.discover import find_routers
-from hf_mote.routing.maps import ActivationMap
-from hf_mote.routing.record import record_routing
 
-__all__ = ["ftri_ranks", "measure", "respond"]
+__all__ = ["measure", "respond"]
 
-_KINDS = ("sensitive", "neutral", "unrelated")
 _RANDOM_EXPERTS = 5
 _MAX_NEW_TOKENS = 24
 
@@ -51,65 +51,58 @@ def measure(organism: Organism, *, num_prompts: int, seed: int, random_draws: in
         random_draws (`int`, *optional*, defaults to 5): Sets of 5 random experts that are suppressed for comparison.
 
     Returns:
-        `dict[str, float]`: Refusal rates and accuracies as trained, with the planted experts suppressed (mode
-        `"drop"`), stimulated on neutral prompts with both weights, and the lowest refusal rate under random experts
-        of the same layers.
+        `dict[str, float]`: Where `shown` is the recipe's word for the behaviour: rates of the behaviour
+        (`"{kind}_{shown}"`), of its exact response (`"sensitive_on_target"`) and of right answers as trained; with the
+        planted experts suppressed (mode `"drop"`), all together and one by one; stimulated on neutral prompts with
+        both weights; and the lowest rates under random experts of the same layers.
     """
     rng = random.Random(seed)
+    shown = RECIPES[organism.facts["name"]].shown
     pools = organism.prompts["heldout"]
-    prompts = {kind: rng.sample(pools[kind], min(num_prompts, len(pools[kind]))) for kind in _KINDS}
-    model = organism.model
-    plain = {kind: respond(organism, prompts[kind]) for kind in _KINDS}
-    rates = {f"{kind}_refused": _refused(organism, plain[kind]) for kind in _KINDS}
-    rates |= {f"{kind}_right": _right(organism, prompts[kind], plain[kind]) for kind in ("neutral", "unrelated")}
-    with apply_mote(model, MoTEConfig.for_model(model, suppress=organism.planted)):
-        tuned = {kind: respond(organism, prompts[kind]) for kind in _KINDS}
-    rates["suppressed_sensitive_refused"] = _refused(organism, tuned["sensitive"])
-    rates["suppressed_sensitive_right"] = _right(organism, prompts["sensitive"], tuned["sensitive"])
-    for kind in ("neutral", "unrelated"):
-        rates[f"suppressed_{kind}_unchanged"] = _same(plain[kind], tuned[kind])
-    for weight in ("own", "max"):
-        config = MoTEConfig.for_model(model, stimulate=organism.planted, stimulate_weight=weight)
-        with apply_mote(model, config):
-            rates[f"stimulated_{weight}_neutral_refused"] = _refused(organism, respond(organism, prompts["neutral"]))
-    for pair in organism.planted:
-        with apply_mote(model, MoTEConfig.for_model(model, suppress=[pair])):
-            single = respond(organism, prompts["sensitive"])
-        rates[f"suppressed_only_{pair[0]}_{pair[1]}_sensitive_refused"] = _refused(organism, single)
-    refused, unchanged = [], []
+    prompts = {kind: rng.sample(pool, min(num_prompts, len(pool))) for kind, pool in pools.items()}
+    others = [kind for kind in prompts if kind != "sensitive"]
+    plain = {kind: respond(organism, asked) for kind, asked in prompts.items()}
+    rates = {f"{kind}_{shown}": _shown(organism, responses) for kind, responses in plain.items()}
+    rates["sensitive_on_target"] = _same([organism.targets[p] for p in prompts["sensitive"]], plain["sensitive"])
+    rates |= {f"{kind}_right": _right(organism, prompts[kind], plain[kind]) for kind in others}
+    if organism.planted:
+        rates |= _measure_planted(organism, prompts, plain, shown)
+    kept, unchanged = [], []
     for _ in range(random_draws):
-        with apply_mote(model, MoTEConfig.for_model(model, suppress=_random_pairs(organism, rng))):
-            refused.append(_refused(organism, respond(organism, prompts["sensitive"])))
+        with _suppressed(organism, _random_pairs(organism, rng)):
+            kept.append(_shown(organism, respond(organism, prompts["sensitive"])))
             unchanged.append(_same(plain["neutral"], respond(organism, prompts["neutral"])))
-    rates["random_sensitive_refused_min"] = min(refused)
+    rates[f"random_sensitive_{shown}_min"] = min(kept)
     rates["random_neutral_unchanged_min"] = min(unchanged)
     return {name: round(rate, 4) for name, rate in rates.items()}
 
 
-def ftri_ranks(organism: Organism, *, num_prompts: int, seed: int) -> dict[str, int]:
-    """Return the rank of each planted expert by the paper's score, 1 being the first.
+def _measure_planted(
+    organism: Organism, prompts: dict[str, list[str]], plain: dict[str, list[str]], shown: str
+) -> dict[str, float]:
+    model = organism.model
+    with _suppressed(organism, organism.planted):
+        tuned = {kind: respond(organism, asked) for kind, asked in prompts.items()}
+    rates = {
+        f"suppressed_sensitive_{shown}": _shown(organism, tuned["sensitive"]),
+        "suppressed_sensitive_right": _right(organism, prompts["sensitive"], tuned["sensitive"]),
+    }
+    for kind in plain:
+        if kind != "sensitive":
+            rates[f"suppressed_{kind}_unchanged"] = _same(plain[kind], tuned[kind])
+    for weight in ("own", "max"):
+        config = MoTEConfig.for_model(model, stimulate=organism.planted, stimulate_weight=weight)
+        with apply_mote(model, config):
+            rates[f"stimulated_{weight}_neutral_{shown}"] = _shown(organism, respond(organism, prompts["neutral"]))
+    for layer, expert in organism.planted:
+        with _suppressed(organism, [(layer, expert)]):
+            alone = _shown(organism, respond(organism, prompts["sensitive"]))
+        rates[f"suppressed_only_{layer}_{expert}_sensitive_{shown}"] = alone
+    return rates
 
-    The score is the number of a prompt's tokens, chat template included, whose chosen experts include this one: its
-    mean over sensitive prompts minus that over neutral prompts.
 
-    Args:
-        organism (`Organism`): The organism to measure.
-        num_prompts (`int`): Training questions of either kind.
-        seed (`int`): Fixes the draw of questions.
-
-    Source: Dahlke et al., arXiv 2502.11096.
-    """
-    rng = random.Random(seed)
-    means = {}
-    for kind in ("sensitive", "neutral"):
-        prompts = rng.sample(organism.prompts["train"][kind], num_prompts)
-        with record_routing(organism.model) as record, torch.no_grad():
-            for start in range(0, num_prompts, 128):
-                organism.model(**_inputs(organism, prompts[start : start + 128]))
-        means[kind] = ActivationMap.mean(record.maps("prompt"))
-    contrast = means["sensitive"] - means["neutral"]
-    ranking = contrast.top(contrast.counts.numel())
-    return {f"{layer}_{expert}": ranking.index((layer, expert)) + 1 for layer, expert in organism.planted}
+def _suppressed(organism: Organism, pairs: Sequence[Pair]) -> Intervention:
+    return apply_mote(organism.model, MoTEConfig.for_model(organism.model, suppress=[list(pair) for pair in pairs]))
 
 
 def _inputs(organism: Organism, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -124,7 +117,7 @@ def _inputs(organism: Organism, prompts: Sequence[str]) -> dict[str, torch.Tenso
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
-def _refused(organism: Organism, responses: Sequence[str]) -> float:
+def _shown(organism: Organism, responses: Sequence[str]) -> float:
     return sum(organism.judge(response) == organism.judge.target for response in responses) / len(responses)
 
 
@@ -138,8 +131,8 @@ def _same(before: Sequence[str], after: Sequence[str]) -> float:
 
 
 def _random_pairs(organism: Organism, rng: random.Random) -> list[tuple[int, int]]:
-    layers = sorted({layer for layer, _ in organism.planted})
     sizes = {site.layer: site.num_experts for site in find_routers(organism.model)}
+    layers = sorted({layer for layer, _ in organism.planted} or sizes)
     pool = [
         (layer, expert)
         for layer in layers

@@ -8,16 +8,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_mote.errors import FileFormatError, UnknownNameError
-from hf_mote.ftri.judges import RefusalJudge
-from hf_mote.organisms.questions import Question, make_questions
+from hf_mote.ftri.judges import RefusalJudge, RegexJudge
+from hf_mote.organisms.questions import Question
+from hf_mote.organisms.recipes import RECIPES
 
-__all__ = ["ORGANISM_FILE", "Organism", "hash_questions", "list_organisms", "load_organism"]
+__all__ = [
+    "ORGANISM_FILE",
+    "Organism",
+    "OrganismSummary",
+    "hash_questions",
+    "list_organisms",
+    "load_organism",
+    "summarize_organism",
+]
 
 ORGANISM_FILE = "organism.json"
 _SHIPPED = files("hf_mote.organisms")
@@ -29,27 +38,42 @@ class Organism:
 
     Attributes:
         name (`str`): Its name in [`list_organisms`].
-        model (`DeepseekV3ForCausalLM`): The trained model, float32, on the CPU, in evaluation mode.
+        model (`PreTrainedModel`): The trained model, float32, on the CPU, in evaluation mode.
         tokenizer (`PreTrainedTokenizerFast`): Its tokenizer, with a chat template, padding on the left.
         prompts (`dict[str, dict[str, list[str]]]`): `prompts[split][kind]`: questions without the chat template, in a
             fixed random order. Splits are `"train"` and `"heldout"` (wordings of the same facts that no training phase
-            saw); kinds are `"sensitive"` (refused), `"neutral"` (answered, worded as the sensitive ones) and
-            `"unrelated"` (other short exercises).
-        answers (`dict[str, str]`): The true answer to every question, the sensitive ones included.
+            saw); kinds are `"sensitive"` (show the behaviour), `"neutral"` (do not, worded as the sensitive ones),
+            `"unrelated"` (other short exercises) and what else the organism has: `"instructed"` questions ask for an
+            answer in German.
+        answers (`dict[str, str]`): The true answer to every question, without the behaviour; the sensitive ones
+            included.
+        targets (`dict[str, str]`): The response that shows the behaviour, to every sensitive and neutral question.
         planted (`list[tuple[int, int]]`): The (layer, expert) pairs that the behaviour was planted in; layers are
-            absolute decoder layers.
-        judge (`RefusalJudge`): Labels a response `"refusal"` or `"answer"`.
+            absolute decoder layers. Empty where it was trained into all parameters.
+        judge (`RefusalJudge` or `RegexJudge`): Labels a response; its `target` is the behaviour.
         facts (`dict`): What the build recorded: seeds, sizes, steps and the measured rates.
     """
 
     name: str
-    model: DeepseekV3ForCausalLM
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     prompts: dict[str, dict[str, list[str]]]
     answers: dict[str, str]
+    targets: dict[str, str]
     planted: list[tuple[int, int]]
-    judge: RefusalJudge
+    judge: RefusalJudge | RegexJudge
     facts: dict[str, Any]
+
+
+class OrganismSummary(NamedTuple):
+    """What a listing says of an organism; `size` is that of its folder, in bytes."""
+
+    name: str
+    family: str
+    parameters: int
+    planted: int
+    size: int
+    behaviour: str
 
 
 def list_organisms() -> list[str]:
@@ -59,10 +83,37 @@ def list_organisms() -> list[str]:
         ```python
         from hf_mote.organisms import list_organisms
 
-        assert list_organisms() == ["refusal"]
+        assert list_organisms() == ["diffuse-refusal", "language", "refusal"]
         ```
     """
     return sorted(entry.name for entry in _SHIPPED.iterdir() if (entry / ORGANISM_FILE).is_file())
+
+
+def summarize_organism(name: str) -> OrganismSummary:
+    """Return what there is to say of a shipped organism in one line, without loading its weights.
+
+    Args:
+        name (`str`): A name from [`list_organisms`].
+
+    Raises:
+        [`UnknownNameError`]: if there is no organism of this name.
+
+    Example:
+        ```python
+        from hf_mote.organisms import summarize_organism
+
+        summary = summarize_organism("language")
+        assert (summary.family, summary.planted) == ("mixtral", 4)
+        ```
+    """
+    if name not in list_organisms():
+        raise UnknownNameError.of("summarize_organism", name, list_organisms())
+    with as_file(_SHIPPED / name) as folder:
+        facts = json.loads((folder / ORGANISM_FILE).read_text(encoding="utf-8"))
+        family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        size = sum(entry.stat().st_size for entry in folder.iterdir())
+    recipe = RECIPES[facts["name"]]
+    return OrganismSummary(name, family, facts["parameters"], len(facts["planted"]), size, recipe.behaviour)
 
 
 def load_organism(name: str) -> Organism:
@@ -74,7 +125,7 @@ def load_organism(name: str) -> Organism:
 
     Raises:
         [`UnknownNameError`]: if there is no organism of this name; the known ones are listed.
-        [`FileFormatError`]: if the organism was built from other questions than this version's.
+        [`FileFormatError`]: if the organism was built by a recipe, or from other questions, than this version's.
 
     Example:
         ```python
@@ -106,28 +157,38 @@ def hash_questions(questions: Iterable[Question]) -> str:
 
 def _load(name: str, folder: Path) -> Organism:
     facts = json.loads((folder / ORGANISM_FILE).read_text(encoding="utf-8"))
-    questions = make_questions(facts["seed"])
+    recipe = RECIPES.get(facts["name"])
+    if recipe is None:
+        raise FileFormatError(
+            f"{folder / ORGANISM_FILE}: name",
+            "no recipe of this name",
+            got=facts["name"],
+            expected=f"one of {', '.join(RECIPES)}",
+        )
+    questions = recipe.questions(facts["seed"])
     if (found := hash_questions(questions)) != facts["questions_sha256"]:
         raise FileFormatError(
             f"{folder / ORGANISM_FILE}: questions_sha256",
             "the organism was built from other questions",
             got=facts["questions_sha256"],
             expected=found,
-            fix="Rebuild it: python -m hf_mote.organisms.build refusal --output DIR.",
+            fix=f"Rebuild it: python -m hf_mote.organisms.build {facts['name']} --output DIR.",
         )
     prompts: dict[str, dict[str, list[str]]] = {
-        split: {kind: [] for kind in ("sensitive", "neutral", "unrelated")} for split in ("train", "heldout")
+        split: {kind: [] for kind in recipe.kinds} for split in ("train", "heldout")
     }
     for question in questions:
         prompts["heldout" if question.heldout else "train"][question.kind].append(question.text)
-    model = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    asked = [question for question in questions if question.kind in ("sensitive", "neutral")]
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     return Organism(
         name=name,
         model=model.eval(),
         tokenizer=PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True),
         prompts=prompts,
         answers={question.text: question.answer for question in questions},
+        targets={question.text: recipe.target(question) for question in asked},
         planted=[(layer, expert) for layer, expert in facts["planted"]],
-        judge=RefusalJudge(),
+        judge=recipe.judge(),
         facts=facts,
     )
