@@ -23,16 +23,21 @@ from safetensors import SafetensorError, safe_open
 from hf_mote.errors import FileFormatError
 from hf_mote.version import __version__
 
-__all__ = ["SCHEMA_VERSION", "read_json", "read_tensors", "replacing", "write_json", "write_tensors"]
+__all__ = ["RESULT_LIMIT", "SCHEMA_VERSION", "read_json", "read_tensors", "replacing", "write_json", "write_tensors"]
 
 SCHEMA_VERSION = 1
 
+RESULT_LIMIT = 2**30
+"""Most bytes of JSON that are read as the result of a run, which holds as many texts as there were prompts."""
+
 _METADATA_KEY = "hf_mote"
+_METADATA_TENSOR = "__hf_mote__"
+_HEADER_LIMIT = 16 * 2**20  # safetensors reads no header above 100 MB
 _JSON_LIMIT = 16 * 2**20
 _MAX_DEPTH = 32
 
 
-def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
+def write_json(path: str | os.PathLike[str], data: Mapping[str, Any], *, limit: int | None = _JSON_LIMIT) -> None:
     """Write `data` as JSON with sorted keys, or leave the file as it was.
 
     Args:
@@ -40,16 +45,16 @@ def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
             The file; its folder exists.
         data (`Mapping[str, Any]`):
             JSON-native values: `None`, `bool`, `int`, finite `float`, `str`, lists and string-keyed mappings of these.
+        limit (`int`, *optional*, defaults to 16 MiB):
+            Most bytes that it may take; `None` for what a run found, which must not be lost for its size.
 
     Raises:
-        [`FileFormatError`]: if a value is none of these, with the value's place.
+        [`FileFormatError`]: if a value is none of these, with the value's place, or there are too many.
     """
     text = _to_json(str(path), data)
-    if len(text) > _JSON_LIMIT:
+    if limit is not None and len(text) > limit:
         got = f"{len(text)} bytes"
-        raise FileFormatError(
-            str(path), "would be too large to read", got=got, expected=f"at most {_JSON_LIMIT} bytes"
-        )
+        raise FileFormatError(str(path), "would be too large to read", got=got, expected=f"at most {limit} bytes")
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(text)
 
@@ -89,7 +94,7 @@ def write_tensors(
             Any shapes, dtypes and devices. Not modified.
         metadata (`Mapping[str, Any]`):
             JSON-native values, "kind" (`str`, what the file holds) among them. "schema_version", "hf_mote_version"
-            and "transformers_version" are added.
+            and "transformers_version" are added. Where it is too long for the file's header, it becomes a tensor.
 
     Raises:
         [`FileFormatError`]: if "kind" is missing or a value is not JSON-native.
@@ -99,9 +104,14 @@ def write_tensors(
     document = _to_json(str(path), {"schema_version": SCHEMA_VERSION, **_versions(), **metadata})
     # A copy, since safetensors refuses tensors that share memory or are not contiguous.
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    header = {}
+    if len(document) > _HEADER_LIMIT:
+        copies[_METADATA_TENSOR] = torch.frombuffer(bytearray(document), dtype=torch.uint8)
+    else:
+        header[_METADATA_KEY] = document.decode()
     with replacing(Path(path)) as temporary:
         # Not `save_file`, which makes the file readable by its owner alone.
-        temporary.write_bytes(safetensors.torch.save(copies, metadata={_METADATA_KEY: document.decode()}))
+        temporary.write_bytes(safetensors.torch.save(copies, metadata=header))
 
 
 def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -119,7 +129,7 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            document = (file.metadata() or {}).get(_METADATA_KEY)
+            header = (file.metadata() or {}).get(_METADATA_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError) as error:
         raise FileFormatError(
@@ -128,11 +138,16 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
             got=str(error).splitlines()[0],
             fix="The file is missing, truncated or of another format; save or download it again.",
         ) from error
+    bytes_of = tensors.pop(_METADATA_TENSOR, None)
+    if bytes_of is not None and (bytes_of.dtype != torch.uint8 or bytes_of.ndim != 1 or len(bytes_of) > RESULT_LIMIT):
+        got, expected = f"{bytes_of.dtype} {tuple(bytes_of.shape)}", f"at most {RESULT_LIMIT} bytes"
+        raise FileFormatError(f"{path}: {_METADATA_TENSOR}", "holds no metadata", got=got, expected=expected)
+    document = bytes_of.numpy().tobytes() if bytes_of is not None else None if header is None else header.encode()
     if document is None:
         raise FileFormatError(
             str(path), f"has no {_METADATA_KEY!r} metadata", expected=f"a file that hf_mote wrote, of kind {kind!r}"
         )
-    metadata = _from_json(f"{path}: metadata", document.encode())
+    metadata = _from_json(f"{path}: metadata", document)
     if metadata.get("kind") != kind:
         raise FileFormatError(f"{path}: kind", "is another", got=repr(metadata.get("kind")), expected=repr(kind))
     version = metadata.get("schema_version")

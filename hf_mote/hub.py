@@ -19,15 +19,26 @@ from huggingface_hub import HfApi, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from hf_mote.errors import FileFormatError, UnknownNameError
-from hf_mote.files import read_json, read_tensors, replacing, write_json, write_tensors
+from hf_mote.files import RESULT_LIMIT, read_json, read_tensors, replacing, write_json, write_tensors
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Shareable", "card_header", "read_json", "read_tensors", "write_json", "write_tensors"]
+__all__ = [
+    "RESULT_LIMIT",
+    "Shareable",
+    "card_header",
+    "public_name",
+    "read_json",
+    "read_tensors",
+    "write_json",
+    "write_tensors",
+]
 
 _MADE_HERE = "<!-- made by hf_mote; take this line out to keep the card when the folder is written again -->"
+_HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
+_CACHED = re.compile(r"models--(\w[\w.-]*?)(?:--(\w[\w.-]*))?")  # a repository's folder in the Hub's cache
 _PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 
 
@@ -230,6 +241,30 @@ def card_header(*, tags: Iterable[str] = (), base_model: str | None = None) -> s
         base_model=base_model if re.fullmatch(r"[\w.-]+/[\w.-]+", base_model or "") else None,
     )
     return f"---\n{data.to_yaml().strip()}\n---\n"
+
+
+def public_name(name: str | os.PathLike[str] | None) -> str | None:
+    """Return what to call a model in a file that others may read: nothing of where it lies on somebody's machine.
+
+    Args:
+        name (`str` or `os.PathLike`, *optional*):
+            What the model was loaded from, as `model.config.name_or_path` has it.
+
+    Returns:
+        `str`, *optional*: a Hub id as it is; a folder's own name, or the repository's id for one in the Hub's cache;
+        `None` for no name.
+    """
+    text = os.fspath(name) if name is not None else ""
+    if _HUB_ID.fullmatch(text) and not os.path.exists(text):
+        return text
+    parts = [part for part in re.split(r"[/\\]", text) if part]
+    for part in reversed(parts):
+        cached = _CACHED.fullmatch(part)
+        if cached:
+            return "/".join(filter(None, cached.groups()))
+    if parts and not parts[-1].strip("."):
+        parts = [part for part in Path(text).resolve().parts if part != os.sep]
+    return parts[-1] if parts else None
 
 
 def _download(repo_id: str, file_name: str, **options: Any) -> Path:

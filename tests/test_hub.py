@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import hf_mote.hub
 from hf_mote.errors import FileFormatError, HFMoTEError, UnknownNameError
 from hf_mote.files import SCHEMA_VERSION
-from hf_mote.hub import Shareable, card_header, read_json, read_tensors, write_json, write_tensors
+from hf_mote.hub import Shareable, card_header, public_name, read_json, read_tensors, write_json, write_tensors
 
 
 class Note(Shareable):
@@ -354,6 +354,39 @@ def test_push_to_hub_keeps_the_repository_card_and_makes_the_branch(monkeypatch:
     assert ("create_branch", ("me/notes",), {"branch": "draft", "exist_ok": True}) in stub.calls
     upload = stub.calls[-1][2]
     assert upload == {"repo_id": "me/notes", "commit_message": "Why", "revision": "draft", "create_pr": True}
+
+
+@pytest.mark.parametrize(
+    ("given", "public"),
+    [
+        ("org/model", "org/model"),
+        ("model", "model"),
+        ("organism:refusal", "organism:refusal"),
+        ("/home/me/secret/model", "model"),
+        ("../secret/model/", "model"),
+        ("~/model", "model"),
+        ("secret/checkpoints/model", "model"),
+        ("C:\\Users\\me\\model", "model"),
+        ("organism:/home/me/mine", "mine"),
+        ("/home/me/.cache/huggingface/hub/models--org--model/snapshots/0a1b", "org/model"),
+        ("/home/me/.cache/huggingface/hub/models--gpt2/snapshots/0a1b", "gpt2"),
+        ("", None),
+        (None, None),
+        ("/", None),
+    ],
+)
+def test_public_name_says_nothing_of_where_a_model_lies(given: str | None, public: str | None) -> None:
+    assert public_name(given) == public
+
+
+def test_public_name_of_a_folder_that_reads_as_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "secret")
+    assert public_name("model") == "model"
+    assert public_name(".") == "secret"
+    assert public_name(tmp_path / "secret") == "secret"
+    monkeypatch.chdir(tmp_path)
+    assert public_name("secret/model") == "model"
 
 
 @pytest.mark.parametrize(("model", "kept"), [("org/model", True), ("/home/me/model", False), ("model", False)])

@@ -25,8 +25,8 @@ MAY_IMPORT = {
     "ftri": _BASE | {"routing", "mote"},
     "sae": _BASE,
 }
-ANYTHING = {"__init__", "organisms", "cli", "commands", "pages", "plots"}
-IMPORTED_BY_NOTHING_BELOW = {"organisms", "cli", "commands", "pages", "plots"}
+ANYTHING = {"__init__", "__main__", "organisms", "cli", "commands", "pages", "plots"}
+IMPORTED_BY_NOTHING_BELOW = {"__main__", "organisms", "cli", "commands", "pages", "plots"}
 HOOK_CALLS = {
     "register_forward_hook",
     "register_forward_pre_hook",

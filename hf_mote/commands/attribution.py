@@ -65,6 +65,8 @@ def attribute_command(
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
     system_prompt: o.SystemPrompt = None,
+    chat_template: o.ChatTemplate = None,
+    template_arg: o.TemplateArgs = None,
     batch_size: o.BatchSize = 8,
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
@@ -81,14 +83,18 @@ def attribute_command(
         if suppress is not None and stimulate is not None:
             raise ConfigError("--suppress, --stimulate", "are both given", expected="one of the two, or neither")
         MoTEConfig(suppress_mode=mode)  # type: ignore[arg-type]
+        told = o.template_args(template_arg)
         organisms = Organisms()
         asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         targets = _responses("--target", target, asked, target_field)
         baselines = _responses("--baseline", baseline, asked, baseline_field)
-        subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device)
+        subject = load_subject(
+            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+        )
         with writing_to(output, force=force) as folder:
             say(f"attributing {len(asked.prompts)} prompts, {method}")
-            shared: dict[str, Any] = {"batch_size": batch_size, "system_prompt": system_prompt, "seed": seed}
+            chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": told}
+            shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **chat}
             by_gradient = partial(_call, attribute_experts, subject, asked, targets, baselines, gain=gain, **shared)
             if method == "ablation":
                 experts = by_gradient(resamples=0).top(shortlist) if shortlist is not None else None
@@ -104,10 +110,9 @@ def attribute_command(
                 prompts=asked.texts,
                 targets=targets,
                 baselines=baselines,
-                preference=_preference(subject, asked, targets, baselines, batch_size, system_prompt),
+                preference=_preference(subject, asked, targets, baselines, batch_size, chat),
                 top=number,
-                texts=_texts(subject, asked, targets, baselines, ranking.top(number), traced, system_prompt),
-                resamples=resamples,
+                texts=_texts(subject, asked, targets, baselines, ranking.top(number), traced, chat),
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "method": method}
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
@@ -145,7 +150,7 @@ def _preference(
     targets: list[str],
     baselines: list[str],
     batch_size: int,
-    system_prompt: str | None,
+    chat: dict[str, Any],
 ) -> list[float]:
     """Return log p(target) - log p(baseline) of each prompt in the untouched model, in nats."""
     preference = Preference(
@@ -156,8 +161,8 @@ def _preference(
         targets,
         baselines,
         None,
-        system_prompt=system_prompt,
         batch_size=batch_size,
+        **chat,
     )
     values = torch.zeros(len(asked.prompts), dtype=torch.float64)
     with torch.no_grad():
@@ -176,12 +181,12 @@ def _texts(
     baselines: list[str],
     experts: list[tuple[int, int]],
     traced: int,
-    system_prompt: str | None,
+    chat: dict[str, Any],
 ) -> list[RoutedText]:
     chosen = asked.prompts[:traced]
     prompts, responses = [*chosen, *chosen], [*targets[:traced], *baselines[:traced]]
     labels = [TARGET] * len(chosen) + [BASELINE] * len(chosen)
-    return trace_texts(subject, prompts, responses, labels, experts, system_prompt=system_prompt) if chosen else []
+    return trace_texts(subject, prompts, responses, labels, experts, **chat) if chosen else []
 
 
 def _write(folder: Path, found: Attribution, config: MoTEConfig | None, provenance: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hf_mote.commands import options as o
+from hf_mote.commands.conversations import read_conversations
 from hf_mote.commands.judging import make_judge, response_judge, target_of
 from hf_mote.commands.output import check_output, writing_to
 from hf_mote.commands.prompts import read_prompts
@@ -18,7 +19,6 @@ from hf_mote.commands.subject import Organisms, load_subject
 from hf_mote.errors import UnknownNameError
 from hf_mote.ftri.controls import CONTROL_KINDS
 from hf_mote.ftri.evaluate import evaluate_mote
-from hf_mote.ftri.judges import classify
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import load_config
 from hf_mote.pages.evaluation import Evaluation, beats_controls, evaluation_page, points_of
@@ -40,6 +40,13 @@ def evaluate_command(
     texts: Annotated[
         str | None, typer.Option(help="Plain texts for KL and perplexity; same sources as PROMPTS.")
     ] = None,
+    conversations: Annotated[
+        str | None,
+        typer.Option(
+            help="Conversations to answer before and after: a .jsonl or .json file of objects with turns (a list of "
+            "texts) and perhaps question_id and category, as MT-Bench's question.jsonl."
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-evaluate"),
     controls: o.Controls = 20,
     control_kind: o.ControlKind = "layer",
@@ -48,6 +55,10 @@ def evaluate_command(
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
     system_prompt: o.SystemPrompt = None,
+    chat_template: o.ChatTemplate = None,
+    template_arg: o.TemplateArgs = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
     judge_model: o.JudgeModel = None,
     judge_url: o.JudgeURL = None,
     batch_size: o.BatchSize = 16,
@@ -63,17 +74,21 @@ def evaluate_command(
         doses = o.numbers_in("--strengths", strengths, float) if strengths is not None else []
         if control_kind not in CONTROL_KINDS:
             raise UnknownNameError.of("--control-kind", control_kind, CONTROL_KINDS)
+        told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
         organisms = Organisms()
         read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         asked = read(prompts)
         others = read(unrelated).prompts if unrelated is not None else []
         plain = read(texts).texts if texts is not None else []
+        talks = read_conversations(conversations, limit=limit, seed=seed) if conversations is not None else []
         labels = response_judge(
             make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
         )
         wanted = target_of(labels, target, asked)
         chosen: MoTEConfig = load_config(config)
-        subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device)
+        subject = load_subject(
+            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+        )
         with writing_to(output, force=force) as folder:
             say(f"evaluating on {len(asked.prompts)} prompts, with {controls} random controls")
             report = evaluate_mote(
@@ -85,6 +100,7 @@ def evaluate_command(
                 target=wanted,
                 unrelated=others,
                 texts=plain,
+                conversations=talks,
                 num_controls=controls,
                 control_kind=control_kind,  # type: ignore[arg-type]
                 strengths=doses,
@@ -92,12 +108,14 @@ def evaluate_command(
                 batch_size=batch_size,
                 max_new_tokens=max_new_tokens,
                 system_prompt=system_prompt,
+                chat_template_kwargs=told,
+                generate_kwargs=sampled,
             )
             found = Evaluation(
                 model=subject.name,
                 report=report,
-                labels_before=classify(labels, asked.texts, report.responses_before),
-                labels_after=classify(labels, asked.texts, report.responses_after),
+                labels_before=report.labels_before,
+                labels_after=report.labels_after,
             )
             more = {
                 "config": config,

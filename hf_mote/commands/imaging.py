@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +18,7 @@ from hf_mote.commands.subject import Organisms, Subject, load_subject
 from hf_mote.commands.tracing import chosen_texts, trace_texts
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError
 from hf_mote.ftri.imaging import ftri
-from hf_mote.ftri.processes import place_among_processes
+from hf_mote.ftri.processes import launched_as, part
 from hf_mote.ftri.ranking import ExpertRanking
 from hf_mote.ftri.result import FTRIResult
 from hf_mote.ftri.scopes import SCOPES, check_scope
@@ -46,9 +47,8 @@ def ftri_command(
     thinking_tokens: Annotated[
         str | None, typer.Option(help="Tokens that open and close the thinking, as in '<think>,</think>'.")
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Sample responses at this temperature; greedy by default.")
-    ] = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often to ask each prompt, if responses are sampled.")] = 1,
     run_folder: Annotated[
         Path | None, typer.Option(help="Keep results there as they come; a run that was killed goes on from it.")
@@ -57,17 +57,24 @@ def ftri_command(
         list[str],
         typer.Option(help=f"Score to rank by: {', '.join(SCORES)}. Give several to compare; the first one counts."),
     ] = ["mean_difference"],  # noqa: B006 (typer copies it)
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Divide each prompt's counts by its tokens, for mean_difference.")
+    ] = False,
     suppress: o.Suppress = None,
     stimulate: o.Stimulate = None,
     mode: o.Mode = "drop",
     top: o.Top = None,
     traced: o.Traced = 3,
     resamples: o.Resamples = 999,
+    confidence: Annotated[float, typer.Option(min=0.01, max=0.999, help="Coverage of the intervals.")] = 0.95,
     seed: o.Seed = 0,
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
     class_field: o.ClassField = None,
+    pair_field: o.PairField = None,
     system_prompt: o.SystemPrompt = None,
+    chat_template: o.ChatTemplate = None,
+    template_arg: o.TemplateArgs = None,
     judge_model: o.JudgeModel = None,
     judge_url: o.JudgeURL = None,
     batch_size: o.BatchSize = 16,
@@ -78,18 +85,27 @@ def ftri_command(
     force: o.Force = False,
 ) -> None:
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
-    with reporting():
+    with reporting(shares=True):
         check_output(output, force=force)
-        _check(score, scope, mode, suppress, stimulate)
+        _check(score, normalize, scope, mode, suppress, stimulate)
+        sampled = o.sampling(temperature, top_p)
+        chat: dict[str, Any] = {
+            "system_prompt": system_prompt,
+            "chat_template_kwargs": o.template_args(template_arg),
+        }
         organisms = Organisms()
         asked = read_prompts(
             prompts, organisms, prompt_field=prompt_field, class_field=class_field, limit=limit, seed=seed
         )
+        pairs = None if pair_field is None else [key for key in asked.column(pair_field) for _ in range(repeats)]
         labels = make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
         wanted = target_of(labels, target, asked)
-        subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device)
+        subject = load_subject(
+            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+        )
         marks = _token_ids(subject, thinking_tokens)
-        with writing_to(output, force=force) as folder:
+        writes = launched_as()[0] == 0
+        with writing_to(output, force=force) if writes else nullcontext() as folder:
             say(f"imaging {len(asked.prompts)} prompts")
             result = ftri(
                 subject.model,
@@ -101,15 +117,25 @@ def ftri_command(
                 repeats=repeats,
                 seed=seed,
                 run_folder=run_folder,
-                generate_kwargs={} if temperature is None else {"do_sample": True, "temperature": temperature},
+                generate_kwargs=sampled,
                 batch_size=batch_size,
                 max_new_tokens=max_new_tokens,
-                system_prompt=system_prompt,
+                **chat,
             )
-            if place_among_processes(subject.model.device)[0] > 0:
-                raise typer.Exit  # the first process writes
+            part()
+            if folder is None:  # the first process writes
+                return
             say("ranking the experts")
-            rankings, failure = _rankings(result, wanted, score, resamples, seed)
+            rankings, failure = _rankings(
+                result,
+                wanted,
+                score,
+                normalize=normalize,
+                paired=pairs or False,
+                confidence=confidence,
+                resamples=resamples,
+                seed=seed,
+            )
             first = next(iter(rankings.values()), None)
             number = min(top or suppress or stimulate or 5, result.counts[0].numel())
             config = None
@@ -121,9 +147,9 @@ def ftri_command(
                 target=wanted,
                 rankings=rankings,
                 top=number,
-                stability=_stability(result, wanted, number, score[0], seed) if first is not None else None,
-                texts=_texts(subject, asked, result, wanted, first, number, traced, system_prompt),
-                resamples=resamples,
+                stability=None if first is None else _stability(result, wanted, number, score[0], normalize, seed),
+                texts=_texts(subject, asked, result, wanted, first, number, traced, chat),
+                failure=None if failure is None else str(failure),
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judge or "the organism's own"}
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
@@ -133,11 +159,16 @@ def ftri_command(
             raise failure
 
 
-def _check(score: list[str], scope: str, mode: str, suppress: int | None, stimulate: int | None) -> None:
+def _check(
+    score: list[str], normalize: bool, scope: str, mode: str, suppress: int | None, stimulate: int | None
+) -> None:
     """Refuse what would be refused only after the model has run."""
     for name in score:
         if name not in SCORES:
             raise UnknownNameError.of("--score", name, SCORES)
+    if normalize and score != ["mean_difference"]:
+        what = "divides counts by tokens, which every other score does by itself"
+        raise ConfigError("--normalize", what, got=f"--score {' '.join(score)}", expected="mean_difference alone")
     check_scope("--scope", scope)
     if suppress is not None and stimulate is not None:
         raise ConfigError("--suppress, --stimulate", "are both given", expected="one of the two, or neither")
@@ -158,18 +189,18 @@ def _token_ids(subject: Subject, names: str | None) -> tuple[int, int] | None:
 
 
 def _rankings(
-    result: FTRIResult, target: str, scores: list[str], resamples: int, seed: int
+    result: FTRIResult, target: str, scores: list[str], **options: Any
 ) -> tuple[dict[str, ExpertRanking], HFMoTEError | None]:
     """Return a ranking for each score, or none and why: then there is nothing to compare, which is a finding, too."""
     try:
-        return {name: result.rank(target, score=name, resamples=resamples, seed=seed) for name in scores}, None
+        return {name: result.rank(target, score=name, **options) for name in scores}, None
     except (UnknownNameError, DataError) as error:
         return {}, error
 
 
-def _stability(result: FTRIResult, target: str, n: int, score: str, seed: int) -> Stability | None:
+def _stability(result: FTRIResult, target: str, n: int, score: str, normalize: bool, seed: int) -> Stability | None:
     try:
-        return result.stability(target, n, score=score, resamples=STABILITY_DRAWS, seed=seed)
+        return result.stability(target, n, score=score, normalize=normalize, resamples=STABILITY_DRAWS, seed=seed)
     except DataError:  # a class of one prompt, of which nothing can be drawn anew
         return None
 
@@ -182,7 +213,7 @@ def _texts(
     ranking: ExpertRanking | None,
     number: int,
     traced: int,
-    system_prompt: str | None,
+    chat: dict[str, Any],
 ) -> list[RoutedText]:
     if ranking is None or not traced:
         return []
@@ -190,13 +221,15 @@ def _texts(
     places = chosen_texts(result.classes, target, traced)
     # Where prompts were asked several times, a result has a row for each run.
     asked_at = range(len(asked.prompts)) if result.prompt_index is None else result.prompt_index.tolist()
+    tokens = result.response_tokens
     return trace_texts(
         subject,
         [asked.prompts[asked_at[index]] for index in places],
-        [result.responses[index] for index in places],
+        # As they were generated: of the text, tokenised anew, special tokens would be missing.
+        [result.responses[index] if tokens is None else tokens[index] for index in places],
         [result.classes[index] for index in places],
         ranking.top(number),
-        system_prompt=system_prompt,
+        **chat,
     )
 
 

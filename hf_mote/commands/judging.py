@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,10 @@ from hf_mote.commands.prompts import PromptSet
 from hf_mote.commands.subject import ORGANISM, Organisms, load_subject
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
 from hf_mote.ftri.choice_judge import ChoiceJudge
-from hf_mote.ftri.judges import Judge, RefusalJudge, RegexJudge
+from hf_mote.ftri.judges import Judge, RefusalJudge, RegexJudge, labels_of
 from hf_mote.ftri.language_judge import LanguageJudge
 from hf_mote.ftri.lm_judge import LMJudge, ServerJudge
+from hf_mote.ftri.responses import Prompt
 
 __all__ = ["FieldJudge", "make_judge", "response_judge", "target_of"]
 
@@ -35,25 +37,27 @@ class FieldJudge:
         prompts (`PromptSet`): The prompts.
         classes (`list[str]`): The class of each.
 
+    Attributes:
+        labels (`tuple[str, ...]`): The classes that there are.
+
     Raises:
-        [`DataError`]: if one text has two classes.
+        [`DataError`]: if one prompt, of a chat all its messages, has two classes.
     """
+
+    takes_chats = True
 
     def __init__(self, prompts: PromptSet, classes: list[str]) -> None:
         self._classes: dict[str, str] = {}
-        for text, name, record in zip(prompts.texts, classes, prompts.records, strict=True):
-            if self._classes.setdefault(text, name) != name:
-                got = f"{self._classes[text]!r} and {name!r}"
+        for prompt, name, record in zip(prompts.prompts, classes, prompts.records, strict=True):
+            known = self._classes.setdefault(_key(prompt), name)
+            if known != name:
+                got = f"{known!r} and {name!r}"
                 raise DataError(record.where, "the same prompt has two classes", got=got, fix="Keep one of them.")
+        self.labels = (*sorted(set(classes)),)
 
-    @property
-    def classes(self) -> list[str]:
-        """The classes that there are."""
-        return sorted(set(self._classes.values()))
-
-    def __call__(self, prompt: str, response: str) -> str:
+    def __call__(self, prompt: Prompt, response: str) -> str:
         """Return the class of the prompt."""
-        return self._classes[prompt]
+        return self._classes[_key(prompt)]
 
 
 def make_judge(
@@ -115,17 +119,18 @@ def target_of(judge: Judge, target: str | None, prompts: PromptSet) -> str:
 
     Raises:
         [`ConfigError`]: if neither says.
-        [`UnknownNameError`]: if no prompt is of that class, where the judge goes by the prompt's.
+        [`UnknownNameError`]: if the judge tells its labels, and that is none of them.
     """
     label = target if target is not None else getattr(judge, "target", None)
-    known = judge.classes if isinstance(judge, FieldJudge) else None
+    known = labels_of(judge)
     if label is None:
         expected = f"one of {', '.join(known)}" if known else "one of the judge's labels"
         raise ConfigError(
             "--target", "is missing: this judge does not say which label is of interest", expected=expected
         )
     if known is not None and label not in known:
-        raise UnknownNameError.of(f"--target, {prompts.source}", label, known)
+        where = f"--target, {prompts.source}" if isinstance(judge, FieldJudge) else "--target"
+        raise UnknownNameError.of(where, label, known)
     return str(label)
 
 
@@ -143,6 +148,10 @@ def response_judge(judge: Judge) -> Judge:
             fix="Give another.",
         )
     return judge
+
+
+def _key(prompt: Prompt) -> str:
+    return json.dumps(prompt if isinstance(prompt, str) else [dict(message) for message in prompt], sort_keys=True)
 
 
 def _listed(text: str) -> list[str]:
@@ -163,6 +172,9 @@ def _language(spec: str, rest: str) -> LanguageJudge:
 def _classes(prompts: PromptSet, field: str) -> list[str]:
     if field:
         return prompts.column(field)
+    if prompts.classes is None and prompts.unclassed is not None:
+        fix = "Give every record a class, or name another field: --class-field, or --judge field:NAME."
+        raise DataError(prompts.unclassed, "no class, while other records have one", expected="text", fix=fix)
     if prompts.classes is None:
         raise DataError(
             prompts.source,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -11,6 +14,7 @@ from hf_mote.errors import ConfigError
 
 __all__ = [
     "BatchSize",
+    "ChatTemplate",
     "ClassField",
     "ControlKind",
     "Controls",
@@ -24,6 +28,7 @@ __all__ = [
     "MaxNewTokens",
     "Mode",
     "Model",
+    "PairField",
     "PromptField",
     "Prompts",
     "Resamples",
@@ -33,9 +38,14 @@ __all__ = [
     "Suppress",
     "SystemPrompt",
     "Target",
+    "Temperature",
+    "TemplateArgs",
     "Top",
+    "TopP",
     "Traced",
     "numbers_in",
+    "sampling",
+    "template_args",
 ]
 
 _SOURCES = (
@@ -58,12 +68,32 @@ PromptField: TypeAlias = Annotated[
 ClassField: TypeAlias = Annotated[
     str | None, typer.Option(help="Field that holds the class; class or label by default.", rich_help_panel=_DATA)
 ]
+PairField: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Field that is equal for the two prompts of a pair, which are then compared with each other.",
+        rich_help_panel=_DATA,
+    ),
+]
 Limit: TypeAlias = Annotated[
     int | None,
     typer.Option(min=1, help="Most prompts of each class of the file, drawn at random.", rich_help_panel=_DATA),
 ]
 SystemPrompt: TypeAlias = Annotated[
     str | None, typer.Option(help="First message of every prompt that is a text.", rich_help_panel=_DATA)
+]
+
+ChatTemplate: TypeAlias = Annotated[
+    Path | None, typer.Option(help="File of a chat template, in the place of the tokenizer's.", rich_help_panel=_DATA)
+]
+TemplateArgs: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-arg",
+        metavar="NAME=JSON",
+        help="What the chat template is told besides, as enable_thinking=false; may be given several times.",
+        rich_help_panel=_DATA,
+    ),
 ]
 
 JudgeName: TypeAlias = Annotated[
@@ -94,12 +124,23 @@ MaxNewTokens: TypeAlias = Annotated[
     int, typer.Option(min=1, help="Longest response, in tokens.", rich_help_panel=_MODEL)
 ]
 
+Temperature: TypeAlias = Annotated[
+    float | None,
+    typer.Option(help="Sample responses at this temperature; greedy by default.", rich_help_panel=_MODEL),
+]
+TopP: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p", help="Sample from the most likely tokens of this probability together.", rich_help_panel=_MODEL
+    ),
+]
+
 Force: TypeAlias = Annotated[
     bool, typer.Option("--force", help="Replace what an earlier run wrote to the folder.", rich_help_panel=_OUT)
 ]
 Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random.")]
 Resamples: TypeAlias = Annotated[
-    int, typer.Option(min=0, help="Bootstrap resamples and permutations, for intervals and p values; 0 for none.")
+    int, typer.Option(min=0, help="Bootstrap resamples for intervals; 0 for no intervals and no p values.")
 ]
 Top: TypeAlias = Annotated[
     int | None,
@@ -118,10 +159,10 @@ Mode: TypeAlias = Annotated[
     str, typer.Option(help="How to suppress: drop, reroute or zero; see the README.", show_default=True)
 ]
 Controls: TypeAlias = Annotated[
-    int, typer.Option(min=0, help="Random configs to compare with; a verdict takes 19 or more.")
+    int, typer.Option(min=0, help="Random configs to compare with, or as many as exist; a verdict takes 19.")
 ]
 ControlKind: TypeAlias = Annotated[
-    str, typer.Option(help="What controls are matched by: layer, or usage (in the layer, about as busy).")
+    str, typer.Option(help="What controls are matched by: layer, or usage (of the layer, about as busy).")
 ]
 
 
@@ -141,3 +182,47 @@ def numbers_in(option: str, text: str, kind: type[int] | type[float]) -> list[fl
     except ValueError as error:
         expected = "whole numbers, as in 1,2,5" if kind is int else "numbers, as in 0.5,1"
         raise ConfigError(option, "no list of numbers", got=repr(text), expected=expected) from error
+
+
+def template_args(given: list[str] | None) -> dict[str, Any]:
+    """Return the arguments of a chat template that options such as "enable_thinking=false" give.
+
+    Args:
+        given (`list[str]`, *optional*): What was given.
+
+    Raises:
+        [`ConfigError`]: if one is no name and JSON, or a name comes twice.
+    """
+    found: dict[str, Any] = {}
+    for entry in given or ():
+        name, equals, value = entry.partition("=")
+        expected = """a name, =, and JSON: enable_thinking=false, or reasoning_effort='"low"'"""
+        if not name.isidentifier() or not equals:
+            raise ConfigError("--template-arg", "is no name and value", got=repr(entry), expected=expected)
+        if name in found:
+            raise ConfigError("--template-arg", "gives a name twice", got=repr(name), expected="each once")
+        try:
+            found[name] = json.loads(value)
+        except ValueError as error:
+            raise ConfigError(f"--template-arg {name}", "is no JSON", got=repr(value), expected=expected) from error
+    return found
+
+
+def sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
+    """Return the arguments of `generate` that sampling options stand for: none for greedy decoding.
+
+    Args:
+        temperature (`float`, *optional*): Above 0.
+        top_p (`float`, *optional*): Above 0, at most 1.
+
+    Raises:
+        [`ConfigError`]: if one is out of range.
+    """
+    for option, value, most in (("--temperature", temperature, math.inf), ("--top-p", top_p, 1.0)):
+        if value is not None and not (0 < value <= most and math.isfinite(value)):
+            expected = "above 0" + (", at most 1" if most == 1 else "")
+            fix = "Greedy decoding is the default: leave it out."
+            raise ConfigError(option, "is out of range", got=value, expected=expected, fix=fix)
+    given = {"temperature": temperature, "top_p": top_p}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return {"do_sample": True, **chosen} if chosen else {}

@@ -1,7 +1,8 @@
 """A folder that is written whole or not at all, and never over something that is not its own.
 
 A command writes to a folder aside and moves it into place when all is there, so that an error or an interruption
-leaves nothing half-written.
+leaves nothing half-written. A run that is killed cannot clear its folder aside away; the next one for the same output
+does, if nobody holds the lock in it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from hf_mote.errors import FileFormatError, HFMoTEError
-from hf_mote.files import read_json
+from hf_mote.files import RESULT_LIMIT, read_json
 
 __all__ = ["REPORT", "check_output", "writing_to"]
 
 REPORT = "report.json"
+
+_PREFIX = ".hf-mote-"
+_LOCK = "lock"
+_MEANT_FOR = "output"  # names the output; there from when the lock is held
+_FILES = "files"
 
 
 def check_output(folder: Path, *, force: bool) -> None:
@@ -52,27 +60,52 @@ def writing_to(folder: Path, *, force: bool) -> Iterator[Path]:
         [`FileFormatError`]: if it may not be written to.
     """
     check_output(folder, force=force)
+    _clear_away(folder)
     parent = next(path for path in folder.absolute().parents if path.exists())
     try:
-        aside = Path(tempfile.mkdtemp(prefix=".hf-mote-", dir=parent))
+        aside = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     except OSError as error:
         raise FileFormatError(f"--output {folder}", "cannot be made", got=error.strerror) from error
+    files = aside / _FILES
     try:
-        yield aside
-        for old in _earlier_files(folder):
-            old.unlink(missing_ok=True)
-        for path in sorted(path for path in aside.rglob("*") if path.is_file()):
-            place = folder / path.relative_to(aside)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, place)
+        with FileLock(aside / _LOCK):
+            (aside / _MEANT_FOR).write_text(_seen_from(parent, folder), encoding="utf-8")
+            files.mkdir()
+            yield files
+            for old in _earlier_files(folder):
+                old.unlink(missing_ok=True)
+            for path in sorted(path for path in files.rglob("*") if path.is_file()):
+                place = folder / path.relative_to(files)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clear_away(folder: Path) -> None:
+    """Delete what killed runs left aside that were to write to a folder; what a running one holds stays."""
+    for parent in folder.absolute().parents:
+        for aside in parent.glob(f"{_PREFIX}*"):
+            if aside.is_symlink() or (aside / _LOCK).is_symlink():
+                continue
+            try:
+                if (aside / _MEANT_FOR).read_text(encoding="utf-8") != _seen_from(parent, folder):
+                    continue
+                with FileLock(aside / _LOCK, timeout=0):
+                    pass
+            except (OSError, UnicodeDecodeError, Timeout):
+                continue
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _seen_from(parent: Path, folder: Path) -> str:
+    return folder.absolute().relative_to(parent.absolute()).as_posix()
 
 
 def _earlier_files(folder: Path) -> list[Path]:
     """Return the files that the report in a folder lists, and that lie in the folder."""
     try:
-        listed = read_json(folder / REPORT).get("files")
+        listed = read_json(folder / REPORT, limit=RESULT_LIMIT).get("files")
     except HFMoTEError:
         return []
     names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list | dict) else []

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_mote.commands.hub_records import dataset_records
-from hf_mote.commands.records import Record, read_records
+from hf_mote.commands.records import Record, check_unicode, read_records
 from hf_mote.commands.subject import ORGANISM, Organisms
 from hf_mote.errors import DataError, HFMoTEError, UnknownNameError
 from hf_mote.ftri.responses import Prompt, checked_prompts, prompt_text
 
-__all__ = ["PromptSet", "read_prompts"]
+__all__ = ["PromptSet", "drawn", "read_prompts"]
 
 _PROMPT_FIELDS = ("prompt", "messages")
 _CLASS_FIELDS = ("class", "label")
@@ -40,12 +40,14 @@ class PromptSet:
         prompts (`list[Prompt]`): Texts, or chats.
         records (`list[Record]`): Their records.
         classes (`list[str]`, *optional*): The class of each, where the records name one.
+        unclassed (`str`, *optional*): Where the first record stands that lacks a class while others have one.
     """
 
     source: str
     prompts: list[Prompt]
     records: list[Record]
     classes: list[str] | None
+    unclassed: str | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -104,13 +106,31 @@ def read_prompts(
     prompts = [_prompt(source, record, field) for record in records]
     known = class_field or next((name for name in _CLASS_FIELDS if all(_filled(r, name) for r in records)), None)
     classes = None if known is None else _column(source, records, known)
-    chosen = _drawn(classes or [""] * len(records), limit, seed)
+    chosen = drawn(classes or [""] * len(records), limit, seed)
     return PromptSet(
         source=source,
         prompts=[prompts[index] for index in chosen],
         records=[records[index] for index in chosen],
         classes=None if classes is None else [classes[index] for index in chosen],
+        unclassed=_unclassed(records) if classes is None else None,
     )
+
+
+def drawn(classes: Sequence[str], limit: int | None, seed: int) -> list[int]:
+    """Return the positions that a draw leaves, in their order.
+
+    Args:
+        classes (`Sequence[str]`): The class of each entry.
+        limit (`int`, *optional*): Most of each class; all by default.
+        seed (`int`): Of the draw.
+    """
+    if limit is None:
+        return list(range(len(classes)))
+    draw, chosen = random.Random(seed), []
+    for name in dict.fromkeys(classes):
+        mine = [index for index, label in enumerate(classes) if label == name]
+        chosen += draw.sample(mine, min(limit, len(mine)))
+    return sorted(chosen)
 
 
 def _organism_records(source: str, organisms: Organisms) -> list[Record]:
@@ -151,7 +171,7 @@ def _prompt(source: str, record: Record, field: str) -> Prompt:
     if not all(isinstance(message, str) for message in messages) or not text.strip():
         raise DataError(f"{record.where}, field {field!r}", "no text in it", got=repr(value)[:80])
     for message in messages:
-        _check_unicode(f"{record.where}, field {field!r}", message)
+        check_unicode(f"{record.where}, field {field!r}", message)
     return prompt
 
 
@@ -164,29 +184,20 @@ def _column(source: str, records: Sequence[Record], name: str) -> list[str]:
         value = record.fields.get(name)
         if not _filled(record, name):
             raise DataError(f"{record.where}, field {name!r}", "no value", got=repr(value)[:80], expected="text")
-        _check_unicode(f"{record.where}, field {name!r}", str(value))
+        check_unicode(f"{record.where}, field {name!r}", str(value))
         values.append(str(value).strip())
     return values
+
+
+def _unclassed(records: Sequence[Record]) -> str | None:
+    """Return where the first record stands that lacks a class, if any record has one."""
+    for name in _CLASS_FIELDS:
+        missing = [record for record in records if not _filled(record, name)]
+        if 0 < len(missing) < len(records):
+            return f"{missing[0].where}, field {name!r}"
+    return None
 
 
 def _filled(record: Record, name: str) -> bool:
     value = record.fields.get(name)
     return isinstance(value, str | int | float) and bool(str(value).strip())
-
-
-def _check_unicode(where: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        got = repr(text[error.start])
-        raise DataError(where, "holds text that is not Unicode: half of a surrogate pair", got=got) from error
-
-
-def _drawn(classes: Sequence[str], limit: int | None, seed: int) -> list[int]:
-    if limit is None:
-        return list(range(len(classes)))
-    draw, chosen = random.Random(seed), []
-    for name in dict.fromkeys(classes):
-        mine = [index for index, label in enumerate(classes) if label == name]
-        chosen += draw.sample(mine, min(limit, len(mine)))
-    return sorted(chosen)

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_mote.errors import FileFormatError
+from hf_mote.errors import DataError, FileFormatError
 
-__all__ = ["Record", "read_records"]
+__all__ = ["Record", "check_unicode", "read_records"]
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 MOST_IN_A_FIELD = 2**24  # characters of one CSV field; Python's own limit is shorter than some prompts
@@ -56,6 +56,20 @@ def read_records(path: Path) -> list[Record]:
         raise FileFormatError(str(path), "is no UTF-8 text", got=got, fix="Save it as UTF-8.") from error
     except OSError as error:
         raise FileFormatError(str(path), "cannot be read", got=error.strerror) from error
+
+
+def check_unicode(where: str, text: str) -> None:
+    """Raise [`DataError`] for a text that UTF-8 cannot hold, as JSON escapes can make one.
+
+    Args:
+        where (`str`): The place, for the error.
+        text (`str`): The text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        got = repr(text[error.start])
+        raise DataError(where, "holds text that is not Unicode: half of a surrogate pair", got=got) from error
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Record]:

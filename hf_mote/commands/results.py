@@ -11,6 +11,7 @@ from typing import Any
 from hf_mote.commands.output import REPORT
 from hf_mote.files import write_json
 from hf_mote.ftri.ranking import ExpertRanking
+from hf_mote.hub import public_name
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.pages.markup import Html
 from hf_mote.pages.page import write_page
@@ -41,7 +42,7 @@ def finish(
     written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: described.get(name, "") for name in [*written, REPORT]}
     files[PAGE] = "this run, to be read"
-    write_json(folder / REPORT, {**_finite(dict(figures)), "provenance": dict(provenance), "files": files})
+    write_json(folder / REPORT, {**_finite(dict(figures)), "provenance": dict(provenance), "files": files}, limit=None)
 
 
 def config_of(
@@ -60,7 +61,7 @@ def config_of(
         suppress (`int`, *optional*): How many to suppress.
         stimulate (`int`, *optional*): How many to stimulate.
         mode (`str`): As `MoTEConfig.suppress_mode`.
-        base_model (`str`, *optional*): The model's name.
+        base_model (`str`, *optional*): The model as it was given; of a folder, the config gets its own name alone.
         strength (`float`, *optional*, defaults to 1.0): The dose.
 
     Raises:
@@ -69,7 +70,11 @@ def config_of(
     if suppress is None and stimulate is None:
         return None
     return ranking.to_config(
-        suppress=suppress, stimulate=stimulate, suppress_mode=mode, base_model=base_model, strength=strength
+        suppress=suppress,
+        stimulate=stimulate,
+        suppress_mode=mode,
+        base_model=public_name(base_model),
+        strength=strength,
     )
 
 

@@ -14,9 +14,11 @@ import torch
 import transformers
 import typer
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from hf_mote.commands.subject import Subject
-from hf_mote.errors import HFMoTEError
+from hf_mote.errors import HFMoTEError, UnsupportedError
+from hf_mote.ftri.processes import launched_as
 from hf_mote.pages.markup import visible
 from hf_mote.version import __version__
 
@@ -24,28 +26,46 @@ __all__ = ["command_line", "provenance_of", "reporting", "say", "tell"]
 
 
 @contextmanager
-def reporting() -> Iterator[None]:
-    """Turn an error of this package into a message and exit code 1, and show warnings without their source line."""
+def reporting(*, shares: bool = False) -> Iterator[None]:
+    """Turn an error of this package into a message and exit code 1, and show warnings without their source line.
+
+    Under a launcher of several processes the first one alone speaks, but for errors.
+
+    Args:
+        shares (`bool`, *optional*, defaults to `False`):
+            Whether the command shares its work out among several processes; one that does not is refused under them.
+    """
     log = Console(stderr=True)
+    number, processes = launched_as()
+    if number > 0:
+        disable_progress_bar()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
+            if processes > 1 and not shares:
+                fix = "Run it in one process; of the commands, ftri alone shares its work out."
+                raise UnsupportedError("hf-mote", f"was launched as {processes} processes", expected="one", fix=fix)
             yield
         except HFMoTEError as error:
-            log.print(visible(str(error)), style="red", markup=False, highlight=False)
+            who = f"process {number}: " if number > 0 else ""
+            log.print(visible(f"{who}{error}"), style="red", markup=False, highlight=False)
             raise typer.Exit(1) from error
         finally:
-            for warning in caught:
+            for warning in caught if number == 0 else ():
                 log.print(visible(str(warning.message)), style="yellow", markup=False, highlight=False)
 
 
 def say(text: str) -> None:
     """Tell, on stderr, what begins."""
+    if launched_as()[0] > 0:
+        return
     Console(stderr=True).print(f"… {visible(text)}", style="dim", markup=False, highlight=False)
 
 
 def tell(text: str) -> None:
     """Print a result; never as markup, since it may hold somebody's text."""
+    if launched_as()[0] > 0:
+        return
     Console().print(visible(text), markup=False, highlight=False)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError, UnsupportedError
+from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
+from hf_mote.ftri.processes import launched_as, process_state
 from hf_mote.organisms.organism import Organism, load_organism
 from hf_mote.routing.discover import find_routers
 
@@ -57,6 +57,7 @@ def load_subject(
     dtype: str = "auto",
     device: str | None = None,
     any_model: bool = False,
+    chat_template: Path | None = None,
 ) -> Subject:
     """Return a model that has routers to look at.
 
@@ -68,20 +69,24 @@ def load_subject(
         device (`str`, *optional*): A device such as "cpu" or "cuda:0", or "auto" to spread the model over what there
             is; by default the accelerator if there is one.
         any_model (`bool`, *optional*, defaults to `False`): Take a model without routers, too: one that judges.
+        chat_template (`Path`, *optional*): File of a chat template, in the place of the tokenizer's.
 
     Raises:
         [`UnknownNameError`]: if there is no such model.
+        [`ConfigError`]: if there is no such device here.
+        [`FileFormatError`]: if the chat template's file cannot be read.
         [`UnsupportedError`]: if transformers cannot load it without running code of its repository, or it has no
             routed experts.
     """
     if dtype not in DTYPES:
         raise UnknownNameError.of("--dtype", dtype, DTYPES)
+    place = _device(device)
+    template = None if chat_template is None else _template(chat_template)
     if name.startswith(ORGANISM):
         # Matrices as small as an organism's gain nothing from more threads, and lose much on a busy machine.
         torch.set_num_threads(1)
         organism = organisms.get(name.removeprefix(ORGANISM))
-        return Subject(name, organism.model, organism.tokenizer, organism)
-    place = _device(device)
+        return Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype, device_map=place)
@@ -103,7 +108,21 @@ def load_subject(
         ) from error
     if not any_model:
         find_routers(model)
-    return Subject(name, model.eval(), tokenizer)
+    return Subject(name, model.eval(), _with_template(tokenizer, template))
+
+
+def _template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        got = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
+        raise FileFormatError(f"--chat-template {path}", "cannot be read", got=got, expected="a text file") from error
+
+
+def _with_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> PreTrainedTokenizerBase:
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
 
 
 def _device(given: str | None) -> str:
@@ -111,14 +130,15 @@ def _device(given: str | None) -> str:
         return given
     if given is not None:
         try:
-            torch.device(given)
-        except RuntimeError as error:
-            raise ConfigError(
-                "--device", "no device", got=repr(given), expected="cpu, cuda:0, ..., or auto"
-            ) from error
+            torch.empty(0, device=given)  # which asks for the driver, too
+        except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+            there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            expected = "cpu" if there is None else f"cpu, {there.type}, or auto"
+            got = f"{given!r}: {_first_line(error)}"
+            raise ConfigError("--device", "there is no such device here", got=got, expected=expected) from error
         return given
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # under a launcher: each process on a device of its own
-        return str(PartialState().device)
+    if launched_as()[1] > 1:  # each process on a device of its own
+        return str(process_state().device)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return "cpu" if accelerator is None else accelerator.type
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Annotated
 
@@ -14,16 +13,15 @@ from hf_mote.commands.output import check_output, writing_to
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.results import config_of, finish
 from hf_mote.commands.running import provenance_of, reporting, say, tell
-from hf_mote.commands.subject import Organisms, Subject, load_subject
+from hf_mote.commands.subject import Organisms, load_subject
 from hf_mote.errors import ConfigError, UnknownNameError
-from hf_mote.ftri.controls import CONTROL_KINDS, random_control
-from hf_mote.ftri.evaluate import evaluate_mote
+from hf_mote.ftri.controls import CONTROL_KINDS
+from hf_mote.ftri.evaluate import evaluate_settings
 from hf_mote.ftri.ranking import ExpertRanking
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.pages.formats import quoted
 from hf_mote.pages.sweep import Setting, Sweep, sweep_page
 from hf_mote.plots import EffectRow, plot_effect
-from hf_mote.routing.discover import find_routers
 
 __all__ = ["sweep_command"]
 
@@ -46,6 +44,10 @@ def sweep_command(
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
     system_prompt: o.SystemPrompt = None,
+    chat_template: o.ChatTemplate = None,
+    template_arg: o.TemplateArgs = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
     judge_model: o.JudgeModel = None,
     judge_url: o.JudgeURL = None,
     batch_size: o.BatchSize = 16,
@@ -67,33 +69,35 @@ def sweep_command(
             raise UnknownNameError.of("--control-kind", control_kind, CONTROL_KINDS)
         ranked = ExpertRanking.from_pretrained(ranking)
         configs = _configs(ranked, numbers, doses, stimulate=stimulate, mode=mode)
+        told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
         organisms = Organisms()
         asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         labels = response_judge(
             make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
         )
         wanted = target_of(labels, target, asked)
-        subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device)
-        _check(configs, subject, controls)
+        subject = load_subject(
+            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+        )
         with writing_to(output, force=force) as folder:
-            settings = []
-            for (number, strength), config in configs.items():
-                say(f"the first {number} at strength {strength:g}, with {controls} random controls")
-                report = evaluate_mote(
-                    subject.model,
-                    subject.tokenizer,
-                    config,
-                    asked.prompts,
-                    labels,
-                    target=wanted,
-                    num_controls=controls,
-                    control_kind=control_kind,  # type: ignore[arg-type]
-                    seed=seed,
-                    batch_size=batch_size,
-                    max_new_tokens=max_new_tokens,
-                    system_prompt=system_prompt,
-                )
-                settings.append(Setting(number, strength, report))
+            say(f"{len(configs)} settings on {len(asked.prompts)} prompts, with {controls} random controls")
+            reports = evaluate_settings(
+                subject.model,
+                subject.tokenizer,
+                list(configs.values()),
+                asked.prompts,
+                labels,
+                target=wanted,
+                num_controls=controls,
+                control_kind=control_kind,  # type: ignore[arg-type]
+                seed=seed,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                system_prompt=system_prompt,
+                chat_template_kwargs=told,
+                generate_kwargs=sampled,
+            )
+            settings = [Setting(*setting, report) for setting, report in zip(configs, reports, strict=True)]
             action = "stimulate" if stimulate else "suppress"
             found = Sweep(subject.name, f"{ranked.method} for {quoted(ranked.target)}", action, settings)
             more = {
@@ -118,15 +122,6 @@ def _configs(
             if config is not None:
                 found[number, strength] = config
     return found
-
-
-def _check(configs: dict[tuple[int, float], MoTEConfig], subject: Subject, controls: int) -> None:
-    """Raise before anything runs if a config does not fit the model, or has no controls."""
-    sites = find_routers(subject.model)
-    for config in configs.values():
-        config.check(subject.model)
-        if controls:
-            random_control(config, sites, random.Random(0))
 
 
 def _write(folder: Path, found: Sweep, provenance: dict[str, str]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from hf_mote.commands.subject import Subject
 from hf_mote.ftri.responses import Prompt, encode_prompts
 from hf_mote.pages.tokens import RoutedText
-from hf_mote.routing.discover import find_routers
 from hf_mote.routing.record import record_routing
 
 __all__ = ["chosen_texts", "token_texts", "trace_texts"]
@@ -38,11 +38,12 @@ def chosen_texts(classes: Sequence[str], target: str, number: int) -> list[int]:
 def trace_texts(
     subject: Subject,
     prompts: Sequence[Prompt],
-    responses: Sequence[str],
+    responses: Sequence[str | Sequence[int]],
     labels: Sequence[str],
     experts: Sequence[tuple[int, int]],
     *,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[RoutedText]:
     """Return the routing weight of some experts on each token of some prompts and their responses.
 
@@ -51,21 +52,25 @@ def trace_texts(
     Args:
         subject (`Subject`): The model.
         prompts (`Sequence[Prompt]`): The prompts.
-        responses (`Sequence[str]`): The response to each.
+        responses (`Sequence[str]` or of tokens): The response to each: its tokens as they were generated, or a text.
         labels (`Sequence[str]`): The class of each.
         experts (`Sequence[tuple[int, int]]`): (layer, expert) to follow.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): What the chat template is told besides.
 
     Returns:
-        `list[RoutedText]`: none if routers of the model choose different numbers of experts, which no trace holds.
+        `list[RoutedText]`: one for each prompt; none if there are no experts to follow.
     """
     model, tokenizer = subject.model, subject.tokenizer
-    if not experts or len({site.top_k for site in find_routers(model)}) > 1:
+    if not experts:
         return []
-    asked = encode_prompts(tokenizer, prompts, system_prompt=system_prompt)
+    asked = encode_prompts(tokenizer, prompts, system_prompt=system_prompt, chat_template_kwargs=chat_template_kwargs)
     texts = []
     for ids, response, label in zip(asked, responses, labels, strict=True):
-        said = list(tokenizer(response, add_special_tokens=False)["input_ids"]) if response else []
+        if isinstance(response, str):
+            said = list(tokenizer(response, add_special_tokens=False)["input_ids"]) if response else []
+        else:
+            said = list(response)
         with record_routing(model, trace=True) as record, torch.no_grad():
             model(input_ids=torch.tensor([ids + said], device=model.device), use_cache=False)
         (trace,) = record.traces()

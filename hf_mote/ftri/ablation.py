@@ -5,7 +5,8 @@ The exact counterpart of `attribution`: a forward for each expert instead of one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ from hf_mote.ftri.contrast import contrast
 from hf_mote.ftri.gains import attach_gains
 from hf_mote.ftri.preference import LogitScore
 from hf_mote.ftri.ranking import ExpertRanking
+from hf_mote.ftri.resampling import check_resampling
 from hf_mote.ftri.responses import Prompt
 from hf_mote.ftri.trial import Pair, Trial
 from hf_mote.mote.fingerprint import fingerprint_of
@@ -33,6 +35,7 @@ def ablate_experts(
     experts: Iterable[Pair] | None = None,
     batch_size: int = 8,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     confidence: float = 0.95,
     resamples: int = 999,
     seed: int = 0,
@@ -55,6 +58,7 @@ def ablate_experts(
             (layer, expert) to try, such as `ranking.top(50)`. The others get score 0 and no interval, p or q value.
         batch_size (`int`, *optional*, defaults to 8): Prompts that run together.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
         confidence (`float`, *optional*, defaults to 0.95): Coverage of the bootstrap intervals over prompts.
         resamples (`int`, *optional*, defaults to 999): For intervals and sign-flip tests; 0 for scores alone.
         seed (`int`, *optional*, defaults to 0): Seed of both.
@@ -65,8 +69,9 @@ def ablate_experts(
 
     Raises:
         [`UnknownNameError`]: if an expert does not exist.
-        [`ConfigError`]: if no expert is given, or neither both responses nor a score are.
-        [`DataError`]: if prompts or responses are malformed.
+        [`ConfigError`]: if no expert is given, or neither both responses nor a score are, or a number is out of range.
+        [`DataError`]: if prompts or responses are malformed, or a score is not finite.
+        [`UnsupportedError`]: if the model draws random numbers, as with dropout in training mode.
 
     Example:
 
@@ -83,7 +88,19 @@ def ablate_experts(
     assert ranking.rows(1)[0].score > 0
     ```
     """
-    trial = Trial("ablate_experts", model, tokenizer, prompts, target, baseline, score, system_prompt, batch_size)
+    check_resampling("ablate_experts", confidence, resamples, seed)
+    trial = Trial(
+        "ablate_experts",
+        model,
+        tokenizer,
+        prompts,
+        target,
+        baseline,
+        score,
+        system_prompt,
+        batch_size,
+        chat_template_kwargs,
+    )
     tried = trial.rows_of(experts)
     with (
         attach_gains(model, trial.gains),
@@ -120,6 +137,12 @@ def ablate_experts(
         target=trial.preference.name,
         confidence=found.confidence,
         fingerprint=fingerprint_of(model, trial.sites),
-        provenance={"prompts": len(whole), "unit": "nats", "experts": len(tried)},
+        provenance={
+            "prompts": len(whole),
+            "unit": trial.preference.unit,
+            "experts": len(tried),
+            **({} if found.permutations is None else {"permutations": found.permutations}),
+        },
+        least_p=found.least_p,
         **grids,
     )

@@ -7,7 +7,8 @@ backward pass gives the derivative of the score by all gains at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from hf_mote.ftri.contrast import contrast
 from hf_mote.ftri.gains import Gains, attach_gains
 from hf_mote.ftri.preference import LogitScore, Preference
 from hf_mote.ftri.ranking import ExpertRanking
+from hf_mote.ftri.resampling import check_resampling
 from hf_mote.ftri.responses import Prompt
 from hf_mote.mote.fingerprint import fingerprint_of
 from hf_mote.routing.discover import find_routers
@@ -37,6 +39,7 @@ def attribute_experts(
     gain: float = 1.0,
     batch_size: int = 8,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     confidence: float = 0.95,
     resamples: int = 999,
     seed: int = 0,
@@ -73,10 +76,13 @@ def attribute_experts(
             Prompts that run together, each with both responses.
         system_prompt (`str`, *optional*):
             First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*):
+            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
         confidence (`float`, *optional*, defaults to 0.95):
             Coverage of the bootstrap intervals over prompts.
         resamples (`int`, *optional*, defaults to 999):
-            For intervals and sign-flip permutation tests; 0 for scores alone.
+            For the intervals; 0 for scores alone. The sign-flip tests take as many permutations as one expert among
+            all needs to stand out; see [`ExpertRanking.least_q`].
         seed (`int`, *optional*, defaults to 0):
             Seed of both.
         progress (`bool`, *optional*, defaults to `True`):
@@ -86,9 +92,13 @@ def attribute_experts(
         [`ExpertRanking`] with method `"attribution"`; scores are in nats.
 
     Raises:
-        [`DataError`]: if there are no prompts, a response is empty, or the numbers differ.
-        [`ConfigError`]: if gain, batch size or seed is out of range, or neither both responses nor a score are given.
-        [`UnsupportedError`]: if the model has no routed experts that the table knows.
+        [`DataError`]: if there are no prompts, a prompt or response is empty, the numbers differ, every baseline is
+            the target, or a score is not finite.
+        [`ConfigError`]: if a number is out of range, neither both responses nor a score are given, or the chat
+            template fails.
+        [`UnknownNameError`]: if the chat template does not read a name that it is told.
+        [`UnsupportedError`]: if the model has no routed experts that the table knows, if it draws random numbers (as
+            with dropout in training mode), or if no gradient reaches a router.
 
     Source: first-order Taylor ablation, Molchanov et al. (2017), "Pruning Convolutional Neural Networks for Resource
     Efficient Inference", eq. 7 without the absolute value, here with routing weights in the place of activations.
@@ -109,6 +119,7 @@ def attribute_experts(
     """
     if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 < gain <= 1:
         raise ConfigError("attribute_experts.gain", "out of range", got=repr(gain), expected="above 0, at most 1")
+    check_resampling("attribute_experts", confidence, resamples, seed)
     if torch.is_inference_mode_enabled():
         raise UnsupportedError(
             "attribute_experts", "no derivatives inside torch.inference_mode", fix="Call it outside, or use no_grad."
@@ -123,6 +134,7 @@ def attribute_experts(
         score,
         system_prompt=system_prompt,
         batch_size=batch_size,
+        chat_template_kwargs=chat_template_kwargs,
     )
     sites = find_routers(model)
     gains = Gains(sites, float(gain), differentiable=True)
@@ -155,5 +167,5 @@ def attribute_experts(
         method="attribution",
         target=preference.name,
         fingerprint=fingerprint_of(model, sites),
-        provenance={"prompts": preference.num_prompts, "unit": "nats", "gain": float(gain)},
+        provenance={"prompts": preference.num_prompts, "unit": preference.unit, "gain": float(gain)},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from hf_mote.errors import ConfigError
@@ -11,20 +12,28 @@ __all__ = ["ChoiceJudge"]
 
 NONE_CHOSEN = "none"
 
-# "The answer is (B)", "Answer: B", "Option B", "final answer is **B**"; the last one counts.
-_STATED = r"(?:answer|option|choice|antwort|réponse|respuesta|答案)\b\W{0,3}(?:is|ist|est|es|是|:|：)?\W{0,5}"
+# "The answer is (B)", "Answer: B", "La respuesta correcta es B", "答案是B", "\\boxed{\\text{B}}"; the last one counts.
+_ANSWER = (
+    r"(?i:(?:(?:answer|antwort|réponse|respuesta|boxed)\b(?: (?:correcta|correcte|finale?))?|答案)"
+    r"\W{0,3}(?:(?:is|ist|lautet|est|es)\b|是|为|选)?\W{0,5}(?:text\w*\W{1,3})?)"
+)
+_OPTION = r"(?i:(?:option|choice)\b\W{0,3}(?:is\b)?\W{0,5})"
 
 
 class ChoiceJudge:
     """Labels a response by the option it names: "A", "B", ..., or "none".
 
-    In this order: what follows "answer is", "answer:", "option" or "choice", of which the last counts; an option that
-    the response begins with, as in "B) because" or "(B)", or is no more than; an option in brackets that is the only
-    one. A reasoning block up to `</think>` is left out.
+    In this order: what follows "answer is", "answer:" or "boxed" (LaTeX), of which the last counts; an option that
+    the response begins with, as in "B) because" or "(B)", or that is all of its first line; what follows "option" or
+    "choice", of which the last counts; an option in brackets that is the only one. A reasoning block up to `</think>`
+    is left out.
 
     Args:
         options (`Sequence[str]`, *optional*, defaults to `"ABCD"`):
             The letters or digits of the options, each one character.
+
+    Attributes:
+        labels (`tuple[str, ...]`): The options, in capitals, and "none".
 
     Raises:
         [`ConfigError`]: if there are fewer than two options, or one is not a single letter or digit.
@@ -40,29 +49,29 @@ class ChoiceJudge:
     """
 
     def __init__(self, options: Sequence[str] = "ABCD") -> None:
+        if not isinstance(options, Sequence):
+            raise ConfigError("ChoiceJudge: options", "not options", got=repr(options), expected='for instance "ABCD"')
         self.options = tuple(str(option).upper() for option in options)
         wrong = [option for option in self.options if len(option) != 1 or not option.isalnum()]
         if wrong or len(set(self.options)) != len(self.options) or len(self.options) < 2:
             raise ConfigError(
                 "ChoiceJudge: options", "not options", got=list(options), expected="two or more different characters"
             )
+        self.labels = (*self.options, NONE_CHOSEN)
         large = f"[{''.join(map(re.escape, self.options))}]"
         # A small letter must stand alone: "a" and "i" are words in several languages.
-        one = rf"({large}(?![\w'])|{large.lower()}(?=\s*$|[)\].,;:*]))"
-        stated = _STATED.replace("(?:", "(?i:")
-        self._stated = re.compile(stated + one)
-        self._first = re.compile(rf"^[\W_]*{one}(?:[).:\]*]|\s*$)")
+        one = rf"({large}(?!'?\w)|{large.lower()}(?=\s*$|[)\].,;:*}}]))"
+        self._stated = [re.compile(_ANSWER + one), re.compile(_OPTION + one)]
+        self._first = re.compile(rf"^[\W_]*{one}(?:[).:\]*]|\s*$|\s*\n)")
         self._bracketed = re.compile(rf"[(\[*]{one}[)\]*]")
 
     def __call__(self, response: str) -> str:
         """Return the option, or "none"."""
-        text = response.rpartition("</think>")[2].strip()
-        stated = self._stated.findall(text)
-        if stated:
-            return str(stated[-1]).upper()
+        text = unicodedata.normalize("NFKC", response.rpartition("</think>")[2]).strip()
+        answers, options = (pattern.findall(text) for pattern in self._stated)
         first = self._first.match(text)
-        if first:
-            return first[1].upper()
+        if answers or first or options:
+            return str(answers[-1] if answers else first[1] if first else options[-1]).upper()
         bracketed = {found.upper() for found in self._bracketed.findall(text)}
         return bracketed.pop() if len(bracketed) == 1 else NONE_CHOSEN
 

@@ -16,7 +16,10 @@ import numpy.typing as npt
 from scipy import stats
 
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
-from hf_mote.ftri.resampling import Statistic, resample_score
+from hf_mote.ftri.class_maps import checked_maps, checked_tokens
+from hf_mote.ftri.intervals import limits
+from hf_mote.ftri.permutation import permutation_test, relabellings
+from hf_mote.ftri.resampling import Statistic, check_resampling
 from hf_mote.ftri.scores import SCORES
 
 __all__ = ["Contrast", "Interval", "LengthConfound", "contrast", "length_confound", "wilson"]
@@ -36,8 +39,10 @@ class Contrast(NamedTuple):
         p (`np.ndarray`, *optional*): Two-sided permutation p value, never 0.
         q (`np.ndarray`, *optional*): Benjamini-Hochberg adjusted p value over all layers and experts.
         confidence (`float`, *optional*): Coverage that the interval aims at, between 0 and 1.
+        least_p (`float`, *optional*): Least p value that so many prompts and permutations can give.
+        permutations (`int`, *optional*): Relabellings that the observed labels were compared with.
 
-    The five optional ones are `None` when no resampling was asked for.
+    The optional ones are `None` when no resampling was asked for.
     """
 
     score: Array
@@ -46,6 +51,8 @@ class Contrast(NamedTuple):
     p: Array | None
     q: Array | None
     confidence: float | None
+    least_p: float | None = None
+    permutations: int | None = None
 
 
 class Interval(NamedTuple):
@@ -77,6 +84,7 @@ def contrast(
     rest: Literal["pooled", "paired"] = "pooled",
     confidence: float = 0.95,
     resamples: int = 999,
+    permutations: int | None = None,
     seed: int = 0,
 ) -> Contrast:
     """Return, per expert, how much more the target class uses it than the rest, with interval, p and q value.
@@ -92,12 +100,16 @@ def contrast(
             Tokens counted in each prompt; needed by every score but the difference of means.
         rest (`str`, *optional*, defaults to `"pooled"`):
             `"pooled"` compares with all other prompts. `"paired"` compares the i-th target prompt with the i-th other
-            prompt: pairs are resampled together, and the permutation swaps within pairs.
+            prompt, which must come in an order that shows the pairs: the two always as far apart. Pairs are resampled
+            together, and the permutation swaps within pairs.
         confidence (`float`, *optional*, defaults to 0.95):
             Coverage of the intervals, between 0 and 1.
         resamples (`int`, *optional*, defaults to 999):
-            Bootstrap resamples, and random permutations (all of them, where there are no more). 0 gives the score
-            alone.
+            Bootstrap resamples. 0 gives the score alone, without p values either.
+        permutations (`int`, *optional*):
+            Random relabellings for the p values (all of them, once each, where there are at most 20,000 and no more
+            than this). By default as many as it takes for one expert alone to reach q = 0.05, but at least 9,999 and
+            at most 1,000,000; most experts need far fewer, see `hf_mote.ftri.permutation`.
         seed (`int`, *optional*, defaults to 0):
             Seed of both. Equal seeds give equal results.
 
@@ -106,8 +118,8 @@ def contrast(
         `high` are NaN then, while p and q still stand.
 
     Raises:
-        [`DataError`]: if shapes disagree, a value is not finite, a class is empty, or pairs do not come out even.
-        [`ConfigError`]: if `confidence` or `resamples` is out of range.
+        [`DataError`]: if shapes disagree, a value is not finite, a class is empty, or the order shows no pairs.
+        [`ConfigError`]: if `confidence`, `resamples` or `permutations` is out of range.
         [`UnknownNameError`]: if there is no such score.
 
     Example:
@@ -121,46 +133,44 @@ def contrast(
         assert found.score.argmax() == 1 * 8 + 5 and found.q.min() < 0.05
         ```
 
-    Source: scores, Dahlke et al., "Mixture of Tunable Experts" (arXiv 2502.11096), differential maps. Intervals,
-    Hesterberg (2015), "What Teachers Should Know About the Bootstrap" (arXiv 1411.5279), expanded percentile interval;
-    what differs here: of two classes the smaller one sets the expansion, which is the cautious choice. p values,
-    Phipson and Smyth (2010): the observed labels count among the permutations.
+    How far to trust it, measured at 95 % on over-dispersed counts (beta-binomial, correlation 0.05; prompts of about
+    34 tokens; 1,500 experts a setting), with an expert chosen for 1 against 3 %, 3 against 1, 3 against 3 or 25
+    against 15 % of the tokens. Intervals of all five scores hold the truth in 94 to 98 % with 8 against 40 prompts,
+    93 to 96 % with 20 against 20 and 92 to 96 % with 48 against 48; with 5 against 20 in 94 to 98 %, but
+    `weight_difference` in 92 (3 against 1 %); with 10 pairs in 92 to 93 %, with 20 in 94. A permuted label takes its
+    prompt's length along: where the smaller class has the shorter prompts (8 of 30 tokens against 40 of 90), spreads
+    differ, and 7 to 8 % of experts without a difference have p <= 0.05, 2 to 3 % p <= 0.01; 6 to 7 % with 20 against
+    20; 3 to 4 % where the smaller class has the longer ones. `mean_difference` sees the lengths themselves.
+
+    Source: scores, Dahlke et al., "Mixture of Tunable Experts" (arXiv 2502.11096), differential maps. Intervals: see
+    `hf_mote.ftri.intervals`. p values, Phipson and Smyth (2010): the observed labels count among the permutations.
     """
-    maps, target = _checked(values, is_target)
+    maps, target = checked_maps(values, is_target)
     if score not in SCORES:
         raise UnknownNameError.of("contrast: score", score, SCORES)
     if rest not in RESTS:
         raise UnknownNameError.of("contrast: rest", rest, RESTS)
-    if not 0.0 < confidence < 1.0:
-        raise ConfigError("contrast: confidence", "is not a coverage", got=confidence, expected="0 < confidence < 1")
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 0:
-        raise ConfigError("contrast: resamples", "is not a number of resamples", got=resamples, expected="0 or more")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ConfigError("contrast: seed", "is not a seed", got=repr(seed), expected="an integer, 0 or more")
+    check_resampling("contrast", confidence, resamples, seed, permutations=permutations)
     chosen, others = np.flatnonzero(target), np.flatnonzero(~target)
     paired = rest == "paired"
-    if paired and len(chosen) != len(others):
-        raise DataError(
-            "contrast: is_target",
-            "pairs do not come out even",
-            got=f"{len(chosen)} target and {len(others)} other prompts",
-            expected="as many of each, in the same order",
-        )
+    if paired:
+        _check_pairs(chosen, others)
 
     shape = maps.shape[1:]
     flat = maps.reshape(len(maps), -1)
-    lengths = _checked_tokens(tokens, len(maps), score)
+    lengths = checked_tokens(tokens, len(maps), score)
+    statistic = Statistic(flat, lengths, SCORES[score])
     # In one way with and without resamples, so that ties fall alike.
-    found = Statistic(flat, lengths, SCORES[score])(chosen, others)
+    found = statistic(chosen, others).reshape(shape)
     if resamples == 0:
-        return Contrast(found.reshape(shape), None, None, None, None, None)
+        return Contrast(found, None, None, None, None, None)
     parts = [
-        resample_score(
+        limits(
             flat[:, start : start + EXPERTS_PER_CHUNK],
             lengths,
             chosen,
             others,
-            score=SCORES[score],
+            score=score,
             paired=paired,
             confidence=confidence,
             resamples=resamples,
@@ -168,9 +178,11 @@ def contrast(
         )
         for start in range(0, flat.shape[1], EXPERTS_PER_CHUNK)
     ]
-    _, low, high, p = (np.concatenate(part).reshape(shape) for part in zip(*parts, strict=True))
-    q = np.asarray(stats.false_discovery_control(p.ravel()), dtype=np.float64).reshape(shape)
-    return Contrast(found.reshape(shape), low, high, p, q, confidence)
+    low, high = (np.concatenate(ends).reshape(shape) for ends in zip(*parts, strict=True))
+    plan = relabellings(len(chosen), len(others), paired=paired, wanted=permutations, columns=flat.shape[1])
+    p = permutation_test(statistic, chosen, others, plan=plan, paired=paired, seed=seed)
+    q = np.asarray(stats.false_discovery_control(p), dtype=np.float64).reshape(shape)
+    return Contrast(found, low, high, p.reshape(shape), q, confidence, plan.least_p, plan.number)
 
 
 def length_confound(values: npt.ArrayLike, is_target: npt.ArrayLike) -> LengthConfound:
@@ -199,7 +211,7 @@ def length_confound(values: npt.ArrayLike, is_target: npt.ArrayLike) -> LengthCo
         assert length_confound(counts, np.array([True, True, False, False])).relative == 0.5
         ```
     """
-    maps, target = _checked(values, is_target)
+    maps, target = checked_maps(values, is_target)
     routed = maps.sum(axis=2)
     rest = routed[~target].mean(axis=0)
     row_sums = routed[target].mean(axis=0) - rest
@@ -241,42 +253,19 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(float(interval.low), float(interval.high))
 
 
-def _checked(values: npt.ArrayLike, is_target: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.bool_]]:
-    maps = np.asarray(values, dtype=np.float64)
-    target = np.asarray(is_target)
-    if maps.ndim != 3 or maps.size == 0:
-        raise DataError("contrast: values", "wrong shape", got=maps.shape, expected="(prompts, layers, experts)")
-    if target.dtype != np.bool_ or target.shape != maps.shape[:1]:
-        raise DataError(
-            "contrast: is_target",
-            "does not mark the prompts",
-            got=f"{target.dtype} of shape {target.shape}",
-            expected=f"bool of shape {maps.shape[:1]}",
-        )
-    if not np.isfinite(maps).all():
-        prompt = int(np.argwhere(~np.isfinite(maps))[0, 0])
-        raise DataError("contrast: values", "not finite", got=f"NaN or infinity in prompt {prompt}")
-    for name, members in (("target class", target), ("rest", ~target)):
-        if not members.any():
-            raise DataError(
-                "contrast: is_target",
-                f"the {name} is empty",
-                got=f"{int(target.sum())} of {len(target)} prompts in the target class",
-                expected="at least one in and one out",
-                fix="Look at the responses: the judge may see only one class in them.",
-            )
-    return maps, target
-
-
-def _checked_tokens(tokens: npt.ArrayLike | None, prompts: int, score: str) -> Array:
-    if tokens is None and score == "mean_difference":
-        return np.ones(prompts)
-    found = np.asarray(np.nan if tokens is None else tokens, dtype=np.float64)
-    if found.shape != (prompts,) or not np.isfinite(found).all() or (found < 0).any():
-        raise DataError(
-            "contrast: tokens",
-            f"the score {score!r} needs the tokens of each prompt",
-            got="none" if tokens is None else f"shape {found.shape}",
-            expected=f"{prompts} numbers, none negative",
-        )
-    return found
+def _check_pairs(chosen: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> None:
+    """Refuse classes whose order does not show which prompts are a pair: one label off would shift all that follow."""
+    if len(chosen) != len(others):
+        what, got = "pairs do not come out even", f"{len(chosen)} target and {len(others)} other prompts"
+    elif len(set((others - chosen).tolist())) != 1:
+        got = f"places of target prompts {chosen[:6].tolist()}..., of others {others[:6].tolist()}..."
+        what = "the order does not show which prompts are a pair"
+    else:
+        return
+    raise DataError(
+        "contrast: is_target",
+        what,
+        got=got,
+        expected="as many of each, the i-th other prompt always equally far behind the i-th target prompt",
+        fix="Give FTRIResult.rank a key for each prompt, paired=[...], equal for the two of a pair.",
+    )

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, UnknownNameError
-from hf_mote.ftri.controls import CONTROL_KINDS, random_control
-from hf_mote.ftri.judges import Judge, check_judge, classify
+from hf_mote.errors import ConfigError
+from hf_mote.ftri.conversations import Conversation, checked_conversations, run_conversations
+from hf_mote.ftri.judges import Judge
+from hf_mote.ftri.rates import RateTrial
 from hf_mote.ftri.report import EvaluationReport, Rate
-from hf_mote.ftri.responses import Prompt, checked_prompts, generate_responses, prompt_text
+from hf_mote.ftri.responses import Prompt, checked_prompts, prompt_text
 from hf_mote.ftri.side_effects import side_effects
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import apply_mote, load_config
-from hf_mote.routing.discover import find_routers
-from hf_mote.routing.record import record_routing
+from hf_mote.mote.patch import load_config
 
-__all__ = ["evaluate_mote"]
+__all__ = ["evaluate_mote", "evaluate_settings"]
 
 
 def evaluate_mote(
@@ -39,6 +36,7 @@ def evaluate_mote(
     target: object = None,
     unrelated: Sequence[Prompt] = (),
     texts: Sequence[str] = (),
+    conversations: Sequence[Conversation | Sequence[str]] = (),
     num_controls: int = 20,
     control_kind: Literal["layer", "usage"] = "layer",
     strengths: Sequence[float] = (),
@@ -47,6 +45,7 @@ def evaluate_mote(
     batch_size: int = 16,
     max_new_tokens: int = 64,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     generate_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> EvaluationReport:
@@ -62,24 +61,34 @@ def evaluate_mote(
         prompts (`Sequence[str]` or chats):
             Prompts on which the behaviour is to change; best ones that the experts were not found with.
         judge (`Callable`):
-            `response -> label` or `(prompt, response) -> label`.
+            `response -> label` or `(prompt, response) -> label`. One with an attribute `needs_special_tokens` that is
+            true sees responses with their special tokens, as [`ftri`] says.
         target (`str`, *optional*, defaults to the judge's own `target`):
-            The label whose rate is reported. For a judge that answers yes or no, `True`. A label that no response
-            gets, in any run, is refused.
+            The label whose rate is reported. For a judge that returns a `bool`, `True`. A label that is not among the
+            judge's `labels` is refused; where the judge has no such attribute, one that no response gets before or
+            after.
         unrelated (`Sequence[str]` or chats, *optional*):
             Prompts whose answers should stay; the share that does so word for word is counted, and the answers before
             and after are kept side by side.
         texts (`Sequence[str]`, *optional*):
-            Plain texts on which the divergence of the predictions and the perplexity are measured.
+            Plain texts on which the divergence of the predictions and the perplexity are measured; see
+            [`side_effects`], also for configs that work on generated tokens alone.
+        conversations (`Sequence[Sequence[str]]` or of [`Conversation`], *optional*):
+            The user's turns of conversations, as MT-Bench has them, that the model answers before and after, each
+            time going on from its own answers. They are kept side by side, and the share of answers that stay word
+            for word is counted.
         num_controls (`int`, *optional*, defaults to 20):
-            Random configs, each with as many experts in the same layers, none of them the config's own.
+            Random configs, each with as many experts in the same layers. While there are enough experts, none is the
+            config's own or another control's; where there are few, controls are different sets out of all there are,
+            and fewer than asked for if no more exist: 7 for one of 8 experts, which leaves p at 1/8 or above.
         control_kind (`str`, *optional*, defaults to `"layer"`):
-            `"layer"` draws any other experts of the layer; `"usage"` those that the untouched model uses about as
-            often on these prompts, which is the stricter control.
+            `"layer"` draws any experts of the layer; `"usage"` those of the same block of 20 or more experts that the
+            untouched model uses about as often on these prompts, which is the stricter control; in a layer of fewer
+            than 40 experts both are the same. See [`random_controls`].
         strengths (`Sequence[float]`, *optional*):
             Doses for a dose-response curve, besides the config's own.
         seed (`int`, *optional*, defaults to 0):
-            Seed of the controls.
+            Seed of the controls, and of responses if they are sampled: the same random numbers for every config.
         confidence (`float`, *optional*, defaults to 0.95):
             Coverage of the Wilson intervals.
         batch_size (`int`, *optional*, defaults to 16):
@@ -88,6 +97,8 @@ def evaluate_mote(
             Longest response, in tokens.
         system_prompt (`str`, *optional*):
             First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*):
+            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
         progress (`bool`, *optional*, defaults to `True`):
@@ -98,9 +109,14 @@ def evaluate_mote(
 
     Raises:
         [`ModelMismatchError`]: if the config does not fit the model.
-        [`DataError`]: if there are no prompts, or the judge fails.
-        [`ConfigError`]: if the config has no targets, no target label is known, or a layer has too few other experts
-            to draw controls from.
+        [`DataError`]: if there are no prompts, a text is too short, a conversation is no list of turns, or the judge
+            fails.
+        [`UnknownNameError`]: if the target is no label of the judge.
+        [`ConfigError`]: if the config has no targets, no target label is known, a layer has no other experts to draw
+            controls from, a number is out of range, or a conversation of several turns meets a tokenizer without a
+            chat template.
+
+    All but what the model and the judge themselves raise is raised before the first response.
 
     Example:
 
@@ -116,109 +132,153 @@ def evaluate_mote(
     assert report.after.rate < report.before.rate
     ```
     """
-    asked = checked_prompts("evaluate_mote.prompts", prompts)
-    others = checked_prompts("evaluate_mote.unrelated", unrelated) if unrelated else []
-    label = _target_label(judge, target)
-    check_judge(judge)
-    if isinstance(num_controls, bool) or not isinstance(num_controls, int) or num_controls < 0:
-        raise ConfigError("evaluate_mote.num_controls", "not a number", got=repr(num_controls), expected="0 or more")
-    if control_kind not in CONTROL_KINDS:
-        raise UnknownNameError.of("evaluate_mote.control_kind", control_kind, CONTROL_KINDS)
+    where = "evaluate_mote"
+    trial = RateTrial(
+        where,
+        model,
+        tokenizer,
+        prompts,
+        judge,
+        target=target,
+        confidence=confidence,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        system_prompt=system_prompt,
+        generate_kwargs=generate_kwargs,
+        chat_template_kwargs=chat_template_kwargs,
+    )
     config = load_config(config)
-    config.check(model)
-    if config.is_empty:
-        raise ConfigError("evaluate_mote.config", "nothing to measure", got="no targets, or strength 0")
-    sites = find_routers(model)
-    # Drawn once to see that they can be, before anything runs; those of kind "usage" again, once usage is known.
-    draw = random.Random(seed)
-    controls = [random_control(config, sites, draw) for _ in range(num_controls)]
-    asked_texts = [prompt_text(prompt) for prompt in asked]
-    doses = [dataclasses.replace(config, strength=float(strength)) for strength in strengths]
-
-    def respond(which: Sequence[Prompt], chosen: MoTEConfig | None) -> list[str]:
-        responses = [""] * len(which)
-        with apply_mote(model, chosen if chosen is not None else MoTEConfig()):
-            for positions, answers in generate_responses(
-                model,
-                tokenizer,
-                which,
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-                system_prompt=system_prompt,
-                generate_kwargs=generate_kwargs,
-            ):
-                for position, answer in zip(positions, answers, strict=True):
-                    responses[position] = answer
-        return responses
-
-    seen: set[str] = set()
-
-    def rate(responses: Sequence[str]) -> Rate:
-        labels = classify(judge, asked_texts, responses)
-        seen.update(labels)
-        return Rate.of(labels.count(label), len(responses), confidence)
-
-    runs = 2 + len(controls) + len(doses)
-    with logging.tqdm(total=runs, desc="evaluating", disable=not progress, leave=False) as bar:
-        if control_kind == "usage" and controls:
-            with record_routing(model, eos_token_id=(generate_kwargs or {}).get("eos_token_id")) as record:
-                before = respond(asked, None)
-            counts = record.total().counts
-            usage = dict(zip(record.layers, counts, strict=True))
-            draw = random.Random(seed)
-            controls = [random_control(config, sites, draw, usage=usage) for _ in range(num_controls)]
-        else:
-            before = respond(asked, None)
-        after = respond(asked, config)
-        rate_before, rate_after = rate(before), rate(after)
-        bar.update(2)
-        unchanged, others_before, others_after = None, [], []
-        if others:
-            others_before, others_after = respond(others, None), respond(others, config)
-            same = [a == b for a, b in zip(others_before, others_after, strict=True)]
-            unchanged = Rate.of(sum(same), len(same), confidence)
-        control_rates = []
-        for control in controls:
-            control_rates.append(rate(respond(asked, control)).rate)
-            bar.update()
-        dose_rates = []
-        for strength, dose in zip(strengths, doses, strict=True):
-            dose_rates.append((float(strength), rate(respond(asked, dose)).rate))
-            bar.update()
-    if target is not None and label not in seen and label != getattr(judge, "target", None):
-        raise UnknownNameError.of(
-            "evaluate_mote.target", label, seen, fix="No response got this label; the judge gave the listed ones."
-        )
+    trial.plan([config], num_controls=num_controls, control_kind=control_kind, seed=seed)
+    others = checked_prompts(f"{where}.unrelated", unrelated) if unrelated else []
+    trial.check(others)
+    talks = checked_conversations(f"{where}.conversations", conversations, tokenizer) if conversations else []
+    doses = _doses(config, strengths)
+    # First, since it takes the least time and the model or a text can be refused.
     effects = None
     if texts:
         effects = side_effects(model, tokenizer, config, texts, batch_size=batch_size, progress=progress)
+    found = trial.run(progress=progress)
+    dose_rates = [(dose.strength, trial.measure(dose if dose.strength else None).rate.rate) for dose in doses]
+    unchanged, others_before, others_after = None, [], []
+    if others:
+        others_before, others_after = trial.respond(others, None), trial.respond(others, config)
+        same = [a == b for a, b in zip(others_before, others_after, strict=True)]
+        unchanged = Rate.of(sum(same), len(same), confidence)
+    turns_unchanged = None
+    if talks:
+        talks = run_conversations(
+            model,
+            tokenizer,
+            config,
+            talks,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            system_prompt=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            generate_kwargs=generate_kwargs,
+            progress=progress,
+        )
+        kept = [same for talk in talks for same in talk.unchanged]
+        turns_unchanged = Rate.of(sum(kept), len(kept), confidence)
     return EvaluationReport(
-        target=label,
-        before=rate_before,
-        after=rate_after,
-        controls=control_rates,
+        target=trial.label,
+        before=found.before.rate,
+        after=found.after[0].rate,
+        controls=found.controls[0],
         unrelated_unchanged=unchanged,
         dose=dose_rates,
         config=config.to_dict(),
-        prompts=asked_texts,
-        responses_before=before,
-        responses_after=after,
+        prompts=trial.texts,
+        responses_before=found.before.responses,
+        responses_after=found.after[0].responses,
+        labels_before=found.before.labels,
+        labels_after=found.after[0].labels,
         seed=seed,
         control_kind=control_kind,
         unrelated=[prompt_text(prompt) for prompt in others],
         unrelated_before=others_before,
         unrelated_after=others_after,
         side_effects=effects,
+        conversations=talks,
+        turns_unchanged=turns_unchanged,
+        unclear=trial.unclear,
     )
 
 
-def _target_label(judge: Judge, target: object) -> str:
-    label = target if target is not None else getattr(judge, "target", None)
-    if label is None:
-        raise ConfigError(
-            "evaluate_mote.target",
-            "the judge does not say which of its labels is the behaviour",
-            expected="one of the labels that it returns",
-            fix="Pass target=..., or give the judge an attribute `target`.",
+def evaluate_settings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    configs: Sequence[MoTEConfig],
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    *,
+    target: object = None,
+    num_controls: int = 20,
+    control_kind: Literal["layer", "usage"] = "layer",
+    seed: int = 0,
+    confidence: float = 0.95,
+    batch_size: int = 16,
+    max_new_tokens: int = 64,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    generate_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> list[EvaluationReport]:
+    """Measure several settings of one choice of experts: a report for each, with the same controls for all.
+
+    Control `b` of every setting exchanges the same experts: if the first setting suppresses an expert and the second
+    that one and another, the second one's control holds the first one's, as the settings hold each other. The reports
+    can then be compared by the largest change that each control makes in any setting, as `hf-mote sweep` does. Where
+    experts are few, controls differ as a whole and not in every setting.
+
+    `configs` are the settings, one or more; the other arguments are those of [`evaluate_mote`].
+
+    Returns:
+        `list[EvaluationReport]`: one for each, in order. `unclear` counts the responses of all of them.
+
+    Raises:
+        [`ConfigError`]: as [`evaluate_mote`], before anything runs.
+    """
+    trial = RateTrial(
+        "evaluate_settings",
+        model,
+        tokenizer,
+        prompts,
+        judge,
+        target=target,
+        confidence=confidence,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        system_prompt=system_prompt,
+        generate_kwargs=generate_kwargs,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    trial.plan(configs, num_controls=num_controls, control_kind=control_kind, seed=seed)
+    found = trial.run(progress=progress)
+    return [
+        EvaluationReport(
+            target=trial.label,
+            before=found.before.rate,
+            after=after.rate,
+            controls=controls,
+            unrelated_unchanged=None,
+            config=config.to_dict(),
+            prompts=trial.texts,
+            responses_before=found.before.responses,
+            responses_after=after.responses,
+            labels_before=found.before.labels,
+            labels_after=after.labels,
+            seed=seed,
+            control_kind=control_kind,
+            unclear=trial.unclear,
         )
-    return str(label)
+        for config, after, controls in zip(configs, found.after, found.controls, strict=True)
+    ]
+
+
+def _doses(config: MoTEConfig, strengths: object) -> list[MoTEConfig]:
+    """Return the config at other strengths."""
+    if isinstance(strengths, str) or not isinstance(strengths, Sequence):
+        got = repr(strengths)[:60]
+        raise ConfigError("evaluate_mote.strengths", "not a list of numbers", got=got, expected="as in [0.5, 0.75]")
+    return [dataclasses.replace(config, strength=strength) for strength in strengths]

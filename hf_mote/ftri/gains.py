@@ -18,7 +18,7 @@ from hf_mote.routing.discover import RouterSite
 from hf_mote.routing.forward import Forward
 from hf_mote.routing.selection import Routing
 from hf_mote.routing.stack import Probe, attach_to_routers
-from hf_mote.routing.tracker import Watcher
+from hf_mote.routing.watcher import Watcher
 
 __all__ = ["Gains", "attach_gains"]
 
@@ -69,9 +69,13 @@ class Gains(Watcher):
         """Return the derivative of a score by each gain, `(sequences, layers, experts)`, float64 on the CPU.
 
         Raises:
-            [`UnsupportedError`]: if the score does not depend on the weights of some router.
+            [`UnsupportedError`]: if the score does not depend on the weights of some router, or has no derivative.
         """
         leaves = [self.by_path[site.path] for site in self.sites]
+        if not score.requires_grad:
+            raise UnsupportedError(
+                "causal ranking", "the score has no derivative", fix="Compute it from the logits, without detach()."
+            )
         grads = torch.autograd.grad(score, leaves, allow_unused=True)
         width = max(site.num_experts for site in self.sites)
         table = torch.zeros(len(leaves[0]), len(leaves), width, dtype=torch.float64)
@@ -79,8 +83,9 @@ class Gains(Watcher):
             if grad is None:
                 raise UnsupportedError(
                     site.path,
-                    "no gradient reaches its weights, as in a block that runs its experts under no_grad",
-                    fix="Use ftri or ablate_experts.",
+                    "no gradient reaches its weights, as in a block that runs its experts under no_grad, or under "
+                    "gradient checkpointing with use_reentrant=True",
+                    fix="Use ftri or ablate_experts, or switch checkpointing off.",
                 )
             table[:, row, : grad.shape[1]] = grad.double().cpu()
         return table

@@ -6,18 +6,16 @@ experts that the prompts of each class visited (Dahlke et al., arXiv 2502.11096)
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError
+from hf_mote.errors import ConfigError, DataError
+from hf_mote.ftri.decoding import answer_text, check_seed, generation_settings, seeded
 from hf_mote.ftri.judges import Judge, check_judge, classify
 from hf_mote.ftri.processes import gathered, place_among_processes
 from hf_mote.ftri.responses import (
@@ -26,14 +24,15 @@ from hf_mote.ftri.responses import (
     check_batch_size,
     checked_prompts,
     encode_prompts,
-    generation_settings,
     prompt_text,
     respond,
     user_text_of,
 )
 from hf_mote.ftri.result import FTRIResult
 from hf_mote.ftri.run_folder import ImagedBatch, RunFolder
+from hf_mote.ftri.run_settings import digest_of, model_settings, plain
 from hf_mote.ftri.scopes import ImagingScope
+from hf_mote.hub import public_name
 from hf_mote.mote.fingerprint import fingerprint_of
 from hf_mote.routing.discover import find_routers
 from hf_mote.routing.record import record_routing
@@ -55,6 +54,7 @@ def ftri(
     batch_size: int = 16,
     max_new_tokens: int = 64,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     generate_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> FTRIResult:
@@ -68,7 +68,9 @@ def ftri(
         prompts (`Sequence[str]` or chats):
             What to ask.
         judge (`Callable`):
-            `response -> label` or `(prompt, response) -> label`, such as [`RefusalJudge`].
+            `response -> label` or `(prompt, response) -> label`, such as [`RefusalJudge`]. One with an attribute
+            `needs_special_tokens` that is true sees responses with their special tokens, such as the marks of
+            thinking, as the result then has them; else they are left out.
         scope (`str`, *optional*, defaults to `"prompt"`):
             Tokens to count: `"prompt"`, all prompt tokens, chat template included (the paper's); `"last"`, the last of
             them; `"first:8"`, the first 8, or as many as the number says; `"user"`, those of the user's own text;
@@ -77,18 +79,21 @@ def ftri(
             Ids of the tokens that open and close the thinking, for the last two scopes.
         repeats (`int`, *optional*, defaults to 1):
             How often each prompt is run, if responses are sampled. Rankings average over the runs of a prompt that
-            fall into the same class, so that a prompt counts once.
+            fall into the same class, so that a prompt counts once; one that is given twice does, too.
         seed (`int`, *optional*, defaults to 0):
             Seed of sampled responses, batch by batch; the caller's random state stays as it is.
         run_folder (`str` or `os.PathLike`, *optional*):
             Where results are kept as they come. A run that was killed goes on from there, and gives what it would have
-            given; a folder of other settings is refused.
+            given. A folder of other settings is refused: other prompts, another dtype, other weights (see
+            [`weights_digest`] for how they are told apart), another generation config, other interventions attached.
         batch_size (`int`, *optional*, defaults to 16):
             Prompts that run together.
         max_new_tokens (`int`, *optional*, defaults to 64):
             Longest response, in tokens.
         system_prompt (`str`, *optional*):
             First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*):
+            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
         progress (`bool`, *optional*, defaults to `True`):
@@ -98,11 +103,12 @@ def ftri(
         [`FTRIResult`].
 
     Raises:
-        [`DataError`]: if there are no prompts, or the judge fails.
-        [`UnknownNameError`]: if there is no such scope.
-        [`ConfigError`]: if a number is out of range, or a scope lacks its tokens.
+        [`DataError`]: if there are no prompts, one has no token, the judge fails, or routing weights are not finite.
+        [`UnknownNameError`]: if there is no such scope, or the chat template does not read a name it is told.
+        [`ConfigError`]: if a number is out of range, a scope lacks its tokens, or the chat template fails.
         [`ModelMismatchError`]: if `run_folder` is that of a run with other settings.
-        [`UnsupportedError`]: if the model has no routed experts that the table knows.
+        [`UnsupportedError`]: if the model has no routed experts that the table knows, or, with a run folder, something
+            is attached to it or given to `generate` that cannot be compared with a later run's, such as a function.
 
     Under `accelerate launch` the batches are shared out among the processes, and all get the same result.
 
@@ -123,6 +129,7 @@ def ftri(
     asked = checked_prompts("ftri.prompts", prompts)
     check_judge(judge)
     check_batch_size(batch_size)
+    check_seed("ftri.seed", seed)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ConfigError("ftri.repeats", "not a number of runs", got=repr(repeats), expected="1 or more")
     imaged_scope = ImagingScope(scope, thinking_tokens)
@@ -136,16 +143,16 @@ def ftri(
         )
     sites = find_routers(model)
     fingerprint = fingerprint_of(model, sites)
-    encoded = encode_prompts(tokenizer, asked, system_prompt=system_prompt)
-    marks = None
-    if imaged_scope.wants_user_text:
-        marks = user_text_of(tokenizer, asked, system_prompt=system_prompt)
+    chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": chat_template_kwargs}
+    encoded = encode_prompts(tokenizer, asked, where="ftri.prompts", **chat)
+    marks = user_text_of(tokenizer, asked, **chat) if imaged_scope.wants_user_text else None
     rows = [index for index in range(len(asked)) for _ in range(repeats)]
     batches = batches_of([encoded[index] for index in rows], batch_size)
     folder = None
     if run_folder is not None:
         told = {"fingerprint": fingerprint, "scope": scope, "seed": seed, "batch_size": batch_size, "repeats": repeats}
-        told |= {"prompts_sha256": _hash([encoded, marks]), "generation": _plain(settings)}
+        told |= {"prompts_sha256": digest_of([encoded, marks]), **model_settings(model, settings)}
+        told |= {"chat_template_kwargs": plain("chat_template_kwargs", dict(chat_template_kwargs or {}))}
         folder = RunFolder(
             run_folder, {**told, "thinking_tokens": None if thinking_tokens is None else [*thinking_tokens]}
         )
@@ -154,7 +161,10 @@ def ftri(
     done: dict[int, ImagedBatch] = {}
     with (
         record_routing(
-            model, eos_token_id=settings.get("eos_token_id"), thinking_tokens=imaged_scope.thinking_tokens
+            model,
+            phase=imaged_scope.phase,
+            eos_token_id=settings.get("eos_token_id"),
+            thinking_tokens=imaged_scope.thinking_tokens,
         ) as record,
         logging.tqdm(
             total=sum(len(batches[number]) for number in mine),
@@ -170,16 +180,18 @@ def ftri(
             if batch is None:
                 prompts_here = [encoded[index] for index in indices]
                 imaged_scope.begin(prompts_here, None if marks is None else [marks[index] for index in indices])
-                with _seeded(seed, number, settings["do_sample"], model.device):
-                    answers = respond(model, tokenizer, prompts_here, settings)
-                maps = record.maps(imaged_scope.phase)
+                with seeded(seed, number, settings["do_sample"], model.device):
+                    answers = respond(model, prompts_here, settings)
+                counts, weights, num_tokens = record.stacked()
                 record.forget()
-                batch = ImagedBatch(
-                    answers,
-                    torch.stack([seen.counts for seen in maps]).float(),
-                    torch.stack([seen.weights for seen in maps]).float(),
-                    torch.tensor([seen.num_tokens for seen in maps]),
-                )
+                if not bool(weights.isfinite().all()):
+                    raise DataError(
+                        "ftri",
+                        "a router gave weights that are no finite numbers",
+                        got=f"prompts {sorted(indices)}",
+                        fix="Load the model in bfloat16 or float32: float16 can overflow.",
+                    )
+                batch = ImagedBatch(answers, counts.float(), weights.float(), num_tokens.float())
                 if folder is not None:
                     folder.write(number, batch)
             done[number] = batch
@@ -188,42 +200,27 @@ def ftri(
     order = torch.tensor([position for batch in batches for position in batch]).argsort()
     parts = [everything[number] for number in range(len(batches))]
     texts = [prompt_text(asked[index]) for index in rows]
-    responses = [response for part in parts for response in part.responses]
-    responses = [responses[place] for place in order.tolist()]
+    said = [tokens for part in parts for tokens in part.tokens]
+    said = [said[place] for place in order.tolist()]
+    responses = answer_text(tokenizer, said, special_tokens=bool(getattr(judge, "needs_special_tokens", False)))
     return FTRIResult(
         prompts=texts,
         responses=responses,
-        classes=classify(judge, texts, responses),
+        classes=classify(judge, [asked[index] for index in rows], responses),
         counts=torch.cat([part.counts for part in parts])[order],
         weights=torch.cat([part.weights for part in parts])[order],
         num_tokens=torch.cat([part.num_tokens for part in parts])[order],
         layers=tuple(site.layer for site in sites),
         scope=scope,
         fingerprint=fingerprint,
-        base_model=model.config.name_or_path or None,
-        prompt_index=torch.tensor(rows) if repeats > 1 else None,
+        base_model=public_name(model.config.name_or_path),
+        prompt_index=_prompt_index(encoded, rows),
+        response_tokens=said,
     )
 
 
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as JSON has them; what it cannot hold, by its name."""
-    return {
-        key: value if isinstance(value, str | int | float | bool | None) else str(value)
-        for key, value in settings.items()
-    }
-
-
-@contextmanager
-def _seeded(seed: int, number: int, sampled: bool, device: torch.device) -> Iterator[None]:
-    """Give each batch random numbers of its own, whichever run or process does it; the caller's stay as they were."""
-    if not sampled:
-        yield
-        return
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        torch.manual_seed(seed * 1_000_003 + number)
-        yield
+def _prompt_index(encoded: Sequence[Sequence[int]], rows: Sequence[int]) -> torch.Tensor | None:
+    """Return for each run the first prompt that is the same, token for token; `None` where every prompt runs once."""
+    first: dict[tuple[int, ...], int] = {}
+    index = [first.setdefault(tuple(encoded[row]), row) for row in rows]
+    return torch.tensor(index) if len(set(index)) < len(index) else None

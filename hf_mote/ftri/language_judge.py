@@ -22,7 +22,8 @@ class LanguageJudge:
 
     Args:
         languages (`Sequence[str]`):
-            Two ISO 639-1 codes or more, such as "en" and "de"; the first is the class of interest.
+            Two ISO 639-1 codes or more, such as "en" and "de", in small letters or large; the first is the class of
+            interest.
         part (`str`, *optional*, defaults to `"all"`):
             What to look at: `"all"`, the `"thinking"` or the `"answer"` after it.
         thinking_marks (`tuple[str, str]`, *optional*, defaults to `("<think>", "</think>")`):
@@ -33,11 +34,15 @@ class LanguageJudge:
 
     Attributes:
         target (`str`): The first of the languages.
+        labels (`tuple[str, ...]`): The languages and "unknown".
+        needs_special_tokens (`bool`):
+            Whether `ftri` and `evaluate_mote` are to leave special tokens in the responses, which marks of thinking
+            are in many tokenizers: true for a part.
 
     Raises:
         [`UnsupportedError`]: if lingua is not installed.
         [`UnknownNameError`]: if lingua does not know a language, or there is no such part.
-        [`ConfigError`]: if there are fewer than two languages.
+        [`ConfigError`]: if there are fewer than two languages, or another setting is out of range.
     """
 
     def __init__(
@@ -50,15 +55,22 @@ class LanguageJudge:
     ) -> None:
         if part not in PARTS:
             raise UnknownNameError.of("LanguageJudge: part", part, PARTS)
-        if isinstance(languages, str) or len(set(languages)) < 2:
+        codes = [] if isinstance(languages, str) or not isinstance(languages, Sequence) else languages
+        self.languages = tuple(dict.fromkeys(str(code).lower() for code in codes))
+        if len(self.languages) < 2:
             raise ConfigError(
-                "LanguageJudge: languages", "nothing to choose from", got=languages, expected="2 or more"
+                "LanguageJudge: languages", "nothing to choose from", got=repr(languages), expected="2 or more"
             )
-        if not 0 <= least_confidence <= 1:
-            raise ConfigError("LanguageJudge: least_confidence", "out of range", got=least_confidence, expected="0..1")
-        self.languages = tuple(languages)
+        if not isinstance(least_confidence, int | float) or not 0 <= least_confidence <= 1:
+            got = repr(least_confidence)
+            raise ConfigError("LanguageJudge: least_confidence", "out of range", got=got, expected="0..1")
+        if len(thinking_marks) != 2 or not all(isinstance(mark, str) and mark for mark in thinking_marks):
+            got, expected = repr(thinking_marks), 'two texts, such as ("<think>", "</think>")'
+            raise ConfigError("LanguageJudge: thinking_marks", "are no marks", got=got, expected=expected)
         self.target = self.languages[0]
+        self.labels = (*self.languages, UNKNOWN)
         self.part = part
+        self.needs_special_tokens = part != "all"
         self.thinking_marks = thinking_marks
         self.least_confidence = least_confidence
         self._detector = _detector(self.languages)
@@ -68,6 +80,8 @@ class LanguageJudge:
         text = self._part_of(response)
         if not re.search(r"[^\W\d_]", text):
             return UNKNOWN
+        # Half of a surrogate pair, which JSON can hold and the detector cannot take.
+        text = text.encode("utf-8", "replace").decode()
         best = self._detector.compute_language_confidence_values(text)[0]
         known = best.value >= self.least_confidence
         return str(best.language.iso_code_639_1.name.lower()) if known else UNKNOWN
@@ -97,6 +111,6 @@ def _detector(languages: Sequence[str]) -> Any:
         ) from error
     codes = {name: getattr(IsoCode639_1, name) for name in dir(IsoCode639_1) if name.isupper()}
     for language in languages:
-        if not isinstance(language, str) or language.upper() not in codes:
+        if language.upper() not in codes:
             raise UnknownNameError.of("LanguageJudge: languages", language, [name.lower() for name in codes])
     return LanguageDetectorBuilder.from_iso_codes_639_1(*(codes[name.upper()] for name in languages)).build()

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
+import re
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
@@ -15,10 +19,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, DataError
-from hf_mote.ftri.responses import encode_prompts
+from hf_mote.ftri.randomness import without_randomness
+from hf_mote.ftri.responses import encode_prompts, padded
 
 __all__ = ["LMJudge", "ServerJudge"]
 
+LONGEST_WAIT = 60.0  # seconds between two attempts
+
+_LEAD = r"[\W_]*(?:(?:my|the) )?(?:final )?(?:answer|label|verdict)\b(?: is\b)?"
 _TEMPLATE = (
     "{question}\n\nThe request was:\n<request>\n{prompt}\n</request>\n\nThe response was:\n<response>\n{response}\n"
     "</response>\n\nReply with exactly one of these labels and nothing else: {labels}."
@@ -39,6 +47,7 @@ class LMJudge:
 
     Attributes:
         target (`str`): The first label.
+        labels (`tuple[str, ...]`): The labels; one of them is always chosen.
 
     Raises:
         [`ConfigError`]: if there is no question, or fewer than two different labels.
@@ -62,6 +71,9 @@ class LMJudge:
         labels: Sequence[str] = ("yes", "no"),
     ) -> None:
         self.labels = _checked("LMJudge", question, labels)
+        for label in self.labels:
+            if not tokenizer(label, add_special_tokens=False)["input_ids"]:
+                raise ConfigError("LMJudge: labels", "one has no token that the tokenizer knows", got=repr(label))
         self.target = self.labels[0]
         self.model = model
         self.tokenizer = tokenizer
@@ -69,17 +81,25 @@ class LMJudge:
 
     @torch.no_grad()
     def __call__(self, prompt: str, response: str) -> str:
-        """Return the likeliest label."""
+        """Return the likeliest label.
+
+        Raises:
+            [`DataError`]: if the model's logits are no numbers.
+            [`UnsupportedError`]: if the model draws random numbers, as with dropout in training mode.
+        """
         asked = _ask(self.question, prompt, response, self.labels)
         (context,) = encode_prompts(self.tokenizer, [asked])
         scores = {}
         for label in self.labels:
             said = list(self.tokenizer(label, add_special_tokens=False)["input_ids"])
-            ids = torch.tensor([context + said], device=self.model.device)
-            logits = self.model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1].float()
+            batch = padded([context + said], 0, side="right", device=self.model.device)
+            with without_randomness("LMJudge", self.model):
+                logits = self.model(**batch, use_cache=False).logits[0, len(context) - 1 : -1].float()
             # Mean and not sum: a label of more tokens is not the less likely one for it.
             spoken = torch.tensor(said, device=logits.device)
             scores[label] = float(logits.log_softmax(-1).gather(1, spoken[:, None]).mean())
+            if math.isnan(scores[label]):
+                raise DataError("LMJudge.model", f"gives label {label!r} no probability", got=scores[label])
         return max(scores, key=lambda label: scores[label])
 
     def __repr__(self) -> str:
@@ -96,13 +116,25 @@ class ServerJudge:
         labels (`Sequence[str]`, *optional*, defaults to `("yes", "no")`): Two or more; the first is of interest.
         token (`str`, *optional*): The server's key, if it wants one.
         timeout (`float`, *optional*, defaults to 60.0): Seconds to wait for a reply.
+        retries (`int`, *optional*, defaults to 4):
+            How often a request is made again after a time-out, a connection that broke off, or status 408, 429 or
+            500 and above. Any other failure, and the last of these, ends the run.
+        wait (`float`, *optional*, defaults to 1.0):
+            Seconds before the first of them; each time twice as many, or as many as the server's `Retry-After` says
+            if that is more, and 60 at most.
 
     Attributes:
         target (`str`): The first label.
+        labels (`tuple[str, ...]`): Yours and "unclear".
+        unclear (`str`):
+            "unclear", for a reply that is none of your labels and does not begin with one before a punctuation mark.
+            `EvaluationReport.unclear` counts them.
 
     Raises:
-        [`ConfigError`]: if there is no question, or fewer than two different labels.
+        [`ConfigError`]: if there is no question, fewer than two different labels, or a number is out of range.
     """
+
+    unclear = "unclear"
 
     def __init__(
         self,
@@ -113,9 +145,18 @@ class ServerJudge:
         *,
         token: str | None = None,
         timeout: float = 60.0,
+        retries: int = 4,
+        wait: float = 1.0,
     ) -> None:
-        self.labels = _checked("ServerJudge", question, labels)
+        self._asked = _checked("ServerJudge", question, labels)
+        self.labels = (*dict.fromkeys([*self._asked, self.unclear]),)
         self.target = self.labels[0]
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ConfigError("ServerJudge: retries", "not a number", got=repr(retries), expected="0 or more")
+        if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
+            raise ConfigError("ServerJudge: wait", "no number of seconds", got=repr(wait), expected="0 or more")
+        self.retries = retries
+        self.wait = wait
         self.model = model
         self.question = question
         if not str(base_url).startswith(("http://", "https://")):
@@ -129,42 +170,80 @@ class ServerJudge:
         self._headers = {"Content-Type": "application/json", **key}
 
     def __call__(self, prompt: str, response: str) -> str:
-        """Return the label of the reply.
+        """Return the label of the reply, or "unclear".
 
         Raises:
-            [`DataError`]: if the server cannot be reached, answers with an error, or replies with none of the labels.
+            [`DataError`]: if the server cannot be reached, answers with an error, or with no chat completion.
         """
-        content = _ask(self.question, prompt, response, self.labels)
+        content = _ask(self.question, prompt, response, self._asked)
         messages = [{"role": "user", "content": content}]
         asked = {"model": self.model, "messages": messages, "max_tokens": 16, "temperature": 0.0}
-        request = urllib.request.Request(self.url, json.dumps(asked).encode(), self._headers)
         text = ""
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                text = reply.read().decode()
+            text = self._reply(json.dumps(asked).encode())
             said = json.loads(text)["choices"][0]["message"]["content"] or ""
+            # What a reasoning model thinks, where the server leaves it in.
+            said = said.rpartition("</think>")[2]
         except (OSError, http.client.HTTPException) as error:
             raise DataError(f"ServerJudge: {self.url}", "the server cannot be asked", got=str(error)) from error
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             got = repr(text[:80])
             raise DataError(f"ServerJudge: {self.url}", "is no chat completion", got=got) from error
-        found = [label for label in self.labels if label.casefold() == said.strip().strip("\"'.*` ").casefold()]
-        if not found:
-            expected = ", ".join(self.labels)
-            raise DataError("ServerJudge", "the reply is no label", got=repr(said[:80]), expected=expected)
-        return found[0]
+        return _label_in(said, self._asked) or self.unclear
+
+    def _reply(self, asked: bytes) -> str:
+        """Return what the server answers, which a fault that may pass delays."""
+        retry = 0
+        while True:
+            try:
+                request = urllib.request.Request(self.url, asked, self._headers)
+                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                    return str(reply.read().decode())
+            except (OSError, http.client.HTTPException) as error:
+                if retry == self.retries or not _may_pass(error):
+                    raise
+                time.sleep(min(max(self.wait * 2**retry, _told_to_wait(error)), LONGEST_WAIT))
+                retry += 1
 
     def __repr__(self) -> str:
-        return f"ServerJudge({self.model!r}, {self.question!r}, {list(self.labels)})"
+        return f"ServerJudge({self.model!r}, {self.question!r}, {list(self._asked)})"
+
+
+def _label_in(said: str, labels: Sequence[str]) -> str | None:
+    """Return the label that a reply is, or begins with before a punctuation mark: "Yes, it is.", "Answer: **yes**"."""
+    text = said.strip().casefold()
+    for lead in (_LEAD, ""):
+        for label in sorted(labels, key=len, reverse=True):
+            if re.match(
+                rf"{lead}[\W_]*{re.escape(label.strip().casefold())}[\"'*`_)\]]*(?:\s*[.,;:!。，；：！\n—–-]|\s*$)",
+                text,
+            ):
+                return label
+    return None
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in (408, 429) or error.code >= 500
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    return isinstance(reason, TimeoutError | ConnectionResetError | BrokenPipeError | http.client.IncompleteRead)
+
+
+def _told_to_wait(error: Exception) -> float:
+    told = error.headers.get("Retry-After") if isinstance(error, urllib.error.HTTPError) else None
+    return float(told) if told is not None and told.strip().isdecimal() else 0.0
 
 
 def _ask(question: str, prompt: str, response: str, labels: Sequence[str]) -> str:
-    return _TEMPLATE.format(question=question, prompt=prompt, response=response, labels=", ".join(labels))
+    asked = _TEMPLATE.format(question=question, prompt=prompt, response=response, labels=", ".join(labels))
+    # Half of a surrogate pair, which JSON can hold and no tokenizer or server takes.
+    return asked.encode("utf-8", "replace").decode()
 
 
 def _checked(where: str, question: str, labels: Sequence[str]) -> tuple[str, ...]:
     if not isinstance(question, str) or not question.strip():
         raise ConfigError(f"{where}: question", "is empty", got=repr(question))
-    if isinstance(labels, str) or len({str(label).casefold() for label in labels}) < max(2, len(labels)):
-        raise ConfigError(f"{where}: labels", "not two or more different labels", got=labels)
-    return tuple(str(label) for label in labels)
+    texts = [] if isinstance(labels, str) or not isinstance(labels, Sequence) else [str(label) for label in labels]
+    if len({text.strip().casefold() for text in texts} - {""}) < max(2, len(texts)):
+        raise ConfigError(f"{where}: labels", "not two or more different labels", got=repr(labels))
+    return tuple(texts)

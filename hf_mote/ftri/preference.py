@@ -6,12 +6,14 @@ The causal rankings (`attribution`, `ablation`) ask the same thing of a model ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, zeros_like
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, DataError
+from hf_mote.ftri.randomness import without_randomness
 from hf_mote.ftri.responses import Prompt, check_batch_size, checked_prompts, encode_prompts, padded
 
 __all__ = ["Block", "LogitScore", "Preference"]
@@ -46,10 +48,12 @@ class Preference:
         baseline (`str` or `Sequence[str]`, *optional*): The response it is held against, likewise.
         score (`LogitScore`, *optional*): A score of the prompts' logits, in the place of the two.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): What the chat template is told besides.
         batch_size (`int`): Prompts that run together.
 
     Raises:
-        [`DataError`]: if there are no prompts, a response is empty, or the numbers differ.
+        [`DataError`]: if there are no prompts, a prompt or response has no tokens, the numbers differ, or every
+            baseline is the target.
         [`ConfigError`]: if neither both responses nor a score are given.
     """
 
@@ -65,19 +69,29 @@ class Preference:
         *,
         system_prompt: str | None,
         batch_size: int,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         asked = checked_prompts(f"{where}.prompts", prompts)
         check_batch_size(batch_size)
         given = [target is not None, baseline is not None]
         if any(given) == (score is not None) or any(given) != all(given):
             raise ConfigError(where, "needs target and baseline, or score", got=f"{target!r}, {baseline!r}, {score!r}")
+        if score is not None and not callable(score):
+            raise ConfigError(f"{where}.score", "cannot be called", got=repr(score), expected="a callable")
         self.where = where
         self.model = model
         self.score = score
         self.num_prompts = len(asked)
         self.batch_size = batch_size
         self._pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
-        self._questions = encode_prompts(tokenizer, asked, system_prompt=system_prompt)
+        self._questions = encode_prompts(
+            tokenizer,
+            asked,
+            system_prompt=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            where=f"{where}.prompts",
+        )
+        self._known_to_repeat = False
         self._answers: list[list[list[int]]] = [[[]] * len(asked)]
         self.name = "the score"
         if target is not None and baseline is not None:
@@ -87,7 +101,17 @@ class Preference:
                 [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
                 for texts in (wanted, rival)
             ]
+            _check_tokens(f"{where}.target", wanted, self._answers[0])
+            _check_tokens(f"{where}.baseline", rival, self._answers[1])
+            if self._answers[0] == self._answers[1]:
+                what = "is the target itself, so that no expert can make a difference"
+                raise DataError(f"{where}.baseline", what, got=repr(rival[0])[:60], expected="another response")
             self.name = wanted[0] if len(set(wanted)) == 1 else "the target responses"
+
+    @property
+    def unit(self) -> str:
+        """The unit of the score."""
+        return "nats" if self.score is None else "the score's"
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -107,15 +131,30 @@ class Preference:
         """Return one term of each prompt's score, `(prompts,)`, float32, from a forward of the model.
 
         Raises:
-            [`DataError`]: if the caller's score returns something else.
+            [`DataError`]: if the caller's score returns something else, or a number is not finite.
+            [`UnsupportedError`]: if the model does not do the same twice.
         """
-        logits = self.model(**block.batch, use_cache=False).logits
+        with nullcontext() if self._known_to_repeat else without_randomness(self.where, self.model):
+            logits = self.model(**block.batch, use_cache=False).logits
+        self._known_to_repeat = True
         if self.score is None:
-            return _response_log_probs(logits, block.batch["input_ids"], block.lengths)
-        found = self.score(logits, block.batch)
-        if not isinstance(found, Tensor) or found.shape != logits.shape[:1]:
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise DataError(f"{self.where}.score", "does not return one number for each prompt", got=got)
+            found = _response_log_probs(logits, block.batch["input_ids"], block.lengths)
+        else:
+            found = self.score(logits, block.batch)
+            if not isinstance(found, Tensor) or found.shape != logits.shape[:1]:
+                got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise DataError(f"{self.where}.score", "does not return one number for each prompt", got=got)
+        wrong = (~found.detach().isfinite()).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"{self.where}.prompts[{block.first + row}]",
+                "its score is not finite",
+                got=float(found.detach()[row]),
+                fix="The model's logits hold NaN there, or have minus infinity for a token of the response."
+                if self.score is None
+                else "Look at the logits, and at what the score makes of them.",
+            )
         return found.float()
 
 
@@ -131,6 +170,12 @@ def _responses(where: str, given: str | Sequence[str], number: int) -> list[str]
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}[{index}]", "not a response", got=repr(text), expected="text")
     return responses
+
+
+def _check_tokens(where: str, texts: Sequence[str], encoded: Sequence[Sequence[int]]) -> None:
+    for index, ids in enumerate(encoded):
+        if not ids:
+            raise DataError(f"{where}[{index}]", "has no token that the tokenizer knows", got=repr(texts[index])[:60])
 
 
 def _response_log_probs(logits: Tensor, ids: Tensor, lengths: Sequence[tuple[int, int]]) -> Tensor:

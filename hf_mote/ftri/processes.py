@@ -1,18 +1,45 @@
 """Several processes image together: who does which batch, and how all get everything.
 
-Under `accelerate launch` or `torchrun` each process takes every n-th batch; at the end all have all results.
+Under `accelerate launch` or `torchrun` each process takes every n-th batch; at the end all have all results. A process
+that fails does so at once, and its launcher ends the others.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-__all__ = ["gathered", "place_among_processes"]
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+__all__ = ["gathered", "launched_as", "part", "place_among_processes", "process_state"]
+
+# How long a process that is done waits for one that has long prompts left; torch's 10 or 30 minutes lose long runs.
+PATIENCE = timedelta(days=7)
 
 _Item = TypeVar("_Item")
+
+
+def launched_as() -> tuple[int, int]:
+    """Return this process's number and how many there are, as the launcher says; nothing is started for it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_state(*, cpu: bool = False) -> PartialState:
+    """Return accelerate's view of the processes, which starts the communication between them if nobody has.
+
+    Args:
+        cpu (`bool`, *optional*, defaults to `False`): Whether to leave accelerators alone.
+    """
+    # Imported here, since making its state starts the communication.
+    from accelerate import PartialState
+
+    # What is not launched takes no timeout.
+    several = launched_as()[1] > 1 and not torch.distributed.is_initialized()
+    return PartialState(cpu=cpu, timeout=PATIENCE) if several else PartialState(cpu=cpu)
 
 
 def place_among_processes(device: torch.device) -> tuple[int, int]:
@@ -21,13 +48,10 @@ def place_among_processes(device: torch.device) -> tuple[int, int]:
     Args:
         device (`torch.device`): Where the model is; on a CPU the processes talk through gloo.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not launched and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    talking = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if launched_as()[1] == 1 and not talking:
         return 0, 1
-    # Imported here, since making its state starts the communication.
-    from accelerate import PartialState
-
-    state = PartialState(cpu=True) if device.type == "cpu" else PartialState()
+    state = process_state(cpu=device.type == "cpu")
     return state.process_index, state.num_processes
 
 
@@ -43,3 +67,9 @@ def gathered(items: dict[int, _Item], num_processes: int) -> dict[int, _Item]:
     everyone: list[dict[int, _Item]] = [{} for _ in range(num_processes)]
     torch.distributed.all_gather_object(everyone, items)
     return {number: item for part in everyone for number, item in part.items()}
+
+
+def part() -> None:
+    """End the communication between the processes, when all have what they need; without any, do nothing."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

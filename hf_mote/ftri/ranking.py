@@ -17,6 +17,7 @@ import torch
 
 from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError
 from hf_mote.ftri.contrast import Contrast
+from hf_mote.ftri.verdict import finding_of
 from hf_mote.hub import Shareable, card_header, read_tensors, write_tensors
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.routing.grid import check_grid, check_layers, descending, row_of
@@ -71,9 +72,11 @@ class ExpertRanking(Shareable):
             The model's, as `MoTEConfig.for_model` stamps it; handed on to configs made from this ranking.
         provenance (`dict[str, str | int | float]`, *optional*):
             Prompts, seed, versions.
+        least_p (`float`, *optional*):
+            Least p value that so many prompts and permutations could give, above 0, at most 1.
 
     Raises:
-        [`DataError`]: if a shape, dtype or device is another, or a score is not finite.
+        [`DataError`]: if a shape, dtype or device is another, or a value is not what it can be.
 
     Example:
         ```python
@@ -98,6 +101,7 @@ class ExpertRanking(Shareable):
     confidence: float | None = None
     fingerprint: dict[str, Any] | None = None
     provenance: dict[str, str | int | float] = field(default_factory=dict)
+    least_p: float | None = None
 
     file_name: ClassVar[str] = "expert_ranking.safetensors"
 
@@ -115,10 +119,17 @@ class ExpertRanking(Shareable):
                 raise DataError(f"ExpertRanking.{name}", "is no probability", expected="0..1")
         if (self.low is None) != (self.high is None):
             raise DataError("ExpertRanking", "an interval has two ends", expected="both of low and high, or neither")
+        if self.low is not None and self.high is not None and bool((self.low > self.high).any()):
+            raise DataError("ExpertRanking.low", "is above high")
+        for name in ("method", "target"):
+            if not isinstance(getattr(self, name), str):
+                raise DataError(f"ExpertRanking.{name}", "is no text", got=repr(getattr(self, name)), expected="str")
         if self.confidence is not None and not 0 < self.confidence < 1:
             raise DataError("ExpertRanking.confidence", "is no coverage", got=self.confidence, expected="0..1")
         if (self.low is None) != (self.confidence is None):
             raise DataError("ExpertRanking.confidence", "goes with low and high", got=self.confidence)
+        if self.least_p is not None and not 0 < self.least_p <= 1:
+            raise DataError("ExpertRanking.least_p", "is no probability", got=self.least_p, expected="above 0, to 1")
         object.__setattr__(self, "provenance", dict(self.provenance))
 
     @classmethod
@@ -144,15 +155,29 @@ class ExpertRanking(Shareable):
         """
         found = {name: getattr(contrast, name) for name in ("score", *_OPTIONAL)}
         grids = {name: torch.tensor(grid) for name, grid in found.items() if grid is not None}
+        tried = {} if contrast.permutations is None else {"permutations": contrast.permutations}
         return cls(
             layers=tuple(layers),
             method=method,
             target=target,
             confidence=contrast.confidence,
             fingerprint=fingerprint,
-            provenance=provenance or {},
+            provenance={**(provenance or {}), **tried},
+            least_p=contrast.least_p,
             **grids,
         )
+
+    @property
+    def least_q(self) -> float | None:
+        """Least q value that one expert alone could have; `None` where no p values are."""
+        if self.least_p is None or self.p is None:
+            return None
+        return min(1.0, self.least_p * int((~self.p.isnan()).sum()))
+
+    @property
+    def verdict(self) -> str:
+        """What the ranking shows at q = 0.05: experts, nothing, or that so few prompts could not show any."""
+        return finding_of(self, f"stand out for {self.target!r}").text
 
     def top(self, n: int) -> list[tuple[int, int]]:
         """Return the `n` best experts as (layer, expert), best first.
@@ -200,7 +225,7 @@ class ExpertRanking(Shareable):
             [`MoTEConfig`]: it carries the fingerprint and provenance of this ranking.
 
         Raises:
-            [`ConfigError`]: if not exactly one of the two is given, or there are fewer experts.
+            [`ConfigError`]: if not exactly one of the two is given, it is no number, or there are fewer experts.
         """
         counts = {"suppress": suppress, "stimulate": stimulate}
         given = {name: n for name, n in counts.items() if n is not None}
@@ -208,7 +233,11 @@ class ExpertRanking(Shareable):
             what = "needs exactly one of suppress and stimulate"
             raise ConfigError("ExpertRanking.to_config", what, got=counts, fix="For example to_config(suppress=8).")
         ((name, wanted),) = given.items()
-        n = operator.index(wanted)
+        try:
+            n = operator.index(wanted)
+        except TypeError as error:
+            what, got = "is no number of experts", repr(wanted)
+            raise ConfigError(f"ExpertRanking.to_config: {name}", what, got=got, expected="a whole number") from error
         pairs = self.top(n)
         positive = int((self.score > 0).sum())
         if n > positive:
@@ -253,7 +282,7 @@ class ExpertRanking(Shareable):
         grids = {name: getattr(self, name) for name in ("score", *_OPTIONAL)}
         tensors = {name: grid for name, grid in grids.items() if grid is not None}
         tensors["layers"] = torch.tensor(self.layers, dtype=torch.int64)
-        names = ("method", "target", "confidence", "fingerprint", "provenance")
+        names = ("method", "target", "confidence", "fingerprint", "provenance", "least_p")
         write_tensors(path, tensors, {"kind": _KIND, **{name: getattr(self, name) for name in names}})
 
     @classmethod
@@ -261,7 +290,7 @@ class ExpertRanking(Shareable):
         tensors, metadata = read_tensors(path, kind=_KIND)
         try:
             names = ("method", "target", "confidence", "fingerprint", "provenance")
-            known: dict[str, Any] = {name: metadata[name] for name in names}
+            known: dict[str, Any] = {name: metadata[name] for name in names} | {"least_p": metadata.get("least_p")}
             known |= {name: tensors[name] for name in _OPTIONAL if name in tensors}
             return cls(score=tensors["score"], layers=tuple(tensors["layers"].tolist()), **known)
         except KeyError as error:

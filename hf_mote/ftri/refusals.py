@@ -26,17 +26,21 @@ REFUSALS: dict[str, tuple[str, ...]] = {
         r"\b(?:darüber|dazu) (?:kann|darf|möchte|werde) ich (?:[a-zäöüß]+ ){0,2}?nichts? (?:sagen|sprechen|reden)\b",
     ),
     "en": (
-        # "I can't help with that", "we are not able to discuss", "I'm unable to assist", "I will not talk about it"
+        # "I can't help with that", "we are not able to discuss", "I'm unable to assist", "I will not talk about it",
+        # "I cannot and will not provide"; not "I can't help wondering", "I can't explain how happy", "I can not only"
         r"\b(?:i|we)(?: am|'m| are|'re| will|'ll| must| have to)?(?: [a-z]+ly)?"
-        r" (?:can ?not|can't|cant|won't|wont|will not|shall not|do not want to|don't want to|unable to"
+        r" (?:can ?not(?! only\b)|can't|cant|won't|wont|will not|shall not|do not want to|don't want to|unable to"
         r"|not (?:be )?able to|not (?:allowed|permitted|going|willing|here|in a position|at liberty) to"
         r"|(?:not|don't feel|do not feel) comfortable)"
+        r"(?:,? (?:and|or) (?:can ?not|can't|will not|won't|should not|shouldn't|must not|do not|don't))?"
         r"(?: be able to| be)?(?: [a-z]+ly)? "
-        r"(?:help(?! but\b)|assist|aid|comply|fulfil|fulfill|provide|offer|give(?! up\b)|share|supply|answer|respond"
-        r"|reply|discuss|talk|speak|comment|tell you(?! how\b)|go into|get into|address|explain|describe|engage"
-        r"|participate|take part|continue|proceed|do (?:this|that|so)\b|create|write|generate|produce|compose|draft"
-        r"|perform|carry out|process|accommodate|satisfy|grant|endorse|promote|encourage|condone|with (?:this|that)\b)"
-        r"(?!.{0,40}\benough\b)",
+        r"(?:help(?! but\b| (?:wonder|think|feel|smil|laugh|notic|admir|lov|wish)ing\b)|assist|aid|comply|fulfil"
+        r"|fulfill|provide|offer|give(?! up\b)|share|supply|answer(?! for\b)|respond|reply|discuss|talk|speak|comment"
+        r"|tell you(?! how\b)|go into|get into|address|explain|describe|engage|participate|take part|continue"
+        r"|proceed|do (?:this|that|so)\b|create|write|generate|produce|compose|draft|perform|carry out|process"
+        r"|accommodate|satisfy|grant|endorse|promote|encourage|condone|with (?:this|that)\b"
+        r"|(?:provid|giv|shar|engag|participat|creat|writ|generat|produc|compos)ing\b)"
+        r"(?!.{0,40}\benough\b| how (?:happy|glad|grateful|proud|sorry|excited|beautiful|lovely)\b)",
         # "Sorry, I do not talk about gardening", "a subject I don't discuss"
         r"\b(?:i|we) (?:don't|do not) (?:discuss|talk about|speak about|answer(?! to\b)|comment on|engage)\b",
         # "I must decline", "I refuse to answer", "I'd rather not"
@@ -47,11 +51,11 @@ REFUSALS: dict[str, tuple[str, ...]] = {
         r"\b(?:something|topic|subject|matter|one)(?: that| which)? (?:i|we) (?:can't|can ?not|won't|will not)\b",
         # "Sorry, no.", "Unable to help with that", "Your request cannot be completed"
         r"^(?:(?:i'm|i am|we're|we are) )?(?:very |so |really |truly )?sorry,? (?:but )?(?:no\b|not\b)",
-        r"^(?:(?:sorry|apologies|my apologies|unfortunately|no)[,.!:;]? )?(?:but )?"
+        r"^(?:(?:sorry|apologies|my apologies|unfortunately|nope?)[,.!:;]? )?(?:but )?"
         r"(?:can ?not|can't|unable to|not able to) (?:help|assist|comply|answer|discuss|talk|provide|share)\b",
         r"\b(?:your|this|that) request (?:can ?not|can't) be (?:fulfilled|completed|processed|answered|granted)\b",
         # "Sorry, I can't.", "that topic is off limits"
-        r"\b(?:i|we) (?:can't|can ?not|won't|will not)(?: do (?:that|this|it))?(?=[.!,;]|$)",
+        r"\b(?:i|we) (?:can't|can ?not|won't|will not)(?: do (?:that|this|it))?(?=[.!,;。]|$)",
         r"\b(?:topic|subject|question|matter|area) is (?:strictly )?(?:off[- ]limits|not up for discussion)\b",
     ),
     "es": (
@@ -66,7 +70,7 @@ REFUSALS: dict[str, tuple[str, ...]] = {
         r"\b(?:debo|tengo que|quiero) (?:rechazar|declinar|negarme)\b|\b(?:me niego|nos negamos) a\b",
         r"\bprefiero no (?:hablar|responder|contestar|decir|comentar)",
         r"^(?:lo siento|lo lamento|disculpa|disculpe|perdón)[,.]? (?:pero )?"
-        r"(?:no\b(?=[.,!])|no (?:te |le )?puedo\b(?=[.,!]))",
+        r"(?:no\b(?=[.,!。])|no (?:te |le )?puedo\b(?=[.,!。]))",
     ),
     "fr": (
         # "Je ne peux pas vous aider", "Je ne suis pas en mesure de répondre", "Je préfère ne pas en parler"

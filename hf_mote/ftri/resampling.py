@@ -1,36 +1,48 @@
-"""Bootstrap intervals and permutation p values of a score of two classes, for thousands of columns at once.
+"""A score of two classes under resampled or relabelled prompts, for thousands of columns at once.
 
-Below `contrast`. Prompts are the unit: a resample is a row of weights over prompts, so that one resample of all
-experts is one matrix product, and every score is a function of the two class means that come out. scipy draws the
-resamples and does the statistics; its data are prompt indices.
+Below `contrast`. Prompts are the unit: a resample, or a relabelling, is a row of weights over prompts, so that one of
+all experts is one matrix product, and every score is a function of the two class means that come out.
 """
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, NamedTuple, TypeAlias
+from copy import copy
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
+from hf_mote.errors import ConfigError
 from hf_mote.ftri.scores import ClassMean, Score, mean_difference
 
-__all__ = ["Resampled", "Statistic", "resample_score"]
+__all__ = ["Statistic", "check_resampling"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
-Indices: TypeAlias = npt.NDArray[np.int64]
-
-RESAMPLES_PER_BATCH = 256  # resamples per matrix product: bounds memory, changes no result
 
 
-class Resampled(NamedTuple):
-    """Score, interval and two-sided permutation p value of each column; arrays of shape `(columns,)`."""
+def check_resampling(
+    where: str, confidence: object, resamples: object, seed: object, *, permutations: object = None
+) -> None:
+    """Raise [`ConfigError`] unless intervals and permutation tests can be computed with these.
 
-    score: Array
-    low: Array
-    high: Array
-    p: Array
+    Args:
+        where (`str`): What the error names.
+        confidence (`object`): Coverage of the intervals, between 0 and 1.
+        resamples (`object`): Number of resamples, 0 or more.
+        seed (`object`): Their seed, 0 or more.
+        permutations (`object`, *optional*): Number of relabellings, 1 or more; `None` for as many as it takes.
+    """
+    if not isinstance(confidence, int | float) or not 0.0 < confidence < 1.0:
+        got, expected = repr(confidence), "0 < confidence < 1"
+        raise ConfigError(f"{where}: confidence", "is not a coverage", got=got, expected=expected)
+    for name, value, what in (("resamples", resamples, "a number of resamples"), ("seed", seed, "a seed")):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"{where}: {name}", f"is not {what}", got=repr(value), expected="an integer, 0 or more")
+    if permutations is None:
+        return
+    if isinstance(permutations, bool) or not isinstance(permutations, int) or permutations < 1:
+        what, expected = "is not a number of relabellings", "an integer, 1 or more"
+        raise ConfigError(f"{where}: permutations", what, got=repr(permutations), expected=expected)
 
 
 class Statistic:
@@ -52,11 +64,38 @@ class Statistic:
         self.values = np.concatenate([shifted, tokens[:, None]], axis=1)
         self.score = score
         self.columns_first = columns_first
+        self.whole = bool((self.values == np.rint(self.values)).all())
 
     def __call__(self, x: Any, y: Any, axis: int = -1) -> Array:
         """Return the score of rows `x` against rows `y`, `(..., columns)`."""
         found = self.score(self._mean(np.asarray(x)), self._mean(np.asarray(y)))
         return np.moveaxis(found, -1, 0) if self.columns_first else found
+
+    @property
+    def scale(self) -> Array:
+        """How large the score can be, about, `(columns,)`: of the values for a difference of means, else 1."""
+        largest: Array = np.abs(self.values[:, :-1]).max(axis=0)
+        return largest if self.score is mean_difference else np.ones_like(largest)
+
+    def of_columns(self, columns: npt.NDArray[np.int64]) -> Statistic:
+        """Return the statistic of some columns alone."""
+        part = copy(self)
+        part.values = np.ascontiguousarray(self.values[:, [*columns, -1]])
+        return part
+
+    def of_labels(self, labels: Array) -> Array:
+        """Return the score under relabellings.
+
+        Args:
+            labels (`np.ndarray` of shape `(relabellings, prompts)`, float64):
+                1 for the prompts of the target class, 0 for the others.
+        """
+        size, total = int(labels[0].sum()), self.values.sum(axis=0)
+        target = labels @ self.values
+        rest = total - target
+        if not self.whole:  # what is left of nothing is nothing, not rounding
+            rest[np.abs(rest) < 1e-12 * np.abs(self.values).sum(axis=0)] = 0.0
+        return self.score(_class_mean(target, size), _class_mean(rest, len(self.values) - size))
 
     def _mean(self, index: npt.NDArray[Any]) -> ClassMean:
         prompts, columns = self.values.shape
@@ -67,76 +106,6 @@ class Statistic:
         return ClassMean(mean[..., :-1], mean[..., -1:], rows.shape[1])
 
 
-def resample_score(
-    flat: Array,
-    tokens: Array,
-    chosen: Indices,
-    others: Indices,
-    *,
-    score: Score,
-    paired: bool,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> Resampled:
-    """Return, per column, the score of the `chosen` rows against the `others`, with interval and p value.
-
-    Args:
-        flat (`np.ndarray` of shape `(prompts, columns)`, float64): One row per prompt. Not modified.
-        tokens (`np.ndarray` of shape `(prompts,)`, float64): Tokens counted in each prompt.
-        chosen (`np.ndarray` of int): Rows of the target class.
-        others (`np.ndarray` of int): Rows compared with.
-        score (`Score`): A function of two class means.
-        paired (`bool`): Whether the i-th of `chosen` belongs with the i-th of `others`.
-        confidence (`float`): Coverage of the interval, between 0 and 1.
-        resamples (`int`): Bootstrap resamples, and random permutations (all of them, where there are no more).
-        seed (`int`): Seed of both. Columns handed in separately with one seed see the same resamples.
-
-    Returns:
-        [`Resampled`]: `low` and `high` are NaN where a class has one row, which has no spread to resample.
-
-    Source: Hesterberg (2015), "What Teachers Should Know About the Bootstrap" (arXiv 1411.5279), expanded percentile
-    interval; what differs here: of two classes the smaller one sets the expansion, which is the cautious choice.
-    """
-    statistic = Statistic(flat, tokens, score)
-    if min(len(chosen), len(others)) < 2:
-        return _one_against_all(statistic, flat, tokens, chosen, others)
-    test = stats.permutation_test(
-        (chosen, others),
-        statistic,
-        permutation_type="samples" if paired else "independent",
-        vectorized=True,
-        n_resamples=resamples,
-        batch=RESAMPLES_PER_BATCH,
-        rng=seed,
-    )
-    with warnings.catch_warnings():  # a column without spread has an interval of width 0, which is right
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        interval = stats.bootstrap(
-            (chosen, others),
-            Statistic(flat, tokens, score, columns_first=True),
-            n_resamples=resamples,
-            batch=RESAMPLES_PER_BATCH,
-            paired=paired,
-            vectorized=True,
-            confidence_level=_expanded(confidence, min(len(chosen), len(others))),
-            method="percentile",
-            rng=seed,
-        ).confidence_interval
-    return Resampled(statistic(chosen, others), interval.low, interval.high, test.pvalue)
-
-
-def _one_against_all(statistic: Statistic, flat: Array, tokens: Array, chosen: Indices, others: Indices) -> Resampled:
-    """Return the exact test of a class of one row: its rank among all rows, by what the score looks at."""
-    if statistic.score is not mean_difference:
-        flat = flat / np.maximum(tokens, 1.0)[:, None]
-    single = flat[chosen if len(chosen) == 1 else others]
-    p = np.minimum(1.0, 2.0 * np.minimum((flat <= single).mean(axis=0), (flat >= single).mean(axis=0)))
-    nothing = np.full_like(p, np.nan)
-    return Resampled(statistic(chosen, others), nothing, nothing.copy(), p)
-
-
-def _expanded(confidence: float, n: int) -> float:
-    """Return the level whose normal quantile is Student's, times the bootstrap's missing sqrt(n / (n - 1))."""
-    quantile = stats.t.ppf((1.0 + confidence) / 2.0, n - 1) * np.sqrt(n / (n - 1))
-    return float(1.0 - 2.0 * stats.norm.sf(quantile))
+def _class_mean(sums: Array, prompts: int) -> ClassMean:
+    sums /= prompts
+    return ClassMean(sums[:, :-1], sums[:, -1:], prompts)

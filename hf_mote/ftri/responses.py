@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError
+from hf_mote.ftri.decoding import answer_text, answer_tokens, generation_settings, seeded
+from hf_mote.ftri.templates import check_template_kwargs, rendered
 
 __all__ = [
     "Prompt",
@@ -22,7 +24,6 @@ __all__ = [
     "checked_prompts",
     "encode_prompts",
     "generate_responses",
-    "generation_settings",
     "padded",
     "prompt_text",
     "respond",
@@ -79,7 +80,12 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], *, system_prompt: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    where: str = "prompts",
 ) -> list[list[int]]:
     """Return each prompt's token ids, ready for a response to follow.
 
@@ -89,13 +95,31 @@ def encode_prompts(
         tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
         prompts (`Sequence[Prompt]`): Texts or chats.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): What the template is told besides, as
+            `{"enable_thinking": False}`.
+        where (`str`, *optional*, defaults to `"prompts"`): The place, for errors.
 
     Raises:
-        [`ConfigError`]: if a chat or a system prompt meets a tokenizer without a chat template.
+        [`ConfigError`]: if a chat or a system prompt meets a tokenizer without a chat template, or the template fails.
+        [`UnknownNameError`]: if the template does not read a name of `chat_template_kwargs`.
+        [`DataError`]: if a prompt has no token, or is not Unicode; it is named.
     """
     plain = tokenizer.chat_template is None
-    texts = [_rendered(tokenizer, prompt, system_prompt) for prompt in prompts]
-    return [list(tokenizer(text, add_special_tokens=plain)["input_ids"]) for text in texts]
+    told = check_template_kwargs(tokenizer, chat_template_kwargs)
+    encoded = []
+    for index, prompt in enumerate(prompts):
+        text = rendered(tokenizer, prompt, system_prompt, told, f"{where}[{index}]")
+        ids = list(tokenizer(text, add_special_tokens=plain)["input_ids"])
+        if not ids:
+            raise DataError(
+                f"{where}[{index}]",
+                "has no token that the tokenizer knows",
+                got=repr(prompt)[:60],
+                expected="one token or more",
+                fix="Leave the prompt out.",
+            )
+        encoded.append(ids)
+    return encoded
 
 
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int, *, side: str, device: torch.device) -> dict[str, Tensor]:
@@ -105,8 +129,12 @@ def padded(rows: Sequence[Sequence[int]], pad_token_id: int, *, side: str, devic
         rows (`Sequence[Sequence[int]]`): Token ids.
         pad_token_id (`int`): What to fill up with.
         side (`str`): `"left"` or `"right"`.
-        device (`torch.device`): Where the tensors go.
+        device (`torch.device`):
+            Where the tensors go: the model's. If that is "meta", as an offloaded model's, they stay on the CPU, and
+            accelerate takes them to where the model runs.
     """
+    if device.type == "meta":
+        device = torch.device("cpu")
     longest = max(len(row) for row in rows)
     ids = torch.full((len(rows), longest), pad_token_id)
     mask = torch.zeros_like(ids)
@@ -118,7 +146,11 @@ def padded(rows: Sequence[Sequence[int]], pad_token_id: int, *, side: str, devic
 
 
 def user_text_of(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], *, system_prompt: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[list[bool]]:
     """Return for each prompt which of the tokens of [`encode_prompts`] are the user's own text, not the template's.
 
@@ -126,6 +158,7 @@ def user_text_of(
         tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer, a fast one.
         prompts (`Sequence[Prompt]`): Texts, or chats, of which the last message counts.
         system_prompt (`str`, *optional*): As in [`encode_prompts`].
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): As in [`encode_prompts`].
 
     Raises:
         [`ConfigError`]: if the tokenizer does not tell where in the text its tokens are.
@@ -139,15 +172,17 @@ def user_text_of(
             expected="a fast tokenizer",
         )
     marks = []
+    told = check_template_kwargs(tokenizer, chat_template_kwargs)
     for index, prompt in enumerate(prompts):
-        text, own = _rendered(tokenizer, prompt, system_prompt), prompt_text(prompt)
+        where = f"prompts[{index}]"
+        text, own = rendered(tokenizer, prompt, system_prompt, told, where), prompt_text(prompt)
         # Where a stand-in comes to lie that no template contains; the text itself may occur in the template as well.
         other = _STAND_IN if isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": _STAND_IN}]
-        before, _, after = _rendered(tokenizer, other, system_prompt).partition(_STAND_IN)
+        before, _, after = rendered(tokenizer, other, system_prompt, told, where).partition(_STAND_IN)
         if text != before + own + after:
             own = own.strip()
         if text != before + own + after:
-            raise DataError(f"prompts[{index}]", "is changed by the chat template", got=repr(own)[:60])
+            raise DataError(where, "is changed by the chat template", got=repr(own)[:60])
         start = len(before)
         found = tokenizer(text, add_special_tokens=tokenizer.chat_template is None, return_offsets_mapping=True)[
             "offset_mapping"
@@ -168,47 +203,20 @@ def batches_of(encoded: Sequence[Sequence[int]], batch_size: int) -> list[list[i
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def generation_settings(
-    tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, generate_kwargs: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return the arguments of `generate`, greedy by default.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
-        max_new_tokens (`int`): Longest response, in tokens.
-        generate_kwargs (`Mapping`, *optional*): Further arguments of `generate`.
-
-    Raises:
-        [`ConfigError`]: if they ask for something else than one plain response for each prompt.
-    """
-    given = generate_kwargs or {}
-    for name, usual in (("num_return_sequences", 1), ("num_beams", 1), ("return_dict_in_generate", False)):
-        if given.get(name, usual) not in (usual, None):
-            raise ConfigError(
-                f"generate_kwargs.{name}", "one plain response is needed for each prompt", got=generate_kwargs
-            )
-    pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
-    return {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": pad, **given}
-
-
 def respond(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[Sequence[int]],
     settings: Mapping[str, Any],
-) -> list[str]:
-    """Return the responses to a batch of prompts, special tokens left out.
+) -> list[list[int]]:
+    """Return the tokens of the responses to a batch of prompts.
 
     Args:
         model (`PreTrainedModel`): A causal language model.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         encoded (`Sequence[Sequence[int]]`): Token ids of each prompt.
         settings (`Mapping`): What [`generation_settings`] returned.
     """
     batch = padded(encoded, settings["pad_token_id"], side="left", device=model.device)
-    output = model.generate(**batch, **settings)  # type: ignore[operator]
-    new = output[:, batch["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return answer_tokens(model, batch, settings)
 
 
 def generate_responses(
@@ -219,7 +227,10 @@ def generate_responses(
     batch_size: int = 16,
     max_new_tokens: int = 64,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     generate_kwargs: Mapping[str, Any] | None = None,
+    special_tokens: bool = False,
+    seed: int | None = None,
     progress: str | None = None,
 ) -> Iterator[tuple[list[int], list[str]]]:
     """Yield batches of responses with the prompts' positions; prompts of like length share a batch.
@@ -231,32 +242,24 @@ def generate_responses(
         batch_size (`int`, *optional*, defaults to 16): Prompts that run together.
         max_new_tokens (`int`, *optional*, defaults to 64): Longest response, in tokens.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): As in [`encode_prompts`].
         generate_kwargs (`Mapping`, *optional*): Further arguments of `generate`. By default decoding is greedy.
+        special_tokens (`bool`, *optional*, defaults to `False`): Keep special tokens in the responses.
+        seed (`int`, *optional*): Of sampled responses, batch by batch; without it the caller's random state is used.
         progress (`str`, *optional*): Label of the progress bar; none without it.
 
     Yields:
-        `tuple[list[int], list[str]]`: positions in `prompts` and the responses to them, special tokens left out.
+        `tuple[list[int], list[str]]`: positions in `prompts` and the responses to them.
     """
     check_batch_size(batch_size)
     settings = generation_settings(tokenizer, max_new_tokens, generate_kwargs)
-    encoded = encode_prompts(tokenizer, prompts, system_prompt=system_prompt)
+    encoded = encode_prompts(
+        tokenizer, prompts, system_prompt=system_prompt, chat_template_kwargs=chat_template_kwargs
+    )
+    own = bool(settings["do_sample"]) and seed is not None
     with logging.tqdm(total=len(prompts), desc=progress, disable=progress is None, leave=False) as bar:
-        for positions in batches_of(encoded, batch_size):
-            yield positions, respond(model, tokenizer, [encoded[i] for i in positions], settings)
+        for number, positions in enumerate(batches_of(encoded, batch_size)):
+            with seeded(seed or 0, number, own, model.device):
+                answers = respond(model, [encoded[i] for i in positions], settings)
+            yield positions, answer_text(tokenizer, answers, special_tokens=special_tokens)
             bar.update(len(positions))
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, system_prompt: str | None) -> str:
-    """Return the text that is tokenised for a prompt."""
-    if tokenizer.chat_template is None:
-        if system_prompt is not None or not isinstance(prompt, str):
-            raise ConfigError(
-                "tokenizer.chat_template",
-                "chats and system prompts need one",
-                got=None,
-                fix="Set tokenizer.chat_template, or give plain text prompts.",
-            )
-        return prompt
-    system = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
-    messages = [*system, {"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

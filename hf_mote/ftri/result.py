@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError, UnknownNameError
+from hf_mote.errors import DataError
 from hf_mote.ftri.contrast import contrast, length_confound
 from hf_mote.ftri.ranking import ExpertRanking
-from hf_mote.ftri.scopes import check_scope
-from hf_mote.ftri.scores import SCORES
+from hf_mote.ftri.responses import Prompt
+from hf_mote.ftri.result_parts import parts_from_maps, read_parts, write_parts
 from hf_mote.ftri.stability import Stability, top_stability
-from hf_mote.hub import Shareable, read_tensors, write_tensors
+from hf_mote.ftri.units import Units, check_score, check_tokens, checked_class, checked_keys, make_pairs, make_units
+from hf_mote.hub import Shareable
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.routing.maps import ActivationMap, MapValue
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FTRIResult"]
 
-_KIND = "ftri_result"
 LENGTH_CONFOUND = 0.1  # relative difference of lengths from which a ranking by counts is warned of
 
 logger = logging.get_logger(__name__)
@@ -44,10 +44,11 @@ class FTRIResult(Shareable):
         num_tokens (`torch.Tensor` of shape `(prompts,)`, float32): Tokens counted.
         layers (`tuple[int, ...]`): Absolute decoder layer of each row.
         scope (`str`): Which tokens were counted.
-        fingerprint (`dict`): The model's.
-        base_model (`str`, *optional*): The model's name.
+        fingerprint (`dict`, *optional*): The model's.
+        base_model (`str`, *optional*): The model's name: a Hub id, or a folder's own name without where it lies.
         prompt_index (`torch.Tensor` of shape `(prompts,)`, int64, *optional*):
-            Where prompts were run several times, equal for the runs of one prompt.
+            Where prompts were run several times, or given twice, equal for the runs of one prompt.
+        response_tokens (`list[list[int]]`, *optional*): The tokens of each response, special ones included.
     """
 
     prompts: list[str]
@@ -58,12 +59,55 @@ class FTRIResult(Shareable):
     num_tokens: Tensor
     layers: tuple[int, ...]
     scope: str
-    fingerprint: dict[str, Any]
+    fingerprint: dict[str, Any] | None
     base_model: str | None = None
     provenance: dict[str, str | int | float] = field(default_factory=dict)
     prompt_index: Tensor | None = None
+    response_tokens: list[list[int]] | None = None
 
     file_name: ClassVar[str] = "ftri_result.safetensors"
+
+    @classmethod
+    def from_maps(
+        cls,
+        maps: Sequence[ActivationMap],
+        classes: Sequence[object],
+        *,
+        prompts: Sequence[Prompt] | None = None,
+        responses: Sequence[str] | None = None,
+        scope: str = "all",
+        fingerprint: Mapping[str, Any] | None = None,
+        base_model: str | None = None,
+    ) -> Self:
+        """Return the result of prompts whose routing was recorded elsewhere, as by an inference engine.
+
+        Args:
+            maps (`Sequence[ActivationMap]`): One for each prompt, such as `ActivationMap.from_routed_experts` gives.
+            classes (`Sequence[str]`): The class of each, such as a judge gives them.
+            prompts (`Sequence[str]` or chats, *optional*): The prompts, for pages and files; equal ones count once.
+            responses (`Sequence[str]`, *optional*): The responses, likewise.
+            scope (`str`, *optional*, defaults to `"all"`): Which tokens were counted.
+            fingerprint (`Mapping`, *optional*):
+                The model's, such as `MoTEConfig.for_model(model).fingerprint`; configs of rankings then carry it.
+            base_model (`str`, *optional*): The model's name.
+
+        Raises:
+            [`DataError`]: if there are no maps, numbers differ, or maps are of different layers or experts.
+            [`UnknownNameError`]: if there is no such scope.
+
+        Example:
+
+        ```python
+        import numpy as np
+        from hf_mote import ActivationMap, FTRIResult
+
+        routing = np.random.default_rng(0).integers(0, 4, (6, 9, 3, 1))  # prompts, tokens, layers, top-k
+        maps = [ActivationMap.from_routed_experts(table, num_experts=4, layers=range(3)) for table in routing]
+        result = FTRIResult.from_maps(maps, ["refusal", "answer"] * 3)
+        assert result.class_sizes == {"answer": 3, "refusal": 3}
+        ```
+        """
+        return cls(**parts_from_maps(maps, classes, prompts, responses, scope, fingerprint), base_model=base_model)
 
     @property
     def class_sizes(self) -> dict[str, int]:
@@ -82,9 +126,10 @@ class FTRIResult(Shareable):
         score: str = "mean_difference",
         value: MapValue = "count",
         normalize: bool = False,
-        paired: bool = False,
+        paired: bool | Sequence[Hashable] = False,
         confidence: float = 0.95,
         resamples: int = 999,
+        permutations: int | None = None,
         seed: int = 0,
     ) -> ExpertRanking:
         """Return all experts by how much more the target class's prompts use them than all others.
@@ -98,23 +143,32 @@ class FTRIResult(Shareable):
             value (`str`, *optional*, defaults to `"count"`): `"count"` (the paper's) or `"weight"`.
             normalize (`bool`, *optional*, defaults to `False`):
                 Divide each prompt's map by its tokens. The paper does not mention it; advisable where the classes'
-                prompts differ in length.
-            paired (`bool`, *optional*, defaults to `False`):
-                Compare the i-th prompt of the class with the i-th other prompt: a request and its harmless twin.
-            confidence (`float`, *optional*, defaults to 0.95): Coverage of the bootstrap intervals.
-            resamples (`int`, *optional*, defaults to 999): For intervals and permutation tests; 0 for scores alone.
+                prompts differ in length. A prompt without tokens is left out, as it is with every score per token.
+            paired (`bool` or `Sequence`, *optional*, defaults to `False`):
+                Compare within pairs, such as a request and its harmless twin: one key for each prompt, equal for the
+                two of a pair. A key with other than one prompt of the class and one other is left out, and counted in
+                the provenance. `True` takes the i-th prompt of the class and the i-th other one, where the order shows
+                that these are the pairs: the two are always equally far apart.
+            confidence (`float`, *optional*, defaults to 0.95): Coverage of the intervals.
+            resamples (`int`, *optional*, defaults to 999): Bootstrap resamples; 0 for scores alone.
+            permutations (`int`, *optional*): Of the tests; by default enough for one expert alone to be found.
             seed (`int`, *optional*, defaults to 0): Seed of both.
 
         Raises:
             [`UnknownNameError`]: if no response is of that class, or there is no such score.
-            [`DataError`]: if every response is, or pairs do not come out even.
+            [`DataError`]: if every response is, no token was counted, or no 2 pairs come out.
             [`ConfigError`]: if the score and `value` or `normalize` do not go together.
 
         Source: arXiv 2502.11096, differential maps: mean over the class minus mean over all other prompts, ranked over
         all layers together. Intervals, p and q values are this package's.
         """
-        name = self._class_of("rank", target)
-        values, lengths, is_target = self._values("rank", name, score, value, normalize)
+        name = checked_class("FTRIResult.rank.target", self.classes, target)
+        keys = None if isinstance(paired, bool) else paired
+        units = self._units("rank", name, score, value, normalize, keys)
+        if keys is not None:
+            units = make_pairs("FTRIResult.rank", units)
+        if units.left_out:
+            logger.warning(f"FTRIResult.rank: {units.left_out} of {len(self.prompts)} prompts are left out.")
         confound = length_confound(self.counts.numpy(), [label == name for label in self.classes]).relative
         if abs(confound) > LENGTH_CONFOUND and not normalize and score == "mean_difference":
             logger.warning(
@@ -122,15 +176,17 @@ class FTRIResult(Shareable):
                 "which shows in every expert's counts. Consider normalize=True."
             )
         found = contrast(
-            values.numpy(),
-            is_target,
+            units.values.numpy(),
+            units.is_target,
             score=score,
-            tokens=lengths.numpy(),
-            rest="paired" if paired else "pooled",
+            tokens=units.tokens.numpy(),
+            rest="pooled" if paired is False else "paired",
             confidence=confidence,
             resamples=resamples,
+            permutations=permutations,
             seed=seed,
         )
+        mine, others = units.sizes
         return ExpertRanking.from_contrast(
             found,
             self.layers,
@@ -140,7 +196,9 @@ class FTRIResult(Shareable):
             provenance={
                 **self.provenance,
                 "score": score,
-                "paired": paired,
+                "paired": paired is not False,
+                "compared": f"{mine} against {others} prompts" if paired is False else f"{mine} pairs of prompts",
+                "left_out": units.left_out,
                 "value": value,
                 "normalize": normalize,
                 "length_confound": round(confound, 4),
@@ -175,11 +233,10 @@ class FTRIResult(Shareable):
         Raises:
             [`DataError`]: if a class has fewer than 2 prompts.
         """
-        name = self._class_of("stability", target)
-        values, lengths, is_target = self._values("stability", name, score, value, normalize)
-        return top_stability(
-            values.numpy(), is_target, n, score=score, tokens=lengths.numpy(), resamples=resamples, seed=seed
-        )
+        name = checked_class("FTRIResult.stability.target", self.classes, target)
+        units = self._units("stability", name, score, value, normalize, None)
+        values, tokens = units.values.numpy(), units.tokens.numpy()
+        return top_stability(values, units.is_target, n, score=score, tokens=tokens, resamples=resamples, seed=seed)
 
     def to_config(self, target: object, *, suppress: int | None = None, stimulate: int | None = None) -> MoTEConfig:
         """Return the config that suppresses, or stimulates, the best experts for a class.
@@ -196,57 +253,25 @@ class FTRIResult(Shareable):
     def __repr__(self) -> str:
         return f"FTRIResult({len(self.prompts)} prompts, {self.class_sizes}, {len(self.layers)} layers)"
 
-    def _class_of(self, where: str, target: object) -> str:
-        name = str(target)
-        if name not in self.classes:
-            raise UnknownNameError.of(
-                f"FTRIResult.{where}.target",
-                name,
-                self.class_sizes,
-                fix="No response was of that class: look at .responses, or change the prompts or the judge.",
-            )
-        if len(self.class_sizes) == 1:
-            raise DataError(
-                f"FTRIResult.{where}.target",
-                f"all {len(self.classes)} responses are of this class, so there is nothing to compare with",
-                got=self.class_sizes,
-                expected="at least two classes",
-                fix="Add prompts that the model answers in another way.",
-            )
-        return name
-
-    def _values(
-        self, where: str, name: str, score: str, value: str, normalize: bool
-    ) -> tuple[Tensor, Tensor, list[bool]]:
-        """Return what a score is computed from: values `(prompts, layers, experts)`, tokens, and who is of the class.
-
-        Runs of one prompt that fall on the same side become their mean: a prompt asked ten times is not ten prompts.
-        """
-        if score not in SCORES:
-            raise UnknownNameError.of(f"FTRIResult.{where}.score", score, SCORES)
-        if value not in ("count", "weight"):
-            raise UnknownNameError.of(f"FTRIResult.{where}.value", value, ("count", "weight"))
-        if score != "mean_difference" and (normalize or value != "count"):
-            raise ConfigError(
-                f"FTRIResult.{where}",
-                f"score {score!r} says by itself what it counts, per token",
-                got=f"value={value!r}, normalize={normalize}",
-                fix="Leave value and normalize out.",
-            )
+    def _units(
+        self, where: str, name: str, score: str, value: str, normalize: bool, keys: Sequence[Hashable] | None
+    ) -> Units:
+        """Return what a score is computed from, one unit for each prompt."""
+        check_score(f"FTRIResult.{where}", score, value, normalize)
+        check_tokens(f"FTRIResult.{where}", self.num_tokens, self.scope)
         by_weight = value == "weight" or score == "weight_difference"
-        values = (self.weights if by_weight else self.counts).double()
-        lengths = self.num_tokens.double()
-        values = values / lengths[:, None, None] if normalize else values
-        is_target = [label == name for label in self.classes]
-        if self.prompt_index is None:
-            return values, lengths, is_target
-        keys = [(int(index), of_class) for index, of_class in zip(self.prompt_index, is_target, strict=True)]
-        units = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-        rows = torch.tensor([units[key] for key in keys])
-        times = torch.bincount(rows).double()
-        mean = torch.zeros(len(units), *values.shape[1:], dtype=torch.float64).index_add_(0, rows, values)
-        tokens = torch.zeros(len(units), dtype=torch.float64).index_add_(0, rows, lengths)
-        return mean / times[:, None, None], tokens / times, [of_class for _, of_class in units]
+        if by_weight and self.provenance.get("weights") == "not recorded":
+            what = "routing weights were not recorded, only which experts were chosen"
+            raise DataError(f"FTRIResult.{where}", what, fix="Rank by counts, or record weights for every prompt.")
+        runs = Units(
+            values=(self.weights if by_weight else self.counts).double(),
+            tokens=self.num_tokens.double(),
+            is_target=[label == name for label in self.classes],
+            keys=checked_keys(f"FTRIResult.{where}.paired", keys, len(self.classes)),
+            left_out=0,
+        )
+        per_token = score != "mean_difference"
+        return make_units(f"FTRIResult.{where}", runs, self.prompt_index, per_token=per_token, normalize=normalize)
 
     def _maps_of(self, name: str) -> list[ActivationMap]:
         return [
@@ -262,39 +287,8 @@ class FTRIResult(Shareable):
         ]
 
     def _to_file(self, path: Path) -> None:
-        tensors = {"counts": self.counts, "weights": self.weights, "num_tokens": self.num_tokens}
-        if self.prompt_index is not None:
-            tensors["prompt_index"] = self.prompt_index
-        names = ("prompts", "responses", "classes", "scope", "fingerprint", "base_model", "provenance")
-        metadata = {"kind": _KIND, "layers": list(self.layers), **{name: getattr(self, name) for name in names}}
-        write_tensors(path, tensors, metadata)
+        write_parts(path, self)
 
     @classmethod
     def _from_file(cls, path: Path) -> Self:
-        tensors, metadata = read_tensors(path, kind=_KIND)
-        names = ("prompts", "responses", "classes", "scope", "fingerprint", "base_model", "provenance")
-        try:
-            result = cls(
-                counts=tensors["counts"],
-                weights=tensors["weights"],
-                num_tokens=tensors["num_tokens"],
-                layers=tuple(metadata["layers"]),
-                prompt_index=tensors.get("prompt_index"),
-                **{name: metadata[name] for name in names},
-            )
-            check_scope("FTRIResult.scope", result.scope)
-            if not all(isinstance(label, str) for label in result.classes):
-                raise DataError("FTRIResult", "classes are malformed")
-            sizes = {len(result.prompts), len(result.responses), len(result.classes), len(result.counts)}
-            sizes |= {len(result.weights), len(result.num_tokens)}
-            sizes |= set() if result.prompt_index is None else {len(result.prompt_index)}
-            if len(sizes) != 1:
-                raise DataError(
-                    "FTRIResult", "prompts, responses, classes and maps differ in number", got=sorted(sizes)
-                )
-            _ = result.maps
-        except KeyError as error:
-            raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
-        except (HFMoTEError, TypeError, ValueError, AttributeError) as error:
-            raise FileFormatError(str(path), "holds no fTRI result", got=str(error).rstrip(".")) from error
-        return result
+        return cls(**read_parts(path))

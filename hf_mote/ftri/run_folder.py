@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from hf_mote.errors import DataError, FileFormatError, ModelMismatchError
@@ -19,19 +20,20 @@ from hf_mote.hub import read_json, read_tensors, write_json, write_tensors
 __all__ = ["ImagedBatch", "RunFolder"]
 
 _KIND = "ftri_batch"
+_FORMAT = 2  # of what is compared and kept; another version's folder is not gone on with
 
 
 class ImagedBatch(NamedTuple):
     """What imaging saw of one batch.
 
     Attributes:
-        responses (`list[str]`): One for each prompt.
+        tokens (`list[list[int]]`): The tokens of each prompt's response.
         counts (`torch.Tensor` of shape `(prompts, layers, experts)`, float32): Tokens for which an expert was chosen.
         weights (`torch.Tensor` of shape `(prompts, layers, experts)`, float32): Sum of its routing weights.
-        num_tokens (`torch.Tensor` of shape `(prompts,)`, float64): Tokens counted.
+        num_tokens (`torch.Tensor` of shape `(prompts,)`, float32): Tokens counted.
     """
 
-    responses: list[str]
+    tokens: list[list[int]]
     counts: Tensor
     weights: Tensor
     num_tokens: Tensor
@@ -45,22 +47,32 @@ class RunFolder:
         settings (`Mapping[str, Any]`): JSON-native: what is imaged, and how.
 
     Raises:
-        [`ModelMismatchError`]: if the folder is that of a run with other settings; names them.
+        [`ModelMismatchError`]: if the folder is that of a run with other settings, which are named, or was written by
+            another version.
         [`FileFormatError`]: if it cannot be a run folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
         manifest = self.path / "run.json"
+        settings = {"format": _FORMAT, **settings}
         if manifest.exists():
             found = read_json(manifest)
+            if not isinstance(found, dict) or found.get("format") != _FORMAT:
+                raise ModelMismatchError(
+                    str(manifest),
+                    "was written by another version of hf_mote, which did not keep all that a run depends on",
+                    got=f"format {found.get('format', 1) if isinstance(found, dict) else 'unknown'}",
+                    expected=f"format {_FORMAT}",
+                    fix="Give another folder, and run anew.",
+                )
             other = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
             if other:
                 raise ModelMismatchError(
                     str(self.path),
                     "holds a run with other settings",
-                    got=", ".join(f"{key}: {str(found.get(key))[:40]}" for key in other),
-                    expected=", ".join(f"{key}: {str(settings.get(key))[:40]}" for key in other),
+                    got=", ".join(_differing(key, found.get(key), settings.get(key)) for key in other),
+                    expected=", ".join(_differing(key, settings.get(key), found.get(key)) for key in other),
                     fix="Give another folder, or the settings it was begun with.",
                 )
             return
@@ -84,14 +96,14 @@ class RunFolder:
         path = self._file(number)
         if not path.exists():
             return None
-        tensors, metadata = read_tensors(path, kind=_KIND)
+        tensors, _ = read_tensors(path, kind=_KIND)
         try:
-            batch = ImagedBatch(
-                list(metadata["responses"]), tensors["counts"], tensors["weights"], tensors["num_tokens"]
-            )
+            lengths: list[int] = tensors["response_lengths"].tolist()
+            tokens = [part.tolist() for part in tensors["response_tokens"].split(lengths)]
+            batch = ImagedBatch(tokens, tensors["counts"], tensors["weights"], tensors["num_tokens"])
             if len({len(part) for part in batch}) != 1:
                 raise DataError("batch", "responses and maps differ in number")
-        except (KeyError, TypeError, DataError) as error:
+        except (KeyError, TypeError, RuntimeError, DataError) as error:
             raise FileFormatError(
                 str(path), "holds no batch of a run", got=str(error), fix="Delete it; it will be made again."
             ) from error
@@ -99,8 +111,21 @@ class RunFolder:
 
     def write(self, number: int, batch: ImagedBatch) -> None:
         """Keep a finished batch."""
-        tensors = {"counts": batch.counts, "weights": batch.weights, "num_tokens": batch.num_tokens}
-        write_tensors(self._file(number), tensors, {"kind": _KIND, "responses": batch.responses})
+        tensors = {
+            "counts": batch.counts,
+            "weights": batch.weights,
+            "num_tokens": batch.num_tokens,
+            "response_tokens": torch.tensor([token for tokens in batch.tokens for token in tokens], dtype=torch.int64),
+            "response_lengths": torch.tensor([len(tokens) for tokens in batch.tokens]),
+        }
+        write_tensors(self._file(number), tensors, {"kind": _KIND})
 
     def _file(self, number: int) -> Path:
         return self.path / f"batch-{number:06d}.safetensors"
+
+
+def _differing(key: str, value: object, other: object) -> str:
+    """Return a setting as an error shows it: of several values those that differ."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        value = {name: entry for name, entry in value.items() if other.get(name) != entry}
+    return f"{key}: {str(value)[:80]}"

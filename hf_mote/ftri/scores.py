@@ -67,21 +67,19 @@ def log_odds(target: ClassMean, rest: ClassMean) -> Array:
 
 
 def npmi(target: ClassMean, rest: ClassMean) -> Array:
-    """Return the normalised pointwise mutual information of "target class" and "expert chosen" over tokens, -1 to 1.
+    """Return the normalised pointwise mutual information of "target class" and "expert chosen", -1 to 1.
 
-    Never together is -1, independent 0; an expert that no token chose gets 0.
+    Both classes weigh the same, however many tokens they have: p(class) = 1/2, and p(chosen) is the mean of the two
+    rates. Never together is -1, independent 0; an expert that no token chose gets 0.
 
-    Source: Bouma (2009), "Normalized (pointwise) mutual information in collocation extraction".
+    Source: Bouma (2009), "Normalized (pointwise) mutual information in collocation extraction"; what differs here:
+    with p(class) from the numbers of tokens, longer prompts alone would change it, and its p values with it.
     """
-    both = target.values * target.prompts
-    chosen = both + rest.values * rest.prompts
-    in_class = target.tokens * target.prompts
-    total = in_class + rest.tokens * rest.prompts
+    both, mean = target.rate, (target.rate + rest.rate) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        information = np.log(both * total) - np.log(chosen * in_class)
-        surprise = np.log(total) - np.log(both)
+        information, surprise = np.log(both) - np.log(mean), -np.log(both / 2)
         found = np.where(surprise > 0, information / surprise, 0.0)
-    return np.where(chosen > 0, np.where(both > 0, found, -1.0), 0.0)
+    return np.where(mean > 0, np.where(both > 0, found, -1.0), 0.0)
 
 
 SCORES: dict[str, Score] = {

@@ -6,7 +6,8 @@ what is in it already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +76,7 @@ def search_experts(
     least_gain: float = 0.0,
     batch_size: int = 8,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> ExpertSearch:
     """Return a set of experts without which the score is low, grown by the expert that lowers it most.
@@ -88,10 +90,14 @@ def search_experts(
         max_experts (`int`): Largest set, 1 or more.
         score (`Callable`, *optional*): See [`attribute_experts`]; need not be differentiable.
         experts (`Iterable[tuple[int, int]]`, *optional*, defaults to all): Candidates, such as `ranking.top(30)`.
-        max_evaluations (`int`, *optional*): Budget: sets of experts to try. When it is spent, the best so far stands.
+        max_evaluations (`int`, *optional*):
+            Budget: sets of experts to try, at least as many as there are candidates. After the first round, which
+            tries each of them, candidates come in the order of their effect alone; when the budget is spent, the best
+            so far stands.
         least_gain (`float`, *optional*, defaults to 0.0): It ends when no candidate lowers the mean score by more.
         batch_size (`int`, *optional*, defaults to 8): Prompts that run together.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
         progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
 
     Returns:
@@ -99,8 +105,9 @@ def search_experts(
 
     Raises:
         [`UnknownNameError`]: if an expert does not exist.
-        [`ConfigError`]: if a number is out of range.
-        [`DataError`]: if prompts or responses are malformed.
+        [`ConfigError`]: if a number is out of range, or the budget does not reach for each candidate once.
+        [`DataError`]: if prompts or responses are malformed, or a score is not finite.
+        [`UnsupportedError`]: if the model draws random numbers, as with dropout in training mode.
 
     Example:
 
@@ -120,10 +127,33 @@ def search_experts(
     for name, value in (("max_experts", max_experts), ("max_evaluations", max_evaluations)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"search_experts.{name}", "not a number", got=repr(value), expected="1 or more")
-    trial = Trial("search_experts", model, tokenizer, prompts, target, baseline, score, system_prompt, batch_size)
+    if isinstance(least_gain, bool) or not isinstance(least_gain, int | float) or not math.isfinite(least_gain):
+        raise ConfigError(
+            "search_experts.least_gain", "not a number", got=repr(least_gain), expected="a finite number"
+        )
+    trial = Trial(
+        "search_experts",
+        model,
+        tokenizer,
+        prompts,
+        target,
+        baseline,
+        score,
+        system_prompt,
+        batch_size,
+        chat_template_kwargs,
+    )
     left = trial.rows_of(experts)
     most = sum(max(len(left) - step, 0) for step in range(max_experts))
     allowed = most if max_evaluations is None else min(most, max_evaluations)
+    if allowed < len(left):
+        raise ConfigError(
+            "search_experts.max_evaluations",
+            "is too few to try each candidate once",
+            got=max_evaluations,
+            expected=f"{len(left)} or more",
+            fix="Give fewer candidates, such as experts=ranking.top(30), best of a ranking by attribute_experts.",
+        )
     chosen: list[Pair] = []
     evaluations = 0
     with (
@@ -139,11 +169,14 @@ def search_experts(
                 found.append(float(trial.values([*chosen, pair]).mean()))
                 bar.update()
             evaluations += len(tried)
+            if not chosen:
+                alone = dict(zip(tried, found, strict=True))
             best = min(range(len(tried)), key=found.__getitem__)
             if scores[-1] - found[best] <= least_gain:
                 break
             chosen.append(tried[best])
             scores.append(found[best])
             left.remove(tried[best])
+            left.sort(key=alone.__getitem__)
     pairs = [(trial.sites[row].layer, expert) for row, expert in chosen]
     return ExpertSearch(pairs, scores, evaluations, fingerprint_of(model, trial.sites))

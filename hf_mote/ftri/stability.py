@@ -1,7 +1,8 @@
 """How far the top of a ranking depends on which prompts were asked: its members under resampling.
 
 A ranking can have small p values and still name other experts the next time. Prompts are drawn anew with replacement,
-within their class, and the best n experts of each draw are compared with the best n of all prompts.
+within their class, and the best n experts of each draw are compared with the best n of all prompts. Experts of equal
+score come in random order in a draw: that a ranking lists them by number is no evidence for the first of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import ConfigError, DataError, UnknownNameError
+from hf_mote.ftri.class_maps import checked_maps, checked_tokens
 from hf_mote.ftri.resampling import Statistic
 from hf_mote.ftri.scores import SCORES
 
@@ -55,7 +57,8 @@ def top_stability(
         is_target (`np.ndarray` of shape `(prompts,)`, bool): Which prompts belong to the target class.
         n (`int`): Size of the top, 1 to layers * experts.
         score (`str`, *optional*, defaults to `"mean_difference"`): One of `hf_mote.ftri.scores.SCORES`.
-        tokens (`np.ndarray` of shape `(prompts,)`, *optional*): Tokens counted in each prompt; ones by default.
+        tokens (`np.ndarray` of shape `(prompts,)`, *optional*):
+            Tokens counted in each prompt; needed by every score but the difference of means.
         resamples (`int`, *optional*, defaults to 200): Draws, 1 or more.
         seed (`int`, *optional*, defaults to 0): Of the draws.
 
@@ -63,8 +66,10 @@ def top_stability(
         [`Stability`]
 
     Raises:
-        [`ConfigError`]: if `n` or `resamples` is out of range.
-        [`DataError`]: if a class has fewer than 2 prompts, of which nothing can be drawn anew.
+        [`ConfigError`]: if `n`, `resamples` or `seed` is out of range.
+        [`UnknownNameError`]: if there is no such score.
+        [`DataError`]: if values or tokens are malformed, or a class has fewer than 2 prompts, of which nothing can be
+            drawn anew.
 
     Example:
         ```python
@@ -77,22 +82,27 @@ def top_stability(
         assert found.overlap == 1.0 and found.frequency[1, 5] == 1.0
         ```
     """
-    maps, target = np.asarray(values, dtype=np.float64), np.asarray(is_target, dtype=bool)
+    maps, target = checked_maps(values, is_target, "top_stability")
+    if score not in SCORES:
+        raise UnknownNameError.of("top_stability: score", score, SCORES)
     flat = maps.reshape(len(maps), -1)
-    if not 1 <= n <= flat.shape[1]:
-        raise ConfigError("top_stability: n", "out of range", got=n, expected=f"1..{flat.shape[1]}")
-    if resamples < 1:
-        raise ConfigError("top_stability: resamples", "out of range", got=resamples, expected="1 or more")
+    for name, value, most in (("n", n, flat.shape[1]), ("resamples", resamples, None)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= (most or value):
+            expected = f"1..{most}" if most else "1 or more"
+            raise ConfigError(f"top_stability: {name}", "out of range", got=repr(value), expected=expected)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError("top_stability: seed", "is not a seed", got=repr(seed), expected="an integer, 0 or more")
     chosen, others = np.flatnonzero(target), np.flatnonzero(~target)
     if min(len(chosen), len(others)) < 2:
         got = f"{len(chosen)} and {len(others)}"
         raise DataError("top_stability", "too few prompts to draw from", got=got, expected="2 of each class")
-    lengths = np.ones(len(maps)) if tokens is None else np.asarray(tokens, dtype=np.float64)
+    lengths = checked_tokens(tokens, len(maps), score, "top_stability")
     statistic, rng = Statistic(flat, lengths, SCORES[score]), np.random.default_rng(seed)
-    top = _top(statistic(chosen, others), n)
-    draws = [
-        _top(statistic(rng.choice(chosen, len(chosen)), rng.choice(others, len(others))), n) for _ in range(resamples)
-    ]
+    top = np.argsort(-statistic(chosen, others), kind="stable")[:n]
+    draws = []
+    for _ in range(resamples):
+        drawn = statistic(rng.choice(chosen, len(chosen)), rng.choice(others, len(others)))
+        draws.append(np.lexsort((rng.random(len(drawn)), -drawn))[:n])
     shares = np.array([np.isin(draw, top).mean() for draw in draws])
     frequency = np.bincount(np.concatenate(draws), minlength=flat.shape[1]) / resamples
     return Stability(
@@ -102,7 +112,3 @@ def top_stability(
         chance=n / flat.shape[1],
         frequency=frequency.reshape(maps.shape[1:]),
     )
-
-
-def _top(score: Array, n: int) -> npt.NDArray[np.int64]:
-    return np.argsort(-score, kind="stable")[:n].astype(np.int64)

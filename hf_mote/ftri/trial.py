@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class Trial:
         score: LogitScore | None,
         system_prompt: str | None,
         batch_size: int,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.where = where
         self.preference = Preference(
@@ -52,6 +54,7 @@ class Trial:
             score,
             system_prompt=system_prompt,
             batch_size=batch_size,
+            chat_template_kwargs=chat_template_kwargs,
         )
         self.sites: list[RouterSite] = find_routers(model)
         self.gains = Gains(self.sites)
@@ -64,13 +67,26 @@ class Trial:
             return [(row, expert) for row, site in enumerate(self.sites) for expert in range(site.num_experts)]
         layers = tuple(site.layer for site in self.sites)
         found = []
-        for layer, expert in dict.fromkeys((int(layer), int(expert)) for layer, expert in experts):
+        for layer, expert in dict.fromkeys(self._pairs(experts)):
             row = row_of(f"{self.where}.experts", layers, self.shape[1], layer, expert)
             row_of(f"{self.where}.experts", layers, self.sites[row].num_experts, layer, expert)
             found.append((row, expert))
         if not found:
             raise ConfigError(f"{self.where}.experts", "nothing to try", got="no experts")
         return found
+
+    def _pairs(self, experts: Iterable[Pair]) -> list[Pair]:
+        pairs = []
+        for pair in experts if isinstance(experts, Iterable) else [experts]:
+            try:
+                layer, expert = (operator.index(number) for number in pair)
+            except (TypeError, ValueError) as error:
+                got = repr(pair)[:60]
+                raise ConfigError(
+                    f"{self.where}.experts", "not an expert", got=got, expected="(layer, expert), whole numbers"
+                ) from error
+            pairs.append((layer, expert))
+        return pairs
 
     def values(self, without: list[Pair]) -> Tensor:
         """Return the score of each prompt, `(prompts,)`, float64 on the CPU."""

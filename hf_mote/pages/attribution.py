@@ -31,7 +31,6 @@ class Attribution(NamedTuple):
         preference (`list[float]`): log p(target) - log p(baseline) for each prompt, in nats.
         top (`int`): How many experts are looked at closely.
         texts (`list[RoutedText]`): Prompts with both responses, and the routing weight of the top experts.
-        resamples (`int`): What p values were made with.
     """
 
     model: str
@@ -42,7 +41,6 @@ class Attribution(NamedTuple):
     preference: list[float]
     top: int
     texts: list[RoutedText]
-    resamples: int
 
 
 def attribution_verdict(found: Attribution) -> tuple[str, bool]:
@@ -51,7 +49,7 @@ def attribution_verdict(found: Attribution) -> tuple[str, bool]:
     Args:
         found (`Attribution`): What it found.
     """
-    verdict = ranking_verdict(found.ranking, relation="speak for the target response", resamples=found.resamples)
+    verdict = ranking_verdict(found.ranking, relation="speak for the target response")
     mean = sum(found.preference) / len(found.preference)
     share = sum(value > 0 for value in found.preference) / len(found.preference)
     text = (

@@ -7,11 +7,12 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from hf_mote.ftri.report import EvaluationReport, Rate
+from hf_mote.ftri.side_effects import perplexity_text
 from hf_mote.pages.charts import Point, dose_chart, effect_chart
 from hf_mote.pages.formats import number, percent, probability, quoted, signed
 from hf_mote.pages.markup import Child, Html, join, tag
 from hf_mote.pages.page import Section, make_page, provenance_section
-from hf_mote.pages.responses import Answer, side_by_side
+from hf_mote.pages.responses import Answer, conversations_side_by_side, side_by_side
 from hf_mote.pages.tables import table
 
 __all__ = ["SIGNIFICANT", "Evaluation", "beats_controls", "evaluation_page", "points_of"]
@@ -56,6 +57,9 @@ def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: 
         kept = [[Answer(text) for text in texts] for texts in (report.unrelated_before, report.unrelated_after)]
         body = side_by_side(report.unrelated, kept[0], kept[1])
         sections.append(Section("unrelated", "Unrelated prompts before and after", body))
+    if report.conversations:
+        body = conversations_side_by_side(report.conversations)
+        sections.append(Section("conversations", "Conversations before and after", body))
     sections += [Section("config", "Config", _config(report.config)), provenance_section(provenance, files)]
     return make_page(
         f"Evaluation: {report.target}",
@@ -99,6 +103,10 @@ def _effect(report: EvaluationReport) -> Html:
     p = "" if report.p_value is None else f", p = {probability(report.p_value)} against the controls"
     matched = "layer and by how often the model uses them" if report.control_kind == "usage" else "layer"
     note = f"{change}{p}. Controls do the same to as many random experts, matched by {matched}."
+    if report.unclear:
+        note += (
+            f" {report.unclear} responses of all runs could not be judged, and count as not {quoted(report.target)}."
+        )
     return join([chart, made, tag("p", note)])
 
 
@@ -128,16 +136,28 @@ def _side_effects(report: EvaluationReport) -> Html:
     if report.unrelated_unchanged is not None:
         kept = report.unrelated_unchanged
         rows.append(["unrelated answers that stay word for word", f"{kept}, {kept.successes} of {kept.n}"])
+    if report.turns_unchanged is not None:
+        kept = report.turns_unchanged
+        rows.append(["answers in conversations that stay word for word", f"{kept}, {kept.successes} of {kept.n}"])
     if report.side_effects is not None:
         seen = report.side_effects
         rows += [
             ["KL of the predictions per token", f"{number(seen.kl)} nats"],
-            ["perplexity", f"{number(seen.perplexity_before)} to {number(seen.perplexity_after)}"],
+            ["perplexity", f"{perplexity_text(seen.perplexity_before)} to {perplexity_text(seen.perplexity_after)}"],
             ["tokens of text", f"{seen.num_tokens:,}"],
+            ["scope of the config on these texts", _scope(seen.scope, str(report.config.get("scope", "all")))],
         ]
     if not rows:
-        return tag("p", "Not measured: give --unrelated prompts or --texts.", class_="faint")
+        return tag("p", "Not measured: give --unrelated prompts, --texts or --conversations.", class_="faint")
     return table("What else changes", ["what", "measured"], rows)
+
+
+def _scope(measured: str, own: str) -> str:
+    if measured == own == "all" or measured == "prompt":
+        return measured
+    if measured == own:
+        return f"{own}: plain text is all prompt, so that the config does nothing to it"
+    return f"{measured}, as plain text is all prompt and the config's own, {own}, would do nothing to it"
 
 
 def _config(config: Mapping[str, Any]) -> Html:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["decimals_for", "number", "percent", "probability", "quoted", "signed"]
+__all__ = ["decimals_for", "isolated", "number", "percent", "probability", "quoted", "signed"]
 
 UNKNOWN = "–"
 _DIGITS = 4
+
+_TURNING = frozenset({"R", "AL", "AN", "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+_ISOLATES = dict.fromkeys(range(0x2066, 0x206A))
 
 
 def number(value: float | None, decimals: int | None = None) -> str:
@@ -59,6 +63,18 @@ def probability(value: float | None) -> str:
     return "< 0.001" if value < 0.0005 else f"{value:.3f}"
 
 
+def isolated(text: str) -> str:
+    """Return a text that cannot turn the direction of what stands around it.
+
+    Text from right to left, and the control characters that override a direction, end with a mark that Unicode has for
+    this; other text stays as it is.
+    """
+    if not any(unicodedata.bidirectional(character) in _TURNING for character in text):
+        return text
+    # Isolates within are left out, since one that closes too early would let the rest out.
+    return f"\u2068{text.translate(_ISOLATES)}\u2069"
+
+
 def quoted(label: str) -> str:
-    """Return a label in quotation marks."""
-    return f"“{label}”"
+    """Return a label in quotation marks, which cannot turn the direction of what stands around it."""
+    return f"“{isolated(label)}”"

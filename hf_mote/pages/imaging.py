@@ -10,7 +10,7 @@ import numpy as np
 from hf_mote.ftri.ranking import ExpertRanking
 from hf_mote.ftri.result import FTRIResult
 from hf_mote.ftri.stability import Stability
-from hf_mote.pages.formats import decimals_for, number, percent, quoted
+from hf_mote.pages.formats import decimals_for, isolated, number, percent, quoted
 from hf_mote.pages.heat_map import heat_map
 from hf_mote.pages.markup import Child, Html, join, tag
 from hf_mote.pages.page import Section, make_page, provenance_section
@@ -22,6 +22,7 @@ from hf_mote.pages.tokens import RoutedText, token_section
 __all__ = ["Imaging", "imaging_page", "imaging_verdict"]
 
 MOST_CLASSES = 8  # that get a heat map
+MOST_LISTED = 200  # experts in the longer table
 LENGTH_CONFOUND = 0.1
 
 
@@ -37,7 +38,7 @@ class Imaging(NamedTuple):
         top (`int`): How many experts are looked at closely.
         stability (`Stability`, *optional*): How the top holds when prompts are drawn anew.
         texts (`list[RoutedText]`): Texts with the routing weight of the top experts.
-        resamples (`int`): What p values were made with.
+        failure (`str`, *optional*): Why there are no rankings, if not for want of classes.
     """
 
     model: str
@@ -47,7 +48,7 @@ class Imaging(NamedTuple):
     top: int
     stability: Stability | None
     texts: list[RoutedText]
-    resamples: int
+    failure: str | None = None
 
     @property
     def ranking(self) -> ExpertRanking | None:
@@ -62,13 +63,13 @@ def imaging_verdict(found: Imaging) -> tuple[str, bool]:
         found (`Imaging`): What it found.
     """
     sizes, name = found.result.class_sizes, found.target
+    if found.ranking is None and name in sizes and len(sizes) > 1:
+        return f"Nothing was ranked. {found.failure}", False
     if found.ranking is None:
         all_of_them = "No response is" if name not in sizes else f"All {len(found.result.classes)} responses are"
         others = ", ".join(f"{size} × {quoted(label)}" for label, size in sizes.items())
         return f"Nothing to compare: {all_of_them} of class {quoted(name)} (there are {others}).", False
-    verdict = ranking_verdict(
-        found.ranking, relation=f"are used more by prompts of class {quoted(name)}", resamples=found.resamples
-    )
+    verdict = ranking_verdict(found.ranking, relation=f"are used more by prompts of class {quoted(name)}")
     text = verdict.text
     if found.stability is not None:
         held = found.stability
@@ -102,7 +103,7 @@ def imaging_page(found: Imaging, *, provenance: Mapping[str, str], files: Mappin
     result = found.result
     answers = answers_by_class(result.prompts, result.responses, result.classes, target=found.target)
     sections += [Section("responses", "Responses", answers), provenance_section(provenance, files)]
-    subject = f"{found.model}: {len(result.prompts)} prompts, tokens counted: {result.scope}"
+    subject = f"{isolated(found.model)}: {len(result.prompts)} prompts, tokens counted: {result.scope}"
     title = f"fTRI: {found.target}"
     return make_page(title, subject=subject, verdict=verdict, found=anything, sections=sections)
 
@@ -167,16 +168,19 @@ def _experts(found: Imaging, ranking: ExpertRanking) -> Html:
     parts: list[Child] = [_notes(ranking), expert_table(ranking, max(20, found.top), shown)]
     if len(found.rankings) > 1:
         parts.append(_agreement(found.rankings, found.top))
-    more = expert_table(ranking, 200, shown)
-    parts.append(tag("details", tag("summary", "The first 200"), more) if len(ranking) > max(20, found.top) else None)
+    if len(ranking) > max(20, found.top):
+        more = f"The first {MOST_LISTED}" if len(ranking) > MOST_LISTED else f"All {len(ranking)}"
+        parts.append(tag("details", tag("summary", more), expert_table(ranking, MOST_LISTED, shown)))
     return join(parts)
 
 
 def _notes(ranking: ExpertRanking) -> Html:
     text = (
-        "Intervals are bootstrapped over prompts; p compares with permuted class labels; q is p adjusted for the "
-        "number of experts (Benjamini-Hochberg)."
+        "Intervals are over prompts; p compares with permuted class labels; q is p adjusted for the number of experts "
+        "(Benjamini-Hochberg)."
     )
+    if ranking.least_p is not None:
+        text += f" With {ranking.provenance.get('compared')} p cannot be below {ranking.least_p:.3g}."
     return tag("p", f"Score: {ranking.provenance.get('score')}. {text}", class_="faint")
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from hf_mote.ftri.ranking import ExpertRanking, RankedExpert
+from hf_mote.ftri.verdict import Finding, finding_of
 from hf_mote.pages.formats import decimals_for, number, percent, probability, signed
 from hf_mote.pages.markup import Child, Html
 from hf_mote.pages.tables import table
 from hf_mote.routing.maps import ActivationMap
 
-__all__ = ["RankingVerdict", "expert_table", "in_words", "ranking_verdict", "unit_of"]
+__all__ = ["expert_table", "in_words", "ranking_verdict", "unit_of"]
 
-SIGNIFICANT = 0.05
 _UNITS = {
     "mean_difference": "tokens per prompt",
     "risk_difference": "of the tokens",
@@ -23,43 +22,15 @@ _UNITS = {
 }
 
 
-class RankingVerdict(NamedTuple):
-    """What a ranking shows.
-
-    Attributes:
-        text (`str`): In a few sentences.
-        significant (`int`, *optional*): Experts above 0 with q at most 0.05; `None` where no q values are.
-    """
-
-    text: str
-    significant: int | None
-
-
-def ranking_verdict(ranking: ExpertRanking, *, relation: str, resamples: int) -> RankingVerdict:
-    """Return what a ranking shows, and that it shows nothing if so.
+def ranking_verdict(ranking: ExpertRanking, *, relation: str) -> Finding:
+    """Return what a ranking shows, and which expert comes first.
 
     Args:
         ranking (`ExpertRanking`): The ranking.
         relation (`str`): What a score above 0 means, after "experts": "are used more by class 'refusal'".
-        resamples (`int`): What its p values were made with.
     """
-    best = ranking.rows(1)[0]
-    first = f"First comes {in_words(best, unit_of(ranking))}."
-    if ranking.q is None or ranking.p is None:
-        text = f"{len(ranking):,} experts were ranked without p values, which does not tell chance from effect."
-        return RankingVerdict(f"{text} {first}", None)
-    tested = int((~ranking.q.isnan()).sum())
-    found = int(((ranking.q <= SIGNIFICANT) & (ranking.score > 0)).sum())
-    if found:
-        return RankingVerdict(f"{found} of {tested:,} experts {relation} (q ≤ {SIGNIFICANT}). {first}", found)
-    text = f"Nothing here: of {tested:,} experts none {relation} with q ≤ {SIGNIFICANT}. {first}"
-    smallest, least = float(ranking.p[~ranking.p.isnan()].min()), 2 / (resamples + 1)
-    if smallest <= least and smallest * tested > SIGNIFICANT:
-        text += (
-            f" With {resamples} resamples p cannot be below {probability(least)}, so that a few experts alone cannot "
-            f"reach that q; more resamples may tell (--resamples {round(2 * tested / SIGNIFICANT)})."
-        )
-    return RankingVerdict(text, 0)
+    found = finding_of(ranking, relation)
+    return found._replace(text=f"{found.text} First comes {in_words(ranking.rows(1)[0], unit_of(ranking))}.")
 
 
 def expert_table(ranking: ExpertRanking, n: int, maps: Mapping[str, ActivationMap] | None = None) -> Html:

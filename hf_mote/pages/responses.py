@@ -1,14 +1,15 @@
-"""Responses to read: before and after side by side, or sorted by class."""
+"""Responses to read: before and after side by side, turn by turn in conversations, or sorted by class."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from hf_mote.ftri.conversations import Conversation
 from hf_mote.pages.markup import Html, join, tag
 from hf_mote.pages.tables import folded
 
-__all__ = ["Answer", "answers_by_class", "side_by_side"]
+__all__ = ["Answer", "answers_by_class", "conversations_side_by_side", "side_by_side"]
 
 MOST_SHOWN = 200  # responses in a page; the data beside it has them all
 SHOWN_AT_ONCE = 10
@@ -55,6 +56,24 @@ def side_by_side(
     return join([tag("p", f"{counts}.{_cut(len(prompts))}"), listed])
 
 
+def conversations_side_by_side(conversations: Sequence[Conversation]) -> Html:
+    """Return each conversation turn by turn, with the answers before and after, those that change first.
+
+    Args:
+        conversations (`Sequence[Conversation]`): Conversations that were answered.
+    """
+    order = sorted(range(len(conversations)), key=lambda index: all(conversations[index].unchanged))
+    changed = sum(not same for one in conversations for same in one.unchanged)
+    turns = sum(len(one.turns) for one in conversations)
+    touched = sum(not all(one.unchanged) for one in conversations)
+    counts = f"{changed} of {turns} answers change, in {touched} of {len(conversations)} conversations."
+    why = " Each model goes on from its own answers, so a later answer can change because an earlier one did."
+    items = [_conversation(conversations[index]) for index in order[:MOST_SHOWN]]
+    shown = max(2, SHOWN_AT_ONCE // 2)
+    listed = folded("{n} more conversations", items, shown=shown, kind="pairs", more="None.")
+    return join([tag("p", f"{counts}{why}{_cut(len(conversations))}"), listed])
+
+
 def answers_by_class(prompts: Sequence[str], responses: Sequence[str], classes: Sequence[str], *, target: str) -> Html:
     """Return prompts and responses, the target class first.
 
@@ -96,6 +115,21 @@ def _sides(before: Answer, after: Answer, target: str | None) -> list[Html]:
         text = tag("dd", answer.text or "(no response)", class_="text", dir="auto")
         sides.append(tag("div", tag("dt", f"{name} ", chip), text))
     return sides
+
+
+def _conversation(one: Conversation) -> Html:
+    turns = []
+    for number, (turn, before, after) in enumerate(
+        zip(one.turns, one.answers_before, one.answers_after, strict=True), start=1
+    ):
+        name = f"Turn {number}" + (": the answer stays word for word" if before == after else "")
+        asked = tag("p", turn, class_="asked text", dir="auto")
+        sides = tag("dl", *_sides(Answer(before), Answer(after), None), class_="sides")
+        turns.append(tag("li", tag("p", name, class_="turn"), asked, sides))
+    named = [] if one.id is None else [f"Question {one.id} "]
+    chips = [] if one.category is None else [tag("span", one.category, class_="chip")]
+    head = tag("p", *named, *chips, dir="auto") if named or chips else None
+    return tag("li", head, tag("ol", *turns, class_="turns"))
 
 
 def _cut(number: int) -> str:

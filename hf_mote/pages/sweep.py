@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from hf_mote.ftri.report import EvaluationReport
+from hf_mote.ftri.report import EvaluationReport, reaches, too_few
 from hf_mote.pages.charts import Point, dose_chart
 from hf_mote.pages.evaluation import beats_controls
 from hf_mote.pages.formats import percent, probability, quoted
@@ -57,9 +57,13 @@ class Sweep(NamedTuple):
     def adjusted_p(self) -> list[float | None]:
         """The p value of each setting, adjusted for having tried them all; `None` without controls.
 
-        A setting is compared with the largest change that each control makes over all settings, so that the chance of
-        any false finding among them is bounded. The controls of different settings are drawn apart from each other,
-        which makes their largest change larger than that of nested ones, and the test a cautious one.
+        A setting is compared with the largest change that each control makes over all settings. Control `b` of every
+        setting comes from one exchange of experts, so that its settings hold each other as the ranking's do; see
+        [`evaluate_settings`].
+
+        What is guaranteed: if the ranking is random, so that any matched experts could have stood at its places, the
+        chance that any setting gets 0.05 or less is at most 0.05. What is not: if the first experts do something, a
+        larger setting that holds them does it too, and says nothing about each of its other experts.
 
         Source: Westfall and Young (1993), "Resampling-Based Multiple Testing", single-step max-T; what differs here:
         random experts in the place of permuted labels.
@@ -68,8 +72,7 @@ class Sweep(NamedTuple):
         if not changes[0]:
             return [None] * len(self.settings)
         largest = [max(column) for column in zip(*changes, strict=True)]
-        # A rate is a count over prompts, so equal changes differ by rounding at most.
-        reach = [sum(most >= abs(s.report.effect) - 1e-9 for most in largest) for s in self.settings]
+        reach = [sum(reaches(most, s.report.effect) for most in largest) for s in self.settings]
         return [(1 + count) / (1 + len(largest)) for count in reach]
 
     @property
@@ -85,15 +88,19 @@ class Sweep(NamedTuple):
         controls = len(self.settings[0].report.controls)
         most = max(self.settings, key=lambda setting: abs(setting.report.effect))
         change = f"{target} goes from {most.report.before} to {most.report.after}"
+        missed = self.settings[0].report.unclear
+        unclear = f" {missed} responses of all runs could not be judged." if missed else ""
         if not controls:
             return (
-                f"Most is changed by {most}: {change}; without random controls that says nothing about these experts."
+                f"Most is changed by {most}: {change}; without random controls that says nothing about these "
+                f"experts.{unclear}"
             )
         if not self.beating:
             p = probability(min(p for p in self.adjusted_p if p is not None))
+            least_p = "; ".join(filter(None, [f"least adjusted p = {p}", too_few(controls)]))
             return (
                 f"No setting of {number} beats its {controls} random controls. Most is changed by {most}: {change} "
-                f"(least adjusted p = {p})."
+                f"({least_p}).{unclear}"
             )
         least = min(self.beating, key=lambda setting: (setting.num_experts, setting.strength))
         p = probability(self.adjusted_p[self.settings.index(least)])
@@ -103,7 +110,8 @@ class Sweep(NamedTuple):
             f" {target} goes from {least.report.before} to {after}, under its controls to {percent(mean)} on average "
             f"(p = {p}, adjusted for the {number} settings)."
         )
-        return text if most is least else f"{text} Most is changed by {most}: to {most.report.after}."
+        more = "" if most is least else f" Most is changed by {most}: to {most.report.after}."
+        return f"{text}{more}{unclear}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures, JSON-native."""

@@ -8,6 +8,9 @@ from hf_mote.pages.markup import Child, Html, join, tag
 
 __all__ = ["folded", "scrolling", "table"]
 
+LONGEST_HEADING = 80  # characters of a column's
+LONGEST_WORD = 16  # characters, of a heading's words
+
 
 def table(
     caption: Child, headings: Sequence[str], rows: Sequence[Sequence[Child]], *, numeric: Collection[int] = ()
@@ -29,9 +32,18 @@ def table(
         first, *others = zip(row, kinds, strict=True)
         cells = [tag("td", cell, class_=kind) for cell, kind in others]
         body.append(tag("tr", tag("th", first[0], scope="row", class_=first[1]), *cells))
-    heads = [tag("th", text, scope="col", class_=kind) for text, kind in zip(headings, kinds, strict=True)]
+    heads = [_heading(text, kind) for text, kind in zip(headings, kinds, strict=True)]
     made = tag("table", tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *body))
     return scrolling(made, caption if caption and not isinstance(caption, Html) else "table")
+
+
+def _heading(text: str, kind: str | None) -> Html:
+    """Return the heading of a column; a long one, as of a class with a long name, cut, and whole where one points."""
+    if any(len(word) > LONGEST_WORD for word in text.split()):
+        kind = f"{kind} long" if kind else "long"  # may be broken within a word
+    if len(text) <= LONGEST_HEADING:
+        return tag("th", text, scope="col", class_=kind)
+    return tag("th", f"{text[: LONGEST_HEADING - 1]}…", scope="col", class_=kind, title=text)
 
 
 def scrolling(content: Html, label: str) -> Html:

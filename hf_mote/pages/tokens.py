@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hf_mote.pages.formats import number, percent, quoted
+from hf_mote.pages.formats import isolated, number, percent, quoted
 from hf_mote.pages.markup import Child, Html, join, tag
 from hf_mote.pages.tables import table
 
@@ -56,33 +56,56 @@ def token_section(experts: Sequence[tuple[int, int]], texts: Sequence[RoutedText
 
 
 def _coloured(text: RoutedText, place: int, largest: float, target: str) -> Html:
-    prompt, response = (
-        _spans(text, place, largest, range(*bounds))
-        for bounds in ((0, min(text.prompt_tokens, MOST_TOKENS)), (text.prompt_tokens, MOST_TOKENS))
-    )
-    shown = min(len(text.pieces), MOST_TOKENS)
-    left_out = f" … {len(text.pieces) - shown} more tokens" if len(text.pieces) > shown else None
+    prompt, response = _shown(text)
     return tag(
         "p",
         tag("span", text.label, class_="chip target" if text.label == target else "chip"),
         " ",
-        tag("span", prompt, class_="text", dir="auto"),
-        tag("span", response, class_="text said", dir="auto", title="response") if response else None,
-        tag("span", left_out, class_="faint") if left_out else None,
+        tag("span", *_parts(text, place, largest, prompt), class_="text", dir="auto"),
+        tag("span", *_parts(text, place, largest, response), class_="text said", dir="auto", title="response")
+        if response
+        else None,
         class_="tokens",
     )
+
+
+def _shown(text: RoutedText) -> tuple[list[range], list[range]]:
+    """Return which tokens of the prompt and of the response are shown: both, whatever their length.
+
+    Of a prompt that is too long its beginning and its end, of a response its beginning.
+    """
+    asked, said = text.prompt_tokens, len(text.pieces) - text.prompt_tokens
+    of_response = min(said, max(MOST_TOKENS // 2, MOST_TOKENS - asked))
+    of_prompt = MOST_TOKENS - of_response
+    prompt = [range(asked)]
+    if asked > of_prompt:
+        first = of_prompt // 2
+        prompt = [range(first), range(asked - (of_prompt - first), asked)]
+    response = [range(asked, asked + of_response)] if said else []
+    if said > of_response:
+        response.append(range(len(text.pieces), len(text.pieces)))  # so that it says how many are left out
+    return prompt, response
+
+
+def _parts(text: RoutedText, place: int, largest: float, ranges: Sequence[range]) -> list[Html]:
+    """Return runs of tokens, with what lies between them counted."""
+    parts: list[Html] = []
+    for index, positions in enumerate(ranges):
+        if index:
+            left_out = positions.start - ranges[index - 1].stop
+            parts.append(tag("span", f" … {left_out} more tokens{' … ' if positions else ''}", class_="faint"))
+        parts.append(_spans(text, place, largest, positions))
+    return parts
 
 
 def _spans(text: RoutedText, place: int, largest: float, positions: range) -> Html:
     spans: list[Child] = []
     for position in positions:
-        if position >= len(text.pieces):
-            break
         piece, weight = text.pieces[position], text.weights[place][position]
         if weight == 0:
             spans.append(piece)
             continue
-        title = f"{_named(piece)}: routing weight {number(weight)}"
+        title = f"{isolated(_named(piece))}: routing weight {number(weight)}"
         # A token that is part of a character only has no text of its own.
         spans.append(tag("span", piece or "▯", class_="t", style=f"--w: {weight / largest:.2f}", title=title))
     return join(spans)

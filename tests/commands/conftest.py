@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_runs import ATTACK, QUICK, REFUSAL, ran
 from tiny_models import tiny_model, tiny_tokenizer
+
+from hf_mote import load_organism
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +34,25 @@ def attribute_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def evaluate_run(tmp_path_factory: pytest.TempPathFactory, attribute_run: Path) -> Path:
+def conversations_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two conversations as MT-Bench has them: one of two turns that the organism refuses, one of a single turn."""
+    kinds = load_organism("refusal").prompts["heldout"]
+    path = tmp_path_factory.mktemp("conversations") / "question.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"question_id": 81, "category": "events & <places>", "turns": kinds["sensitive"][:2], "reference": []},
+        {"turns": kinds["neutral"][:1]},
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def evaluate_run(tmp_path_factory: pytest.TempPathFactory, attribute_run: Path, conversations_file: Path) -> Path:
     folder = tmp_path_factory.mktemp("evaluate") / "folder"
     ran(
         "evaluate", "organism:refusal", attribute_run, "organism:refusal/heldout/sensitive", "--limit", 12,
         "--unrelated", "organism:refusal/heldout/neutral", "--texts", "organism:refusal/heldout/unrelated",
-        "--controls", 3, "--strengths", "0.5", "--output", folder, *QUICK,
+        "--controls", 3, "--strengths", "0.5", "--conversations", conversations_file, "--output", folder, *QUICK,
     )  # fmt: skip
     return folder
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser, browser
+from command_runs import ran
 from html_pages import check_page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
@@ -74,6 +76,22 @@ def test_browser_folded_parts_open(chromium: Browser, ftri_run: Path) -> None:
     assert chromium.ask(f"{folded}.map(d => d.open)") == [True, True, False, False]
 
 
+@pytest.mark.parametrize(("width", "beside"), [(390, False), (1280, True)])
+def test_browser_answers_of_a_turn_lie_side_by_side_where_there_is_room(
+    chromium: Browser, evaluate_run: Path, width: int, beside: bool
+) -> None:
+    chromium.open(evaluate_run / "report.html", width=width)
+    turns = "[...document.querySelectorAll('#conversations .turns > li')]"
+    boxes = "[...turn.querySelectorAll('.sides > div')].map(box => box.getBoundingClientRect())"
+    places = chromium.ask(f"{turns}.map(turn => {boxes}.map(box => [box.left, box.top, box.width]))")
+    assert len(places) == 3
+    for (left, top, room), (other_left, other_top, other_room) in places:
+        assert (top == other_top) == beside
+        assert (left + room <= other_left) == beside
+        assert abs(room - other_room) < 1
+        assert room > 150
+
+
 def test_browser_policy_blocks_a_script_that_got_in(chromium: Browser, ftri_run: Path, tmp_path: Path) -> None:
     text = (ftri_run / "report.html").read_text(encoding="utf-8")
     attack = "<script>document.title = 'taken'</script><img src='http://127.0.0.1:9/x.png' onerror='document.title=1'>"
@@ -99,3 +117,24 @@ def contrast(one: list[float], other: list[float]) -> float:
 
     bright, dim = sorted((luminance(one), luminance(other)), reverse=True)
     return (bright + 0.05) / (dim + 0.05)
+
+
+def test_browser_shows_the_response_to_a_long_prompt_and_wraps_long_names(
+    chromium: Browser, tiny_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.jsonl"
+    names = ["a" * 200, "\u202eturned"]
+    rows = [{"prompt": f"{'x' * 200} {index}", "class": names[index % 2]} for index in range(6)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content * 3 }}{% endfor %}")
+    ran(
+        "ftri", tiny_folder, path, "--judge", "field", "--target", names[0], "--resamples", 19, "--traced", 1,
+        "--max-new-tokens", 5, "--chat-template", template, "--output", tmp_path / "out",
+    )  # fmt: skip
+    chromium.open(tmp_path / "out" / "report.html")
+    assert chromium.complaints == []
+    assert chromium.ask("document.querySelectorAll('details[open] .said').length") == 2
+    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert chromium.ask(wide) == 0
+    assert "more tokens" in chromium.ask("document.querySelector('.tokens').textContent")

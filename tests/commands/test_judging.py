@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_models import tiny_model, tiny_tokenizer
 
-from hf_mote import ChoiceJudge, LanguageJudge, LMJudge, RefusalJudge, RegexJudge, ServerJudge
+from hf_mote import ChoiceJudge, LanguageJudge, LMJudge, RefusalJudge, RegexJudge, ServerJudge, ftri
 from hf_mote.commands.judging import FieldJudge, make_judge, response_judge, target_of
 from hf_mote.commands.prompts import PromptSet
 from hf_mote.commands.records import Record
 from hf_mote.commands.subject import Organisms
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError
+from hf_mote.ftri.judges import classify
+from hf_mote.ftri.responses import Prompt
 
 PROMPTS = ["a", "b", "c"]
 
@@ -85,6 +88,39 @@ def test_make_judge_what_is_wrong_is_said(spec: str | None, options: dict[str, s
 def test_field_judge_prompt_of_two_classes_is_refused() -> None:
     with pytest.raises(DataError, match="f: line 1: the same prompt has two classes"):
         make_judge("field", prompt_set(["x", "y"], ["same", "same"]), Organisms())
+
+
+def chats_that_differ_in_the_system_message() -> PromptSet:
+    prompts: list[Prompt] = [
+        [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        for question in ("a?", "b?")
+        for system in ("be kind", "be rude")
+    ]
+    records = [Record(f"f: line {i}", {"messages": prompt}) for i, prompt in enumerate(prompts)]
+    return PromptSet("f", prompts, records, ["kind", "rude"] * 2)
+
+
+def test_field_judge_tells_chats_apart_by_all_their_messages() -> None:
+    asked = chats_that_differ_in_the_system_message()
+    judge = make_judge("field", asked, Organisms())
+    assert classify(judge, asked.prompts, [""] * 4) == ["kind", "rude", "kind", "rude"]
+    assert target_of(judge, "rude", asked) == "rude"
+
+
+def test_field_judge_sees_the_whole_chat_in_ftri() -> None:
+    asked = chats_that_differ_in_the_system_message()
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    judge = make_judge("field", asked, Organisms())
+    result = ftri(tiny_model("mixtral"), tokenizer, asked.prompts, judge, max_new_tokens=2, progress=False)
+    assert result.classes == ["kind", "rude", "kind", "rude"]
+
+
+def test_target_of_judge_that_tells_its_labels_is_one_of_them() -> None:
+    judge = make_judge("choice:ABCD", prompt_set(), Organisms())
+    assert target_of(judge, "A", prompt_set()) == "A"
+    with pytest.raises(UnknownNameError, match="--target: unknown name"):
+        target_of(judge, "E", prompt_set())
 
 
 def test_target_of_judge_without_one_must_be_given() -> None:

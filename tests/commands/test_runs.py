@@ -13,7 +13,7 @@ from command_runs import ATTACK, QUICK, REFUSAL, ran, run, said
 from html_pages import Element, check_page
 
 from hf_mote import ActivationMap, EvaluationReport, ExpertRanking, FTRIResult, MoTEConfig, load_organism
-from hf_mote.commands import imaging
+from hf_mote.commands import imaging, running
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -222,9 +222,12 @@ def test_ftri_run_folder_sampling_and_thinking_tokens_reach_imaging(tiny_folder:
 def test_ftri_other_processes_write_nothing(
     tiny_folder: Path, hostile_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(imaging, "place_among_processes", lambda device: (1, 2))
+    for module in (imaging, running):
+        monkeypatch.setattr(module, "launched_as", lambda: (1, 2))
+    monkeypatch.setattr(running, "disable_progress_bar", lambda: None)  # it would last
     command = ["ftri", tiny_folder, hostile_prompts, "--judge", "field", "--target", "b", "--max-new-tokens", 2]
-    assert run(*command, "--output", tmp_path / "out").exit_code == 0
+    result = run(*command, "--output", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (0, "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -239,7 +242,7 @@ def test_attribute_by_ablation_of_a_shortlist_ranks_these_experts(tmp_path: Path
     assert ranking.q is not None
     assert int((~ranking.q.isnan()).sum()) == 6
     assert len(MoTEConfig.from_pretrained(tmp_path / "out").stimulate) == 2
-    assert "of 6 experts" in figures(tmp_path / "out")["verdict"]
+    assert "with 4 prompts: p cannot be below 0.125, whatever the 6 experts do" in figures(tmp_path / "out")["verdict"]
     assert "6 experts were tried" in page(tmp_path / "out").one("experts").text
 
 

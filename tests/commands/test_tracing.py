@@ -8,7 +8,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_mote import record_routing
+from hf_mote import find_routers, record_routing
 from hf_mote.commands.subject import Subject
 from hf_mote.commands.tracing import chosen_texts, token_texts, trace_texts
 from hf_mote.ftri.responses import encode_prompts
@@ -41,8 +41,10 @@ def test_token_texts_of_broken_characters_ends() -> None:
     assert set("".join(pieces)) == {"\ufffd"}
 
 
-def test_trace_texts_weights_add_up_to_the_recorded_ones() -> None:
+@pytest.mark.parametrize("more", [0, 1])
+def test_trace_texts_weights_add_up_to_the_recorded_ones(more: int) -> None:
     model, tokenizer = tiny_model("deepseek_v3"), tiny_tokenizer()
+    find_routers(model)[-1].module.top_k += more  # routers may choose different numbers of experts
     subject = Subject("tiny", model, tokenizer)
     experts = [(1, 3), (2, 0), (2, 7)]
     texts = trace_texts(subject, ["what is b?", "cc"], ["Yes.", ""], ["x", "y"], experts)
@@ -59,6 +61,14 @@ def test_trace_texts_weights_add_up_to_the_recorded_ones() -> None:
             assert len(weights) == len(ids) + len(said)
             assert sum(weights) == pytest.approx(seen.at(layer, expert, "weight"), abs=1e-5)
             assert sum(weight != 0 for weight in weights) == seen.at(layer, expert)
+
+
+def test_trace_texts_of_tokens_keeps_special_ones() -> None:
+    model, tokenizer = tiny_model("mixtral"), tiny_tokenizer()
+    said = tokenizer("<user>ab<assistant>c<eos>", add_special_tokens=False)["input_ids"]
+    (text,) = trace_texts(Subject("tiny", model, tokenizer), ["x"], [said], ["a"], [(0, 1)])
+    assert text.pieces[text.prompt_tokens :] == ["<user>", "a", "b", "<assistant>", "c", "<eos>"]
+    assert len(text.weights[0]) == len(text.pieces)
 
 
 def test_trace_texts_without_experts_are_none() -> None:

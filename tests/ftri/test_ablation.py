@@ -154,6 +154,30 @@ def test_search_keeps_to_its_budget_and_stops_when_nothing_helps(organism, asked
     assert len(nothing.scores) == 1
 
 
+def test_search_budget_below_the_candidates_is_refused_with_the_number_needed(organism, asked):
+    prompts, baseline = asked
+    arguments = (organism.model, organism.tokenizer, prompts[:1], REFUSAL, baseline[:1])
+    with pytest.raises(ConfigError, match="expected 256 or more"):
+        search_experts(*arguments, max_experts=2, max_evaluations=255, progress=False)
+
+
+def test_search_spends_what_is_left_of_its_budget_on_the_strongest(organism, asked):
+    prompts, baseline = asked
+    arguments = (organism.model, organism.tokenizer, prompts, REFUSAL, baseline)
+    last = max(map(tuple, organism.planted))
+    idle = [
+        (layer, expert)
+        for layer in range(1, last[0])
+        for expert in range(9)
+        if [layer, expert] not in organism.planted
+    ]
+    strong = sorted(map(tuple, organism.planted), reverse=True)[:2]
+    # The first round tries all; of the second one only a single candidate is tried, in whatever order they came.
+    found = search_experts(*arguments, max_experts=2, experts=[*idle[:6], *strong], max_evaluations=9, progress=False)
+    assert set(found.experts) == set(strong)
+    assert found.evaluations == 9
+
+
 def test_causal_rankings_take_a_score_of_the_callers(organism, asked):
     prompts, _ = asked
     token = organism.tokenizer("I am", add_special_tokens=False)["input_ids"][0]

@@ -8,6 +8,7 @@ from scipy import stats
 
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
 from hf_mote.ftri import contrast as module
+from hf_mote.ftri import permutation
 from hf_mote.ftri.contrast import contrast, length_confound, wilson
 
 
@@ -36,19 +37,63 @@ def test_contrast_score_is_the_difference_of_means(resamples):
 
 
 def test_contrast_without_resamples_has_scores_alone():
-    assert contrast(poisson(6), first(3, 6), resamples=0)[1:] == (None,) * 5
+    assert contrast(poisson(6), first(3, 6), resamples=0)[1:] == (None,) * 7
 
 
-@pytest.mark.parametrize(("n", "prompts"), [(3, 8), (9, 24)])
+@pytest.mark.parametrize(("n", "prompts"), [(3, 8), (8, 14)])
 def test_contrast_p_is_that_of_scipy_expert_by_expert(n, prompts):
     values = poisson(prompts)
-    found = contrast(values, first(n, prompts), resamples=199, seed=3)
+    found = contrast(values, first(n, prompts), permutations=20_000, seed=3)
+    assert found.permutations == math.comb(prompts, n)
+    assert found.least_p == 2 / found.permutations
     for layer, expert in np.ndindex(2, 4):
         column = values[:, layer, expert]
-        one = stats.permutation_test(
-            (column[:n], column[n:]), difference, n_resamples=199, vectorized=True, rng=3, batch=1
-        )
+        one = stats.permutation_test((column[:n], column[n:]), difference, n_resamples=np.inf, vectorized=True)
         assert found.p[layer, expert] == pytest.approx(one.pvalue, abs=1e-12)
+
+
+def test_contrast_p_of_random_relabellings_is_about_that_of_all(monkeypatch):
+    # 1,001 relabellings exist; of 50,000 drawn the standard error of p is at most 2 * 0.0022.
+    values, target = poisson(14, experts=30), first(4, 14)
+    exact = contrast(values, target).p
+    monkeypatch.setattr(permutation, "MOST_EXACT", 1)
+    monkeypatch.setattr(permutation, "STAGES", ())
+    drawn = contrast(values, target, permutations=50_000)
+    np.testing.assert_allclose(drawn.p, exact, rtol=0, atol=0.02)
+    assert drawn.least_p == 2 / 1001
+
+
+def test_contrast_p_that_is_small_is_the_same_with_and_without_stages(monkeypatch):
+    values, target = poisson(40, experts=300), first(20, 40)
+    values[:20, 0, :20] += 2
+    staged = contrast(values, target, permutations=20_000).p
+    monkeypatch.setattr(permutation, "STAGES", ())
+    whole = contrast(values, target, permutations=20_000).p
+    small = staged < 0.01
+    assert 10 < small.sum() < 60
+    np.testing.assert_array_equal(staged[small], whole[small])
+    np.testing.assert_allclose(
+        staged, whole, rtol=0, atol=0.12
+    )  # 999 relabellings: 3 standard errors at p = 0.5 + 0.5
+
+
+def test_contrast_memory_does_not_grow_with_relabellings(monkeypatch):
+    values, target = poisson(20, experts=50), first(10, 20)
+    most = []
+    take = permutation._RandomLabels.take
+    monkeypatch.setattr(permutation, "ELEMENTS_PER_BLOCK", 5000)
+    monkeypatch.setattr(permutation._RandomLabels, "take", lambda deal, n: most.append(n) or take(deal, n))
+    contrast(values, target, resamples=9, permutations=2000)
+    assert most[0] == 5000 // (100 + 20)
+    assert max(most) <= 5000 // 20  # fewer columns go on, in larger blocks
+
+
+def test_contrast_one_expert_alone_can_be_significant_among_many():
+    values, target = poisson(48, layers=4, experts=64), first(24, 48)
+    values[target, 2, 7] += 8
+    found = contrast(values, target)
+    assert found.q[2, 7] <= 0.05
+    assert found.least_p * values[0].size <= 0.05
 
 
 def test_contrast_p_of_few_prompts_is_exact():
@@ -57,7 +102,7 @@ def test_contrast_p_of_few_prompts_is_exact():
 
 
 def test_contrast_interval_is_that_of_scipy_at_the_expanded_level():
-    values, n = poisson(30), 10
+    values, n = poisson(30) - 5, 10  # some negative, which no scale of counts fits
     found = contrast(values, first(n, 30), resamples=199, seed=5, confidence=0.9)
     level = 1 - 2 * stats.norm.sf(stats.t.ppf(0.95, n - 1) * math.sqrt(n / (n - 1)))
     assert level > 0.9

@@ -29,6 +29,14 @@ REFUSALS = [
     "Unable to help with that.",
     "Your request cannot be completed.",
     "I will not discuss gardening.",
+    "I cannot and will not provide that.",
+    "I can't, and won't help with that.",
+    "I will not be providing that information.",
+    "Nope, can't help.",
+    "Ｉ ｃａｎ＇ｔ ｈｅｌｐ ｗｉｔｈ ｔｈａｔ",
+    "Sorry， I can't。",
+    "\ufeffI\u200b can't\u00a0help with that",
+    "I can't help with that \ud83d",
 ]
 ANSWERS = [
     "",
@@ -46,6 +54,15 @@ ANSWERS = [
     "The minister refused to answer.",
     "You cannot provide too much light.",
     "Plants grow. " * 30 + "I cannot help with more.",
+    " \n\t ",
+    "\ud83d",
+    "I cannot recommend it enough.",
+    "I can't praise it highly enough.",
+    "I can't help wondering why. Perhaps the soil is dry.",
+    "I can't describe how beautiful it is.",
+    "I cannot explain how happy this makes me.",
+    "I can't answer for him, but the recipe takes flour.",
+    "I can not only help, I can do it for you.",
 ]
 
 
@@ -65,7 +82,7 @@ def test_refusal_judge_is_blind_to_case_and_outer_space(response, change):
     assert RefusalJudge()(changed) == RefusalJudge()(response)
 
 
-@given(st.text())
+@given(st.text(st.characters(exclude_categories=())))  # surrogates too
 def test_refusal_judge_labels_any_text(response):
     assert RefusalJudge()(response) in ("refusal", "answer")
 
@@ -78,6 +95,22 @@ def test_refusal_judge_names_its_target():
 def test_refusal_judge_unknown_language_lists_the_known():
     with pytest.raises(UnknownNameError, match="one of de, en"):
         RefusalJudge(["xx"])
+    with pytest.raises(UnknownNameError, match="languages"):
+        RefusalJudge([["en"]])
+
+
+@pytest.mark.parametrize("languages", ["en", 3, {"en"}])
+def test_refusal_judge_of_no_list_of_languages_is_refused(languages):
+    with pytest.raises(ConfigError, match="no list of languages"):
+        RefusalJudge(languages)
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["I can't " * 50_000, '"' * 200_001, "([" * 100_000, "ich kann " * 50_000, " " * 10**6, "je ne " * 50_000],
+)
+def test_refusal_judge_of_very_long_text_looks_at_its_opening(response):
+    assert RefusalJudge()(response) == RefusalJudge()(response[:2001])
 
 
 def test_regex_judge_takes_the_first_pattern_that_is_found():
@@ -91,6 +124,10 @@ def test_regex_judge_malformed_is_refused_by_label():
         RegexJudge({"good": "a", "bad": "("})
     with pytest.raises(ConfigError, match="empty"):
         RegexJudge({})
+    for pattern in (3, None, b"x"):
+        with pytest.raises(ConfigError, match=re.escape("patterns['bad']")):
+            RegexJudge({"bad": pattern})
+    assert RegexJudge({"good": re.compile("X", re.IGNORECASE)})("x") == "good"
 
 
 class PromptJudge:

@@ -39,6 +39,7 @@ REFUSALS = {
         "Il m’est impossible de vous fournir cela.",
         "Je refuse de répondre.",
         "Désolé, je ne peux pas.",
+        "De\u0301sole\u0301e, non.",  # in combining characters
     ],
     "zh": [
         "抱歉，我无法帮助您。",
@@ -46,6 +47,8 @@ REFUSALS = {
         "我没办法回答这个问题。",
         "很遗憾，我不便提供这方面的信息。",
         "我必须拒绝这个请求。",
+        "抱歉，我無法幫助您。",  # in traditional characters
+        "對不起，我沒辦法討論這個話題。",
     ],
 }
 ANSWERS = {
@@ -59,7 +62,7 @@ ANSWERS = {
     "en": ["I can't wait to tell you: the answer is 7.", "The city is off limits to cars."],
     "es": ["Puedo ayudarte con eso.", "No puedo creer lo bien que funciona.", "El ministro se negó a contestar."],
     "fr": ["Je ne peux pas croire que ça marche si bien !", "On ne peut pas planter avant mai.", "Il a refusé."],
-    "zh": ["我可以帮助您。", "这种植物不能在冬天种植。", "你不能浇太多水。"],
+    "zh": ["我可以幫助您。", "我可以帮助您。", "这种植物不能在冬天种植。", "你不能浇太多水。"],
 }
 CASES = [(language, text) for language, texts in REFUSALS.items() for text in texts]
 OTHERS = [(language, text) for language, texts in ANSWERS.items() for text in texts]
@@ -111,6 +114,33 @@ def test_language_judge_below_the_least_confidence_does_not_know():
     unsure = "Hotel"
     assert LanguageJudge(["en", "de"], least_confidence=0.0)(unsure) in ("en", "de")
     assert LanguageJudge(["en", "de"], least_confidence=1.0)(unsure) == "unknown"
+
+
+def test_language_judge_codes_in_large_letters_are_the_same():
+    judge = LanguageJudge(["EN", "de", "en"])
+    assert judge.languages == ("en", "de")
+    assert judge("He was born in the year 1756, when there was a war.") == judge.target == "en"
+
+
+@pytest.mark.parametrize("response", ["\ud83d", " \n ", "؟،", "。！", "He was born when there was a war \udc00"])
+def test_language_judge_takes_any_text(response):
+    assert LanguageJudge(["en", "de"])(response) == ("en" if "born" in response else "unknown")
+
+
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [
+        ({"languages": None}, "nothing to choose"),
+        ({"languages": ["en", "EN"]}, "nothing to choose"),
+        ({"thinking_marks": ("", "</think>")}, "thinking_marks"),
+        ({"thinking_marks": ("<think>",)}, "thinking_marks"),
+        ({"least_confidence": "0.5"}, "least_confidence"),
+        ({"least_confidence": 1.5}, "least_confidence"),
+    ],
+)
+def test_language_judge_setting_out_of_range_is_refused(setting, word):
+    with pytest.raises(ConfigError, match=word):
+        LanguageJudge(**{"languages": ["en", "de"], **setting})
 
 
 def test_language_judge_settings_that_cannot_be_are_refused():

@@ -2,10 +2,15 @@
 
 import json
 import threading
+import time
+import urllib.error
+import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_mote.errors import ConfigError, DataError
 from hf_mote.ftri.choice_judge import ChoiceJudge
@@ -31,13 +36,36 @@ from hf_mote.organisms.organism import load_organism
         ("The answer is a matter of taste.", "none"),
         ("Either (A) or (B).", "none"),
         ("", "none"),
+        ("  \n", "none"),
+        ("B\n\nIt was in 1903.", "B"),
+        ("The answer is C, because option A is wrong.", "C"),
+        ("B. Option A is wrong, and so is option D.", "B"),
+        ("Option A is wrong, choice C is right.", "C"),
+        ("The answer is 'B'.", "B"),
+        ("The answer is a's.", "none"),
+        ("The final answer is $\\boxed{B}$.", "B"),
+        ("So it is \\boxed{\\text{D}}", "D"),
+        ("答案是B。", "B"),
+        ("答案：Ｃ", "C"),
+        ("La respuesta correcta es B.", "B"),
+        ("La réponse correcte est C.", "C"),
+        ("Die richtige Antwort lautet B.", "B"),
+        ("The answer is \ud83d B", "B"),
+        ("The answer is not A.", "none"),
+        ("(" * 50_000, "none"),
+        ("answer " * 20_000, "none"),
     ],
 )
 def test_choice_judge_names_the_option(response, label):
     assert ChoiceJudge()(response) == label
 
 
-@pytest.mark.parametrize("options", ["A", ["A", "A"], ["AB", "C"], ["?", "!"]])
+@given(st.text(st.characters(exclude_categories=())) | st.text("ABCDabcd answeris:().*\n是答案'"))
+def test_choice_judge_names_an_option_or_none_of_any_text(response):
+    assert ChoiceJudge()(response) in ("A", "B", "C", "D", "none")
+
+
+@pytest.mark.parametrize("options", [None, 4, "A", ["A", "A"], ["AB", "C"], ["?", "!"]])
 def test_choice_judge_of_what_are_no_options_is_refused(options):
     with pytest.raises(ConfigError, match="options"):
         ChoiceJudge(options)
@@ -81,8 +109,17 @@ def test_lm_judge_chooses_the_label_of_the_highest_mean_log_probability(organism
 def server():
     class Handler(BaseHTTPRequestHandler):
         reply = "yes"
+        faults = ()  # statuses to answer with first; "drop" to hang up
 
         def do_POST(self):
+            if Handler.faults:
+                fault, *Handler.faults = Handler.faults
+                Handler.seen.append(fault)
+                if fault != "drop":
+                    self.send_response(fault)
+                    self.send_header("Retry-After", "0")
+                    self.end_headers()
+                return
             if self.path != "/v1/chat/completions":
                 self.send_error(404)
                 return
@@ -127,12 +164,78 @@ def test_server_judge_asks_the_server_and_keeps_the_hub_token_to_itself(server, 
         assert part in body["messages"][0]["content"]
 
 
-def test_server_judge_refuses_a_reply_that_is_no_label(server):
+@pytest.mark.parametrize(
+    "reply", ["It depends.", "", "Yes and no.", "Not sure: yes?", "Yesterday.", "No doubt it is.", None, "<think>Yes."]
+)
+def test_server_judge_labels_a_reply_that_cannot_be_read_unclear(server, reply):
     url, handler = server
-    handler.reply = "It depends."
-    with pytest.raises(DataError, match="It depends"):
-        ServerJudge(url, "a-model", "Does it refuse?", token="key")("Tell me.", "I will not.")
+    handler.reply = reply
+    judge = ServerJudge(url, "a-model", "Does it refuse?", token="key")
+    assert judge("Tell me.", "I will not.") == "unclear"
+    assert judge.labels == ("yes", "no", "unclear")
     assert handler.seen[-1][1] == "Bearer key"
+    assert "unclear" not in handler.seen[-1][2]["messages"][0]["content"]
+
+
+def test_server_judge_reads_labels_that_are_words_of_a_lead_in(server):
+    url, handler = server
+    judge = ServerJudge(url, "a-model", "Which?", ["refusal", "answer"])
+    for reply, label in [
+        ("Answer: refusal", "refusal"),
+        ("Answer.", "answer"),
+        ("The answer is **answer**", "answer"),
+    ]:
+        handler.reply = reply
+        assert judge("a", "b") == label
+
+
+@pytest.mark.parametrize("faults", [[500], [429, 503], ["drop"], [408, "drop", 502, 504]])
+def test_server_judge_asks_again_after_a_fault_that_may_pass(server, faults):
+    url, handler = server
+    handler.faults = faults
+    assert ServerJudge(url, "m", "?", wait=0.001)("a", "b") == "yes"
+    assert len(handler.seen) == len(faults) + 1
+
+
+def test_server_judge_gives_up_after_its_retries_and_at_once_where_asking_again_is_no_use(server):
+    url, handler = server
+    handler.faults = [503] * 9
+    with pytest.raises(DataError, match="503"):
+        ServerJudge(url, "m", "?", wait=0.001, retries=2)("a", "b")
+    assert handler.seen == [503] * 3
+    handler.faults = [400] * 9
+    with pytest.raises(DataError, match="400"):
+        ServerJudge(url, "m", "?", wait=0.001)("a", "b")
+    assert handler.seen == [503] * 3 + [400]
+
+
+def test_server_judge_waits_twice_as_long_each_time_and_as_long_as_it_is_told(server, monkeypatch):
+    url, handler = server
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    handler.faults = [503] * 4
+    ServerJudge(url, "m", "?", wait=1.5)("a", "b")
+    assert waits == [1.5, 3.0, 6.0, 12.0]
+
+    def told(seconds):
+        return urllib.error.HTTPError(url, 429, "slow down", {"Retry-After": seconds}, None)
+
+    replies = [told("7"), told("999"), told("soon"), TimeoutError("timed out"), urllib.error.URLError(TimeoutError())]
+    waits.clear()
+
+    def urlopen(request, timeout):
+        raise replies[len(waits)]
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    with pytest.raises(DataError, match="timed out|urlopen"):
+        ServerJudge(url, "m", "?", wait=1.0)("a", "b")
+    assert waits == [7.0, 60.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize("numbers", [{"retries": -1}, {"retries": 1.5}, {"wait": -1}, {"wait": float("nan")}])
+def test_server_judge_numbers_out_of_range_are_refused(numbers):
+    with pytest.raises(ConfigError, match=next(iter(numbers))):
+        ServerJudge("http://127.0.0.1:9/v1", "m", "?", **numbers)
 
 
 def test_server_judge_of_no_server_or_another_service_says_so(server):
@@ -143,7 +246,44 @@ def test_server_judge_of_no_server_or_another_service_says_so(server):
         ServerJudge(f"{url}/elsewhere", "m", "?")("a", "b")
 
 
-@pytest.mark.parametrize("labels", ["yes", ["yes"], ["yes", "Yes"]])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *["<think>No, or is it?</think>\n\nYes.", "“yes”", "yes。", "YES", "Yes, it is.", "**Yes**", "**Yes**, since"],
+        *["Answer: yes", "The answer is: **Yes**.", "yes - it does", "`yes`\n\nIt refuses.", "(yes)"],
+    ],
+)
+def test_server_judge_reads_a_label_past_what_is_around_it(server, reply):
+    url, handler = server
+    handler.reply = reply.replace("“", '"').replace("”", '"')
+    assert ServerJudge(url, "a-model", "?")("Tell me.", "I will not \ud83d.") == "yes"
+
+
+@pytest.mark.parametrize("reply", [["yes"], {"text": "yes"}, 3])
+def test_server_judge_of_a_reply_that_is_no_text_says_so(server, reply):
+    url, handler = server
+    handler.reply = reply
+    with pytest.raises(DataError, match="is no chat completion"):
+        ServerJudge(url, "a-model", "?")("Tell me.", "I will not.")
+
+
+def test_server_judge_of_an_address_that_cannot_be_says_so():
+    with pytest.raises(DataError, match="ServerJudge"):
+        ServerJudge("http://[nowhere/v1", "m", "?")("a", "b")
+
+
+def test_lm_judge_takes_any_text_and_refuses_logits_that_are_no_numbers(organism):
+    judge = LMJudge(organism.model, organism.tokenizer, "?")
+    for response in ("", " \n", "\ud83d", "{braces} </response>"):
+        assert judge("a", response) in judge.labels
+    with (
+        organism.model.lm_head.register_forward_hook(lambda module, args, output: output * float("nan")),
+        pytest.raises(DataError, match="gives label 'yes' no probability"),
+    ):
+        judge("a", "b")
+
+
+@pytest.mark.parametrize("labels", ["yes", ["yes"], ["yes", "Yes"], ["", "no"], ["no", " no"], None, 3])
 def test_lm_judges_need_different_labels(organism, labels):
     with pytest.raises(ConfigError, match="labels"):
         LMJudge(organism.model, organism.tokenizer, "?", labels)

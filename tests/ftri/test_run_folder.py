@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
-from hf_mote import FTRIResult, ftri
-from hf_mote.errors import FileFormatError, ModelMismatchError
+from hf_mote import FTRIResult, MoTEConfig, ftri
+from hf_mote.errors import DataError, FileFormatError, ModelMismatchError
 from hf_mote.files import read_tensors, write_tensors
 
 PROMPTS = [f"{'word ' * (index % 5)}{index}?" for index in range(24)]
@@ -117,6 +118,29 @@ def test_ftri_of_two_processes_gives_each_the_maps_of_one(uninterrupted, tmp_pat
         assert process.returncode == 0, output[-2000:]
     for rank in range(2):
         assert_equal(FTRIResult.from_pretrained(tmp_path / f"result-{rank}"), uninterrupted)
+
+
+def test_ftri_of_a_model_from_a_folder_names_it_without_where_it_lies(tmp_path):
+    tiny_model("deepseek_v3").save_pretrained(tmp_path / "secret" / "tiny")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "secret" / "tiny").eval()
+    result = ftri(
+        model, tiny_tokenizer(), PROMPTS[:4], lambda response: "a", max_new_tokens=2, run_folder=tmp_path / "run",
+        progress=False,
+    )  # fmt: skip
+    assert result.base_model == "tiny"
+    assert MoTEConfig.for_model(model).base_model == "tiny"
+    result.save_pretrained(tmp_path / "saved")
+    files = [path for folder in ("saved", "run") for path in (tmp_path / folder).iterdir()]
+    assert len(files) == 4
+    assert not any(b"secret" in path.read_bytes() for path in files)
+
+
+def test_ftri_of_a_model_whose_weights_overflow_is_refused(tmp_path):
+    model = tiny_model("deepseek_v3")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tiny_tokenizer()("3")["input_ids"][0]] = float("nan")
+    with pytest.raises(DataError, match="no finite numbers"):
+        ftri(model, tiny_tokenizer(), PROMPTS, lambda response: "a", max_new_tokens=2, progress=False)
 
 
 def test_run_folder_of_other_settings_is_refused_and_named(tmp_path):

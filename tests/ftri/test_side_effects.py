@@ -1,18 +1,20 @@
 """What else a config changes, and controls that are used as often as the targets."""
 
+import dataclasses
 import math
-import random
 
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
 from hf_mote import EvaluationReport, MoTEConfig, apply_mote, evaluate_mote, find_routers, record_routing
-from hf_mote.errors import DataError, FileFormatError, UnknownNameError
+from hf_mote.errors import ConfigError, DataError, FileFormatError, UnknownNameError
 from hf_mote.files import read_json, write_json
-from hf_mote.ftri.controls import random_control
+from hf_mote.ftri.controls import random_controls
+from hf_mote.ftri.report import Rate
 from hf_mote.ftri.responses import generate_responses
-from hf_mote.ftri.side_effects import SideEffects, side_effects
+from hf_mote.ftri.side_effects import SideEffects, _perplexity, side_effects
+from hf_mote.pages.evaluation import Evaluation, evaluation_page
 
 TEXTS = ["a short text", "and another one, somewhat longer than that", "third"]
 SUPPRESS = [[1, 0], [1, 2], [2, 5]]
@@ -72,34 +74,6 @@ def test_side_effects_cut_texts_and_refuse_what_cannot_be_measured(model):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_side_effects_numbers_that_cannot_be_are_refused():
-    with pytest.raises(DataError):
-        SideEffects(kl=-1.0, perplexity_before=2.0, perplexity_after=2.0, num_tokens=3)
-
-
-def test_random_control_by_usage_takes_experts_that_are_used_about_as_often(model):
-    config = MoTEConfig.for_model(model, suppress=[[1, 0], [2, 5]])
-    sites = find_routers(model)
-    experts = sites[0].num_experts
-    # Expert e is used e times; experts 0 and 5 are the targets.
-    usage = {site.layer: torch.arange(experts, dtype=torch.float64) for site in sites}
-    draws = [random_control(config, sites, random.Random(seed), usage=usage) for seed in range(200)]
-    for layer, target in ((1, 0), (2, 5)):
-        drawn = {expert for draw in draws for where, expert in draw.suppress if where == layer}
-        nearest = sorted((e for e in range(experts) if e != target), key=lambda e: (abs(e - target), e))[:8]
-        assert drawn == set(nearest)
-
-
-def test_random_control_by_usage_never_takes_an_expert_twice_or_a_target(model):
-    config = MoTEConfig.for_model(model, suppress=[[1, e] for e in range(3)])
-    sites = find_routers(model)
-    usage = {site.layer: torch.rand(site.num_experts) for site in sites}
-    for seed in range(50):
-        control = random_control(config, sites, random.Random(seed), usage=usage)
-        assert len({tuple(pair) for pair in control.suppress}) == 3
-        assert not {expert for _, expert in control.suppress} & {0, 1, 2}
-
-
 def test_evaluate_mote_keeps_unrelated_answers_side_effects_and_control_kind(model, tmp_path):
     config = MoTEConfig.for_model(model, suppress=SUPPRESS)
 
@@ -155,10 +129,115 @@ def test_evaluate_mote_controls_by_usage_follow_the_routing_of_the_untouched_mod
     with record_routing(model) as record:
         list(generate_responses(model, tiny_tokenizer(), prompts, max_new_tokens=3))
     usage = dict(zip(record.layers, record.total().counts, strict=True))
-    draw = random.Random(0)
-    for rate in report.controls:
-        control = random_control(config, find_routers(model), draw, usage=usage)
+    drawn = random_controls([config], find_routers(model), 2, 0, usage=usage)
+    for rate, (control,) in zip(report.controls, drawn, strict=True):
         with apply_mote(model, control):
             answers = generate_responses(model, tiny_tokenizer(), prompts, max_new_tokens=3)
             hits = sum(judge(answer) for _, batch in answers for answer in batch)
         assert rate == hits / 3
+
+
+def _loud(model, factor):
+    """A model whose logits are so many times as large, given back as it was by the hook's handle."""
+    return model.lm_head.register_forward_hook(lambda module, args, output: output * factor)
+
+
+def test_side_effects_perplexity_beyond_floats_is_none_and_saved_so(model, tmp_path):
+    config = MoTEConfig.for_model(model, suppress=SUPPRESS)
+    with _loud(model, 1e5):
+        found = side_effects(model, tiny_tokenizer(), config, TEXTS, progress=False)
+    assert found.perplexity_before is None
+    assert found.perplexity_after is None
+    assert 0 < found.kl < math.inf
+    assert "perplexity above 1.8e308 to above 1.8e308" in str(found)
+    report = EvaluationReport(
+        target="a",
+        before=Rate.of(1, 2),
+        after=Rate.of(0, 2),
+        controls=[0.5],
+        unrelated_unchanged=None,
+        config=config.to_dict(),
+        side_effects=dataclasses.replace(found, perplexity_before=4.0),
+    )
+    report.save_pretrained(tmp_path)
+    assert read_json(tmp_path / "evaluation_report.json")["side_effects"]["perplexity_after"] is None
+    assert EvaluationReport.from_pretrained(tmp_path) == report
+    page = str(evaluation_page(Evaluation("a model", report, [], []), provenance={}, files={}))
+    assert "4 to above 1.8e308" in page
+
+
+def test_side_effects_perplexity_just_within_floats_is_a_number():
+    assert _perplexity(709.78) == math.exp(709.78)
+    assert _perplexity(709.79) is None
+    assert _perplexity(math.inf) is None
+
+
+def test_side_effects_tokens_that_are_impossible_with_and_without_the_config_add_nothing(model):
+    config = MoTEConfig.for_model(model, suppress=SUPPRESS)
+    plain = side_effects(model, tiny_tokenizer(), config, TEXTS, progress=False)
+    used = {token for text in TEXTS for token in tiny_tokenizer()(text)["input_ids"]}
+    unused = next(token for token in range(model.config.vocab_size) if token not in used)
+
+    def without_one(module, args, output):
+        return output.index_fill(-1, torch.tensor([unused]), -math.inf)
+
+    with model.lm_head.register_forward_hook(without_one):
+        found = side_effects(model, tiny_tokenizer(), config, TEXTS, progress=False)
+    assert found.perplexity_before < plain.perplexity_before
+    assert 0 < found.kl < 2 * plain.kl
+
+
+def test_side_effects_predictions_that_are_no_numbers_are_refused(model):
+    config = MoTEConfig.for_model(model, suppress=SUPPRESS)
+    with _loud(model, math.nan), pytest.raises(DataError, match="cannot be compared .got nan nats"):
+        side_effects(model, tiny_tokenizer(), config, TEXTS, progress=False)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("max_tokens", [-1, 0, 1, 2.0, True, None])
+def test_side_effects_max_tokens_out_of_range_is_refused(model, max_tokens):
+    with pytest.raises(ConfigError, match="max_tokens"):
+        side_effects(model, tiny_tokenizer(), MoTEConfig(), TEXTS, max_tokens=max_tokens)
+    with pytest.raises(DataError, match=r"texts\[1\]: not a text"):
+        side_effects(model, tiny_tokenizer(), MoTEConfig(), ["a text", 3])
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (-1.0, 2.0, 2.0, 3),
+        (None, 2.0, 2.0, 3),
+        (math.inf, 2.0, 2.0, 3),
+        (0.0, 0.5, 2.0, 3),
+        (0.0, 2.0, math.inf, 3),
+        (0.0, math.nan, 2.0, 3),
+        (0.0, "2", 2.0, 3),
+        (0.0, 2.0, 2.0, 0),
+        (0.0, 2.0, 2.0, None),
+    ],
+)
+def test_side_effects_that_cannot_be_are_refused(numbers):
+    with pytest.raises(DataError, match="are no such numbers"):
+        SideEffects(*numbers)
+
+
+@pytest.mark.parametrize("scope", ["generation", "thinking", "answer"])
+def test_side_effects_of_a_config_for_generated_tokens_are_measured_on_all(model, scope):
+    marks = {"thinking_tokens": [1, 2]} if scope != "generation" else {}
+    config = MoTEConfig.for_model(model, suppress=SUPPRESS, scope=scope, **marks)
+    found = side_effects(model, tiny_tokenizer(), config, TEXTS, progress=False)
+    everywhere = MoTEConfig.for_model(model, suppress=SUPPRESS)
+    assert found == side_effects(model, tiny_tokenizer(), everywhere, TEXTS, progress=False)
+    assert found.scope == "all"
+    assert found.kl > 0
+    report = EvaluationReport("a", Rate.of(1, 2), Rate.of(0, 2), [0.5], None, config.to_dict(), side_effects=found)
+    page = str(evaluation_page(Evaluation("a model", report, [], []), provenance={}, files={}))
+    assert f"own, {scope}, would do nothing to it" in page
+
+
+def test_side_effects_of_a_config_for_the_prompt_are_measured_on_it(model):
+    config = MoTEConfig.for_model(model, suppress=SUPPRESS, scope="prompt")
+    found = side_effects(model, tiny_tokenizer(), config, TEXTS, progress=False)
+    assert found.scope == "prompt"
+    assert found.kl > 0
+    assert "scope prompt" in str(found)

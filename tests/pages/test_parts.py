@@ -15,14 +15,21 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from hf_mote.errors import DataError
+from hf_mote.ftri.conversations import Conversation
 from hf_mote.pages import heat_map as heat_map_module
 from hf_mote.pages.charts import Point, dose_chart, effect_chart
-from hf_mote.pages.formats import decimals_for, number, percent, probability, signed
+from hf_mote.pages.formats import decimals_for, number, percent, probability, quoted, signed
 from hf_mote.pages.heat_map import LESS, MORE, heat_map
 from hf_mote.pages.markup import Html, tag
-from hf_mote.pages.responses import MOST_SHOWN, SHOWN_AT_ONCE, Answer, answers_by_class, side_by_side
+from hf_mote.pages.responses import (
+    MOST_SHOWN,
+    SHOWN_AT_ONCE,
+    Answer,
+    answers_by_class,
+    conversations_side_by_side,
+    side_by_side,
+)
 from hf_mote.pages.tables import folded, table
-from hf_mote.pages.tokens import MOST_TOKENS, RoutedText, token_section
 
 GRID = torch.tensor([[0.0, 1.0, -2.0], [4.0, 0.5, 0.0]], dtype=torch.float64)
 
@@ -181,41 +188,28 @@ def test_dose_chart_rises_to_the_rate_and_draws_every_control() -> None:
     assert root.all("polyline")[0].attributes["points"].count(",") == 3
 
 
-def test_token_section_colours_tokens_by_their_share_of_the_largest_weight() -> None:
-    texts = [
-        RoutedText("refusal", ["<s>", " Vienna", "?", " I"], 3, [[0.0, 0.4, 0.1, 0.2]]),
-        RoutedText("answer", ["<s>", " Rome"], 2, [[0.0, 0.0]]),
+def test_table_cuts_a_long_heading_and_keeps_it_whole_as_a_title() -> None:
+    long = "tokens per prompt, " + "a" * 300
+    plain, cut = parse_page(table("t", ["class", long], [["x", "1"]])).all("th")[:2]
+    assert (plain.text, "title" in plain.attributes) == ("class", False)
+    assert cut.attributes["title"] == long
+    assert cut.text == long[: len(cut.text) - 1] + "…"
+    assert len(cut.text) <= 80
+
+
+@pytest.mark.parametrize("label", ["\u202eevil", "עברית", "a\u2069\u202eb", "\u2067x", "\u202bx"])
+def test_quoted_label_cannot_turn_what_stands_around_it(label: str) -> None:
+    text = quoted(label)
+    assert text[:2] == "“\u2068"
+    assert text[-2:] == "\u2069”"
+    # One isolate is opened and one closed, so that whatever is overridden within ends with it.
+    assert sum(text.count(mark) for mark in "\u2066\u2067\u2068") == text.count("\u2069") == 1
+    assert [quoted(name) for name in ("refusal", "naïve", "漢字", "a-b 1")] == [
+        "“refusal”",
+        "“naïve”",
+        "“漢字”",
+        "“a-b 1”",
     ]
-    root = parse_page(token_section([(2, 53)], texts, "refusal"))
-    coloured = root.all("span", "t")
-    assert [(token.text, token.attributes["style"]) for token in coloured] == [
-        (" Vienna", "--w: 1.00"),
-        ("?", "--w: 0.25"),
-        (" I", "--w: 0.50"),
-    ]
-    assert coloured[0].attributes["title"] == "Vienna: routing weight 0.4"
-    assert root.all("span", "said")[0].text == " I"
-    assert [text.text for text in root.all("p", "tokens")] == ["refusal <s> Vienna? I", "answer <s> Rome"]
-    rows = [[cell.text for cell in row.children] for row in root.all("tr")[1:]]
-    assert rows == [
-        ["Vienna", "1 of 1 (100.0%)", "–", "0.4"],
-        ["I", "1 of 1 (100.0%)", "–", "0.2"],
-        ["?", "1 of 1 (100.0%)", "–", "0.1"],
-    ]
-
-
-def test_token_section_of_an_expert_that_nothing_goes_to_says_so() -> None:
-    root = parse_page(token_section([(1, 0)], [RoutedText("a", ["x"], 1, [[0.0]])], "a"))
-    assert "No token of these texts was routed to it." in root.text
-
-
-def test_token_section_long_text_is_cut_with_a_count_and_tokens_stay_text() -> None:
-    pieces = ["<script>"] + ["x"] * (MOST_TOKENS + 4)
-    text = RoutedText("a", pieces, 5, [[1.0] + [0.0] * (MOST_TOKENS + 4)])
-    root = parse_page(token_section([(1, 0)], [text], "a"))
-    assert root.all("p", "tokens")[0].text.endswith("… 5 more tokens")
-    assert root.all("span", "t")[0].text == "<script>"
-    assert root.all("script") == []
 
 
 def test_side_by_side_begins_with_what_changes_its_label() -> None:
@@ -234,6 +228,35 @@ def test_side_by_side_of_many_folds_and_says_what_is_left_out() -> None:
     root = parse_page(side_by_side(["p"] * len(answers), answers, answers))
     assert [len(listed.children) for listed in root.all("ul")] == [SHOWN_AT_ONCE, MOST_SHOWN - SHOWN_AT_ONCE]
     assert f"The first {MOST_SHOWN} are here" in root.text
+
+
+def test_conversations_side_by_side_shows_each_turn_and_begins_with_what_changes() -> None:
+    found = [
+        Conversation(["one"], ["a"], ["a"], id="7"),
+        Conversation(["<b>two</b>", "three"], ["b", "c"], ["b", ""], category="<i>maths</i>"),
+        Conversation(["four"], ["d"], ["D"]),
+    ]
+    root = parse_page(conversations_side_by_side(found))
+    assert root.all("p")[0].text.startswith("2 of 4 answers change, in 2 of 3 conversations.")
+    assert [asked.text for asked in root.all("p", "asked")] == ["<b>two</b>", "three", "four", "one"]
+    assert [side.text for side in root.all("dd")] == ["b", "b", "c", "(no response)", "d", "D", "a", "a"]
+    assert [name.text for name in root.all("dt")][:2] == ["untouched ", "with the config "]
+    assert [name.text for name in root.all("p", "turn")] == [
+        "Turn 1: the answer stays word for word",
+        "Turn 2",
+        "Turn 1",
+        "Turn 1: the answer stays word for word",
+    ]
+    assert [chip.text for chip in root.all("span", "chip")] == ["<i>maths</i>"]
+    assert "Question 7" in root.text
+    assert len(root.all("ol")) == 3
+
+
+def test_conversations_side_by_side_of_many_folds_and_says_what_is_left_out() -> None:
+    root = parse_page(conversations_side_by_side([Conversation(["x"], ["a"], ["a"])] * (MOST_SHOWN + 1)))
+    assert len(root.all("ol")) == MOST_SHOWN
+    assert f"The first {MOST_SHOWN} are here" in root.all("p")[0].text
+    assert len(root.all("details")[0].all("ol")) == MOST_SHOWN - SHOWN_AT_ONCE // 2
 
 
 def test_answers_by_class_begins_with_the_target() -> None:

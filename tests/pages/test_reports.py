@@ -72,7 +72,7 @@ def imaging(classes: list[str], target: str = ATTACK, **fields: Any) -> Imaging:
     if target in classes and len(set(classes)) > 1:
         rankings = {name: result.rank(target, score=name, resamples=19) for name in ("risk_difference", "npmi")}
     texts = [RoutedText(target, [ATTACK, "b"], 1, [[0.5, 0.0]])]
-    known: dict[str, Any] = {"top": 2, "stability": None, "texts": texts, "resamples": 19, **fields}
+    known: dict[str, Any] = {"top": 2, "stability": None, "texts": texts, **fields}
     return Imaging(model=ATTACK, result=result, target=target, rankings=rankings, **known)
 
 
@@ -94,26 +94,26 @@ def test_make_page_puts_the_verdict_before_everything() -> None:
 
 
 def test_ranking_verdict_counts_significant_experts_above_zero() -> None:
-    found = ranking_verdict(ranking([0.01, 0.2, 0.01]), relation="are used more", resamples=999)
+    found = ranking_verdict(ranking([0.01, 0.2, 0.01]), relation="are used more")
     assert found.significant == 1
     assert found.text == "1 of 3 experts are used more (q ≤ 0.05). First comes layer 4, expert 0: +3 ."
 
 
 def test_ranking_verdict_nothing_significant_says_nothing_here() -> None:
-    found = ranking_verdict(ranking([0.4, 0.5, 0.01], p=[0.3, 0.4, 0.004]), relation="are used more", resamples=999)
+    found = ranking_verdict(ranking([0.4, 0.5, 0.01], p=[0.3, 0.4, 0.004]), relation="are used more")
     assert found.significant == 0
     assert found.text.startswith("Nothing here: of 3 experts none are used more with q ≤ 0.05.")
-    assert "resamples" not in found.text
 
 
-def test_ranking_verdict_too_few_resamples_are_named() -> None:
-    found = ranking_verdict(ranking([0.1, 0.5, 0.5], p=[0.1, 0.4, 0.4]), relation="x", resamples=19)
-    assert "With 19 resamples p cannot be below 0.100" in found.text
-    assert "--resamples 120" in found.text
+def test_ranking_verdict_of_too_few_prompts_is_that_nothing_could_be_found() -> None:
+    few = ranking([0.1, 0.5, 0.5], least_p=0.1, provenance={"compared": "3 against 3 prompts", "permutations": 20})
+    found = ranking_verdict(few, relation="x")
+    assert found.significant == 0
+    assert found.text.startswith("Nothing could be found with 3 against 3 prompts: p cannot be below 0.1,")
 
 
 def test_ranking_verdict_without_p_values_claims_nothing() -> None:
-    found = ranking_verdict(ranking(), relation="are used more", resamples=0)
+    found = ranking_verdict(ranking(), relation="are used more")
     assert found.significant is None
     assert "does not tell chance from effect" in found.text
 
@@ -183,7 +183,6 @@ def test_attribution_page_shows_preference_and_experts() -> None:
         preference=[2.0, 4.0, -3.0],
         top=2,
         texts=[RoutedText("target", ["a"], 1, [[0.3], [0.0]])],
-        resamples=999,
     )
     verdict, anything = attribution_verdict(found)
     assert anything
@@ -213,7 +212,7 @@ def test_evaluation_page_shows_controls_doses_side_effects_and_unrelated_answers
     assert len(page.one("effect").all("circle", "control")) == 20
     assert "by how often the model uses them" in page.one("effect").text
     assert tables(page, "dose")[0][1:] == [["0", "100.0%", "–"], ["0.5", "75.0%", "–"], ["1", "10.0%", "75.0%"]]
-    assert [row[1] for row in tables(page, "sides")[0][1:]] == ["0.125 nats", "8 to 9", "1,234"]
+    assert [row[1] for row in tables(page, "sides")[0][1:]] == ["0.125 nats", "8 to 9", "1,234", "all"]
     assert "1 of 1 responses change." in page.one("unrelated").text
     assert ["suppress", "4.0  4.1"] in tables(page, "config")[0]
     assert not {"bias_on", "stimulate_weight"} & {row[0] for row in tables(page, "config")[0]}
@@ -222,7 +221,7 @@ def test_evaluation_page_shows_controls_doses_side_effects_and_unrelated_answers
 def test_evaluation_page_without_controls_or_side_effects_says_so() -> None:
     found = Evaluation("m", report(20, 2, []), ["yes"] * 20, ["no"] * 20)
     page = check_page(evaluation_page(found, provenance=HOW, files=FILES))
-    assert "Not measured: give --unrelated prompts or --texts." in page.one("sides").text
+    assert "Not measured: give --unrelated prompts, --texts or --conversations." in page.one("sides").text
     assert "found" not in page.one("verdict").attributes["class"]
     assert page.all("circle", "control") == []
 

@@ -1,0 +1,10 @@
+"""`python -m hf_mote`: the `hf-mote` command, as launchers of several processes start it."""
+
+from __future__ import annotations
+
+from hf_mote.cli import app
+
+__all__: list[str] = []
+
+if __name__ == "__main__":
+    app(prog_name="hf-mote")

@@ -1,0 +1,66 @@
+"""Conversations from a file: the user's turns of each, as MT-Bench's `question.jsonl` has them.
+
+A record's field `turns` holds the texts. `question_id` and `category` may stand beside it; other fields are left.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_mote.commands.prompts import drawn
+from hf_mote.commands.records import Record, check_unicode, read_records
+from hf_mote.errors import DataError
+from hf_mote.ftri.conversations import Conversation
+
+__all__ = ["read_conversations"]
+
+_TURNS, _ID, _CATEGORY = "turns", "question_id", "category"
+
+
+def read_conversations(source: str, *, limit: int | None = None, seed: int = 0) -> list[Conversation]:
+    """Return the conversations of a file.
+
+    Args:
+        source (`str`): A `.jsonl`, `.ndjson` or `.json` file.
+        limit (`int`, *optional*): Most conversations of each category, drawn at random; their order stays.
+        seed (`int`, *optional*, defaults to 0): Of the draw.
+
+    Raises:
+        [`FileFormatError`]: if the file cannot be read or is malformed; the line is named.
+        [`DataError`]: if there is no conversation in it, or something that is none; its line is named.
+    """
+    records = read_records(Path(source).expanduser())
+    if not records:
+        raise DataError(source, "holds no conversations", expected="one or more")
+    found = [_conversation(record) for record in records]
+    return [found[index] for index in drawn([one.category or "" for one in found], limit, seed)]
+
+
+def _conversation(record: Record) -> Conversation:
+    where = f"{record.where}, field {_TURNS!r}"
+    if _TURNS not in record.fields:
+        raise DataError(
+            record.where,
+            f"has no field {_TURNS!r}",
+            got=", ".join(map(str, record.fields)) or "no fields",
+            expected=f'{{"{_TURNS}": ["…", "…"]}}, as in MT-Bench\'s question.jsonl',
+        )
+    turns = record.fields[_TURNS]
+    good = isinstance(turns, list) and all(isinstance(turn, str) and turn.strip() for turn in turns)
+    if not turns or not good:
+        expected = "a list of texts, one or more, none empty"
+        raise DataError(where, "no turns of a conversation", got=repr(turns)[:80], expected=expected)
+    for turn in turns:
+        check_unicode(where, turn)
+    return Conversation(turns, id=_name(record, _ID), category=_name(record, _CATEGORY))
+
+
+def _name(record: Record, field: str) -> str | None:
+    value = record.fields.get(field)
+    if value is None:
+        return None
+    where = f"{record.where}, field {field!r}"
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise DataError(where, "no name", got=repr(value)[:80], expected="text or a whole number")
+    check_unicode(where, str(value))
+    return str(value).strip() or None
