@@ -38,7 +38,7 @@ def sweep_command(
     judge: o.JudgeName = None,
     target: o.Target = None,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-sweep"),
-    controls: o.Controls = 20,
+    controls: o.Controls = 60,
     control_kind: o.ControlKind = "layer",
     seed: o.Seed = 0,
     limit: o.Limit = None,

@@ -123,6 +123,7 @@ def run_conversations(
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     generate_kwargs: Mapping[str, Any] | None = None,
+    seed: int | None = None,
     progress: bool = True,
 ) -> list[Conversation]:
     """Return conversations with the answers of the untouched model and of the model with a config.
@@ -149,6 +150,8 @@ def run_conversations(
             What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
+        seed (`int`, *optional*):
+            Of sampled answers, the same for both models; without it the caller's random state is used.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -195,6 +198,7 @@ def run_conversations(
                 system_prompt=system_prompt,
                 chat_template_kwargs=chat_template_kwargs,
                 generate_kwargs=generate_kwargs,
+                seed=None if seed is None else seed + turn,
                 progress=f"conversations {which}, turn {turn + 1}" if progress else None,
             ):
                 for position, response in zip(positions, responses, strict=True):

@@ -176,6 +176,7 @@ def evaluate_mote(
             system_prompt=system_prompt,
             chat_template_kwargs=chat_template_kwargs,
             generate_kwargs=generate_kwargs,
+            seed=seed,
             progress=progress,
         )
         kept = [same for talk in talks for same in talk.unchanged]
@@ -202,6 +203,7 @@ def evaluate_mote(
         conversations=talks,
         turns_unchanged=turns_unchanged,
         unclear=trial.unclear,
+        sharing=found.sharing[0],
     )
 
 
@@ -271,8 +273,9 @@ def evaluate_settings(
             seed=seed,
             control_kind=control_kind,
             unclear=trial.unclear,
+            sharing=sharing,
         )
-        for config, after, controls in zip(configs, found.after, found.controls, strict=True)
+        for config, after, controls, sharing in zip(configs, found.after, found.controls, found.sharing, strict=True)
     ]
 
 

@@ -26,7 +26,7 @@ from scipy import special, stats
 from hf_mote.ftri.resampling import Statistic
 from hf_mote.ftri.scores import SCORES, ClassMean, npmi
 
-__all__ = ["Limits", "limits"]
+__all__ = ["OF_SHARES", "Limits", "limits"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Indices: TypeAlias = npt.NDArray[np.int64]

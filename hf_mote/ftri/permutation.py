@@ -65,7 +65,14 @@ def relabellings(num_target: int, num_rest: int, *, paired: bool, wanted: int | 
 
 
 def permutation_test(
-    statistic: Statistic, chosen: Indices, others: Indices, *, plan: Relabellings, paired: bool, seed: int
+    statistic: Statistic,
+    chosen: Indices,
+    others: Indices,
+    *,
+    plan: Relabellings,
+    paired: bool,
+    seed: int,
+    to_the_end: bool = False,
 ) -> Array:
     """Return the two-sided permutation p value of each column, `(columns,)`; never 0.
 
@@ -76,13 +83,16 @@ def permutation_test(
         plan (`Relabellings`): How many relabellings.
         paired (`bool`): Whether the i-th of `chosen` belongs with the i-th of `others`.
         seed (`int`): Of the random relabellings.
+        to_the_end (`bool`, *optional*, defaults to `False`):
+            Go through all relabellings for the columns that are not plainly large, even where all of these have
+            q <= 0.05 as it is.
 
     Source: Phipson and Smyth (2010), "Permutation P-values Should Never Be Zero": the observed labels count among the
     relabellings. Besag and Clifford (1991), "Sequential Monte Carlo p-values": a column with many exceedances stops;
     what differs here: it does so after 999, 9,999 or 99,999 relabellings with at least 50 exceedances on each side,
     and then keeps the p value that they give. That one is larger than any with which a column goes on, so that p
     values up to any bound come as seldom as from a test of fixed length. Where so many columns would go on that all of
-    them have q <= 0.05 as it is, none does.
+    them have q <= 0.05 as it is, none does, unless `to_the_end`.
     """
     observed = np.zeros((1, statistic.values.shape[0]))
     observed[0, chosen] = 1.0
@@ -105,7 +115,8 @@ def permutation_test(
         p[active] = np.minimum(1.0, 2.0 * (fewest + observed_too) / (done + observed_too))
         active = active[fewest < ENOUGH]
         largest = 2 * ENOUGH / (done + 1)  # no column that goes on has a larger p value
-        if not len(active) or largest * columns <= LARGEST * len(active):  # none is left, or all have q <= 0.05
+        # None is left, or all have q <= 0.05.
+        if not len(active) or (not to_the_end and largest * columns <= LARGEST * len(active)):
             break
     return p
 

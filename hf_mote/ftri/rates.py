@@ -1,6 +1,7 @@
 """How often a behaviour shows: in the untouched model, with each of some configs, and with their random controls.
 
-Everything that can be wrong with what was given is checked before the first response is generated.
+What can be wrong with what was given is checked before the first response is generated, but for one thing: that a
+block of experts of like use has no other experts shows once the untouched model has run.
 """
 
 from __future__ import annotations
@@ -56,11 +57,13 @@ class Rates(NamedTuple):
         before (`Run`): The untouched model's.
         after (`list[Run]`): With each config.
         controls (`list[list[float]]`): For each config the rate with each of its controls.
+        sharing (`list[int]`): For each config, how many of its controls hold some of its own experts.
     """
 
     before: Run
     after: list[Run]
     controls: list[list[float]]
+    sharing: list[int]
 
 
 class RateTrial:
@@ -202,7 +205,12 @@ class RateTrial:
                 for rates, config in zip(controls, control, strict=True):
                     rates.append(self.measure(config).rate.rate)
                     bar.update()
-        return Rates(before, after, controls)
+        own = [_experts_of(config) for config in self._configs]
+        sharing = [
+            sum(not mine.isdisjoint(_experts_of(control[index])) for control in self._controls)
+            for index, mine in enumerate(own)
+        ]
+        return Rates(before, after, controls, sharing)
 
     def _check_target(self) -> None:
         # One that answers yes or no can give the other answer.
@@ -215,6 +223,10 @@ class RateTrial:
                 fix="No response got this label; the judge gave the listed ones. If it can give it, say so: set the "
                 "judge's attribute `labels` to all that it can give.",
             )
+
+
+def _experts_of(config: MoTEConfig) -> set[tuple[int, int]]:
+    return {(layer, expert) for layer, expert, *_ in (*config.suppress, *config.stimulate, *config.bias)}
 
 
 def _target_label(where: str, judge: Judge, target: object) -> str:

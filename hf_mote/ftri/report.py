@@ -29,6 +29,7 @@ _LATER_FIELDS: dict[str, Any] = {
     "unclear": 0,
     "labels_before": [],
     "labels_after": [],
+    "sharing": 0,
 }
 
 
@@ -93,6 +94,7 @@ class EvaluationReport(Shareable):
             of a reply that it cannot read. They do not count as `target`.
         labels_before (`list[str]`): The judge's labels of `responses_before`.
         labels_after (`list[str]`): Those of `responses_after`.
+        sharing (`int`): Controls that hold some of the config's own experts, as they may where experts are few.
         unrelated (`list[str]`): The unrelated prompts.
         unrelated_before (`list[str]`): The untouched model's responses to them.
         unrelated_after (`list[str]`): Those with the config.
@@ -123,6 +125,7 @@ class EvaluationReport(Shareable):
     unclear: int = 0
     labels_before: list[str] = field(default_factory=list)
     labels_after: list[str] = field(default_factory=list)
+    sharing: int = 0
 
     file_name: ClassVar[str] = "evaluation_report.json"
 
@@ -159,6 +162,8 @@ class EvaluationReport(Shareable):
         apart = self.after.high < self.before.low or self.after.low > self.before.high
         beats = apart and self.p_value <= SIGNIFICANT
         verdict = f"The config {'beats' if beats else 'does not beat'} its controls: {change}, while {against}"
+        if self.sharing:
+            verdict += f"; {self.sharing} of them hold some of its own experts, as its layers have too few others"
         if too_few(len(self.controls)):
             verdict += f"; {too_few(len(self.controls))}"
         if self.unclear:

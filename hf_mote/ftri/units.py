@@ -181,13 +181,15 @@ def make_pairs(where: str, units: Units) -> Units:
 
     Args:
         where (`str`): What errors name.
-        units (`Units`): All of them. A key with other than one unit of each side makes no pair.
+        units (`Units`): All of them. A key with other than one unit of each side makes no pair, and `None` none.
 
     Raises:
         [`DataError`]: if fewer than 2 pairs come out.
     """
     sides: dict[object, tuple[list[int], list[int]]] = {}
     for place, (key, of_class) in enumerate(zip(units.keys, units.is_target, strict=True)):
+        if key is None:
+            continue
         sides.setdefault(key, ([], []))[0 if of_class else 1].append(place)
     pairs = [(mine[0], other[0]) for mine, other in sides.values() if len(mine) == len(other) == 1]
     if len(pairs) < 2:

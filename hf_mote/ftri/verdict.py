@@ -44,12 +44,15 @@ def finding_of(ranking: ExpertRanking, relation: str) -> Finding:
     found = int(((ranking.q <= SIGNIFICANT) & (ranking.score > 0)).sum())
     if found:
         return Finding(f"{found:,} of {tested:,} experts {relation} (q ≤ {SIGNIFICANT}).", found)
-    if ranking.least_p is None or ranking.least_q is None or ranking.least_q <= SIGNIFICANT:
+    if ranking.least_p is None or ranking.least_q is None:
+        unknown = "whether any could have, the ranking does not say"
+        return Finding(f"Of {tested:,} experts none {relation} with q ≤ {SIGNIFICANT}; {unknown}.", 0)
+    if ranking.least_q <= SIGNIFICANT:
         return Finding(f"Nothing here: of {tested:,} experts none {relation} with q ≤ {SIGNIFICANT}.", 0)
     permutations = ranking.provenance.get("permutations")
     # Few prompts bound p where every relabelling was gone through, or more were drawn than there are.
     by_prompts = not isinstance(permutations, int) or round(2 / ranking.least_p) <= permutations
-    bound = _compared(ranking) if by_prompts else f"{permutations:,} permutations"
+    bound = _compared(ranking) if by_prompts else f"{permutations:,} permutation{'' if permutations == 1 else 's'}"
     remedy = "Ask more prompts." if by_prompts else "Ask for more permutations."
     least = f"p cannot be below {ranking.least_p:.3g}"
     if ranking.least_p > SIGNIFICANT:

@@ -102,7 +102,8 @@ def _effect(report: EvaluationReport) -> Html:
     change = f"Change {signed(100 * report.effect)} percentage points"
     p = "" if report.p_value is None else f", p = {probability(report.p_value)} against the controls"
     matched = "layer and by how often the model uses them" if report.control_kind == "usage" else "layer"
-    note = f"{change}{p}. Controls do the same to as many random experts, matched by {matched}."
+    held = f" {report.sharing} of them hold some of its own experts." if report.sharing else ""
+    note = f"{change}{p}. Controls do the same to as many random experts, matched by {matched}.{held}"
     if report.unclear:
         note += (
             f" {report.unclear} responses of all runs could not be judged, and count as not {quoted(report.target)}."

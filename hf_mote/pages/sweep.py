@@ -98,9 +98,15 @@ class Sweep(NamedTuple):
         if not self.beating:
             p = probability(min(p for p in self.adjusted_p if p is not None))
             least_p = "; ".join(filter(None, [f"least adjusted p = {p}", too_few(controls)]))
+            sharing = max(setting.report.sharing for setting in self.settings)
+            held = (
+                f" {sharing} controls hold some of the ranking's own experts; more controls tell more."
+                if sharing
+                else ""
+            )
             return (
                 f"No setting of {number} beats its {controls} random controls. Most is changed by {most}: {change} "
-                f"({least_p}).{unclear}"
+                f"({least_p}).{held}{unclear}"
             )
         least = min(self.beating, key=lambda setting: (setting.num_experts, setting.strength))
         p = probability(self.adjusted_p[self.settings.index(least)])

@@ -52,7 +52,7 @@ class RoutingRecord:
         self._phases = _phases_of("record_routing.phase", phase)
         self._stops = torch.tensor(_stop_tokens(model) if eos_token_id is None else _as_list(eos_token_id))
         self._sites = find_routers(model)
-        self._experts = max(site.num_experts for site in self._sites)
+        self._size = len(self._sites), max(site.num_experts for site in self._sites)
         self.layers = tuple(site.layer for site in self._sites)
         self.only: Callable[[Forward], Tensor | None] | None = None
         self._batches: dict[int, Tally] = {}  # by run, since runs may take turns
@@ -105,7 +105,7 @@ class RoutingRecord:
             raise ConfigError("RoutingRecord.maps.routing", "unknown", got=routing, expected="'applied' or 'native'")
         found = [batch.totals(wanted, routing) for batch in self._batches.values()]
         if not found:
-            grid = torch.zeros(0, len(self._sites), self._experts, dtype=torch.float64)
+            grid = torch.zeros(0, *self._size, dtype=torch.float64)
             return grid, grid.clone(), torch.zeros(0, dtype=torch.float64)
         counts, weights, tokens = (torch.cat(parts) for parts in zip(*found, strict=True))
         return counts, weights, tokens
@@ -165,8 +165,9 @@ class RoutingRecord:
         _ = forward.phases  # refuses what cannot be told apart before anything is counted
         batch = self._batches.get(forward.run)
         if batch is None:
-            sizes = len(self._sites), self._experts
-            batch = Tally(forward, *sizes, stops=self._stops, phases=self._phases, trace=self._trace)
+            for other in self._batches.values():
+                other.settle()
+            batch = Tally(forward, *self._size, stops=self._stops, phases=self._phases, trace=self._trace)
             self._batches[forward.run] = batch
         if forward.moved is not None:
             raise UnsupportedError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from hf_mote.routing.forward import Forward, Phase
 from hf_mote.routing.selection import Routing
 from hf_mote.routing.trace import TraceKeeper
+from hf_mote.routing.waiting import Part, Step, all_of, stacked
 
 __all__ = ["Tally"]
 
@@ -64,7 +64,7 @@ class Tally:
         self._counts = self._waits = self._long = False
         self._masks: list[tuple[Phase, Tensor | None]] = []
         self._aside: dict[str, list[tuple[int, Routing]]] = {}
-        self._waiting: list[_Step] = []
+        self._waiting: list[Step] = []
         # Where in the sums the first expert of each router and sequence stands.
         starts = torch.arange(0, math.prod(self.shape), num_experts, device=self.device)
         self._starts = starts.view(num_layers, forward.batch, 1, 1)
@@ -95,7 +95,7 @@ class Tally:
             self._add_waiting()
             going = self._going(None if forward.ids is None else forward.ids[None, :, -1], phases)
             going = None if going is None else going[0].repeat_interleave(forward.length)
-            self._masks = [(phase, _all_of(forward.countable(phase), going, only)) for phase in counted]
+            self._masks = [(phase, all_of(forward.countable(phase), going, only)) for phase in counted]
 
     def see(self, row: int, native: Routing, applied: Routing) -> None:
         """Take in what one router decided and what was applied.
@@ -124,7 +124,7 @@ class Tally:
         forward = self._forward
         if self._waits:
             last = None if forward.ids is None else forward.ids[:, -1]
-            step = _Step(last, forward.countable("generation"), self._only, self._gather())
+            step = Step.of(last, forward.countable("generation"), self._only, self._gather())
             if self._waiting and not step.resembles(self._waiting[0]):
                 self._add_waiting()
             self._waiting.append(step)
@@ -137,6 +137,10 @@ class Tally:
             self.tokens[phase] = self.tokens.get(phase, 0) + seen
         if self.trace is not None:
             self.trace.end(*self._marks())
+
+    def settle(self) -> None:
+        """Add up what waits, as another run begins and this one may be over."""
+        self._add_waiting()
 
     def totals(self, phases: tuple[Phase, ...], kind: str) -> tuple[Tensor, Tensor, Tensor]:
         """Return counts and weights, `(sequences, layers, experts)`, and tokens, `(sequences,)`, float64 on the CPU.
@@ -180,8 +184,8 @@ class Tally:
         if not steps:
             return
         first = steps[0]
-        going = self._going(_stacked([step.last for step in steps]), ("generation",))
-        mask = _all_of(_stacked([step.real for step in steps]), going, _stacked([step.only for step in steps]))
+        going = self._going(stacked([step.last for step in steps]), ("generation",))
+        mask = all_of(stacked([step.real for step in steps]), going, stacked([step.only for step in steps]))
         for place, part in enumerate(first.parts):
             indices = torch.stack([step.parts[place].indices for step in steps])
             weights = torch.stack([step.parts[place].weights for step in steps])
@@ -194,7 +198,7 @@ class Tally:
         for kind, rows, indices, weights in self._gather():
             self._add(kind, rows, indices[None], weights[None], self._masks)
 
-    def _gather(self) -> list[_Part]:
+    def _gather(self) -> list[Part]:
         """What was put aside, routers of one kind and width together."""
         parts = []
         for kind, entries in self._aside.items():
@@ -204,7 +208,7 @@ class Tally:
             for alike in by_width.values():
                 indices = self._gathered([routing.indices for _, routing in alike])
                 weights = self._gathered([routing.weights for _, routing in alike])
-                parts.append(_Part(kind, [row for row, _ in alike], indices, weights))
+                parts.append(Part(kind, [row for row, _ in alike], indices, weights))
         self._aside = {}
         return parts
 
@@ -254,44 +258,3 @@ class Tally:
         masks = {phase: everything if mask is None else mask for phase, mask in self._masks}
         kept = torch.stack(list(masks.values())).any(dim=0)
         return kept, masks.get("generation", ~everything)
-
-
-class _Part(NamedTuple):
-    """What routers of one kind and width decided in one pass, `(routers, rows, top_k)`."""
-
-    kind: str
-    rows: list[int]
-    indices: Tensor
-    weights: Tensor
-
-
-class _Step(NamedTuple):
-    """A decode step that waits: the tokens it read, which of them are real, which are asked for, and the routing."""
-
-    last: Tensor | None
-    real: Tensor | None
-    only: Tensor | None
-    parts: list[_Part]
-
-    def resembles(self, other: _Step) -> bool:
-        """Whether both can be added up together, and the sums still grow in the order of the steps."""
-        return (
-            [part is None for part in self[:3]] == [part is None for part in other[:3]]
-            and [part[:2] for part in self.parts] == [part[:2] for part in other.parts]
-            and all(mine.weights.dtype == its.weights.dtype for mine, its in zip(self.parts, other.parts, strict=True))
-        )
-
-
-def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """Return tensors as one, or `None` if there are none."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    return torch.stack(present) if present else None
-
-
-def _all_of(*masks: Tensor | None) -> Tensor | None:
-    """Return where all masks are true; `None` stands for everywhere."""
-    found = None
-    for mask in masks:
-        if mask is not None:
-            found = mask if found is None else found & mask
-    return found

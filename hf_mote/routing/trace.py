@@ -69,6 +69,10 @@ class TraceKeeper:
         found = []
         for sequence in range(num_sequences):
             parts = [_rows_of(one, num_sequences, sequence) for one in self._passes]
+            if not parts:  # no pass had anything to count
+                none = torch.zeros(0, len(layers), 0)
+                found.append(RoutingTrace(none.int(), none, torch.zeros(0, dtype=torch.bool), layers))
+                continue
             indices, weights, generated = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
             found.append(RoutingTrace(indices, weights, generated, layers))
         return found

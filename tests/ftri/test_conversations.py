@@ -276,6 +276,21 @@ def test_evaluate_mote_keeps_conversations_and_the_share_that_stays(
     assert hooks(model) == 0
 
 
+def test_evaluate_mote_sampled_conversations_follow_the_seed(model: PreTrainedModel) -> None:
+    nothing_done = MoTEConfig.for_model(model, bias=[[1, 0, 1e-12]])
+
+    def answers(seed: int) -> list[Conversation]:
+        return evaluate_mote(
+            model, tiny_tokenizer(), nothing_done, ["a"], lambda _: "said", target="said", num_controls=0, seed=seed,
+            conversations=TALKS, generate_kwargs={"do_sample": True, "temperature": 1.5}, **OPTIONS,
+        ).conversations  # fmt: skip
+
+    first = answers(1)
+    assert first == answers(1)
+    assert all(talk.answers_before == talk.answers_after for talk in first)
+    assert first != answers(2)
+
+
 def test_evaluate_mote_wrong_conversations_are_refused_before_anything_runs(
     model: PreTrainedModel, config: MoTEConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -297,3 +297,18 @@ def test_report_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
         write_json(file, {**data, **wrong})
         with pytest.raises(FileFormatError):
             EvaluationReport.from_pretrained(tmp_path)
+
+
+def test_evaluate_mote_counts_the_controls_that_hold_its_own_experts() -> None:
+    model = tiny_model("deepseek_v3")
+    num = find_routers(model)[0].num_experts
+    config = MoTEConfig.for_model(model, suppress=[[1, 0], [1, 1], [1, 2]])
+    assert 3 < num // 3 + 3 <= 20  # too few experts for 20 controls of 3 that share none
+    report = evaluate_mote(
+        model, tiny_tokenizer(), config, PROMPTS, has_vowel, target=True, num_controls=20, **OPTIONS
+    )
+    assert 0 < report.sharing <= 20
+    assert f"{report.sharing} of them hold some of its own experts" in report.verdict
+    few = evaluate_mote(model, tiny_tokenizer(), config, PROMPTS, has_vowel, target=True, num_controls=1, **OPTIONS)
+    assert few.sharing == 0
+    assert "own experts" not in few.verdict

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -77,3 +79,9 @@ def test_ranking_least_p_that_is_no_probability_is_refused(least):
         ExpertRanking(
             score=torch.zeros(1, 3, dtype=torch.float64), layers=(0,), method="ftri", target="x", least_p=least
         )
+
+
+def test_verdict_of_an_older_ranking_leaves_open_what_could_have_been_found():
+    found = dataclasses.replace(ranked(24, 24, clear=0), least_p=None)
+    assert "whether any could have, the ranking does not say" in found.verdict
+    assert "Nothing here" not in found.verdict

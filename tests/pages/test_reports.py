@@ -100,7 +100,7 @@ def test_ranking_verdict_counts_significant_experts_above_zero() -> None:
 
 
 def test_ranking_verdict_nothing_significant_says_nothing_here() -> None:
-    found = ranking_verdict(ranking([0.4, 0.5, 0.01], p=[0.3, 0.4, 0.004]), relation="are used more")
+    found = ranking_verdict(ranking([0.4, 0.5, 0.01], p=[0.3, 0.4, 0.004], least_p=0.001), relation="are used more")
     assert found.significant == 0
     assert found.text.startswith("Nothing here: of 3 experts none are used more with q ≤ 0.05.")
 

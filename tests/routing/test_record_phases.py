@@ -120,3 +120,34 @@ def test_stacked_is_what_the_maps_hold(model: PreTrainedModel) -> None:
     assert torch.equal(counts, torch.stack([found.counts for found in maps]))
     assert torch.equal(weights, torch.stack([found.weights for found in maps]))
     assert tokens.tolist() == [found.num_tokens for found in maps]
+
+
+def test_record_of_steps_in_one_reused_tensor_is_that_of_new_ones(model: PreTrainedModel) -> None:
+    def counted(reuse: bool) -> list[torch.Tensor]:
+        with record_routing(model, eos_token_id=[7]) as record:
+            cache = model(IDS[1:2], use_cache=True).past_key_values
+            one = torch.zeros(1, 1, dtype=torch.long)
+            for token in (5, 6, 7, 8, 9):
+                one = one.fill_(token) if reuse else torch.full((1, 1), token)
+                model(one, past_key_values=cache)
+        return everything(record)
+
+    fresh, reused = counted(False), counted(True)
+    assert all(torch.equal(a, b) for a, b in zip(fresh, reused, strict=True))
+
+
+def test_record_of_many_runs_keeps_no_steps_waiting_but_the_last_ones(model: PreTrainedModel) -> None:
+    with record_routing(model) as record:
+        for _ in range(3):
+            generate(model, [])
+    waiting = [len(batch._waiting) for batch in record._batches.values()]
+    assert len(waiting) == 3
+    assert waiting[:2] == [0, 0]
+
+
+def test_traces_where_no_pass_had_anything_to_count_are_empty(model: PreTrainedModel) -> None:
+    with record_routing(model, trace=True, phase="generation") as record:
+        model(IDS)
+    traces = record.traces()
+    assert len(traces) == 3
+    assert all(len(trace.indices) == len(trace.weights) == len(trace.generated) == 0 for trace in traces)
