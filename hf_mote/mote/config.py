@@ -19,8 +19,8 @@ from hf_mote.errors import ConfigError, FileFormatError
 from hf_mote.hub import Shareable, card_header, public_name, read_json, write_json
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.fields import LARGEST, checked_fingerprint, json_copy, number, pairs, token_pair, triples
-from hf_mote.mote.fingerprint import fingerprint_of
-from hf_mote.routing.discover import find_routers
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.fingerprint import fingerprint_of
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from hf_mote.errors import ConfigError, UnsupportedError
 from hf_mote.hooks import LOCK, Intervention, attach, stack_on
 from hf_mote.mote.checks import check_against_model, check_router
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.routing.discover import RouterSite, find_routers
-from hf_mote.routing.edits import RoutingEdit
-from hf_mote.routing.forward import Forward
-from hf_mote.routing.stack import Editor, RouterStack, attach_to_routers
-from hf_mote.routing.watcher import Watcher
+from hf_mote.passes.forward import Forward, Watcher
+from hf_mote.routing.router_hook import Editor, RouterStack, attach_to_routers
+from hf_mote.routing.rules.edits import RoutingEdit
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.site import RouterSite
 
 __all__ = ["apply_mote", "load_config"]
 

@@ -16,14 +16,14 @@ import numpy as np
 from scipy.stats import rankdata
 
 from hf_mote.errors import DataError
-from hf_mote.ftri.attribution import attribute_experts
-from hf_mote.ftri.evaluate import evaluate_mote
-from hf_mote.ftri.imaging import ftri
-from hf_mote.ftri.ranking import ExpertRanking
-from hf_mote.ftri.report import EvaluationReport
-from hf_mote.ftri.result import FTRIResult
-from hf_mote.organisms.gates import Pair
+from hf_mote.evaluation.evaluate import evaluate_mote
+from hf_mote.evaluation.report import EvaluationReport
+from hf_mote.organisms.building.gates import Pair
 from hf_mote.organisms.organism import Organism
+from hf_mote.ranking.causal.attribution import attribute_experts
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.imaging.pipeline import ftri
+from hf_mote.ranking.imaging.result import FTRIResult
 
 __all__ = [
     "ATTRIBUTION_GAIN",

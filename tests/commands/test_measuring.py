@@ -11,7 +11,7 @@ from command_runs import QUICK, ran, run, said
 from html_pages import Element, check_page
 
 from hf_mote import EvaluationReport, MoTEConfig
-from hf_mote.ftri.rates import RateTrial
+from hf_mote.evaluation.rates import RateTrial
 
 CHOICE: list[object] = ["--judge", "choice:ABCD", "--limit", 3, *QUICK]
 
