@@ -1,6 +1,6 @@
 """The only file that attaches hooks to anybody's module.
 
-Each hooked module carries one hook of ours, a [`HookStack`]: an ordered list of participants that the stack combines
+Each hooked module carries one hook of ours, a [`SharedHook`]: an ordered list of participants that the stack combines
 as it sees fit. Several interventions on one router therefore meet in one place instead of running one after another,
 and they can be removed in any order. Attaching is atomic (every module or none) and returns an [`Intervention`], the
 handle that users hold.
@@ -12,37 +12,39 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["LOCK", "Attachment", "HookStack", "Intervention", "Participant", "attach", "stack_on"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["LOCK", "Attachment", "Intervention", "Participant", "SharedHook", "attach", "stack_on"]
 
 LOCK = threading.RLock()
 """Held while hooks are attached or removed, and by whoever looks for a stack in order to join it."""
 
 
 class Participant:
-    """Something that takes part in a module's [`HookStack`]; `active` switches it off without detaching it."""
+    """Something that takes part in a module's [`SharedHook`]; `active` switches it off without detaching it."""
 
     active: bool = True
     ran: bool = False
     """Whether its module has run since it joined, as far as the stack takes note."""
 
-    told: str | None = None
+    digest: str | None = None
     """A digest of what it changes, the same for the same change; `None` if it cannot tell."""
 
 
-class HookStack:
+class SharedHook:
     """The one hook of this package on one module.
 
     Subclasses override `before` (runs before the module's forward), `after` (runs on its output) or both; what `after`
     returns replaces the output unless it is `None`. One that overrides `after` may override `failed` too, where the
-    module never returns `None`. What follows from the participants alone is worked out in `take_stock`. The hook is
-    prepended, so what other tools capture from the module is the output after the participants have acted.
-
+    module never returns `None`. What follows from the participants alone is worked out in `participants_changed`. The
+    hook is prepended, so what other tools capture from the module is the output after the participants have acted.
     A stack belongs to one module of one model: a deep copy or a pickle of the model carries an inert stack with no
     participants, so the copy behaves as the unpatched model.
     """
@@ -61,18 +63,18 @@ class HookStack:
     def failed(self) -> None:
         """Hear that the module's forward has raised an error, after which `after` is not run."""
 
-    def take_stock(self) -> None:
+    def participants_changed(self) -> None:
         """Hear that participants have joined or left."""
 
     def join(self, module: nn.Module, participant: Participant) -> None:
         """Add a participant, hooking the module if it is the first."""
         if not self._handles:
             try:
-                if type(self).before is not HookStack.before:
+                if type(self).before is not SharedHook.before:
                     hook = module.register_forward_pre_hook(self._run_before, prepend=True, with_kwargs=True)
                     self._handles.append(hook)
                 # One at least is registered, whatever they do: it is how `stack_on` finds the stack again.
-                if type(self).after is not HookStack.after or not self._handles:
+                if type(self).after is not SharedHook.after or not self._handles:
                     hook = module.register_forward_hook(
                         self._run_after, prepend=True, with_kwargs=True, always_call=self._hears_of_failures
                     )
@@ -81,12 +83,12 @@ class HookStack:
                 self._unhook()
                 raise
         self.participants = (*self.participants, participant)
-        self.take_stock()
+        self.participants_changed()
 
     def leave(self, participant: Participant) -> None:
         """Drop a participant, unhooking the module if it was the last."""
         self.participants = tuple(other for other in self.participants if other is not participant)
-        self.take_stock()
+        self.participants_changed()
         if not self.participants:
             self._unhook()
 
@@ -107,9 +109,9 @@ class HookStack:
 
     @property
     def _hears_of_failures(self) -> bool:
-        return type(self).failed is not HookStack.failed
+        return type(self).failed is not SharedHook.failed
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> HookStack:
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedHook:
         return _inert(type(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -120,7 +122,7 @@ class Attachment(NamedTuple):
     """One participant's place: the module, the stack it joins there, and itself."""
 
     module: nn.Module
-    stack: HookStack
+    stack: SharedHook
     participant: Participant
 
 
@@ -138,10 +140,10 @@ class Intervention:
 
     ```python
     from torch import nn
-    from hf_mote.hooks import Attachment, HookStack, Participant, attach
+    from hf_mote.hooks import Attachment, SharedHook, Participant, attach
 
     layer = nn.Linear(2, 2)
-    with attach([Attachment(layer, HookStack(), Participant())]) as handle:
+    with attach([Attachment(layer, SharedHook(), Participant())]) as handle:
         assert handle.active
     assert handle.removed and not layer._forward_hooks
     ```
@@ -172,7 +174,7 @@ class Intervention:
                 attachment.stack.leave(attachment.participant)
             self.removed = True
 
-    def __enter__(self) -> Intervention:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -208,7 +210,7 @@ def attach(attachments: Sequence[Attachment]) -> Intervention:
     return Intervention(joined)
 
 
-StackT = TypeVar("StackT", bound=HookStack)
+StackT = TypeVar("StackT", bound=SharedHook)
 
 
 def stack_on(module: nn.Module, kind: type[StackT]) -> StackT | None:
@@ -216,7 +218,7 @@ def stack_on(module: nn.Module, kind: type[StackT]) -> StackT | None:
 
     Args:
         module (`nn.Module`): The module to look at.
-        kind (`type[HookStack]`): The kind of stack looked for.
+        kind (`type[SharedHook]`): The kind of stack looked for.
     """
     for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
         owner = getattr(hook, "__self__", None)
@@ -225,7 +227,7 @@ def stack_on(module: nn.Module, kind: type[StackT]) -> StackT | None:
     return None
 
 
-def _inert(kind: type[HookStack]) -> HookStack:
+def _inert(kind: type[SharedHook]) -> SharedHook:
     stack = kind.__new__(kind)
-    HookStack.__init__(stack)
+    SharedHook.__init__(stack)
     return stack

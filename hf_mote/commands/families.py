@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_mote.routing.rules.families import REFUSED, RULES
-from hf_mote.routing.sites.special_outputs import ADAPTERS
+from hf_mote.routing.sites.special_outputs import SPECIAL_OUTPUTS
 
 __all__ = ["SupportRow", "families", "support_markdown", "support_table"]
 
@@ -34,7 +34,7 @@ def support_table() -> list[SupportRow]:
         SupportRow(
             rule.name,
             rule.families,
-            () if rule.adapter is None else tuple(sorted(ADAPTERS[rule.adapter].refuses)),
+            () if rule.adapter is None else tuple(sorted(SPECIAL_OUTPUTS[rule.adapter].refuses)),
         )
         for rule in RULES
     ]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError
 from hf_mote.evaluation.conversations import Conversation, checked_conversations, run_conversations
-from hf_mote.evaluation.rates import Rates, RateTrial
+from hf_mote.evaluation.rates import RateMeasurement, Rates
 from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.evaluation.side_effects import side_effects
 from hf_mote.generation.chat import Prompt
@@ -135,7 +135,7 @@ def evaluate_mote(
     ```
     """
     where = "evaluate_mote"
-    trial = RateTrial(
+    trial = RateMeasurement(
         where,
         model,
         tokenizer,
@@ -231,7 +231,7 @@ def evaluate_settings(
     Raises:
         [`ConfigError`]: as [`evaluate_mote`], before anything runs.
     """
-    trial = RateTrial(
+    trial = RateMeasurement(
         "evaluate_settings",
         model,
         tokenizer,
@@ -250,7 +250,7 @@ def evaluate_settings(
 
 
 def _reports(
-    trial: RateTrial, configs: Sequence[MoTEConfig], found: Rates, seed: int, control_kind: str
+    trial: RateMeasurement, configs: Sequence[MoTEConfig], found: Rates, seed: int, control_kind: str
 ) -> list[EvaluationReport]:
     """Return what was measured of each config, without what is measured beside the rates."""
     return [

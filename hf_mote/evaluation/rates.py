@@ -27,10 +27,10 @@ from hf_mote.routing.recording.record import record_routing
 from hf_mote.routing.sites.discover import find_routers
 from hf_mote.statistics.rates import Rate, wilson
 
-__all__ = ["RateTrial", "Rates", "Run"]
+__all__ = ["Measured", "RateMeasurement", "Rates"]
 
 
-class Run(NamedTuple):
+class Measured(NamedTuple):
     """What a model did on the prompts.
 
     Attributes:
@@ -48,19 +48,19 @@ class Rates(NamedTuple):
     """What was measured.
 
     Attributes:
-        before (`Run`): The untouched model's.
+        before (`Measured`): The untouched model's.
         after (`list[Run]`): With each config.
         controls (`list[list[float]]`): For each config the rate with each of its controls.
         sharing (`list[int]`): For each config, how many of its controls hold some of its own experts.
     """
 
-    before: Run
-    after: list[Run]
+    before: Measured
+    after: list[Measured]
     controls: list[list[float]]
     sharing: list[int]
 
 
-class RateTrial:
+class RateMeasurement:
     """A model, prompts and a judge to measure the rate of one label by.
 
     Args:
@@ -112,7 +112,7 @@ class RateTrial:
         # A label that the judge is known to give is one that no response need get.
         self._known = self.label == str(getattr(judge, "target", None)) or labels_of(judge) is not None
         self._seen: set[str] = set()
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, Measured] = {}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise if the tokenizer cannot take prompts, as chats where it has no template."""
@@ -128,7 +128,7 @@ class RateTrial:
                     responses[position] = answer
         return responses
 
-    def measure(self, config: MoTEConfig | None, *, keep: bool = False) -> Run:
+    def measure(self, config: MoTEConfig | None, *, keep: bool = False) -> Measured:
         """Return what the model does with a config, or without one; one that comes again is not run again."""
         key = "" if config is None else json.dumps(config.to_dict(), sort_keys=True)
         if key not in self._runs:
@@ -138,7 +138,7 @@ class RateTrial:
             unclear = getattr(self.judge, "unclear", None)
             self.unclear += labels.count(unclear) if isinstance(unclear, str) else 0
             rate = Rate.of(labels.count(self.label), len(responses), self.confidence)
-            self._runs[key] = Run(rate, responses, labels) if keep else Run(rate, [], [])
+            self._runs[key] = Measured(rate, responses, labels) if keep else Measured(rate, [], [])
         return self._runs[key]
 
     def plan(self, configs: Sequence[MoTEConfig], *, num_controls: int, control_kind: str, seed: int) -> None:

@@ -25,7 +25,7 @@ __all__ = ["SideEffects", "perplexity_text", "side_effects"]
 
 _NOT_IN_PLAIN_TEXT = ("generation", "thinking", "answer")
 
-LARGEST = math.log(sys.float_info.max)  # nats per token whose perplexity is still a number: 709.8
+LARGEST_LOSS = math.log(sys.float_info.max)  # nats per token whose perplexity is still a number: 709.8
 
 
 @dataclass(frozen=True)
@@ -184,4 +184,4 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_token
 
 
 def _perplexity(loss: float) -> float | None:
-    return None if loss > LARGEST else math.exp(loss)
+    return None if loss > LARGEST_LOSS else math.exp(loss)

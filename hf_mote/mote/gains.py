@@ -14,15 +14,15 @@ from torch import Tensor
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.hooks import Intervention
-from hf_mote.passes.forward import Forward, Watcher
-from hf_mote.routing.router_hook import Probe, attach_to_routers
+from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.routing.router_hook import WeightProbe, attach_to_routers
 from hf_mote.routing.rules.selection import Routing
 from hf_mote.routing.sites.site import RouterSite
 
 __all__ = ["Gains", "attach_gains"]
 
 
-class Gains(Watcher):
+class Gains(DecoderParticipant):
     """The gains of one model, for each sequence of a batch.
 
     Args:
@@ -102,7 +102,7 @@ def attach_gains(model: torch.nn.Module, gains: Gains) -> Intervention:
     return attach_to_routers(model, gains.sites, gains, lambda site: _GainProbe(gains, site))
 
 
-class _GainProbe(Probe):
+class _GainProbe(WeightProbe):
     def __init__(self, gains: Gains, site: RouterSite) -> None:
         self.gains = gains
         self.path = site.path

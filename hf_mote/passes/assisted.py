@@ -12,24 +12,24 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 
-from hf_mote.hooks import Attachment, HookStack, stack_on
+from hf_mote.hooks import Attachment, SharedHook, stack_on
 from hf_mote.passes.arguments import caches_in
-from hf_mote.passes.decoder_hook import TokenTracker
-from hf_mote.passes.forward import Watcher
+from hf_mote.passes.decoder_hook import DecoderHook
+from hf_mote.passes.forward import DecoderParticipant
 
-__all__ = ["attachments_to_callers"]
+__all__ = ["assisted_decoding_hooks"]
 
 
-def attachments_to_callers(
-    model: nn.Module, decoder: nn.Module, tracker: TokenTracker, watcher: Watcher
+def assisted_decoding_hooks(
+    model: nn.Module, decoder: nn.Module, tracker: DecoderHook, watcher: DecoderParticipant
 ) -> list[Attachment]:
     """Return what to attach so that a decoder's tracker hears of guesses.
 
     Args:
         model (`nn.Module`): The model.
         decoder (`nn.Module`): Its decoder.
-        tracker (`TokenTracker`): The hook on the decoder.
-        watcher (`Watcher`): The intervention's watcher.
+        tracker (`DecoderHook`): The hook on the decoder.
+        watcher (`DecoderParticipant`): The intervention's watcher.
     """
     callers = [
         part
@@ -39,10 +39,10 @@ def attachments_to_callers(
     return [Attachment(caller, stack_on(caller, _CallerStack) or _CallerStack(tracker), watcher) for caller in callers]
 
 
-class _CallerStack(HookStack):
+class _CallerStack(SharedHook):
     """The hook on a model that `generate` calls."""
 
-    def __init__(self, tracker: TokenTracker) -> None:
+    def __init__(self, tracker: DecoderHook) -> None:
         super().__init__()
         self.tracker = tracker
 

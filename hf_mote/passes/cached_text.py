@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CachedText", "Marks", "last_keys", "moved_from", "parts_of"]
+__all__ = ["CachedText", "ThinkingTokens", "label_thinking", "last_keys", "moved_from"]
 
-Marks = tuple[int, int]
+ThinkingTokens = tuple[int, int]
 """The tokens that open and close the thinking."""
 
 
@@ -17,27 +17,27 @@ class CachedText(NamedTuple):
     """What a cache holds, as its last pass left it.
 
     Attributes:
-        run (`int`): Number of the run.
+        run_id (`int`): Number of the run.
         before (`int`): Tokens that it held before that pass.
         length (`int`): Tokens of that pass.
-        alike (`bool`): Whether sequences of the batch began alike, as beams do.
-        parts (`dict`): For each pair of marks, what the text belonged to before that pass and after each of its
+        rows_may_move (`bool`): Whether sequences of the batch began alike, as beams do.
+        thinking (`dict`): For each pair of marks, what the text belonged to before that pass and after each of its
             tokens, `(batch, 1 + length)`.
-        keys (`torch.Tensor`, *optional*): What `last_keys` knows its rows by; kept only where they are alike.
+        keys (`torch.Tensor`, *optional*): What `last_keys` knows its rows by; kept only where rows may move.
     """
 
-    run: int
+    run_id: int
     before: int
     length: int
-    alike: bool = False
-    parts: dict[Marks, Tensor] = {}
+    rows_may_move: bool = False
+    thinking: dict[ThinkingTokens, Tensor] = {}
     keys: Tensor | None = None
 
     def shortened_to(self, past: int) -> bool:
         """Return whether tokens were taken back, so that the cache holds no more than `past`."""
         return past < self.before + self.length
 
-    def parts_at(self, past: int, moved: Tensor | None) -> dict[Marks, Tensor]:
+    def thinking_at(self, past: int, moved: Tensor | None) -> dict[ThinkingTokens, Tensor]:
         """Return what the text belongs to after its first `past` tokens, `(batch,)`, as far as it is known.
 
         Args:
@@ -47,11 +47,11 @@ class CachedText(NamedTuple):
         column = past - self.before
         if not 0 <= column <= self.length or (moved is not None and bool((moved < 0).any())):
             return {}
-        ends = {marks: parts[:, column] for marks, parts in self.parts.items()}
+        ends = {marks: labels[:, column] for marks, labels in self.thinking.items()}
         return ends if moved is None else {marks: end[moved] for marks, end in ends.items()}
 
 
-def parts_of(ids: Tensor, marks: Marks, begun: Tensor) -> Tensor:
+def label_thinking(ids: Tensor, marks: ThinkingTokens, begun: Tensor) -> Tensor:
     """Return what each token belongs to: 0 neither, 1 thinking, 2 answer, as `ids`.
 
     Args:

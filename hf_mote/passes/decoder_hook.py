@@ -1,4 +1,4 @@
-"""`TokenTracker`, the hook on the decoder: what the rows of each forward are, and whether the routers ran in it.
+"""`DecoderHook`, the hook on the decoder: what the rows of each forward are, and whether the routers ran in it.
 
 What it remembers from pass to pass belongs to the cache that the passes share, and what it knows of the pass under way
 to the thread that runs it. Generations may therefore take turns, or run in threads of their own.
@@ -18,21 +18,21 @@ from torch._C import _current_graph_task_id
 from torch.compiler import is_compiling
 
 from hf_mote.errors import UnsupportedError
-from hf_mote.hooks import HookStack
+from hf_mote.hooks import SharedHook
 from hf_mote.passes.arguments import PassArguments, caches_in, contradiction, is_packed, read_arguments
-from hf_mote.passes.cached_text import CachedText, Marks, last_keys, moved_from, parts_of
-from hf_mote.passes.forward import Forward, Watcher, real_tokens
+from hf_mote.passes.cached_text import CachedText, ThinkingTokens, label_thinking, last_keys, moved_from
+from hf_mote.passes.forward import DecoderParticipant, Forward, real_tokens
 
-__all__ = ["TokenTracker", "recomputing"]
+__all__ = ["DecoderHook", "recomputing"]
 
-ROWS_POSTPONED = 256  # longer passes are looked at router by router
+ROWS_DEFERRED = 256  # longer passes are looked at router by router
 
 _COMPILED = "several tokens on a cache can be a prompt or a chunk of one, and a compiled graph cannot ask which"
 
-Look: TypeAlias = Callable[[tuple[Any, ...], Any], None]
+DeferredRead: TypeAlias = Callable[[tuple[Any, ...], Any], None]
 
 
-class TokenTracker(HookStack):
+class DecoderHook(SharedHook):
     """The hook on the decoder, shared by all interventions of a model.
 
     A forward with an empty cache reads prompt; a single token on a filled cache is a generated one. Where the caller
@@ -48,18 +48,20 @@ class TokenTracker(HookStack):
         # A compiled graph cannot ask in which thread it runs: the last pass of all, and what its text ended in.
         self._now: Forward | None = None
         self._inside = False
-        self._ends: dict[Marks, Tensor] = {}
-        self._minds_passes = self._minds_rows = False
-        self._marks: frozenset[Marks] = frozenset()
-        self._watchers: tuple[Watcher, ...] = ()
+        self._ends: dict[ThinkingTokens, Tensor] = {}
+        self._needs_passes = self._needs_rows = False
+        self._marks: frozenset[ThinkingTokens] = frozenset()
+        self._watchers: tuple[DecoderParticipant, ...] = ()
 
-    def take_stock(self) -> None:
+    def participants_changed(self) -> None:
         """Find out what the watchers want to know of each pass."""
-        watchers = tuple(participant for participant in self.participants if isinstance(participant, Watcher))
+        watchers = tuple(
+            participant for participant in self.participants if isinstance(participant, DecoderParticipant)
+        )
         self._watchers = watchers
         self._marks = frozenset(marks for watcher in watchers for marks in watcher.thinking_tokens)
-        self._minds_passes = any(watcher.minds_passes for watcher in watchers)
-        self._minds_rows = bool(self._marks) or any(watcher.minds_rows for watcher in watchers)
+        self._needs_passes = any(watcher.needs_passes for watcher in watchers)
+        self._needs_rows = bool(self._marks) or any(watcher.needs_rows for watcher in watchers)
 
     def forward_of(self, rows: int) -> Forward | None:
         """Return the pass that a router's rows belong to, or `None` if they belong to none.
@@ -84,7 +86,7 @@ class TokenTracker(HookStack):
             return Forward(now.batch, length, now.device, generation_from=length)
         return None
 
-    def postpones(self, look: Look, args: tuple[Any, ...], output: Any) -> bool:
+    def defers(self, look: DeferredRead, args: tuple[Any, ...], output: Any) -> bool:
         """Return whether a look at what a router decided is put off to the end of the pass.
 
         Routers that are looked at one after the other find the code at hand, which costs a decode step much less than
@@ -96,9 +98,9 @@ class TokenTracker(HookStack):
             output (`Any`): What it returned.
         """
         here = self._here
-        if not here.inside or not here.postpones:
+        if not here.inside or not here.defers:
             return False
-        here.postponed.append((look, args, output))
+        here.deferred.append((look, args, output))
         return True
 
     def expect_guesses(self, guessed: bool) -> None:
@@ -107,7 +109,7 @@ class TokenTracker(HookStack):
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the arguments of a decoder's forward."""
-        if not self._minds_passes:
+        if not self._needs_passes:
             return
         read = read_arguments(args, kwargs)
         if read is None:
@@ -126,13 +128,13 @@ class TokenTracker(HookStack):
         past = int(cache.get_seq_length()) if cache is not None else 0
         text = self._texts.get(cache) if past else None
         moved = None
-        seen, generation_from = 0, length
+        first_new_column, generation_from = 0, length
         # A decode step on a known cache is checked by shapes alone: values would make it wait for the device.
         by_values = text is None or read.tokens.device.type == "cpu"
         unread = read.unclear or contradiction(read, past, values=by_values)
         unclear = unread or self._unclear(length, past, text)
         if past:
-            here.run = text.run if text is not None else next(self._runs)
+            here.run_id = text.run_id if text is not None else next(self._runs)
             generation_from = 0
             if text is not None and text.keys is not None and (keys := last_keys(cache)) is not None:
                 moved = moved_from(text.keys, keys)
@@ -142,42 +144,42 @@ class TokenTracker(HookStack):
                 unclear = unclear or "the tokens of the pass before and one more can be a prompt or a generation"
                 extends = False
             if extends and read.by_generate:
-                seen, generation_from = length - 1, here.prompt_length
+                first_new_column, generation_from = length - 1, here.prompt_length
             else:
-                here.run = next(self._runs)
+                here.run_id = next(self._runs)
                 here.prompt_length = length
         here.cache = cache
         here.previous = ids if cache is None else None
-        parts: dict[Marks, tuple[Tensor, Tensor]] = {}
+        labels: dict[ThinkingTokens, tuple[Tensor, Tensor]] = {}
         if self._marks:
-            begun = {} if text is None or unread is not None else text.parts_at(past, moved)
-            parts = self._parts(ids, begun, begins=past == 0 and unread is None)
+            begun = {} if text is None or unread is not None else text.thinking_at(past, moved)
+            labels = self._label(ids, begun, begins=past == 0 and unread is None)
         here.text = CachedText(
-            here.run,
+            here.run_id,
             past,
             length,
-            alike=self._minds_rows and (_alike(ids, batch) if text is None else text.alike),
-            parts={marks: torch.cat([begin[:, None], part], dim=1) for marks, (begin, part) in parts.items()},
+            rows_may_move=self._needs_rows and (_begin_alike(ids, batch) if text is None else text.rows_may_move),
+            thinking={marks: torch.cat([begin[:, None], part], dim=1) for marks, (begin, part) in labels.items()},
         )
         here.now = Forward(
             batch,
             length,
             read.tokens.device,
-            run=here.run,
+            run_id=here.run_id,
             generation_from=generation_from,
-            seen=seen,
+            first_new_column=first_new_column,
             real=real_tokens(read.mask, batch, length, past),
             ids=ids,
             unclear=unclear,
             unread=unread,
             packed=length > 1 and is_packed(read),
-            parts={marks: part for marks, (_, part) in parts.items()},
+            thinking={marks: part for marks, (_, part) in labels.items()},
             moved=moved,
         )
         here.inside, here.guessed = True, False
         self._now, self._inside = here.now, True
-        self._ends = {marks: part[:, -1] for marks, (_, part) in parts.items()}
-        here.postpones, here.postponed = batch * length <= ROWS_POSTPONED, []
+        self._ends = {marks: part[:, -1] for marks, (_, part) in labels.items()}
+        here.defers, here.deferred = batch * length <= ROWS_DEFERRED, []
         for watcher in self._watchers:
             if watcher.active:
                 watcher.on_forward(here.now)
@@ -198,8 +200,8 @@ class TokenTracker(HookStack):
         ids, tokens, cache = read.ids, read.tokens, read.cache
         batch, length = tokens.shape[:2]
         continues = cache is not None and length == 1
-        parts = self._parts(ids, self._ends if continues else {}, begins=True)
-        self._ends = {marks: part[:, -1] for marks, (_, part) in parts.items()}
+        labels = self._label(ids, self._ends if continues else {}, begins=True)
+        self._ends = {marks: part[:, -1] for marks, (_, part) in labels.items()}
         self._now = Forward(
             batch,
             length,
@@ -208,7 +210,7 @@ class TokenTracker(HookStack):
             ids=ids,
             unclear=read.unclear or (_COMPILED if cache is not None and length > 1 else None),
             unread=read.unclear,
-            parts={marks: part for marks, (_, part) in parts.items()},
+            thinking={marks: part for marks, (_, part) in labels.items()},
         )
         self._inside = True
         for watcher in self._watchers:
@@ -220,7 +222,7 @@ class TokenTracker(HookStack):
         self._inside = False
         if is_compiling():
             return
-        now = self._remember(output) if self._minds_passes else None
+        now = self._remember(output) if self._needs_passes else None
         for watcher in self._watchers:
             watcher.check_alive()
             if watcher.active and now is not None:
@@ -230,21 +232,21 @@ class TokenTracker(HookStack):
         """Leave the pass: what routers are called with from now on is no part of it."""
         here = self._here
         self._inside = here.inside = here.guessed = False
-        here.postponed, here.cache = [], None
+        here.deferred, here.cache = [], None
 
     def _remember(self, output: Any) -> Forward | None:
         """Look at what was put off, take note of what the cache now holds, and return the pass that ends."""
         here = self._here
-        postponed, here.postponed = here.postponed, []
-        if here.now is not None and any(watcher.wants(here.now) for watcher in self._watchers):
-            for look, its_args, its_output in postponed:
+        deferred, here.deferred = here.deferred, []
+        if here.now is not None and any(watcher.needs_routers(here.now) for watcher in self._watchers):
+            for look, its_args, its_output in deferred:
                 look(its_args, its_output)
         here.inside = False
         cache = here.cache if here.cache is not None else next(caches_in(output), None)
         here.cache = None
         if cache is not None and here.text is not None:
             here.previous = None
-            keys = last_keys(cache) if here.text.alike else None
+            keys = last_keys(cache) if here.text.rows_may_move else None
             self._texts[cache] = here.text if keys is None else here.text._replace(keys=keys.clone())
         return here.now
 
@@ -256,11 +258,11 @@ class TokenTracker(HookStack):
         moved = moved_from(before, ids[:, :-1])
         return (True, moved) if moved is None or bool((moved >= 0).all()) else (False, None)
 
-    def _parts(
-        self, ids: Tensor | None, begun: dict[Marks, Tensor], *, begins: bool
-    ) -> dict[Marks, tuple[Tensor, Tensor]]:
+    def _label(
+        self, ids: Tensor | None, begun: dict[ThinkingTokens, Tensor], *, begins: bool
+    ) -> dict[ThinkingTokens, tuple[Tensor, Tensor]]:
         """For each pair of marks that somebody asks for: what held before the pass, and what each token belongs to."""
-        found: dict[Marks, tuple[Tensor, Tensor]] = {}
+        found: dict[ThinkingTokens, tuple[Tensor, Tensor]] = {}
         if ids is None:
             return found
         for marks in self._marks:
@@ -269,7 +271,7 @@ class TokenTracker(HookStack):
                 if not begins:
                     continue  # nobody saw what this cache was filled with
                 begin = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-            found[marks] = (begin, parts_of(ids, marks, begin))
+            found[marks] = (begin, label_thinking(ids, marks, begin))
         return found
 
 
@@ -285,15 +287,15 @@ class _Here(threading.local):
         self.now: Forward | None = None
         self.inside = False
         self.guessed = False
-        self.postpones = False
-        self.postponed: list[tuple[Look, tuple[Any, ...], Any]] = []
+        self.defers = False
+        self.deferred: list[tuple[DeferredRead, tuple[Any, ...], Any]] = []
         self.text: CachedText | None = None
         self.cache: Any | None = None
-        self.run = 0
+        self.run_id = 0
         self.prompt_length = 0
         self.previous: Tensor | None = None
 
 
-def _alike(ids: Tensor | None, batch: int) -> bool:
+def _begin_alike(ids: Tensor | None, batch: int) -> bool:
     """Whether sequences of a batch begin alike, or might."""
     return batch > 1 and (ids is None or len(torch.unique(ids, dim=0)) < len(ids))

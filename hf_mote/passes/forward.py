@@ -10,12 +10,12 @@ from torch import Tensor
 
 from hf_mote.errors import LivenessError, UnsupportedError
 from hf_mote.hooks import Participant
-from hf_mote.passes.cached_text import Marks
+from hf_mote.passes.cached_text import ThinkingTokens
 
-__all__ = ["Forward", "Part", "Phase", "Watcher", "all_of", "real_tokens"]
+__all__ = ["DecoderParticipant", "Forward", "Phase", "ThinkingPart", "all_of", "real_tokens"]
 
 Phase = Literal["prompt", "generation"]
-Part = Literal["thinking", "answer"]
+ThinkingPart = Literal["thinking", "answer"]
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class Forward:
         batch (`int`): Sequences.
         length (`int`): Tokens of each sequence in this pass.
         device (`torch.device`): Where the tokens are.
-        run (`int`): Number of the run; passes that continue the same sequences share it.
+        run_id (`int`): Number of the run; passes that continue the same sequences share it.
         generation_from (`int`): Columns from here on are generated tokens, those before are prompt.
-        seen (`int`): Columns before this were routed in an earlier pass already (generation without a cache).
+        first_new_column (`int`): Columns before this were routed in an earlier pass (generation without a cache).
         real (`torch.Tensor`, *optional*): False for padding, `(batch, length)`; `None` if there is none.
         ids (`torch.Tensor`, *optional*): Token ids, `(batch, length)`; `None` if the forward was given embeddings.
         unclear (`str`, *optional*): Why prompt and generation cannot be told apart; `None` if they can.
         unread (`str`, *optional*): Why it is not known what was read before, nor in which row; `None` if it is.
         packed (`bool`): Whether a row holds several sequences, one after the other.
-        parts (`dict`): For each pair of tokens that open and close the thinking, what each token belongs to,
+        thinking (`dict`): For each pair of tokens that open and close the thinking, what each token belongs to,
             `(batch, length)`: 0 neither, 1 thinking, 2 answer.
         moved (`torch.Tensor`, *optional*): The row that each row's sequence was in, in the pass before, `(batch,)`, -1
             for none; `None` if none is known to have moved, as beams do.
@@ -43,15 +43,15 @@ class Forward:
     batch: int
     length: int
     device: torch.device
-    run: int = 0
+    run_id: int = 0
     generation_from: int = 0
-    seen: int = 0
+    first_new_column: int = 0
     real: Tensor | None = None
     ids: Tensor | None = None
     unclear: str | None = None
     unread: str | None = None
     packed: bool = False
-    parts: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    thinking: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     moved: Tensor | None = None
 
     def check_rows(self, where: str) -> None:
@@ -102,7 +102,7 @@ class Forward:
         columns = torch.arange(self.length, device=self.device) >= self.generation_from
         return (columns if phase == "generation" else ~columns).repeat(self.batch)
 
-    def tokens_in(self, part: Part, thinking_tokens: tuple[int, int]) -> Tensor:
+    def tokens_in(self, part: ThinkingPart, thinking_tokens: tuple[int, int]) -> Tensor:
         """Return which rows are thinking or answer, bool `(batch * length,)`.
 
         Thinking is what lies between the tokens that open and close it, the opening one included; the answer begins
@@ -115,8 +115,8 @@ class Forward:
         Raises:
             [`UnsupportedError`]: if the pass was given embeddings, or is a recomputation of gradient checkpointing.
         """
-        parts = self.parts.get(thinking_tokens)
-        if parts is None:
+        labels = self.thinking.get(thinking_tokens)
+        if labels is None:
             raise UnsupportedError(
                 "forward pass",
                 f"cannot tell which tokens are {part}",
@@ -125,14 +125,14 @@ class Forward:
                 expected="token ids, from the beginning of the text on",
                 fix="Give input_ids and the whole text, and train without gradient checkpointing under this scope.",
             )
-        return (parts == (1 if part == "thinking" else 2)).reshape(-1)
+        return (labels == (1 if part == "thinking" else 2)).reshape(-1)
 
     def countable(self, phase: Phase) -> Tensor | None:
         """Return which rows to count for a phase: real tokens, each once; `None` means all of them."""
         real = None if self.real is None else self.real.reshape(-1)
         new = None
-        if self.seen:
-            new = (torch.arange(self.length, device=self.device) >= self.seen).repeat(self.batch)
+        if self.first_new_column:
+            new = (torch.arange(self.length, device=self.device) >= self.first_new_column).repeat(self.batch)
         return all_of(self.tokens_of(phase), real, new)
 
 
@@ -176,19 +176,19 @@ def real_tokens(mask: object, batch: int, length: int, past: int) -> Tensor | No
     )
 
 
-class Watcher(Participant):
+class DecoderParticipant(Participant):
     """A participant on the decoder: hears of each forward, and knows which routers must run in it."""
 
-    thinking_tokens: frozenset[Marks] = frozenset()
+    thinking_tokens: frozenset[ThinkingTokens] = frozenset()
     """Pairs of tokens that open and close the thinking, which the intervention wants to know about."""
 
-    minds_passes: bool = True
+    needs_passes: bool = True
     """Whether it matters to it what the tokens of a pass are, and when it begins and ends."""
 
-    minds_rows: bool = False
+    needs_rows: bool = False
     """Whether it matters to it that a sequence moves to another row of the batch."""
 
-    minds_phases: bool = False
+    needs_phases: bool = False
     """Whether it matters to it what is prompt and what is generated."""
 
     def __init__(self) -> None:
@@ -203,13 +203,13 @@ class Watcher(Participant):
     def on_forward(self, forward: Forward) -> None:
         """Hear of a forward that begins."""
 
-    def observes(self, forward: Forward) -> bool:
+    def reads(self, forward: Forward) -> bool:
         """Return whether its observers have any use for what routers do in a forward that it has heard of."""
         return True
 
-    def wants(self, forward: Forward) -> bool:
+    def needs_routers(self, forward: Forward) -> bool:
         """Return whether routers must be looked at: for its observers, or to know that they run."""
-        return self.active and (not self._proven or self.observes(forward))
+        return self.active and (not self._proven or self.reads(forward))
 
     def on_trace(self, forward: Forward) -> None:
         """Hear of a forward that is being compiled; raise if that cannot work."""

@@ -11,27 +11,27 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from hf_mote.errors import RouterContractError
-from hf_mote.hooks import LOCK, Attachment, HookStack, Intervention, Participant, attach, stack_on
-from hf_mote.passes.assisted import attachments_to_callers
-from hf_mote.passes.decoder_hook import TokenTracker, recomputing
-from hf_mote.passes.forward import Forward, Watcher
+from hf_mote.hooks import LOCK, Attachment, Intervention, Participant, SharedHook, attach, stack_on
+from hf_mote.passes.assisted import assisted_decoding_hooks
+from hf_mote.passes.decoder_hook import DecoderHook, recomputing
+from hf_mote.passes.forward import DecoderParticipant, Forward
 from hf_mote.routing.rules.edits import RoutingEdit, merge_edits
 from hf_mote.routing.rules.selection import Routing, reweigh
-from hf_mote.routing.rules.shortcuts import at_hand, known_to_avoid
-from hf_mote.routing.sites.output import TupleAdapter
+from hf_mote.routing.rules.shortcuts import none_chosen, readable_now
+from hf_mote.routing.sites.output import RouterOutput
 from hf_mote.routing.sites.routed_model import decoder_of
 from hf_mote.routing.sites.self_test import check_identity, self_test
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.sites.special_outputs import adapter_for
 
-__all__ = ["Editor", "Observer", "Probe", "RouterParticipant", "RouterStack", "attach_to_routers"]
+__all__ = ["RouterHook", "RouterParticipant", "RoutingEditor", "RoutingObserver", "WeightProbe", "attach_to_routers"]
 
 
 class RouterParticipant(Participant):
     """Something on a router."""
 
 
-class Editor(RouterParticipant):
+class RoutingEditor(RouterParticipant):
     """Changes the selection."""
 
     always: tuple[RoutingEdit, ...] | None = None
@@ -42,7 +42,7 @@ class Editor(RouterParticipant):
         """Return edits, each with the rows it is meant for (`None`: all); none to leave this pass alone."""
 
 
-class Probe(RouterParticipant):
+class WeightProbe(RouterParticipant):
     """Passes the applied weights through a differentiable function."""
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Probe(RouterParticipant):
         """Return the weights, `(tokens, top_k)`."""
 
 
-class Observer(RouterParticipant):
+class RoutingObserver(RouterParticipant):
     """Looks at native and applied routing; not called again when gradient checkpointing recomputes a layer."""
 
     @abstractmethod
@@ -58,16 +58,16 @@ class Observer(RouterParticipant):
         """See one pass. `applied is native` when nothing was edited."""
 
 
-class RouterStack(HookStack):
+class RouterHook(SharedHook):
     """The hook on one router.
 
     Args:
         site (`RouterSite`): The router.
-        tracker (`TokenTracker`): The hook on its decoder.
-        adapter (`TupleAdapter`, *optional*): What reads its output; found in the first pass if not known yet.
+        tracker (`DecoderHook`): The hook on its decoder.
+        adapter (`RouterOutput`, *optional*): What reads its output; found in the first pass if not known yet.
     """
 
-    def __init__(self, site: RouterSite, tracker: TokenTracker, adapter: TupleAdapter | None) -> None:
+    def __init__(self, site: RouterSite, tracker: DecoderHook, adapter: RouterOutput | None) -> None:
         super().__init__()
         self.site = site
         self.tracker = tracker
@@ -76,10 +76,10 @@ class RouterStack(HookStack):
         self._suppressed: frozenset[int] | None = None
         self._only_observed = False
 
-    def take_stock(self) -> None:
+    def participants_changed(self) -> None:
         """Find out whether all that happens here are the same edits in every pass, or looks."""
-        self._only_observed = all(isinstance(participant, Observer) for participant in self.participants)
-        always = [participant.always for participant in self.participants if isinstance(participant, Editor)]
+        self._only_observed = all(isinstance(participant, RoutingObserver) for participant in self.participants)
+        always = [participant.always for participant in self.participants if isinstance(participant, RoutingEditor)]
         self._always = None
         if len(always) == len(self.participants) and None not in always:
             self._always = [edit for edits in always if edits is not None for edit in edits]
@@ -87,26 +87,26 @@ class RouterStack(HookStack):
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         """Edit, probe and show one pass of the router."""
-        if self._only_observed and not is_compiling() and self.tracker.postpones(self.look, args, output):
+        if self._only_observed and not is_compiling() and self.tracker.defers(self.look, args, output):
             return None
         adapter = self._adapter_of(args, output)
         native = adapter.read(output)[1]
         for participant in self.participants:
             participant.ran |= participant.active
-        if self._suppressed is not None and known_to_avoid(native.indices, self._suppressed):
+        if self._suppressed is not None and none_chosen(native.indices, self._suppressed):
             return None
         forward = self.tracker.forward_of(native.indices.shape[0]) if self._always is None else None
         edits: list[tuple[RoutingEdit, Tensor | None]] = []
-        probes: list[Probe] = []
-        observers: list[Observer] = []
+        probes: list[WeightProbe] = []
+        observers: list[RoutingObserver] = []
         for participant in self.participants:
             if not participant.active:
                 continue
-            if isinstance(participant, Editor):
+            if isinstance(participant, RoutingEditor):
                 edits += participant.edits(forward, native.weights.device)
-            elif isinstance(participant, Probe):
+            elif isinstance(participant, WeightProbe):
                 probes.append(participant)
-            elif isinstance(participant, Observer):
+            elif isinstance(participant, RoutingObserver):
                 observers.append(participant)
         applied, touched = native, None
         if edits:
@@ -128,11 +128,13 @@ class RouterStack(HookStack):
         native = self._adapter_of(args, output).read(output)[1]
         for participant in self.participants:
             participant.ran |= participant.active
-        observers = [one for one in self.participants if isinstance(one, Observer) and one.active]
+        observers = [one for one in self.participants if isinstance(one, RoutingObserver) and one.active]
         if observers:
             self._show(observers, self.tracker.forward_of(native.indices.shape[0]), native, native)
 
-    def _show(self, observers: Sequence[Observer], forward: Forward | None, native: Routing, applied: Routing) -> None:
+    def _show(
+        self, observers: Sequence[RoutingObserver], forward: Forward | None, native: Routing, applied: Routing
+    ) -> None:
         if forward is None:
             raise RouterContractError(
                 self.site.path,
@@ -144,7 +146,7 @@ class RouterStack(HookStack):
         for observer in observers:
             observer.observe(forward, native, applied)
 
-    def _adapter_of(self, args: tuple[Any, ...], output: Any) -> TupleAdapter:
+    def _adapter_of(self, args: tuple[Any, ...], output: Any) -> RouterOutput:
         """What reads the router's output, found in its first pass if it was not before."""
         if self.adapter is None:
             adapter = adapter_for(self.site, output)
@@ -154,16 +156,16 @@ class RouterStack(HookStack):
 
     def _reselect(
         self,
-        adapter: TupleAdapter,
+        adapter: RouterOutput,
         output: Any,
         args: tuple[Any, ...],
         native: Routing,
         edits: list[tuple[RoutingEdit, Tensor | None]],
         touched: Tensor | None,
     ) -> Routing:
-        if self._suppressed is None and at_hand(native.indices):
+        if self._suppressed is None and readable_now(native.indices):
             suppressed = self._suppressed_by([edit for edit, _ in edits])
-            if suppressed is not None and known_to_avoid(native.indices, suppressed):
+            if suppressed is not None and none_chosen(native.indices, suppressed):
                 return native
         edit = merge_edits(edits)
         if edit.only_weights:
@@ -173,7 +175,7 @@ class RouterStack(HookStack):
             routing = adapter.route(output, args, edit)
             edited = Routing(routing.weights.to(native.weights.dtype), routing.indices, routing.shared)
             one = len(self.participants) == len(edits) == native.indices.shape[0] == 1
-            if self._concerns_hits_alone(edit) and not (one and at_hand(native.indices)):
+            if self._concerns_hits_alone(edit) and not (one and readable_now(native.indices)):
                 # Among the other tokens, a tie could be broken in another way than the router did.
                 touched = edit.hits(native.indices)
         if touched is None:
@@ -208,7 +210,7 @@ class RouterStack(HookStack):
 def attach_to_routers(
     model: nn.Module,
     sites: Sequence[RouterSite],
-    watcher: Watcher,
+    watcher: DecoderParticipant,
     participant_for: Callable[[RouterSite], RouterParticipant | None],
 ) -> Intervention:
     """Attach a participant to every router that gets one, and the watcher to the decoder; all or nothing.
@@ -216,7 +218,7 @@ def attach_to_routers(
     Args:
         model (`nn.Module`): The model.
         sites (`Sequence[RouterSite]`): All its router sites.
-        watcher (`Watcher`): The intervention's watcher.
+        watcher (`DecoderParticipant`): The intervention's watcher.
         participant_for (`Callable[[RouterSite], RouterParticipant | None]`): The participant for a site, or `None`.
 
     Raises:
@@ -224,18 +226,18 @@ def attach_to_routers(
     """
     decoder = decoder_of(model, list(sites))
     with LOCK:
-        tracker = stack_on(decoder, TokenTracker) or TokenTracker()
+        tracker = stack_on(decoder, DecoderHook) or DecoderHook()
         attachments = [Attachment(decoder, tracker, watcher)]
-        if watcher.minds_phases:
-            attachments += attachments_to_callers(model, decoder, tracker, watcher)
+        if watcher.needs_phases:
+            attachments += assisted_decoding_hooks(model, decoder, tracker, watcher)
         for site in sites:
             participant = participant_for(site)
             if participant is None:
                 continue
             watcher.expect(site.path, participant)
-            stack = stack_on(site.module, RouterStack)
+            stack = stack_on(site.module, RouterHook)
             if stack is None:
-                stack = RouterStack(site, tracker, self_test(site))
+                stack = RouterHook(site, tracker, self_test(site))
             attachments.append(Attachment(site.module, stack, participant))
         return attach(attachments)
 

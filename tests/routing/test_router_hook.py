@@ -18,7 +18,7 @@ import hf_mote.routing.rules.selection
 import hf_mote.routing.rules.shortcuts
 from hf_mote import MoTEConfig, apply_mote, find_routers, record_routing
 from hf_mote.routing.rules.edits import merge_edits
-from hf_mote.routing.rules.shortcuts import at_hand
+from hf_mote.routing.rules.shortcuts import readable_now
 from hf_mote.routing.sites.site import RouterSite
 
 THINKING = [11, 12]
@@ -50,13 +50,13 @@ def name(request: pytest.FixtureRequest) -> str:
 def exits(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each look at the chosen experts let the hook leave early."""
     seen: list[bool] = []
-    look = hf_mote.routing.router_hook.known_to_avoid
+    look = hf_mote.routing.router_hook.none_chosen
 
     def noted(*args: Any) -> bool:
         seen.append(look(*args))
         return seen[-1]
 
-    monkeypatch.setattr(hf_mote.routing.router_hook, "known_to_avoid", noted)
+    monkeypatch.setattr(hf_mote.routing.router_hook, "none_chosen", noted)
     return seen
 
 
@@ -82,7 +82,7 @@ def generated(model: PreTrainedModel, prompt: torch.Tensor = PROMPT) -> torch.Te
 
 def never_look(patch: pytest.MonkeyPatch) -> None:
     for module in (hf_mote.routing.rules.shortcuts, hf_mote.routing.router_hook, hf_mote.routing.rules.selection):
-        patch.setattr(module, "at_hand", lambda values: False)
+        patch.setattr(module, "readable_now", lambda values: False)
 
 
 def never_looking(monkeypatch: pytest.MonkeyPatch, run: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -273,10 +273,10 @@ def test_after_router_under_vmap_equals_the_router_itself() -> None:
 
 
 def test_after_values_that_are_elsewhere_or_nowhere_are_not_looked_at() -> None:
-    assert at_hand(torch.zeros(2))
-    assert not at_hand(torch.zeros(2, device="meta"))
+    assert readable_now(torch.zeros(2))
+    assert not readable_now(torch.zeros(2, device="meta"))
     with FakeTensorMode():
-        assert not at_hand(torch.zeros(2))
+        assert not readable_now(torch.zeros(2))
 
 
 def _spared_and_hit(site: RouterSite, expert: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import attach_gains
-from hf_mote.ranking.causal.knockout import Pair, Trial
+from hf_mote.ranking.causal.knockout import Knockout, Pair
 from hf_mote.ranking.causal.preference import LogitScore, Preference
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.routing.sites.fingerprint import fingerprint_of
@@ -101,7 +101,7 @@ def ablate_experts(
         batch_size=batch_size,
         chat_template_kwargs=chat_template_kwargs,
     )
-    trial = Trial(preference)
+    trial = Knockout(preference)
     tried = trial.rows_of(experts)
     with (
         attach_gains(model, trial.gains),

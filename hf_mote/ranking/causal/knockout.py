@@ -1,4 +1,4 @@
-"""`Trial`: the score of each prompt without some experts, for rankings that take experts out."""
+"""`Knockout`: the score of each prompt without some experts, for rankings that take experts out."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hf_mote.ranking.causal.preference import Preference
 from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.site import RouterSite
 
-__all__ = ["Pair", "Trial"]
+__all__ = ["Knockout", "Pair"]
 
 Pair: TypeAlias = tuple[int, int]
 """(layer, expert) outside, (row of the sites, expert) within."""
 
 
-class Trial:
+class Knockout:
     """The scores of a [`Preference`] while the model runs without some experts.
 
     Args:

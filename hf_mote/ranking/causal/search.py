@@ -17,7 +17,7 @@ from hf_mote.errors import ConfigError
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.gains import attach_gains
-from hf_mote.ranking.causal.knockout import Pair, Trial
+from hf_mote.ranking.causal.knockout import Knockout, Pair
 from hf_mote.ranking.causal.preference import LogitScore, Preference
 from hf_mote.routing.sites.fingerprint import fingerprint_of
 
@@ -142,7 +142,7 @@ def search_experts(
         batch_size=batch_size,
         chat_template_kwargs=chat_template_kwargs,
     )
-    trial = Trial(preference)
+    trial = Knockout(preference)
     left = trial.rows_of(experts)
     most = sum(max(len(left) - step, 0) for step in range(max_experts))
     allowed = most if max_evaluations is None else min(most, max_evaluations)

@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from hf_mote.errors import UnsupportedError
-from hf_mote.hooks import HookStack, Participant
-from hf_mote.passes.forward import Watcher
-from hf_mote.routing.router_hook import Observer
+from hf_mote.hooks import Participant, SharedHook
+from hf_mote.passes.forward import DecoderParticipant
+from hf_mote.routing.router_hook import RoutingObserver
 
 __all__ = ["attached_to"]
 
@@ -38,16 +38,16 @@ def attached_to(where: str, model: nn.Module) -> list[list[Any]]:
         participants: dict[int, Participant] = {}
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             owner = getattr(hook, "__self__", None)
-            if isinstance(owner, HookStack):
+            if isinstance(owner, SharedHook):
                 participants |= {id(participant): participant for participant in owner.participants}
             elif not _of_a_library(hook):
                 raise _unknown(where, path, f"the hook {_name(hook)}", "Remove it")
         for participant in participants.values():
-            if isinstance(participant, Observer | Watcher):  # which look and change nothing
+            if isinstance(participant, RoutingObserver | DecoderParticipant):  # which look and change nothing
                 continue
-            if participant.told is None:
+            if participant.digest is None:
                 raise _unknown(where, path, type(participant).__name__, "Remove the intervention")
-            found.append([path, participant.told, participant.active])
+            found.append([path, participant.digest, participant.active])
         forward = vars(module).get("forward")
         if forward is not None and not _of_a_library(forward):
             raise _unknown(where, path, f"the forward {_name(forward)}", "Restore the module's own")

@@ -166,7 +166,7 @@ def ftri(
             leave=False,
         ) as bar,
     ):
-        record.only = imaged_scope.only
+        record.token_filter = imaged_scope.only
         for number in mine:
             indices = [rows[position] for position in batches[number]]
             batch = None if folder is None else folder.read(number)

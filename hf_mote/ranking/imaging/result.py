@@ -18,7 +18,7 @@ from hf_mote.mote.config import MoTEConfig
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.ranking.imaging.result_file import parts_from_maps, read_parts, write_parts
 from hf_mote.ranking.imaging.units import (
-    Units,
+    Evidence,
     check_score,
     check_tokens,
     checked_class,
@@ -263,7 +263,7 @@ class FTRIResult(Shareable):
 
     def _units(
         self, where: str, name: str, score: str, value: str, normalize: bool, keys: Sequence[Hashable] | None
-    ) -> Units:
+    ) -> Evidence:
         """Return what a score is computed from, one unit for each prompt."""
         check_score(f"FTRIResult.{where}", score, value, normalize)
         check_tokens(f"FTRIResult.{where}", self.num_tokens, self.scope)
@@ -271,7 +271,7 @@ class FTRIResult(Shareable):
         if by_weight and self.provenance.get("weights") == "not recorded":
             what = "routing weights were not recorded, only which experts were chosen"
             raise DataError(f"FTRIResult.{where}", what, fix="Rank by counts, or record weights for every prompt.")
-        runs = Units(
+        runs = Evidence(
             values=(self.weights if by_weight else self.counts).double(),
             tokens=self.num_tokens.double(),
             is_target=[label == name for label in self.classes],

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_mote.errors import ConfigError, UnknownNameError
-from hf_mote.passes.forward import Forward, Part, Phase
+from hf_mote.passes.forward import Forward, Phase, ThinkingPart
 
 __all__ = ["SCOPES", "ImagingScope", "check_scope"]
 
@@ -91,7 +91,7 @@ class ImagingScope:
 
     def _rows(self, forward: Forward) -> Tensor:
         if self.thinking_tokens is not None:
-            return forward.tokens_in(cast("Part", self.name), self.thinking_tokens)
+            return forward.tokens_in(cast("ThinkingPart", self.name), self.thinking_tokens)
         longest = max(map(len, self._marks))
         rows = torch.zeros(forward.batch, forward.length, dtype=torch.bool)
         # Passes after the first hold generated tokens; without a cache the prompt comes again, not counted twice.

@@ -15,10 +15,10 @@ from torch import Tensor
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
 from hf_mote.statistics.scores import SCORES
 
-__all__ = ["Units", "check_score", "check_tokens", "checked_class", "checked_keys", "make_pairs", "make_units"]
+__all__ = ["Evidence", "check_score", "check_tokens", "checked_class", "checked_keys", "make_pairs", "make_units"]
 
 
-class Units(NamedTuple):
+class Evidence(NamedTuple):
     """Prompts as a ranking compares them.
 
     Attributes:
@@ -35,10 +35,10 @@ class Units(NamedTuple):
     keys: list[object]
     left_out: int
 
-    def at(self, places: Sequence[int]) -> Units:
+    def at(self, places: Sequence[int]) -> Evidence:
         """Return some of them, in another order; the others are left out."""
         index = torch.tensor(places, dtype=torch.int64)
-        return Units(
+        return Evidence(
             self.values[index],
             self.tokens[index],
             [self.is_target[place] for place in places],
@@ -141,17 +141,17 @@ def checked_keys(where: str, keys: object, prompts: int) -> list[object]:
 
 def make_units(
     where: str,
-    units: Units,
+    units: Evidence,
     prompt_index: Tensor | None,
     *,
     per_token: bool,
     normalize: bool,
-) -> Units:
+) -> Evidence:
     """Return one unit for each prompt: runs of it that fall on the same side become their mean.
 
     Args:
         where (`str`): What errors name.
-        units (`Units`): One for each run.
+        units (`Evidence`): One for each run.
         prompt_index (`torch.Tensor` of shape `(runs,)`, *optional*): Equal for the runs of one prompt.
         per_token (`bool`): Whether runs without tokens are left out, as nothing per token is known of them.
         normalize (`bool`): Whether maps are divided by their tokens.
@@ -176,12 +176,12 @@ def make_units(
     return units if prompt_index is None else _merged(where, units, index)
 
 
-def make_pairs(where: str, units: Units) -> Units:
+def make_pairs(where: str, units: Evidence) -> Evidence:
     """Return the units that make a pair by their keys: the target's in their order, then the other ones in the same.
 
     Args:
         where (`str`): What errors name.
-        units (`Units`): All of them. A key with other than one unit of each side makes no pair, and `None` none.
+        units (`Evidence`): All of them. A key with other than one unit of each side makes no pair, and `None` none.
 
     Raises:
         [`DataError`]: if fewer than 2 pairs come out.
@@ -203,7 +203,7 @@ def make_pairs(where: str, units: Units) -> Units:
     return units.at([mine for mine, _ in pairs] + [other for _, other in pairs])
 
 
-def _merged(where: str, units: Units, index: Sequence[int]) -> Units:
+def _merged(where: str, units: Evidence, index: Sequence[int]) -> Evidence:
     runs = list(zip(index, units.is_target, strict=True))
     places = {run: place for place, run in enumerate(dict.fromkeys(runs))}
     keys: dict[int, object] = {}
@@ -215,7 +215,7 @@ def _merged(where: str, units: Units, index: Sequence[int]) -> Units:
     times = torch.bincount(rows).double()
     mean = torch.zeros(len(places), *units.values.shape[1:], dtype=torch.float64).index_add_(0, rows, units.values)
     tokens = torch.zeros(len(places), dtype=torch.float64).index_add_(0, rows, units.tokens)
-    return Units(
+    return Evidence(
         mean / times[:, None, None],
         tokens / times,
         [of_class for _, of_class in places],

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Part", "Step", "stacked"]
+__all__ = ["DecodeStep", "RoutedRows", "stacked"]
 
 
-class Part(NamedTuple):
+class RoutedRows(NamedTuple):
     """What routers of one kind and width decided in one pass, `(routers, rows, top_k)`."""
 
     kind: str
@@ -20,21 +20,21 @@ class Part(NamedTuple):
     weights: Tensor
 
 
-class Step(NamedTuple):
+class DecodeStep(NamedTuple):
     """A decode step that waits: the tokens it read, which of them are real, which are asked for, and the routing."""
 
     last: Tensor | None
     real: Tensor | None
     only: Tensor | None
-    parts: list[Part]
+    parts: list[RoutedRows]
 
     @classmethod
-    def of(cls, last: Tensor | None, real: Tensor | None, only: Tensor | None, parts: list[Part]) -> Step:
+    def of(cls, last: Tensor | None, real: Tensor | None, only: Tensor | None, parts: list[RoutedRows]) -> DecodeStep:
         """Return a step with copies of its marks, as callers may use one tensor for all steps."""
         copies = [None if marks is None else marks.clone() for marks in (last, real, only)]
         return cls(copies[0], copies[1], copies[2], parts)
 
-    def resembles(self, other: Step) -> bool:
+    def resembles(self, other: DecodeStep) -> bool:
         """Whether both can be added up together, and the sums still grow in the order of the steps."""
         return (
             [part is None for part in self[:3]] == [part is None for part in other[:3]]

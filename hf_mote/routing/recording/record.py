@@ -7,8 +7,8 @@ Padding is not counted, nor is a token twice; the last sampled token is never fe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Literal
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from hf_mote.errors import ConfigError, DataError, UnsupportedError
 from hf_mote.hooks import Intervention
 from hf_mote.maps.activation_map import ActivationMap
-from hf_mote.passes.forward import Forward, Phase, Watcher
+from hf_mote.passes.forward import DecoderParticipant, Forward, Phase
 from hf_mote.routing.recording.tally import Tally
 from hf_mote.routing.recording.trace import RoutingTrace
-from hf_mote.routing.router_hook import Observer, attach_to_routers
+from hf_mote.routing.router_hook import RoutingObserver, attach_to_routers
 from hf_mote.routing.rules.selection import Routing
 from hf_mote.routing.sites.discover import find_routers
 
@@ -28,13 +28,15 @@ __all__ = ["RoutingRecord", "RoutingTrace", "record_routing"]
 PHASES: tuple[Phase, ...] = ("prompt", "generation")
 
 
-class RoutingRecord:
+class RoutingRecord(Intervention):
     """What `record_routing` has seen so far; grows by one entry for each sequence.
+
+    Removing it stops the recording; what was recorded stays.
 
     Attributes:
         layers (`tuple[int, ...]`): Absolute decoder layer of each row of the maps.
         num_sequences (`int`): Sequences seen.
-        only (`Callable`, *optional*):
+        token_filter (`Callable`, *optional*):
             Set it to count some tokens alone: called with each forward pass, returns bool `(batch * length,)`, or
             `None` for all.
     """
@@ -53,13 +55,24 @@ class RoutingRecord:
         self._sites = find_routers(model)
         self._size = len(self._sites), max(site.num_experts for site in self._sites)
         self.layers = tuple(site.layer for site in self._sites)
-        self.only: Callable[[Forward], Tensor | None] | None = None
+        self.token_filter: Callable[[Forward], Tensor | None] | None = None
         self._batches: dict[int, Tally] = {}  # by run, since runs may take turns
         self._trace = trace
         self._recorders = {site.path: _Recorder(self._batches, row) for row, site in enumerate(self._sites)}
-        self._intervention: Intervention = attach_to_routers(
-            model, self._sites, _Clock(self, thinking_tokens), lambda site: self._recorders[site.path]
-        )
+        clock = _Clock(self, thinking_tokens)
+        attached = attach_to_routers(model, self._sites, clock, lambda site: self._recorders[site.path])
+        super().__init__(attached._attachments)
+
+    @property
+    def only(self) -> Callable[[Forward], Tensor | None] | None:
+        """The earlier name of `token_filter`."""
+        warn("RoutingRecord.only is deprecated: use token_filter.", DeprecationWarning, stacklevel=2)
+        return self.token_filter
+
+    @only.setter
+    def only(self, value: Callable[[Forward], Tensor | None] | None) -> None:
+        warn("RoutingRecord.only is deprecated: use token_filter.", DeprecationWarning, stacklevel=2)
+        self.token_filter = value
 
     @property
     def num_sequences(self) -> int:
@@ -138,62 +151,6 @@ class RoutingRecord:
         """Drop what was recorded so far, between runs; recording goes on."""
         self._batches.clear()
 
-    def remove(self) -> None:
-        """Stop recording; what was recorded stays."""
-        self._intervention.remove()
-
-    @property
-    def active(self) -> bool:
-        """Whether routing is being recorded; may be set."""
-        return self._intervention.active
-
-    @active.setter
-    def active(self, value: bool) -> None:
-        self._intervention.active = value
-
-    def __enter__(self) -> RoutingRecord:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
-    def begin(self, forward: Forward) -> None:
-        """Hear of a forward pass that begins."""
-        forward.check_rows("record_routing")
-        _ = forward.phases  # refuses what cannot be told apart before anything is counted
-        batch = self._batches.get(forward.run)
-        if batch is None:
-            for other in self._batches.values():
-                other.settle()
-            batch = Tally(forward, *self._size, stops=self._stops, phases=self._phases, trace=self._trace)
-            self._batches[forward.run] = batch
-        if forward.moved is not None:
-            raise UnsupportedError(
-                "record_routing",
-                "the sequences of the batch changed their rows during the generation, as beams do",
-                expected="every sequence in its row",
-                fix="Record greedy search or sampling, or run the finished sequences through a plain forward.",
-            )
-        if batch.size != forward.batch:
-            raise UnsupportedError(
-                "record_routing",
-                "the number of sequences changed in the middle of a generation",
-                got=forward.batch,
-                expected=batch.size,
-                fix="Record greedy search or sampling; beam search moves sequences between rows.",
-            )
-        batch.begin(forward, None if self.only is None else self.only(forward))
-
-    def counts(self, forward: Forward) -> bool:
-        """Return whether a pass that has begun has tokens to count."""
-        return any(phase in self._phases for phase in forward.phases)
-
-    def end(self, forward: Forward) -> None:
-        """Hear of a forward pass that ends."""
-        self._batches[forward.run].end(forward)
-
 
 def record_routing(
     model: nn.Module,
@@ -218,7 +175,8 @@ def record_routing(
         eos_token_id (`int` or `list[int]`, *optional*, defaults to the model's generation config):
             Tokens that end a generation; give those that you give to `generate`, `[]` for none.
         thinking_tokens (`tuple[int, int]`, *optional*):
-            The tokens that open and close the thinking, so that `only` may ask which rows are thinking or answer.
+            The tokens that open and close the thinking, so that `token_filter` may ask which rows are
+            thinking or answer.
 
     Returns:
         [`RoutingRecord`], a context manager that stops recording when left.
@@ -265,9 +223,9 @@ def _as_list(tokens: int | Sequence[int]) -> list[int]:
     return [tokens] if isinstance(tokens, int) else list(tokens)
 
 
-class _Clock(Watcher):
-    minds_rows = True
-    minds_phases = True
+class _Clock(DecoderParticipant):
+    needs_rows = True
+    needs_phases = True
 
     def __init__(self, record: RoutingRecord, thinking_tokens: tuple[int, int] | None) -> None:
         super().__init__()
@@ -275,10 +233,34 @@ class _Clock(Watcher):
         self.thinking_tokens = frozenset() if thinking_tokens is None else frozenset({thinking_tokens})
 
     def on_forward(self, forward: Forward) -> None:
-        self.record.begin(forward)
+        record = self.record
+        forward.check_rows("record_routing")
+        _ = forward.phases  # refuses what cannot be told apart before anything is counted
+        batch = record._batches.get(forward.run_id)
+        if batch is None:
+            for other in record._batches.values():
+                other.settle()
+            batch = Tally(forward, *record._size, stops=record._stops, phases=record._phases, trace=record._trace)
+            record._batches[forward.run_id] = batch
+        if forward.moved is not None:
+            raise UnsupportedError(
+                "record_routing",
+                "the sequences of the batch changed their rows during the generation, as beams do",
+                expected="every sequence in its row",
+                fix="Record greedy search or sampling, or run the finished sequences through a plain forward.",
+            )
+        if batch.size != forward.batch:
+            raise UnsupportedError(
+                "record_routing",
+                "the number of sequences changed in the middle of a generation",
+                got=forward.batch,
+                expected=batch.size,
+                fix="Record greedy search or sampling; beam search moves sequences between rows.",
+            )
+        batch.begin(forward, None if record.token_filter is None else record.token_filter(forward))
 
-    def observes(self, forward: Forward) -> bool:
-        return self.record.counts(forward)
+    def reads(self, forward: Forward) -> bool:
+        return any(phase in self.record._phases for phase in forward.phases)
 
     def on_trace(self, forward: Forward) -> None:
         raise UnsupportedError(
@@ -288,13 +270,13 @@ class _Clock(Watcher):
         )
 
     def on_end(self, forward: Forward) -> None:
-        self.record.end(forward)
+        self.record._batches[forward.run_id].end(forward)
 
 
-class _Recorder(Observer):
+class _Recorder(RoutingObserver):
     def __init__(self, batches: dict[int, Tally], row: int) -> None:
         self.batches = batches
         self.row = row
 
     def observe(self, forward: Forward, native: Routing, applied: Routing) -> None:
-        self.batches[forward.run].see(self.row, native, applied)
+        self.batches[forward.run_id].add_router(self.row, native, applied)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_mote.passes.forward import Forward, Phase, all_of
-from hf_mote.routing.recording.decode_steps import Part, Step, stacked
+from hf_mote.routing.recording.decode_steps import DecodeStep, RoutedRows, stacked
 from hf_mote.routing.recording.trace import TraceKeeper
 from hf_mote.routing.rules.selection import Routing
 
@@ -62,7 +62,7 @@ class Tally:
         self._counts = self._waits = self._long = False
         self._masks: list[tuple[Phase, Tensor | None]] = []
         self._aside: dict[str, list[tuple[int, Routing]]] = {}
-        self._waiting: list[Step] = []
+        self._waiting: list[DecodeStep] = []
         # Where in the sums the first expert of each router and sequence stands.
         starts = torch.arange(0, math.prod(self.shape), num_experts, device=self.device)
         self._starts = starts.view(num_layers, forward.batch, 1, 1)
@@ -95,7 +95,7 @@ class Tally:
             going = None if going is None else going[0].repeat_interleave(forward.length)
             self._masks = [(phase, all_of(forward.countable(phase), going, only)) for phase in counted]
 
-    def see(self, row: int, native: Routing, applied: Routing) -> None:
+    def add_router(self, row: int, native: Routing, applied: Routing) -> None:
         """Take in what one router decided and what was applied.
 
         Args:
@@ -125,7 +125,7 @@ class Tally:
             return
         if self._waits:
             last = None if forward.ids is None else forward.ids[:, -1]
-            step = Step.of(last, forward.countable("generation"), self._only, self._gather())
+            step = DecodeStep.of(last, forward.countable("generation"), self._only, self._gather())
             if self._waiting and not step.resembles(self._waiting[0]):
                 self.settle()
             self._waiting.append(step)
@@ -196,7 +196,7 @@ class Tally:
         for kind, rows, indices, weights in self._gather():
             self._add(kind, rows, indices[None], weights[None], self._masks)
 
-    def _gather(self) -> list[Part]:
+    def _gather(self) -> list[RoutedRows]:
         """What was put aside, routers of one kind and width together."""
         parts = []
         for kind, entries in self._aside.items():
@@ -206,7 +206,7 @@ class Tally:
             for alike in by_width.values():
                 indices = self._gathered([routing.indices for _, routing in alike])
                 weights = self._gathered([routing.weights for _, routing in alike])
-                parts.append(Part(kind, [row for row, _ in alike], indices, weights))
+                parts.append(RoutedRows(kind, [row for row, _ in alike], indices, weights))
         self._aside = {}
         return parts
 

@@ -19,9 +19,9 @@ class RoutingEdit:
     Every tensor has shape `(experts,)`, or `(tokens, experts)` where tokens differ; `None` means no change.
 
     Attributes:
-        keep (float): Share of a chosen expert's weight that stays, 1 for experts that are not suppressed. What is
-            taken away goes to the other chosen experts, so that the weights sum to what they did (mode `"drop"`).
-        gain (float): Factor on a chosen expert's weight; nothing is renormalised (mode `"zero"`).
+        drop_share (float): Share of a chosen expert's weight that stays, 1 for experts that are not suppressed. What
+            is taken away goes to the other chosen experts, so that the weights sum to what they did (mode `"drop"`).
+        zero_share (float): Factor on a chosen expert's weight; nothing is renormalised (mode `"zero"`).
         banned (bool): Never chosen; the next best takes the slot (mode `"reroute"`).
         forced (bool): Always chosen, in the place of the weakest chosen expert that is not suppressed.
         forced_to_max (bool): Forced experts whose weight becomes the largest of those chosen.
@@ -29,13 +29,13 @@ class RoutingEdit:
         forced_gain (float): Factor on the weight of forced experts.
         logit_bias (float): Added to the router logits.
         selection_bias (float): Added to the scores for the choice alone.
-        keeps_all_or_nothing (`bool`): Whether `keep` is 0 or 1 throughout, which is cheaper to apply.
+        keeps_all_or_nothing (`bool`): Whether `drop_share` is 0 or 1 throughout, which is cheaper to apply.
         only_weights (`bool`): Whether the choice of experts stays, and weights alone change after it.
         only_suppresses (`bool`): Whether nothing happens but that experts lose weight or their slot.
     """
 
-    keep: Tensor | None = None
-    gain: Tensor | None = None
+    drop_share: Tensor | None = None
+    zero_share: Tensor | None = None
     banned: Tensor | None = None
     forced: Tensor | None = None
     forced_to_max: Tensor | None = None
@@ -49,7 +49,7 @@ class RoutingEdit:
 
     def __post_init__(self) -> None:
         present = _present(self).keys()
-        object.__setattr__(self, "only_weights", present <= {"keep", "gain"})
+        object.__setattr__(self, "only_weights", present <= {"drop_share", "zero_share"})
         object.__setattr__(self, "only_suppresses", present <= _SUPPRESSING)
 
     @property
@@ -101,13 +101,13 @@ def merge_edits(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> RoutingEd
                 merged[name] = value
             elif name in ("banned", "forced", "forced_to_max"):
                 merged[name] = merged[name] | value
-            elif name in ("keep", "gain", "forced_gain"):
+            elif name in ("drop_share", "zero_share", "forced_gain"):
                 merged[name] = merged[name] * value
             elif name == "forced_weight":
                 merged[name] = torch.where(value.isnan(), merged[name], value)
             else:
                 merged[name] = merged[name] + value
-    whole = all(edit.keeps_all_or_nothing for edit, _ in edits if edit.keep is not None)
+    whole = all(edit.keeps_all_or_nothing for edit, _ in edits if edit.drop_share is not None)
     return RoutingEdit(**merged, keeps_all_or_nothing=whole)
 
 
@@ -121,10 +121,10 @@ def values_at(values: Tensor, indices: Tensor) -> Tensor:
     return values[indices] if values.ndim == 1 else values.gather(-1, indices)
 
 
-_SUPPRESSING = {"keep", "gain", "banned"}
+_SUPPRESSING = {"drop_share", "zero_share", "banned"}
 _NEUTRAL: dict[str, float | bool] = {
-    "keep": 1.0,
-    "gain": 1.0,
+    "drop_share": 1.0,
+    "zero_share": 1.0,
     "banned": False,
     "forced": False,
     "forced_to_max": False,

@@ -46,8 +46,8 @@ class RoutingRule:
             alone.
         probe (`str`): What the router's forward takes: `"flat"` hidden states `(tokens, hidden_size)`, `"batched"`
             ones `(batch, seq, hidden_size)` only, or flat ones and token ids (`"with_ids"`).
-        adapter (`str`, *optional*): Name in `adapters.ADAPTERS`, for routers that do not return the usual triple or
-            that do more than a rule says.
+        adapter (`str`, *optional*): Name in `SPECIAL_OUTPUTS`, for routers that do not return the usual triple or that
+            do more than a rule says.
     """
 
     name: str

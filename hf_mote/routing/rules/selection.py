@@ -16,14 +16,14 @@ from torch import Tensor
 
 from hf_mote.routing.rules.edits import RoutingEdit, values_at
 from hf_mote.routing.rules.rule import RoutingRule
-from hf_mote.routing.rules.shortcuts import at_hand
+from hf_mote.routing.rules.shortcuts import readable_now
 
 __all__ = [
+    "BoundRule",
     "Routing",
-    "Selection",
-    "choose",
+    "choose_experts",
     "family_weights",
-    "force",
+    "rank_forced",
     "reweigh",
     "score",
     "select",
@@ -49,7 +49,7 @@ class Routing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Selection:
+class BoundRule:
     """A routing rule with the numbers of one live router.
 
     Attributes:
@@ -77,7 +77,7 @@ class Selection:
 
 def select(
     logits: Tensor,
-    selection: Selection,
+    selection: BoundRule,
     selection_bias: Tensor | None = None,
     edit: RoutingEdit | None = None,
     expert_scale: Tensor | None = None,
@@ -87,7 +87,7 @@ def select(
     Args:
         logits (`torch.Tensor` of shape `(tokens, experts)`, any float dtype):
             Router logits before any scoring. Not modified.
-        selection (`Selection`):
+        selection (`BoundRule`):
             The rule and the router's numbers.
         selection_bias (`torch.Tensor` of shape `(experts,)`, *optional*):
             The router's own selection bias, where its rule has one.
@@ -115,21 +115,21 @@ def select(
     ```
     """
     edit = edit if edit is not None else RoutingEdit()
-    scores, indices = choose(logits, selection, selection_bias, edit)
+    scores, indices = choose_experts(logits, selection, selection_bias, edit)
     weights = family_weights(scores, indices, selection, edit)
     if expert_scale is not None:
         weights = weights * expert_scale[indices]
     return Routing(reweigh(weights, indices, edit), indices)
 
 
-def choose(
-    logits: Tensor, selection: Selection, selection_bias: Tensor | None, edit: RoutingEdit
+def choose_experts(
+    logits: Tensor, selection: BoundRule, selection_bias: Tensor | None, edit: RoutingEdit
 ) -> tuple[Tensor, Tensor]:
     """Return the scores that weights come from, `(tokens, experts)`, and the chosen experts, `(tokens, top_k)`.
 
     Args:
         logits (`torch.Tensor` of shape `(tokens, experts)`): Router logits.
-        selection (`Selection`): The rule and the router's numbers.
+        selection (`BoundRule`): The rule and the router's numbers.
         selection_bias (`torch.Tensor`, *optional*): The router's own selection bias.
         edit (`RoutingEdit`): What to change.
     """
@@ -145,16 +145,16 @@ def choose(
         if rule.weights_from == "choice":
             inside_only = scores.masked_fill(outside, rule.group_fill)
             scores = inside_only if edit.forced is None else torch.where(edit.forced, scores, inside_only)
-    choice = force(choice, selection, edit)
+    choice = rank_forced(choice, selection, edit)
     return scores, torch.topk(choice, selection.top_k, dim=-1, sorted=rule.sorted).indices
 
 
-def score(logits: Tensor, selection: Selection, edit: RoutingEdit) -> Tensor:
+def score(logits: Tensor, selection: BoundRule, edit: RoutingEdit) -> Tensor:
     """Return what the rule makes of the logits, `(tokens, experts)`.
 
     Args:
         logits (`torch.Tensor` of shape `(tokens, experts)`): Router logits.
-        selection (`Selection`): The rule and the router's numbers.
+        selection (`BoundRule`): The rule and the router's numbers.
         edit (`RoutingEdit`): What to change.
     """
     rule = selection.rule
@@ -169,13 +169,13 @@ def score(logits: Tensor, selection: Selection, edit: RoutingEdit) -> Tensor:
     return scores if selection.score_fn is None else selection.score_fn(scores)
 
 
-def family_weights(scores: Tensor, indices: Tensor, selection: Selection, edit: RoutingEdit) -> Tensor:
+def family_weights(scores: Tensor, indices: Tensor, selection: BoundRule, edit: RoutingEdit) -> Tensor:
     """Return the weights of the chosen experts by the family's rule, `(tokens, top_k)`; banned ones get 0.
 
     Args:
         scores (`torch.Tensor` of shape `(tokens, experts)`): What the weights come from.
         indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.
-        selection (`Selection`): The rule and the router's numbers.
+        selection (`BoundRule`): The rule and the router's numbers.
         edit (`RoutingEdit`): What to change.
     """
     rule = selection.rule
@@ -208,7 +208,7 @@ def _ban(choice: Tensor, edit: RoutingEdit) -> Tensor:
     return choice if edit.banned is None else choice.masked_fill(edit.banned, NEVER)
 
 
-def _group_fill(selection: Selection, edit: RoutingEdit) -> Tensor | float:
+def _group_fill(selection: BoundRule, edit: RoutingEdit) -> Tensor | float:
     """Choice score of experts outside the best groups; a bias that pushes the inside down takes it along."""
     fill = selection.rule.group_fill
     if edit.selection_bias is None:
@@ -216,7 +216,7 @@ def _group_fill(selection: Selection, edit: RoutingEdit) -> Tensor | float:
     return fill + edit.selection_bias.amin(dim=-1, keepdim=True).clamp(max=0.0)
 
 
-def _outside_best_groups(choice: Tensor, selection: Selection, *, banned: bool) -> Tensor:
+def _outside_best_groups(choice: Tensor, selection: BoundRule, *, banned: bool) -> Tensor:
     """True for the experts whose group is not among the best, `(tokens, experts)`."""
     grouped = choice.view(choice.shape[0], selection.num_groups, -1)
     if selection.rule.group_score == "top2_sum":
@@ -230,17 +230,17 @@ def _outside_best_groups(choice: Tensor, selection: Selection, *, banned: bool) 
     return outside.repeat_interleave(grouped.shape[-1], dim=-1)
 
 
-def force(choice: Tensor, selection: Selection, edit: RoutingEdit) -> Tensor:
+def rank_forced(choice: Tensor, selection: BoundRule, edit: RoutingEdit) -> Tensor:
     """Return choice scores with forced experts above all others, and suppressed ones that are chosen right below.
 
     Args:
         choice (`torch.Tensor` of shape `(tokens, experts)`): Choice scores.
-        selection (`Selection`): The rule and the router's numbers.
+        selection (`BoundRule`): The rule and the router's numbers.
         edit (`RoutingEdit`): What to change.
     """
     if edit.forced is None:
         return choice
-    suppressed = [value < 1 for value in (edit.keep, edit.gain) if value is not None]
+    suppressed = [value < 1 for value in (edit.drop_share, edit.zero_share) if value is not None]
     if not suppressed:
         return choice.masked_fill(edit.forced, ALWAYS)
     chosen = torch.topk(choice, selection.top_k, dim=-1, sorted=False).indices
@@ -259,10 +259,10 @@ def reweigh(weights: Tensor, indices: Tensor, edit: RoutingEdit) -> Tensor:
         indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.
         edit (`RoutingEdit`): What to change.
     """
-    if edit.keep is not None and edit.keeps_all_or_nothing:
-        weights = _drop(weights, values_at(edit.keep, indices))
-    elif edit.keep is not None:
-        keep = values_at(edit.keep, indices)
+    if edit.drop_share is not None and edit.keeps_all_or_nothing:
+        weights = _drop(weights, values_at(edit.drop_share, indices))
+    elif edit.drop_share is not None:
+        keep = values_at(edit.drop_share, indices)
         suppressed = keep < 1
         left = weights * keep
         survivors = weights.masked_fill(suppressed, 0.0).sum(dim=-1, keepdim=True)
@@ -270,8 +270,8 @@ def reweigh(weights: Tensor, indices: Tensor, edit: RoutingEdit) -> Tensor:
         shared_out = weights / survivors.masked_fill(survivors == 0, 1.0) * owed
         hit = suppressed.any(dim=-1, keepdim=True)
         weights = torch.where(suppressed, left, torch.where(hit, shared_out, weights))
-    if edit.gain is not None:
-        weights = weights * values_at(edit.gain, indices)
+    if edit.zero_share is not None:
+        weights = weights * values_at(edit.zero_share, indices)
     if edit.forced is not None:
         forced = values_at(edit.forced, indices)
         if edit.forced_to_max is not None:
@@ -291,7 +291,7 @@ def _drop(weights: Tensor, keep: Tensor) -> Tensor:
     survivors, total = left.sum(dim=-1, keepdim=True), weights.sum(dim=-1, keepdim=True)
     # Divided first: the survivors' sum can be so small that its inverse is no float. Rows that lose nothing are left
     # alone, to the last bit.
-    if at_hand(weights) and len(weights) == 1:
+    if readable_now(weights) and len(weights) == 1:
         return left if survivors.item() in (total.item(), 0.0) else left / survivors * total
     shared_out = left / survivors.masked_fill(survivors == 0, 1.0) * total
     return torch.where(survivors == total, left, shared_out)

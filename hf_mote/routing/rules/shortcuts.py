@@ -13,10 +13,10 @@ from torch._C import _get_tracing_state
 from torch._C._functorch import maybe_current_level
 from torch.compiler import is_compiling
 
-__all__ = ["at_hand", "known_to_avoid"]
+__all__ = ["none_chosen", "readable_now"]
 
 
-def at_hand(values: Tensor) -> bool:
+def readable_now(values: Tensor) -> bool:
     """Return whether the values of a tensor may be looked at.
 
     Args:
@@ -31,11 +31,11 @@ def at_hand(values: Tensor) -> bool:
     )
 
 
-def known_to_avoid(indices: Tensor, experts: frozenset[int]) -> bool:
+def none_chosen(indices: Tensor, experts: frozenset[int]) -> bool:
     """Return whether no token chose any of some experts, as far as that may be looked at.
 
     Args:
         indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.
         experts (`frozenset[int]`): The experts in question.
     """
-    return at_hand(indices) and experts.isdisjoint(chain.from_iterable(indices.tolist()))
+    return readable_now(indices) and experts.isdisjoint(chain.from_iterable(indices.tolist()))

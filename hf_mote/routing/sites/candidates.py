@@ -18,7 +18,7 @@ from hf_mote.routing.rules.families import REFUSED, RULES, Refusal
 from hf_mote.routing.rules.registry import rule_for
 from hf_mote.routing.rules.rule import RoutingRule
 
-__all__ = ["check_no_strangers", "check_none_refused", "declared_router_classes", "unlisted_routers"]
+__all__ = ["check_all_listed", "check_none_refused", "declared_router_classes", "unlisted_routers"]
 
 BARE_LINEAR = Refusal(
     "jamba",
@@ -31,7 +31,7 @@ WAYS_IN = (
 )
 
 
-def check_no_strangers(model: nn.Module, where: str, *, known: bool) -> None:
+def check_all_listed(model: nn.Module, where: str, *, known: bool) -> None:
     """Raise [`UnsupportedError`] if a model has a router that no row of the table describes.
 
     Args:
@@ -40,15 +40,15 @@ def check_no_strangers(model: nn.Module, where: str, *, known: bool) -> None:
         known (`bool`): Whether it has routers that the table knows. If not, and it names no routers itself, whatever
             looks like one counts.
     """
-    strangers = _strangers(model)
-    _refuse_by_name(strangers, where)
-    if not strangers and not known:
-        strangers = sorted({type(module).__name__ for module in unlisted_routers(model).values()})
-    if strangers:
+    unlisted = _unlisted_names(model)
+    _refuse_by_name(unlisted, where)
+    if not unlisted and not known:
+        unlisted = sorted({type(module).__name__ for module in unlisted_routers(model).values()})
+    if unlisted:
         raise UnsupportedError(
             where,
             "the model has a router that no row of the table describes",
-            got=strangers[0],
+            got=unlisted[0],
             expected="a router of the table: see `hf-mote families`",
             fix=WAYS_IN,
         )
@@ -61,7 +61,7 @@ def check_none_refused(model: nn.Module, where: str) -> None:
         model (`nn.Module`): The model; nothing of it is run.
         where (`str`): Who asks, for the error.
     """
-    _refuse_by_name(_strangers(model), where)
+    _refuse_by_name(_unlisted_names(model), where)
 
 
 def unlisted_routers(model: nn.Module, rules: Sequence[RoutingRule] = RULES) -> dict[str, nn.Module]:
@@ -104,7 +104,7 @@ def declared_router_classes(model: nn.Module) -> tuple[type[nn.Module], ...]:
     return tuple(found)
 
 
-def _strangers(model: nn.Module) -> list[str]:
+def _unlisted_names(model: nn.Module) -> list[str]:
     """Classes that are known not to work, or that the model names as its routers and the table lacks; sorted."""
     declared = declared_router_classes(model)
     found: set[str] = set()
@@ -121,8 +121,8 @@ def _refused(module: nn.Module) -> set[str]:
     return REFUSED.keys() & {cls.__name__ for cls in type(module).__mro__}
 
 
-def _refuse_by_name(strangers: list[str], where: str) -> None:
-    for name in strangers:
+def _refuse_by_name(unlisted: list[str], where: str) -> None:
+    for name in unlisted:
         refusal = REFUSED.get(name, BARE_LINEAR if name == "Linear" else None)
         if refusal is not None:
             raise UnsupportedError(

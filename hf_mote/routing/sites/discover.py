@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.routing.rules.registry import rule_for
-from hf_mote.routing.sites.candidates import check_no_strangers
+from hf_mote.routing.sites.candidates import check_all_listed
 from hf_mote.routing.sites.placement import check_placement, holder_of
 from hf_mote.routing.sites.site import RouterSite, site_of
 
@@ -54,7 +54,7 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
         if (rule := rule_for(module)) is not None and (rule.within is None or rule.within in path.split("."))
     ]
     check_placement(model, {site.path: site.module for site in sites}, f"find_routers({type(model).__name__})")
-    check_no_strangers(model, f"find_routers({type(model).__name__})", known=bool(sites))
+    check_all_listed(model, f"find_routers({type(model).__name__})", known=bool(sites))
     if not sites:
         raise UnsupportedError(
             f"find_routers({type(model).__name__})",

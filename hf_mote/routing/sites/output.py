@@ -14,10 +14,10 @@ from hf_mote.routing.rules.selection import Routing
 if TYPE_CHECKING:
     from hf_mote.routing.sites.site import RouterSite
 
-__all__ = ["TupleAdapter", "contract_error"]
+__all__ = ["RouterOutput", "contract_error"]
 
 
-class TupleAdapter:
+class RouterOutput:
     """Logits, weights and indices in a tuple, whatever else it holds.
 
     transformers moved the three between releases, so they are found by dtype and shape.

@@ -18,16 +18,18 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-__all__ = ["set_aside"]
+__all__ = ["scratch_copy"]
 
-LARGEST = 2**28  # bytes of parameters; a router of 512 experts on a hidden size of 16384 has 32 MiB in float32
+MOST_COPIED_BYTES = (
+    2**28
+)  # bytes of parameters; a router of 512 experts on a hidden size of 16384 has 32 MiB in float32
 
 # What accelerate puts on a module: with it, the copy would run the module, and hold the weights of the whole model.
 _OF_ACCELERATE = ("_hf_hook", "_old_forward", "forward")
 
 
 @contextmanager
-def set_aside(router: nn.Module) -> Iterator[nn.Module]:
+def scratch_copy(router: nn.Module) -> Iterator[nn.Module]:
     """Give a copy of a router without hooks, its weights in place, and put torch's random state back afterwards.
 
     Parameters, buffers and submodules are copies, tied where the router's are, and so is what else it holds: tensors,
@@ -38,7 +40,7 @@ def set_aside(router: nn.Module) -> Iterator[nn.Module]:
         router (`nn.Module`): The router; offloaded weights are fetched.
     """
     with torch.no_grad(), ExitStack() as stack:
-        large = sum(parameter.nbytes for parameter in router.parameters()) > LARGEST
+        large = sum(parameter.nbytes for parameter in router.parameters()) > MOST_COPIED_BYTES
         for part in [router] if large else router.modules():
             stack.enter_context(align_module_device(part))
         devices = {tensor.device for tensor in (*router.parameters(), *router.buffers())}

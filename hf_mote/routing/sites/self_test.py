@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hf_mote.errors import RouterContractError
 from hf_mote.routing.rules.edits import RoutingEdit
-from hf_mote.routing.sites.output import TupleAdapter
-from hf_mote.routing.sites.scratch_copy import set_aside
+from hf_mote.routing.sites.output import RouterOutput
+from hf_mote.routing.sites.scratch_copy import scratch_copy
 from hf_mote.routing.sites.site import BLOCK, RouterSite
 from hf_mote.routing.sites.special_outputs import adapter_for
 
@@ -20,7 +20,7 @@ __all__ = ["check_identity", "probe_args", "self_test", "width_of"]
 PROBE_TOKENS = 64
 
 
-def self_test(site: RouterSite) -> TupleAdapter | None:
+def self_test(site: RouterSite) -> RouterOutput | None:
     """Check that a router reproduces its own selection from its own logits, and return its output's adapter.
 
     The router's forward alone runs on seeded random input, that of a registered router on a copy; no hook fires, and
@@ -35,7 +35,7 @@ def self_test(site: RouterSite) -> TupleAdapter | None:
     """
     # A router of the table changes nothing as it runs; of one that was registered, who knows.
     listed = any(cls.__name__ in site.rule.routers for cls in type(site.module).__mro__)
-    with torch.no_grad(), align_module_device(site.module) if listed else set_aside(site.module) as aside:
+    with torch.no_grad(), align_module_device(site.module) if listed else scratch_copy(site.module) as aside:
         router = site.module if aside is None else aside
         weight = next(router.parameters())
         if weight.is_meta or hasattr(weight, "full_tensor"):
@@ -74,11 +74,11 @@ def probe_args(site: RouterSite, hidden: Tensor) -> tuple[Any, ...]:
     return args
 
 
-def check_identity(adapter: TupleAdapter, output: Any, args: tuple[Any, ...]) -> None:
+def check_identity(adapter: RouterOutput, output: Any, args: tuple[Any, ...]) -> None:
     """Raise [`RouterContractError`] unless the rule gives the router's own routing, bit for bit.
 
     Args:
-        adapter (`TupleAdapter`): What reads the router's output.
+        adapter (`RouterOutput`): What reads the router's output.
         output (`Any`): What the router returned.
         args (`tuple`): What it was called with.
     """

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from hf_mote.errors import RouterContractError
 from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.rules.rule import RoutingRule, attribute_of
-from hf_mote.routing.rules.selection import Routing, Selection, select
-from hf_mote.routing.sites.special_outputs import ADAPTERS
+from hf_mote.routing.rules.selection import BoundRule, Routing, select
+from hf_mote.routing.sites.special_outputs import SPECIAL_OUTPUTS
 
 __all__ = ["RouterSite", "layer_of", "site_of"]
 
@@ -30,7 +30,7 @@ class RouterSite:
         num_experts (`int`): Routed experts of the layer.
         top_k (`int`): Experts chosen per token.
         rule (`RoutingRule`): The row of the table that the router follows.
-        selection (`Selection`): The rule with this router's numbers.
+        selection (`BoundRule`): The rule with this router's numbers.
     """
 
     path: str
@@ -39,7 +39,7 @@ class RouterSite:
     num_experts: int
     top_k: int
     rule: RoutingRule
-    selection: Selection
+    selection: BoundRule
     block: nn.Module | None = None
 
     def selection_bias(self) -> Tensor | None:
@@ -49,7 +49,7 @@ class RouterSite:
     @property
     def refuses(self) -> Mapping[str, str]:
         """What interventions this kind of router has no way of, by name, and why."""
-        return {} if self.rule.adapter is None else ADAPTERS[self.rule.adapter].refused_by(self)
+        return {} if self.rule.adapter is None else SPECIAL_OUTPUTS[self.rule.adapter].refused_by(self)
 
     def expert_scale(self) -> Tensor | None:
         """Return the router's factor for each expert, `(experts,)`, or `None` where its rule has none."""
@@ -89,7 +89,7 @@ def site_of(path: str, module: nn.Module, rule: RoutingRule, block: nn.Module | 
     # Some configs switch the group limit off with None.
     grouped = rule.group_score is not None and attribute_of(module, "num_group") is not None
     renormalize = attribute_of(module, rule.renormalize) if isinstance(rule.renormalize, str) else rule.renormalize
-    selection = Selection(
+    selection = BoundRule(
         rule=rule,
         num_experts=num_experts,
         top_k=top_k,

@@ -1,6 +1,6 @@
 """How a router's output is read and written, and the few routers that do more than their rule says.
 
-Most routers return logits, weights and indices, and `TupleAdapter` serves them. The others are named in their row of
+Most routers return logits, weights and indices, and `RouterOutput` serves them. The others are named in their row of
 the table: dense scores, a sorted dispatch, bare logits, a selection or a normalisation of their own.
 """
 
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.routing.rules.edits import RoutingEdit
-from hf_mote.routing.rules.selection import NEVER, Routing, choose, family_weights, force, reweigh, score
-from hf_mote.routing.sites.output import TupleAdapter, contract_error
+from hf_mote.routing.rules.selection import NEVER, Routing, choose_experts, family_weights, rank_forced, reweigh, score
+from hf_mote.routing.sites.output import RouterOutput, contract_error
 
 if TYPE_CHECKING:
     from hf_mote.routing.sites.site import RouterSite
 
-__all__ = ["ADAPTERS", "adapter_for"]
+__all__ = ["SPECIAL_OUTPUTS", "adapter_for"]
 
 
-class DenseScores(TupleAdapter):
+class DenseScores(RouterOutput):
     """`(scores, logits)`, both `(tokens, experts)`: scores are 0 for experts that are not chosen (Llama 4)."""
 
     def __init__(self, site: RouterSite, output: object) -> None:
@@ -44,7 +44,7 @@ class DenseScores(TupleAdapter):
         return scores.scatter(-1, routing.indices, routing.weights.to(scores.dtype)), output[1]
 
 
-class SortedDispatch(TupleAdapter):
+class SortedDispatch(RouterOutput):
     """`(order, token, weight, experts' sizes, logits)`: tokens sorted by expert (JetMoE)."""
 
     def __init__(self, site: RouterSite, output: object) -> None:
@@ -68,7 +68,7 @@ class SortedDispatch(TupleAdapter):
         return order, tokens, routing.weights.flatten()[order].to(output[2].dtype), sizes, output[4]
 
 
-class LogitsOnly(TupleAdapter):
+class LogitsOnly(RouterOutput):
     """Bare logits; selection and weights follow in the block (DBRX).
 
     A selection is imposed through the logits, minus infinity for experts that are not to be chosen; the block's
@@ -109,12 +109,12 @@ class LogitsOnly(TupleAdapter):
 
     def _imposed(self, output: Tensor, edit: RoutingEdit) -> Tensor:
         logits = output if edit.logit_bias is None else output + edit.logit_bias
-        _, indices = choose(output, self.site.selection, None, edit)
+        _, indices = choose_experts(output, self.site.selection, None, edit)
         chosen = torch.zeros_like(output, dtype=torch.bool).scatter(-1, indices, True)
         return logits.masked_fill(~chosen, NEVER)
 
 
-class Sparsemixer(TupleAdapter):
+class Sparsemixer(RouterOutput):
     """Experts chosen one after the other, each with a softmax of its own (PhiMoE); the family's function is called."""
 
     refuses = {
@@ -139,7 +139,7 @@ class Sparsemixer(TupleAdapter):
         return Routing(reweigh(weights, indices, edit), indices)
 
 
-class HashTable(TupleAdapter):
+class HashTable(RouterOutput):
     """Experts looked up by token id; only the weights are learnt (the first layers of DeepSeek-V4)."""
 
     refuses = {"bias_on_selection": "a table chooses the experts; there are no selection scores to bias"}
@@ -155,7 +155,7 @@ class HashTable(TupleAdapter):
             choice = (scores.argsort(dim=-1).argsort(dim=-1) + listed * scores.shape[-1]).float()
             if edit.banned is not None:
                 choice = choice.masked_fill(edit.banned, NEVER)
-            chosen = torch.topk(force(choice, self.site.selection, edit), self.site.top_k, dim=-1).indices
+            chosen = torch.topk(rank_forced(choice, self.site.selection, edit), self.site.top_k, dim=-1).indices
             if edit.forced is None and edit.banned is not None:
                 # Rows of the table without a banned expert stay as they are, also where they name an expert twice.
                 hit = edit.banned.expand_as(scores).gather(-1, indices).any(dim=-1, keepdim=True)
@@ -165,7 +165,7 @@ class HashTable(TupleAdapter):
         return Routing(reweigh(weights, indices, edit), indices)
 
 
-class JointShared(TupleAdapter):
+class JointShared(RouterOutput):
     """Weights normalised together with those of the shared experts, which come fourth (Inkling)."""
 
     def read(self, output: Any) -> tuple[Tensor, Routing]:
@@ -185,7 +185,7 @@ class JointShared(TupleAdapter):
         routed, shared = logits[:, : site.num_experts], logits[:, site.num_experts :]
         if edit.logit_bias is not None:
             routed = routed + edit.logit_bias
-        _, indices = choose(logits[:, : site.num_experts], site.selection, site.selection_bias(), edit)
+        _, indices = choose_experts(logits[:, : site.num_experts], site.selection, site.selection_bias(), edit)
         chosen = routed.gather(-1, indices)
         if edit.banned is not None:
             banned = edit.banned if edit.banned.ndim == 2 else edit.banned.expand_as(routed)
@@ -203,7 +203,7 @@ class JointShared(TupleAdapter):
         return tuple(items)
 
 
-class SkipClass(TupleAdapter):
+class SkipClass(RouterOutput):
     """One class more than experts, for skipping the layer: weight 0 and index 0 in the output (Zaya).
 
     Here it is the last "expert", so that a skipped token does not count as one of expert 0.
@@ -222,7 +222,7 @@ class SkipClass(TupleAdapter):
         return super().write(output, Routing(routing.weights, routing.indices.masked_fill(skipped, 0)), touched)
 
 
-class WeightsAlone(TupleAdapter):
+class WeightsAlone(RouterOutput):
     """Indices and weights without logits, whatever else (the gates of DeepSeek's remote code).
 
     What follows the choice can be changed; another choice cannot, for want of the scores of the other experts.
@@ -260,7 +260,7 @@ class WeightsAlone(TupleAdapter):
         return native._replace(weights=reweigh(native.weights, native.indices, edit))
 
 
-ADAPTERS: dict[str, type[TupleAdapter]] = {
+SPECIAL_OUTPUTS: dict[str, type[RouterOutput]] = {
     "dense_scores": DenseScores,
     "hash_table": HashTable,
     "joint_shared": JointShared,
@@ -272,7 +272,7 @@ ADAPTERS: dict[str, type[TupleAdapter]] = {
 }
 
 
-def adapter_for(site: RouterSite, output: object) -> TupleAdapter:
+def adapter_for(site: RouterSite, output: object) -> RouterOutput:
     """Return what reads and writes a router's output.
 
     Args:
@@ -282,5 +282,5 @@ def adapter_for(site: RouterSite, output: object) -> TupleAdapter:
     Raises:
         [`RouterContractError`]: if the output is not what the row of the table says.
     """
-    kind = TupleAdapter if site.rule.adapter is None else ADAPTERS[site.rule.adapter]
+    kind = RouterOutput if site.rule.adapter is None else SPECIAL_OUTPUTS[site.rule.adapter]
     return kind(site, output)

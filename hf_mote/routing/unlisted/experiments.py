@@ -20,15 +20,15 @@ from hf_mote.errors import UnsupportedError
 from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.rules.rule import RoutingRule, attribute_of
 from hf_mote.routing.rules.selection import Routing
-from hf_mote.routing.sites.scratch_copy import set_aside
+from hf_mote.routing.sites.scratch_copy import scratch_copy
 from hf_mote.routing.sites.self_test import probe_args, width_of
 from hf_mote.routing.sites.site import BLOCK, RouterSite, site_of
 from hf_mote.routing.sites.special_outputs import adapter_for
 
 __all__ = [
     "Answer",
-    "Trial",
-    "answer",
+    "RouterUnderTest",
+    "compare_with_rule",
     "num_matching",
     "ordinary_inputs",
     "telling_inputs",
@@ -41,7 +41,7 @@ NUM_TOKENS = 128
 LOWEST_LOGIT = 80.0
 
 
-class Trial(NamedTuple):
+class RouterUnderTest(NamedTuple):
     """A router under test.
 
     Attributes:
@@ -72,16 +72,16 @@ class Answer(NamedTuple):
 
 
 @contextmanager
-def under_test(router: Trial) -> Iterator[Trial]:
+def under_test(router: RouterUnderTest) -> Iterator[RouterUnderTest]:
     """Give a copy of a router that can be run and changed, with no trace in the model or in torch's random state.
 
     Args:
-        router (`Trial`): The router.
+        router (`RouterUnderTest`): The router.
 
     Raises:
         [`UnsupportedError`]: if its weights are not there.
     """
-    with set_aside(router.module) as aside:
+    with scratch_copy(router.module) as aside:
         weight = next(aside.parameters(), None)
         if weight is None or weight.is_meta:
             raise UnsupportedError(
@@ -94,13 +94,13 @@ def under_test(router: Trial) -> Iterator[Trial]:
         yield router._replace(module=aside.eval())
 
 
-def answer(router: Trial, rule: RoutingRule, hidden: Tensor) -> Answer:
+def compare_with_rule(router: RouterUnderTest, rule: RoutingRule, hidden: Tensor) -> Answer:
     """Return what a router and a rule say to hidden states.
 
     Whatever the router's forward raises is raised.
 
     Args:
-        router (`Trial`): The router.
+        router (`RouterUnderTest`): The router.
         rule (`RoutingRule`): The rule.
         hidden (`torch.Tensor` of shape `(tokens, hidden_size)`): Hidden states, any float dtype.
 
@@ -127,48 +127,48 @@ def answer(router: Trial, rule: RoutingRule, hidden: Tensor) -> Answer:
     return Answer(logits, native, ruled, _form(site, logits.dtype))
 
 
-def num_matching(router: Trial, rule: RoutingRule, hidden: Tensor) -> int:
+def num_matching(router: RouterUnderTest, rule: RoutingRule, hidden: Tensor) -> int:
     """Return for how many tokens a rule gives a router's own experts and weights, bit for bit.
 
     Args:
-        router (`Trial`): The router.
+        router (`RouterUnderTest`): The router.
         rule (`RoutingRule`): The rule; 0 tokens if it cannot be applied to the router.
         hidden (`torch.Tensor` of shape `(tokens, hidden_size)`): Hidden states, any float dtype.
     """
     try:
-        _, native, ruled, _ = answer(router, rule, hidden)
+        _, native, ruled, _ = compare_with_rule(router, rule, hidden)
     except Exception:  # foreign code, and rules that are not meant for it
         return 0
     same = (native.indices == ruled.indices) & (native.weights == ruled.weights)
     return int(same.all(dim=-1).sum())
 
 
-def ordinary_inputs(router: Trial) -> Tensor:
+def ordinary_inputs(router: RouterUnderTest) -> Tensor:
     """Return hidden states `(NUM_TOKENS, hidden_size)`, normal, the second half three times as large.
 
     Args:
-        router (`Trial`): The router.
+        router (`RouterUnderTest`): The router.
     """
     hidden = torch.randn(NUM_TOKENS, width_of(router.module), generator=torch.Generator().manual_seed(0))
     hidden[NUM_TOKENS // 2 :] *= 3
     return hidden.to(next(router.module.parameters()).device)
 
 
-def telling_inputs(router: Trial, rule: RoutingRule) -> Tensor:
+def telling_inputs(router: RouterUnderTest, rule: RoutingRule) -> Tensor:
     """Return hidden states `(at most 2 * NUM_TOKENS, hidden_size)` with low logits and with logits of two levels.
 
     Logits are linear in the hidden states, or nearly: the right combinations of random hidden states are solved for.
     Those that the router has no finite answer to are left out.
 
     Args:
-        router (`Trial`): The router.
+        router (`RouterUnderTest`): The router.
         rule (`RoutingRule`): A rule that reads its logits.
     """
     generator = torch.Generator().manual_seed(1)
     num_experts = site_of(router.path, router.module, rule, router.block).num_experts
     basis = torch.randn(num_experts + 8, width_of(router.module), generator=generator)
     basis = torch.cat([torch.zeros_like(basis[:1]), basis]).to(next(router.module.parameters()).device)
-    logits = answer(router, rule, basis).logits.double().cpu()
+    logits = compare_with_rule(router, rule, basis).logits.double().cpu()
     if not bool(logits.isfinite().all()):
         return basis[:0]
     noise = torch.randn(2 * NUM_TOKENS, num_experts, generator=generator).double()
@@ -177,15 +177,15 @@ def telling_inputs(router: Trial, rule: RoutingRule) -> Tensor:
     two_levels = 0.1 * noise[NUM_TOKENS:] + (torch.rand(low.shape, generator=generator) < share_of_high)
     weights = (torch.cat([low, two_levels]) - logits[0]) @ torch.linalg.pinv(logits[1:] - logits[0])
     hidden = weights.float().to(basis) @ basis[1:]
-    usable = answer(router, rule, hidden).native.weights.isfinite().all(dim=-1)
+    usable = compare_with_rule(router, rule, hidden).native.weights.isfinite().all(dim=-1)
     return torch.as_tensor(hidden[usable])
 
 
-def variants(router: Trial, rules: Sequence[RoutingRule]) -> Iterator[Trial]:
+def variants(router: RouterUnderTest, rules: Sequence[RoutingRule]) -> Iterator[RouterUnderTest]:
     """Give the router with one number after the other, and the dtype, changed: what rules that agree may differ on.
 
     Args:
-        router (`Trial`): The router that they agree on.
+        router (`RouterUnderTest`): The router that they agree on.
         rules (`Sequence[RoutingRule]`): The rules.
     """
     for path, value in _other_values(router, rules):
@@ -220,7 +220,7 @@ def _form(site: RouterSite, dtype: torch.dtype) -> Hashable:
     )
 
 
-def _other_values(router: Trial, rules: Sequence[RoutingRule]) -> Iterator[tuple[str, object]]:
+def _other_values(router: RouterUnderTest, rules: Sequence[RoutingRule]) -> Iterator[tuple[str, object]]:
     """Attributes that some rule reads, each with another value than the router has."""
     names = [(rule.selection_bias, rule.expert_scale, rule.scale, rule.renormalize) for rule in rules]
     for path in dict.fromkeys(name for some in names for name in some if isinstance(name, str)):
@@ -240,7 +240,7 @@ def _other_values(router: Trial, rules: Sequence[RoutingRule]) -> Iterator[tuple
     yield rules[0].top_k, max(site.top_k + 2, site.num_experts // 64 + 2)
 
 
-def _owner(router: Trial, path: str) -> tuple[nn.Module, str]:
+def _owner(router: RouterUnderTest, path: str) -> tuple[nn.Module, str]:
     """The module that a path starts in, and the path from there."""
     in_block = path.startswith(BLOCK) and router.block is not None
     return (router.block if in_block else router.module), path.removeprefix(BLOCK)  # type: ignore[return-value]
@@ -261,7 +261,7 @@ def _changed(owner: Any, path: str, value: object) -> Any:
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of a module with its parameters in another dtype."""
-    with set_aside(module) as twin:
+    with scratch_copy(module) as twin:
         for part in twin.modules():
             for name, parameter in part._parameters.items():
                 if parameter is not None and parameter.is_floating_point():

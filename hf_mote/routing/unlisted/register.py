@@ -28,8 +28,8 @@ from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.placement import holder_of
 from hf_mote.routing.sites.site import BLOCK, RouterSite, layer_of
 from hf_mote.routing.unlisted.experiments import (
-    Trial,
-    answer,
+    RouterUnderTest,
+    compare_with_rule,
     num_matching,
     ordinary_inputs,
     telling_inputs,
@@ -111,20 +111,22 @@ def register_routers(model: nn.Module, *, rule: str | RoutingRule | None = None)
     namings = rows if isinstance(rule, RoutingRule) else ROWS
     check_none_refused(model, where)
     modules = dict(model.named_modules())
-    by_class: dict[type[nn.Module], list[Trial]] = defaultdict(list)
+    by_class: dict[type[nn.Module], list[RouterUnderTest]] = defaultdict(list)
     for path, module in unlisted_routers(model, namings).items():
-        by_class[type_before_parametrizations(module)].append(Trial(path, module, modules.get(holder_of(path))))
+        by_class[type_before_parametrizations(module)].append(
+            RouterUnderTest(path, module, modules.get(holder_of(path)))
+        )
     if rule is not None and not by_class:
         raise ConfigError(f"{where}.rule", "the model has no router without a rule", got=_name(rule))
     identified: dict[type[nn.Module], RoutingRule] = {}
-    unlike: list[tuple[Trial, UnsupportedError]] = []
+    unlike: list[tuple[RouterUnderTest, UnsupportedError]] = []
     layers = {layer_of(path) for path, module in modules.items() if rule_for(module) is not None}
     for cls, routers in by_class.items():
-        ways = _ways(routers[0], namings)
-        if isinstance(ways, UnsupportedError):
-            unlike += [(router, ways) for router in routers]
+        call_forms = _call_forms(routers[0], namings)
+        if isinstance(call_forms, UnsupportedError):
+            unlike += [(router, call_forms) for router in routers]
         else:
-            identified[cls] = _identify(routers, ways, rows)
+            identified[cls] = _identify(routers, call_forms, rows)
             layers |= {layer_of(router.path) for router in routers}
     for router, error in unlike:
         # Passed over beside a layer's real router, unless the model itself says that this is one.
@@ -160,7 +162,9 @@ def _rows(rule: str | RoutingRule | None) -> tuple[RoutingRule, ...]:
     return found
 
 
-def _ways(router: Trial, rows: Sequence[RoutingRule]) -> dict[str | None, RoutingRule] | UnsupportedError:
+def _call_forms(
+    router: RouterUnderTest, rows: Sequence[RoutingRule]
+) -> dict[str | None, RoutingRule] | UnsupportedError:
     """How a router can be called and read: for each bias that it may be handed, a rule that says so and no more.
 
     The error, if it returns neither logits, weights and indices nor the latter two.
@@ -173,13 +177,13 @@ def _ways(router: Trial, rows: Sequence[RoutingRule]) -> dict[str | None, Routin
     failures: list[Exception] = []
     with under_test(router) as aside:
         hidden = ordinary_inputs(aside)
-        for way in (WHOLE, ALONE):
+        for form in (WHOLE, ALONE):
             for bias, probe, (num_experts, top_k) in product(biases, probes, names):
                 if bias in found:
                     continue
-                told = replace(way, selection_bias=bias, probe=probe, num_experts=num_experts, top_k=top_k)
+                told = replace(form, selection_bias=bias, probe=probe, num_experts=num_experts, top_k=top_k)
                 try:
-                    answer(aside, told, hidden)
+                    compare_with_rule(aside, told, hidden)
                     found[bias] = told
                 except Exception as error:  # foreign code may raise anything
                     failures.append(error)
@@ -197,12 +201,12 @@ def _ways(router: Trial, rows: Sequence[RoutingRule]) -> dict[str | None, Routin
 
 
 def _identify(
-    routers: Sequence[Trial], ways: dict[str | None, RoutingRule], rows: Sequence[RoutingRule]
+    routers: Sequence[RouterUnderTest], call_forms: dict[str | None, RoutingRule], rows: Sequence[RoutingRule]
 ) -> RoutingRule:
     """The one rule that all routers of a class follow."""
     first = routers[0]
     name = type(first.module).__name__
-    rules = [way for way in ways.values() if way.adapter is not None][:1]
+    rules = [form for form in call_forms.values() if form.adapter is not None][:1]
     if rules and len(rows) == 1:
         raise UnsupportedError(
             first.path,
@@ -212,13 +216,13 @@ def _identify(
             fix="Call register_routers(model): suppress_mode 'drop' and 'zero' need none.",
         )
     if not rules:
-        rules = [rule for row in rows if (rule := _called(row, ways, first.module)) is not None]
+        rules = [rule for row in rows if (rule := _called(row, call_forms, first.module)) is not None]
     forms: dict[str, list[Hashable]] = defaultdict(list)
     for router in routers:
         with under_test(router) as aside:
-            rules = _reproducing(aside, rules, _inputs(aside, ways))
+            rules = _reproducing(aside, rules, _inputs(aside, call_forms))
             for rule in rules:
-                forms[rule.name].append(answer(aside, rule, ordinary_inputs(aside)).form)
+                forms[rule.name].append(compare_with_rule(aside, rule, ordinary_inputs(aside)).form)
     with under_test(first) as aside:
         hidden = ordinary_inputs(aside)
         for variant in variants(aside, rules):
@@ -244,7 +248,7 @@ def _identify(
     return replace(found, when=found.when if flags[found.name] > 0 else None)
 
 
-def _reproducing(router: Trial, rules: Sequence[RoutingRule], hidden: Tensor) -> list[RoutingRule]:
+def _reproducing(router: RouterUnderTest, rules: Sequence[RoutingRule], hidden: Tensor) -> list[RoutingRule]:
     """The rules that reproduce a router; at least one."""
     matches = {rule.name: num_matching(router, rule, hidden) for rule in rules}
     found = [rule for rule in rules if matches[rule.name] == len(hidden)]
@@ -261,19 +265,19 @@ def _reproducing(router: Trial, rules: Sequence[RoutingRule], hidden: Tensor) ->
     return found
 
 
-def _inputs(router: Trial, ways: dict[str | None, RoutingRule]) -> Tensor:
+def _inputs(router: RouterUnderTest, call_forms: dict[str | None, RoutingRule]) -> Tensor:
     """Hidden states that a rule must reproduce the router on, `(tokens, hidden_size)`."""
-    way = next(iter(ways.values()))
+    form = next(iter(call_forms.values()))
     hidden = ordinary_inputs(router)
-    return hidden if way.adapter is not None else torch.cat([hidden, telling_inputs(router, way)])
+    return hidden if form.adapter is not None else torch.cat([hidden, telling_inputs(router, form)])
 
 
-def _called(row: RoutingRule, ways: dict[str | None, RoutingRule], router: nn.Module) -> RoutingRule | None:
+def _called(row: RoutingRule, call_forms: dict[str | None, RoutingRule], router: nn.Module) -> RoutingRule | None:
     """A row, called and read as the router is; `None` if it is for routers of another kind."""
-    way = ways.get(row.selection_bias if (row.selection_bias or "").startswith(BLOCK) else None)
-    if way is None or (row.when is not None and getattr(router, row.when[0], row.when[1]) != row.when[1]):
+    form = call_forms.get(row.selection_bias if (row.selection_bias or "").startswith(BLOCK) else None)
+    if form is None or (row.when is not None and getattr(router, row.when[0], row.when[1]) != row.when[1]):
         return None
-    return replace(row, routers={}, num_experts=way.num_experts, top_k=way.top_k, probe=way.probe)
+    return replace(row, routers={}, num_experts=form.num_experts, top_k=form.top_k, probe=form.probe)
 
 
 def _flag(rule: RoutingRule, router: nn.Module) -> int:

@@ -12,10 +12,11 @@ from routing.reference import dense, observe_experts
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import PreTrainedModel
 
-from hf_mote import ActivationMap, MoTEConfig, apply_mote, find_routers, record_routing
+from hf_mote import ActivationMap, Intervention, MoTEConfig, apply_mote, find_routers, record_routing
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, RouterContractError, UnsupportedError
-from hf_mote.hooks import HookStack, stack_on
-from hf_mote.passes.decoder_hook import TokenTracker
+from hf_mote.hooks import SharedHook, stack_on
+from hf_mote.passes.decoder_hook import DecoderHook
+from hf_mote.passes.forward import Forward
 
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
@@ -70,7 +71,7 @@ def size_of(record: Any) -> int:
     seen: set[int] = set()
 
     def walk(item: Any) -> int:
-        if id(item) in seen or isinstance(item, torch.nn.Module | HookStack):
+        if id(item) in seen or isinstance(item, torch.nn.Module | SharedHook):
             return 0
         seen.add(id(item))
         if isinstance(item, torch.Tensor):
@@ -473,19 +474,19 @@ def test_record_routing_routers_run_after_a_forward_that_failed_are_not_part_of_
     with record_routing(one_model) as record:
         one_model(torch.tensor([[5, 6, 7]]))
         if where == "watcher":
-            record.only = lambda forward: 1 / 0
+            record.token_filter = lambda forward: 1 / 0
         failing = deepest.register_forward_pre_hook(lambda *_: 1 / 0) if where == "deepest layer" else None
         with pytest.raises(IndexError if where == "embedding" else ZeroDivisionError):
             one_model(torch.tensor([[5, 600 if where == "embedding" else 6, 7]]))
         if failing is not None:
             failing.remove()
-        tracker = stack_on(one_model.model, TokenTracker)
+        tracker = stack_on(one_model.model, DecoderHook)
         for _ in range(3):
             with pytest.raises(RouterContractError, match="cannot tell which token"):
                 block(torch.randn(1, 3, 32))
         assert tracker is not None
-        assert tracker._here.postponed == []
-        record.only = None
+        assert tracker._here.deferred == []
+        record.token_filter = None
         one_model(torch.tensor([[5, 6, 7]]))
     first, *_, last = record.maps()
     assert torch.equal(first.counts, last.counts)
@@ -567,3 +568,26 @@ def test_record_routing_traces_of_routers_that_choose_different_numbers_are_fill
     for wide, plain in zip(record.traces(), narrow.traces(), strict=True):
         assert torch.equal(wide.indices[:, 0, :-1], plain.indices[:, 0])
         assert torch.equal(wide.weights[:, 0, :-1], plain.weights[:, 0])
+
+
+def test_record_routing_only_is_the_earlier_name_of_token_filter(one_model: PreTrainedModel) -> None:
+    def first_token(forward: Forward) -> torch.Tensor:
+        return torch.arange(forward.batch * forward.length) % forward.length == 0
+
+    with record_routing(one_model) as record:
+        with pytest.warns(DeprecationWarning, match="use token_filter"):
+            record.only = first_token
+        with pytest.warns(DeprecationWarning, match="use token_filter"):
+            assert record.only is record.token_filter is first_token
+        one_model(torch.tensor([[5, 6, 7]]))
+    assert record.maps()[0].num_tokens == 1
+
+
+def test_record_routing_hands_out_an_intervention(one_model: PreTrainedModel) -> None:
+    record = record_routing(one_model)
+    assert isinstance(record, Intervention)
+    record.active = False
+    one_model(torch.tensor([[5, 6, 7]]))
+    assert record.num_sequences == 0
+    record.remove()
+    assert (record.removed, record.active, num_hooks(one_model)) == (True, False, 0)

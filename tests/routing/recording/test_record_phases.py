@@ -58,7 +58,7 @@ def test_record_routing_what_waits_is_added_up_as_if_it_did_not(
     for steps, rows, tokens in ((1, 0, 2048), (16, 256, 2048), (5, 256, 2048), (16, 256, 2)):
         monkeypatch.setattr(hf_mote.routing.recording.tally, "STEPS_AT_ONCE", steps)
         monkeypatch.setattr(hf_mote.routing.recording.tally, "TOKENS_AT_ONCE", tokens)
-        monkeypatch.setattr(hf_mote.passes.decoder_hook, "ROWS_POSTPONED", rows)
+        monkeypatch.setattr(hf_mote.passes.decoder_hook, "ROWS_DEFERRED", rows)
         with record_routing(model, eos_token_id=stops, thinking_tokens=(12, 40)) as record:
             if patch is None:
                 generate(model, stops, **how)

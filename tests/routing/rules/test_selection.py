@@ -16,7 +16,7 @@ from tiny_models import TINY_MODELS, tiny_model
 from hf_mote import find_routers
 from hf_mote.routing.rules.edits import RoutingEdit, merge_edits
 from hf_mote.routing.rules.families import RULES
-from hf_mote.routing.rules.selection import Routing, Selection, select
+from hf_mote.routing.rules.selection import BoundRule, Routing, select
 
 E = 8
 TOKENS = 6
@@ -29,28 +29,28 @@ MIXTRAL, V2, V3 = (
 class Case:
     """One router: the package's numbers for it, and the reference's."""
 
-    selection: Selection
+    selection: BoundRule
     family: Family
     bias: torch.Tensor | None = None
 
 
 BIAS = torch.linspace(-0.3, 0.3, E)[torch.tensor([3, 0, 6, 1, 7, 2, 5, 4])]
 CASES = {
-    "mixtral": Case(Selection(MIXTRAL, E, 2, renormalize=True), Family("softmax", E, 2, renormalize=True)),
-    "deepseek_v2": Case(Selection(V2, E, 3, scale=1.5), Family("softmax", E, 3, scale=1.5)),
+    "mixtral": Case(BoundRule(MIXTRAL, E, 2, renormalize=True), Family("softmax", E, 2, renormalize=True)),
+    "deepseek_v2": Case(BoundRule(V2, E, 3, scale=1.5), Family("softmax", E, 3, scale=1.5)),
     "deepseek_v2_groups": Case(
-        Selection(V2, E, 3, num_groups=4, groups_kept=3, scale=16.0), Family("softmax", E, 3, 4, 3, "max", scale=16.0)
+        BoundRule(V2, E, 3, num_groups=4, groups_kept=3, scale=16.0), Family("softmax", E, 3, 4, 3, "max", scale=16.0)
     ),
     "deepseek_v3": Case(
-        Selection(V3, E, 4, renormalize=True, scale=2.5), Family("sigmoid", E, 4, renormalize=True, scale=2.5), BIAS
+        BoundRule(V3, E, 4, renormalize=True, scale=2.5), Family("sigmoid", E, 4, renormalize=True, scale=2.5), BIAS
     ),
     "deepseek_v3_groups": Case(
-        Selection(V3, E, 2, num_groups=2, groups_kept=1, renormalize=True, scale=2.5),
+        BoundRule(V3, E, 2, num_groups=2, groups_kept=1, renormalize=True, scale=2.5),
         Family("sigmoid", E, 2, 2, 1, "sum2", renormalize=True, scale=2.5),
         BIAS,
     ),
     "deepseek_v3_raw": Case(
-        Selection(V3, E, 2, num_groups=4, groups_kept=2), Family("sigmoid", E, 2, 4, 2, "sum2"), BIAS
+        BoundRule(V3, E, 2, num_groups=4, groups_kept=2), Family("sigmoid", E, 2, 4, 2, "sum2"), BIAS
     ),
 }
 
@@ -89,9 +89,9 @@ def edits(draw: Any) -> RoutingEdit:
     values = st.lists(st.floats(-3, 3, width=32), min_size=E, max_size=E).map(torch.tensor)
     fields: dict[str, Any] = {}
     if draw(st.booleans()):
-        fields["keep"] = shares_of(suppressed, draw(shares))
+        fields["drop_share"] = shares_of(suppressed, draw(shares))
     if draw(st.booleans()):
-        fields["gain"] = shares_of(suppressed, draw(shares))
+        fields["zero_share"] = shares_of(suppressed, draw(shares))
     if forced:
         fields["forced"] = mask(forced)
         if draw(st.booleans()):
@@ -185,7 +185,7 @@ def test_select_forced_experts_are_always_chosen_and_dropped_ones_keep_their_slo
     forced = set(sorted(forced - suppressed)[: case.selection.top_k - 1])
     logits = logits_of(seed)
     native = spread(run(case, logits))[1]
-    edit = RoutingEdit(keep=shares_of(suppressed, share), forced=mask(forced))
+    edit = RoutingEdit(drop_share=shares_of(suppressed, share), forced=mask(forced))
     chosen = spread(run(case, logits, edit))[1]
     assert chosen[:, sorted(forced)].all()
     # "it takes the place of the weakest chosen, unsuppressed one": a suppressed expert stays where it was.
@@ -197,7 +197,7 @@ def test_select_forced_experts_are_always_chosen_and_dropped_ones_keep_their_slo
 @settings(max_examples=40, deadline=None)
 def test_select_drop_keeps_the_choice_and_the_sum(case: Case, seed: int, suppressed: set[int], share: float) -> None:
     logits = logits_of(seed)
-    before, after = run(case, logits), run(case, logits, RoutingEdit(keep=shares_of(suppressed, share)))
+    before, after = run(case, logits), run(case, logits, RoutingEdit(drop_share=shares_of(suppressed, share)))
     assert torch.equal(before.indices, after.indices)
     hit = mask(suppressed)[before.indices]
     survives = ~hit.all(dim=1)
@@ -218,7 +218,7 @@ def test_select_zero_changes_nothing_but_the_suppressed_weights(
     case: Case, seed: int, suppressed: set[int], share: float
 ) -> None:
     logits = logits_of(seed)
-    before, after = run(case, logits), run(case, logits, RoutingEdit(gain=shares_of(suppressed, share)))
+    before, after = run(case, logits), run(case, logits, RoutingEdit(zero_share=shares_of(suppressed, share)))
     assert torch.equal(before.indices, after.indices)
     hit = mask(suppressed)[before.indices]
     assert torch.equal(after.weights[~hit], before.weights[~hit])
@@ -228,8 +228,8 @@ def test_select_zero_changes_nothing_but_the_suppressed_weights(
 @cases
 def test_select_every_chosen_expert_dropped_gives_zero_weights(case: Case) -> None:
     for edit in (
-        RoutingEdit(keep=torch.zeros(E)),
-        RoutingEdit(gain=torch.zeros(E)),
+        RoutingEdit(drop_share=torch.zeros(E)),
+        RoutingEdit(zero_share=torch.zeros(E)),
         RoutingEdit(banned=mask(set(range(E)))),
     ):
         weights = run(case, logits_of(0), edit).weights
@@ -247,7 +247,7 @@ def test_select_drop_of_an_overwhelming_expert_stays_finite_and_keeps_the_sum(ca
     logits[0, 0] = 0.0
     case = replace(case, bias=None) if case.bias is None else replace(case, bias=torch.zeros(E))
     before = run(case, logits)
-    after = run(case, logits, RoutingEdit(keep=shares_of({0}, 0.0)))
+    after = run(case, logits, RoutingEdit(drop_share=shares_of({0}, 0.0)))
     assert 0 in before.indices
     assert after.weights.isfinite().all()
     assert (after.weights[after.indices == 0] == 0).all()
@@ -330,7 +330,7 @@ def test_select_relabelling_experts_commutes(case: Case, seed: int, edit: Routin
 
 
 @cases
-@given(seed=seeds, first=experts, second=experts, name=st.sampled_from(["keep", "gain", "banned"]))
+@given(seed=seeds, first=experts, second=experts, name=st.sampled_from(["drop_share", "zero_share", "banned"]))
 @settings(max_examples=25, deadline=None)
 def test_merge_edits_of_two_target_sets_is_the_edit_of_their_union(
     case: Case, seed: int, first: set[int], second: set[int], name: str
@@ -392,8 +392,8 @@ def _as_routing_edit(edit: Edit) -> RoutingEdit:
         edit.stimulate_weight,
     )
     return RoutingEdit(
-        keep=left if edit.suppress_mode == "drop" else None,
-        gain=left if edit.suppress_mode == "zero" else None,
+        drop_share=left if edit.suppress_mode == "drop" else None,
+        zero_share=left if edit.suppress_mode == "zero" else None,
         banned=mask(set(edit.suppress)) if edit.suppress_mode == "reroute" else None,
         forced=forced if edit.stimulate else None,
         forced_to_max=forced if weight == "max" else None,
@@ -429,7 +429,7 @@ def _decided(case: Case, logits: torch.Tensor, edit: RoutingEdit) -> bool:
 def test_select_groups_with_one_survivor_are_ranked_by_it() -> None:
     """Four groups of two with one survivor each: the best two survivors win, not whichever groups come first."""
     rule = next(rule for rule in RULES if "DeepseekV3TopkRouter" in rule.routers)
-    selection = Selection(rule, num_experts=8, top_k=2, num_groups=4, groups_kept=2, renormalize=True)
+    selection = BoundRule(rule, num_experts=8, top_k=2, num_groups=4, groups_kept=2, renormalize=True)
     logits = torch.tensor([[0.0, 3.0, 0.0, 1.0, 0.0, 2.0, 0.0, -1.0], [0.0, -1.0, 0.0, 1.0, 0.0, 2.0, 0.0, 3.0]])
     banned = torch.tensor([True, False] * 4)
     indices = select(logits, selection, torch.zeros(8), RoutingEdit(banned=banned)).indices
@@ -442,8 +442,8 @@ def test_select_groups_with_one_survivor_are_ranked_by_it() -> None:
 def test_select_dropping_all_or_nothing_is_dropping_by_shares(case: Case, seed: int, suppressed: set[int]) -> None:
     """The cheaper way for whole experts gives what the general one gives, and leaves the same rows alone."""
     logits, keep = logits_of(seed), shares_of(set(suppressed), 0.0)
-    general = run(case, logits, RoutingEdit(keep=keep))
-    cheaper = run(case, logits, RoutingEdit(keep=keep, keeps_all_or_nothing=True))
+    general = run(case, logits, RoutingEdit(drop_share=keep))
+    cheaper = run(case, logits, RoutingEdit(drop_share=keep, keeps_all_or_nothing=True))
     assert torch.equal(general.indices, cheaper.indices)
     torch.testing.assert_close(general.weights, cheaper.weights, rtol=1e-6, atol=0)
     untouched = (keep[general.indices] == 1).all(dim=-1)
@@ -453,9 +453,9 @@ def test_select_dropping_all_or_nothing_is_dropping_by_shares(case: Case, seed: 
 
 def test_select_dropped_expert_of_next_to_no_weight_gets_exactly_none() -> None:
     """Its weight is so small that the sum does not notice it."""
-    mixtral = Selection(RULES[0], num_experts=4, top_k=2, renormalize=True)
+    mixtral = BoundRule(RULES[0], num_experts=4, top_k=2, renormalize=True)
     logits = torch.tensor([[20.0, 0.0, -1.0, -2.0]])
-    edit = RoutingEdit(keep=torch.tensor([1.0, 0.0, 1.0, 1.0]), keeps_all_or_nothing=True)
+    edit = RoutingEdit(drop_share=torch.tensor([1.0, 0.0, 1.0, 1.0]), keeps_all_or_nothing=True)
     native, dropped = select(logits, mixtral), select(logits, mixtral, edit=edit)
     assert native.weights[native.indices == 1].item() > 0
     assert dropped.weights[dropped.indices == 1].item() == 0
@@ -470,10 +470,12 @@ def test_edit_hits_are_the_tokens_that_chose_a_suppressed_expert(
     indices = run(case, logits_of(seed)).indices
     wanted = torch.tensor([not suppressed.isdisjoint(row) for row in indices.tolist()])
     for edit in (
-        RoutingEdit(keep=shares_of(suppressed, factors)),
-        RoutingEdit(gain=shares_of(suppressed, factors)),
+        RoutingEdit(drop_share=shares_of(suppressed, factors)),
+        RoutingEdit(zero_share=shares_of(suppressed, factors)),
         RoutingEdit(banned=mask(suppressed)),
-        RoutingEdit(keep=shares_of(set(sorted(suppressed)[:1]), factors), banned=mask(set(sorted(suppressed)[1:]))),
+        RoutingEdit(
+            drop_share=shares_of(set(sorted(suppressed)[:1]), factors), banned=mask(set(sorted(suppressed)[1:]))
+        ),
     ):
         assert edit.only_suppresses
         assert edit.suppressed == suppressed
@@ -505,7 +507,7 @@ def test_select_without_groups_banning_experts_that_are_not_chosen_changes_nothi
 def test_select_with_groups_banning_an_expert_that_is_not_chosen_can_change_the_choice() -> None:
     """It counts for the score of its group: 0.32 + 0.24 keeps the third group in, 0.32 alone does not."""
     scores = torch.tensor([[0.5, 0.05, 0.3, 0.26, 0.32, 0.24, 0.01, 0.01]])
-    selection = Selection(V3, num_experts=8, top_k=2, num_groups=4, groups_kept=2, renormalize=True)
+    selection = BoundRule(V3, num_experts=8, top_k=2, num_groups=4, groups_kept=2, renormalize=True)
     banned = mask({5})
     native = select(scores.logit(), selection, torch.zeros(8)).indices
     edited = select(scores.logit(), selection, torch.zeros(8), RoutingEdit(banned=banned)).indices

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hf_mote import MoTEConfig, apply_mote, register_routers
 from hf_mote.errors import UnsupportedError
 from hf_mote.routing.rules import registry
-from hf_mote.routing.sites.scratch_copy import set_aside
+from hf_mote.routing.sites.scratch_copy import scratch_copy
 
 
 @pytest.fixture(autouse=True)
@@ -225,8 +225,8 @@ def test_register_routers_router_on_the_meta_device_is_refused() -> None:
 
 def test_set_aside_shares_the_parameters_of_what_is_no_router(monkeypatch: pytest.MonkeyPatch) -> None:
     router = Restless()
-    monkeypatch.setattr("hf_mote.routing.sites.scratch_copy.LARGEST", router.weight.nbytes)
-    with set_aside(router) as twin:
+    monkeypatch.setattr("hf_mote.routing.sites.scratch_copy.MOST_COPIED_BYTES", router.weight.nbytes)
+    with scratch_copy(router) as twin:
         assert twin.weight is router.weight
         assert twin.norm.weight is router.norm.weight
         assert twin.load_buffer is not router.load_buffer
@@ -249,7 +249,7 @@ def test_register_routers_of_a_block_without_a_router_copies_no_experts(monkeypa
 
     copied: list[Tensor] = []
     plain = nn.Parameter.__deepcopy__
-    monkeypatch.setattr("hf_mote.routing.sites.scratch_copy.LARGEST", 4 * EXPERTS * WIDTH * 2)
+    monkeypatch.setattr("hf_mote.routing.sites.scratch_copy.MOST_COPIED_BYTES", 4 * EXPERTS * WIDTH * 2)
     monkeypatch.setattr(nn.Parameter, "__deepcopy__", lambda self, memo: (copied.append(self), plain(self, memo))[1])
     model = SmallDecoder(Whole)
     with pytest.raises(UnsupportedError, match="Whole is no router of the common shape"):
@@ -261,7 +261,7 @@ def test_set_aside_keeps_what_is_tied_tied_and_shares_what_is_not_the_routers() 
     router, other = Restless(), nn.Linear(2, 2)
     router.__dict__["other"] = other
     router.__dict__["others"] = [other, router.norm]
-    with set_aside(router) as twin:
+    with scratch_copy(router) as twin:
         assert twin.tied is twin.weight is not router.weight
         assert twin.record.owner is twin
         assert twin.count.__self__ is twin

@@ -20,7 +20,7 @@ from transformers import DeepseekV3Config
 from hf_mote import MoTEConfig, apply_mote, attribute_experts, find_routers, record_routing, register_routers
 from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.hooks import stack_on
-from hf_mote.routing.router_hook import RouterStack
+from hf_mote.routing.router_hook import RouterHook
 from hf_mote.routing.rules import registry
 from hf_mote.routing.rules.edits import RoutingEdit
 
@@ -220,7 +220,7 @@ def test_route_edit_that_needs_logits_raises_where_no_config_was_checked() -> No
     register_routers(model)
     hidden = torch.randn(1, 4, WIDTH)
     with apply_mote(model, MoTEConfig(suppress=[[0, 1]])):
-        stack = stack_on(model.layers[0].mlp.gate, RouterStack)
+        stack = stack_on(model.layers[0].mlp.gate, RouterHook)
         assert stack is not None
         assert stack.adapter is not None
         output = Gate.forward(model.layers[0].mlp.gate, hidden)
