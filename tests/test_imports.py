@@ -13,12 +13,14 @@ import hf_mote
 PACKAGE = Path(hf_mote.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# What each part may import beside itself, `errors` and `version`. Parts are the folders and files of the package, in
+# What each part may import beside itself and ALWAYS. Parts are the folders and files of the package, in
 # reading order; of routing each storey is one. The root only gathers names, so nothing imports it.
+ALWAYS = {"errors", "version", "deprecation"}
 _STOREYS = {"routing/rules", "routing/sites", "routing/router_hook", "routing/recording"}
 _BASE = {"hooks", "files", "hub", "processes", "passes", "maps", "statistics", "generation", "judges"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "deprecation": set(),
     "version": set(),
     "hooks": set(),
     "files": set(),
@@ -107,7 +109,7 @@ def wrong_imports(part: str, source: str) -> list[str]:
             wrong.append(f"{name}: no model's own module")
         elif top == "hf_mote" and part not in ANYTHING:
             other = part_of(name)
-            if other != part and other not in MAY_IMPORT[part] | {"errors", "version"}:
+            if other != part and other not in MAY_IMPORT[part] | ALWAYS:
                 wrong.append(f"{name}: {part} may import {sorted(MAY_IMPORT[part])}")
     return wrong
 

@@ -98,8 +98,8 @@ class Shown(NamedTuple):
     """Prompts whose response shows the behaviour, that response, and the true answer; what causal rankings ask for."""
 
     prompts: list[str]
-    target: list[str]
-    baseline: list[str]
+    responses: list[str]
+    baseline_responses: list[str]
 
 
 def score_methods(
@@ -180,8 +180,8 @@ def rank_experts(
         organism.model,
         organism.tokenizer,
         shown.prompts,
-        target=shown.target,
-        baseline=shown.baseline,
+        response=shown.responses,
+        baseline_response=shown.baseline_responses,
         gain=ATTRIBUTION_GAIN,
         batch_size=24,
         seed=seed,

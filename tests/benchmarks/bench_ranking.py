@@ -220,8 +220,8 @@ def _asked(case: Case, number: int) -> dict[str, Any]:
         "model": organism.model,
         "tokenizer": organism.tokenizer,
         "prompts": shown.prompts[:number],
-        "target": shown.target[:number],
-        "baseline": shown.baseline[:number],
+        "response": shown.responses[:number],
+        "baseline_response": shown.baseline_responses[:number],
         "progress": False,
     }
 

@@ -17,7 +17,7 @@ from hf_mote.generation.prompts import encode_prompts, user_text_of
 NO_THINKING = {"enable_thinking": False}
 PLAIN: dict[str, Any] = {"progress": False}
 SAYING: dict[str, Any] = {**PLAIN, "max_new_tokens": 3}
-CAUSAL: dict[str, Any] = {**PLAIN, "target": "yes", "baseline": "no"}
+CAUSAL: dict[str, Any] = {**PLAIN, "response": "yes", "baseline_response": "no"}
 
 
 def thinking_tokenizer() -> PreTrainedTokenizerFast:
@@ -130,5 +130,5 @@ def test_ftri_refuses_prompts_without_tokens_and_half_surrogates_before_it_runs(
         attribute_experts(model, tokenizer, ["x"], **CAUSAL)
     score = lambda logits, batch: logits.float().sum((1, 2))  # noqa: E731
     with pytest.raises(DataError, match=r"prompts\[0\].*no token"):
-        attribute_experts(model, tokenizer, ["x", "a"], score=score, resamples=0, progress=False)
+        attribute_experts(model, tokenizer, ["x", "a"], logit_score=score, resamples=0, progress=False)
     assert torch.is_grad_enabled()

@@ -38,20 +38,20 @@ EXPERTS = [(1, 0), (2, 3), (1, 4)]
 
 
 def attribute(model: PreTrainedModel, *responses: Any, **options: Any) -> ExpertRanking:
-    given = responses or (() if "score" in options else ("yes", "nope!"))
+    given = responses or (() if "logit_score" in options else ("yes", "nope!"))
     return attribute_experts(
         model, tiny_tokenizer(), PROMPTS, *given, **{"resamples": 0, "progress": False, **options}
     )
 
 
 def ablate(model: PreTrainedModel, *responses: Any, **options: Any) -> ExpertRanking:
-    given = responses or (() if "score" in options else ("yes", "nope!"))
+    given = responses or (() if "logit_score" in options else ("yes", "nope!"))
     fixed = {"resamples": 0, "progress": False, "experts": EXPERTS}
     return ablate_experts(model, tiny_tokenizer(), PROMPTS, *given, **{**fixed, **options})
 
 
 def search(model: PreTrainedModel, *responses: Any, **options: Any) -> Any:
-    given = responses or (() if "score" in options else ("yes", "nope!"))
+    given = responses or (() if "logit_score" in options else ("yes", "nope!"))
     fixed = {"max_experts": 2, "progress": False, "experts": EXPERTS}
     return search_experts(model, tiny_tokenizer(), PROMPTS, *given, **{**fixed, **options})
 
@@ -182,12 +182,12 @@ def test_measurements_of_an_offloaded_model_are_the_same(measure: Any) -> None:
 @pytest.mark.parametrize(
     ("responses", "place"),
     [
-        (("yes", "yes"), "baseline: is the target itself"),
-        ((["a", "b", "c"], ["a", "b", "c"]), "baseline: is the target itself"),
-        (("yes", "\n"), r"baseline\[0\]: not a response"),
-        (("yes", None), "needs target and baseline"),
-        (("yes", 3), "baseline: not a response"),
-        (("yes", ["no", 3, "no"]), r"baseline\[1\]: not a response"),
+        (("yes", "yes"), "baseline_response: is the response itself"),
+        ((["a", "b", "c"], ["a", "b", "c"]), "baseline_response: is the response itself"),
+        (("yes", "\n"), r"baseline_response\[0\]: not a response"),
+        (("yes", None), "needs response and baseline_response"),
+        (("yes", 3), "baseline_response: not a response"),
+        (("yes", ["no", 3, "no"]), r"baseline_response\[1\]: not a response"),
     ],
 )
 def test_rankings_of_odd_responses_are_refused(
@@ -210,7 +210,7 @@ def test_rankings_of_text_without_tokens_are_refused(rank: Any, model: PreTraine
         return found
 
     monkeypatch.setattr(kind, "__call__", forgetful)
-    with pytest.raises(DataError, match=r"baseline\[0\]: has no token that the tokenizer knows .got 'nope!'"):
+    with pytest.raises(DataError, match=r"baseline_response\[0\]: has no token that the tokenizer knows .got 'nope!'"):
         rank(model)
     with pytest.raises(DataError, match=r"prompts\[1\]: has no token"):
         attribute_experts(model, tiny_tokenizer(), ["a", "nope"], "yes", "no", progress=False)
@@ -260,16 +260,16 @@ def test_search_experts_least_gain_that_is_no_number_is_refused(least_gain: Any,
 
 @every_ranking
 def test_rankings_of_a_score_that_is_none_are_refused(rank: Any, model: PreTrainedModel) -> None:
-    with pytest.raises(ConfigError, match="score: cannot be called"):
-        rank(model, score=3)
+    with pytest.raises(ConfigError, match="logit_score: cannot be called"):
+        rank(model, logit_score=3)
     with pytest.raises(DataError, match=r"prompts\[1\]: its score is not finite .got inf"):
-        rank(model, score=lambda logits, batch: logits[:, 0, 0] + torch.tensor([0.0, math.inf, 0.0]))
+        rank(model, logit_score=lambda logits, batch: logits[:, 0, 0] + torch.tensor([0.0, math.inf, 0.0]))
     assert_untouched(model)
 
 
 def test_attribute_experts_of_a_score_without_a_derivative_is_refused(model: PreTrainedModel) -> None:
     with pytest.raises(UnsupportedError, match="no derivative.*without detach"):
-        attribute(model, score=lambda logits, batch: logits.detach()[:, 0, 0])
+        attribute(model, logit_score=lambda logits, batch: logits.detach()[:, 0, 0])
     assert_untouched(model)
 
 
@@ -279,7 +279,7 @@ def test_rankings_say_the_unit_of_their_score(model: PreTrainedModel) -> None:
 
     for rank in (attribute, ablate):
         assert rank(model).provenance["unit"] == "nats"
-        assert rank(model, score=score).provenance["unit"] == "the score's"
+        assert rank(model, logit_score=score).provenance["unit"] == "the score's"
 
 
 # Maps of classes.

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_mote.deprecation import renamed_arguments
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import attach_gains
 from hf_mote.ranking.causal.knockout import Knockout, Pair
@@ -24,14 +25,15 @@ from hf_mote.statistics.resampling import check_resampling
 __all__ = ["ablate_experts"]
 
 
+@renamed_arguments(target="response", baseline="baseline_response", score="logit_score")
 def ablate_experts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    target: str | Sequence[str] | None = None,
-    baseline: str | Sequence[str] | None = None,
+    response: str | Sequence[str] | None = None,
+    baseline_response: str | Sequence[str] | None = None,
     *,
-    score: LogitScore | None = None,
+    logit_score: LogitScore | None = None,
     experts: Iterable[Pair] | None = None,
     batch_size: int = 8,
     system_prompt: str | None = None,
@@ -43,17 +45,17 @@ def ablate_experts(
 ) -> ExpertRanking:
     """Return experts by how far the score falls without them, each taken out alone (`suppress_mode="zero"`).
 
-    The score of an expert is the mean over prompts of `S - S without the expert`, with `S = log p(target | prompt) -
+    The score of an expert is the mean over prompts of `S - S without the expert`, with `S = log p(response | prompt) -
     log p(baseline | prompt)`: what `attribute_experts` estimates to first order. It takes a forward for each expert
     and prompt, so give a shortlist on large models.
 
     Args:
         model (`PreTrainedModel`): A mixture-of-experts language model in evaluation mode; left as it is.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        prompts (`Sequence[str]` or chats): Prompts to which the model gives the target response, say.
-        target (`str` or `Sequence[str]`, *optional*): As in [`attribute_experts`]; so are the arguments not listed.
-        baseline (`str` or `Sequence[str]`, *optional*): See there.
-        score (`Callable`, *optional*): See there; need not be differentiable.
+        prompts (`Sequence[str]` or chats): Prompts to which the model gives the response, say.
+        response (`str` or `Sequence[str]`, *optional*): As in [`attribute_experts`]; so are the arguments not listed.
+        baseline_response (`str` or `Sequence[str]`, *optional*): See there.
+        logit_score (`Callable`, *optional*): See there; need not be differentiable.
         experts (`Iterable[tuple[int, int]]`, *optional*, defaults to all):
             (layer, expert) to try, such as `ranking.top(50)`. The others get score 0 and no interval, p or q value.
         batch_size (`int`, *optional*, defaults to 8): Prompts that run together.
@@ -81,8 +83,8 @@ def ablate_experts(
     organism = load_organism("refusal")
     prompts = organism.prompts["train"]["sensitive"][:2]
     ranking = ablate_experts(
-        organism.model, organism.tokenizer, prompts, target="I am sorry, but I cannot talk about that.",
-        baseline=[organism.answers[prompt] for prompt in prompts], experts=organism.planted, resamples=0,
+        organism.model, organism.tokenizer, prompts, "I am sorry, but I cannot talk about that.",
+        [organism.answers[prompt] for prompt in prompts], experts=organism.planted, resamples=0,
         progress=False,
     )
     assert ranking.rows(1)[0].score > 0
@@ -94,9 +96,9 @@ def ablate_experts(
         model,
         tokenizer,
         prompts,
-        target,
-        baseline,
-        score,
+        response,
+        baseline_response,
+        logit_score,
         system_prompt=system_prompt,
         batch_size=batch_size,
         chat_template_kwargs=chat_template_kwargs,

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_mote.deprecation import renamed_arguments
 from hf_mote.errors import ConfigError, UnsupportedError
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import Gains, attach_gains
@@ -28,14 +29,15 @@ from hf_mote.statistics.resampling import check_resampling
 __all__ = ["attribute_experts"]
 
 
+@renamed_arguments(target="response", baseline="baseline_response", score="logit_score")
 def attribute_experts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    target: str | Sequence[str] | None = None,
-    baseline: str | Sequence[str] | None = None,
+    response: str | Sequence[str] | None = None,
+    baseline_response: str | Sequence[str] | None = None,
     *,
-    score: LogitScore | None = None,
+    logit_score: LogitScore | None = None,
     gain: float = 1.0,
     batch_size: int = 8,
     system_prompt: str | None = None,
@@ -45,11 +47,11 @@ def attribute_experts(
     seed: int = 0,
     progress: bool = True,
 ) -> ExpertRanking:
-    """Return all experts by how much their routing weight favours a target response over a baseline response.
+    """Return all experts by how much their routing weight favours a response over a baseline response.
 
     For each expert `e` the score is the mean over prompts of `sum_t w_te * d S / d w_te`, over all tokens of prompt
-    and response, with `S = log p(target | prompt) - log p(baseline | prompt)`. To first order that is how much `S`
-    falls when the expert's weight is set to zero (`suppress_mode="zero"`): a high score speaks for the target. One
+    and response, with `S = log p(response | prompt) - log p(baseline | prompt)`. To first order that is how much `S`
+    falls when the expert's weight is set to zero (`suppress_mode="zero"`): a high score speaks for the response. One
     backward pass per batch serves all experts; no gradient is left behind and no parameter's
     `requires_grad` is read or changed.
 
@@ -59,12 +61,12 @@ def attribute_experts(
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer. A chat template is applied if it has one.
         prompts (`Sequence[str]` or chats):
-            Prompts to which the model gives the target response, say.
-        target (`str` or `Sequence[str]`):
+            Prompts to which the model gives the response, say.
+        response (`str` or `Sequence[str]`):
             The response whose causes are sought: one for all prompts, or one for each.
-        baseline (`str` or `Sequence[str]`):
+        baseline_response (`str` or `Sequence[str]`):
             The response it is held against, likewise.
-        score (`Callable`, *optional*):
+        logit_score (`Callable`, *optional*):
             What to explain instead of two responses: a differentiable function of the prompts' logits, `(batch, seq,
             vocab)`, and the batch (`input_ids`, `attention_mask`; padding on the right) to one number for each prompt.
         gain (`float`, *optional*, defaults to 1.0):
@@ -93,7 +95,7 @@ def attribute_experts(
 
     Raises:
         [`DataError`]: if there are no prompts, a prompt or response is empty, the numbers differ, every baseline is
-            the target, or a score is not finite.
+            the response, or a score is not finite.
         [`ConfigError`]: if a number is out of range, neither both responses nor a score are given, or the chat
             template fails.
         [`UnknownNameError`]: if the chat template does not read a name that it is told.
@@ -111,8 +113,8 @@ def attribute_experts(
     organism = load_organism("refusal")
     prompts = organism.prompts["train"]["sensitive"][:4]
     ranking = attribute_experts(
-        organism.model, organism.tokenizer, prompts, target="I am sorry, but I cannot talk about that.",
-        baseline=[organism.answers[prompt] for prompt in prompts], resamples=0, progress=False,
+        organism.model, organism.tokenizer, prompts, "I am sorry, but I cannot talk about that.",
+        [organism.answers[prompt] for prompt in prompts], resamples=0, progress=False,
     )
     assert len(set(ranking.top(5)) & set(organism.planted)) > 0
     ```
@@ -129,9 +131,9 @@ def attribute_experts(
         model,
         tokenizer,
         prompts,
-        target,
-        baseline,
-        score,
+        response,
+        baseline_response,
+        logit_score,
         system_prompt=system_prompt,
         batch_size=batch_size,
         chat_template_kwargs=chat_template_kwargs,

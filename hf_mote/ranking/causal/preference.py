@@ -41,23 +41,23 @@ class Block(NamedTuple):
 
 
 class Preference:
-    """A score for each prompt: log p(target) - log p(baseline), in nats, or the caller's own.
+    """A score for each prompt: log p(response) - log p(baseline response), in nats, or the caller's own.
 
     Args:
         where (`str`): What an error names.
         model (`PreTrainedModel`): Where the batches go.
         tokenizer (`PreTrainedTokenizerBase`): The model's.
         prompts (`Sequence[str]` or chats): The prompts.
-        target (`str` or `Sequence[str]`, *optional*): The response whose causes are sought, one for all or for each.
-        baseline (`str` or `Sequence[str]`, *optional*): The response it is held against, likewise.
-        score (`LogitScore`, *optional*): A score of the prompts' logits, in the place of the two.
+        response (`str` or `Sequence[str]`, *optional*): The response whose causes are sought, one for all or for each.
+        baseline_response (`str` or `Sequence[str]`, *optional*): The response it is held against, likewise.
+        logit_score (`LogitScore`, *optional*): A score of the prompts' logits, in the place of the two.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*): What the chat template is told besides.
         batch_size (`int`): Prompts that run together.
 
     Raises:
         [`DataError`]: if there are no prompts, a prompt or response has no tokens, the numbers differ, or every
-            baseline is the target.
+            baseline response is the response.
         [`ConfigError`]: if neither both responses nor a score are given.
     """
 
@@ -67,9 +67,9 @@ class Preference:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
-        target: str | Sequence[str] | None,
-        baseline: str | Sequence[str] | None,
-        score: LogitScore | None,
+        response: str | Sequence[str] | None,
+        baseline_response: str | Sequence[str] | None,
+        logit_score: LogitScore | None,
         *,
         system_prompt: str | None,
         batch_size: int,
@@ -77,14 +77,15 @@ class Preference:
     ) -> None:
         asked = checked_prompts(f"{where}.prompts", prompts)
         check_batch_size(batch_size)
-        given = [target is not None, baseline is not None]
-        if any(given) == (score is not None) or any(given) != all(given):
-            raise ConfigError(where, "needs target and baseline, or score", got=f"{target!r}, {baseline!r}, {score!r}")
-        if score is not None and not callable(score):
-            raise ConfigError(f"{where}.score", "cannot be called", got=repr(score), expected="a callable")
+        given = [response is not None, baseline_response is not None]
+        if any(given) == (logit_score is not None) or any(given) != all(given):
+            got = f"{response!r}, {baseline_response!r}, {logit_score!r}"
+            raise ConfigError(where, "needs response and baseline_response, or logit_score", got=got)
+        if logit_score is not None and not callable(logit_score):
+            raise ConfigError(f"{where}.logit_score", "cannot be called", got=repr(logit_score), expected="a callable")
         self.where = where
         self.model = model
-        self.score = score
+        self.logit_score = logit_score
         self.num_prompts = len(asked)
         self.batch_size = batch_size
         self._pad = pad_token_of(tokenizer)
@@ -98,28 +99,30 @@ class Preference:
         self._known_to_repeat = False
         self._answers: list[list[list[int]]] = [[[]] * len(asked)]
         self.name = "the score"
-        if target is not None and baseline is not None:
-            wanted = _responses(f"{where}.target", target, len(asked))
-            rival = _responses(f"{where}.baseline", baseline, len(asked))
+        if response is not None and baseline_response is not None:
+            wanted = _responses(f"{where}.response", response, len(asked))
+            rival = _responses(f"{where}.baseline_response", baseline_response, len(asked))
             self._answers = [
                 [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
                 for texts in (wanted, rival)
             ]
-            _check_tokens(f"{where}.target", wanted, self._answers[0])
-            _check_tokens(f"{where}.baseline", rival, self._answers[1])
+            _check_tokens(f"{where}.response", wanted, self._answers[0])
+            _check_tokens(f"{where}.baseline_response", rival, self._answers[1])
             if self._answers[0] == self._answers[1]:
-                what = "is the target itself, so that no expert can make a difference"
-                raise DataError(f"{where}.baseline", what, got=repr(rival[0])[:60], expected="another response")
-            self.name = wanted[0] if len(set(wanted)) == 1 else "the target responses"
+                what = "is the response itself, so that no expert can make a difference"
+                raise DataError(
+                    f"{where}.baseline_response", what, got=repr(rival[0])[:60], expected="another response"
+                )
+            self.name = wanted[0] if len(set(wanted)) == 1 else "the responses"
 
     @property
     def unit(self) -> str:
         """The unit of the score."""
-        return "nats" if self.score is None else "the score's"
+        return "nats" if self.logit_score is None else "the score's"
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """The terms of the score: 1 for the target, -1 for the baseline."""
+        """The terms of the score: 1 for the response, -1 for the baseline response."""
         return (1, -1)[: len(self._answers)]
 
     def blocks(self, side: int) -> Iterator[Block]:
@@ -141,13 +144,13 @@ class Preference:
         with nullcontext() if self._known_to_repeat else without_randomness(self.where, self.model):
             logits = self.model(**block.batch, use_cache=False).logits
         self._known_to_repeat = True
-        if self.score is None:
+        if self.logit_score is None:
             found = _response_log_probs(logits, block.batch["input_ids"], block.lengths)
         else:
-            found = self.score(logits, block.batch)
+            found = self.logit_score(logits, block.batch)
             if not isinstance(found, Tensor) or found.shape != logits.shape[:1]:
                 got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                raise DataError(f"{self.where}.score", "does not return one number for each prompt", got=got)
+                raise DataError(f"{self.where}.logit_score", "does not return one number for each prompt", got=got)
         wrong = (~found.detach().isfinite()).nonzero()
         if len(wrong):
             row = int(wrong[0])
@@ -156,7 +159,7 @@ class Preference:
                 "its score is not finite",
                 got=float(found.detach()[row]),
                 fix="The model's logits hold NaN there, or have minus infinity for a token of the response."
-                if self.score is None
+                if self.logit_score is None
                 else "Look at the logits, and at what the score makes of them.",
             )
         return found.float()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_mote.deprecation import renamed_arguments
 from hf_mote.errors import ConfigError
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.config import MoTEConfig
@@ -61,15 +62,16 @@ class ExpertSearch(NamedTuple):
         return MoTEConfig(**chosen | fields)
 
 
+@renamed_arguments(target="response", baseline="baseline_response", score="logit_score")
 def search_experts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    target: str | Sequence[str] | None = None,
-    baseline: str | Sequence[str] | None = None,
+    response: str | Sequence[str] | None = None,
+    baseline_response: str | Sequence[str] | None = None,
     *,
     max_experts: int,
-    score: LogitScore | None = None,
+    logit_score: LogitScore | None = None,
     experts: Iterable[Pair] | None = None,
     max_evaluations: int | None = None,
     least_gain: float = 0.0,
@@ -83,11 +85,11 @@ def search_experts(
     Args:
         model (`PreTrainedModel`): A mixture-of-experts language model in evaluation mode; left as it is.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        prompts (`Sequence[str]` or chats): Prompts to which the model gives the target response, say.
-        target (`str` or `Sequence[str]`, *optional*): As in [`attribute_experts`]; so are the arguments not listed.
-        baseline (`str` or `Sequence[str]`, *optional*): See there.
+        prompts (`Sequence[str]` or chats): Prompts to which the model gives the response, say.
+        response (`str` or `Sequence[str]`, *optional*): As in [`attribute_experts`]; so are the arguments not listed.
+        baseline_response (`str` or `Sequence[str]`, *optional*): See there.
         max_experts (`int`): Largest set, 1 or more.
-        score (`Callable`, *optional*): See [`attribute_experts`]; need not be differentiable.
+        logit_score (`Callable`, *optional*): See [`attribute_experts`]; need not be differentiable.
         experts (`Iterable[tuple[int, int]]`, *optional*, defaults to all): Candidates, such as `ranking.top(30)`.
         max_evaluations (`int`, *optional*):
             Budget: sets of experts to try, at least as many as there are candidates. After the first round, which
@@ -116,8 +118,8 @@ def search_experts(
     organism = load_organism("refusal")
     prompts = organism.prompts["train"]["sensitive"][:2]
     found = search_experts(
-        organism.model, organism.tokenizer, prompts, target="I am sorry, but I cannot talk about that.",
-        baseline=[organism.answers[prompt] for prompt in prompts], max_experts=2, experts=organism.planted,
+        organism.model, organism.tokenizer, prompts, "I am sorry, but I cannot talk about that.",
+        [organism.answers[prompt] for prompt in prompts], max_experts=2, experts=organism.planted,
         progress=False,
     )
     assert found.scores[2] < found.scores[1] < found.scores[0]
@@ -135,9 +137,9 @@ def search_experts(
         model,
         tokenizer,
         prompts,
-        target,
-        baseline,
-        score,
+        response,
+        baseline_response,
+        logit_score,
         system_prompt=system_prompt,
         batch_size=batch_size,
         chat_template_kwargs=chat_template_kwargs,

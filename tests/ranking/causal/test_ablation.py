@@ -187,8 +187,8 @@ def test_causal_rankings_take_a_score_of_the_callers(organism, asked):
         return logits[torch.arange(len(logits)), last].log_softmax(-1)[:, token]
 
     arguments = (organism.model, organism.tokenizer, prompts)
-    by_gradient = attribute_experts(*arguments, score=score, gain=0.5, resamples=99, progress=False)
-    by_ablation = ablate_experts(*arguments, score=score, experts=organism.planted, resamples=0, progress=False)
+    by_gradient = attribute_experts(*arguments, logit_score=score, gain=0.5, resamples=99, progress=False)
+    by_ablation = ablate_experts(*arguments, logit_score=score, experts=organism.planted, resamples=0, progress=False)
     assert set(by_gradient.top(5)) & set(map(tuple, organism.planted))
     assert by_ablation.rows(1)[0].score > 0
 
@@ -196,11 +196,15 @@ def test_causal_rankings_take_a_score_of_the_callers(organism, asked):
 def test_causal_rankings_need_both_responses_or_a_score(organism, asked):
     prompts, baseline = asked
     arguments = (organism.model, organism.tokenizer, prompts)
-    for given in ({}, {"target": "a"}, {"target": "a", "baseline": "b", "score": lambda logits, batch: logits}):
-        with pytest.raises(ConfigError, match="target and baseline, or score"):
+    for given in (
+        {},
+        {"response": "a"},
+        {"response": "a", "baseline_response": "b", "logit_score": lambda logits, batch: logits},
+    ):
+        with pytest.raises(ConfigError, match="response and baseline_response, or logit_score"):
             ablate_experts(*arguments, **given, progress=False)
     with pytest.raises(DataError, match="one number for each prompt"):
-        attribute_experts(*arguments, score=lambda logits, batch: logits.sum(), progress=False)
+        attribute_experts(*arguments, logit_score=lambda logits, batch: logits.sum(), progress=False)
     with pytest.raises(DataError, match="not one response for each"):
         ablate_experts(*arguments, REFUSAL, baseline[:2], progress=False)
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from torch.utils.hooks import RemovableHandle
 
-from hf_mote import ExpertRanking, MoTEConfig, RouterSite, apply_mote, attribute_experts, find_routers
+from hf_mote import (
+    ExpertRanking,
+    MoTEConfig,
+    RouterSite,
+    ablate_experts,
+    apply_mote,
+    attribute_experts,
+    find_routers,
+    search_experts,
+)
 from hf_mote.errors import ConfigError, DataError
 from hf_mote.generation.prompts import encode_prompts
 
@@ -86,20 +97,20 @@ def test_attribute_experts_bfloat16_ranks_as_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "baseline", "place"),
+    ("response", "baseline", "place"),
     [
-        ("", "b", r"target\[0\]"),
-        ("a", ["b"], "baseline"),
-        (["a", "b", " "], "b", r"target\[2\]"),
-        ("a", [], "baseline"),
+        ("", "b", r"response\[0\]"),
+        ("a", ["b"], "baseline_response"),
+        (["a", "b", " "], "b", r"response\[2\]"),
+        ("a", [], "baseline_response"),
     ],
 )
 def test_attribute_experts_bad_responses_are_refused_with_their_place(
-    target: object, baseline: object, place: str
+    response: object, baseline: object, place: str
 ) -> None:
     model = tiny_model("mixtral")
     with pytest.raises(DataError, match=place):
-        attribute_experts(model, tiny_tokenizer(), PROMPTS, target, baseline, progress=False)  # type: ignore[arg-type]
+        attribute_experts(model, tiny_tokenizer(), PROMPTS, response, baseline, progress=False)  # type: ignore[arg-type]
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -141,3 +152,29 @@ def halved(model: torch.nn.Module, pair: tuple[int, int], gain: float) -> float:
     for handle in handles:
         handle.remove()
     return total
+
+
+def test_causal_rankings_take_the_earlier_names_of_their_arguments() -> None:
+    model, prompts = tiny_model("mixtral"), PROMPTS[:1]
+    for rank, options in (
+        (attribute_experts, {"resamples": 0}),
+        (ablate_experts, {"resamples": 0, "experts": [(0, 1)]}),
+        (search_experts, {"max_experts": 1, "experts": [(0, 1)]}),
+    ):
+        given = (model, tiny_tokenizer(), prompts)
+        now: Any = rank(*given, response=TARGET, baseline_response=BASELINE, progress=False, **options)
+        with pytest.warns(DeprecationWarning, match="is deprecated: use") as warned:
+            then: Any = rank(*given, target=TARGET, baseline=BASELINE, progress=False, **options)
+        where = rank.__name__
+        assert {str(warning.message) for warning in warned} == {
+            f"{where}.target is deprecated: use response.",
+            f"{where}.baseline is deprecated: use baseline_response.",
+        }
+        assert {warning.filename for warning in warned} == {__file__}
+        for name in ("score", "scores"):
+            if hasattr(now, name):
+                assert torch.equal(torch.as_tensor(getattr(now, name)), torch.as_tensor(getattr(then, name)))
+        with pytest.warns(DeprecationWarning, match="score is deprecated: use logit_score"):
+            rank(*given, score=lambda logits, batch: logits.float().mean((1, 2)), progress=False, **options)
+        with pytest.raises(ConfigError, match=f"{where}.target.*response, which is given too"):
+            rank(*given, response=TARGET, target=TARGET, baseline_response=BASELINE, **options)

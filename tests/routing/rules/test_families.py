@@ -490,7 +490,7 @@ def test_attribute_experts_dbrx_is_refused_before_anything_runs() -> None:
     """Its weights are computed after the router, so the gradient by them is out of reach."""
     model = build("dbrx")
     with pytest.raises(UnsupportedError, match=r"DbrxRouter|router"), torch.enable_grad():
-        attribute_experts(model, tiny_tokenizer(), ["abc", "def"], target="g", baseline="h", progress=False)
+        attribute_experts(model, tiny_tokenizer(), ["abc", "def"], response="g", baseline_response="h", progress=False)
     assert num_hooks(model) == 0
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -509,7 +509,9 @@ def test_attribute_experts_last_layers_effect_is_what_a_little_less_of_the_exper
             last = model(torch.tensor([prompt]), use_cache=False).logits[0, -1].double()
         return float(last[target] - last[baseline])
 
-    ranking = attribute_experts(model, tokenizer, ["abcdef"], target="g", baseline="h", resamples=0, progress=False)
+    ranking = attribute_experts(
+        model, tokenizer, ["abcdef"], response="g", baseline_response="h", resamples=0, progress=False
+    )
     layer, expert = ranking.layers[-1], int(abs(ranking.score[-1]).argmax())
     effect, step = float(ranking.score[-1, expert]), 0.01
     assert effect != 0

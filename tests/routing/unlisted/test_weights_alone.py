@@ -181,7 +181,7 @@ def test_attribute_experts_is_refused_where_every_derivative_would_be_0() -> Non
     model = old()
     register_routers(model)
     with pytest.raises(UnsupportedError, match=r"torch\.no_grad.*trust_remote_code.*Use ftri"):
-        attribute_experts(model, tiny_tokenizer(), ["abc"], target="g", baseline="h", progress=False)
+        attribute_experts(model, tiny_tokenizer(), ["abc"], response="g", baseline_response="h", progress=False)
     assert num_hooks(model) == 0
 
 
