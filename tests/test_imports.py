@@ -85,13 +85,12 @@ def imported_modules(tree: ast.AST) -> set[str]:
     return names
 
 
-def imports_at_run_time(path: Path) -> set[str]:
-    """The modules of the package that a file imports as it is imported."""
+def needed_modules(path: Path) -> set[str]:
+    """What a file imports, at once, in a function or for its types, with the modules among the names."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = imported_modules(tree)
     # `from hf_mote.commands import options` imports hf_mote.commands.options.
-    for node in tree.body:
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
@@ -159,7 +158,7 @@ def test_no_public_name_is_a_folder_of_the_package() -> None:
 
 def test_no_module_imports_itself_in_a_circle() -> None:
     modules = {module_of(path) for path in SOURCES}
-    needs = {module_of(path): imports_at_run_time(path) & modules - {module_of(path)} for path in SOURCES}
+    needs = {module_of(path): needed_modules(path) & modules - {module_of(path)} for path in SOURCES}
     while free := {module for module, others in needs.items() if not others}:
         needs = {module: others - free for module, others in needs.items() if module not in free}
     assert needs == {}

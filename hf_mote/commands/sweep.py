@@ -16,11 +16,12 @@ from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, UnknownNameError
 from hf_mote.evaluation.controls import CONTROL_KINDS
 from hf_mote.evaluation.evaluate import evaluate_settings
+from hf_mote.evaluation.sweep import Setting, Sweep
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.plots import EffectRow, plot_effect
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.reports.formats import quoted
-from hf_mote.reports.sweep import Setting, Sweep, sweep_page
+from hf_mote.reports.sweep import sweep_page
 
 __all__ = ["sweep_command"]
 

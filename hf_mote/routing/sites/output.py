@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from hf_mote.errors import RouterContractError
 from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.rules.selection import Routing
-
-if TYPE_CHECKING:
-    from hf_mote.routing.sites.site import RouterSite
+from hf_mote.routing.sites.site import RouterSite
 
 __all__ = ["RouterOutput", "contract_error"]
 
