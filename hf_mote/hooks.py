@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from types import MethodType, TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,13 +44,19 @@ class SharedHook:
     returns replaces the output unless it is `None`. One that overrides `after` may override `failed` too, where the
     module never returns `None`. What follows from the participants alone is worked out in `participants_changed`. The
     hook is prepended, so what other tools capture from the module is the output after the participants have acted.
+
     A stack belongs to one module of one model: a deep copy or a pickle of the model carries an inert stack with no
     participants, so the copy behaves as the unpatched model.
+
+    A stack may also stand at methods of the module, its `entrances`: `entered` is called before one of them runs, in
+    the caller's thread, and may refuse. Where a class lacks such a method nothing is done.
     """
+
+    entrances: ClassVar[tuple[str, ...]] = ()
+    """Names of methods of the module whose calls `entered` wants to see."""
 
     def __init__(self) -> None:
         self.participants: tuple[Participant, ...] = ()
-        self._handles: list[RemovableHandle] = []
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Look at a module's arguments before its forward runs."""
@@ -66,36 +71,49 @@ class SharedHook:
     def participants_changed(self) -> None:
         """Hear that participants have joined or left."""
 
+    def entered(self, module: nn.Module, method: str) -> None:
+        """Called when one of `entrances` is called while a participant is active; raises what should stop it."""
+
     def join(self, module: nn.Module, participant: Participant) -> None:
-        """Add a participant, hooking the module if it is the first."""
-        if not self._handles:
-            try:
-                if type(self).before is not SharedHook.before:
-                    hook = module.register_forward_pre_hook(self._run_before, prepend=True, with_kwargs=True)
-                    self._handles.append(hook)
-                # One at least is registered, whatever they do: it is how `stack_on` finds the stack again.
-                if type(self).after is not SharedHook.after or not self._handles:
-                    hook = module.register_forward_hook(
-                        self._run_after, prepend=True, with_kwargs=True, always_call=self._hears_of_failures
-                    )
-                    self._handles.append(hook)
-            except BaseException:
-                self._unhook()
-                raise
+        """Add a participant, hooking the module if it is the first.
+
+        An error in the middle of it, a KeyboardInterrupt too, leaves what `leave` takes away.
+        """
+        if not self.participants:
+            pre = type(self).before is not SharedHook.before
+            if pre:
+                module.register_forward_pre_hook(self._run_before, prepend=True, with_kwargs=True)
+            # One at least is registered, whatever they do: it is how `stack_on` finds the stack again.
+            if type(self).after is not SharedHook.after or not pre:
+                module.register_forward_hook(
+                    self._run_after, prepend=True, with_kwargs=True, always_call=self._hears_of_failures
+                )
+            for method in self.entrances:
+                if hasattr(type(module), method) and method not in vars(module):
+                    vars(module)[method] = _Entrance(self, module, method)
         self.participants = (*self.participants, participant)
         self.participants_changed()
 
-    def leave(self, participant: Participant) -> None:
+    def leave(self, module: nn.Module, participant: Participant) -> None:
         """Drop a participant, unhooking the module if it was the last."""
         self.participants = tuple(other for other in self.participants if other is not participant)
         self.participants_changed()
         if not self.participants:
-            self._unhook()
+            self._unhook(module)
 
-    def _unhook(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def _unhook(self, module: nn.Module) -> None:
+        """Take every hook of ours off a module, found by its owner: an interrupted `join` has no handle of it."""
+        for hooks, more in (
+            (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
+            (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
+        ):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                for flags in (*more, hooks):  # the hook last, so that it is still found if this is interrupted
+                    flags.pop(key, None)
+        for method in self.entrances:
+            entrance = vars(module).get(method)
+            if isinstance(entrance, _Entrance) and entrance.stack is self:
+                del vars(module)[method]
 
     def _run_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.participants:
@@ -116,6 +134,30 @@ class SharedHook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_inert, (type(self),))
+
+
+class _Entrance:
+    """Stands in for a method of one module, in the module's own `vars`, and calls it once the stack agrees.
+
+    A copy or a pickle of the module gets the plain method instead.
+    """
+
+    def __init__(self, stack: SharedHook, module: nn.Module, method: str) -> None:
+        self.stack = stack
+        self.module = module
+        self.method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if any(participant.active for participant in self.stack.participants):
+            self.stack.entered(self.module, self.method)
+        return getattr(type(self.module), self.method)(self.module, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        owner = memo.get(id(self.module), self.module)
+        return MethodType(getattr(type(owner), self.method), owner)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_plain_method, (self.module, self.method))
 
 
 class Attachment(NamedTuple):
@@ -149,7 +191,7 @@ class Intervention:
     ```
     """
 
-    def __init__(self, attachments: Sequence[Attachment]) -> None:
+    def __init__(self, attachments: Sequence[Attachment] = ()) -> None:
         self._attachments = tuple(attachments)
         self._active = True
         self.removed = False
@@ -170,9 +212,17 @@ class Intervention:
         with LOCK:
             if self.removed:
                 return
-            for attachment in reversed(self._attachments):
-                attachment.stack.leave(attachment.participant)
-            self.removed = True
+            try:
+                self._leave()
+            except BaseException:  # a KeyboardInterrupt half way: all or nothing, and nothing is left to go back to
+                self._leave()
+                raise
+            finally:
+                self.removed = True
+
+    def _leave(self) -> None:
+        for attachment in reversed(self._attachments):
+            attachment.stack.leave(attachment.module, attachment.participant)
 
     def __enter__(self) -> Self:
         return self
@@ -187,27 +237,27 @@ class Intervention:
         return f"{type(self).__name__}({len(self._attachments)} hooks, {state})"
 
 
-def attach(attachments: Sequence[Attachment]) -> Intervention:
-    """Attach every participant to its module and return the handle; on any failure attach none.
+def attach(attachments: Sequence[Attachment] | Callable[[], Sequence[Attachment]]) -> Intervention:
+    """Attach every participant to its module and return the handle; on any failure or interrupt attach none.
 
     Args:
-        attachments (`Sequence[Attachment]`):
-            The places, in the order in which the stacks see the participants.
+        attachments (`Sequence[Attachment]` or `Callable[[], Sequence[Attachment]]`):
+            The places, in the order in which the stacks see the participants, or what gives them. It is called while
+            nobody else can attach, so that what it checks still holds when the participants join.
     """
-    joined: list[Attachment] = []
-    with LOCK:
-        try:
-            for attachment in attachments:
+    handle = Intervention()
+    try:
+        with LOCK:
+            handle._attachments = tuple(attachments() if callable(attachments) else attachments)
+            for attachment in handle._attachments:
                 attachment.stack.join(attachment.module, attachment.participant)
-                joined.append(attachment)
-        except BaseException:
-            for attachment in reversed(joined):
-                attachment.stack.leave(attachment.participant)
-            raise
-    if attachments and "torch._dynamo" in sys.modules:
-        # A graph compiled without hooks has no guard that would notice them: let it be compiled anew.
-        torch.compiler.reset()
-    return Intervention(joined)
+            if handle._attachments and "torch._dynamo" in sys.modules:
+                # A graph compiled without hooks has no guard that would notice them: let it be compiled anew.
+                torch.compiler.reset()
+        return handle
+    except BaseException:
+        handle.remove()
+        raise
 
 
 StackT = TypeVar("StackT", bound=SharedHook)
@@ -231,3 +281,7 @@ def _inert(kind: type[SharedHook]) -> SharedHook:
     stack = kind.__new__(kind)
     SharedHook.__init__(stack)
     return stack
+
+
+def _plain_method(module: nn.Module, method: str) -> Any:
+    return MethodType(getattr(type(module), method), module)

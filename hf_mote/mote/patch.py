@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mote.errors import ConfigError, UnsupportedError
-from hf_mote.hooks import LOCK, Intervention, attach, stack_on
+from hf_mote.hooks import Intervention, attach, stack_on
 from hf_mote.mote.checks import check_against_model, check_router
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.passes.forward import DecoderParticipant, Forward
@@ -99,11 +99,14 @@ def apply_mote(
             editors[site.path] = _Editors(parts)
     if not editors:
         return attach([])
-    with LOCK:  # so that nobody attaches a rival between the check and the joining
-        for site in sites:
-            if site.path in editors:
-                _check_together(site, editors[site.path])
-        return attach_to_routers(model, sites, watcher, lambda site: editors.get(site.path))
+
+    def editors_of(site: RouterSite) -> _Editors | None:
+        mine = editors.get(site.path)
+        if mine is not None:  # checked while joining, so that nobody attaches a rival in between
+            _check_together(site, mine)
+        return mine
+
+    return attach_to_routers(model, sites, watcher, editors_of)
 
 
 class _SiteEdit:

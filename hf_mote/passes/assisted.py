@@ -1,4 +1,4 @@
-"""Are the last tokens of a pass guesses of assisted decoding? Only the model that `generate` calls is told.
+"""What only the model that `generate` calls is told: guesses of assisted decoding, and continuous batching.
 
 The first pass of assisted decoding, or of prompt lookup, reads the prompt and guesses at once. What gives the guesses
 away is that logits are asked for behind each of them: `logits_to_keep`, which the decoder does not get to see.
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 
+from hf_mote.errors import UnsupportedError
 from hf_mote.hooks import Attachment, SharedHook, stack_on
 from hf_mote.passes.arguments import caches_in
 from hf_mote.passes.decoder_hook import DecoderHook
@@ -36,11 +37,18 @@ def assisted_decoding_hooks(
         for part in model.modules()
         if isinstance(part, GenerationMixin) and any(inner is decoder for inner in part.modules())
     ]
+    for caller in callers:
+        # A manager of continuous batching that is kept running would go on in a thread of its own.
+        for value in vars(caller).values():
+            if hasattr(value, "add_requests") and getattr(value, "is_running", bool)():
+                raise _rows_are_tokens(type(value).__name__)
     return [Attachment(caller, stack_on(caller, _CallerStack) or _CallerStack(tracker), watcher) for caller in callers]
 
 
 class _CallerStack(SharedHook):
-    """The hook on a model that `generate` calls."""
+    """The hook on a model that `generate` calls; it refuses continuous batching."""
+
+    entrances = ("init_continuous_batching", "continuous_batching_context_manager", "generate_batch")
 
     def __init__(self, tracker: DecoderHook) -> None:
         super().__init__()
@@ -53,3 +61,18 @@ class _CallerStack(SharedHook):
         keep = kwargs.get("logits_to_keep")
         by_generate = kwargs.get("position_ids") is not None and next(caches_in(kwargs), None) is not None
         self.tracker.expect_guesses(by_generate and isinstance(keep, int) and keep > 1)
+
+    def entered(self, module: nn.Module, method: str) -> None:
+        """Refuse to run many requests in one row."""
+        raise _rows_are_tokens(method)
+
+
+def _rows_are_tokens(what: str) -> UnsupportedError:
+    return UnsupportedError(
+        what,
+        "continuous batching packs the tokens of many requests into one row, so that neither phases, thinking nor the "
+        "rows of a batch can be told",
+        got="a record, a scope other than 'all', or one config for each row",
+        expected="one config with scope 'all'",
+        fix="Use generate with a padded batch, or remove the intervention before.",
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from hf_mote.errors import RouterContractError
-from hf_mote.hooks import LOCK, Attachment, Intervention, Participant, SharedHook, attach, stack_on
+from hf_mote.hooks import Attachment, Intervention, Participant, SharedHook, attach, stack_on
 from hf_mote.passes.assisted import assisted_decoding_hooks
 from hf_mote.passes.decoder_hook import DecoderHook, recomputing
 from hf_mote.passes.forward import DecoderParticipant, Forward
@@ -225,11 +225,12 @@ def attach_to_routers(
         [`RouterContractError`]: if a router fails its self-test; nothing is attached then.
     """
     decoder = decoder_of(model, list(sites))
-    with LOCK:
+
+    def attachments() -> list[Attachment]:
         tracker = stack_on(decoder, DecoderHook) or DecoderHook()
-        attachments = [Attachment(decoder, tracker, watcher)]
-        if watcher.needs_phases:
-            attachments += assisted_decoding_hooks(model, decoder, tracker, watcher)
+        found = [Attachment(decoder, tracker, watcher)]
+        if watcher.needs_phases or watcher.needs_rows or watcher.thinking_tokens:
+            found += assisted_decoding_hooks(model, decoder, tracker, watcher)
         for site in sites:
             participant = participant_for(site)
             if participant is None:
@@ -238,8 +239,10 @@ def attach_to_routers(
             stack = stack_on(site.module, RouterHook)
             if stack is None:
                 stack = RouterHook(site, tracker, self_test(site))
-            attachments.append(Attachment(site.module, stack, participant))
-        return attach(attachments)
+            found.append(Attachment(site.module, stack, participant))
+        return found
+
+    return attach(attachments)
 
 
 def _touched(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> Tensor | None:
