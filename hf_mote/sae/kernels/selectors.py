@@ -1,7 +1,7 @@
 """What a rule that chooses latents must offer, and what it is shown.
 
 A rule is shown pre-activations block by block, so that no more than one block is ever held. What it chooses is defined
-in plain words and plain code in `allocation.py`.
+in plain words and plain code in `tests/sae/allocation_reference.py`.
 """
 
 from __future__ import annotations
