@@ -12,6 +12,7 @@ import hf_mote
 
 PACKAGE = Path(hf_mote.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
 
 # What each part may import beside itself and ALWAYS. Parts are the folders and files of the package, in
 # reading order; of routing each storey is one. The root only gathers names, so nothing imports it.
@@ -147,6 +148,15 @@ def test_every_module_imports_by_its_dotted_path(path: Path) -> None:
     if module.endswith("triton_products"):
         pytest.importorskip("triton")
     assert importlib.import_module(module).__name__ == module
+
+
+@pytest.mark.parametrize("path", FOLDERS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_folder_guide_names_its_files(path: Path) -> None:
+    guide = ast.get_docstring(ast.parse((path / "__init__.py").read_text(encoding="utf-8"))) or ""
+    inside = [one.name if one.is_file() else f"{one.name}/" for one in path.iterdir() if one.name != "__pycache__"]
+    assert [name for name in inside if name != "__init__.py" and name not in guide] == []
+    assert 5 <= len(guide.splitlines()) <= 17
+    assert "ay import" in guide
 
 
 def test_no_public_name_is_a_folder_of_the_package() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 import hf_mote
 from hf_mote import MoTEConfig, apply_mote, record_routing
-from hf_mote.hooks import Intervention
+from hf_mote.hooks import LOCK, Intervention
 
 PACKAGE = str(Path(hf_mote.__file__).parent)
 HOOKING = str(Path(nn.Module.register_forward_hook.__code__.co_filename))
@@ -50,6 +50,9 @@ def interrupted(place: int, act: Callable[[], object]) -> bool:
         return True
     finally:
         sys.settrace(before)
+        # A real interrupt cannot come between a block and the exit of its `with`, where this one may.
+        while LOCK._is_owned():  # type: ignore[attr-defined]
+            LOCK.release()
     return False
 
 
