@@ -237,15 +237,18 @@ class Intervention:
         return f"{type(self).__name__}({len(self._attachments)} hooks, {state})"
 
 
-def attach(attachments: Sequence[Attachment] | Callable[[], Sequence[Attachment]]) -> Intervention:
+def attach(
+    attachments: Sequence[Attachment] | Callable[[], Sequence[Attachment]], handle: Intervention | None = None
+) -> Intervention:
     """Attach every participant to its module and return the handle; on any failure or interrupt attach none.
 
     Args:
         attachments (`Sequence[Attachment]` or `Callable[[], Sequence[Attachment]]`):
             The places, in the order in which the stacks see the participants, or what gives them. It is called while
             nobody else can attach, so that what it checks still holds when the participants join.
+        handle (`Intervention`, *optional*): The handle to use, of nothing yet; a new one by default.
     """
-    handle = Intervention()
+    handle = Intervention() if handle is None else handle
     try:
         with LOCK:
             handle._attachments = tuple(attachments() if callable(attachments) else attachments)

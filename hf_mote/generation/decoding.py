@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,13 +95,20 @@ def seeded(seed: int, number: int, sampled: bool, device: torch.device) -> Itera
         yield
 
 
-def answer_tokens(model: PreTrainedModel, batch: Mapping[str, Tensor], settings: Mapping[str, Any]) -> list[list[int]]:
+def answer_tokens(
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    check: Callable[[Tensor, int], None] | None = None,
+) -> list[list[int]]:
     """Return the tokens that a model answers with, the one that ends an answer included, padding left out.
 
     Args:
         model (`PreTrainedModel`): A causal language model.
         batch (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask`, padded on the left.
         settings (`Mapping`): What [`generation_settings`] returned.
+        check (`Callable[[torch.Tensor, int], None]`, *optional*):
+            Called with what `generate` returned and the tokens of the prompts, padding counted; raises what is wrong.
 
     Raises:
         [`ConfigError`]: if `generate` does not know an argument.
@@ -114,6 +121,8 @@ def answer_tokens(model: PreTrainedModel, batch: Mapping[str, Tensor], settings:
             raise
         fix = "Look at the spelling."
         raise ConfigError("generate_kwargs", "generate has no such argument", got=names[1], fix=fix) from error
+    if check is not None:
+        check(output, batch["input_ids"].shape[1])
     rows: list[list[int]] = output[:, batch["input_ids"].shape[1] :].tolist()
     ends = _ends(model, settings)
     return [_without_padding(row, ends, settings["pad_token_id"]) for row in rows]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -41,6 +42,7 @@ def respond(
     model: PreTrainedModel,
     encoded: Sequence[Sequence[int]],
     settings: Mapping[str, Any],
+    check: Callable[[Tensor, int], None] | None = None,
 ) -> list[list[int]]:
     """Return the tokens of the responses to a batch of prompts.
 
@@ -48,9 +50,10 @@ def respond(
         model (`PreTrainedModel`): A causal language model.
         encoded (`Sequence[Sequence[int]]`): Token ids of each prompt.
         settings (`Mapping`): What [`generation_settings`] returned.
+        check (`Callable`, *optional*): As in [`answer_tokens`].
     """
     batch = padded(encoded, settings["pad_token_id"], side="left", device=model.device)
-    return answer_tokens(model, batch, settings)
+    return answer_tokens(model, batch, settings, check)
 
 
 def generate_responses(

@@ -212,6 +212,8 @@ def attach_to_routers(
     sites: Sequence[RouterSite],
     watcher: DecoderParticipant,
     participant_for: Callable[[RouterSite], RouterParticipant | None],
+    *,
+    handle: Intervention | None = None,
 ) -> Intervention:
     """Attach a participant to every router that gets one, and the watcher to the decoder; all or nothing.
 
@@ -220,6 +222,7 @@ def attach_to_routers(
         sites (`Sequence[RouterSite]`): All its router sites.
         watcher (`DecoderParticipant`): The intervention's watcher.
         participant_for (`Callable[[RouterSite], RouterParticipant | None]`): The participant for a site, or `None`.
+        handle (`Intervention`, *optional*): The handle to use, of nothing yet; a new one by default.
 
     Raises:
         [`RouterContractError`]: if a router fails its self-test; nothing is attached then.
@@ -242,7 +245,7 @@ def attach_to_routers(
             found.append(Attachment(site.module, stack, participant))
         return found
 
-    return attach(attachments)
+    return attach(attachments, handle)
 
 
 def _touched(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> Tensor | None:

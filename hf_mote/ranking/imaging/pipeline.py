@@ -174,7 +174,7 @@ def ftri(
                 prompts_here = [encoded[index] for index in indices]
                 imaged_scope.begin(prompts_here, None if marks is None else [marks[index] for index in indices])
                 with seeded(seed, number, settings["do_sample"], model.device):
-                    answers = respond(model, prompts_here, settings)
+                    answers = respond(model, prompts_here, settings, record.check_generated)
                 counts, weights, num_tokens = record.stacked()
                 record.forget()
                 if not bool(weights.isfinite().all()):

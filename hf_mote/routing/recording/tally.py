@@ -8,6 +8,7 @@ little more than being kept. Long passes are added up router by router.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -53,6 +54,8 @@ class Tally:
         self.device = forward.device
         self.phases = phases
         self.tokens: dict[Phase, Tensor | int] = {}
+        self.columns: dict[Phase, int] = {"prompt": 0, "generation": 0}  # read so far, padding and all
+        self.thread = threading.get_ident()
         self.sums: dict[tuple[Phase, str], tuple[Tensor, Tensor]] = {}
         self.trace = TraceKeeper() if trace else None
         self._stops = stops.to(self.device)
@@ -79,6 +82,8 @@ class Tally:
         if self.trace is not None:
             self.trace.begin()
         phases = forward.phases
+        self.columns["prompt"] += max(forward.generation_from - forward.first_new_column, 0)
+        self.columns["generation"] += forward.length - max(forward.generation_from, forward.first_new_column)
         if "generation" not in phases:
             self.settle()
             self._ended = None
