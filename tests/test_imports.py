@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import hf_mote
 
 PACKAGE = Path(hf_mote.__file__).parent
+ROOT = Path(__file__).parents[1]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
 
@@ -157,6 +159,13 @@ def test_folder_guide_names_its_files(path: Path) -> None:
     assert [name for name in inside if name != "__init__.py" and name not in guide] == []
     assert 5 <= len(guide.splitlines()) <= 17
     assert "ay import" in guide
+
+
+def test_architecture_names_every_part_and_no_path_that_is_not_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`([\w/]+(?:/|\.py))`", text))
+    assert [path for path in paths if not (PACKAGE / path).exists() and not (ROOT / path).exists()] == []
+    assert [part for part in MAY_IMPORT if f"{part}/" not in paths | {"routing/"} and f"{part}.py" not in paths] == []
 
 
 def test_no_public_name_is_a_folder_of_the_package() -> None:
