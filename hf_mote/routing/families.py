@@ -5,7 +5,7 @@ A router turns a token's logits into the experts it visits and their weights. Th
 another family means adding its router class to a row, or a row to the table, and a tiny config to
 `tests/tiny_models.py`.
 
-This file is long because it is a table. The rows follow the routers of transformers 5.23 (`modeling_<family>.py`,
+This file is long because it is a table. The rows follow the routers of transformers 5.24 (`modeling_<family>.py`,
 class `<Family>TopkRouter`).
 """
 
@@ -40,6 +40,7 @@ RULES: tuple[RoutingRule, ...] = (
         name="softmax, top-k, renormalised if the config says so",
         routers={
             "FlexOlmoTopKRouter": "flex_olmo",
+            "LaraMiniTopKRouter": "lara_mini",
             "MellumTopKRouter": "mellum",
             "OlmoeTopKRouter": "olmoe",
             "Qwen2MoeTopKRouter": "qwen2_moe",
@@ -210,11 +211,13 @@ RULES: tuple[RoutingRule, ...] = (
             "Glm5NextTextTopkRouter": "glm5_next",
             "GlmMoeDsaTopkRouter": "glm_moe_dsa",
             "HYV4TopkRouter": "hy_v4",
+            "HYV4VLTopkRouter": "hy_v4_vl",
             "KimiLinearTopkRouter": "kimi_linear",
             "MiMoV2FlashTopkRouter": "mimo_v2_flash",
             "NemotronHTopkRouter": "nemotron_h",
             "SolarOpenTopkRouter": "solar_open",
         },
+        lent_to=("sarvam_mla", "sarvam_moe"),
         scoring="sigmoid",
         selection_bias=BIAS,
         group_score="top2_sum",
@@ -310,7 +313,11 @@ RULES: tuple[RoutingRule, ...] = (
     ),
     RoutingRule(
         name="own activation, selection bias, top-k, renormalised, scaled",
-        routers={"DeepseekV4TopKRouter": "deepseek_v4", "Inkling2TopKRouter": "inkling2"},
+        routers={
+            "DeepseekV4TopKRouter": "deepseek_v4",
+            "Inkling2TopKRouter": "inkling2",
+            "Inkling2LoopTopKRouter": "inkling2_loop",
+        },
         scoring="score_fn",
         native_dtype=True,
         selection_bias=BIAS,
