@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from caches import cache_of, taking
 from packaging.version import Version
 from routing.family_reference import FAMILIES, Edit, Numbers, Token, numbers_of, route
 from tiny_families import TINY_FAMILIES, family_inputs
@@ -345,11 +346,11 @@ def test_record_routing_looped_layers_have_no_trace_and_one_number_of_loops(fami
         logits_of(model)
     assert num_hooks(model) == 0
     with record_routing(model) as record:
-        cache = model(PROMPT, use_cache=True)[1]
+        cache = taking(model, cache_of(model(PROMPT, use_cache=True)))
         try:
             config.loop_num_passes = loops - 1
             with pytest.raises(UnsupportedError, match=f"{loops - 1} times, expected {loops}"):
-                model(PROMPT[:, -1:], cache=cache)
+                model(PROMPT[:, -1:], **cache)
         finally:
             config.loop_num_passes = loops
         record.forget()
