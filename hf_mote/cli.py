@@ -67,7 +67,7 @@ def families(
         table.add_row(row.rule, ", ".join(row.families), ", ".join(row.cannot).replace("_", " ") or "-")
     console.print(table)
     for refusal in REFUSED.values():
-        console.print(f"[bold]{refusal.family}[/bold] is refused: {refusal.reason}.", highlight=False)
+        console.print(f"[bold]{refusal.family}[/bold] is refused: {refusal.full_reason}.", highlight=False)
 
 
 @app.command()

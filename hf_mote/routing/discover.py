@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.routing.adapters import ADAPTERS, adapter_for
 from hf_mote.routing.aside import set_aside
-from hf_mote.routing.candidates import check_no_strangers
+from hf_mote.routing.candidates import check_no_strangers, what_it_has_instead
 from hf_mote.routing.edits import RoutingEdit
 from hf_mote.routing.families import rule_for
 from hf_mote.routing.placement import check_placement, holder_of
@@ -139,7 +139,7 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
             f"find_routers({type(model).__name__})",
             "no routed experts found",
             expected="a mixture-of-experts model of a family in the table: see `hf-mote families`",
-            fix="A dense model has no experts to tune; for an unsupported family see 'Adding a family' in the README.",
+            fix=what_it_has_instead(model),
         )
     sites.sort(key=lambda site: site.layer)
     for one, other in pairwise(sites):
