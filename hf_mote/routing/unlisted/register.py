@@ -23,7 +23,12 @@ from hf_mote.errors import ConfigError, RouterContractError, UnknownNameError, U
 from hf_mote.routing.rules.families import RULES
 from hf_mote.routing.rules.registry import forget_rule, register_rule, rule_for
 from hf_mote.routing.rules.rule import RoutingRule
-from hf_mote.routing.sites.candidates import check_none_refused, declared_router_classes, unlisted_routers
+from hf_mote.routing.sites.candidates import (
+    check_is_model,
+    check_none_refused,
+    declared_router_classes,
+    unlisted_routers,
+)
 from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.placement import holder_of
 from hf_mote.routing.sites.site import BLOCK, RouterSite, layer_of
@@ -102,10 +107,7 @@ def register_routers(model: nn.Module, *, rule: str | RoutingRule | None = None)
     assert [site.rule.name for site in sites] == ["top-k, softmax of the chosen"] * 2
     ```
     """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedError(
-            "register_routers.model", "not a model", got=type(model).__name__, expected="an nn.Module"
-        )
+    check_is_model(model, "register_routers.model")
     where = f"register_routers({type(model).__name__})"
     rows = _rows(rule)
     namings = rows if isinstance(rule, RoutingRule) else ROWS
