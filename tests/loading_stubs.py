@@ -1,4 +1,4 @@
-"""Models as conversions, kernels and patches leave them: what does not run here is stood in for by the same in torch."""
+"""Models as conversions, kernels and patches leave them: what does not run here is stood in for."""
 
 from __future__ import annotations
 

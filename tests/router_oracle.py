@@ -1,7 +1,7 @@
 """The oracle of edits: a second model whose routers' forwards are replaced by what the reference says of their logits.
 
-It shares nothing with the package: the numbers come from the model's config, the routing from `family_reference` (token
-by token, numpy, float64), and the replaced forward stands on the model itself, with no hook.
+It shares nothing with the package: the numbers come from the model's config, the routing from `family_reference`
+(token by token, numpy, float64), and the replaced forward stands on the model itself, with no hook.
 """
 
 from __future__ import annotations
