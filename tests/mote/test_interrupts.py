@@ -55,9 +55,6 @@ def interrupted(place: int, act: Callable[[], object]) -> bool:
         return True
     finally:
         sys.settrace(before)
-        # A real interrupt cannot come between a block and the exit of its `with`, where this one may.
-        while LOCK._is_owned():  # type: ignore[attr-defined]
-            LOCK.release()
     return False
 
 

@@ -52,6 +52,22 @@ class RouterSite:
         """Return the routing that follows from logits, `(tokens, experts)`, by this router's rule and numbers."""
         return select(logits, self.selection, self.selection_bias(), edit, self.expert_scale())
 
+    def numbers(self) -> dict[str, tuple[object, str, object]]:
+        """Return the numbers that the rule reads from the model: for each its owner, its name there and its value."""
+        rule = self.rule
+        flag = rule.renormalize if isinstance(rule.renormalize, str) else None
+        groups = ("num_group", "topk_group") if rule.group_score is not None else ()
+        found: dict[str, tuple[object, str, object]] = {}
+        for path in (rule.num_experts, rule.top_k, flag, rule.least_sum, rule.scale, *groups):
+            if path is None:
+                continue
+            in_block = path.startswith(BLOCK) and self.block is not None
+            before, _, name = path.removeprefix(BLOCK).rpartition(".")
+            start = self.block if in_block and self.block is not None else self.module
+            owner = attribute_of(start, before) if before else start
+            found[path] = (owner, name, getattr(owner, name))
+        return found
+
     def _tensor(self, path: str | None) -> Tensor | None:
         if path is None:
             return None
