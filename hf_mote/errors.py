@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+_LONGEST = 4000
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
 class HFMoTEError(Exception):
     """Base of all errors of this package.
 
@@ -53,12 +57,17 @@ class HFMoTEError(Exception):
     def __init__(
         self, where: str, what: str, *, got: object = None, expected: object = None, fix: str | None = None
     ) -> None:
-        found = [f"{label} {value}" for label, value in (("got", got), ("expected", expected)) if value is not None]
+        found = [
+            f"{label} {_shortened(value)}"
+            for label, value in (("got", got), ("expected", expected))
+            if value is not None
+        ]
+        where = _shortened(where)
         message = f"{where}: {what}"
         if found:
             message += f" ({', '.join(found)})"
-        super().__init__(f"{message}. {fix}" if fix else f"{message}.")
-        self.where = where
+        super().__init__(_printable(f"{message}. {fix}" if fix else f"{message}."))
+        self.where = _printable(where)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.args[0], self.where))
@@ -110,6 +119,17 @@ class LivenessError(HFMoTEError, RuntimeError):
 
 class UnsupportedError(HFMoTEError, RuntimeError):
     """A combination that would give wrong results and is refused."""
+
+
+def _shortened(value: object) -> str:
+    """Return a value as text; of one that somebody made very long, the beginning and the end."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
+
+
+def _printable(text: str) -> str:
+    """Return a text that can be written anywhere, whatever names out of somebody's file it quotes."""
+    return text.translate(_ESCAPES).encode(errors="backslashreplace").decode()
 
 
 def _rebuild(cls: type[HFMoTEError], message: str, where: str) -> HFMoTEError:

@@ -20,16 +20,34 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from hf_mote.errors import FileFormatError
+from hf_mote.errors import ConfigError, FileFormatError
 from hf_mote.version import __version__
 
-__all__ = ["RESULT_LIMIT", "SCHEMA_VERSION", "read_json", "read_tensors", "replacing", "write_json", "write_tensors"]
+__all__ = [
+    "READ_LIMIT",
+    "RESULT_LIMIT",
+    "SCHEMA_VERSION",
+    "check_memory",
+    "check_name",
+    "read_json",
+    "read_tensors",
+    "replacing",
+    "write_json",
+    "write_tensors",
+]
 
 SCHEMA_VERSION = 1
 
 RESULT_LIMIT = 2**30
 """Most bytes of JSON that are read as the result of a run, which holds as many texts as there were prompts."""
 
+READ_LIMIT = "HF_MOTE_READ_LIMIT"
+"""Environment variable: most bytes of memory that the values of a file may take, in the place of the rule."""
+
+_MOST_MEMORY = 64 * 2**30  # a dictionary of 2^20 latents of width 3584 in float32 has 28 GiB
+_MOST_UNFOLDED = 4  # what compression and shared storages save in honest files is less
+_ALWAYS_READ = 64 * 2**20
+_MOST_NAME = 512
 _METADATA_KEY = "hf_mote"
 _METADATA_TENSOR = "__hf_mote__"
 _HEADER_LIMIT = 16 * 2**20  # safetensors reads no header above 100 MB
@@ -160,6 +178,48 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
             fix="Upgrade hf_mote, or write the file again.",
         )
     return tensors, metadata
+
+
+def check_memory(path: str | os.PathLike[str], unfolded: int, stored: int) -> None:
+    """Refuse a file whose values would take far more memory than it has bytes; asked before they are read.
+
+    Up to 64 MiB always pass, beyond that four times the file, and 64 GiB at most. The environment variable
+    `HF_MOTE_READ_LIMIT`, in bytes, takes the place of all three.
+
+    Args:
+        path (`str` or `os.PathLike`): The file an error names.
+        unfolded (`int`): Bytes that its values take in memory, by its headers.
+        stored (`int`): Bytes that it has.
+
+    Raises:
+        [`FileFormatError`]: if that is too much.
+        [`ConfigError`]: if the environment variable is no number.
+    """
+    said = os.environ.get(READ_LIMIT)
+    if said is not None and not (said.isascii() and said.isdecimal() and len(said) < 20):
+        raise ConfigError(READ_LIMIT, "is no number of bytes", got=repr(said[:40]), expected="such as 68719476736")
+    limit = int(said) if said else min(max(_MOST_UNFOLDED * stored, _ALWAYS_READ), _MOST_MEMORY)
+    if unfolded > limit:
+        raise FileFormatError(
+            str(path),
+            "would take too much memory",
+            got=f"{unfolded} bytes of values in {stored} bytes of file",
+            expected=f"at most {limit} bytes",
+            fix=f"If you trust it, set the environment variable {READ_LIMIT} to more bytes.",
+        )
+
+
+def check_name(path: str | os.PathLike[str], name: object) -> str:
+    """Return the name of a tensor, refusing one that nobody could print: of a file that somebody made to confuse.
+
+    Raises:
+        [`FileFormatError`]: if it is no text, empty, above 512 characters or not printable.
+    """
+    if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _MOST_NAME:
+        return name
+    got = ascii(name[:40]) if isinstance(name, str) else type(name).__name__
+    expected = f"1 to {_MOST_NAME} printable characters"
+    raise FileFormatError(str(path), "holds a tensor whose name cannot be", got=got, expected=expected)
 
 
 @contextmanager
