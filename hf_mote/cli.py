@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_mote.commands import add_commands
 from hf_mote.commands.running import reporting, say, tell
-from hf_mote.errors import ConfigError, HFMoTEError
+from hf_mote.errors import ConfigError
 from hf_mote.organisms.demo import DemoResult, MethodResult, run_demo
 from hf_mote.organisms.organism import list_organisms, summarize_organism
 from hf_mote.pages.markup import visible
@@ -124,25 +124,19 @@ def convert(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
 ) -> None:
     """Write a sparse autoencoder of one library as another writes it, and say what that format cannot hold."""
-    console, log = Console(), Console(stderr=True)
     disable_progress_bar()
-    try:
+    with reporting():
         # First, so that a slip of the pen does not cost a download.
         check_target(target, format_named(to, where="--to"))
         sae = load_sae(source, from_, subfolder=subfolder, revision=revision)
         lost = export_sae(sae, target, to)
-    except HFMoTEError as error:
-        log.print(str(error), style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from error
     config = sae.config
-    console.print(
+    tell(
         f"{type(sae).__name__} of {config.num_latents} latents for activations of width {config.hidden_size}, "
-        f"written for {to}: {target}",
-        markup=False,
-        highlight=False,
+        f"written for {to}: {target}"
     )
     if lost:
-        console.print(f"Not held, of training: {'; '.join(lost)}", markup=False, highlight=False)
+        tell(f"Not held, of training: {'; '.join(lost)}")
 
 
 def _demo_table(result: DemoResult) -> Table:

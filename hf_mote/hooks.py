@@ -39,9 +39,9 @@ class HookStack:
     """The one hook of this package on one module.
 
     Subclasses override `before` (runs before the module's forward), `after` (runs on its output) or both; what `after`
-    returns replaces the output unless it is `None`. What follows from the participants alone is worked out in
-    `take_stock`. The hook is prepended, so what other tools capture from the module is the output after the
-    participants have acted.
+    returns replaces the output unless it is `None`. One that overrides `after` may override `failed` too, where the
+    module never returns `None`. What follows from the participants alone is worked out in `take_stock`. The hook is
+    prepended, so what other tools capture from the module is the output after the participants have acted.
 
     A stack belongs to one module of one model: a deep copy or a pickle of the model carries an inert stack with no
     participants, so the copy behaves as the unpatched model.
@@ -58,6 +58,9 @@ class HookStack:
         """Return what replaces a module's output, or `None` to leave it."""
         return None
 
+    def failed(self) -> None:
+        """Hear that the module's forward has raised an error, after which `after` is not run."""
+
     def take_stock(self) -> None:
         """Hear that participants have joined or left."""
 
@@ -70,7 +73,10 @@ class HookStack:
                     self._handles.append(hook)
                 # One at least is registered, whatever they do: it is how `stack_on` finds the stack again.
                 if type(self).after is not HookStack.after or not self._handles:
-                    self._handles.append(module.register_forward_hook(self._run_after, prepend=True, with_kwargs=True))
+                    hook = module.register_forward_hook(
+                        self._run_after, prepend=True, with_kwargs=True, always_call=self._hears_of_failures
+                    )
+                    self._handles.append(hook)
             except BaseException:
                 self._unhook()
                 raise
@@ -94,7 +100,14 @@ class HookStack:
             self.before(module, args, kwargs)
 
     def _run_after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
+        if output is None and self._hears_of_failures:  # torch calls it so where the forward, or a hook, raised
+            self.failed()
+            return None
         return self.after(module, args, kwargs, output) if self.participants else None
+
+    @property
+    def _hears_of_failures(self) -> bool:
+        return type(self).failed is not HookStack.failed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HookStack:
         return _inert(type(self))

@@ -43,6 +43,14 @@ class AfterOnly(HookStack):
         return output + 1
 
 
+class HearsOfFailures(Sum):
+    """Writes down that the module failed."""
+
+    def failed(self) -> None:
+        for participant in self.participants:
+            participant.log.append(float("nan"))
+
+
 class Unhookable(nn.Identity):
     """Refuses the hook of one kind."""
 
@@ -141,6 +149,18 @@ def test_stack_without_before_registers_no_pre_hook() -> None:
     module = nn.Identity()
     with attach([Attachment(module, AfterOnly(), Participant())]):
         assert not module._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", [Sum, HearsOfFailures])
+def test_stack_hears_of_a_failed_forward_if_it_asks_to(kind: type[Sum]) -> None:
+    module, log = nn.Linear(2, 2), []
+    with attach([Attachment(module, kind(), Adds(3, log))]) as handle:
+        module(torch.ones(2))
+        with pytest.raises(RuntimeError, match="shape"):
+            module(torch.ones(5))
+        assert str(log) == ("[-3, 3, -3, nan]" if kind is HearsOfFailures else "[-3, 3, -3]")
+        handle.remove()
+    assert not module._forward_hooks_always_called
 
 
 def test_stack_on_finds_only_a_live_stack_of_the_kind() -> None:

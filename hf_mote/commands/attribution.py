@@ -7,13 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.output import check_output, writing_to
 from hf_mote.commands.prompts import PromptSet, read_prompts
-from hf_mote.commands.results import config_of, finish, rows_of, save_config
+from hf_mote.commands.results import PAGE, config_of, finish, rows_of, save_config
 from hf_mote.commands.running import provenance_of, reporting, say, tell
 from hf_mote.commands.subject import Organisms, Subject, load_subject
 from hf_mote.commands.tracing import trace_texts
@@ -80,9 +79,7 @@ def attribute_command(
             raise UnknownNameError.of("--method", method, METHODS)
         if shortlist is not None and method != "ablation":
             raise ConfigError("--shortlist", "is for the method ablation", got=f"--method {method}")
-        if suppress is not None and stimulate is not None:
-            raise ConfigError("--suppress, --stimulate", "are both given", expected="one of the two, or neither")
-        MoTEConfig(suppress_mode=mode)  # type: ignore[arg-type]
+        o.check_changes(suppress, stimulate, mode)
         told = o.template_args(template_arg)
         organisms = Organisms()
         asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
@@ -117,7 +114,7 @@ def attribute_command(
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "method": method}
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(attribution_verdict(found)[0])
-        tell(f"Report: {output / 'report.html'}")
+        tell(f"Report: {output / PAGE}")
 
 
 def _call(
@@ -164,13 +161,7 @@ def _preference(
         batch_size=batch_size,
         **chat,
     )
-    values = torch.zeros(len(asked.prompts), dtype=torch.float64)
-    with torch.no_grad():
-        for side in preference.sides:
-            for block in preference.blocks(side):
-                rows = slice(block.first, block.first + len(block.lengths))
-                values[rows] += side * preference.values(block).double().cpu()
-    found: list[float] = values.tolist()
+    found: list[float] = preference.scores().tolist()
     return found
 
 

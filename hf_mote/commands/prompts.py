@@ -103,7 +103,7 @@ def read_prompts(
     if not records:
         raise DataError(source, "holds no prompts", expected="one or more")
     field = prompt_field or next((name for name in _PROMPT_FIELDS if name in records[0].fields), _PROMPT_FIELDS[0])
-    prompts = [_prompt(source, record, field) for record in records]
+    prompts = [_prompt(record, field) for record in records]
     known = class_field or next((name for name in _CLASS_FIELDS if all(_filled(r, name) for r in records)), None)
     classes = None if known is None else _column(source, records, known)
     chosen = drawn(classes or [""] * len(records), limit, seed)
@@ -151,7 +151,7 @@ def _organism_records(source: str, organisms: Organisms) -> list[Record]:
     ]
 
 
-def _prompt(source: str, record: Record, field: str) -> Prompt:
+def _prompt(record: Record, field: str) -> Prompt:
     if field not in record.fields:
         names = ", ".join(map(str, record.fields))
         raise DataError(

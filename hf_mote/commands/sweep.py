@@ -11,7 +11,7 @@ from hf_mote.commands import options as o
 from hf_mote.commands.judging import make_judge, response_judge, target_of
 from hf_mote.commands.output import check_output, writing_to
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.results import config_of, finish
+from hf_mote.commands.results import PAGE, config_of, finish
 from hf_mote.commands.running import provenance_of, reporting, say, tell
 from hf_mote.commands.subject import Organisms, load_subject
 from hf_mote.errors import ConfigError, UnknownNameError
@@ -107,7 +107,7 @@ def sweep_command(
             }
             _write(folder, found, provenance_of(context, subject, seed, **more))
         tell(found.verdict)
-        tell(f"Report: {output / 'report.html'}")
+        tell(f"Report: {output / PAGE}")
 
 
 def _configs(

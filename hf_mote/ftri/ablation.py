@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from hf_mote.ftri.contrast import contrast
 from hf_mote.ftri.gains import attach_gains
-from hf_mote.ftri.preference import LogitScore
+from hf_mote.ftri.preference import LogitScore, Preference
 from hf_mote.ftri.ranking import ExpertRanking
 from hf_mote.ftri.resampling import check_resampling
 from hf_mote.ftri.responses import Prompt
@@ -89,7 +89,7 @@ def ablate_experts(
     ```
     """
     check_resampling("ablate_experts", confidence, resamples, seed)
-    trial = Trial(
+    preference = Preference(
         "ablate_experts",
         model,
         tokenizer,
@@ -97,14 +97,14 @@ def ablate_experts(
         target,
         baseline,
         score,
-        system_prompt,
-        batch_size,
-        chat_template_kwargs,
+        system_prompt=system_prompt,
+        batch_size=batch_size,
+        chat_template_kwargs=chat_template_kwargs,
     )
+    trial = Trial(preference)
     tried = trial.rows_of(experts)
     with (
         attach_gains(model, trial.gains),
-        torch.no_grad(),
         logging.tqdm(total=len(tried) + 1, desc="ablating", disable=not progress, leave=False) as bar,
     ):
         whole = trial.values([])
@@ -134,12 +134,12 @@ def ablate_experts(
     return ExpertRanking(
         layers=tuple(site.layer for site in trial.sites),
         method="ablation",
-        target=trial.preference.name,
+        target=preference.name,
         confidence=found.confidence,
         fingerprint=fingerprint_of(model, trial.sites),
         provenance={
             "prompts": len(whole),
-            "unit": trial.preference.unit,
+            "unit": preference.unit,
             "experts": len(tried),
             **({} if found.permutations is None else {"permutations": found.permutations}),
         },

@@ -23,7 +23,7 @@ from hf_mote.mote.checks import check_router
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.routing.discover import RouterSite
 
-__all__ = ["BLOCK_SIZE", "CONTROL_KINDS", "random_controls"]
+__all__ = ["CONTROL_KINDS", "random_controls"]
 
 CONTROL_KINDS = ("layer", "usage")
 BLOCK_SIZE = 20  # least size of the blocks of experts of like use

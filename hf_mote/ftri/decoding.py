@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError
 
-__all__ = ["answer_text", "answer_tokens", "check_seed", "generation_settings", "seeded"]
+__all__ = ["answer_text", "answer_tokens", "check_seed", "generation_settings", "pad_token_of", "seeded"]
 
 LARGEST_SEED = 2**42  # times what is added for each batch it still fits into what torch takes
 
@@ -57,8 +57,12 @@ def generation_settings(
             expected = "a number above 0" + (", at most 1" if most == 1 else "")
             fix = "Greedy decoding is the default: leave it out." if name == "temperature" else None
             raise ConfigError(f"generate_kwargs.{name}", "out of range", got=repr(value), expected=expected, fix=fix)
-    pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
-    return {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": pad, **given}
+    return {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": pad_token_of(tokenizer), **given}
+
+
+def pad_token_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that fills up shorter rows: the tokenizer's for padding, else its end of sequence, else 0."""
+    return next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
 
 
 def check_seed(where: str, seed: object) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_mote.errors import ConfigError
 from hf_mote.ftri.conversations import Conversation, checked_conversations, run_conversations
 from hf_mote.ftri.judges import Judge
-from hf_mote.ftri.rates import RateTrial
+from hf_mote.ftri.rates import Rates, RateTrial
 from hf_mote.ftri.report import EvaluationReport, Rate
 from hf_mote.ftri.responses import Prompt, checked_prompts, prompt_text
 from hf_mote.ftri.side_effects import side_effects
@@ -181,29 +181,17 @@ def evaluate_mote(
         )
         kept = [same for talk in talks for same in talk.unchanged]
         turns_unchanged = Rate.of(sum(kept), len(kept), confidence)
-    return EvaluationReport(
-        target=trial.label,
-        before=found.before.rate,
-        after=found.after[0].rate,
-        controls=found.controls[0],
+    (report,) = _reports(trial, [config], found, seed, control_kind)
+    return dataclasses.replace(
+        report,
         unrelated_unchanged=unchanged,
         dose=dose_rates,
-        config=config.to_dict(),
-        prompts=trial.texts,
-        responses_before=found.before.responses,
-        responses_after=found.after[0].responses,
-        labels_before=found.before.labels,
-        labels_after=found.after[0].labels,
-        seed=seed,
-        control_kind=control_kind,
         unrelated=[prompt_text(prompt) for prompt in others],
         unrelated_before=others_before,
         unrelated_after=others_after,
         side_effects=effects,
         conversations=talks,
         turns_unchanged=turns_unchanged,
-        unclear=trial.unclear,
-        sharing=found.sharing[0],
     )
 
 
@@ -256,7 +244,13 @@ def evaluate_settings(
         chat_template_kwargs=chat_template_kwargs,
     )
     trial.plan(configs, num_controls=num_controls, control_kind=control_kind, seed=seed)
-    found = trial.run(progress=progress)
+    return _reports(trial, configs, trial.run(progress=progress), seed, control_kind)
+
+
+def _reports(
+    trial: RateTrial, configs: Sequence[MoTEConfig], found: Rates, seed: int, control_kind: str
+) -> list[EvaluationReport]:
+    """Return what was measured of each config, without what is measured beside the rates."""
     return [
         EvaluationReport(
             target=trial.label,

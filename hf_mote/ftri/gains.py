@@ -32,9 +32,8 @@ class Gains(Watcher):
         differentiable (`bool`, *optional*, defaults to `False`): Whether derivatives by the gains are taken.
 
     Attributes:
-        zeros (`list[list[tuple[int, int]]]`):
-            For each sequence of the next batch, the (row, expert) of gains set to 0, the row being the router's place
-            in `sites`; empty for none.
+        zeros (`list[tuple[int, int]]`):
+            The (row, expert) of gains set to 0, the row being the router's place in `sites`.
     """
 
     def __init__(self, sites: Sequence[RouterSite], value: float = 1.0, *, differentiable: bool = False) -> None:
@@ -42,16 +41,15 @@ class Gains(Watcher):
         self.sites = sites
         self.value = value
         self.differentiable = differentiable
-        self.zeros: list[list[tuple[int, int]]] = []
+        self.zeros: list[tuple[int, int]] = []
         self.by_path: dict[str, Tensor] = {}
 
     def on_forward(self, forward: Forward) -> None:
         """Make the gains of a pass."""
         shapes = [(forward.batch, site.num_experts) for site in self.sites]
         gains = [torch.full(shape, self.value, device=forward.device) for shape in shapes]
-        for sequence, pairs in enumerate(self.zeros):
-            for row, expert in pairs:
-                gains[row][sequence, expert] = 0
+        for row, expert in self.zeros:
+            gains[row][:, expert] = 0
         self.by_path = {
             site.path: gain.requires_grad_() if self.differentiable else gain
             for site, gain in zip(self.sites, gains, strict=True)

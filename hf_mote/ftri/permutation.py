@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_mote.ftri.resampling import Statistic
+from hf_mote.ftri.verdict import SIGNIFICANT
 
 __all__ = ["Relabellings", "permutation_test", "relabellings"]
 
@@ -27,7 +28,6 @@ MOST_EXACT = 20_000  # all relabellings are gone through where there are no more
 ELEMENTS_PER_BLOCK = 2**16  # of float64 in each array of a block: bounds memory, and fits a cache
 STAGES = (999, 9_999, 99_999)  # relabellings after which columns are looked at
 ENOUGH = 50  # exceedances with which a column leaves: p is 0.1 or more at the first stage, 0.01 at the second
-LARGEST = 0.05  # q value that one column alone must be able to reach
 
 
 class Relabellings(NamedTuple):
@@ -57,7 +57,7 @@ def relabellings(num_target: int, num_rest: int, *, paired: bool, wanted: int | 
         columns (`int`): Columns that are tested together.
     """
     existing = 2**num_target if paired else math.comb(num_target + num_rest, num_target)
-    enough = max(FEWEST_RELABELLINGS, math.ceil(2 * columns / LARGEST))
+    enough = max(FEWEST_RELABELLINGS, math.ceil(2 * columns / SIGNIFICANT))
     most = min(MOST_RELABELLINGS, enough, existing) if wanted is None else wanted
     if existing <= min(most, MOST_EXACT):
         return Relabellings(existing, True, min(1.0, 2 / existing))
@@ -116,7 +116,7 @@ def permutation_test(
         active = active[fewest < ENOUGH]
         largest = 2 * ENOUGH / (done + 1)  # no column that goes on has a larger p value
         # None is left, or all have q <= 0.05.
-        if not len(active) or (not to_the_end and largest * columns <= LARGEST * len(active)):
+        if not len(active) or (not to_the_end and largest * columns <= SIGNIFICANT * len(active)):
             break
     return p
 

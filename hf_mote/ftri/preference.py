@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
-from torch import Tensor, zeros_like
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, DataError
+from hf_mote.ftri.decoding import pad_token_of
 from hf_mote.ftri.randomness import without_randomness
 from hf_mote.ftri.responses import Prompt, check_batch_size, checked_prompts, encode_prompts, padded
 
@@ -83,7 +85,7 @@ class Preference:
         self.score = score
         self.num_prompts = len(asked)
         self.batch_size = batch_size
-        self._pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
+        self._pad = pad_token_of(tokenizer)
         self._questions = encode_prompts(
             tokenizer,
             asked,
@@ -157,6 +159,16 @@ class Preference:
             )
         return found.float()
 
+    def scores(self) -> Tensor:
+        """Return the score of each prompt, `(prompts,)`, float64 on the CPU; no derivative is kept."""
+        found = torch.zeros(self.num_prompts, dtype=torch.float64)
+        with torch.no_grad():
+            for side in self.sides:
+                for block in self.blocks(side):
+                    rows = slice(block.first, block.first + len(block.lengths))
+                    found[rows] += side * self.values(block).double().cpu()
+        return found
+
 
 def _responses(where: str, given: str | Sequence[str], number: int) -> list[str]:
     if not isinstance(given, str | Sequence):
@@ -181,7 +193,7 @@ def _check_tokens(where: str, texts: Sequence[str], encoded: Sequence[Sequence[i
 def _response_log_probs(logits: Tensor, ids: Tensor, lengths: Sequence[tuple[int, int]]) -> Tensor:
     """Log probability of each row's response, `(rows,)`, float32, in nats; `lengths` are (prompt, response) tokens."""
     log_probs = logits[:, :-1].float().log_softmax(dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
-    mask = zeros_like(log_probs)
+    mask = torch.zeros_like(log_probs)
     for row, (prompt, response) in enumerate(lengths):
         mask[row, prompt - 1 : prompt - 1 + response] = 1
     return (log_probs * mask).sum(dim=1)

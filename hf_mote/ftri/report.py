@@ -12,6 +12,7 @@ from hf_mote.errors import DataError, FileFormatError
 from hf_mote.ftri.contrast import wilson
 from hf_mote.ftri.conversations import Conversation
 from hf_mote.ftri.side_effects import SideEffects
+from hf_mote.ftri.verdict import SIGNIFICANT
 from hf_mote.hub import RESULT_LIMIT, Shareable, card_header, read_json, write_json
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluationReport", "Rate", "reaches", "too_few"]
 
-SIGNIFICANT = 0.05
 # A rate is a count over prompts, so that equal changes differ by rounding at most.
 _ROUNDING = 1e-9
 # What an earlier report may leave out.
@@ -147,21 +147,28 @@ class EvaluationReport(Shareable):
         as_far = sum(reaches(rate - self.before.rate, self.effect) for rate in self.controls)
         return (1 + as_far) / (1 + len(self.controls))
 
+    def beats_controls(self, adjusted_p: float | None = None) -> bool:
+        """Return whether the config beats its controls: intervals before and after apart, and p at most 0.05.
+
+        That takes 19 controls or more, of which none comes as far (with 39 or more, a few may).
+
+        Args:
+            adjusted_p (`float`, *optional*, defaults to `p_value`): p, adjusted for other configs that were tried.
+        """
+        apart = self.after.high < self.before.low or self.after.low > self.before.high
+        p = self.p_value if adjusted_p is None else adjusted_p
+        return apart and p is not None and p <= SIGNIFICANT
+
     @property
     def verdict(self) -> str:
-        """One sentence: whether the config beats its controls, with the numbers.
-
-        It does if the intervals before and after do not overlap and p is at most 0.05, which takes 19 controls or
-        more, of which none comes as far (with 39 or more, a few may). With fewer it says that it cannot.
-        """
+        """One sentence: whether the config beats its controls, with the numbers, or that so few cannot show it."""
         change = f"{self.target} goes from {self.before} to {self.after}"
         if self.p_value is None:
             return f"{change}; without random controls that says nothing about these experts."
         mean = fmean(self.controls)
         against = f"under {len(self.controls)} random controls it is {mean:.1%} on average (p = {self.p_value:.3g})"
-        apart = self.after.high < self.before.low or self.after.low > self.before.high
-        beats = apart and self.p_value <= SIGNIFICANT
-        verdict = f"The config {'beats' if beats else 'does not beat'} its controls: {change}, while {against}"
+        beats = "beats" if self.beats_controls() else "does not beat"
+        verdict = f"The config {beats} its controls: {change}, while {against}"
         if self.sharing:
             verdict += f"; {self.sharing} of them hold some of its own experts, as its layers have too few others"
         if too_few(len(self.controls)):

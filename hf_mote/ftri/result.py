@@ -24,7 +24,7 @@ from hf_mote.routing.maps import ActivationMap, MapValue
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["FTRIResult"]
+__all__ = ["LENGTH_CONFOUND", "FTRIResult"]
 
 LENGTH_CONFOUND = 0.1  # relative difference of lengths from which a ranking by counts is warned of
 

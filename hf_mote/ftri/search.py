@@ -10,13 +10,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError
 from hf_mote.ftri.gains import attach_gains
-from hf_mote.ftri.preference import LogitScore
+from hf_mote.ftri.preference import LogitScore, Preference
 from hf_mote.ftri.responses import Prompt
 from hf_mote.ftri.trial import Pair, Trial
 from hf_mote.mote.config import MoTEConfig
@@ -131,7 +130,7 @@ def search_experts(
         raise ConfigError(
             "search_experts.least_gain", "not a number", got=repr(least_gain), expected="a finite number"
         )
-    trial = Trial(
+    preference = Preference(
         "search_experts",
         model,
         tokenizer,
@@ -139,10 +138,11 @@ def search_experts(
         target,
         baseline,
         score,
-        system_prompt,
-        batch_size,
-        chat_template_kwargs,
+        system_prompt=system_prompt,
+        batch_size=batch_size,
+        chat_template_kwargs=chat_template_kwargs,
     )
+    trial = Trial(preference)
     left = trial.rows_of(experts)
     most = sum(max(len(left) - step, 0) for step in range(max_experts))
     allowed = most if max_evaluations is None else min(most, max_evaluations)
@@ -158,7 +158,6 @@ def search_experts(
     evaluations = 0
     with (
         attach_gains(model, trial.gains),
-        torch.no_grad(),
         logging.tqdm(total=allowed, desc="searching", disable=not progress, leave=False) as bar,
     ):
         scores = [float(trial.values([]).mean())]

@@ -14,14 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError
+from hf_mote.ftri.decoding import pad_token_of
 from hf_mote.ftri.randomness import without_randomness
 from hf_mote.ftri.responses import check_batch_size, padded
-from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.config import CHOICES, MoTEConfig
 from hf_mote.mote.patch import apply_mote
 
 __all__ = ["SideEffects", "perplexity_text", "side_effects"]
 
-SCOPES = ("all", "prompt", "generation", "thinking", "answer")
 _NOT_IN_PLAIN_TEXT = ("generation", "thinking", "answer")
 
 LARGEST = math.log(sys.float_info.max)  # nats per token whose perplexity is still a number: 709.8
@@ -54,8 +54,9 @@ class SideEffects:
         for number, least in zip(numbers, (0, 1, 1), strict=True):
             if number is not None:
                 sane = sane and isinstance(number, int | float) and math.isfinite(number) and number >= least
-        if self.scope not in SCOPES:
-            raise DataError("SideEffects.scope", "is none", got=repr(self.scope), expected=f"one of {SCOPES}")
+        scopes = CHOICES["scope"]
+        if self.scope not in scopes:
+            raise DataError("SideEffects.scope", "is none", got=repr(self.scope), expected=f"one of {scopes}")
         if not sane:
             raise DataError("SideEffects", "are no such numbers", got=f"{numbers}, {self.num_tokens} tokens")
 
@@ -123,7 +124,7 @@ def side_effects(
     encoded = _encoded(tokenizer, texts, max_tokens)
     if config.scope in _NOT_IN_PLAIN_TEXT:
         config = dataclasses.replace(config, scope="all", thinking_tokens=None)
-    pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
+    pad = pad_token_of(tokenizer)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     divergence, before, after, tokens = 0.0, 0.0, 0.0, 0
     handle = apply_mote(model, config)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SIGNIFICANT", "Finding", "finding_of"]
 
-SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05  # most that p or q can be
 
 
 class Finding(NamedTuple):

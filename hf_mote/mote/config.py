@@ -26,10 +26,10 @@ from hf_mote.version import __version__
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["MoTEConfig"]
+__all__ = ["CHOICES", "MoTEConfig"]
 
 SCHEMA_VERSION = 1
-_CHOICES = {
+CHOICES = {
     "suppress_mode": ("drop", "reroute", "zero"),
     "bias_on": ("logits", "selection"),
     "scope": ("all", "prompt", "generation", "thinking", "answer"),
@@ -116,7 +116,7 @@ class MoTEConfig(Shareable):
         for name in ("suppress", "stimulate"):
             object.__setattr__(self, name, pairs(name, getattr(self, name)))
         object.__setattr__(self, "bias", triples("bias", self.bias))
-        for name, allowed in _CHOICES.items():
+        for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if not isinstance(value, str) or value not in allowed:
                 raise ConfigError(f"MoTEConfig.{name}", "unknown value", got=repr(value), expected=f"one of {allowed}")

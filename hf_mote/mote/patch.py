@@ -179,7 +179,11 @@ class _RowWatcher(Watcher):
 
     def on_forward(self, forward: Forward) -> None:
         self.on_trace(forward)
-        if self.rows is None or forward.moved is None:
+        if self.rows is None:
+            return
+        if self.minds_rows:
+            forward.check_rows("apply_mote.config")
+        if forward.moved is None:
             return
         for row, source in enumerate(forward.moved.tolist()):
             if source < 0 or self.rows[source] != self.rows[row]:

@@ -24,7 +24,6 @@ from hf_mote.mote.config import MoTEConfig
 from hf_mote.organisms.organism import Organism, load_organism
 from hf_mote.organisms.recipes import RECIPES, Recipe
 from hf_mote.organisms.scoring import MAX_NEW_TOKENS, draw_prompts, num_suppressed, rank_experts
-from hf_mote.pages.evaluation import beats_controls
 from hf_mote.plots import EffectRow, plot_effect, plot_expert_map
 from hf_mote.routing.discover import RouterSite, find_routers
 
@@ -60,7 +59,7 @@ class MethodResult:
     @property
     def beats_controls(self) -> bool:
         """Whether suppressing them beats random experts, as the report's verdict has it."""
-        return beats_controls(self.report, self.report.p_value)
+        return self.report.beats_controls()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures of the report file."""

@@ -101,17 +101,13 @@ class BiasGates(Gates):
             self._biases[layer][expert] = BANNED
         self._write(())
 
-    @contextmanager
-    def shut(self, pairs: Iterable[Pair]) -> Iterator[None]:
+    def shut(self, pairs: Iterable[Pair]) -> AbstractContextManager[object]:
         """Ban experts by their bias."""
-        with self._biased(pairs, BANNED):
-            yield
+        return self._biased(pairs, BANNED)
 
-    @contextmanager
-    def force(self, pairs: Iterable[Pair]) -> Iterator[None]:
+    def force(self, pairs: Iterable[Pair]) -> AbstractContextManager[object]:
         """Put experts first by their bias, with the weights that their sigmoid scores give them."""
-        with self._biased(pairs, -BANNED):
-            yield
+        return self._biased(pairs, -BANNED)
 
     def scores(self, layer: int, logits: Tensor) -> Tensor:
         """Return sigmoid scores with the bias that is in force."""

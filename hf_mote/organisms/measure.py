@@ -14,12 +14,12 @@ from hf_mote.mote.patch import apply_mote
 from hf_mote.organisms.gates import Pair
 from hf_mote.organisms.organism import Organism
 from hf_mote.organisms.recipes import RECIPES
+from hf_mote.organisms.scoring import MAX_NEW_TOKENS
 from hf_mote.routing.discover import find_routers
 
 __all__ = ["measure", "respond"]
 
 _RANDOM_EXPERTS = 5
-_MAX_NEW_TOKENS = 24
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def respond(organism: Organism, prompts: Sequence[str], *, batch_size: int = 128
     responses: list[str] = []
     for start in range(0, len(prompts), batch_size):
         inputs = _inputs(organism, prompts[start : start + batch_size])
-        output = model.generate(**inputs, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
+        output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         responses += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return responses
 

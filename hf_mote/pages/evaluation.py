@@ -15,9 +15,7 @@ from hf_mote.pages.page import Section, make_page, provenance_section
 from hf_mote.pages.responses import Answer, conversations_side_by_side, side_by_side
 from hf_mote.pages.tables import table
 
-__all__ = ["SIGNIFICANT", "Evaluation", "beats_controls", "evaluation_page", "points_of"]
-
-SIGNIFICANT = 0.05
+__all__ = ["Evaluation", "evaluation_page", "points_of"]
 
 
 class Evaluation(NamedTuple):
@@ -26,14 +24,10 @@ class Evaluation(NamedTuple):
     Attributes:
         model (`str`): The model's name.
         report (`EvaluationReport`): The report.
-        labels_before (`list[str]`): The judge's labels of the untouched model's responses.
-        labels_after (`list[str]`): Those with the config.
     """
 
     model: str
     report: EvaluationReport
-    labels_before: list[str]
-    labels_after: list[str]
 
 
 def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: Mapping[str, str]) -> Html:
@@ -45,8 +39,8 @@ def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: 
         files (`Mapping[str, str]`): What lies beside the page, by path.
     """
     report = found.report
-    before = [Answer(*pair) for pair in zip(report.responses_before, found.labels_before, strict=True)]
-    after = [Answer(*pair) for pair in zip(report.responses_after, found.labels_after, strict=True)]
+    before = [Answer(*pair) for pair in zip(report.responses_before, report.labels_before, strict=True)]
+    after = [Answer(*pair) for pair in zip(report.responses_after, report.labels_after, strict=True)]
     sections = [Section("effect", "Effect and controls", _effect(report))]
     if report.dose:
         sections.append(Section("dose", "Dose and response", _dose(report)))
@@ -65,20 +59,9 @@ def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: 
         f"Evaluation: {report.target}",
         subject=f"{found.model}: {len(report.prompts)} prompts",
         verdict=report.verdict,
-        found=beats_controls(report, report.p_value),
+        found=report.beats_controls(),
         sections=sections,
     )
-
-
-def beats_controls(report: EvaluationReport, p_value: float | None) -> bool:
-    """Return whether a config beats its controls, as `EvaluationReport.verdict` has it.
-
-    Args:
-        report (`EvaluationReport`): What was measured.
-        p_value (`float`, *optional*): The report's own, or one adjusted for other configs that were tried.
-    """
-    apart = report.after.high < report.before.low or report.after.low > report.before.high
-    return apart and p_value is not None and p_value <= SIGNIFICANT
 
 
 def points_of(report: EvaluationReport) -> list[Point]:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from hf_mote.ftri.ranking import ExpertRanking
-from hf_mote.ftri.result import FTRIResult
+from hf_mote.ftri.result import LENGTH_CONFOUND, FTRIResult
 from hf_mote.ftri.stability import Stability
 from hf_mote.pages.formats import decimals_for, isolated, number, percent, quoted
 from hf_mote.pages.heat_map import heat_map
-from hf_mote.pages.markup import Child, Html, join, tag
+from hf_mote.pages.markup import Child, Html, chip, join, tag
 from hf_mote.pages.page import Section, make_page, provenance_section
 from hf_mote.pages.rankings import expert_table, ranking_verdict, unit_of
 from hf_mote.pages.responses import answers_by_class
@@ -23,7 +23,6 @@ __all__ = ["Imaging", "imaging_page", "imaging_verdict"]
 
 MOST_CLASSES = 8  # that get a heat map
 MOST_LISTED = 200  # experts in the longer table
-LENGTH_CONFOUND = 0.1
 
 
 class Imaging(NamedTuple):
@@ -116,9 +115,8 @@ def _classes(found: Imaging) -> Html:
     }
     rows: list[list[Child]] = []
     for name, mean in means.items():
-        size = result.class_sizes[name]
-        chip = tag("span", name, class_="chip target" if name == found.target else "chip")
-        rows.append([chip, str(size), percent(size / len(result.classes)), number(mean, decimals_for(means.values()))])
+        size, shown = result.class_sizes[name], number(mean, decimals_for(means.values()))
+        rows.append([chip(name, found.target), str(size), percent(size / len(result.classes)), shown])
     made = table("What the judge saw", ["class", "prompts", "share", "tokens counted, mean"], rows, numeric=(1, 2, 3))
     confound = float(found.ranking.provenance.get("length_confound", 0.0)) if found.ranking else 0.0
     if abs(confound) <= LENGTH_CONFOUND:

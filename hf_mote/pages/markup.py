@@ -11,7 +11,7 @@ import html
 from collections.abc import Iterable
 from typing import TypeAlias
 
-__all__ = ["Child", "Html", "join", "tag", "visible"]
+__all__ = ["Child", "Html", "chip", "join", "tag", "visible"]
 
 _VOID = frozenset({"br", "col", "hr", "img", "meta"})
 _REFERENCES = frozenset({"action", "data", "formaction", "href", "poster", "src", "srcset"})
@@ -62,6 +62,16 @@ def tag(name: str, /, *children: Child, **attributes: str | int | float | bool |
         parts.append(key if value is True else f'{key}="{html.escape(visible(str(value)), quote=True)}"')
     opened = f"<{' '.join(parts)}>"
     return Html(opened if name in _VOID else f"{opened}{join(children)}</{name}>")
+
+
+def chip(label: str, target: str | None = None) -> Html:
+    """Return the name of a class as a small box, which stands out if it is the class of interest.
+
+    Args:
+        label (`str`): The class.
+        target (`str`, *optional*): The class of interest.
+    """
+    return tag("span", label, class_="chip target" if label == target else "chip")
 
 
 def join(children: Iterable[Child], between: str = "") -> Html:

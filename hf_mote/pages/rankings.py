@@ -11,7 +11,7 @@ from hf_mote.pages.markup import Child, Html
 from hf_mote.pages.tables import table
 from hf_mote.routing.maps import ActivationMap
 
-__all__ = ["expert_table", "in_words", "ranking_verdict", "unit_of"]
+__all__ = ["expert_table", "ranking_verdict", "unit_of"]
 
 _UNITS = {
     "mean_difference": "tokens per prompt",
@@ -30,7 +30,7 @@ def ranking_verdict(ranking: ExpertRanking, *, relation: str) -> Finding:
         relation (`str`): What a score above 0 means, after "experts": "are used more by class 'refusal'".
     """
     found = finding_of(ranking, relation)
-    return found._replace(text=f"{found.text} First comes {in_words(ranking.rows(1)[0], unit_of(ranking))}.")
+    return found._replace(text=f"{found.text} First comes {_in_words(ranking.rows(1)[0], unit_of(ranking))}.")
 
 
 def expert_table(ranking: ExpertRanking, n: int, maps: Mapping[str, ActivationMap] | None = None) -> Html:
@@ -60,18 +60,6 @@ def expert_table(ranking: ExpertRanking, n: int, maps: Mapping[str, ActivationMa
     return table(caption, headings, rows, numeric=range(len(headings)))
 
 
-def in_words(row: RankedExpert, unit: str) -> str:
-    """Return an expert with its score in words.
-
-    Args:
-        row (`RankedExpert`): The expert.
-        unit (`str`): Unit of the score.
-    """
-    interval = _interval(row)
-    known = f" [{interval}]" if row.low is not None and row.low == row.low else ""
-    return f"layer {row.layer}, expert {row.expert}: {signed(row.score)} {unit}{known}"
-
-
 def unit_of(ranking: ExpertRanking) -> str:
     """Return the unit of a ranking's scores."""
     if "unit" in ranking.provenance:
@@ -80,6 +68,12 @@ def unit_of(ranking: ExpertRanking) -> str:
     if score == "mean_difference" and ranking.provenance.get("value") == "weight":
         return f"routing weight per {'token' if normalized else 'prompt'}"
     return "of the tokens" if score == "mean_difference" and normalized else _UNITS.get(score, "")
+
+
+def _in_words(row: RankedExpert, unit: str) -> str:
+    interval = _interval(row)
+    known = f" [{interval}]" if row.low is not None and row.low == row.low else ""
+    return f"layer {row.layer}, expert {row.expert}: {signed(row.score)} {unit}{known}"
 
 
 def _interval(row: RankedExpert, decimals: int | None = None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hf_mote.ftri.conversations import Conversation
-from hf_mote.pages.markup import Html, join, tag
+from hf_mote.pages.markup import Html, chip, join, tag
 from hf_mote.pages.tables import folded
 
 __all__ = ["Answer", "answers_by_class", "conversations_side_by_side", "side_by_side"]
@@ -96,7 +96,7 @@ def answers_by_class(prompts: Sequence[str], responses: Sequence[str], classes: 
         ]
         heading = tag(
             "h3",
-            tag("span", name, class_="chip target" if name == target else "chip"),
+            chip(name, target),
             f" {len(mine)} prompt{'s' * (len(mine) != 1)}",
         )
         cut = _cut(len(mine))
@@ -109,11 +109,9 @@ def answers_by_class(prompts: Sequence[str], responses: Sequence[str], classes: 
 def _sides(before: Answer, after: Answer, target: str | None) -> list[Html]:
     sides = []
     for name, answer in (("untouched", before), ("with the config", after)):
-        chip = None
-        if answer.label is not None:
-            chip = tag("span", answer.label, class_="chip target" if answer.label == target else "chip")
+        label = None if answer.label is None else chip(answer.label, target)
         text = tag("dd", answer.text or "(no response)", class_="text", dir="auto")
-        sides.append(tag("div", tag("dt", f"{name} ", chip), text))
+        sides.append(tag("div", tag("dt", f"{name} ", label), text))
     return sides
 
 
@@ -127,7 +125,7 @@ def _conversation(one: Conversation) -> Html:
         sides = tag("dl", *_sides(Answer(before), Answer(after), None), class_="sides")
         turns.append(tag("li", tag("p", name, class_="turn"), asked, sides))
     named = [] if one.id is None else [f"Question {one.id} "]
-    chips = [] if one.category is None else [tag("span", one.category, class_="chip")]
+    chips = [] if one.category is None else [chip(one.category)]
     head = tag("p", *named, *chips, dir="auto") if named or chips else None
     return tag("li", head, tag("ol", *turns, class_="turns"))
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from hf_mote.ftri.report import EvaluationReport, reaches, too_few
 from hf_mote.pages.charts import Point, dose_chart
-from hf_mote.pages.evaluation import beats_controls
 from hf_mote.pages.formats import percent, probability, quoted
 from hf_mote.pages.markup import Child, Html, join, tag
 from hf_mote.pages.page import Section, make_page, provenance_section
@@ -79,7 +78,7 @@ class Sweep(NamedTuple):
     def beating(self) -> list[Setting]:
         """The settings that beat their controls: intervals before and after apart, adjusted p at most 0.05."""
         pairs = zip(self.settings, self.adjusted_p, strict=True)
-        return [setting for setting, p in pairs if beats_controls(setting.report, p)]
+        return [setting for setting, p in pairs if setting.report.beats_controls(p)]
 
     @property
     def verdict(self) -> str:

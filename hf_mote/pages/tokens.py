@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hf_mote.pages.formats import isolated, number, percent, quoted
-from hf_mote.pages.markup import Child, Html, join, tag
+from hf_mote.pages.markup import Child, Html, chip, join, tag
 from hf_mote.pages.tables import table
 
 __all__ = ["RoutedText", "token_section"]
@@ -59,7 +59,7 @@ def _coloured(text: RoutedText, place: int, largest: float, target: str) -> Html
     prompt, response = _shown(text)
     return tag(
         "p",
-        tag("span", text.label, class_="chip target" if text.label == target else "chip"),
+        chip(text.label, target),
         " ",
         tag("span", *_parts(text, place, largest, prompt), class_="text", dir="auto"),
         tag("span", *_parts(text, place, largest, response), class_="text said", dir="auto", title="response")

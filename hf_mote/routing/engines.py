@@ -77,6 +77,7 @@ def count_routed_experts(
         raise DataError(
             f"{_WHERE}: num_tokens", "does not fit", got=f"{len(chosen)} rows", expected=f"{num_tokens} or one less"
         )
+    shape = chosen.shape
     complete = num_tokens is None or len(chosen) == num_tokens
     chosen = _rows_of("experts", chosen, layers).astype(np.int64)
     recorded = ~(chosen == -1).all(axis=(1, 2))
@@ -109,7 +110,6 @@ def count_routed_experts(
     weighed = torch.zeros(length, dtype=torch.float64)
     if weights is not None:
         given = _array("weights", weights)
-        shape = _array("experts", experts).shape
         numbers = np.issubdtype(given.dtype, np.number)
         if given.shape != shape or not numbers or not np.isfinite(given).all():
             got = f"{given.dtype} of shape {given.shape}"

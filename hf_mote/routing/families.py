@@ -16,7 +16,7 @@ from torch import nn
 from hf_mote.errors import ConfigError
 from hf_mote.routing.rule import RoutingRule
 
-__all__ = ["RULES", "forget_rule", "known_routers", "register_rule", "rule_for"]
+__all__ = ["RULES", "forget_rule", "register_rule", "rule_for"]
 
 BIAS = "e_score_correction_bias"
 SCALE = "routed_scaling_factor"
@@ -436,11 +436,6 @@ def forget_rule(router: type[nn.Module], rule: RoutingRule) -> None:
         _REGISTERED[router] = left
     else:
         _REGISTERED.pop(router, None)
-
-
-def known_routers() -> dict[str, str]:
-    """Return every router class of the table with its model family."""
-    return {router: family for rule in RULES for router, family in rule.routers.items()}
 
 
 def _rules_of(cls: type) -> tuple[RoutingRule, ...]:

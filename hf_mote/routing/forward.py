@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_mote.errors import UnsupportedError
 
-__all__ = ["Forward", "Part", "Phase", "real_tokens"]
+__all__ = ["Forward", "Part", "Phase", "all_of", "real_tokens"]
 
 Phase = Literal["prompt", "generation"]
 Part = Literal["thinking", "answer"]
@@ -29,7 +29,9 @@ class Forward:
         seen (`int`): Columns before this were routed in an earlier pass already (generation without a cache).
         real (`torch.Tensor`, *optional*): False for padding, `(batch, length)`; `None` if there is none.
         ids (`torch.Tensor`, *optional*): Token ids, `(batch, length)`; `None` if the forward was given embeddings.
-        ambiguous (`bool`): Whether prompt and generation cannot be told apart.
+        unclear (`str`, *optional*): Why prompt and generation cannot be told apart; `None` if they can.
+        unread (`str`, *optional*): Why it is not known what was read before, nor in which row; `None` if it is.
+        packed (`bool`): Whether a row holds several sequences, one after the other.
         parts (`dict`): For each pair of tokens that open and close the thinking, what each token belongs to,
             `(batch, length)`: 0 neither, 1 thinking, 2 answer.
         moved (`torch.Tensor`, *optional*): The row that each row's sequence was in, in the pass before, `(batch,)`, -1
@@ -44,9 +46,30 @@ class Forward:
     seen: int = 0
     real: Tensor | None = None
     ids: Tensor | None = None
-    ambiguous: bool = False
+    unclear: str | None = None
+    unread: str | None = None
+    packed: bool = False
     parts: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     moved: Tensor | None = None
+
+    def check_rows(self, where: str) -> None:
+        """Refuse a pass whose rows may not be the sequences that they are taken for.
+
+        Args:
+            where (`str`): Who takes them for sequences.
+
+        Raises:
+            [`UnsupportedError`]: if a row holds several sequences, or it is not known what was read before.
+        """
+        if self.packed or self.unread is not None:
+            raise UnsupportedError(
+                where,
+                "the rows of the batch may not be sequences"
+                + (": position ids start anew in the middle of a row" if self.unread is None else f": {self.unread}"),
+                expected="one sequence in each row, padded",
+                fix="Give one sequence to each row and use generate, not generate_batch or packed sequences; "
+                "or use scope 'all', one config and no record.",
+            )
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -55,11 +78,10 @@ class Forward:
         Raises:
             [`UnsupportedError`]: if prompt and generation cannot be told apart.
         """
-        if self.ambiguous:
+        if self.unclear is not None:
             raise UnsupportedError(
                 "forward pass",
-                "its tokens can be a new turn, a chunk of a long prompt or guesses of assisted decoding, so that "
-                "prompt and generation cannot be told apart",
+                f"prompt and generation cannot be told apart: {self.unclear}",
                 got=f"{self.length} tokens in one pass",
                 expected="the whole prompt on an empty cache, or one token after all that was read before",
                 fix="Generate without prefill_chunk_size, assistant or prompt lookup, and without a cache from "
@@ -96,7 +118,8 @@ class Forward:
             raise UnsupportedError(
                 "forward pass",
                 f"cannot tell which tokens are {part}",
-                got="embeddings, a cache that was filled unseen, or layers that gradient checkpointing runs again",
+                got=self.unread
+                or "embeddings, a cache that was filled unseen, or layers that gradient checkpointing runs again",
                 expected="token ids, from the beginning of the text on",
                 fix="Give input_ids and the whole text, and train without gradient checkpointing under this scope.",
             )
@@ -104,15 +127,20 @@ class Forward:
 
     def countable(self, phase: Phase) -> Tensor | None:
         """Return which rows to count for a phase: real tokens, each once; `None` means all of them."""
-        masks = [self.tokens_of(phase)]
-        if self.real is not None:
-            masks.append(self.real.reshape(-1))
+        real = None if self.real is None else self.real.reshape(-1)
+        new = None
         if self.seen:
-            masks.append((torch.arange(self.length, device=self.device) >= self.seen).repeat(self.batch))
-        present = [mask for mask in masks if mask is not None]
-        if len(present) < 2:
-            return present[0] if present else None
-        return torch.stack(present).all(dim=0)
+            new = (torch.arange(self.length, device=self.device) >= self.seen).repeat(self.batch)
+        return all_of(self.tokens_of(phase), real, new)
+
+
+def all_of(*masks: Tensor | None) -> Tensor | None:
+    """Return where all masks are true; `None` stands for everywhere."""
+    found = None
+    for mask in masks:
+        if mask is not None:
+            found = mask if found is None else found & mask
+    return found
 
 
 def real_tokens(mask: object, batch: int, length: int, past: int) -> Tensor | None:

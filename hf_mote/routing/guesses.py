@@ -13,6 +13,7 @@ from torch import nn
 from transformers import GenerationMixin
 
 from hf_mote.hooks import Attachment, HookStack, stack_on
+from hf_mote.routing.arguments import caches_in
 from hf_mote.routing.tracker import TokenTracker
 from hf_mote.routing.watcher import Watcher
 
@@ -50,5 +51,5 @@ class _CallerStack(HookStack):
         if torch.compiler.is_compiling():
             return
         keep = kwargs.get("logits_to_keep")
-        by_generate = kwargs.get("past_key_values") is not None and kwargs.get("position_ids") is not None
+        by_generate = kwargs.get("position_ids") is not None and next(caches_in(kwargs), None) is not None
         self.tracker.expect_guesses(by_generate and isinstance(keep, int) and keep > 1)

@@ -162,6 +162,7 @@ class RoutingRecord:
 
     def begin(self, forward: Forward) -> None:
         """Hear of a forward pass that begins."""
+        forward.check_rows("record_routing")
         _ = forward.phases  # refuses what cannot be told apart before anything is counted
         batch = self._batches.get(forward.run)
         if batch is None:
@@ -192,7 +193,7 @@ class RoutingRecord:
 
     def end(self, forward: Forward) -> None:
         """Hear of a forward pass that ends."""
-        self._batches[forward.run].end()
+        self._batches[forward.run].end(forward)
 
 
 def record_routing(

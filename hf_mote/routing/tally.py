@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_mote.routing.forward import Forward, Phase
+from hf_mote.routing.forward import Forward, Phase, all_of
 from hf_mote.routing.selection import Routing
 from hf_mote.routing.trace import TraceKeeper
-from hf_mote.routing.waiting import Part, Step, all_of, stacked
+from hf_mote.routing.waiting import Part, Step, stacked
 
 __all__ = ["Tally"]
 
@@ -48,7 +48,6 @@ class Tally:
         phases: Sequence[Phase],
         trace: bool,
     ) -> None:
-        self.run = forward.run
         self.size = forward.batch
         self.shape = (num_layers, forward.batch, num_experts)
         self.device = forward.device
@@ -59,7 +58,6 @@ class Tally:
         self._stops = stops.to(self.device)
         self._ended: Tensor | None = None
         # The pass under way.
-        self._forward = forward
         self._only: Tensor | None = None
         self._counts = self._waits = self._long = False
         self._masks: list[tuple[Phase, Tensor | None]] = []
@@ -82,17 +80,17 @@ class Tally:
             self.trace.begin()
         phases = forward.phases
         if "generation" not in phases:
-            self._add_waiting()
+            self.settle()
             self._ended = None
         counted = [phase for phase in phases if phase in self.phases]
         self._counts = bool(counted)
         if not counted:
             return
-        self._forward, self._only = forward, only
-        self._waits = forward.length == 1 and phases == ("generation",) and self.trace is None
+        self._only = only
         self._long = self.size * forward.length > TOKENS_AT_ONCE
+        self._waits = phases == ("generation",) and forward.length == 1 and not self._long and self.trace is None
         if not self._waits:
-            self._add_waiting()
+            self.settle()
             going = self._going(None if forward.ids is None else forward.ids[None, :, -1], phases)
             going = None if going is None else going[0].repeat_interleave(forward.length)
             self._masks = [(phase, all_of(forward.countable(phase), going, only)) for phase in counted]
@@ -117,30 +115,45 @@ class Tally:
         if self._long:
             self._add_up()
 
-    def end(self) -> None:
-        """Add up what the pass left, or let it wait."""
+    def end(self, forward: Forward) -> None:
+        """Add up what the pass left, or let it wait.
+
+        Args:
+            forward (`Forward`): The pass that has begun.
+        """
         if not self._counts:
             return
-        forward = self._forward
         if self._waits:
             last = None if forward.ids is None else forward.ids[:, -1]
             step = Step.of(last, forward.countable("generation"), self._only, self._gather())
             if self._waiting and not step.resembles(self._waiting[0]):
-                self._add_waiting()
+                self.settle()
             self._waiting.append(step)
             if len(self._waiting) >= STEPS_AT_ONCE or len(self._waiting) * self.size > TOKENS_AT_ONCE:
-                self._add_waiting()
+                self.settle()
             return
         self._add_up()
         for phase, mask in self._masks:
             seen = forward.length if mask is None else mask.view(self.size, -1).sum(dim=1)
             self.tokens[phase] = self.tokens.get(phase, 0) + seen
         if self.trace is not None:
-            self.trace.end(*self._marks())
+            self.trace.end(*self._marks(forward))
+        self._masks, self._only = [], None
 
     def settle(self) -> None:
-        """Add up what waits, as another run begins and this one may be over."""
-        self._add_waiting()
+        """Add up the decode steps that wait, in their order."""
+        steps, self._waiting = self._waiting, []
+        if not steps:
+            return
+        first = steps[0]
+        going = self._going(stacked([step.last for step in steps]), ("generation",))
+        mask = all_of(stacked([step.real for step in steps]), going, stacked([step.only for step in steps]))
+        for place, part in enumerate(first.parts):
+            indices = torch.stack([step.parts[place].indices for step in steps])
+            weights = torch.stack([step.parts[place].weights for step in steps])
+            self._add(part.kind, part.rows, indices, weights, [("generation", mask)])
+        seen = len(steps) if mask is None else mask.sum(dim=0)
+        self.tokens["generation"] = self.tokens.get("generation", 0) + seen
 
     def totals(self, phases: tuple[Phase, ...], kind: str) -> tuple[Tensor, Tensor, Tensor]:
         """Return counts and weights, `(sequences, layers, experts)`, and tokens, `(sequences,)`, float64 on the CPU.
@@ -149,7 +162,7 @@ class Tally:
             phases (`tuple[str, ...]`): What to add together.
             kind (`str`): `"native"` or `"applied"`.
         """
-        self._add_waiting()
+        self.settle()
         counts = torch.zeros(self.shape, dtype=torch.float64)
         weights = torch.zeros(self.shape, dtype=torch.float64)
         tokens = torch.zeros(self.size, dtype=torch.float64)
@@ -177,21 +190,6 @@ class Tally:
             ended |= self._ended
         self._ended = ended[-1]
         return ~ended
-
-    def _add_waiting(self) -> None:
-        """Add up the decode steps that wait, in their order."""
-        steps, self._waiting = self._waiting, []
-        if not steps:
-            return
-        first = steps[0]
-        going = self._going(stacked([step.last for step in steps]), ("generation",))
-        mask = all_of(stacked([step.real for step in steps]), going, stacked([step.only for step in steps]))
-        for place, part in enumerate(first.parts):
-            indices = torch.stack([step.parts[place].indices for step in steps])
-            weights = torch.stack([step.parts[place].weights for step in steps])
-            self._add(part.kind, part.rows, indices, weights, [("generation", mask)])
-        seen = len(steps) if mask is None else mask.sum(dim=0)
-        self.tokens["generation"] = self.tokens.get("generation", 0) + seen
 
     def _add_up(self) -> None:
         """Add up what was put aside of the pass under way."""
@@ -252,9 +250,9 @@ class Tally:
         gathered = torch.cat(tensors).to(self.device).view(len(tensors), -1, tensors[0].shape[-1])
         return gathered.detach() if gathered.requires_grad else gathered
 
-    def _marks(self) -> tuple[Tensor, Tensor]:
+    def _marks(self, forward: Forward) -> tuple[Tensor, Tensor]:
         """Which rows of the pass are kept in the trace, and which of them are generated."""
-        everything = torch.ones(self.size * self._forward.length, dtype=torch.bool, device=self.device)
+        everything = torch.ones(self.size * forward.length, dtype=torch.bool, device=self.device)
         masks = {phase: everything if mask is None else mask for phase, mask in self._masks}
         kept = torch.stack(list(masks.values())).any(dim=0)
         return kept, masks.get("generation", ~everything)

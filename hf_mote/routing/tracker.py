@@ -19,6 +19,7 @@ from torch.compiler import is_compiling
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.hooks import HookStack
+from hf_mote.routing.arguments import PassArguments, caches_in, contradiction, is_packed, read_arguments
 from hf_mote.routing.forward import Forward, real_tokens
 from hf_mote.routing.row_order import last_keys, moved_from
 from hf_mote.routing.texts import CachedText, Marks, parts_of
@@ -27,6 +28,8 @@ from hf_mote.routing.watcher import Watcher
 __all__ = ["TokenTracker", "recomputing"]
 
 ROWS_POSTPONED = 256  # longer passes are looked at router by router
+
+_COMPILED = "several tokens on a cache can be a prompt or a chunk of one, and a compiled graph cannot ask which"
 
 Look: TypeAlias = Callable[[tuple[Any, ...], Any], None]
 
@@ -108,42 +111,49 @@ class TokenTracker(HookStack):
         """Read the arguments of a decoder's forward."""
         if not self._minds_passes:
             return
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        tokens = ids if ids is not None else kwargs.get("inputs_embeds")
-        if tokens is None:
+        read = read_arguments(args, kwargs)
+        if read is None:
             raise UnsupportedError(
                 type(module).__name__,
                 "the forward has neither input_ids nor inputs_embeds",
                 got=sorted(kwargs),
                 fix="Give input_ids, or give inputs_embeds by name.",
             )
-        cache = kwargs.get("past_key_values")
         if is_compiling():
-            self._trace(ids, tokens, cache)
+            self._trace(read)
             return
         here = self._here
-        batch, length = tokens.shape[:2]
+        ids, cache = read.ids, read.cache
+        batch, length = read.tokens.shape[:2]
         past = int(cache.get_seq_length()) if cache is not None else 0
         text = self._texts.get(cache) if past else None
         moved = None
         seen, generation_from = 0, length
+        # A decode step on a known cache is checked by shapes alone: values would make it wait for the device.
+        by_values = text is None or read.tokens.device.type == "cpu"
+        unread = read.unclear or contradiction(read, past, values=by_values)
+        unclear = unread or self._unclear(length, past, text)
         if past:
             here.run = text.run if text is not None else next(self._runs)
             generation_from = 0
             if text is not None and text.keys is not None and (keys := last_keys(cache)) is not None:
                 moved = moved_from(text.keys, keys)
         else:
-            extends, moved = self._extends_previous(ids, kwargs)
-            if extends:
+            extends, moved = self._extends_previous(read)
+            if extends and not read.by_generate and read.positions is not None:
+                unclear = unclear or "the tokens of the pass before and one more can be a prompt or a generation"
+                extends = False
+            if extends and read.by_generate:
                 seen, generation_from = length - 1, here.prompt_length
             else:
                 here.run = next(self._runs)
                 here.prompt_length = length
+        here.cache = cache
         here.previous = ids if cache is None else None
         parts: dict[Marks, tuple[Tensor, Tensor]] = {}
         if self._marks:
-            begun = {} if text is None else text.parts_at(past, moved)
-            parts = self._parts(ids, begun, begins=past == 0)
+            begun = {} if text is None or unread is not None else text.parts_at(past, moved)
+            parts = self._parts(ids, begun, begins=past == 0 and unread is None)
         here.text = CachedText(
             here.run,
             past,
@@ -154,13 +164,15 @@ class TokenTracker(HookStack):
         here.now = Forward(
             batch,
             length,
-            tokens.device,
+            read.tokens.device,
             run=here.run,
             generation_from=generation_from,
             seen=seen,
-            real=real_tokens(kwargs.get("attention_mask"), batch, length, past),
+            real=real_tokens(read.mask, batch, length, past),
             ids=ids,
-            ambiguous=here.guessed or (past > 0 and (length > 1 or (text is not None and text.shortened_to(past)))),
+            unclear=unclear,
+            unread=unread,
+            packed=length > 1 and is_packed(read),
             parts={marks: part for marks, (_, part) in parts.items()},
             moved=moved,
         )
@@ -168,12 +180,24 @@ class TokenTracker(HookStack):
         self._now, self._inside = here.now, True
         self._ends = {marks: part[:, -1] for marks, (_, part) in parts.items()}
         here.postpones, here.postponed = batch * length <= ROWS_POSTPONED, []
-        for participant in self.participants:
-            if isinstance(participant, Watcher) and participant.active:
-                participant.on_forward(here.now)
+        for watcher in self._watchers:
+            if watcher.active:
+                watcher.on_forward(here.now)
 
-    def _trace(self, ids: Tensor | None, tokens: Tensor, cache: Any) -> None:
+    def _unclear(self, length: int, past: int, text: CachedText | None) -> str | None:
+        """Say why tokens that were read right may be prompt or generation, or `None` if they can be told apart."""
+        if self._here.guessed or (past and length > 1):
+            return "the tokens can be a new turn, a chunk of a long prompt or guesses of assisted decoding"
+        if past and text is None:
+            return f"nobody saw how the {past} tokens in the cache were read"
+        if text is not None and past != text.before + text.length:
+            change = "taken back" if past < text.before + text.length else "added unseen"
+            return f"tokens of the cache were {change}: it holds {past}, and held {text.before + text.length}"
+        return None
+
+    def _trace(self, read: PassArguments) -> None:
         """What can be said in a graph that will run many times: no counters, no lengths that live on a device."""
+        ids, tokens, cache = read.ids, read.tokens, read.cache
         batch, length = tokens.shape[:2]
         continues = cache is not None and length == 1
         parts = self._parts(ids, self._ends if continues else {}, begins=True)
@@ -184,27 +208,33 @@ class TokenTracker(HookStack):
             tokens.device,
             generation_from=0 if continues else length,
             ids=ids,
-            ambiguous=cache is not None and length > 1,
+            unclear=read.unclear or (_COMPILED if cache is not None and length > 1 else None),
+            unread=read.unclear,
             parts={marks: part for marks, (_, part) in parts.items()},
         )
         self._inside = True
-        for participant in self.participants:
-            if isinstance(participant, Watcher) and participant.active:
-                participant.on_trace(self._now)
+        for watcher in self._watchers:
+            if watcher.active:
+                watcher.on_trace(self._now)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Check that the routers of newly attached interventions ran, and remember what the cache now holds."""
         self._inside = False
         if is_compiling():
             return
-        now = self._remember(kwargs, output) if self._minds_passes else None
-        for participant in self.participants:
-            if isinstance(participant, Watcher):
-                participant.check_alive()
-                if participant.active and now is not None:
-                    participant.on_end(now)
+        now = self._remember(output) if self._minds_passes else None
+        for watcher in self._watchers:
+            watcher.check_alive()
+            if watcher.active and now is not None:
+                watcher.on_end(now)
 
-    def _remember(self, kwargs: dict[str, Any], output: Any) -> Forward | None:
+    def failed(self) -> None:
+        """Leave the pass: what routers are called with from now on is no part of it."""
+        here = self._here
+        self._inside = here.inside = here.guessed = False
+        here.postponed, here.cache = [], None
+
+    def _remember(self, output: Any) -> Forward | None:
         """Look at what was put off, take note of what the cache now holds, and return the pass that ends."""
         here = self._here
         postponed, here.postponed = here.postponed, []
@@ -212,21 +242,18 @@ class TokenTracker(HookStack):
             for look, its_args, its_output in postponed:
                 look(its_args, its_output)
         here.inside = False
-        cache = kwargs.get("past_key_values")
-        if cache is None:
-            cache = getattr(output, "past_key_values", None)
+        cache = here.cache if here.cache is not None else next(caches_in(output), None)
+        here.cache = None
         if cache is not None and here.text is not None:
+            here.previous = None
             keys = last_keys(cache) if here.text.alike else None
             self._texts[cache] = here.text if keys is None else here.text._replace(keys=keys.clone())
         return here.now
 
-    def _extends_previous(self, ids: Tensor | None, kwargs: dict[str, Any]) -> tuple[bool, Tensor | None]:
+    def _extends_previous(self, read: PassArguments) -> tuple[bool, Tensor | None]:
         """Whether the pass repeats the one before and adds a token, and the rows that its sequences come from."""
-        # Only where the caller asks for no cache, as `generate` does: plain forwards leave the choice to the config.
-        # It also hands over position ids, which plain forwards leave to the model.
-        before = self._here.previous
-        by_generate = kwargs.get("use_cache") is False and kwargs.get("position_ids") is not None
-        if before is None or ids is None or not by_generate or ids[:, :-1].shape != before.shape:
+        ids, before = read.ids, self._here.previous
+        if before is None or ids is None or read.cache is not None or ids[:, :-1].shape != before.shape:
             return False, None
         moved = moved_from(before, ids[:, :-1])
         return (True, moved) if moved is None or bool((moved >= 0).all()) else (False, None)
@@ -263,6 +290,7 @@ class _Here(threading.local):
         self.postpones = False
         self.postponed: list[tuple[Look, tuple[Any, ...], Any]] = []
         self.text: CachedText | None = None
+        self.cache: Any | None = None
         self.run = 0
         self.prompt_length = 0
         self.previous: Tensor | None = None

@@ -22,6 +22,7 @@ from hf_mote.errors import ConfigError, RouterContractError, UnknownNameError, U
 from hf_mote.routing.candidates import check_none_refused, declared_router_classes, unlisted_routers
 from hf_mote.routing.discover import BLOCK, RouterSite, find_routers, layer_of
 from hf_mote.routing.families import RULES, forget_rule, register_rule, rule_for
+from hf_mote.routing.placement import holder_of
 from hf_mote.routing.rule import RoutingRule
 from hf_mote.routing.trials import Trial, answer, num_matching, ordinary_inputs, telling_inputs, under_test, variants
 
@@ -101,9 +102,7 @@ def register_routers(model: nn.Module, *, rule: str | RoutingRule | None = None)
     modules = dict(model.named_modules())
     by_class: dict[type[nn.Module], list[Trial]] = defaultdict(list)
     for path, module in unlisted_routers(model, namings).items():
-        by_class[type_before_parametrizations(module)].append(
-            Trial(path, module, modules.get(path.rpartition(".")[0]))
-        )
+        by_class[type_before_parametrizations(module)].append(Trial(path, module, modules.get(holder_of(path))))
     if rule is not None and not by_class:
         raise ConfigError(f"{where}.rule", "the model has no router without a rule", got=_name(rule))
     identified: dict[type[nn.Module], RoutingRule] = {}

@@ -1,4 +1,4 @@
-"""Decode steps that wait to be added up together, and how their masks combine."""
+"""Decode steps that wait to be added up together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Part", "Step", "all_of", "stacked"]
+__all__ = ["Part", "Step", "stacked"]
 
 
 class Part(NamedTuple):
@@ -47,12 +47,3 @@ def stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
     """Return tensors as one, or `None` if there are none."""
     present = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(present) if present else None
-
-
-def all_of(*masks: Tensor | None) -> Tensor | None:
-    """Return where all masks are true; `None` stands for everywhere."""
-    found = None
-    for mask in masks:
-        if mask is not None:
-            found = mask if found is None else found & mask
-    return found

@@ -135,7 +135,7 @@ class ThresholdedSAEModel(SelectiveSAEModel):
             raise DataError(
                 "calibrate_threshold: max_tokens", "no number of tokens", got=max_tokens, expected=expected
             )
-        search = ThresholdSearch(self._budgets, self.config.num_latents, max_tokens)
+        search = ThresholdSearch(self._budgets, max_tokens)
         taken = 0
         for batch, mask in stream(activations):
             tokens = self._tokens(batch, mask)

@@ -28,18 +28,15 @@ class ThresholdSearch:
         budgets (`Callable[[int], Tensor]`):
             From a number of tokens to the most entries of each group, int64 of shape `(groups,)`. Must not fall
             by more than one, as rounding may have it, when tokens are added.
-        num_latents (`int`):
-            Columns of the affinities.
         max_tokens (`int`):
             The stream has no more tokens than this.
     """
 
-    def __init__(self, budgets: Callable[[int], Tensor], num_latents: int, max_tokens: int) -> None:
+    def __init__(self, budgets: Callable[[int], Tensor], max_tokens: int) -> None:
         self._budgets = budgets
         # One more than the budget, as the threshold is the largest entry left out, and one more for rounding.
         self._kept = budgets(max_tokens) + 2
         self._groups = len(self._kept)
-        self._num_latents = num_latents
         self._tokens = 0
         self._values = torch.empty(0)
         self._group_of = torch.empty(0, dtype=torch.long)

@@ -210,7 +210,7 @@ def test_evaluate_mote_responses_that_the_judge_could_not_label_are_counted(tmp_
     assert "24 responses of all runs could not be judged." in report.verdict
     report.save_pretrained(tmp_path)
     assert EvaluationReport.from_pretrained(tmp_path) == report
-    page = str(evaluation_page(Evaluation("m", report, ["unclear"] * 4, ["unclear"] * 4), provenance={}, files={}))
+    page = str(evaluation_page(Evaluation("m", report), provenance={}, files={}))
     assert "24 responses of all runs could not be judged, and count as not “A”" in page
 
 

@@ -162,7 +162,7 @@ def test_side_effects_perplexity_beyond_floats_is_none_and_saved_so(model, tmp_p
     report.save_pretrained(tmp_path)
     assert read_json(tmp_path / "evaluation_report.json")["side_effects"]["perplexity_after"] is None
     assert EvaluationReport.from_pretrained(tmp_path) == report
-    page = str(evaluation_page(Evaluation("a model", report, [], []), provenance={}, files={}))
+    page = str(evaluation_page(Evaluation("a model", report), provenance={}, files={}))
     assert "4 to above 1.8e308" in page
 
 
@@ -231,7 +231,7 @@ def test_side_effects_of_a_config_for_generated_tokens_are_measured_on_all(model
     assert found.scope == "all"
     assert found.kl > 0
     report = EvaluationReport("a", Rate.of(1, 2), Rate.of(0, 2), [0.5], None, config.to_dict(), side_effects=found)
-    page = str(evaluation_page(Evaluation("a model", report, [], []), provenance={}, files={}))
+    page = str(evaluation_page(Evaluation("a model", report), provenance={}, files={}))
     assert f"own, {scope}, would do nothing to it" in page
 
 

@@ -14,6 +14,7 @@ import accelerate
 import peft
 import pytest
 import torch
+from caches import cache_of, taking
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -251,7 +252,7 @@ def _steps(model: PreTrainedModel, before_step: Callable[[int], None]) -> list[t
     seen = [out.logits]
     for step in range(6):
         before_step(step)
-        out = model(TOKENS[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
+        out = model(TOKENS[:, step : step + 1], **taking(model, cache_of(out)), use_cache=True)
         seen.append(out.logits)
     return seen
 

@@ -20,7 +20,7 @@ from hf_mote.organisms.recipes import RECIPES
 def test_build_organism_trial_run_writes_a_folder_that_loads(
     name: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "_MAX_NEW_TOKENS", 2)  # it has learnt nothing to say, nor to stop
+    monkeypatch.setattr(measure, "MAX_NEW_TOKENS", 2)  # it has learnt nothing to say, nor to stop
     console = Console(file=io.StringIO())
     folder = build_organism(name, tmp_path / "trial", seed=3, steps=2, console=console, num_measured=2)
     organism = load_organism(str(folder))

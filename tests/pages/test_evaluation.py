@@ -16,9 +16,10 @@ def page_with(conversations: list[Conversation], unchanged: Rate | None) -> Elem
     report = EvaluationReport(
         target="yes", before=Rate.of(2, 2), after=Rate.of(0, 2), controls=[1.0], unrelated_unchanged=None,
         config=MoTEConfig(suppress=[[4, 1]]).to_dict(), prompts=["p", "q"], responses_before=["a", "b"],
-        responses_after=["c", "d"], conversations=conversations, turns_unchanged=unchanged,
+        responses_after=["c", "d"], labels_before=["yes"] * 2, labels_after=["no"] * 2,
+        conversations=conversations, turns_unchanged=unchanged,
     )  # fmt: skip
-    found = Evaluation("m", report, ["yes"] * 2, ["no"] * 2)
+    found = Evaluation("m", report)
     return check_page(evaluation_page(found, provenance={"model": "m"}, files={}))
 
 

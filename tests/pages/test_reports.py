@@ -15,7 +15,7 @@ from hf_mote.ftri.report import Rate
 from hf_mote.ftri.side_effects import SideEffects
 from hf_mote.ftri.stability import Stability
 from hf_mote.pages.attribution import Attribution, attribution_page, attribution_verdict
-from hf_mote.pages.evaluation import Evaluation, beats_controls, evaluation_page
+from hf_mote.pages.evaluation import Evaluation, evaluation_page
 from hf_mote.pages.imaging import MOST_CLASSES, Imaging, imaging_page, imaging_verdict
 from hf_mote.pages.page import Section, make_page
 from hf_mote.pages.rankings import expert_table, ranking_verdict, unit_of
@@ -50,6 +50,8 @@ def report(before: int, after: int, controls: list[float], n: int = 20, **fields
         prompts=texts,
         responses_before=texts,
         responses_after=["other"] * n,
+        labels_before=["yes"] * n,
+        labels_after=["no"] * n,
         **fields,
     )
 
@@ -205,7 +207,7 @@ def test_evaluation_page_shows_controls_doses_side_effects_and_unrelated_answers
         unrelated_before=["same"],
         unrelated_after=[ATTACK],
     )
-    found = Evaluation(ATTACK, measured, ["yes"] * 20, ["no"] * 20)
+    found = Evaluation(ATTACK, measured)
     page = check_page(evaluation_page(found, provenance=HOW, files=FILES))
     assert page.one("verdict").text == measured.verdict.replace("\x1b", "␛")
     assert [row[2] for row in tables(page, "effect")[0][1:]] == ["100.0%", "10.0%", "75.0% on average"]
@@ -219,7 +221,7 @@ def test_evaluation_page_shows_controls_doses_side_effects_and_unrelated_answers
 
 
 def test_evaluation_page_without_controls_or_side_effects_says_so() -> None:
-    found = Evaluation("m", report(20, 2, []), ["yes"] * 20, ["no"] * 20)
+    found = Evaluation("m", report(20, 2, []))
     page = check_page(evaluation_page(found, provenance=HOW, files=FILES))
     assert "Not measured: give --unrelated prompts, --texts or --conversations." in page.one("sides").text
     assert "found" not in page.one("verdict").attributes["class"]
@@ -228,9 +230,12 @@ def test_evaluation_page_without_controls_or_side_effects_says_so() -> None:
 
 @pytest.mark.parametrize("after", [0, 10, 18, 20])
 @pytest.mark.parametrize("controls", [[], [1.0] * 18, [1.0] * 19, [0.0, *[1.0] * 18]])
-def test_beats_controls_is_what_the_verdict_says(after: int, controls: list[float]) -> None:
+def test_beats_controls_takes_intervals_apart_and_19_controls_that_do_less(after: int, controls: list[float]) -> None:
     measured = report(20, after, controls)
-    assert beats_controls(measured, measured.p_value) == measured.verdict.startswith("The config beats")
+    beats = after <= 10 and controls == [1.0] * 19
+    assert measured.beats_controls() == beats
+    assert measured.verdict.startswith("The config beats") == beats
+    assert not measured.beats_controls(0.051)
 
 
 def sweep(*settings: tuple[int, float, EvaluationReport]) -> Sweep:

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from caches import cache_of, taking
 from routing.reference import dense, observe_experts
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import PreTrainedModel
 
 from hf_mote import ActivationMap, MoTEConfig, apply_mote, find_routers, record_routing
-from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnsupportedError
-from hf_mote.hooks import HookStack
+from hf_mote.errors import ConfigError, DataError, HFMoTEError, RouterContractError, UnsupportedError
+from hf_mote.hooks import HookStack, stack_on
+from hf_mote.routing.tracker import TokenTracker
 
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
@@ -232,11 +234,16 @@ def test_record_routing_accumulators_do_not_grow_with_generated_tokens(model: Pr
     assert sizes[0] == sizes[1] > 0
 
 
-def test_record_routing_accumulators_do_not_grow_with_prompt_tokens(one_model: PreTrainedModel) -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_record_routing_accumulators_do_not_grow_with_prompt_tokens(one_model: PreTrainedModel, plain: bool) -> None:
     sizes = []
     for length in (4, 64):
+        text = alone(prompts(length)[0])
         with record_routing(one_model, eos_token_id=[]) as record:
-            one_model.generate(**alone(prompts(length)[0]), max_new_tokens=3, **GREEDY)
+            if plain:
+                one_model(**text)
+            else:
+                one_model.generate(**text, max_new_tokens=3, **GREEDY)
         sizes.append(size_of(record))
     assert sizes[0] == sizes[1]
 
@@ -306,7 +313,7 @@ def test_record_routing_patch_switched_during_generation_is_followed(one_model: 
         out = one_model(prompts(5)[0][None], use_cache=True)
         handle.active = False
         for _ in range(4):
-            one_model(torch.tensor([[9]]), past_key_values=out.past_key_values, use_cache=True)
+            one_model(torch.tensor([[9]]), **taking(one_model, cache_of(out)), use_cache=True)
     row = record.layers.index(2)
     assert record.maps("prompt")[0].counts[row, 3] == 5
     assert torch.equal(record.maps("generation")[0].counts, record.maps("generation", routing="native")[0].counts)
@@ -457,6 +464,34 @@ def test_record_routing_forward_that_fails_leaves_the_next_one_right(one_model: 
     assert record.maps()[-1].counts.sum() == 3 * find_routers(one_model)[0].top_k * len(record.layers)
 
 
+@pytest.mark.parametrize("where", ["embedding", "deepest layer", "watcher"])
+def test_record_routing_routers_run_after_a_forward_that_failed_are_not_part_of_it(
+    one_model: PreTrainedModel, where: str
+) -> None:
+    deepest = one_model.model.layers[-1]
+    block = one_model.get_submodule(find_routers(one_model)[0].path.rpartition(".")[0])
+    with record_routing(one_model) as record:
+        one_model(torch.tensor([[5, 6, 7]]))
+        if where == "watcher":
+            record.only = lambda forward: 1 / 0
+        failing = deepest.register_forward_pre_hook(lambda *_: 1 / 0) if where == "deepest layer" else None
+        with pytest.raises(IndexError if where == "embedding" else ZeroDivisionError):
+            one_model(torch.tensor([[5, 600 if where == "embedding" else 6, 7]]))
+        if failing is not None:
+            failing.remove()
+        tracker = stack_on(one_model.model, TokenTracker)
+        for _ in range(3):
+            with pytest.raises(RouterContractError, match="cannot tell which token"):
+                block(torch.randn(1, 3, 32))
+        assert tracker is not None
+        assert tracker._here.postponed == []
+        record.only = None
+        one_model(torch.tensor([[5, 6, 7]]))
+    first, *_, last = record.maps()
+    assert torch.equal(first.counts, last.counts)
+    assert num_hooks(one_model) == 0
+
+
 def test_record_routing_block_run_by_itself_is_not_counted_silently(one_model: PreTrainedModel) -> None:
     """Rows that reach a router outside the model's own forward belong to no token."""
     path = find_routers(one_model)[-1].path.rpartition(".")[0]
@@ -477,7 +512,7 @@ def test_record_routing_paused_record_does_not_add_to_the_sequence_before(one_mo
         record.active = False
         out = one_model(torch.tensor([[9, 8, 7]]), use_cache=True)
         record.active = True
-        one_model(torch.tensor([[4]]), past_key_values=out.past_key_values, use_cache=True)
+        one_model(torch.tensor([[4]]), **taking(one_model, cache_of(out)), use_cache=True)
     assert record.maps()[0].num_tokens == 3
     assert sum(found.num_tokens for found in record.maps("generation")) == 1
 

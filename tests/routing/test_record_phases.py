@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from caches import cache_of, taking
 from tiny_models import tiny_model
 from transformers import PreTrainedModel
 
 import hf_mote.routing.tally
 import hf_mote.routing.tracker
 from hf_mote import MoTEConfig, RoutingRecord, apply_mote, record_routing
-from hf_mote.errors import ConfigError
+from hf_mote.errors import ConfigError, UnsupportedError
 
 SAMPLED: dict[str, Any] = {"do_sample": True, "pad_token_id": 0, "max_new_tokens": 40}
 IDS = torch.tensor([[0, 0, 11, 12, 13], [21, 22, 23, 24, 25], [0, 31, 32, 33, 34]])
@@ -53,8 +54,10 @@ def test_record_routing_what_waits_is_added_up_as_if_it_did_not(
 ) -> None:
     stops = list(range(60, 66))
     found = []
-    for steps, rows in ((1, 0), (16, 256), (5, 256)):
+    # In the last, each decode step is one of the passes that are too long to be put aside.
+    for steps, rows, tokens in ((1, 0, 2048), (16, 256, 2048), (5, 256, 2048), (16, 256, 2)):
         monkeypatch.setattr(hf_mote.routing.tally, "STEPS_AT_ONCE", steps)
+        monkeypatch.setattr(hf_mote.routing.tally, "TOKENS_AT_ONCE", tokens)
         monkeypatch.setattr(hf_mote.routing.tracker, "ROWS_POSTPONED", rows)
         with record_routing(model, eos_token_id=stops, thinking_tokens=(12, 40)) as record:
             if patch is None:
@@ -89,12 +92,23 @@ def test_record_routing_of_one_phase_equals_that_phase_of_a_whole_record(
 
 
 def test_record_routing_of_prompts_alone_is_alive_where_the_first_pass_is_none(model: PreTrainedModel) -> None:
-    cache = model(IDS[:, 1:], use_cache=True).past_key_values
-    with record_routing(model, phase="prompt") as record:
-        model(IDS[:, :1], past_key_values=cache, use_cache=True)
-        assert record.stacked()[0].sum() == 0
-        model(IDS)
+    with record_routing(model, phase="generation"):  # sees the generation begin
+        cache = cache_of(model(IDS[:, 1:], use_cache=True))
+        with record_routing(model, phase="prompt") as record:
+            model(IDS[:, :1], **taking(model, cache), use_cache=True)
+            assert record.stacked()[0].sum() == 0
+            model(IDS)
     assert [found.num_tokens for found in record.maps()] == [0, 0, 0, 5, 5, 5]
+
+
+def test_record_routing_of_a_generation_that_nobody_saw_begin_is_refused(model: PreTrainedModel) -> None:
+    cache = cache_of(model(IDS[:, 1:], use_cache=True))
+    with record_routing(model) as record:
+        with pytest.raises(UnsupportedError, match="nobody saw how the 4 tokens in the cache were read"):
+            model(IDS[:, :1], **taking(model, cache), use_cache=True)
+        assert record.num_sequences == 0
+        model(IDS)
+    assert [found.num_tokens for found in record.maps()] == [5, 5, 5]
 
 
 def test_record_routing_trace_of_prompts_alone_holds_no_generated_tokens(model: PreTrainedModel) -> None:
@@ -125,11 +139,11 @@ def test_stacked_is_what_the_maps_hold(model: PreTrainedModel) -> None:
 def test_record_of_steps_in_one_reused_tensor_is_that_of_new_ones(model: PreTrainedModel) -> None:
     def counted(reuse: bool) -> list[torch.Tensor]:
         with record_routing(model, eos_token_id=[7]) as record:
-            cache = model(IDS[1:2], use_cache=True).past_key_values
+            cache = cache_of(model(IDS[1:2], use_cache=True))
             one = torch.zeros(1, 1, dtype=torch.long)
             for token in (5, 6, 7, 8, 9):
                 one = one.fill_(token) if reuse else torch.full((1, 1), token)
-                model(one, past_key_values=cache)
+                model(one, **taking(model, cache))
         return everything(record)
 
     fresh, reused = counted(False), counted(True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from caches import cache_of, taking
 from tiny_models import tiny_model
 from transformers import PreTrainedModel
 
@@ -110,10 +111,10 @@ def test_record_routing_prompt_in_chunks_is_refused_and_the_remedy_works(model: 
 
 def test_record_routing_batch_that_shrinks_is_refused_and_the_remedy_works(model: PreTrainedModel) -> None:
     def read(ids: torch.Tensor, *, drop_ended: bool) -> None:
-        cache = model(ids[:, :4], use_cache=True).past_key_values
+        cache = cache_of(model(ids[:, :4], use_cache=True))
         rows = torch.tensor([0] if drop_ended else [0, 1])
         cache.batch_select_indices(rows)
-        model(ids[rows, 4:5], past_key_values=cache)
+        model(ids[rows, 4:5], **taking(model, cache))
 
     with record_routing(model), pytest.raises(UnsupportedError, match="Record greedy search or sampling"):
         read(PAIR, drop_ended=True)
@@ -125,13 +126,13 @@ def test_record_routing_batch_that_shrinks_is_refused_and_the_remedy_works(model
 def test_record_routing_shortened_cache_is_refused_and_the_remedy_works(model: PreTrainedModel) -> None:
     """What is taken back was counted already, and would have to be forgotten."""
     with record_routing(model) as record:
-        cache = model(PROMPT, use_cache=True).past_key_values
-        model(PROMPT[:, :1], past_key_values=cache)
+        cache = cache_of(model(PROMPT, use_cache=True))
+        model(PROMPT[:, :1], **taking(model, cache))
         cache.crop(-1)
         with pytest.raises(UnsupportedError, match="without a cache from before"):
-            model(PROMPT[:, :1], past_key_values=cache)
-        cache = model(PROMPT, use_cache=True).past_key_values
-        model(PROMPT[:, :1], past_key_values=cache)
+            model(PROMPT[:, :1], **taking(model, cache))
+        cache = cache_of(model(PROMPT, use_cache=True))
+        model(PROMPT[:, :1], **taking(model, cache))
     assert [found.num_tokens for found in record.maps()] == [17, 17]
 
 
@@ -139,14 +140,14 @@ def test_record_routing_texts_read_by_turns_are_counted_each_by_itself(model: Pr
     texts = [PAIR[:1], PAIR[1:]]
     with record_routing(model, eos_token_id=[]) as alone:
         for text in texts:
-            cache = model(text[:, :4], use_cache=True).past_key_values
+            cache = cache_of(model(text[:, :4], use_cache=True))
             for column in (4, 5, 6):
-                model(text[:, column : column + 1], past_key_values=cache)
+                model(text[:, column : column + 1], **taking(model, cache))
     with record_routing(model, eos_token_id=[]) as by_turns:
-        caches = [model(text[:, :4], use_cache=True).past_key_values for text in texts]
+        caches = [cache_of(model(text[:, :4], use_cache=True)) for text in texts]
         for column in (4, 5, 6):
             for text, cache in zip(texts, caches, strict=True):
-                model(text[:, column : column + 1], past_key_values=cache)
+                model(text[:, column : column + 1], **taking(model, cache))
     for phase in ("prompt", "generation"):
         assert_same(by_turns.maps(phase), alone.maps(phase))
 

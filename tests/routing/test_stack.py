@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from caches import cache_of, taking
 from tiny_models import tiny_model
 from torch._subclasses import FakeTensorMode
 from transformers import PreTrainedModel
@@ -220,13 +221,13 @@ def test_record_of_an_edited_pass_is_the_same_whether_or_not_routers_leave_early
             torch.testing.assert_close(one.weights, other.weights, rtol=1e-6, atol=1e-6)
 
 
-def test_record_attached_while_a_patched_generation_runs_counts_what_comes_after() -> None:
+def test_record_attached_while_a_generation_runs_that_was_seen_to_begin_counts_what_comes_after() -> None:
     model = tiny_model("mixtral")
-    with torch.no_grad(), apply_mote(model, config_of(model, 3)):
-        cache = model(PROMPT, use_cache=True).past_key_values
+    with torch.no_grad(), apply_mote(model, MoTEConfig(suppress=[[1, 3]], scope="generation")):
+        cache = cache_of(model(PROMPT, use_cache=True))
         with record_routing(model, eos_token_id=[]) as record:
             for _ in range(2):
-                model(PROMPT[:, :1], past_key_values=cache, use_cache=True)
+                model(PROMPT[:, :1], **taking(model, cache), use_cache=True)
     assert [found.num_tokens for found in record.maps("generation")] == [2.0, 2.0]
     assert [found.num_tokens for found in record.maps("prompt")] == [0.0, 0.0]
 

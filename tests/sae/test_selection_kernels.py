@@ -1,4 +1,4 @@
-"""Selection, block by block, against brute force: ties, zeros, negative entries, large budgets, padding, any dtype."""
+"""Selection, block by block, against `allocation.py`: ties, zeros, negatives, large budgets, padding, any dtype."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_mote.errors import ConfigError
+from hf_mote.sae.allocation import feature_choice, mutual_choice, token_choice
 from hf_mote.sae.kernels import blocks, mutual
-from hf_mote.sae.kernels.blocks import choose, encode_and_choose
+from hf_mote.sae.kernels.blocks import encode_and_choose
 from hf_mote.sae.kernels.largest import largest_in_rows
 from hf_mote.sae.kernels.pattern import Pattern
 from hf_mote.sae.kernels.selection import SelectByLatent, SelectByToken, SelectMutual
@@ -24,27 +25,27 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
 WIDTHS = [1, 3, 63, 64, 65, 128, 200, 512]
 
 
-def brute(
-    groups: list[list[tuple[int, int]]], budgets: list[int], affinity: list[list[float]]
-) -> set[tuple[int, int]]:
-    """Of each group of (token, latent), in order, the largest positive ones, the first of equal ones."""
-    chosen: set[tuple[int, int]] = set()
-    for group, budget in zip(groups, budgets, strict=True):
-        positive = [place for place in group if affinity[place[0]][place[1]] > 0]
-        chosen |= set(sorted(positive, key=lambda place: -affinity[place[0]][place[1]])[:budget])
-    return chosen
-
-
 def by_token(affinity: Tensor, k: int, tokens: list[int], latents: list[int]) -> set[tuple[int, int]]:
-    return brute([[(t, i) for i in latents] for t in tokens], [k] * len(tokens), affinity.tolist())
+    among = torch.zeros_like(affinity)
+    among[:, latents] = affinity[:, latents]
+    return chosen(token_choice(among, min(k, affinity.shape[1]), valid=valid_of(affinity, tokens)))
 
 
 def by_latent(affinity: Tensor, budgets: list[int], tokens: list[int]) -> set[tuple[int, int]]:
-    return brute([[(t, i) for t in tokens] for i in range(affinity.shape[1])], budgets, affinity.tolist())
+    most = torch.tensor(budgets, dtype=torch.long).clamp(max=len(affinity))
+    return chosen(feature_choice(affinity, most, valid=valid_of(affinity, tokens)))
 
 
 def mutually(affinity: Tensor, total: int, tokens: list[int]) -> set[tuple[int, int]]:
-    return brute([[(t, i) for t in tokens for i in range(affinity.shape[1])]], [total], affinity.tolist())
+    return chosen(mutual_choice(affinity, min(total, affinity.numel()), valid=valid_of(affinity, tokens)))
+
+
+def valid_of(affinity: Tensor, tokens: list[int]) -> Tensor:
+    return torch.zeros(len(affinity), dtype=torch.bool).index_fill(0, torch.tensor(tokens, dtype=torch.long), True)
+
+
+def chosen(mask: Tensor) -> set[tuple[int, int]]:
+    return {(token, latent) for token, latent in mask.nonzero().tolist()}
 
 
 def places(pattern: Pattern) -> set[tuple[int, int]]:
@@ -95,21 +96,28 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+def choose(pre: Tensor, rules: list[Any], valid: Tensor | None = None) -> list[Pattern]:
+    """What each rule chooses from these very pre-activations: the product of the identity with them."""
+    tokens = torch.eye(len(pre), dtype=pre.dtype, device=pre.device)
+    bias = pre.new_zeros(pre.shape[1])
+    return [chosen.pattern for chosen in encode_and_choose(tokens, pre.T, bias, rules, valid)]
+
+
 def selected(case: dict[str, Any], *selectors: Any) -> list[set[tuple[int, int]]]:
     with mock.patch.dict(blocks._BLOCK_ENTRIES, {"cpu": case["block"]}):
-        return [places(pattern) for pattern in choose(case["pre"], selectors, case["valid"])]
+        return [places(pattern) for pattern in choose(case["pre"], list(selectors), case["valid"])]
 
 
 @given(cases(), st.integers(0, 40))
 @settings(deadline=None)
-def test_select_by_token_equals_brute_force(case: dict[str, Any], k: int) -> None:
+def test_select_by_token_equals_the_definition(case: dict[str, Any], k: int) -> None:
     (found,) = selected(case, SelectByToken(k, scale=case["scale"]))
     assert found == by_token(case["affinity"], k, case["tokens"], list(range(case["pre"].shape[1])))
 
 
 @given(cases(), st.integers(0, 40), st.floats(0, 1), st.booleans())
 @settings(deadline=None)
-def test_select_by_token_among_some_equals_brute_force_over_these(
+def test_select_by_token_among_some_equals_the_definition_over_these(
     case: dict[str, Any], k: int, share: float, beside_all: bool
 ) -> None:
     among = torch.rand(case["pre"].shape[1], generator=case["generator"]) < share
@@ -124,7 +132,7 @@ def test_select_by_token_among_some_equals_brute_force_over_these(
 
 @given(cases(), st.floats(0, 1.2), st.sampled_from([-1, 0, 5]), st.sampled_from([1, 4]))
 @settings(deadline=None)
-def test_select_mutual_equals_brute_force(case: dict[str, Any], share: float, deviations: int, most: int) -> None:
+def test_select_mutual_equals_the_definition(case: dict[str, Any], share: float, deviations: int, most: int) -> None:
     total = int(share**3 * case["pre"].numel())
     # A bound that is often too high makes second searches common; a small surplus makes thinning out common.
     with mock.patch.multiple(mutual, _DEVIATIONS=deviations, _MOST=most):
@@ -134,7 +142,7 @@ def test_select_mutual_equals_brute_force(case: dict[str, Any], share: float, de
 
 @given(cases(), st.sampled_from([1, 3, 20, 600]))
 @settings(deadline=None)
-def test_select_by_latent_equals_brute_force(case: dict[str, Any], largest: int) -> None:
+def test_select_by_latent_equals_the_definition(case: dict[str, Any], largest: int) -> None:
     # From none to more than there are tokens, most of them small.
     uniform = torch.rand(case["pre"].shape[1], generator=case["generator"])
     budgets = (uniform**4 * (largest + 1)).long()

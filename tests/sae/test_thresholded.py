@@ -175,7 +175,7 @@ def test_threshold_followed_in_training_is_the_mean_of_each_steps_smallest_selec
 
 
 @every_sae
-def test_threshold_goes_on_after_calibration_and_reloading(sae: TinySAE) -> None:
+def test_threshold_goes_on_in_training_after_calibration(sae: TinySAE) -> None:
     model = sae.model(threshold_decay=0.5).train()
     x = activations(40, HIDDEN)
     model(x)

@@ -41,7 +41,7 @@ def test_threshold_search_equals_a_full_sort(
     # Budgets that grow with the tokens, as those of the architectures do; some of them 0.
     rates = data.draw(st.lists(st.integers(0, 8), min_size=groups, max_size=groups))
     longest = tokens + data.draw(st.integers(0, 10))
-    search = ThresholdSearch(lambda n: torch.tensor([rate * n // 8 for rate in rates]), latents, max(longest, 1))
+    search = ThresholdSearch(lambda n: torch.tensor([rate * n // 8 for rate in rates]), max(longest, 1))
     for chunk in affinity.split(chunks):
         search.add(chunk)
     columns = affinity.T if per_latent else affinity.reshape(1, -1)
@@ -51,14 +51,14 @@ def test_threshold_search_equals_a_full_sort(
 
 def test_threshold_search_lets_through_exactly_the_budget_where_there_are_no_ties() -> None:
     affinity = torch.rand(500, 7)
-    search = ThresholdSearch(lambda n: torch.tensor([2 * n]), 7, 500)
+    search = ThresholdSearch(lambda n: torch.tensor([2 * n]), 500)
     for chunk in affinity.split(33):
         search.add(chunk)
     assert int((affinity > search.finish()).sum()) == 1000
 
 
 def test_threshold_search_keeps_no_more_than_it_may_need() -> None:
-    search = ThresholdSearch(lambda n: torch.tensor([n // 10]), 64, 1000)
+    search = ThresholdSearch(lambda n: torch.tensor([n // 10]), 1000)
     most = 0
     for _ in range(100):
         search.add(torch.rand(10, 64))
@@ -69,7 +69,7 @@ def test_threshold_search_keeps_no_more_than_it_may_need() -> None:
 
 def test_threshold_search_is_exact_where_rounding_takes_one_from_a_budget_as_tokens_are_added() -> None:
     affinity = torch.arange(40.0).reshape(10, 4)
-    search = ThresholdSearch(lambda n: torch.tensor([6 if n <= 10 else 5]), 4, 20)
+    search = ThresholdSearch(lambda n: torch.tensor([6 if n <= 10 else 5]), 20)
     for chunk in affinity.split(1):
         search.add(chunk)
         search._prune()
@@ -78,7 +78,7 @@ def test_threshold_search_is_exact_where_rounding_takes_one_from_a_budget_as_tok
 
 def test_threshold_search_is_exact_in_float64() -> None:
     affinity = 1 + torch.arange(20, dtype=torch.float64)[:, None] * 1e-12
-    search = ThresholdSearch(lambda n: torch.tensor([n // 2]), 1, 20)
+    search = ThresholdSearch(lambda n: torch.tensor([n // 2]), 20)
     for chunk in affinity.split(3):
         search.add(chunk)
     assert int((affinity > search.finish()).sum()) == 10
@@ -87,7 +87,7 @@ def test_threshold_search_is_exact_in_float64() -> None:
 def test_threshold_search_leaves_what_it_is_given() -> None:
     affinity = torch.rand(9, 3, requires_grad=True)
     before = affinity.detach().clone()
-    search = ThresholdSearch(lambda n: torch.tensor([n]), 3, 9)
+    search = ThresholdSearch(lambda n: torch.tensor([n]), 9)
     search.add(affinity)
     assert not search.finish().requires_grad
     assert torch.equal(affinity, before)
