@@ -18,9 +18,9 @@ from typing import Any
 import safetensors.torch
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from hf_mote.errors import ConfigError, FileFormatError
+from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError
 from hf_mote.version import __version__
 
 __all__ = [
@@ -29,7 +29,9 @@ __all__ = [
     "SCHEMA_VERSION",
     "check_memory",
     "check_name",
+    "local_path",
     "read_json",
+    "read_safetensors",
     "read_tensors",
     "replacing",
     "write_json",
@@ -93,8 +95,9 @@ def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT) -> dict
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
-    except OSError as error:
-        raise FileFormatError(str(path), "cannot be read", got=error.strerror) from error
+    # ValueError for a path that holds a NUL.
+    except (OSError, ValueError) as error:
+        raise FileFormatError(str(path), "cannot be read", got=_reason(error)) from error
     if len(content) > limit:
         raise FileFormatError(str(path), "is too large", got=f"over {limit} bytes", expected=f"at most {limit} bytes")
     return _from_json(str(path), content)
@@ -145,17 +148,7 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
         [`FileFormatError`]: if the file is missing, truncated, no safetensors, without this package's metadata, of
             another kind, or written by a newer schema.
     """
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = (file.metadata() or {}).get(_METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise FileFormatError(
-            str(path),
-            "cannot be read as safetensors",
-            got=str(error).splitlines()[0],
-            fix="The file is missing, truncated or of another format; save or download it again.",
-        ) from error
+    tensors, header = _read_tensors(path)
     bytes_of = tensors.pop(_METADATA_TENSOR, None)
     if bytes_of is not None and (bytes_of.dtype != torch.uint8 or bytes_of.ndim != 1 or len(bytes_of) > RESULT_LIMIT):
         got, expected = f"{bytes_of.dtype} {tuple(bytes_of.shape)}", f"at most {RESULT_LIMIT} bytes"
@@ -178,6 +171,20 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
             fix="Upgrade hf_mote, or write the file again.",
         )
     return tensors, metadata
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Return the tensors, on the CPU, of any safetensors file.
+
+    Raises:
+        [`FileFormatError`]: if it is missing, damaged or too large for memory, or a name cannot be.
+    """
+    return _read_tensors(path)[0]
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a user gave, with `~` for a home folder; of a user that does not exist, as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def check_memory(path: str | os.PathLike[str], unfolded: int, stored: int) -> None:
@@ -233,6 +240,32 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], str | None]:
+    """Return the tensors of a safetensors file, and this package's metadata in its header."""
+    try:
+        size = os.path.getsize(path)
+        check_memory(path, size, size)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = (file.metadata() or {}).get(_METADATA_KEY)
+            names = [check_name(path, name) for name in file.keys()]  # noqa: SIM118 (not a mapping)
+            return {name: file.get_tensor(name) for name in names}, header
+    except HFMoTEError:
+        raise
+    # OSError, ValueError, SafetensorError, and for dtypes that torch lacks whatever comes.
+    except Exception as error:
+        raise FileFormatError(
+            str(path),
+            "cannot be read as safetensors",
+            got=_reason(error),
+            fix="The file is missing, truncated or of another format; save or download it again.",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0]
+
+
 def _versions() -> dict[str, str]:
     return {"hf_mote_version": __version__, "transformers_version": transformers.__version__}
 
@@ -267,7 +300,7 @@ def _from_json(where: str, content: bytes) -> dict[str, Any]:
             fix="The file is truncated or was edited; save or download it again.",
         ) from error
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(where, "is no valid JSON", got=str(error).splitlines()[0]) from error
+        raise FileFormatError(where, "is no valid JSON", got=_reason(error)) from error
     if not isinstance(data, dict):
         raise FileFormatError(where, "must hold a JSON object", got=type(data).__name__)
     _check_values(where, data)

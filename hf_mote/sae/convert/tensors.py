@@ -16,11 +16,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from hf_mote.errors import DataError, FileFormatError, HFMoTEError
-from hf_mote.files import check_memory, check_name
+from hf_mote.files import check_memory, check_name, read_safetensors
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.selective import SelectiveSAEModel
 
@@ -66,25 +65,6 @@ class Sizes(NamedTuple):
     def of(cls, sae: SAEModel) -> Sizes:
         """Return those of a model."""
         return cls(sae.config.num_latents, sae.config.hidden_size, sae.config.decoder_size)
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file.
-
-    Raises:
-        [`FileFormatError`]: if it is damaged or too large for memory, or a name cannot be.
-    """
-    try:
-        size = path.stat().st_size
-        check_memory(path, size, size)
-        with safe_open(path, framework="pt", device="cpu") as file:
-            names = [check_name(path, name) for name in file.keys()]  # noqa: SIM118 (not a mapping)
-            return {name: file.get_tensor(name) for name in names}
-    except HFMoTEError:
-        raise
-    # What safetensors raises for dtypes that torch lacks, and for paths that cannot be, has no common base.
-    except Exception as error:
-        raise _unreadable(path, "safetensors", error) from error
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
