@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_mote.hooks import Attachment, HookStack, Intervention, Participant, attach, stack_on
+from hf_mote.hooks import Attachment, Intervention, Participant, SharedHook, attach, stack_on
 
 
 class Adds(Participant):
@@ -21,7 +21,7 @@ class Adds(Participant):
         self.log = log
 
 
-class Sum(HookStack):
+class Sum(SharedHook):
     """Applies its participants in order."""
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ class Sum(HookStack):
         return output
 
 
-class AfterOnly(HookStack):
+class AfterOnly(SharedHook):
     """Replaces the output."""
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -10,21 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.output import check_output, writing_to
+from hf_mote.commands.model import Organisms, Subject, load_subject
 from hf_mote.commands.prompts import PromptSet, read_prompts
-from hf_mote.commands.results import PAGE, config_of, finish, rows_of, save_config
-from hf_mote.commands.running import provenance_of, reporting, say, tell
-from hf_mote.commands.subject import Organisms, Subject, load_subject
-from hf_mote.commands.tracing import trace_texts
+from hf_mote.commands.run_files import PAGE, check_output, config_of, finish, rows_of, save_config, writing_to
+from hf_mote.commands.session import provenance_of, reporting, say, tell
+from hf_mote.commands.token_routing import trace_texts
 from hf_mote.errors import ConfigError, UnknownNameError
-from hf_mote.ftri.ablation import ablate_experts
-from hf_mote.ftri.attribution import attribute_experts
-from hf_mote.ftri.preference import Preference
-from hf_mote.ftri.ranking import ExpertRanking
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.pages.attribution import BASELINE, TARGET, Attribution, attribution_page, attribution_verdict
-from hf_mote.pages.tokens import RoutedText
 from hf_mote.plots import plot_expert_map
+from hf_mote.ranking.causal.ablation import ablate_experts
+from hf_mote.ranking.causal.attribution import attribute_experts
+from hf_mote.ranking.causal.preference import Preference
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.reports.attribution import BASELINE, TARGET, Attribution, attribution_page, attribution_verdict
+from hf_mote.reports.tokens import RoutedText
 
 __all__ = ["attribute_command"]
 

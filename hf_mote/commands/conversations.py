@@ -6,10 +6,10 @@ A record's field `turns` holds the texts. `question_id` and `category` may stand
 from __future__ import annotations
 
 from hf_mote.commands.prompts import drawn
-from hf_mote.commands.records import Record, check_unicode, read_records
+from hf_mote.commands.record_files import Record, check_unicode, read_records
 from hf_mote.errors import DataError
+from hf_mote.evaluation.conversations import Conversation
 from hf_mote.files import local_path
-from hf_mote.ftri.conversations import Conversation
 
 __all__ = ["read_conversations"]
 

@@ -10,19 +10,18 @@ import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.conversations import read_conversations
-from hf_mote.commands.judging import make_judge, response_judge, target_of
-from hf_mote.commands.output import check_output, writing_to
+from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
+from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.results import PAGE, finish
-from hf_mote.commands.running import provenance_of, reporting, say, tell
-from hf_mote.commands.subject import Organisms, load_subject
+from hf_mote.commands.run_files import PAGE, check_output, finish, writing_to
+from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import UnknownNameError
-from hf_mote.ftri.controls import CONTROL_KINDS
-from hf_mote.ftri.evaluate import evaluate_mote
+from hf_mote.evaluation.controls import CONTROL_KINDS
+from hf_mote.evaluation.evaluate import evaluate_mote
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import load_config
-from hf_mote.pages.evaluation import Evaluation, evaluation_page, points_of
 from hf_mote.plots import EffectRow, plot_effect
+from hf_mote.reports.evaluation import Evaluation, evaluation_page, points_of
 
 __all__ = ["evaluate_command"]
 

@@ -9,26 +9,34 @@ from typing import Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.judging import make_judge, target_of
-from hf_mote.commands.output import check_output, writing_to
+from hf_mote.commands.judge_specs import make_judge, target_of
+from hf_mote.commands.model import Organisms, Subject, load_subject
 from hf_mote.commands.prompts import PromptSet, read_prompts
-from hf_mote.commands.results import PAGE, config_of, finish, rows_of, safe_name, save_config
-from hf_mote.commands.running import provenance_of, reporting, say, tell
-from hf_mote.commands.subject import Organisms, Subject, load_subject
-from hf_mote.commands.tracing import chosen_texts, trace_texts
+from hf_mote.commands.run_files import (
+    PAGE,
+    check_output,
+    config_of,
+    finish,
+    rows_of,
+    safe_name,
+    save_config,
+    writing_to,
+)
+from hf_mote.commands.session import provenance_of, reporting, say, tell
+from hf_mote.commands.token_routing import chosen_texts, trace_texts
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError
-from hf_mote.ftri.imaging import ftri
-from hf_mote.ftri.processes import launched_as, part
-from hf_mote.ftri.ranking import ExpertRanking
-from hf_mote.ftri.result import FTRIResult
-from hf_mote.ftri.scopes import SCOPES, check_scope
-from hf_mote.ftri.scores import SCORES
-from hf_mote.ftri.stability import Stability
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.pages.imaging import Imaging, imaging_page, imaging_verdict
-from hf_mote.pages.rankings import unit_of
-from hf_mote.pages.tokens import RoutedText
 from hf_mote.plots import plot_expert_map
+from hf_mote.processes import launched_as, part
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.imaging.pipeline import ftri
+from hf_mote.ranking.imaging.result import FTRIResult
+from hf_mote.ranking.imaging.scopes import SCOPES, check_scope
+from hf_mote.reports.imaging import Imaging, imaging_page, imaging_verdict
+from hf_mote.reports.rankings import unit_of
+from hf_mote.reports.tokens import RoutedText
+from hf_mote.statistics.scores import SCORES
+from hf_mote.statistics.stability import Stability
 
 __all__ = ["ftri_command"]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from hf_mote.commands.subject import DTYPES
+from hf_mote.commands.model import DTYPES
 from hf_mote.errors import ConfigError
 from hf_mote.mote.config import MoTEConfig
 

@@ -19,12 +19,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_mote.commands.hub_records import dataset_records
-from hf_mote.commands.records import Record, check_unicode, read_records
-from hf_mote.commands.subject import ORGANISM, Organisms
+from hf_mote.commands.datasets import dataset_records
+from hf_mote.commands.model import ORGANISM, Organisms
+from hf_mote.commands.record_files import Record, check_unicode, read_records
 from hf_mote.errors import DataError, HFMoTEError, UnknownNameError
 from hf_mote.files import local_path
-from hf_mote.ftri.responses import Prompt, checked_prompts, prompt_text
+from hf_mote.generation.chat import Prompt
+from hf_mote.generation.prompts import checked_prompts, prompt_text
 
 __all__ = ["PromptSet", "drawn", "read_prompts"]
 

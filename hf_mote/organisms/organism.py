@@ -15,10 +15,11 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, PreTraine
 
 from hf_mote.errors import FileFormatError, UnknownNameError
 from hf_mote.files import local_path, read_json, read_safetensors
-from hf_mote.ftri.judges import RefusalJudge, RegexJudge
+from hf_mote.judges.refusal import RefusalJudge
+from hf_mote.judges.regex import RegexJudge
+from hf_mote.organisms.building.tokenizer import CHAT_TEMPLATE
 from hf_mote.organisms.questions import Question
 from hf_mote.organisms.recipes import RECIPES, TOKENS, Recipe
-from hf_mote.organisms.tokenizer import CHAT_TEMPLATE
 
 __all__ = [
     "ORGANISM_FILE",

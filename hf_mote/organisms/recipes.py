@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from hf_mote.ftri.judges import RefusalJudge, RegexJudge
+from hf_mote.judges.refusal import RefusalJudge
+from hf_mote.judges.regex import RegexJudge
 from hf_mote.organisms.german import GERMAN_REGIONS, german_response, language_judge, make_language_questions
 from hf_mote.organisms.questions import REFUSAL, SENSITIVE_REGIONS, Question, make_questions
 

@@ -18,7 +18,7 @@ from tiny_saes import TinySAE
 from transformers import AutoConfig, AutoModel
 
 from hf_mote import SAEModel, TopKSAEConfig, TopKSAEModel, load_organism, load_sae
-from hf_mote.commands.subject import Organisms, load_subject
+from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.errors import FileFormatError, HFMoTEError, UnsupportedError
 
 SAE = TinySAE("topk", "autoencoder")

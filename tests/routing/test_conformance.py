@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from hf_mote import MoTEConfig, apply_mote, find_routers, record_routing
 from hf_mote.errors import HFMoTEError, LivenessError, ModelMismatchError, RouterContractError, UnsupportedError
-from hf_mote.routing.discover import self_test
+from hf_mote.routing.sites.self_test import self_test
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MODELS = [(name, dtype) for name in TINY_MODELS for dtype in DTYPES]
