@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 
+_LONGEST = 4000
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
 class HFMoTEError(Exception):
     """Base of all errors of this package.
 
@@ -57,12 +61,17 @@ class HFMoTEError(Exception):
     def __init__(
         self, where: str, what: str, *, got: object = None, expected: object = None, fix: str | None = None
     ) -> None:
-        found = [f"{label} {value}" for label, value in (("got", got), ("expected", expected)) if value is not None]
+        found = [
+            f"{label} {_shortened(value)}"
+            for label, value in (("got", got), ("expected", expected))
+            if value is not None
+        ]
+        where = _shortened(where)
         message = f"{where}: {what}"
         if found:
             message += f" ({', '.join(found)})"
-        super().__init__(f"{message}. {fix}" if fix else f"{message}.")
-        self.where = where
+        super().__init__(_printable(f"{message}. {fix}" if fix else f"{message}."))
+        self.where = _printable(where)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.args[0], self.where))
@@ -163,7 +172,9 @@ def real(
     Raises:
         [`ConfigError`]: if it is something else, or out of range.
     """
-    number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    number = not isinstance(value, bool) and isinstance(value, int | float)
+    # Compared, since a huge whole number has no float that could be asked.
+    number = number and -math.inf < value < math.inf  # type: ignore[operator]
     if not number or not (least <= value <= most and above < value < below):  # type: ignore[operator]
         ends = (("at least", least), ("above", above), ("at most", most), ("below", below))
         limits = [f"{name} {end:g}" for name, end in ends if math.isfinite(end)]
@@ -187,6 +198,17 @@ def one_of(where: str, value: object, known: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in names:
         raise UnknownNameError.of(where, value, names)
     return value
+
+
+def _shortened(value: object) -> str:
+    """Return a value as text; of one that somebody made very long, the beginning and the end."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
+
+
+def _printable(text: str) -> str:
+    """Return a text that can be written anywhere, whatever names out of somebody's file it quotes."""
+    return text.translate(_ESCAPES).encode(errors="backslashreplace").decode()
 
 
 def _rebuild(cls: type[HFMoTEError], message: str, where: str) -> HFMoTEError:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import transformers
 
 import hf_mote
 
@@ -59,6 +60,11 @@ HOOK_CALLS = {
     "register_module_forward_hook",
     "register_module_forward_pre_hook",
     "register_module_full_backward_hook",
+}
+# What runs code of a repository if it is told to, or if it is told nothing and somebody types "y".
+LOADERS = {
+    *(name for name in dir(transformers) if name.startswith("Auto")),
+    *("PreTrainedTokenizerBase", "PreTrainedTokenizerFast"),
 }
 PICKLES = {"cloudpickle", "dill", "joblib", "pickle", "shelve"}
 
@@ -116,7 +122,7 @@ def wrong_imports(part: str, source: str) -> list[str]:
     return wrong
 
 
-def wrong_calls(source: str, *, may_hook: bool = False) -> list[str]:
+def wrong_calls(source: str, *, may_hook: bool = False, may_trust: bool = False) -> list[str]:
     wrong = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and node.attr in HOOK_CALLS and not may_hook:
@@ -128,8 +134,13 @@ def wrong_calls(source: str, *, may_hook: bool = False) -> list[str]:
         if not isinstance(node, ast.Call):
             continue
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        if "trust_remote_code" in keywords:
-            wrong.append(f"line {node.lineno}: trust_remote_code is never passed on")
+        called = ast.unparse(node.func)
+        loads = called.endswith(".from_pretrained") and called.split(".")[0] in LOADERS
+        if loads or "trust_remote_code" in keywords:
+            trusts = keywords.get("trust_remote_code")
+            # The user's own flag, for the user's own model.
+            if trusts != "False" and not (may_trust and trusts == "trust_remote_code"):
+                wrong.append(f"line {node.lineno}: {called} without trust_remote_code=False")
         if ast.unparse(node.func) == "torch.load" and keywords.get("weights_only") != "True":
             wrong.append(f"line {node.lineno}: torch.load without weights_only=True")
         if keywords.get("allow_pickle", "False") != "False":
@@ -185,7 +196,9 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_calls_hooks_and_pickles_only_where_allowed(path: Path) -> None:
-    assert wrong_calls(path.read_text(encoding="utf-8"), may_hook=path.relative_to(PACKAGE) == Path("hooks.py")) == []
+    place = path.relative_to(PACKAGE).as_posix()
+    may = {"may_hook": place == "hooks.py", "may_trust": place.startswith("commands/")}
+    assert wrong_calls(path.read_text(encoding="utf-8"), **may) == []
 
 
 def test_every_folder_with_code_is_a_package() -> None:
@@ -230,6 +243,9 @@ def test_wrong_imports_forbidden_import_is_found(part: str, source: str) -> None
         "attach = module.register_forward_pre_hook",
         "module.forward = f",
         "AutoModel.from_pretrained(name, trust_remote_code=flag)",
+        "AutoModel.from_pretrained(name, trust_remote_code=trust_remote_code)",
+        "AutoTokenizer.from_pretrained(name)",
+        "load(name, trust_remote_code=True)",
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "numpy.load(path, allow_pickle=True)",
@@ -237,3 +253,8 @@ def test_wrong_imports_forbidden_import_is_found(part: str, source: str) -> None
 )
 def test_wrong_calls_forbidden_call_is_found(source: str) -> None:
     assert len(wrong_calls(source)) == 1
+
+
+def test_wrong_calls_a_command_passes_on_its_flag_and_nothing_else() -> None:
+    for value, found in (("trust_remote_code", 0), ("False", 0), ("True", 1), ("other", 1)):
+        assert len(wrong_calls(f"AutoModel.from_pretrained(x, trust_remote_code={value})", may_trust=True)) == found

@@ -65,6 +65,7 @@ def evaluate_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
 ) -> None:
     """Measure a config: rates before and after, random controls, side effects, responses side by side."""
@@ -85,7 +86,13 @@ def evaluate_command(
         wanted = target_of(labels, target, asked)
         chosen: MoTEConfig = load_config(config)
         subject = load_subject(
-            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
         )
         with writing_to(output, force=force) as folder:
             say(f"evaluating on {len(asked.prompts)} prompts, with {controls} random controls")

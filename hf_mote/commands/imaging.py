@@ -89,6 +89,7 @@ def ftri_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
 ) -> None:
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
@@ -109,7 +110,13 @@ def ftri_command(
         labels = make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
         wanted = target_of(labels, target, asked)
         subject = load_subject(
-            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
         )
         marks = _token_ids(subject, thinking_tokens)
         writes = launched_as()[0] == 0

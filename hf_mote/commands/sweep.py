@@ -55,6 +55,7 @@ def sweep_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
 ) -> None:
     """Try a ranking: suppress 1, 2, 5, 10, ... of its first experts, at each strength, against random controls."""
@@ -76,7 +77,13 @@ def sweep_command(
         )
         wanted = target_of(labels, target, asked)
         subject = load_subject(
-            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
         )
         with writing_to(output, force=force) as folder:
             say(f"{len(configs)} settings on {len(asked.prompts)} prompts, with {controls} random controls")
