@@ -433,8 +433,8 @@ Made by `tests/ways_of_loading.py` on a CPU with tiny random models: {versions}.
 *Works*: the logits under the edit are those of a second model, loaded the same way, whose routers' forwards were
 replaced by a reference in numpy; recording counts every token; after the removal the model is itself again, to the
 last bit. In brackets, how far the logits are off the oracle's, as a share of what the edit changes. *Refused*: by
-an error that names the remedy (below the table), with nothing left attached. *Not tried*: not installed, or the model does not
-run that way by itself.
+an error that names the remedy (below the table), with nothing left attached.
+*Not tried*: not installed, or the model does not run that way by itself.
 """
 
 
