@@ -38,10 +38,10 @@ class Participant:
 class HookStack:
     """The one hook of this package on one module.
 
-    Subclasses override `before` (runs before the module's forward), `after` (runs on its output) or both; what `after`
-    returns replaces the output unless it is `None`. What follows from the participants alone is worked out in
-    `take_stock`. The hook is prepended, so what other tools capture from the module is the output after the
-    participants have acted.
+    Subclasses override `before` (runs before the module's forward), `after` (runs on its output) or both; what they
+    return replaces the arguments, `(args, kwargs)`, or the output, unless it is `None`. What follows from the
+    participants alone is worked out in `take_stock`. The hook is prepended, so what other tools capture from the
+    module is the output after the participants have acted.
 
     A stack belongs to one module of one model: a deep copy or a pickle of the model carries an inert stack with no
     participants, so the copy behaves as the unpatched model.
@@ -51,8 +51,9 @@ class HookStack:
         self.participants: tuple[Participant, ...] = ()
         self._handles: list[RemovableHandle] = []
 
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Look at a module's arguments before its forward runs."""
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what replaces a module's arguments, `(args, kwargs)`, or `None` to leave them."""
+        return None
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         """Return what replaces a module's output, or `None` to leave it."""
@@ -89,9 +90,8 @@ class HookStack:
             handle.remove()
         self._handles.clear()
 
-    def _run_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.participants:
-            self.before(module, args, kwargs)
+    def _run_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.before(module, args, kwargs) if self.participants else None
 
     def _run_after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         return self.after(module, args, kwargs, output) if self.participants else None
