@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from hf_mote.errors import DataError, UnknownNameError, UnsupportedError
-from hf_mote.hooks import Attachment, HookStack, Participant, stack_on
+from hf_mote.hooks import Attachment, Participant, SharedHook, stack_on
 
 __all__ = ["AtHookpoint", "Hookpoint", "HookpointStack", "attachments_at", "canonical", "resolve_hookpoints"]
 
@@ -83,7 +83,7 @@ class AtHookpoint(Participant):
         """See the activations, `(..., width)`; return what takes their place, or `None` to leave them."""
 
 
-class HookpointStack(HookStack):
+class HookpointStack(SharedHook):
     """The one hook on a module whose input or output somebody reads or changes; participants act in order."""
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from hf_mote.errors import DataError
 if TYPE_CHECKING:
     from hf_mote.sae.step import TrainingStep
 
-__all__ = ["Tokens", "flatten", "in_blocks", "stream"]
+__all__ = ["Tokens", "blocks_of", "flatten", "in_blocks", "stream"]
 
 _BLOCK_ROWS = {"cpu": 32}
 _BLOCK_ROWS_ELSEWHERE = 256

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, distributed
 
-from hf_mote.sae.sparse import SparseLatents
+from hf_mote.sae.kernels.sparse import SparseLatents
 
 __all__ = ["TrainingStep", "scale_of"]
 

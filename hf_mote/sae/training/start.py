@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from hf_mote.errors import ConfigError
-from hf_mote.sae.encoding import Encoding
 from hf_mote.sae.inputs import Tokens
+from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.losses import fvu
 from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.sparse import SparseLatents
-from hf_mote.sae.thresholded import ThresholdedSAEModel
+from hf_mote.sae.output import Encoding
+from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
 
 __all__ = ["INITS", "Init", "fit_start", "geometric_median", "is_new"]
 
