@@ -38,6 +38,7 @@ class Sequences:
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the token ids of each sequence."""
         held: list[int] = []
+        last: int | None = None
         end = self.tokenizer.eos_token_id
         for place, row in enumerate(self.dataset):
             ids = self._ids(row, place)
@@ -45,9 +46,10 @@ class Sequences:
                 for start in range(0, len(ids), self.context_length):
                     yield ids[start : start + self.context_length]
                 continue
-            if held and end is not None and held[-1] != end:
+            if last is not None and end is not None and last != end:
                 held.append(end)
             held += ids
+            last = ids[-1] if ids else last
             whole = len(held) // self.context_length * self.context_length
             for start in range(0, whole, self.context_length):
                 yield held[start : start + self.context_length]
