@@ -17,6 +17,8 @@ from hf_mote.ftri.report import EvaluationReport
 from hf_mote.ftri.result import FTRIResult
 from hf_mote.ftri.search import ExpertSearch, search_experts
 from hf_mote.hooks import Intervention
+from hf_mote.mote.bake import bake_mote
+from hf_mote.mote.baked_model import BakedModel
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
 from hf_mote.organisms.organism import Organism, load_organism
@@ -51,6 +53,7 @@ from hf_mote.version import __version__
 
 __all__ = [
     "ActivationMap",
+    "BakedModel",
     "BatchTopKSAEConfig",
     "BatchTopKSAEModel",
     "ChoiceJudge",
@@ -90,6 +93,7 @@ __all__ = [
     "ablate_experts",
     "apply_mote",
     "attribute_experts",
+    "bake_mote",
     "evaluate_mote",
     "export_sae",
     "find_routers",

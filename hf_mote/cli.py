@@ -14,6 +14,7 @@ from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from hf_mote.commands import add_commands
+from hf_mote.commands.bake import bake_command
 from hf_mote.commands.running import reporting, say, tell
 from hf_mote.errors import ConfigError, HFMoTEError
 from hf_mote.organisms.demo import DemoResult, MethodResult, run_demo
@@ -171,3 +172,4 @@ def _demo_table(result: DemoResult) -> Table:
 
 
 add_commands(app)
+app.command("bake")(bake_command)
