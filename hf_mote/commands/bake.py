@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.running import reporting, say, tell
-from hf_mote.commands.subject import Organisms, load_subject
+from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.session import reporting, say, tell
 from hf_mote.errors import FileFormatError
 from hf_mote.mote.bake import bake_mote
 from hf_mote.mote.patch import load_config

@@ -33,9 +33,10 @@ from hf_mote.mote.baked_model import BakedChange, BakedModel
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import load_config
-from hf_mote.routing.discover import BLOCK, RouterSite, find_routers
-from hf_mote.routing.placement import holder_of
-from hf_mote.routing.stack import RouterStack
+from hf_mote.routing.router_hook import RouterHook
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.placement import holder_of
+from hf_mote.routing.sites.site import BLOCK, RouterSite
 
 __all__ = ["bake_mote"]
 
@@ -151,7 +152,7 @@ def _checked_model(model: nn.Module, sites: Sequence[RouterSite]) -> PreTrainedM
             fix = "Load the model whole into memory, without offloading, sharding or tensor parallelism."
             raise UnsupportedError(_WHERE, "a weight is not in memory in one piece", got=name, fix=fix)
     for site in sites:
-        stack = stack_on(site.module, RouterStack)
+        stack = stack_on(site.module, RouterHook)
         if stack is not None and stack.participants:
             fix = "Remove it first: what is attached is in no weight."
             raise UnsupportedError(_WHERE, "something is attached to a router", got=site.path, fix=fix)

@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
-from hf_mote.routing.adapters import adapter_for
-from hf_mote.routing.discover import RouterSite, find_routers, probe_args, width_of
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.self_test import probe_args, width_of
+from hf_mote.routing.sites.site import RouterSite
+from hf_mote.routing.sites.special_outputs import adapter_for
 
 __all__ = ["BakeProof", "prove"]
 

@@ -118,7 +118,9 @@ def _check_engine(config: Any, settings: ServingSettings) -> None:
         raise UnsupportedError("engine", "profiles are for models that generate", got=config.model_config.runner_type)
 
 
-def _process_inputs(original: Any, processor: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+def _process_inputs(
+    original: Any, processor: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any
+) -> Any:
     extra = getattr(params, "extra_args", None)
     admitted = None
     if extra and (NAME in extra or RECORD in extra or DIGEST in extra):

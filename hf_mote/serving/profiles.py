@@ -1,11 +1,11 @@
 """Profiles as tables, and the routing of a batch in which every token may follow another profile; torch alone.
 
-A worker holds one [`ProfileTables`]. Row 0 of each table changes nothing; a token whose row is 0 keeps the engine's own
-routing, bit for bit. The rules are those of `apply_mote`: the same edits, the same `select` and `reweigh`.
+A worker holds one [`ProfileTables`]. Row 0 of each table changes nothing; a token whose row is 0 keeps the engine's
+own routing, bit for bit. The rules are those of `apply_mote`: the same edits, the same `select` and `reweigh`.
 
 An eager engine looks at which profiles a batch holds: layers that none of them touches cost nothing, and one profile
-for all tokens is applied without tables. An engine that is compiled or replays graphs cannot look, so there every layer
-that some profile touches goes through its tables, which hold the fields that the profiles use and no others.
+for all tokens is applied without tables. An engine that is compiled or replays graphs cannot look, so there every
+layer that some profile touches goes through its tables, which hold the fields that the profiles use and no others.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.mote.patch import edit_of, targets_layer
-from hf_mote.routing.discover import RouterSite
-from hf_mote.routing.edits import NEUTRAL, RoutingEdit, present_in
-from hf_mote.routing.selection import Routing, Selection, reweigh, select
+from hf_mote.routing.rules.edits import NEUTRAL, RoutingEdit, present_in
+from hf_mote.routing.rules.selection import BoundRule, Routing, reweigh, select
+from hf_mote.routing.sites.site import RouterSite
 from hf_mote.serving.settings import MODES, Profile
 
 __all__ = ["LayerRouting", "ProfileTables", "Span"]
@@ -59,7 +59,7 @@ class LayerRouting:
 
     Attributes:
         site (`RouterSite`): The router, as transformers has it.
-        selection (`Selection`): Its rule and numbers, without the scale that the engine applies after the experts.
+        selection (`BoundRule`): Its rule and numbers, without the scale that the engine applies after the experts.
         selection_bias (`torch.Tensor`, *optional*): The engine's own, live.
         scale (`float`): What the engine multiplies the experts' sum by afterwards.
         tables (`dict[str, torch.Tensor]`): Fields of an edit, `(rows, experts)`.
@@ -67,7 +67,7 @@ class LayerRouting:
     """
 
     site: RouterSite
-    selection: Selection
+    selection: BoundRule
     selection_bias: Tensor | None
     scale: float
     tables: dict[str, Tensor]
@@ -290,7 +290,7 @@ class ProfileTables:
         whole = all(
             one.edits[layer.site.layer].keeps_all_or_nothing
             for one in self._loaded.values()
-            if layer.site.layer in one.edits and one.edits[layer.site.layer].keep is not None
+            if layer.site.layer in one.edits and one.edits[layer.site.layer].drop_share is not None
         )
         edit = RoutingEdit(
             **{name: layer.tables[name][rows] for name in sorted(names)},

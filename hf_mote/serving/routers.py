@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from hf_mote.errors import RouterContractError, UnsupportedError
-from hf_mote.routing.discover import RouterSite, find_routers
+from hf_mote.routing.rules.selection import select
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.site import RouterSite
 from hf_mote.serving.profiles import LayerRouting, ProfileTables
 
 __all__ = ["layers_of", "materialise", "meta_sites", "routers_with_a_seam"]
@@ -193,8 +195,6 @@ def _self_test(where: str, runner: Any, layer: LayerRouting) -> None:
     hidden = torch.randn(PROBES, runner.moe_config.hidden_dim, generator=generator).to(parameter.device, dtype)
     native_weights, native = router.mote_native(hidden, logits, None)
     # The engine's order of the chosen is its own.
-    from hf_mote.routing.selection import select
-
     mine = select(logits, layer.selection, layer.selection_bias)
     native, order = native.long().sort(dim=-1)
     ours, our_order = mine.indices.sort(dim=-1)

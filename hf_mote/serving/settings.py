@@ -1,4 +1,4 @@
-"""What an engine is told about profiles: `additional_config={"hf_mote": {...}}`, read, checked, and made self-contained.
+"""What an engine is told about profiles, `additional_config={"hf_mote": {...}}`: read, checked, made self-contained.
 
 Profiles are inlined as JSON, so that every process has the same ones whatever happens to the files, and so that they
 are part of the key of vLLM's compile cache.
@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from hf_mote.errors import ConfigError, UnknownNameError, UnsupportedError
 from hf_mote.mote.config import MoTEConfig
@@ -24,8 +24,8 @@ KEY = "hf_mote"
 """Key of `additional_config` that switches the plugin on."""
 
 MODES: dict[str, tuple[str, ...]] = {
-    "drop": ("keep",),
-    "zero": ("gain",),
+    "drop": ("drop_share",),
+    "zero": ("zero_share",),
     "reroute": ("banned",),
     "stimulate": ("forced", "forced_gain"),
     "stimulate_max": ("forced", "forced_to_max", "forced_gain"),
@@ -112,7 +112,9 @@ class ServingSettings:
             [`UnsupportedError`]: if a profile cannot be served.
         """
         if not isinstance(given, Mapping):
-            raise ConfigError(_WHERE, "is no mapping", got=type(given).__name__, expected='{"profiles": {NAME: CONFIG}}')
+            raise ConfigError(
+                _WHERE, "is no mapping", got=type(given).__name__, expected='{"profiles": {NAME: CONFIG}}'
+            )
         known = ("profiles", "max_profiles", "modes", "record")
         for name in given:
             if name not in known:
@@ -134,7 +136,9 @@ class ServingSettings:
         found = {name: Profile(name, config_from(entry)) for name, entry in profiles.items()}
         if len({profile.digest for profile in found.values()}) > numbers["max_profiles"]:
             fix = f"Raise max_profiles to {len(found)}."
-            raise ConfigError(f"{_WHERE}.profiles", "too many", got=len(found), expected=numbers["max_profiles"], fix=fix)
+            raise ConfigError(
+                f"{_WHERE}.profiles", "too many", got=len(found), expected=numbers["max_profiles"], fix=fix
+            )
         return cls(found, modes=modes, **numbers)
 
     def to_dict(self) -> dict[str, Any]:

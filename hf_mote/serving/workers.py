@@ -94,7 +94,11 @@ class WithProfiles:
         running = [name for name, state in self.model_runner.requests.items() if _extra(state).get(SLOT) == slot]
         unfinished = [name for name in running if name in self.model_runner.input_batch.req_id_to_index]
         found = self._mote_tables.take(slot)
-        return {"error": None, "running": len(unfinished), "recorded": {str(key): value for key, value in found.items()}}
+        return {
+            "error": None,
+            "running": len(unfinished),
+            "recorded": {str(key): value for key, value in found.items()},
+        }
 
     def _mote_check(self, config: MoTEConfig) -> None:
         check_against_model(config, self._mote_model, self._mote_sites)

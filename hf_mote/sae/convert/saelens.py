@@ -23,7 +23,7 @@ from hf_mote.sae.convert.formats import Format, Source, build, computes_as, lost
 from hf_mote.sae.convert.tensors import Layout, Sizes, give, narrowed, read_safetensors, take, write_safetensors
 from hf_mote.sae.convert.values import check_keys, flag, integer, module_of, section, text
 from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.thresholded import ThresholdedSAEModel
+from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
 from hf_mote.sae.variants.gated import GatedSAEModel
 from hf_mote.sae.variants.jumprelu import JumpReLUSAEModel
 from hf_mote.sae.variants.relu import ReLUSAEModel
