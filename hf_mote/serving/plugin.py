@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from hf_mote.errors import HFMoTEError, UnsupportedError
-from hf_mote.serving.requests import DIGEST, NAME, RECORD, Front, check_admitted, salted
+from hf_mote.serving.requests import DIGEST, NAME, RECORD, SLOT, Front, check_admitted, salted
 from hf_mote.serving.settings import KEY, ServingSettings
 
 __all__ = ["front_of", "register"]
@@ -123,7 +123,7 @@ def _process_inputs(
 ) -> Any:
     extra = getattr(params, "extra_args", None)
     admitted = None
-    if extra and (NAME in extra or RECORD in extra or DIGEST in extra):
+    if extra and any(name in extra for name in (NAME, RECORD, DIGEST, SLOT)):
         from vllm.exceptions import VLLMValidationError
 
         try:
@@ -153,17 +153,26 @@ def _known(core: Any) -> set[str]:
 
 
 def _preprocess(original: Any, core: Any, request: Any) -> Any:
-    extra = getattr(request.sampling_params, "extra_args", None)
+    extra = _extra_of(request)
     if extra:
         check_admitted(extra, request.cache_salt, _known(core))
     return original(core, request)
 
 
 def _collective_rpc(original: Any, core: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+    if method in ("mote_unload", "mote_take"):
+        given = kwargs["args"] if "args" in kwargs else args[1]
+        name = DIGEST if method == "mote_unload" else SLOT
+        running = sum(_extra_of(request).get(name) == given[0] for request in core.scheduler.requests.values())
+        if running:
+            return [{"error": f"{running} requests are under way that need it"}]
     answers = original(core, method, *args, **kwargs)
-    if method in ("mote_load", "mote_unload") and all(answer.get("error") is None for answer in answers):
+    if method in ("mote_load", "mote_unload") and all(answer["error"] is None for answer in answers):
         known = _known(core)
-        for digest in answers[0]["digests"]:
-            known.add(digest)
-        known.intersection_update(answers[0]["digests"])
+        known.clear()
+        known.update(answers[0]["digests"])
     return answers
+
+
+def _extra_of(request: Any) -> Any:
+    return getattr(request.sampling_params, "extra_args", None) or {}

@@ -12,7 +12,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from hf_mote.errors import DataError, HFMoTEError, UnknownNameError, UnsupportedError
+from hf_mote.errors import DataError, UnknownNameError, UnsupportedError
+from hf_mote.mote.config import MoTEConfig
 from hf_mote.serving.settings import KEY, Profile, ServingSettings
 
 __all__ = ["DIGEST", "NAME", "RECORD", "SLOT", "Front", "salted"]
@@ -33,6 +34,8 @@ class Front:
         self.settings = settings
         self.profiles: dict[str, Profile] = dict(settings.profiles) if settings is not None else {}
         self.slots: dict[str, int] = {}
+        self.stale: set[str] = set()
+        """Digests that no name means any more; the workers drop them when no request follows them."""
 
     def admit(self, extra: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """Return a request's arguments with what the workers need, or `None` if it asks for nothing.
@@ -53,14 +56,53 @@ class Front:
             fix = f"Start the engine with additional_config={{{KEY!r}: {{'profiles': {{NAME: CONFIG}}}}}}."
             raise UnsupportedError(f"extra_args[{NAME!r}]", "this engine serves no profiles", fix=fix)
         found: dict[str, Any] = dict(extra)
-        name, key = found.get(NAME), found.get(RECORD)
-        if name is not None:
-            if not isinstance(name, str) or name not in self.profiles:
-                raise UnknownNameError.of(f"extra_args[{NAME!r}]", name, self.profiles)
-            found[DIGEST] = self.profiles[name].digest
+        profile, key = found.get(NAME), found.get(RECORD)
+        if profile is not None:
+            if not isinstance(profile, str) or profile not in self.profiles:
+                raise UnknownNameError.of(f"extra_args[{NAME!r}]", profile, self.profiles)
+            found[DIGEST] = self.profiles[profile].digest
         if key is not None:
             found[SLOT] = self._slot(key)
         return found
+
+    def check_load(self, name: str, config: MoTEConfig) -> Profile:
+        """Return a profile that the workers are to take in.
+
+        Args:
+            name (`str`): What requests will call it.
+            config (`MoTEConfig`): What it does.
+
+        Raises:
+            [`UnsupportedError`]: if this engine serves no profiles, or not such ones.
+        """
+        if self.settings is None:
+            fix = f"Start the engine with additional_config={{{KEY!r}: {{}}}}."
+            raise UnsupportedError("engine", "serves no profiles", fix=fix)
+        return Profile(name, config)
+
+    def loaded(self, profile: Profile) -> None:
+        """Hear that the workers have a profile; its name means this one from now on."""
+        before = self.profiles.get(profile.name)
+        self.profiles[profile.name] = profile
+        self._may_go(before)
+        self.stale.discard(profile.digest)
+
+    def forget(self, name: str) -> None:
+        """Let a name mean nothing from now on.
+
+        Args:
+            name (`str`): A profile's.
+
+        Raises:
+            [`UnknownNameError`]: if there is none of that name.
+        """
+        if name not in self.profiles:
+            raise UnknownNameError.of("profile", name, self.profiles)
+        self._may_go(self.profiles.pop(name))
+
+    def _may_go(self, profile: Profile | None) -> None:
+        if profile is not None and profile.digest not in {one.digest for one in self.profiles.values()}:
+            self.stale.add(profile.digest)
 
     def _slot(self, key: Any) -> int:
         where = f"extra_args[{RECORD!r}]"
@@ -109,8 +151,3 @@ def check_admitted(extra: Mapping[str, Any] | None, salt: str | None, known: set
         raise UnknownNameError.of(f"extra_args[{NAME!r}]", extra.get(NAME), known)
     if salt is None or not salt.startswith(f"{_SALT}:"):
         raise UnsupportedError("request", "was not admitted by the engine's front, which salts its prefix cache")
-
-
-def is_ours(error: Exception) -> bool:
-    """Return whether an error is this package's, and so is told to whoever asked."""
-    return isinstance(error, HFMoTEError)

@@ -75,7 +75,7 @@ class Profile:
         config = self.config
         if config.is_empty:
             return set()
-        found = {config.suppress_mode} if config.suppress else set()
+        found: set[str] = {config.suppress_mode} if config.suppress else set()
         if config.stimulate:
             weight = config.stimulate_weight
             found.add({"own": "stimulate", "max": "stimulate_max"}.get(str(weight), "stimulate_number"))

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from hf_mote.errors import HFMoTEError
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.routing.sites.fingerprint import fingerprint_of
 from hf_mote.serving.profiles import ProfileTables, Span
 from hf_mote.serving.requests import DIGEST, SLOT
 from hf_mote.serving.routers import attach, layers_of, materialise, meta_sites, routers_with_a_seam
@@ -82,23 +83,18 @@ class WithProfiles:
         return {"error": None, "digests": list(self._mote_tables.digests)}
 
     def mote_unload(self, digest: str) -> dict[str, Any]:
-        """Forget a profile, unless a request follows it."""
-        following = [name for name, state in self.model_runner.requests.items() if _extra(state).get(DIGEST) == digest]
-        if following:
-            return {"error": f"{len(following)} requests follow it"}
+        """Forget a profile that no request follows, as the core has made sure of."""
         self._mote_tables.unload(digest)
         return {"error": None, "digests": list(self._mote_tables.digests)}
 
     def mote_take(self, slot: int) -> dict[str, Any]:
         """Return what was recorded in a slot, and empty it."""
-        running = [name for name, state in self.model_runner.requests.items() if _extra(state).get(SLOT) == slot]
-        unfinished = [name for name in running if name in self.model_runner.input_batch.req_id_to_index]
         found = self._mote_tables.take(slot)
-        return {
-            "error": None,
-            "running": len(unfinished),
-            "recorded": {str(key): value for key, value in found.items()},
-        }
+        return {"error": None, "recorded": {str(layer): numbers for layer, numbers in found.items()}}
+
+    def mote_describe(self) -> dict[str, Any]:
+        """Return the routers and the model's fingerprint."""
+        return {"error": None, "fingerprint": fingerprint_of(self._mote_model, self._mote_sites)}
 
     def _mote_check(self, config: MoTEConfig) -> None:
         check_against_model(config, self._mote_model, self._mote_sites)
