@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from hf_mote.errors import DataError, UnknownNameError, UnsupportedError
+from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.serving.plugin import front_of
@@ -100,11 +100,8 @@ class VLLMEngine:
         Args:
             key (`str`): What the requests gave as `extra_args["mote_record"]`; all of them have ended.
         """
-        slots = self._front.slots
-        if key not in slots:
-            raise UnknownNameError.of("recording", key, slots)
-        found = self._rpc("mote_take", slots[key])["recorded"]
-        del slots[key]
+        found = self._rpc("mote_take", self._front.slot_of(key))["recorded"]
+        del self._front.slots[key]
         return maps_of(found, self.fingerprint, self.base_model)
 
     def image(

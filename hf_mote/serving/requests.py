@@ -100,6 +100,19 @@ class Front:
             raise UnknownNameError.of("profile", name, self.profiles)
         self._may_go(self.profiles.pop(name))
 
+    def slot_of(self, key: str) -> int:
+        """Return the slot of a recording.
+
+        Args:
+            key (`str`): What requests named it.
+
+        Raises:
+            [`UnknownNameError`]: if no request did, or it was taken already.
+        """
+        if key not in self.slots:
+            raise UnknownNameError.of("recording", key, self.slots)
+        return self.slots[key]
+
     def _may_go(self, profile: Profile | None) -> None:
         if profile is not None and profile.digest not in {one.digest for one in self.profiles.values()}:
             self.stale.add(profile.digest)

@@ -60,7 +60,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
         num_experts_per_tok=2,
         layer_types=["sliding_attention", "full_attention", "full_attention"],
         sliding_window=64,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        max_position_embeddings=131072,
     ),
     "deepseek_v3": _of(
         DeepseekV3Config,
@@ -74,6 +74,9 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
         topk_group=2,
         norm_topk_prob=True,
         routed_scaling_factor=2.5,
+        # Which vLLM reads and transformers does not; every published checkpoint has them.
+        topk_method="noaux_tc",
+        scoring_func="sigmoid",
         q_lora_rank=None,
         kv_lora_rank=64,
         qk_rope_head_dim=32,
