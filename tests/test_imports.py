@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranking": _BASE | _STOREYS | {"mote"},
     "evaluation": _STOREYS | {"mote", "statistics", "generation", "judges", "hub", "files"},
     "sae": {"hooks", "passes", "files", "hub"},
+    "serving": {"routing/rules", "routing/sites", "mote", "maps"},
     "organisms": _BASE | _STOREYS | {"mote", "ranking", "evaluation"},
     "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "files"},
 }
@@ -161,6 +162,8 @@ def test_every_module_imports_by_its_dotted_path(path: Path) -> None:
     module = module_of(path)
     if module.endswith("triton_products"):
         pytest.importorskip("triton")
+    if module in ("hf_mote.serving.cpu_worker", "hf_mote.serving.gpu_worker", "hf_mote.serving.routes"):
+        pytest.importorskip("vllm")
     assert importlib.import_module(module).__name__ == module
 
 
