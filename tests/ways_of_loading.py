@@ -57,7 +57,12 @@ _SIZES: dict[str, dict[str, Any]] = {
         "n_heads": 4,
         "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 64, "moe_num_experts": 32, "moe_top_k": 3},
     },
-    "deepseek_v3": {**_WIDE, "n_routed_experts": 32, "n_group": 1, "topk_group": 1},
+    "deepseek_v3": {
+        **_WIDE,
+        **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 64),
+        **{"qk_rope_head_dim": 32, "qk_nope_head_dim": 16, "v_head_dim": 16},
+        **{"n_routed_experts": 32, "n_group": 1, "topk_group": 1},
+    },
     "gpt_oss": {**_WIDE, "num_local_experts": 8, "head_dim": 16},
     "jetmoe": {**_WIDE, "num_local_experts": 32, "kv_channels": 16},
     "llama4": {**_WIDE, "num_local_experts": 32, "head_dim": 16},
@@ -175,16 +180,14 @@ def _hqq(nbits: int) -> Callable[[str], PreTrainedModel]:
 def _offloaded(family: str) -> PreTrainedModel:
     """`device_map="auto"` with so little memory that some layers go to the disk."""
     model = tiny(family)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        away = tempfile.mkdtemp()
-        half = sum(parameter.nbytes for parameter in model.parameters()) * 2 // 3
-        loaded = type(model).from_pretrained(
-            folder, dtype=torch.float32, device_map="auto", max_memory={"cpu": half}, offload_folder=away
-        )
-        # Whatever stays on the disk must be there when the model runs.
-        assert any(parameter.is_meta for parameter in loaded.parameters()), "nothing was offloaded"
-        return loaded.eval()
+    folder = tempfile.mkdtemp()  # what is on the disk must be there when the model runs
+    model.save_pretrained(folder)
+    most = sum(parameter.nbytes for parameter in model.parameters()) * 2 // 3
+    loaded = type(model).from_pretrained(
+        folder, dtype=torch.float32, device_map="auto", max_memory={"cpu": most}, offload_folder=tempfile.mkdtemp()
+    )
+    assert any(parameter.is_meta for parameter in loaded.parameters()), "nothing was offloaded"
+    return loaded.eval()
 
 
 def _experts_run_by(implementation: str) -> Callable[[str], PreTrainedModel]:
@@ -426,15 +429,16 @@ def versions() -> str:
     return ", ".join(found)
 
 
-HEAD = """# Ways of loading
+HEAD = """\
+# Ways of loading
 
 Made by `tests/ways_of_loading.py` on a CPU with tiny random models: {versions}.
 
 *Works*: the logits under the edit are those of a second model, loaded the same way, whose routers' forwards were
-replaced by a reference in numpy; recording counts every token; after the removal the model is itself again, to the last
-bit. In brackets, how far the logits are off the oracle's, as a share of what the edit changes. *Refused*: by an error
-that names the remedy (below the table), with nothing left attached. *Not tried*: not installed, or the model does not
-run that way by itself.
+replaced by a reference in numpy; recording counts every token; after the removal the model is itself again, to the
+last bit. In brackets, how far the logits are off the oracle's, as a share of what the edit changes. *Refused*: by an
+error that names the remedy (below the table), with nothing left attached. *Not tried*: not installed, or the model does
+not run that way by itself.
 """
 
 
@@ -442,14 +446,14 @@ def main() -> int:
     """Run all ways, or those whose name contains a word, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, nargs="?", help="where to write the table; the terminal without it")
-    parser.add_argument("--only", default="", help="a part of the names of the ways to run")
+    parser.add_argument("--only", nargs="*", default=[""], help="parts of the names of the ways to run")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     cells: list[Cell] = []
     for way in WAYS:
-        if given.only in way.name:
+        if any(part in way.name for part in given.only):
             for family in way.families:
                 found = try_way(way, family)
                 cells += found
