@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.routing.rules.registry import rule_for
-from hf_mote.routing.sites.candidates import check_all_listed, check_is_model
+from hf_mote.routing.sites.candidates import check_all_listed, check_is_model, what_it_has_instead
 from hf_mote.routing.sites.placement import check_placement, holder_of
 from hf_mote.routing.sites.replaced import missing_routers
 from hf_mote.routing.sites.site import RouterSite, site_of
@@ -62,7 +62,7 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
             f"find_routers({type(model).__name__})",
             "no routed experts found",
             expected="a mixture-of-experts model of a family in the table: see `hf-mote families`",
-            fix="A dense model has no experts to tune; for an unsupported family see 'Adding a family' in the README.",
+            fix=what_it_has_instead(model),
         )
     sites.sort(key=lambda site: site.layer)
     for one, other in pairwise(sites):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -11,9 +11,7 @@ from hf_mote.errors import RouterContractError
 from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.rules.selection import Routing
 from hf_mote.routing.sites.packed import num_outputs
-
-if TYPE_CHECKING:
-    from hf_mote.routing.sites.site import RouterSite
+from hf_mote.routing.sites.site import RouterSite
 
 __all__ = ["RouterOutput", "contract_error"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from accelerate.utils import align_module_device
@@ -12,7 +11,6 @@ from hf_mote.errors import RouterContractError
 from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.rules.rule import RoutingRule, attribute_of
 from hf_mote.routing.rules.selection import BoundRule, Routing, select
-from hf_mote.routing.sites.special_outputs import SPECIAL_OUTPUTS
 
 __all__ = ["RouterSite", "layer_of", "site_of"]
 
@@ -45,11 +43,6 @@ class RouterSite:
     def selection_bias(self) -> Tensor | None:
         """Return the router's own selection bias, `(experts,)`, or `None` where its rule has none."""
         return self._tensor(self.rule.selection_bias)
-
-    @property
-    def refuses(self) -> Mapping[str, str]:
-        """What interventions this kind of router has no way of, by name, and why."""
-        return {} if self.rule.adapter is None else SPECIAL_OUTPUTS[self.rule.adapter].refused_by(self)
 
     def expert_scale(self) -> Tensor | None:
         """Return the router's factor for each expert, `(experts,)`, or `None` where its rule has none."""
