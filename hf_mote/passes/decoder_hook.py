@@ -87,6 +87,10 @@ class DecoderHook(SharedHook):
             return Forward(now.batch, length, now.device, generation_from=length)
         return None
 
+    def under_way(self) -> Forward | None:
+        """Return the pass that this thread is in, whatever rows a router sees of it; `None` outside of one."""
+        return self._here.now if not is_compiling() and self._here.inside else None
+
     def defers(self, look: DeferredRead, args: tuple[Any, ...], output: Any) -> bool:
         """Return whether a look at what a router decided is put off to the end of the pass.
 
