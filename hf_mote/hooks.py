@@ -40,10 +40,11 @@ class Participant:
 class SharedHook:
     """The one hook of this package on one module.
 
-    Subclasses override `before` (runs before the module's forward), `after` (runs on its output) or both; what `after`
-    returns replaces the output unless it is `None`. One that overrides `after` may override `failed` too, where the
-    module never returns `None`. What follows from the participants alone is worked out in `participants_changed`. The
-    hook is prepended, so what other tools capture from the module is the output after the participants have acted.
+    Subclasses override `before` (runs before the module's forward), `after` (runs on its output) or both; what they
+    return replaces the arguments, `(args, kwargs)`, or the output, unless it is `None`. One that overrides `after` may
+    override `failed` too, where the module never returns `None`. What follows from the participants alone is worked
+    out in `participants_changed`. The hook is prepended, so what other tools capture from the module is the output
+    after the participants have acted.
 
     A stack belongs to one module of one model: a deep copy or a pickle of the model carries an inert stack with no
     participants, so the copy behaves as the unpatched model.
@@ -58,8 +59,9 @@ class SharedHook:
     def __init__(self) -> None:
         self.participants: tuple[Participant, ...] = ()
 
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Look at a module's arguments before its forward runs."""
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what replaces a module's arguments, `(args, kwargs)`, or `None` to leave them."""
+        return None
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         """Return what replaces a module's output, or `None` to leave it."""
@@ -124,9 +126,8 @@ class SharedHook:
             if isinstance(entrance, _Entrance) and entrance.stack is self:
                 del vars(module)[method]
 
-    def _run_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.participants:
-            self.before(module, args, kwargs)
+    def _run_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.before(module, args, kwargs) if self.participants else None
 
     def _run_after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         if output is None and self._hears_of_failures:  # torch calls it so where the forward, or a hook, raised

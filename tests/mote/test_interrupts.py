@@ -35,9 +35,10 @@ class InterruptAt:
         hooking = code.co_filename == HOOKING and code.co_name.startswith("register_forward")
         if not code.co_filename.startswith(PACKAGE) and not hooking:
             return None
-        # An interrupt can come before a lock is taken or after it is given back. Between the two lines of a `with`, where
-        # the lock would be kept for ever, the interpreter does not look for one.
-        if event == "line" and "with LOCK" not in linecache.getline(code.co_filename, frame.f_lineno):
+        # The interpreter looks for interrupts at calls and jumps. Were one raised on these lines, no `with` would give
+        # its lock back, whoever wrote it.
+        source = linecache.getline(code.co_filename, frame.f_lineno).strip()
+        if event == "line" and source not in ("with LOCK:", "try:"):
             self.left -= 1
             if self.left == 0:
                 raise KeyboardInterrupt

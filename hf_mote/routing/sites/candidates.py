@@ -21,6 +21,7 @@ from hf_mote.routing.rules.rule import RoutingRule
 
 __all__ = [
     "check_all_listed",
+    "check_is_model",
     "check_none_refused",
     "declared_router_classes",
     "offer_by",
@@ -45,6 +46,25 @@ def offer_by(offer: Callable[[nn.Module], str | None]) -> None:
         offer (`Callable[[nn.Module], str | None]`): The function; it is called when such a model is refused.
     """
     _offers.append(offer)
+
+
+def check_is_model(model: object, where: str) -> None:
+    """Raise [`UnsupportedError`] unless something is a module; what holds one, as a pipeline does, is told so.
+
+    Args:
+        model (`object`): What was given.
+        where (`str`): The argument, for the error.
+    """
+    if isinstance(model, nn.Module):
+        return
+    holds = [name for name in ("model", "module") if isinstance(getattr(model, name, None), nn.Module)]
+    raise UnsupportedError(
+        where,
+        f"not a model, but it holds one as .{holds[0]}" if holds else "not a model",
+        got=type(model).__name__,
+        expected="an nn.Module",
+        fix=f"Give its .{holds[0]}." if holds else None,
+    )
 
 
 def check_all_listed(model: nn.Module, where: str, *, known: bool) -> None:

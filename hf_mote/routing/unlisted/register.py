@@ -24,6 +24,7 @@ from hf_mote.routing.rules.families import RULES
 from hf_mote.routing.rules.registry import forget_rule, register_rule, rule_for
 from hf_mote.routing.rules.rule import RoutingRule
 from hf_mote.routing.sites.candidates import (
+    check_is_model,
     check_none_refused,
     declared_router_classes,
     offer_by,
@@ -107,10 +108,7 @@ def register_routers(model: nn.Module, *, rule: str | RoutingRule | None = None)
     assert [site.rule.name for site in sites] == ["top-k, softmax of the chosen"] * 2
     ```
     """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedError(
-            "register_routers.model", "not a model", got=type(model).__name__, expected="an nn.Module"
-        )
+    check_is_model(model, "register_routers.model")
     identified = _identified(model, rule, f"register_routers({type(model).__name__})")
     registered: list[type[nn.Module]] = []
     try:
