@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hf_mote.judges.regex import RegexJudge
     from hf_mote.judges.server import ServerJudge
     from hf_mote.maps.activation_map import ActivationMap
+    from hf_mote.mote.bake import bake_mote
+    from hf_mote.mote.baked_model import BakedModel
     from hf_mote.mote.config import MoTEConfig
     from hf_mote.mote.patch import apply_mote
     from hf_mote.organisms.organism import Organism, load_organism
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from hf_mote.sae.modeling import SAEModel
     from hf_mote.sae.output import SAEOutput
     from hf_mote.sae.register import register_sae
+    from hf_mote.sae.training.activations import collect_activations
+    from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
     from hf_mote.sae.variants import (
         BatchTopKSAEConfig,
         BatchTopKSAEModel,
@@ -65,6 +69,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActivationMap",
+    "BakedModel",
     "BatchTopKSAEConfig",
     "BatchTopKSAEModel",
     "ChoiceJudge",
@@ -97,6 +102,8 @@ __all__ = [
     "SAEConfig",
     "SAEModel",
     "SAEOutput",
+    "SAETrainer",
+    "SAETrainingArguments",
     "ServerJudge",
     "TopKSAEConfig",
     "TopKSAEModel",
@@ -104,6 +111,8 @@ __all__ = [
     "ablate_experts",
     "apply_mote",
     "attribute_experts",
+    "bake_mote",
+    "collect_activations",
     "evaluate_mote",
     "export_sae",
     "find_routers",
@@ -119,6 +128,7 @@ __all__ = [
 # Where each name is, but for those imported above. A new public name is a line here, in TYPE_CHECKING and in __all__.
 _PLACES = {
     "ActivationMap": "hf_mote.maps.activation_map",
+    "BakedModel": "hf_mote.mote.baked_model",
     "BatchTopKSAEConfig": "hf_mote.sae.variants",
     "BatchTopKSAEModel": "hf_mote.sae.variants",
     "ChoiceJudge": "hf_mote.judges.choice",
@@ -150,12 +160,16 @@ _PLACES = {
     "SAEConfig": "hf_mote.sae.configuration",
     "SAEModel": "hf_mote.sae.modeling",
     "SAEOutput": "hf_mote.sae.output",
+    "SAETrainer": "hf_mote.sae.training.trainer",
+    "SAETrainingArguments": "hf_mote.sae.training.trainer",
     "ServerJudge": "hf_mote.judges.server",
     "TopKSAEConfig": "hf_mote.sae.variants",
     "TopKSAEModel": "hf_mote.sae.variants",
     "ablate_experts": "hf_mote.ranking.causal.ablation",
     "apply_mote": "hf_mote.mote.patch",
     "attribute_experts": "hf_mote.ranking.causal.attribution",
+    "bake_mote": "hf_mote.mote.bake",
+    "collect_activations": "hf_mote.sae.training.activations",
     "evaluate_mote": "hf_mote.evaluation.evaluate",
     "export_sae": "hf_mote.sae.convert",
     "find_routers": "hf_mote.routing.sites.discover",

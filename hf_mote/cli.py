@@ -26,12 +26,15 @@ COMMANDS = {
     "attribute": "hf_mote.commands.attribution:attribute_command",
     "sweep": "hf_mote.commands.sweep:sweep_command",
     "evaluate": "hf_mote.commands.evaluation:evaluate_command",
+    "bake": "hf_mote.commands.bake:bake_command",
+    "serve": "hf_mote.commands.serve:serve_command",
     "families": "hf_mote.commands.families:families",
     "organisms": "hf_mote.commands.organisms:organisms",
 }
 SAE_COMMANDS = {
     "convert": "hf_mote.commands.sae.convert:convert",
 }
+FORWARDING = {"serve"}  # commands that hand options they do not know on, in `context.args`
 
 
 def function_at(place: str) -> Callable[..., Any]:
@@ -54,7 +57,8 @@ class _Commands(MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._made:
             single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            single.command(name)(function_at(self._places[name]))
+            forwards = {"allow_extra_args": True, "ignore_unknown_options": True} if name in FORWARDING else None
+            single.command(name, context_settings=forwards)(function_at(self._places[name]))
             self._made[name] = get_command(single)
         return self._made[name]
 

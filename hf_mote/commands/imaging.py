@@ -90,6 +90,7 @@ def ftri_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
 ) -> None:
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
@@ -114,7 +115,13 @@ def ftri_command(
         from hf_mote.reports.imaging import Imaging, imaging_verdict
 
         subject = load_subject(
-            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
         )
         marks = _token_ids(subject, thinking_tokens)
         writes = launched_as()[0] == 0
@@ -246,7 +253,6 @@ def _texts(
 def _write(folder: Path, found: Imaging, config: MoTEConfig | None, provenance: dict[str, str]) -> None:
     from hf_mote.plots import plot_expert_map
     from hf_mote.reports.imaging import imaging_page, imaging_verdict
-    from hf_mote.reports.rankings import unit_of
 
     result = found.result
     result.save_pretrained(folder / "imaging")
@@ -270,7 +276,7 @@ def _write(folder: Path, found: Imaging, config: MoTEConfig | None, provenance: 
             found.ranking.matrix(),
             found.ranking.layers,
             title=f"{found.target!r} against all others".replace("$", r"\$"),
-            label=unit_of(found.ranking),
+            label=found.ranking.unit,
             marked={"first experts": found.ranking.top(found.top)},
             path=folder / "expert_map.png",
         )

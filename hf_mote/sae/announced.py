@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["ANNOUNCED", "StandIn", "announce_saes", "is_announced"]
+__all__ = ["ANNOUNCED", "StandIn", "announce_saes", "import_announced", "is_announced"]
 
 ANNOUNCED = {
     "batch_topk_sae": "BatchTopKSAEConfig",
@@ -60,6 +60,11 @@ def announce_saes() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
+def import_announced() -> ModuleType:
+    """Import the architectures, which register themselves, and return the module that holds them."""
+    return importlib.import_module(_VARIANTS)
+
+
 def is_announced(known: Any, config_class: type) -> bool:
     """Return whether what a registry holds is the stand-in for a config class.
 
@@ -72,7 +77,7 @@ def is_announced(known: Any, config_class: type) -> bool:
 
 
 def _stood_for(stand_in: type) -> Any:
-    return getattr(importlib.import_module(_VARIANTS), stand_in.__name__)
+    return getattr(import_announced(), stand_in.__name__)
 
 
 def _register(registry: ModuleType) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from hf_mote.errors import ConfigError, UnknownNameError
-from hf_mote.sae.announced import is_announced
+from hf_mote.sae.announced import import_announced, is_announced
 from hf_mote.sae.configuration import SAEConfig
 from hf_mote.sae.modeling import SAEModel
 
@@ -46,7 +46,7 @@ def register_sae(model_class: type[SAEModel]) -> type[SAEModel]:
 
 def registered_saes() -> dict[str, type[SAEModel]]:
     """Return the registered architectures by `model_type`."""
-    _import_variants()
+    import_announced()
     return dict(_MODELS)
 
 
@@ -56,13 +56,7 @@ def sae_class(model_type: str) -> type[SAEModel]:
     Raises:
         [`UnknownNameError`]: if there is none, listing those there are.
     """
-    _import_variants()
+    import_announced()
     if model_type not in _MODELS:
         raise UnknownNameError.of("model_type", model_type, _MODELS)
     return _MODELS[model_type]
-
-
-def _import_variants() -> None:
-    """Register the architectures of the package, if nothing has asked for one yet."""
-    # Here and not above: they import this module to register themselves.
-    import hf_mote.sae.variants  # noqa: F401
