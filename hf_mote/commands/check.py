@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from hf_mote.commands import options as o
-from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.session import reporting, say, tell
 from hf_mote.errors import FileFormatError
-from hf_mote.evaluation.model_check import ModelCheck, check_model
 from hf_mote.reports.markup import visible
+
+if TYPE_CHECKING:
+    from hf_mote.evaluation.model_check import ModelCheck
 
 __all__ = ["check_command"]
 
@@ -29,6 +30,9 @@ def check_command(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table to paste into a report.")] = False,
 ) -> None:
     """Try everything that is claimed on a model: routers, phases, edits, removal, costs. Exit code 0 if all holds."""
+    from hf_mote.commands.model import Organisms, load_subject
+    from hf_mote.evaluation.model_check import check_model
+
     with reporting():
         if json_file is not None and json_file.exists():
             raise FileFormatError(str(json_file), "is there already", fix="Give the name of a new file.")

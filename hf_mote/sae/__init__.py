@@ -4,7 +4,8 @@ Files in reading order:
 
 - `configuration.py`: `SAEConfig`; `fields.py`: checks of its fields.
 - `modeling.py`: `SAEModel`, with its tensors (`weights.py`), inputs (`inputs.py`), `output.py` and `losses.py`.
-- `loading.py`: loading that leaves nothing at random. `register.py`: the architectures by name.
+- `loading.py`: loading that leaves nothing at random. `register.py`: the architectures by name; `announced.py`:
+  known to `AutoConfig` before they are imported.
 - `hookpoints.py`: where in a model activations are read. `step.py`: the optimizer step a batch is part of.
 - `training/`: from a model and a text to a trained SAE.
 - `kernels/`: selection and sparse products. `variants/`: one file per architecture. `convert/`: one per file format.
