@@ -29,9 +29,11 @@ from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.unlisted.register import register_routers
 from hf_mote.sae.configuration import SAEConfig
 from hf_mote.sae.convert import export_sae, load_sae
+from hf_mote.sae.intervene import splice_sae, steer
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.output import SAEOutput
 from hf_mote.sae.register import register_sae
+from hf_mote.sae.steering import SteeringConfig
 from hf_mote.sae.training.activations import collect_activations
 from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
 from hf_mote.sae.variants import (
@@ -91,6 +93,7 @@ __all__ = [
     "SAETrainer",
     "SAETrainingArguments",
     "ServerJudge",
+    "SteeringConfig",
     "TopKSAEConfig",
     "TopKSAEModel",
     "__version__",
@@ -108,4 +111,6 @@ __all__ = [
     "register_routers",
     "register_sae",
     "search_experts",
+    "splice_sae",
+    "steer",
 ]
