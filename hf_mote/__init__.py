@@ -14,6 +14,8 @@ from hf_mote.judges.refusal import RefusalJudge
 from hf_mote.judges.regex import RegexJudge
 from hf_mote.judges.server import ServerJudge
 from hf_mote.maps.activation_map import ActivationMap
+from hf_mote.mote.bake import bake_mote
+from hf_mote.mote.baked_model import BakedModel
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
 from hf_mote.organisms.organism import Organism, load_organism
@@ -58,6 +60,7 @@ from hf_mote.version import __version__
 
 __all__ = [
     "ActivationMap",
+    "BakedModel",
     "BatchTopKSAEConfig",
     "BatchTopKSAEModel",
     "ChoiceJudge",
@@ -100,6 +103,7 @@ __all__ = [
     "ablate_experts",
     "apply_mote",
     "attribute_experts",
+    "bake_mote",
     "collect_activations",
     "evaluate_mote",
     "export_sae",

@@ -195,11 +195,13 @@ class SAEWeights(PreTrainedModel):
         path: Any = given if given is None else os.fspath(given)
         if path is not None and os.path.isfile(path):
             raise FileFormatError(path, "is a file", expected="the folder that it is in")
+        config = load_config(cls.config_class, path, kwargs)
+        # The architecture that is registered for the config, never one that a folder names.
         if cls.config_class is SAEConfig:
-            config = load_config(path, kwargs)
-            return AutoModel.from_pretrained(path, *args, config=config, **kwargs)
+            model_class: Any = AutoModel._model_mapping[type(config)]
+            return model_class.from_pretrained(path, *args, config=config, **kwargs)
         load: Callable[..., Any] = super().from_pretrained
-        model, info = load_strictly(load, cls.config_class, path, *args, **kwargs)
+        model, info = load_strictly(load, config, path, *args, **kwargs)
         for name, problem in model._wrong_tensors():
             raise FileFormatError(f"{path}: {name}", problem)
         return (model, info) if kwargs.get("output_loading_info") else model
