@@ -32,9 +32,11 @@ from hf_mote.routing.unlisted.register import register_routers
 from hf_mote.sae.configuration import SAEConfig
 from hf_mote.sae.convert import export_sae, load_sae
 from hf_mote.sae.intervene import splice_sae, steer
+from hf_mote.sae.metrics import evaluate_sae
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.output import SAEOutput
 from hf_mote.sae.register import register_sae
+from hf_mote.sae.report import SAEReport
 from hf_mote.sae.steering import SteeringConfig
 from hf_mote.sae.training.activations import collect_activations
 from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
@@ -93,6 +95,7 @@ __all__ = [
     "SAEConfig",
     "SAEModel",
     "SAEOutput",
+    "SAEReport",
     "SAETrainer",
     "SAETrainingArguments",
     "ServerJudge",
@@ -106,6 +109,7 @@ __all__ = [
     "bake_mote",
     "collect_activations",
     "evaluate_mote",
+    "evaluate_sae",
     "export_sae",
     "find_routers",
     "ftri",
