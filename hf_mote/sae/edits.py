@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from hf_mote.errors import ConfigError
 
-__all__ = ["OPERATIONS", "EditTable", "Edits", "LatentEdit", "as_json", "read_edits", "table_of"]
+__all__ = ["OPERATIONS", "SCOPES", "EditTable", "Edits", "LatentEdit", "Scope", "as_json", "read_edits", "table_of"]
+
+Scope = Literal["all", "prompt", "generation", "thinking", "answer"]
+SCOPES: tuple[str, ...] = get_args(Scope)
 
 Edits: TypeAlias = Mapping[int, Any]
 """From a latent to a number (added), `("multiply", x)`, `("clamp", x)` or `"ablate"`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,15 @@ from hf_mote.hooks import Attachment, Intervention, attach, stack_on
 from hf_mote.passes.assisted import assisted_decoding_hooks
 from hf_mote.passes.decoder_hook import DecoderHook
 from hf_mote.passes.forward import DecoderParticipant, Forward
-from hf_mote.sae.edits import Edits, EditTable, LatentEdit, read_edits, table_of
+from hf_mote.sae.edits import SCOPES, Edits, EditTable, LatentEdit, Scope, read_edits, table_of
 from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint, attachments_at, resolve_hookpoints
 from hf_mote.sae.inputs import in_blocks
 from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.steering import SteeringConfig
 from hf_mote.sae.variants.bases.selective import SelectiveSAEModel
 
-__all__ = ["SCOPES", "Scope", "sites_of", "splice_sae", "steer"]
-
-Scope = Literal["all", "prompt", "generation", "thinking", "answer"]
-SCOPES: tuple[str, ...] = get_args(Scope)
+__all__ = ["sites_of", "splice_sae", "steer"]
 
 
 def splice_sae(
@@ -89,7 +87,7 @@ def splice_sae(
 def steer(
     model: nn.Module,
     sae: Any,
-    edits: Edits | Sequence[Edits | None] | None = None,
+    edits: Edits | Sequence[Edits | None] | SteeringConfig | None = None,
     *,
     hookpoint: str | None = None,
     scope: Scope = "all",
@@ -106,10 +104,11 @@ def steer(
         model (`nn.Module`): Any model; it stays the same object, with the same weights.
         sae ([`SAEModel`], [`SteeringConfig`], or the folder or Hub id of one):
             In evaluation mode. A config has its edits and its SAE with it, and is given alone.
-        edits (`dict[int, Any]`, or a list of these):
+        edits (`dict[int, Any]`, a list of these, or a [`SteeringConfig`] for the SAE at hand):
             From a latent to a number, which is added; `("multiply", 2.0)`, `("clamp", 5.0)` or `"ablate"`. A list
             holds one for each row of the batch, `None` for rows that stay untouched.
-        hookpoint (`str`, *optional*): Where; by default the SAE's `config.hookpoint`.
+        hookpoint (`str`, *optional*):
+            Where; by default the SAE's `config.hookpoint`. This and what follows is a config's own, if one is given.
         scope (`str`, *optional*, defaults to `"all"`): On which tokens, as in [`splice_sae`].
         thinking_tokens (`tuple[int, int]`, *optional*): The tokens that open and close the thinking.
         strength (`float`, *optional*, defaults to 1.0): What every change is multiplied by; 0 attaches nothing.
@@ -138,18 +137,24 @@ def steer(
         steered = model.generate(prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
     ```
     """
+    config = edits if isinstance(edits, SteeringConfig) else None
     if not isinstance(sae, SAEModel):
-        from hf_mote.sae.steering import SteeringConfig
-
         if edits is not None:
             raise ConfigError("steer.edits", "a steering config has edits of its own", fix="Give one or the other.")
-        config = sae if isinstance(sae, SteeringConfig) else None
-        if config is None and isinstance(sae, str | os.PathLike):
-            config = SteeringConfig.from_pretrained(sae)
-        if config is None:
+        config = SteeringConfig.from_pretrained(sae) if isinstance(sae, str | os.PathLike) else sae
+        if not isinstance(config, SteeringConfig):
             expected = "an SAEModel, a SteeringConfig, a folder or a Hub id"
             raise ConfigError("steer.sae", "no SAE and no config", got=type(sae).__name__, expected=expected)
-        return config.apply(model)
+        sae = config.load_sae()
+        if (weight := next(model.parameters(), None)) is not None:
+            nn.Module.to(sae, weight.device)
+    if config is not None:
+        config.check_sae(sae)
+        # What is said beside a config would be said twice.
+        edits = {latent: (operation, value) for latent, operation, value in config.edits}
+        hookpoint, scope, strength = config.hookpoint, cast(Scope, config.scope), config.strength
+        keep_error, marks = config.keep_error, config.thinking_tokens
+        thinking_tokens = None if marks is None else (marks[0], marks[1])
     by_row = isinstance(edits, Sequence) and not isinstance(edits, str)
     if by_row and not edits:
         raise ConfigError("steer.edits", "an empty list", expected="a dict or None for each row of the batch")

@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
 
 from hf_mote.errors import ConfigError, FileFormatError, ModelMismatchError
 from hf_mote.files import read_json, write_json
-from hf_mote.hooks import Intervention
 from hf_mote.hub import Shareable, card_header, public_name
 from hf_mote.sae.convert import load_sae
-from hf_mote.sae.edits import Edits, as_json, read_edits
+from hf_mote.sae.edits import SCOPES, Edits, as_json, read_edits
 from hf_mote.sae.hookpoints import canonical
-from hf_mote.sae.intervene import SCOPES, steer
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.version import __version__
 
@@ -55,7 +52,7 @@ class SteeringConfig(Shareable):
         edits (`dict[int, Any]` or list of `[latent, operation, value]`):
             From a latent to a number (added), `("multiply", x)`, `("clamp", x)` or `"ablate"`; kept as a sorted list.
         hookpoint (`str`): Where the SAE belongs, such as `"model.layers.15.output"`.
-        sae (`str`, *optional*): Folder or Hub id of the SAE, which [`apply`] loads.
+        sae (`str`, *optional*): Folder or Hub id of the SAE, which [`steer`] loads.
         sae_digest (`str`, *optional*): What [`digest_of`] says of it; another SAE is refused.
         scope (`str`, *optional*, defaults to `"all"`):
             On which tokens: `"all"`, `"prompt"`, `"generation"`, `"thinking"` or `"answer"`.
@@ -149,24 +146,24 @@ class SteeringConfig(Shareable):
         }
         return cls(edits=as_json(read), **{**known, **fields})
 
-    def apply(self, model: nn.Module, sae: SAEModel | None = None) -> Intervention:
-        """Attach it to a model and return the handle; see [`steer`].
+    def load_sae(self) -> SAEModel:
+        """Return the SAE that it names, in evaluation mode.
 
-        Args:
-            model (`nn.Module`): The model.
-            sae ([`SAEModel`], *optional*): The SAE, if it is at hand; by default it is loaded from `sae`.
+        Raises:
+            [`ConfigError`]: if it names none.
+        """
+        if self.sae is None:
+            fix = "Give the SAE: steer(model, sae, config)."
+            raise ConfigError("SteeringConfig.sae", "the config does not say where its SAE is", fix=fix)
+        sae: SAEModel = load_sae(self.sae).train(False)
+        return sae
+
+    def check_sae(self, sae: SAEModel) -> None:
+        """Raise unless it is for this SAE.
 
         Raises:
             [`ModelMismatchError`]: if the SAE is another one.
-            [`ConfigError`]: if no SAE is given and none is named, or it has no such latent.
         """
-        if sae is None:
-            if self.sae is None:
-                fix = "Give the SAE: config.apply(model, sae)."
-                raise ConfigError("SteeringConfig.sae", "the config does not say where its SAE is", fix=fix)
-            sae = load_sae(self.sae).train(False)
-            if (weight := next(model.parameters(), None)) is not None:
-                nn.Module.to(sae, weight.device)
         if self.sae_digest is not None and (found := digest_of(sae)) != self.sae_digest:
             raise ModelMismatchError(
                 "SteeringConfig.sae_digest",
@@ -180,20 +177,6 @@ class SteeringConfig(Shareable):
             raise ModelMismatchError(
                 "SteeringConfig.hookpoint", "is not the SAE's", got=repr(self.hookpoint), expected=repr(hookpoint)
             )
-        tokens = None if self.thinking_tokens is None else (self.thinking_tokens[0], self.thinking_tokens[1])
-        return steer(
-            model,
-            sae,
-            {
-                latent: operation if operation == "ablate" else (operation, value)
-                for latent, operation, value in self.edits
-            },
-            hookpoint=self.hookpoint,
-            scope=self.scope,  # type: ignore[arg-type]
-            thinking_tokens=tokens,
-            strength=self.strength,
-            keep_error=self.keep_error,
-        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-native values, with the version that writes them."""

@@ -31,7 +31,7 @@ def test_a_shared_config_steers_in_one_line_as_its_parts_do(tmp_path: Path) -> N
         expected = model(IDS).logits
     with steer(model, str(tmp_path / "steering")):
         assert torch.equal(model(IDS).logits, expected)
-    with made.apply(model, sae):
+    with steer(model, sae, made):
         assert torch.equal(model(IDS).logits, expected)
     card = (tmp_path / "steering" / "README.md").read_text()
     assert "| 7 | add | 40 |" in card
@@ -44,11 +44,11 @@ def test_a_config_for_another_sae_is_refused() -> None:
     with torch.no_grad():
         sae.W_dec[0, 0] += 1e-3
     with pytest.raises(ModelMismatchError, match="the config is for another SAE"):
-        made.apply(model, sae)
+        steer(model, sae, made)
     with pytest.raises(ModelMismatchError, match="is not the SAE's"):
-        config(hookpoint="model.layers.2.output").apply(model, sae)
+        steer(model, sae, config(hookpoint="model.layers.2.output"))
     with pytest.raises(ConfigError, match="does not say where its SAE is"):
-        config().apply(model)
+        steer(model, config())
     with pytest.raises(ConfigError, match="has no such latent"):
         SteeringConfig.for_sae(sae, {64: 1.0})
 
