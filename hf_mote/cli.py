@@ -15,6 +15,10 @@ from hf_mote.commands.families import families
 from hf_mote.commands.imaging import ftri_command
 from hf_mote.commands.organisms import organisms
 from hf_mote.commands.sae.convert import convert
+from hf_mote.commands.sae.evaluate import evaluate_command as sae_evaluate_command
+from hf_mote.commands.sae.steer import steer_command
+from hf_mote.commands.sae.top_tokens import top_tokens_command
+from hf_mote.commands.sae.train import train_command
 from hf_mote.commands.serve import serve_command
 from hf_mote.commands.sweep import sweep_command
 from hf_mote.version import __version__
@@ -55,4 +59,8 @@ app.command("evaluate")(evaluate_command)
 app.command("sweep")(sweep_command)
 app.command("bake")(bake_command)
 app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve_command)
+sae_app.command("train")(train_command)
+sae_app.command("evaluate")(sae_evaluate_command)
+sae_app.command("steer")(steer_command)
+sae_app.command("top-tokens")(top_tokens_command)
 sae_app.command()(convert)

@@ -204,7 +204,7 @@ class SAEReport(Shareable):
     def _card(self) -> str:
         rows = "\n".join(f"| {name} | {value} |" for name, value in self.rows())
         return (
-            f"{card_header(tags=['sparse-autoencoder'], base_model=self.model)}\n# Evaluation of an SAE\n\n"
+            f"{card_header(base_model=self.model, about='sparse-autoencoder')}\n# Evaluation of an SAE\n\n"
             f"`{self.architecture}`, {self.num_latents:,} latents, at `{self.hookpoint}` of `{self.model}`.\n\n"
             f"| | |\n| --- | --: |\n{rows}\n"
         )

@@ -217,7 +217,7 @@ class SteeringConfig(Shareable):
     def _card(self) -> str:
         rows = "\n".join(f"| {latent} | {operation} | {value:g} |" for latent, operation, value in self.edits[:50])
         made = "\n".join(f"- {key}: {value}" for key, value in sorted(self.provenance.items())) or "- not stated"
-        header = card_header(tags=["sparse-autoencoder", "steering"], base_model=self.base_model)
+        header = card_header(tags=["steering"], base_model=self.base_model, about="sparse-autoencoder")
         return (
             f"{header}\n# Steering config\n\n"
             f"For `{self.base_model or 'a model that is not named'}`, at `{self.hookpoint}`, with the latents of "

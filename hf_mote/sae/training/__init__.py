@@ -3,9 +3,10 @@
 Files in reading order:
 
 - `sequences.py`: texts to sequences of tokens.
-- `activations.py`: `collect_activations`, a stream that is resumed at any token.
-- `start.py`: where a new SAE starts. `group.py`: several SAEs on one stream.
-- `trainer.py`: `SAETrainer` and its arguments.
+- `activations.py`: `collect_activations`, a stream of activations.
+- `start.py`: where SAEs start.
+- `group.py`: several SAEs on one stream.
+- `trainer.py`: `SAETrainer`.
 
-May import what `sae` may.
+May import what `sae` may. A new way to train is a method or a callback of `SAETrainer`.
 """
