@@ -33,6 +33,10 @@ COMMANDS = {
     "organisms": "hf_mote.commands.organisms:organisms",
 }
 SAE_COMMANDS = {
+    "train": "hf_mote.commands.sae.train:train_command",
+    "evaluate": "hf_mote.commands.sae.evaluate:evaluate_command",
+    "steer": "hf_mote.commands.sae.steer:steer_command",
+    "top-tokens": "hf_mote.commands.sae.top_tokens:top_tokens_command",
     "convert": "hf_mote.commands.sae.convert:convert",
 }
 FORWARDING = {"serve"}  # commands that hand options they do not know on, in `context.args`
