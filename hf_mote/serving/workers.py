@@ -31,12 +31,13 @@ class WithProfiles:
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model with routers that ask, check them and every profile, and let them ask from then on."""
-        with routers_with_a_seam():
+        self._mote_model, self._mote_sites = meta_sites(self.vllm_config.model_config.hf_text_config)
+        found_weights = []
+        with routers_with_a_seam(lambda model: found_weights.append(materialise(self._mote_sites, model))):
             super().load_model(*args, **kwargs)  # type: ignore[misc]
         settings = ServingSettings.read(self.vllm_config.additional_config[KEY])
         model = self.model_runner.get_model()
-        self._mote_model, self._mote_sites = meta_sites(self.vllm_config.model_config.hf_text_config)
-        if not materialise(self._mote_sites, model):
+        if found_weights != [True]:
             logger.warning(
                 "The router weights were not found in vLLM's model, so that profiles are checked by layers and "
                 "experts, and not by the weights' hash."
