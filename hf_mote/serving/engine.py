@@ -173,24 +173,21 @@ def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: 
     """Return activation maps by phase from what a worker recorded.
 
     Args:
-        recorded (`Mapping`): By layer, counts and weights, each by phase.
+        recorded (`Mapping`): What `ProfileTables.take` returned.
         fingerprint (`Mapping`): The model's.
         model (`str`): Its name.
     """
-    layers = sorted(map(int, recorded))
+    found = recorded["layers"]
+    layers = sorted(map(int, found))
     if layers != sorted(fingerprint["layers"]):
         raise DataError("recording", "lacks layers", got=layers, expected=fingerprint["layers"])
     maps = {}
     for place, phase in enumerate(("prompt", "generation")):
         counts, weights = (
-            torch.tensor([recorded[str(layer)][kind][place] for layer in layers], dtype=torch.float64)
-            for kind in (0, 1)
+            torch.tensor([found[str(layer)][kind][place] for layer in layers], dtype=torch.float64) for kind in (0, 1)
         )
-        seen = counts.sum(dim=-1) / torch.tensor(fingerprint["top_k"], dtype=torch.float64)
-        if bool((seen != seen[0]).any()):
-            raise DataError("recording", "layers saw different numbers of tokens", got=seen.tolist()[:8])
         told: dict[str, str | int | float] = {"source": "vllm", "phase": phase, "model": model}
-        maps[phase] = ActivationMap(counts, weights, tuple(layers), float(seen[0]), told)
+        maps[phase] = ActivationMap(counts, weights, tuple(layers), float(recorded["tokens"][place]), told)
     return maps
 
 

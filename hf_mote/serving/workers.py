@@ -90,8 +90,7 @@ class WithProfiles:
 
     def mote_take(self, slot: int) -> dict[str, Any]:
         """Return what was recorded in a slot, and empty it."""
-        found = self._mote_tables.take(slot)
-        return {"error": None, "recorded": {str(layer): numbers for layer, numbers in found.items()}}
+        return {"error": None, "recorded": self._mote_tables.take(slot)}
 
     def mote_describe(self) -> dict[str, Any]:
         """Return the routers and the model's fingerprint."""

@@ -246,6 +246,7 @@ def test_serve_recordings_are_what_record_routing_sees(server: Server) -> None:
     with torch.no_grad(), apply_mote(model, server.configs["ban"]), record_routing(model) as record:
         model(torch.tensor([fed]))
     (wanted,) = record.maps()
-    counts = torch.tensor([found["recorded"][str(layer)][0] for layer in wanted.layers]).sum(dim=1)
+    counts = torch.tensor([found["recorded"]["layers"][str(layer)][0] for layer in wanted.layers]).sum(dim=1)
     assert torch.equal(counts.double(), wanted.counts)
+    assert sum(found["recorded"]["tokens"]) == wanted.num_tokens
     assert server.ask("POST", "/v1/mote/recordings/mine")[0] == 400
