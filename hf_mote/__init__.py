@@ -34,6 +34,8 @@ from hf_mote.sae.convert import export_sae, load_sae
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.output import SAEOutput
 from hf_mote.sae.register import register_sae
+from hf_mote.sae.training.activations import collect_activations
+from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
 from hf_mote.sae.variants import (
     BatchTopKSAEConfig,
     BatchTopKSAEModel,
@@ -89,6 +91,8 @@ __all__ = [
     "SAEConfig",
     "SAEModel",
     "SAEOutput",
+    "SAETrainer",
+    "SAETrainingArguments",
     "ServerJudge",
     "TopKSAEConfig",
     "TopKSAEModel",
@@ -97,6 +101,7 @@ __all__ = [
     "apply_mote",
     "attribute_experts",
     "bake_mote",
+    "collect_activations",
     "evaluate_mote",
     "export_sae",
     "find_routers",

@@ -69,6 +69,7 @@ def attribute_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
 ) -> None:
     """Find the experts that make a model prefer one response to another: rank them by effect, write a report."""
@@ -85,7 +86,13 @@ def attribute_command(
         targets = _responses("--target", target, asked, target_field)
         baselines = _responses("--baseline", baseline, asked, baseline_field)
         subject = load_subject(
-            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
         )
         with writing_to(output, force=force) as folder:
             say(f"attributing {len(asked.prompts)} prompts, {method}")

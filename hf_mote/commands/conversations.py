@@ -5,12 +5,11 @@ A record's field `turns` holds the texts. `question_id` and `category` may stand
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from hf_mote.commands.prompts import drawn
 from hf_mote.commands.record_files import Record, check_unicode, read_records
 from hf_mote.errors import DataError
 from hf_mote.evaluation.conversations import Conversation
+from hf_mote.files import local_path
 
 __all__ = ["read_conversations"]
 
@@ -29,7 +28,7 @@ def read_conversations(source: str, *, limit: int | None = None, seed: int = 0) 
         [`FileFormatError`]: if the file cannot be read or is malformed; the line is named.
         [`DataError`]: if there is no conversation in it, or something that is none; its line is named.
     """
-    records = read_records(Path(source).expanduser())
+    records = read_records(local_path(source))
     if not records:
         raise DataError(source, "holds no conversations", expected="one or more")
     found = [_conversation(record) for record in records]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from hf_mote.commands.record_files import Record
-from hf_mote.errors import DataError, UnknownNameError
+from hf_mote.errors import DataError, HFMoTEError, UnknownNameError
 
 __all__ = ["dataset_records"]
 
@@ -27,12 +28,17 @@ def dataset_records(spec: str) -> list[Record]:
 
     name, subset, split = _parts(spec)
     try:
-        if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        if any(os.path.isfile(Path(name) / file) for file in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(name)
             table = _split_of(spec, loaded, split) if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
             table = datasets.load_dataset(name, subset, split=split)
-    except (FileNotFoundError, ConnectionError, ValueError, OSError) as error:
+    except HFMoTEError:
+        raise
+    except datasets.exceptions.DatasetsError as error:
+        raise DataError(repr(spec), "datasets cannot read it", got=_first_line(error)) from error
+    # OSError, ValueError, and whatever pyarrow and others raise on what is damaged.
+    except Exception as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UnknownNameError(
             repr(spec),
@@ -40,8 +46,6 @@ def dataset_records(spec: str) -> list[Record]:
             got=reason,
             fix="Check the path; a data set is given as NAME, NAME:SPLIT or NAME:SUBSET:SPLIT.",
         ) from error
-    except datasets.exceptions.DatasetsError as error:
-        raise DataError(repr(spec), "datasets cannot read it", got=_first_line(error)) from error
     labels = {key: kind for key, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
     return [Record(f"{spec}: row {index}", _named(row, labels)) for index, row in enumerate(table)]
 

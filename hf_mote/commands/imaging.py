@@ -33,7 +33,6 @@ from hf_mote.ranking.imaging.pipeline import ftri
 from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.ranking.imaging.scopes import SCOPES, check_scope
 from hf_mote.reports.imaging import Imaging, imaging_page, imaging_verdict
-from hf_mote.reports.rankings import unit_of
 from hf_mote.reports.tokens import RoutedText
 from hf_mote.statistics.scores import SCORES
 from hf_mote.statistics.stability import Stability
@@ -90,6 +89,7 @@ def ftri_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
 ) -> None:
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
@@ -110,7 +110,13 @@ def ftri_command(
         labels = make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
         wanted = target_of(labels, target, asked)
         subject = load_subject(
-            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
         )
         marks = _token_ids(subject, thinking_tokens)
         writes = launched_as()[0] == 0
@@ -260,7 +266,7 @@ def _write(folder: Path, found: Imaging, config: MoTEConfig | None, provenance: 
             found.ranking.matrix(),
             found.ranking.layers,
             title=f"{found.target!r} against all others".replace("$", r"\$"),
-            label=unit_of(found.ranking),
+            label=found.ranking.unit,
             marked={"first experts": found.ranking.top(found.top)},
             path=folder / "expert_map.png",
         )

@@ -44,6 +44,7 @@ __all__ = [
     "Top",
     "TopP",
     "Traced",
+    "TrustRemoteCode",
     "check_changes",
     "numbers_in",
     "sampling",
@@ -120,6 +121,14 @@ Dtype: TypeAlias = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}
 Device: TypeAlias = Annotated[
     str | None,
     typer.Option(help="cpu, cuda:0, ..., or auto to spread it; by default the accelerator.", rich_help_panel=_MODEL),
+]
+TrustRemoteCode: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code of the model's own repository; the report then says so.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, help="Prompts that run together.", rich_help_panel=_MODEL)]
 MaxNewTokens: TypeAlias = Annotated[

@@ -105,6 +105,7 @@ def provenance_of(context: typer.Context, subject: Subject, seed: int, **more: s
     return {
         "model": subject.name,
         **({"commit of the model": str(commit)} if commit else {}),
+        **({"code of the model": "of its own repository, allowed by --trust-remote-code"} if subject.trusted else {}),
         "model type": str(config.model_type),
         "dtype": str(subject.model.dtype).removeprefix("torch."),
         "device": str(subject.model.device),

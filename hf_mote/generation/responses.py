@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError
+from hf_mote.errors import whole
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import answer_text, answer_tokens, generation_settings, seeded
 from hf_mote.generation.prompts import encode_prompts, padded
@@ -22,8 +23,7 @@ def check_batch_size(batch_size: object) -> None:
     Args:
         batch_size (`object`): What was given.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError("batch_size", "not a number of prompts", got=repr(batch_size), expected="1 or more")
+    whole("batch_size", batch_size, least=1)
 
 
 def batches_of(encoded: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
@@ -41,6 +41,7 @@ def respond(
     model: PreTrainedModel,
     encoded: Sequence[Sequence[int]],
     settings: Mapping[str, Any],
+    check: Callable[[Tensor, int], None] | None = None,
 ) -> list[list[int]]:
     """Return the tokens of the responses to a batch of prompts.
 
@@ -48,9 +49,10 @@ def respond(
         model (`PreTrainedModel`): A causal language model.
         encoded (`Sequence[Sequence[int]]`): Token ids of each prompt.
         settings (`Mapping`): What [`generation_settings`] returned.
+        check (`Callable`, *optional*): As in [`answer_tokens`].
     """
     batch = padded(encoded, settings["pad_token_id"], side="left", device=model.device)
-    return answer_tokens(model, batch, settings)
+    return answer_tokens(model, batch, settings, check)
 
 
 def generate_responses(

@@ -14,7 +14,8 @@ from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
 from hf_mote.routing.sites.discover import find_routers
-from hf_mote.routing.sites.self_test import probe_args, width_of
+from hf_mote.routing.sites.packed import feed_of
+from hf_mote.routing.sites.self_test import probe_args
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.sites.special_outputs import adapter_for
 
@@ -95,7 +96,7 @@ def _reaching(site: RouterSite, experts: Sequence[int]) -> Tensor:
     """Return hidden states, `(tokens, hidden_size)`, of which some choose each of the experts."""
     weight = next(p for p in site.module.parameters() if p.ndim == 2)
     generator = torch.Generator().manual_seed(1)
-    width = width_of(site.module)
+    width = feed_of(site.module, site.block).width
     hidden = torch.randn(PROBES, width, generator=generator)
     if weight.shape == (site.num_experts, width) and experts:
         rows = weight[list(experts)].float().cpu()

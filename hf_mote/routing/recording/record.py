@@ -6,6 +6,7 @@ Padding is not counted, nor is a token twice; the last sampled token is never fe
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Literal
 from warnings import warn
@@ -13,7 +14,7 @@ from warnings import warn
 import torch
 from torch import Tensor, nn
 
-from hf_mote.errors import ConfigError, DataError, UnsupportedError
+from hf_mote.errors import ConfigError, DataError, RouterContractError, UnsupportedError
 from hf_mote.hooks import Intervention
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.passes.forward import DecoderParticipant, Forward, Phase
@@ -60,8 +61,8 @@ class RoutingRecord(Intervention):
         self._trace = trace
         self._recorders = {site.path: _Recorder(self._batches, row) for row, site in enumerate(self._sites)}
         clock = _Clock(self, thinking_tokens)
-        attached = attach_to_routers(model, self._sites, clock, lambda site: self._recorders[site.path])
-        super().__init__(attached._attachments)
+        super().__init__()
+        attach_to_routers(model, self._sites, clock, lambda site: self._recorders[site.path], handle=self)
 
     @property
     def only(self) -> Callable[[Forward], Tensor | None] | None:
@@ -115,7 +116,7 @@ class RoutingRecord(Intervention):
             raise ConfigError("RoutingRecord.maps.phase", "was not recorded", got=repr(phase), expected=expected)
         if routing not in ("applied", "native"):
             raise ConfigError("RoutingRecord.maps.routing", "unknown", got=routing, expected="'applied' or 'native'")
-        found = [batch.totals(wanted, routing) for batch in self._batches.values()]
+        found = [batch.totals(wanted, routing) for batch in list(self._batches.values())]
         if not found:
             grid = torch.zeros(0, *self._size, dtype=torch.float64)
             return grid, grid.clone(), torch.zeros(0, dtype=torch.float64)
@@ -146,6 +147,29 @@ class RoutingRecord(Intervention):
             raise ConfigError("record_routing.trace", "no trace was kept", got=False, expected=True)
         kept = [(batch.trace, batch.size) for batch in self._batches.values()]
         return [found for trace, size in kept if trace is not None for found in trace.of(size, self.layers)]
+
+    def check_generated(self, output: Tensor, prompt_length: int) -> None:
+        """Check that what was recorded last adds up to what came out of `generate`.
+
+        Args:
+            output (`torch.Tensor` of shape `(sequences, tokens)`, int64): What `generate` returned, prompt and all.
+            prompt_length (`int`): Tokens of the prompt, padding counted.
+
+        Raises:
+            [`RouterContractError`]: if prompt and generated tokens were not told apart as they came. The last token is
+                never fed back, and so is not expected.
+        """
+        read = next(reversed(self._batches.values())).columns if self._batches else {"prompt": 0, "generation": 0}
+        wanted = {"prompt": prompt_length, "generation": output.shape[1] - prompt_length - 1}
+        if read != wanted:
+            raise RouterContractError(
+                "record_routing",
+                "the recorded passes do not add up to what was generated",
+                got=f"{read['prompt']} prompt and {read['generation']} generated tokens",
+                expected=f"{wanted['prompt']} and {wanted['generation']}",
+                fix="Generate greedily or by sampling, without prefill_chunk_size, and report the version of "
+                "transformers if it persists.",
+            )
 
     def forget(self) -> None:
         """Drop what was recorded so far, between runs; recording goes on."""
@@ -238,8 +262,9 @@ class _Clock(DecoderParticipant):
         _ = forward.phases  # refuses what cannot be told apart before anything is counted
         batch = record._batches.get(forward.run_id)
         if batch is None:
-            for other in record._batches.values():
-                other.settle()
+            for other in list(record._batches.values()):
+                if other.thread == threading.get_ident():  # those of other threads may be at work
+                    other.settle()
             batch = Tally(forward, *record._size, stops=record._stops, phases=record._phases, trace=record._trace)
             record._batches[forward.run_id] = batch
         if forward.moved is not None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from hf_mote.errors import FileFormatError, UnsupportedError
+from hf_mote.files import local_path
 from hf_mote.sae.convert.download import download, subfolders_with
 from hf_mote.sae.convert.formats import Source
 from hf_mote.sae.convert.native import NATIVE
@@ -59,11 +60,11 @@ def load_sae(
         [`UnknownNameError`]: if there is no such format, architecture or reachable repository.
     """
     wanted = None if format == "auto" else format_named(format, where="load_sae: format")
-    local = Path(path_or_repo).expanduser()
-    if local.is_dir():
+    local = local_path(path_or_repo)
+    if os.path.isdir(local):
         folder = local / (subfolder or "")
         trail = str(folder.resolve())
-    elif local.exists():
+    elif os.path.exists(local):
         raise FileFormatError(str(local), "is a file", expected="the folder that it is in")
     else:
         repo_id = str(path_or_repo)
@@ -135,7 +136,7 @@ def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str) -> list
     wanted = format_named(format, where="export_sae: format")
     if wanted.write is None:
         raise UnsupportedError(f"export_sae: {wanted.name}", f"is not written: {wanted.refusal}")
-    target = Path(path).expanduser()
+    target = local_path(path)
     check_target(target, wanted)
     try:
         with tempfile.TemporaryDirectory(prefix=".hf_mote-", dir=_nearest_folder(target)) as temporary:

@@ -94,7 +94,7 @@ def build(
         raise FileFormatError(str(path), f"describes no {model_type}: {str(error).rstrip('.')}") from error
     # The loader of transformers itself, since there is no file that ours could check.
     load: Callable[..., SAEModel] = super(SAEWeights, model_class).from_pretrained
-    return load(None, config=config, state_dict=dict(tensors), dtype=tensors["W_enc"].dtype)
+    return load(None, config=config, state_dict=dict(tensors), dtype=tensors["W_enc"].dtype, trust_remote_code=False)
 
 
 def computes_as(sae: SAEModel, base: type[SAEModel]) -> bool:
