@@ -52,7 +52,11 @@ class WithProfiles:
             self._mote_tables = ProfileTables(
                 {number: layer for number, (_, layer) in found.items()},
                 self.model_runner.device,
-                max_tokens=self.vllm_config.scheduler_config.max_num_batched_tokens,
+                # Graphs are replayed for a number of tokens that a batch is filled up to.
+                max_tokens=max(
+                    self.vllm_config.scheduler_config.max_num_batched_tokens,
+                    self.vllm_config.compilation_config.max_cudagraph_capture_size or 0,
+                ),
                 max_profiles=settings.max_profiles,
                 record=settings.record,
                 fields=None if eager else settings.fields,
