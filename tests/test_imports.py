@@ -25,9 +25,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "hooks": set(),
     "files": set(),
+    "folders": set(),
     "processes": set(),
     "hub": {"files"},
-    "plots": set(),
+    "plots": {"files"},
     "passes": {"hooks"},
     "maps": {"files", "hub"},
     "statistics": set(),
@@ -42,8 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mote": _STOREYS | {"passes", "hooks", "hub", "files"},
     "ranking": _BASE | _STOREYS | {"mote"},
     "evaluation": _STOREYS | {"mote", "statistics", "generation", "judges", "hub", "files"},
-    "sae": {"hooks", "passes", "files", "hub"},
-    "organisms": _BASE | _STOREYS | {"mote", "ranking", "evaluation"},
+    "sae": {"hooks", "passes", "files", "folders", "hub"},
+    "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},
     "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "files"},
 }
 ANYTHING = {"__init__", "__main__", "cli", "commands"}

@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_mote.commands.session import reporting, say, tell
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import DataError
 from hf_mote.evaluation.evaluate import evaluate_mote
 from hf_mote.evaluation.report import EvaluationReport
-from hf_mote.hub import write_json
+from hf_mote.files import write_json
+from hf_mote.folders import check_folder, replacing_folder
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.organisms.organism import Organism, load_organism
 from hf_mote.organisms.recipes import RECIPES, Recipe
@@ -205,9 +206,10 @@ def run_demo(
         raise DataError("demo", "no ranking method ran")
     result = DemoResult(subject, imaged, methods, neutral_before, seed, time.perf_counter() - began)
     say(f"writing {output}")
-    _write(result, output, num)
-    result = dataclasses.replace(result, seconds=time.perf_counter() - began)
-    write_json(output / "report.json", result.to_dict())
+    with replacing_folder(output, f"--output {output}", lambda _: (), keep=True) as folder:
+        _write(result, folder, num)
+        result = dataclasses.replace(result, seconds=time.perf_counter() - began)
+        write_json(folder / "report.json", result.to_dict())
     return result
 
 
@@ -283,8 +285,7 @@ def demo(
     # Matrices as small as the organism's gain nothing from more threads, and lose much on a busy machine.
     torch.set_num_threads(1)
     with reporting():
-        if output.exists() and not output.is_dir():
-            raise ConfigError("--output", "is a file", got=str(output), expected="a folder, new or not")
+        check_folder(output, f"--output {output}")
         result = run_demo(output, seed=seed, organism=organism, announce=say)
     console = Console()
     console.print(_demo_table(result))

@@ -85,6 +85,7 @@ def ftri_command(
     template_arg: o.TemplateArgs = None,
     judge_model: o.JudgeModel = None,
     judge_url: o.JudgeURL = None,
+    judge_allow_http: o.JudgeAllowHTTP = False,
     batch_size: o.BatchSize = 16,
     max_new_tokens: o.MaxNewTokens = 64,
     revision: o.Revision = None,
@@ -108,7 +109,15 @@ def ftri_command(
             prompts, organisms, prompt_field=prompt_field, class_field=class_field, limit=limit, seed=seed
         )
         pairs = None if pair_field is None else [key for key in asked.column(pair_field) for _ in range(repeats)]
-        labels = make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
+        labels = make_judge(
+            judge,
+            asked,
+            organisms,
+            model=model,
+            judge_model=judge_model,
+            judge_url=judge_url,
+            allow_http=judge_allow_http,
+        )
         wanted = target_of(labels, target, asked)
         subject = load_subject(
             model,

@@ -22,6 +22,7 @@ __all__ = [
     "Device",
     "Dtype",
     "Force",
+    "JudgeAllowHTTP",
     "JudgeModel",
     "JudgeName",
     "JudgeURL",
@@ -112,6 +113,14 @@ JudgeModel: TypeAlias = Annotated[
 JudgeURL: TypeAlias = Annotated[
     str | None,
     typer.Option("--judge-url", help="For lm: an OpenAI-compatible server to ask.", rich_help_panel=_JUDGING),
+]
+JudgeAllowHTTP: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--judge-allow-http",
+        help="Ask a server on another machine by http://, which everybody on the way can read.",
+        rich_help_panel=_JUDGING,
+    ),
 ]
 
 Revision: TypeAlias = Annotated[

@@ -123,6 +123,7 @@ def _read(source: Source) -> SAEModel:
         origin["threshold_dtype"] = str(found["threshold"].dtype).removeprefix("torch.")
     if "group_sizes" in kind.besides:
         fields["group_sizes"] = _integers(weights, found, "group_sizes")
+        agree(path, "trainer.group_sizes", trainer.get("group_sizes"), fields["group_sizes"])
     return build(path, kind.model_type, fields, tensors, origin)
 
 
