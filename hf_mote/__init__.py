@@ -14,6 +14,8 @@ from hf_mote.judges.refusal import RefusalJudge
 from hf_mote.judges.regex import RegexJudge
 from hf_mote.judges.server import ServerJudge
 from hf_mote.maps.activation_map import ActivationMap
+from hf_mote.mote.bake import bake_mote
+from hf_mote.mote.baked_model import BakedModel
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
 from hf_mote.organisms.organism import Organism, load_organism
@@ -32,6 +34,8 @@ from hf_mote.sae.convert import export_sae, load_sae
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.output import SAEOutput
 from hf_mote.sae.register import register_sae
+from hf_mote.sae.training.activations import collect_activations
+from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
 from hf_mote.sae.variants import (
     BatchTopKSAEConfig,
     BatchTopKSAEModel,
@@ -54,6 +58,7 @@ from hf_mote.version import __version__
 
 __all__ = [
     "ActivationMap",
+    "BakedModel",
     "BatchTopKSAEConfig",
     "BatchTopKSAEModel",
     "ChoiceJudge",
@@ -86,6 +91,8 @@ __all__ = [
     "SAEConfig",
     "SAEModel",
     "SAEOutput",
+    "SAETrainer",
+    "SAETrainingArguments",
     "ServerJudge",
     "TopKSAEConfig",
     "TopKSAEModel",
@@ -93,6 +100,8 @@ __all__ = [
     "ablate_experts",
     "apply_mote",
     "attribute_experts",
+    "bake_mote",
+    "collect_activations",
     "evaluate_mote",
     "export_sae",
     "find_routers",

@@ -8,12 +8,14 @@ import typer
 from rich.console import Console
 
 from hf_mote.commands.attribution import attribute_command
+from hf_mote.commands.bake import bake_command
 from hf_mote.commands.demo import demo
 from hf_mote.commands.evaluation import evaluate_command
 from hf_mote.commands.families import families
 from hf_mote.commands.imaging import ftri_command
 from hf_mote.commands.organisms import organisms
 from hf_mote.commands.sae.convert import convert
+from hf_mote.commands.serve import serve_command
 from hf_mote.commands.sweep import sweep_command
 from hf_mote.version import __version__
 
@@ -51,4 +53,6 @@ app.command("ftri")(ftri_command)
 app.command("attribute")(attribute_command)
 app.command("evaluate")(evaluate_command)
 app.command("sweep")(sweep_command)
+app.command("bake")(bake_command)
+app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve_command)
 sae_app.command()(convert)

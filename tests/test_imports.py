@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import transformers
 import hf_mote
 
 PACKAGE = Path(hf_mote.__file__).parent
+ROOT = Path(__file__).parents[1]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
 
 # What each part may import beside itself and ALWAYS. Parts are the folders and files of the package, in
 # reading order; of routing each storey is one. The root only gathers names, so nothing imports it.
@@ -44,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranking": _BASE | _STOREYS | {"mote"},
     "evaluation": _STOREYS | {"mote", "statistics", "generation", "judges", "hub", "files"},
     "sae": {"hooks", "passes", "files", "folders", "hub"},
+    "serving": {"routing/rules", "routing/sites", "mote", "maps"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},
     "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "files"},
 }
@@ -92,13 +96,12 @@ def imported_modules(tree: ast.AST) -> set[str]:
     return names
 
 
-def imports_at_run_time(path: Path) -> set[str]:
-    """The modules of the package that a file imports as it is imported."""
+def needed_modules(path: Path) -> set[str]:
+    """What a file imports, at once, in a function or for its types, with the modules among the names."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = imported_modules(tree)
     # `from hf_mote.commands import options` imports hf_mote.commands.options.
-    for node in tree.body:
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
@@ -159,7 +162,25 @@ def test_every_module_imports_by_its_dotted_path(path: Path) -> None:
     module = module_of(path)
     if module.endswith("triton_products"):
         pytest.importorskip("triton")
+    if module in ("hf_mote.serving.cpu_worker", "hf_mote.serving.gpu_worker", "hf_mote.serving.routes"):
+        pytest.importorskip("vllm")
     assert importlib.import_module(module).__name__ == module
+
+
+@pytest.mark.parametrize("path", FOLDERS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_folder_guide_names_its_files(path: Path) -> None:
+    guide = ast.get_docstring(ast.parse((path / "__init__.py").read_text(encoding="utf-8"))) or ""
+    inside = [one.name if one.is_file() else f"{one.name}/" for one in path.iterdir() if one.name != "__pycache__"]
+    assert [name for name in inside if name != "__init__.py" and name not in guide] == []
+    assert 5 <= len(guide.splitlines()) <= 17
+    assert "ay import" in guide
+
+
+def test_architecture_names_every_part_and_no_path_that_is_not_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`([\w/]+(?:/|\.py))`", text))
+    assert [path for path in paths if not (PACKAGE / path).exists() and not (ROOT / path).exists()] == []
+    assert [part for part in MAY_IMPORT if f"{part}/" not in paths | {"routing/"} and f"{part}.py" not in paths] == []
 
 
 def test_no_public_name_is_a_folder_of_the_package() -> None:
@@ -171,7 +192,7 @@ def test_no_public_name_is_a_folder_of_the_package() -> None:
 
 def test_no_module_imports_itself_in_a_circle() -> None:
     modules = {module_of(path) for path in SOURCES}
-    needs = {module_of(path): imports_at_run_time(path) & modules - {module_of(path)} for path in SOURCES}
+    needs = {module_of(path): needed_modules(path) & modules - {module_of(path)} for path in SOURCES}
     while free := {module for module, others in needs.items() if not others}:
         needs = {module: others - free for module, others in needs.items() if module not in free}
     assert needs == {}

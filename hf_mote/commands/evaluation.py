@@ -15,7 +15,7 @@ from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import PAGE, check_output, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.errors import UnknownNameError
+from hf_mote.errors import one_of
 from hf_mote.evaluation.controls import CONTROL_KINDS
 from hf_mote.evaluation.evaluate import evaluate_mote
 from hf_mote.mote.config import MoTEConfig
@@ -73,8 +73,7 @@ def evaluate_command(
     with reporting():
         check_output(output, force=force)
         doses = o.numbers_in("--strengths", strengths, float) if strengths is not None else []
-        if control_kind not in CONTROL_KINDS:
-            raise UnknownNameError.of("--control-kind", control_kind, CONTROL_KINDS)
+        one_of("--control-kind", control_kind, CONTROL_KINDS)
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
         organisms = Organisms()
         read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)

@@ -46,7 +46,7 @@ def support_markdown() -> str:
     for row in support_table():
         cannot = ", ".join(row.cannot).replace("_", " ")
         lines.append(f"| {row.rule} | {', '.join(row.families)} | {cannot} |")
-    lines += [f"| refused | {refusal.family} | {refusal.reason} |" for refusal in REFUSED.values()]
+    lines += [f"| refused | {refusal.family} | {refusal.full_reason} |" for refusal in REFUSED.values()]
     return "\n".join(lines)
 
 
@@ -65,4 +65,4 @@ def families(
         table.add_row(row.rule, ", ".join(row.families), ", ".join(row.cannot).replace("_", " ") or "-")
     console.print(table)
     for refusal in REFUSED.values():
-        console.print(f"[bold]{refusal.family}[/bold] is refused: {refusal.reason}.", highlight=False)
+        console.print(f"[bold]{refusal.family}[/bold] is refused: {refusal.full_reason}.", highlight=False)

@@ -33,7 +33,6 @@ from hf_mote.ranking.imaging.pipeline import ftri
 from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.ranking.imaging.scopes import SCOPES, check_scope
 from hf_mote.reports.imaging import Imaging, imaging_page, imaging_verdict
-from hf_mote.reports.rankings import unit_of
 from hf_mote.reports.tokens import RoutedText
 from hf_mote.statistics.scores import SCORES
 from hf_mote.statistics.stability import Stability
@@ -276,7 +275,7 @@ def _write(folder: Path, found: Imaging, config: MoTEConfig | None, provenance: 
             found.ranking.matrix(),
             found.ranking.layers,
             title=f"{found.target!r} against all others".replace("$", r"\$"),
-            label=unit_of(found.ranking),
+            label=found.ranking.unit,
             marked={"first experts": found.ranking.top(found.top)},
             path=folder / "expert_map.png",
         )

@@ -13,14 +13,15 @@ from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import PAGE, check_output, config_of, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.errors import ConfigError, UnknownNameError
+from hf_mote.errors import ConfigError, one_of
 from hf_mote.evaluation.controls import CONTROL_KINDS
 from hf_mote.evaluation.evaluate import evaluate_settings
+from hf_mote.evaluation.sweep import Setting, Sweep
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.plots import EffectRow, plot_effect
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.reports.formats import quoted
-from hf_mote.reports.sweep import Setting, Sweep, sweep_page
+from hf_mote.reports.sweep import sweep_page
 
 __all__ = ["sweep_command"]
 
@@ -66,8 +67,7 @@ def sweep_command(
         if numbers[0] < 1 or doses[0] <= 0:
             got = f"--experts {experts} --strengths {strengths}"
             raise ConfigError("--experts, --strengths", "nothing to try", got=got, expected="numbers above 0")
-        if control_kind not in CONTROL_KINDS:
-            raise UnknownNameError.of("--control-kind", control_kind, CONTROL_KINDS)
+        one_of("--control-kind", control_kind, CONTROL_KINDS)
         ranked = ExpertRanking.from_pretrained(ranking)
         configs = _configs(ranked, numbers, doses, stimulate=stimulate, mode=mode)
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)

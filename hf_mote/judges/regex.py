@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Mapping
 
 import regex
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import ConfigError, DataError, real
 
 __all__ = ["RegexJudge"]
 
@@ -49,17 +48,14 @@ class RegexJudge:
             got = type(patterns).__name__
             raise ConfigError("RegexJudge.patterns", "no patterns by label", got=got, expected="{label: pattern}")
         if not patterns:
-            raise ConfigError("RegexJudge: patterns", "is empty", expected="a label and its pattern, or more")
-        number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-        if not number or not 0 < timeout < math.inf:
-            raise ConfigError("RegexJudge: timeout", "no number of seconds", got=repr(timeout), expected="above 0")
-        self.timeout = timeout
+            raise ConfigError("RegexJudge.patterns", "is empty", expected="a label and its pattern, or more")
+        self.timeout = real("RegexJudge.timeout", timeout, above=0)
         self.default = default
         self.target = next(iter(patterns))
         self.labels = (*dict.fromkeys([*patterns, default]),)
         self._patterns: dict[str, regex.Pattern[str]] = {}
         for label, pattern in patterns.items():
-            where = f"RegexJudge: patterns[{label!r}]"
+            where = f"RegexJudge.patterns[{label!r}]"
             try:
                 self._patterns[label] = regex.compile(*_parts(pattern))
                 self._patterns[label].search("", timeout=timeout)  # one for bytes would fail only here
@@ -80,7 +76,7 @@ class RegexJudge:
                     return label
             except TimeoutError as error:
                 raise DataError(
-                    f"RegexJudge: patterns[{label!r}]",
+                    f"RegexJudge.patterns[{label!r}]",
                     f"takes longer than {self.timeout:g} s",
                     got=f"{pattern.pattern!r} on {len(response)} characters",
                     fix="Write it without a repetition inside a repetition, or give a longer timeout.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import json
-import math
 import re
 import threading
 import time
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import ConfigError, DataError, real, whole
 from hf_mote.judges.language_model import _ask, _checked
 
 __all__ = ["ServerJudge"]
@@ -76,25 +75,17 @@ class ServerJudge:
         self._asked = _checked("ServerJudge", question, labels)
         self.labels = (*dict.fromkeys([*self._asked, self.unclear]),)
         self.target = self.labels[0]
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise ConfigError("ServerJudge: retries", "not a number", got=repr(retries), expected="0 or more")
-        if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
-            raise ConfigError("ServerJudge: wait", "no number of seconds", got=repr(wait), expected="0 or more")
-        number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-        if not number or not 0 < timeout <= _LONGEST_TIMEOUT:
-            expected = f"above 0, to {_LONGEST_TIMEOUT:g}"
-            raise ConfigError("ServerJudge: timeout", "no number of seconds", got=repr(timeout), expected=expected)
+        self.retries = whole("ServerJudge.retries", retries)
+        self.wait = real("ServerJudge.wait", wait, least=0)
+        self.timeout = real("ServerJudge.timeout", timeout, above=0, most=_LONGEST_TIMEOUT)
         if not isinstance(model, str) or not model.strip():
-            raise ConfigError("ServerJudge: model", "is no name", got=repr(model), expected="as the server has it")
+            raise ConfigError("ServerJudge.model", "is no name", got=repr(model), expected="as the server has it")
         # What a header can hold; its value is not repeated in an error.
         if token is not None and not (isinstance(token, str) and token.isascii() and token.isprintable()):
-            raise ConfigError("ServerJudge: token", "is no key", expected="printable ASCII characters")
-        self.retries = retries
-        self.wait = wait
+            raise ConfigError("ServerJudge.token", "is no key", expected="printable ASCII characters")
         self.model = model
         self.question = question
         self.url = f"{_checked_address(base_url, allow_http)}/chat/completions"
-        self.timeout = timeout
         # Not huggingface_hub's client, which would send the Hub's token along, and nothing at all in offline mode.
         key = {"Authorization": f"Bearer {token}"} if token else {}
         self._headers = {"Content-Type": "application/json", **key}
@@ -188,7 +179,7 @@ class _NoRedirection(urllib.request.HTTPRedirectHandler):
 
 def _checked_address(base_url: object, allow_http: bool) -> str:
     """Return the address of a server, without the slash at its end."""
-    where, expected = "ServerJudge: base_url", "http:// or https://, a host and a path"
+    where, expected = "ServerJudge.base_url", "http:// or https://, a host and a path"
     text = base_url.rstrip("/") if isinstance(base_url, str) else ""
     try:
         parts = urlsplit(text)

@@ -21,7 +21,7 @@ from hf_mote.errors import UnsupportedError
 from hf_mote.hooks import SharedHook
 from hf_mote.passes.arguments import PassArguments, caches_in, contradiction, is_packed, read_arguments
 from hf_mote.passes.cached_text import CachedText, ThinkingTokens, label_thinking, last_keys, moved_from
-from hf_mote.passes.forward import DecoderParticipant, Forward, real_tokens
+from hf_mote.passes.forward import DecoderParticipant, Forward, Phase, real_tokens
 
 __all__ = ["DecoderHook", "recomputing"]
 
@@ -107,6 +107,11 @@ class DecoderHook(SharedHook):
         """Hear whether the pass that comes next in this thread ends in guesses of assisted decoding."""
         self._here.guessed = guessed
 
+    def count_columns(self) -> dict[Phase, int]:
+        """Return a new count of the columns that this thread's passes read as prompt and as generation from now on."""
+        self._here.columns = {"prompt": 0, "generation": 0}
+        return self._here.columns
+
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the arguments of a decoder's forward."""
         if not self._needs_passes:
@@ -176,6 +181,8 @@ class DecoderHook(SharedHook):
             thinking={marks: part for marks, (_, part) in labels.items()},
             moved=moved,
         )
+        here.columns["prompt"] += max(generation_from - first_new_column, 0)
+        here.columns["generation"] += length - max(generation_from, first_new_column)
         here.inside, here.guessed = True, False
         self._now, self._inside = here.now, True
         self._ends = {marks: part[:, -1] for marks, (_, part) in labels.items()}
@@ -294,6 +301,7 @@ class _Here(threading.local):
         self.run_id = 0
         self.prompt_length = 0
         self.previous: Tensor | None = None
+        self.columns: dict[Phase, int] = {"prompt": 0, "generation": 0}
 
 
 def _begin_alike(ids: Tensor | None, batch: int) -> bool:

@@ -67,7 +67,8 @@ class SAEConfig(PreTrainedConfig):
         output_size (`int`, *optional*):
             Width of what is reconstructed, if it is not the input: a transcoder.
         hookpoint (`str`, *optional*):
-            Path of the module whose output is encoded (`"model.layers.10"`), in the model named by `base_model`.
+            Path of the module whose output is encoded (`"model.layers.10"`), or whose input is
+            (`"model.layers.10.mlp.gate.input"`), in the model named by `base_model`.
         output_hookpoint (`str`, *optional*):
             Path of the module whose output is reconstructed, if it is not the input: a transcoder.
         base_model (`str`, *optional*):

@@ -205,7 +205,7 @@ def test_regex_judge_gives_all_its_patterns_one_time_together():
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), True, "1", None])
 def test_regex_judge_timeout_that_is_none_is_refused(timeout):
-    with pytest.raises(ConfigError, match="RegexJudge: timeout"):
+    with pytest.raises(ConfigError, match="RegexJudge.timeout"):
         RegexJudge({"a": "b"}, timeout=timeout)
 
 

@@ -285,7 +285,7 @@ def test_server_judge_of_an_address_that_cannot_be_says_so():
         "http://localhost:x/v1", "http://local host/v1", "http://localhost/v1\nX: y", "http://löcalhost/v1", 3, None,
         "http://user:key@localhost/v1", "http://localhost/v1?x=1", "http://localhost/v1#x",
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match="ServerJudge: base_url"):
+        with pytest.raises(ConfigError, match="ServerJudge.base_url"):
             ServerJudge(address, "m", "?")
 
 
@@ -300,7 +300,7 @@ def test_server_judge_asks_another_machine_by_https_unless_told_so():
 
 @pytest.mark.parametrize("token", ["a\nX-Other: b", "ключ", 3, "\0"])
 def test_server_judge_key_that_no_header_holds_is_refused_and_not_repeated(token):
-    with pytest.raises(ConfigError, match="ServerJudge: token") as caught:
+    with pytest.raises(ConfigError, match="ServerJudge.token") as caught:
         ServerJudge("http://localhost/v1", "m", "?", token=token)
     assert str(token) not in str(caught.value).replace("printable", "")
 

@@ -73,7 +73,7 @@ def test_from_pretrained_damaged_weights_are_refused(sae: TinySAE, saved: Any, t
 @some_saes
 def test_from_pretrained_tensors_that_do_not_fit_are_refused_by_name(sae: TinySAE, saved: Any, tmp_path: Path) -> None:
     names = list(load_file(saved(sae, tmp_path) / "model.safetensors"))
-    may_lack = {"tokens_since_fired", "threshold_steps", "density", "density_tokens"}
+    may_lack = {"tokens_since_fired", "threshold_steps", "threshold_k", "density", "density_tokens"}
     for index, name in enumerate(names):
         folder = saved(sae, tmp_path / str(index))
         shape = tuple(load_file(folder / "model.safetensors")[name].shape)

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import ConfigError, DataError, whole
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import answer_text, check_seed, generation_settings, seeded
 from hf_mote.generation.prompts import checked_prompts, encode_prompts, prompt_text, user_text_of
@@ -123,8 +123,7 @@ def ftri(
     check_judge(judge)
     check_batch_size(batch_size)
     check_seed("ftri.seed", seed)
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise ConfigError("ftri.repeats", "not a number of runs", got=repr(repeats), expected="1 or more")
+    whole("ftri.repeats", repeats, least=1)
     imaged_scope = ImagingScope(scope, thinking_tokens)
     settings = generation_settings(tokenizer, max_new_tokens, generate_kwargs)
     if repeats > 1 and not settings["do_sample"]:

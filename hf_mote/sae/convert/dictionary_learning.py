@@ -119,6 +119,7 @@ def _read(source: Source) -> SAEModel:
         else:
             width = torch.promote_types(found["threshold"].dtype, torch.float32)
             tensors["threshold"] = torch.tensor(torch.nan if threshold == _UNSET else threshold, dtype=width)
+            tensors["threshold_k"] = torch.tensor(0 if threshold == _UNSET else fields["k"])
     if "threshold" in found:
         origin["threshold_dtype"] = str(found["threshold"].dtype).removeprefix("torch.")
     if "group_sizes" in kind.besides:
