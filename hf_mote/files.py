@@ -7,9 +7,11 @@ its path and, where known, the field or line. Nothing is ever unpickled.
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import math
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator, Mapping
@@ -58,6 +60,8 @@ _HEADER_LIMIT = 16 * 2**20  # safetensors reads no header above 100 MB
 _JSON_LIMIT = 16 * 2**20
 _MAX_DEPTH = 32
 _AT_ONCE = 2**20
+_ASIDE = ".hf-mote"  # in the name of a file that is being written
+_IS_ASIDE = re.compile(r"\.[0-9a-f]{12}\.[0-9a-f]+-\d+-[0-9a-f]{12}\.hf-mote.*")
 
 
 def write_json(path: str | os.PathLike[str], data: Mapping[str, Any], *, limit: int | None = _JSON_LIMIT) -> None:
@@ -249,11 +253,15 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         [`FileFormatError`]: if it cannot be written, or the disk is full; `path` is then as it was.
     """
+    if _IS_ASIDE.fullmatch(path.name):  # within another: what is written there is aside already
+        yield path
+        return
     # Named by what it is for and by whom, so that others can tell when nobody needs it.
-    begin, machine = f".{path.name[:100]}.", f"{uuid.getnode():x}"
-    temporary = path.with_name(f"{begin}{machine}-{os.getpid()}-{uuid.uuid4().hex[:12]}.hf-mote{path.suffix}")
+    begin = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}."
+    machine = f"{uuid.getnode():x}"
+    temporary = path.with_name(f"{begin}{machine}-{os.getpid()}-{uuid.uuid4().hex[:12]}{_ASIDE}{path.suffix}")
     try:
-        for left in path.parent.glob(f"{glob.escape(begin)}{machine}-*.hf-mote{glob.escape(path.suffix)}"):
+        for left in path.parent.glob(f"{glob.escape(begin)}{machine}-*{_ASIDE}{glob.escape(path.suffix)}"):
             owner = left.name[len(begin) + len(machine) + 1 :].partition("-")[0]
             if owner.isdecimal() and not _is_running(int(owner)):
                 left.unlink(missing_ok=True)

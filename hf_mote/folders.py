@@ -12,7 +12,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -41,6 +41,8 @@ def check_folder(folder: Path, where: str) -> None:
     """
     try:
         target = Path(os.path.realpath(folder))
+        with suppress(FileNotFoundError):
+            os.lstat(target)  # which says of a name that is too long that it is
         if os.path.exists(target):
             if not os.path.isdir(target):
                 raise FileFormatError(where, "is a file", expected="a folder")

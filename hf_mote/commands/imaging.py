@@ -127,6 +127,7 @@ def ftri_command(
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
+        o.check_experts(subject.model, suppress=suppress, stimulate=stimulate)
         marks = _token_ids(subject, thinking_tokens)
         writes = launched_as()[0] == 0
         with writing_to(output, force=force) if writes else nullcontext() as folder:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
+from transformers import PreTrainedModel
 
 from hf_mote.commands.model import DTYPES
 from hf_mote.errors import ConfigError
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.routing.sites.discover import find_routers
 
 __all__ = [
     "BatchSize",
@@ -47,6 +49,7 @@ __all__ = [
     "Traced",
     "TrustRemoteCode",
     "check_changes",
+    "check_experts",
     "numbers_in",
     "sampling",
     "template_args",
@@ -202,6 +205,23 @@ def numbers_in(option: str, text: str, kind: type[int] | type[float]) -> list[fl
     except ValueError as error:
         expected = "whole numbers, as in 1,2,5" if kind is int else "numbers, as in 0.5,1"
         raise ConfigError(option, "no list of numbers", got=repr(text), expected=expected) from error
+
+
+def check_experts(model: PreTrainedModel, **numbers: int | None) -> None:
+    """Refuse numbers of experts above what a model has, before it runs.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        **numbers (`int`, *optional*): By the name of their option.
+
+    Raises:
+        [`ConfigError`]: if one is too large.
+    """
+    there = sum(site.num_experts for site in find_routers(model))
+    for name, number in numbers.items():
+        if number is not None and number > there:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(option, "asks for more experts than there are", got=number, expected=f"up to {there}")
 
 
 def check_changes(suppress: int | None, stimulate: int | None, mode: str) -> None:

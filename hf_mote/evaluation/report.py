@@ -225,11 +225,13 @@ def _check_values(values: Mapping[str, Any]) -> None:
         MoTEConfig.from_dict(values["config"])
     for sides in _TEXTS[:3], _TEXTS[3:6]:
         sizes = [len(values[name]) for name in sides]
-        _check(sides[0], len(set(sizes)) == 1, sizes, "as many prompts as responses")
+        if len(set(sizes)) > 1:
+            raise DataError(f"EvaluationReport.{sides[0]}", "prompts and responses differ in number", got=sizes)
     asked = len(values["prompts"])
     for name, rate in (("labels_before", values["before"]), ("labels_after", values["after"])):
         labels = values[name]
-        _check(name, len(labels) in (0, asked), len(labels), f"one for each of {asked} responses")
+        if len(labels) not in (0, asked):
+            raise DataError(f"EvaluationReport.{name}", "responses and their labels differ in number", got=len(labels))
         _check(
             name, not labels or labels.count(values["target"]) == rate.successes, labels, f"{rate.successes} targets"
         )

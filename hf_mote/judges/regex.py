@@ -21,7 +21,8 @@ class RegexJudge:
     Args:
         patterns (`Mapping[str, str]`):
             Label to regular expression, or one that `re` compiled; tried in this order, anywhere in the response.
-            The syntax is that of `re`, and what the library `regex` adds to it; write `(?i)` to ignore case.
+            They are those of the library `regex`: as in `re`, but for more Unicode (`\w` goes by its definition of
+            letters, so that "¼" is none) and more syntax. Write `(?i)` to ignore case.
         default (`str`, *optional*, defaults to `"other"`):
             Label where none is found.
         timeout (`float`, *optional*, defaults to 5.0):

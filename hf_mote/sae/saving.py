@@ -17,7 +17,7 @@ __all__ = ["save_whole"]
 _CONFIG = "config.json"
 
 
-def save_whole(save: Callable[..., Any], folder: Path, **kwargs: Any) -> Any:
+def save_whole(save: Callable[..., Any], folder: Path, *args: Any, **kwargs: Any) -> Any:
     """Call the writer of transformers so that what it writes is put in place at once.
 
     Where a folder cannot be exchanged (it is the one that the process is in, a mount point, or holds very many files),
@@ -26,7 +26,8 @@ def save_whole(save: Callable[..., Any], folder: Path, **kwargs: Any) -> Any:
     Args:
         save (`Callable`): `save_pretrained` of transformers.
         folder (`Path`): Where to.
-        **kwargs (`Any`): What else it is told.
+        *args (`Any`): What else it is told.
+        **kwargs (`Any`): What else it is told, by name.
 
     Raises:
         [`FileFormatError`]: if the folder cannot be written to, or the disk is full.
@@ -41,16 +42,16 @@ def save_whole(save: Callable[..., Any], folder: Path, **kwargs: Any) -> Any:
     except FileFormatError:
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise
-        return _save_in_place(save, folder, **kwargs)
+        return _save_in_place(save, folder, *args, **kwargs)
     variant = kwargs.get("variant")
     with replacing_folder(folder, where, lambda target: _weights_in(target, variant)) as files:
-        return save(files, **kwargs)
+        return save(files, *args, **kwargs)
 
 
-def _save_in_place(save: Callable[..., Any], folder: Path, **kwargs: Any) -> Any:
+def _save_in_place(save: Callable[..., Any], folder: Path, *args: Any, **kwargs: Any) -> Any:
     try:
         with tempfile.TemporaryDirectory(prefix=".hf-mote-", dir=folder) as aside:
-            saved = save(aside, **kwargs)
+            saved = save(aside, *args, **kwargs)
             (folder / _CONFIG).unlink(missing_ok=True)
             written = sorted(path.name for path in Path(aside).iterdir())
             for name in {*_weights_in(folder, kwargs.get("variant"))} - {*written}:

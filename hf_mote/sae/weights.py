@@ -208,7 +208,7 @@ class SAEWeights(PreTrainedModel):
             raise FileFormatError(f"{path}: {name}", problem)
         return (model, info) if kwargs.get("output_loading_info") else model
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Save as any transformers model, so that the folder holds the old SAE or the new one, never parts of both.
 
         Takes what `PreTrainedModel.save_pretrained` takes.
@@ -216,9 +216,10 @@ class SAEWeights(PreTrainedModel):
         Raises:
             [`FileFormatError`]: if the folder cannot be written to, or the disk is full.
         """
-        if not kwargs.get("is_main_process", True):
-            return super().save_pretrained(save_directory, **kwargs)
-        return save_whole(super().save_pretrained, Path(save_directory), **kwargs)
+        main = args[0] if args else kwargs.get("is_main_process", True)
+        if not main:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        return save_whole(super().save_pretrained, Path(save_directory), *args, **kwargs)
 
     def _wrong_tensors(self) -> Iterator[tuple[str, str]]:
         """Yield the tensors that hold what they cannot, and what that is; asked of a model that was just loaded."""
