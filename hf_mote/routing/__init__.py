@@ -2,6 +2,7 @@
 
 - `rules/`: how routers choose experts, as declarative rows and pure functions of logits.
 - `sites/`: the routers of a live model, found, tested and identified.
+- `detour.py`: blocks that go round their router, and what is done about it.
 - `router_hook.py`: `RouterHook`, the one hook on a router, and its participants: edit, probe, observe.
 - `recording/`: `record_routing`, which adds up what routers decide.
 - `unlisted/`: `register_routers`, for routers that the table lacks. Nothing in the package imports it.
