@@ -33,6 +33,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "check_memory",
     "check_name",
+    "is_running",
     "local_path",
     "read_json",
     "read_safetensors",
@@ -263,7 +264,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         for left in path.parent.glob(f"{glob.escape(begin)}{machine}-*{_ASIDE}{glob.escape(path.suffix)}"):
             owner = left.name[len(begin) + len(machine) + 1 :].partition("-")[0]
-            if owner.isdecimal() and not _is_running(int(owner)):
+            if owner.isdecimal() and not is_running(int(owner)):
                 left.unlink(missing_ok=True)
         yield temporary
         os.replace(temporary, path)
@@ -275,7 +276,8 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Return whether a process of this machine is still there, by its id."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -6,11 +6,13 @@ A killed run cannot clear its folder aside away; the next one for the same place
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import shutil
 import stat
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,12 +20,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from hf_mote.errors import FileFormatError, first_line
+from hf_mote.files import is_running
 
 __all__ = ["check_folder", "replacing_folder"]
 
-_PREFIX = ".hf-mote-"
 _LOCK = "lock"
-_MEANT_FOR = "output"  # names the folder; there from when the lock is held
 _FILES, _OLD = "files", "old"
 _MOST_OTHERS = 10_000
 
@@ -86,13 +87,12 @@ def replacing_folder(
     clear_away(target)
     parent = _nearest(target)
     try:
-        aside = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        aside = Path(tempfile.mkdtemp(prefix=f"{_prefix(parent, target)}{os.getpid()}-", dir=parent))
     except OSError as error:
         raise FileFormatError(where, "cannot be made", got=first_line(error)) from error
     files = aside / _FILES
     try:
         with FileLock(aside / _LOCK):
-            (aside / _MEANT_FOR).write_text(_seen_from(parent, target), encoding="utf-8")
             files.mkdir()
             try:
                 yield files
@@ -113,17 +113,17 @@ def replacing_folder(
 def clear_away(target: Path) -> None:
     """Delete what killed runs left aside that were to write to a folder; what a running one holds stays."""
     for parent in target.parents:
-        for aside in parent.glob(f"{_PREFIX}*"):
-            if aside.is_symlink() or (aside / _LOCK).is_symlink():
+        for aside in parent.glob(f"{_prefix(parent, target)}*"):
+            if aside.is_symlink() or not aside.is_dir() or (aside / _LOCK).is_symlink():
                 continue
             try:
-                if (aside / _MEANT_FOR).read_text(encoding="utf-8") != _seen_from(parent, target):
-                    continue
+                if not (aside / _LOCK).exists() and is_running(int(aside.name.split("-")[4])):
+                    continue  # it may be about to take the lock
                 with FileLock(aside / _LOCK, timeout=0):
                     # Killed between two renames, where the system has no exchange.
                     if (aside / _OLD).is_dir() and not target.exists():
                         os.rename(aside / _OLD, target)
-            except (OSError, UnicodeDecodeError, Timeout):
+            except (OSError, ValueError, IndexError, Timeout):
                 continue
             _remove(aside)
 
@@ -203,7 +203,7 @@ def _keep(files: Path, target: Path) -> Path | None:
 
 
 def _remove(aside: Path) -> None:
-    """Delete a folder aside, the name of what it is for last: a run that is killed here leaves it to the next."""
+    """Delete a folder aside, its lock last."""
     for name in (_FILES, _OLD):
         shutil.rmtree(aside / name, ignore_errors=True)
     shutil.rmtree(aside, ignore_errors=True)
@@ -214,5 +214,7 @@ def _nearest(target: Path) -> Path:
     return next(path for path in target.parents if os.path.isdir(path))
 
 
-def _seen_from(parent: Path, target: Path) -> str:
-    return target.relative_to(parent).as_posix()
+def _prefix(parent: Path, target: Path) -> str:
+    """Return how the names of folders aside begin, in a folder above: by what they are for, on this machine."""
+    seen = hashlib.sha256(os.fsencode(target.relative_to(parent))).hexdigest()[:16]
+    return f".hf-mote-{seen}-{uuid.getnode():x}-"

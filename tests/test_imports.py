@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "hooks": set(),
     "files": set(),
-    "folders": set(),
+    "folders": {"files"},
     "processes": set(),
     "hub": {"files"},
     "plots": {"files"},

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from hf_mote.errors import FileFormatError, first_line
 from hf_mote.folders import check_folder, replacing_folder
@@ -44,14 +47,15 @@ def save_whole(save: Callable[..., Any], folder: Path, *args: Any, **kwargs: Any
             raise
         return _save_in_place(save, folder, *args, **kwargs)
     variant = kwargs.get("variant")
-    with replacing_folder(folder, where, lambda target: _weights_in(target, variant)) as files:
+    with replacing_folder(folder, where, lambda target: _weights_in(target, variant)) as files, _disk_errors(where):
         return save(files, *args, **kwargs)
 
 
 def _save_in_place(save: Callable[..., Any], folder: Path, *args: Any, **kwargs: Any) -> Any:
     try:
         with tempfile.TemporaryDirectory(prefix=".hf-mote-", dir=folder) as aside:
-            saved = save(aside, *args, **kwargs)
+            with _disk_errors(str(folder)):
+                saved = save(aside, *args, **kwargs)
             (folder / _CONFIG).unlink(missing_ok=True)
             written = sorted(path.name for path in Path(aside).iterdir())
             for name in {*_weights_in(folder, kwargs.get("variant"))} - {*written}:
@@ -61,6 +65,15 @@ def _save_in_place(save: Callable[..., Any], folder: Path, *args: Any, **kwargs:
             return saved
     except OSError as error:
         raise FileFormatError(str(folder), "cannot be written", got=first_line(error)) from error
+
+
+@contextmanager
+def _disk_errors(where: str) -> Iterator[None]:
+    """Turn what safetensors says of a full disk into [`FileFormatError`]."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise FileFormatError(where, "cannot be written", got=first_line(error)) from error
 
 
 def _weights_in(folder: Path, variant: str | None) -> list[str]:

@@ -11,6 +11,7 @@ error of this package and leave the old state.
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import shutil
@@ -24,6 +25,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402 (after what it reads is set)
 from tiny_saes import TinySAE  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
@@ -40,7 +42,6 @@ from hf_mote.reports.page import write_page  # noqa: E402
 __all__ = ["WRITERS", "Writer", "tried"]
 
 _LONGEST = 400  # steps of one writer
-_SIZES = 12  # places in its files
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def _read_output(folder: Path) -> int:
 
 
 def _write_picture(folder: Path, state: int) -> None:
-    plot_expert_map([[0.0] * (60 * state)], [0], path=folder / "a.png")
+    plot_expert_map(np.zeros((1, 100 * state)), [0], title="x", path=folder / "a.png")
 
 
 def _read_picture(folder: Path) -> int:
@@ -208,7 +209,7 @@ def _read_picture(folder: Path) -> int:
     content = (folder / "a.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert content.endswith(b"IEND\xaeB`\x82")
-    return 1 if int.from_bytes(content[16:20], "big") < 1000 else 2
+    return 1 if int.from_bytes(content[16:20], "big") < 1300 else 2
 
 
 WRITERS: tuple[Writer, ...] = (
@@ -227,7 +228,7 @@ WRITERS: tuple[Writer, ...] = (
 )
 
 
-def tried(writer: Writer, root: Path, *, every: int = 1) -> tuple[int, list[str]]:
+def tried(writer: Writer, root: Path, *, every: int = 1, sizes: int = 12) -> tuple[int, list[str]]:
     """Kill a writer at its steps and in its files; return at how many places, and what was found."""
     found: list[str] = []
     places = 0
@@ -240,7 +241,7 @@ def tried(writer: Writer, root: Path, *, every: int = 1) -> tuple[int, list[str]
         whole = _copied(base, root / "whole")
         _must(_forked(lambda whole=whole: writer.write(whole, 2)))
         largest = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
-        sizes = sorted({largest * part // _SIZES for part in range(_SIZES)})
+        places_in_files = sorted({largest * part // sizes for part in range(sizes)})
         for step in range(1, _LONGEST, every):
             case = _copied(base, root / "case")
             ended = _forked(lambda case=case: writer.write(case, 2), step=step)
@@ -248,7 +249,7 @@ def tried(writer: Writer, root: Path, *, every: int = 1) -> tuple[int, list[str]
                 break
             places += 1
             found += _looked_at(writer, case, before, f"killed at step {step}")
-        for size in sizes:
+        for size in places_in_files:
             case = _copied(base, root / "case")
             if _forked(lambda case=case: writer.write(case, 2), size=size, killed=True) != 0:
                 places += 1
@@ -340,11 +341,14 @@ def main() -> int:
     """Run from the command line; 1 if something was found."""
     torch.set_num_threads(1)
     disable_progress_bar()
-    every = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--every", type=int, default=1, help="only every so many steps")
+    parser.add_argument("--sizes", type=int, default=12, help="places in the largest file")
+    options = parser.parse_args()
     failed = 0
     for writer in WRITERS:
         with tempfile.TemporaryDirectory() as root:
-            places, found = tried(writer, Path(root), every=every)
+            places, found = tried(writer, Path(root), every=options.every, sizes=options.sizes)
         print(f"{writer.name:45} {places:4} places {len(found):4} found")  # noqa: T201
         for line in found[:10]:
             print(f"    {line}")  # noqa: T201
