@@ -16,16 +16,16 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-import torch
-import transformers
-from safetensors import safe_open
+from typing import TYPE_CHECKING, Any
 
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, first_line
 from hf_mote.version import __version__
+
+# torch and safetensors are imported where they are used: the command line looks at paths before it loads them.
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "READ_LIMIT",
@@ -139,6 +139,9 @@ def write_tensors(
     if not isinstance(metadata.get("kind"), str):
         raise FileFormatError(f"{path}: metadata.kind", "must say what the file holds", got=metadata.get("kind"))
     document = _to_json(str(path), {"schema_version": SCHEMA_VERSION, **_versions(), **metadata})
+    import safetensors.torch
+    import torch
+
     # A copy, since safetensors refuses tensors that share memory or are not contiguous.
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     header = {}
@@ -164,6 +167,8 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
         [`FileFormatError`]: if the file is missing, truncated, no safetensors, without this package's metadata, of
             another kind, or written by a newer schema.
     """
+    import torch
+
     tensors, header = _read_tensors(path)
     bytes_of = tensors.pop(_METADATA_TENSOR, None)
     if bytes_of is not None and (bytes_of.dtype != torch.uint8 or bytes_of.ndim != 1 or len(bytes_of) > RESULT_LIMIT):
@@ -177,12 +182,12 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     metadata = _from_json(f"{path}: metadata", document)
     if metadata.get("kind") != kind:
         raise FileFormatError(f"{path}: kind", "is another", got=repr(metadata.get("kind")), expected=repr(kind))
-    version = metadata.get("schema_version")
-    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
+    schema = metadata.get("schema_version")
+    if not isinstance(schema, int) or isinstance(schema, bool) or not 1 <= schema <= SCHEMA_VERSION:
         raise FileFormatError(
             f"{path}: schema_version",
             f"cannot be read by hf_mote {__version__}",
-            got=f"{version!r}, written by hf_mote {metadata.get('hf_mote_version')}",
+            got=f"{schema!r}, written by hf_mote {metadata.get('hf_mote_version')}",
             expected=f"1..{SCHEMA_VERSION}",
             fix="Upgrade hf_mote, or write the file again.",
         )
@@ -289,6 +294,8 @@ def is_running(process: int) -> bool:
 
 def _read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], str | None]:
     """Return the tensors of a safetensors file, and this package's metadata in its header."""
+    from safetensors import safe_open
+
     try:
         size = os.path.getsize(path)
         check_memory(path, size, size)
@@ -309,7 +316,7 @@ def _read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor]
 
 
 def _versions() -> dict[str, str]:
-    return {"hf_mote_version": __version__, "transformers_version": transformers.__version__}
+    return {"hf_mote_version": __version__, "transformers_version": version("transformers")}
 
 
 def _to_json(where: str, data: Mapping[str, Any]) -> bytes:

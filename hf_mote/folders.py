@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from hf_mote.errors import FileFormatError, first_line
 from hf_mote.files import is_running
 
@@ -81,6 +79,8 @@ def replacing_folder(
     Raises:
         [`FileFormatError`]: if it may not be written to, or the disk is full.
     """
+    from filelock import FileLock  # slow to import, and the command line looks at folders first
+
     check_folder(folder, where)
     target = Path(os.path.realpath(folder))
     going = set(stale(target)) if target.is_dir() else set()
@@ -112,6 +112,8 @@ def replacing_folder(
 
 def clear_away(target: Path) -> None:
     """Delete what killed runs left aside that were to write to a folder; what a running one holds stays."""
+    from filelock import FileLock, Timeout
+
     for parent in target.parents:
         for aside in parent.glob(f"{_prefix(parent, target)}*"):
             if aside.is_symlink() or not aside.is_dir() or (aside / _LOCK).is_symlink():

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "routing/unlisted": {"routing/rules", "routing/sites"},
     "mote": _STOREYS | {"passes", "hooks", "hub", "files"},
     "ranking": _BASE | _STOREYS | {"mote"},
-    "evaluation": _STOREYS | {"mote", "statistics", "generation", "judges", "hub", "files"},
+    "evaluation": _STOREYS | {"passes", "mote", "statistics", "generation", "judges", "hub", "files"},
     "sae": {"hooks", "passes", "files", "folders", "hub"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},

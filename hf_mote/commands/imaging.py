@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.judge_specs import make_judge, target_of
-from hf_mote.commands.model import Organisms, Subject, load_subject
-from hf_mote.commands.prompts import PromptSet, read_prompts
+from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.names import SCORES
+from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import (
     PAGE,
     check_output,
@@ -23,19 +24,19 @@ from hf_mote.commands.run_files import (
     writing_to,
 )
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.commands.token_routing import chosen_texts, trace_texts
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.plots import plot_expert_map
 from hf_mote.processes import launched_as, part
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.ranking.imaging.pipeline import ftri
-from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.ranking.imaging.scopes import SCOPES, check_scope
-from hf_mote.reports.imaging import Imaging, imaging_page, imaging_verdict
-from hf_mote.reports.tokens import RoutedText
-from hf_mote.statistics.scores import SCORES
-from hf_mote.statistics.stability import Stability
+
+if TYPE_CHECKING:
+    from hf_mote.commands.model import Subject
+    from hf_mote.commands.prompts import PromptSet
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.ranking.expert_ranking import ExpertRanking
+    from hf_mote.ranking.imaging.result import FTRIResult
+    from hf_mote.reports.imaging import Imaging
+    from hf_mote.reports.tokens import RoutedText
+    from hf_mote.statistics.stability import Stability
 
 __all__ = ["ftri_command"]
 
@@ -118,6 +119,10 @@ def ftri_command(
             allow_http=judge_allow_http,
         )
         wanted = target_of(labels, target, asked)
+        # From here on torch and transformers are needed.
+        from hf_mote.ranking.imaging.pipeline import ftri
+        from hf_mote.reports.imaging import Imaging, imaging_verdict
+
         subject = load_subject(
             model,
             organisms,
@@ -237,6 +242,8 @@ def _texts(
 ) -> list[RoutedText]:
     if ranking is None or not traced:
         return []
+    from hf_mote.commands.token_routing import chosen_texts, trace_texts
+
     say("tracing tokens")
     places = chosen_texts(result.classes, target, traced)
     # Where prompts were asked several times, a result has a row for each run.
@@ -254,6 +261,9 @@ def _texts(
 
 
 def _write(folder: Path, found: Imaging, config: MoTEConfig | None, provenance: dict[str, str]) -> None:
+    from hf_mote.plots import plot_expert_map
+    from hf_mote.reports.imaging import imaging_page, imaging_verdict
+
     result = found.result
     result.save_pretrained(folder / "imaging")
     holds = {f"imaging/{result.file_name}": "responses, classes and one map for each prompt (FTRIResult)"}

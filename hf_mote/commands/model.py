@@ -5,23 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils.peft_utils import find_adapter_config_file
+from typing import TYPE_CHECKING
 
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
-from hf_mote.files import read_json
-from hf_mote.organisms.organism import Organism, load_organism
 from hf_mote.processes import launched_as, process_state
-from hf_mote.routing.sites.discover import find_routers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_mote.organisms.organism import Organism
 
 __all__ = ["ORGANISM", "Organisms", "Subject", "load_subject"]
 
@@ -57,6 +49,8 @@ class Organisms:
 
     def get(self, name: str) -> Organism:
         """Return an organism by its name, without "organism:"."""
+        from hf_mote.organisms.organism import load_organism
+
         if name not in self._loaded:
             self._loaded[name] = load_organism(name)
         return self._loaded[name]
@@ -96,8 +90,14 @@ def load_subject(
     """
     if dtype not in DTYPES:
         raise UnknownNameError.of("--dtype", dtype, DTYPES)
-    place = _device(device)
     template = None if chat_template is None else _template(chat_template)
+    # Here and not above: they take seconds, and what is wrong with the arguments is said before.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_mote.routing.sites.discover import find_routers
+
+    place = _device(device)
     if name.startswith(ORGANISM):
         # Matrices as small as an organism's gain nothing from more threads, and lose much on a busy machine.
         torch.set_num_threads(1)
@@ -139,6 +139,11 @@ def load_subject(
 
 def _config_of(name: str, revision: str | None) -> PreTrainedConfig:
     """Return a model's config, that of its base where there is nothing but an adapter."""
+    from transformers import AutoConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    from hf_mote.files import read_json
+
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except OSError:
@@ -184,6 +189,8 @@ def _with_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> 
 def _device(given: str | None) -> str:
     if given == "auto":
         return given
+    import torch
+
     if given is not None:
         try:
             torch.empty(0, device=given)  # which asks for the driver, too

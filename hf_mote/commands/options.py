@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
-from transformers import PreTrainedModel
 
 from hf_mote.commands.model import DTYPES
-from hf_mote.errors import ConfigError
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.routing.sites.discover import find_routers
+from hf_mote.commands.names import MODES
+from hf_mote.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "BatchSize",
@@ -217,6 +218,8 @@ def check_experts(model: PreTrainedModel, **numbers: int | None) -> None:
     Raises:
         [`ConfigError`]: if one is too large.
     """
+    from hf_mote.routing.sites.discover import find_routers
+
     there = sum(site.num_experts for site in find_routers(model))
     for name, number in numbers.items():
         if number is not None and number > there:
@@ -233,11 +236,13 @@ def check_changes(suppress: int | None, stimulate: int | None, mode: str) -> Non
         mode (`str`): As `MoTEConfig.suppress_mode`.
 
     Raises:
-        [`ConfigError`]: if both numbers are given, or there is no such mode.
+        [`ConfigError`]: if both numbers are given.
+        [`UnknownNameError`]: if there is no such mode.
     """
     if suppress is not None and stimulate is not None:
         raise ConfigError("--suppress, --stimulate", "are both given", expected="one of the two, or neither")
-    MoTEConfig(suppress_mode=mode)  # type: ignore[arg-type]
+    if mode not in MODES:
+        raise UnknownNameError.of("--mode", mode, MODES)
 
 
 def template_args(given: list[str] | None) -> dict[str, Any]:

@@ -8,16 +8,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_mote.errors import FileFormatError, HFMoTEError
-from hf_mote.files import RESULT_LIMIT, read_json, write_json
 from hf_mote.folders import check_folder, replacing_folder
-from hf_mote.hub import public_name
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.reports.markup import Html
-from hf_mote.reports.page import write_page
+
+if TYPE_CHECKING:
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.ranking.expert_ranking import ExpertRanking
+    from hf_mote.reports.markup import Html
 
 __all__ = [
     "PAGE",
@@ -51,6 +50,9 @@ def finish(
         holds (`Mapping[str, str]`): What the files hold, by their path in the folder.
         page (`Callable`): From the description of all files to the page.
     """
+    from hf_mote.files import write_json
+    from hf_mote.reports.page import write_page
+
     described = {**holds, REPORT: "the figures of this page, and the list of files"}
     write_page(folder / PAGE, page(described))
     written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -83,6 +85,8 @@ def config_of(
     """
     if suppress is None and stimulate is None:
         return None
+    from hf_mote.hub import public_name
+
     return ranking.to_config(
         suppress=suppress,
         stimulate=stimulate,
@@ -155,6 +159,8 @@ def writing_to(folder: Path, *, force: bool) -> Iterator[Path]:
 
 def _earlier_files(folder: Path) -> list[str]:
     """Return the files that the report in a folder lists, and that lie in the folder, by their path from there."""
+    from hf_mote.files import RESULT_LIMIT, read_json
+
     try:
         listed = read_json(folder / REPORT, limit=RESULT_LIMIT).get("files")
     except HFMoTEError:

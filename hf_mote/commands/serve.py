@@ -18,7 +18,6 @@ import typer
 
 from hf_mote.commands.session import reporting, say, tell
 from hf_mote.errors import ConfigError, UnsupportedError
-from hf_mote.serving.settings import KEY, ServingSettings, config_from
 
 __all__ = ["serve_command"]
 
@@ -47,16 +46,18 @@ def serve_command(
     profiles are listed, loaded and forgotten at /v1/mote/profiles.
     """
     with reporting():
-        profiles = {}
+        paths = {}
         for entry in mote or ():
             name, equals, where = entry.partition("=")
             if not equals or not name or not where:
                 raise ConfigError("--mote", "is no name and config", got=repr(entry), expected="NAME=CONFIG")
-            if name in profiles:
+            if name in paths:
                 raise ConfigError("--mote", "gives a name twice", got=repr(name), expected="each once")
-            profiles[name] = config_from(where)
+            paths[name] = where
+        from hf_mote.serving.settings import KEY, ServingSettings, config_from
+
         given: dict[str, Any] = {
-            "profiles": profiles,
+            "profiles": {name: config_from(where) for name, where in paths.items()},
             "max_profiles": max_profiles,
             "modes": mode or [],
             "record": record,

@@ -6,11 +6,12 @@ import ctypes
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Prompt", "check_template_kwargs", "rendered"]
 

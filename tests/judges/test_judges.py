@@ -209,6 +209,9 @@ def test_regex_judge_timeout_that_is_none_is_refused(timeout):
         RegexJudge({"a": "b"}, timeout=timeout)
 
 
+PATTERNS = [r"\d+", r"^\W", r"(?i)straße|KELVIN", r"[a-f]{2,}\b", r"(\w)\1", r"\S+$", "."]
+
+
 @given(st.text("abAB12 _-!.\nßäſKé€漢", max_size=40), st.sampled_from(PATTERNS))
 def test_regex_judge_finds_what_re_finds(text, pattern):
     assert (RegexJudge({"match": pattern})(text) == "match") == bool(re.search(pattern, text))
