@@ -29,7 +29,7 @@ class RecordedBatch(NamedTuple):
     """Answers to a batch of prompts, with the routing that led to them.
 
     Attributes:
-        tokens (`list[list[int]]`): Of each answer, without the token that ended it.
+        tokens (`list[list[int]]`): Of each answer, the token that ended it included.
         counts, weights (`torch.Tensor` of shape `(prompts, layers, experts)`, float64): As in [`ActivationMap`].
         num_tokens (`torch.Tensor` of shape `(prompts,)`, float64): Tokens that were counted.
     """
@@ -57,6 +57,10 @@ class VLLMEngine:
             fix = 'Start it with additional_config={"hf_mote": {"profiles": {NAME: CONFIG}}}.'
             raise UnsupportedError("VLLMEngine.llm", "the engine serves no profiles", fix=fix)
         self.fingerprint: dict[str, Any] = self._rpc("mote_describe")["fingerprint"]
+
+        config = llm.llm_engine.model_config
+        ends = (config.try_get_generation_config() or {}).get("eos_token_id", config.hf_text_config.eos_token_id)
+        self._ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
     @property
     def profiles(self) -> dict[str, MoTEConfig]:
@@ -110,7 +114,6 @@ class VLLMEngine:
         *,
         phase: Phase = "prompt",
         max_new_tokens: int = 64,
-        stop_token_ids: Sequence[int] = (),
         profile: str | None = None,
         seed: int | None = None,
         sampling: Mapping[str, Any] | None = None,
@@ -121,19 +124,23 @@ class VLLMEngine:
             prompts (`Sequence[Sequence[int]]`): Token ids; at most as many as the engine's `record` says.
             phase (`str`, *optional*, defaults to `"prompt"`): Tokens to count: `"prompt"`, `"generation"` or `"all"`.
             max_new_tokens (`int`, *optional*, defaults to 64): Longest answer.
-            stop_token_ids (`Sequence[int]`, *optional*): Tokens that end an answer.
             profile (`str`, *optional*): Profile to answer under.
             seed (`int`, *optional*): Of sampled answers.
             sampling (`Mapping`, *optional*): Further arguments of `vllm.SamplingParams`; greedy by default.
         """
         from vllm import SamplingParams
 
+        room = (self._front.settings.record if self._front.settings is not None else 0) - len(self._front.slots)
+        if len(prompts) > room:
+            fix = 'Give fewer at a time (batch_size), or start the engine with a larger "record".'
+            what = "more prompts than recordings"
+            raise UnsupportedError("VLLMEngine.image", what, got=len(prompts), expected=room, fix=fix)
         keys = [uuid.uuid4().hex for _ in prompts]
         params = [
             SamplingParams(
                 **{"temperature": 0.0, **(sampling or {})},
                 max_tokens=max_new_tokens,
-                stop_token_ids=list(stop_token_ids),
+                stop_token_ids=self._ends,
                 ignore_eos=True,
                 detokenize=False,
                 seed=seed,
@@ -144,8 +151,6 @@ class VLLMEngine:
         texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         answers = self.llm.generate(texts, params, use_tqdm=False)
         tokens = [list(answer.outputs[0].token_ids) for answer in answers]
-        ends = set(stop_token_ids)
-        tokens = [said[:-1] if said and said[-1] in ends else said for said in tokens]
         recorded = [_of_phase(self.take(key), phase) for key in keys]
         return RecordedBatch(
             tokens,
@@ -173,24 +178,21 @@ def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: 
     """Return activation maps by phase from what a worker recorded.
 
     Args:
-        recorded (`Mapping`): By layer, counts and weights, each by phase.
+        recorded (`Mapping`): What `ProfileTables.take` returned.
         fingerprint (`Mapping`): The model's.
         model (`str`): Its name.
     """
-    layers = sorted(map(int, recorded))
+    found = recorded["layers"]
+    layers = sorted(map(int, found))
     if layers != sorted(fingerprint["layers"]):
         raise DataError("recording", "lacks layers", got=layers, expected=fingerprint["layers"])
     maps = {}
     for place, phase in enumerate(("prompt", "generation")):
         counts, weights = (
-            torch.tensor([recorded[str(layer)][kind][place] for layer in layers], dtype=torch.float64)
-            for kind in (0, 1)
+            torch.tensor([found[str(layer)][kind][place] for layer in layers], dtype=torch.float64) for kind in (0, 1)
         )
-        seen = counts.sum(dim=-1) / torch.tensor(fingerprint["top_k"], dtype=torch.float64)
-        if bool((seen != seen[0]).any()):
-            raise DataError("recording", "layers saw different numbers of tokens", got=seen.tolist()[:8])
         told: dict[str, str | int | float] = {"source": "vllm", "phase": phase, "model": model}
-        maps[phase] = ActivationMap(counts, weights, tuple(layers), float(seen[0]), told)
+        maps[phase] = ActivationMap(counts, weights, tuple(layers), float(recorded["tokens"][place]), told)
     return maps
 
 
