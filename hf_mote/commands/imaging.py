@@ -85,6 +85,7 @@ def ftri_command(
     template_arg: o.TemplateArgs = None,
     judge_model: o.JudgeModel = None,
     judge_url: o.JudgeURL = None,
+    judge_allow_http: o.JudgeAllowHTTP = False,
     batch_size: o.BatchSize = 16,
     max_new_tokens: o.MaxNewTokens = 64,
     revision: o.Revision = None,
@@ -108,7 +109,15 @@ def ftri_command(
             prompts, organisms, prompt_field=prompt_field, class_field=class_field, limit=limit, seed=seed
         )
         pairs = None if pair_field is None else [key for key in asked.column(pair_field) for _ in range(repeats)]
-        labels = make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
+        labels = make_judge(
+            judge,
+            asked,
+            organisms,
+            model=model,
+            judge_model=judge_model,
+            judge_url=judge_url,
+            allow_http=judge_allow_http,
+        )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
         from hf_mote.ranking.imaging.pipeline import ftri
@@ -123,6 +132,7 @@ def ftri_command(
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
+        o.check_experts(subject.model, suppress=suppress, stimulate=stimulate)
         marks = _token_ids(subject, thinking_tokens)
         writes = launched_as()[0] == 0
         with writing_to(output, force=force) if writes else nullcontext() as folder:

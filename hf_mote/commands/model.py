@@ -93,7 +93,7 @@ def load_subject(
     template = None if chat_template is None else _template(chat_template)
     # Here and not above: they take seconds, and what is wrong with the arguments is said before.
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from hf_mote.routing.sites.discover import find_routers
 
@@ -104,13 +104,11 @@ def load_subject(
         organism = organisms.get(name.removeprefix(ORGANISM))
         return Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         if not trust_remote_code:
-            _check_kernels(name, config)
+            _check_kernels(name, _config_of(name, revision))
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
             name,
-            config=config,
             revision=revision,
             dtype=dtype,
             device_map=place,
@@ -137,6 +135,24 @@ def load_subject(
     if not any_model:
         find_routers(model)
     return Subject(name, model.eval(), _with_template(tokenizer, template), trusted=trust_remote_code)
+
+
+def _config_of(name: str, revision: str | None) -> PreTrainedConfig:
+    """Return a model's config, that of its base where there is nothing but an adapter."""
+    from transformers import AutoConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    from hf_mote.files import read_json
+
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except OSError:
+        adapter = find_adapter_config_file(name, revision=revision)
+        if adapter is None:
+            raise
+        base = str(read_json(adapter).get("base_model_name_or_path"))
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    return config
 
 
 def _check_kernels(name: str, config: PreTrainedConfig) -> None:

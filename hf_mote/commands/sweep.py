@@ -48,6 +48,7 @@ def sweep_command(
     top_p: o.TopP = None,
     judge_model: o.JudgeModel = None,
     judge_url: o.JudgeURL = None,
+    judge_allow_http: o.JudgeAllowHTTP = False,
     batch_size: o.BatchSize = 16,
     max_new_tokens: o.MaxNewTokens = 64,
     revision: o.Revision = None,
@@ -77,7 +78,15 @@ def sweep_command(
         organisms = Organisms()
         asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         labels = response_judge(
-            make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
+            make_judge(
+                judge,
+                asked,
+                organisms,
+                model=model,
+                judge_model=judge_model,
+                judge_url=judge_url,
+                allow_http=judge_allow_http,
+            )
         )
         wanted = target_of(labels, target, asked)
         subject = load_subject(
