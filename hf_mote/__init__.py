@@ -17,6 +17,7 @@ from hf_mote.version import __version__
 
 if TYPE_CHECKING:
     from hf_mote.evaluation.evaluate import evaluate_mote
+    from hf_mote.evaluation.model_check import ModelCheck, check_model
     from hf_mote.evaluation.report import EvaluationReport
     from hf_mote.hooks import Intervention
     from hf_mote.judges.choice import ChoiceJudge
@@ -43,9 +44,13 @@ if TYPE_CHECKING:
     from hf_mote.routing.unlisted.register import register_routers
     from hf_mote.sae.configuration import SAEConfig
     from hf_mote.sae.convert import export_sae, load_sae
+    from hf_mote.sae.intervene import splice_sae, steer
+    from hf_mote.sae.metrics import evaluate_sae
     from hf_mote.sae.modeling import SAEModel
     from hf_mote.sae.output import SAEOutput
     from hf_mote.sae.register import register_sae
+    from hf_mote.sae.report import SAEReport
+    from hf_mote.sae.steering import SteeringConfig
     from hf_mote.sae.training.activations import collect_activations
     from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
     from hf_mote.sae.variants import (
@@ -90,6 +95,7 @@ __all__ = [
     "MatryoshkaSAEConfig",
     "MatryoshkaSAEModel",
     "MoTEConfig",
+    "ModelCheck",
     "MutualChoiceSAEConfig",
     "MutualChoiceSAEModel",
     "Organism",
@@ -102,9 +108,11 @@ __all__ = [
     "SAEConfig",
     "SAEModel",
     "SAEOutput",
+    "SAEReport",
     "SAETrainer",
     "SAETrainingArguments",
     "ServerJudge",
+    "SteeringConfig",
     "TopKSAEConfig",
     "TopKSAEModel",
     "__version__",
@@ -112,8 +120,10 @@ __all__ = [
     "apply_mote",
     "attribute_experts",
     "bake_mote",
+    "check_model",
     "collect_activations",
     "evaluate_mote",
+    "evaluate_sae",
     "export_sae",
     "find_routers",
     "ftri",
@@ -123,6 +133,8 @@ __all__ = [
     "register_routers",
     "register_sae",
     "search_experts",
+    "splice_sae",
+    "steer",
 ]
 
 # Where each name is, but for those imported above. A new public name is a line here, in TYPE_CHECKING and in __all__.
@@ -148,6 +160,7 @@ _PLACES = {
     "MatryoshkaSAEConfig": "hf_mote.sae.variants",
     "MatryoshkaSAEModel": "hf_mote.sae.variants",
     "MoTEConfig": "hf_mote.mote.config",
+    "ModelCheck": "hf_mote.evaluation.model_check",
     "MutualChoiceSAEConfig": "hf_mote.sae.variants",
     "MutualChoiceSAEModel": "hf_mote.sae.variants",
     "Organism": "hf_mote.organisms.organism",
@@ -160,17 +173,21 @@ _PLACES = {
     "SAEConfig": "hf_mote.sae.configuration",
     "SAEModel": "hf_mote.sae.modeling",
     "SAEOutput": "hf_mote.sae.output",
+    "SAEReport": "hf_mote.sae.report",
     "SAETrainer": "hf_mote.sae.training.trainer",
     "SAETrainingArguments": "hf_mote.sae.training.trainer",
     "ServerJudge": "hf_mote.judges.server",
+    "SteeringConfig": "hf_mote.sae.steering",
     "TopKSAEConfig": "hf_mote.sae.variants",
     "TopKSAEModel": "hf_mote.sae.variants",
     "ablate_experts": "hf_mote.ranking.causal.ablation",
     "apply_mote": "hf_mote.mote.patch",
     "attribute_experts": "hf_mote.ranking.causal.attribution",
     "bake_mote": "hf_mote.mote.bake",
+    "check_model": "hf_mote.evaluation.model_check",
     "collect_activations": "hf_mote.sae.training.activations",
     "evaluate_mote": "hf_mote.evaluation.evaluate",
+    "evaluate_sae": "hf_mote.sae.metrics",
     "export_sae": "hf_mote.sae.convert",
     "find_routers": "hf_mote.routing.sites.discover",
     "ftri": "hf_mote.ranking.imaging.pipeline",
@@ -180,6 +197,8 @@ _PLACES = {
     "register_routers": "hf_mote.routing.unlisted.register",
     "register_sae": "hf_mote.sae.register",
     "search_experts": "hf_mote.ranking.causal.search",
+    "splice_sae": "hf_mote.sae.intervene",
+    "steer": "hf_mote.sae.intervene",
 }
 
 if not TYPE_CHECKING:  # or a type checker would take any name for one that exists

@@ -26,12 +26,17 @@ COMMANDS = {
     "attribute": "hf_mote.commands.attribution:attribute_command",
     "sweep": "hf_mote.commands.sweep:sweep_command",
     "evaluate": "hf_mote.commands.evaluation:evaluate_command",
+    "check": "hf_mote.commands.check:check_command",
     "bake": "hf_mote.commands.bake:bake_command",
     "serve": "hf_mote.commands.serve:serve_command",
     "families": "hf_mote.commands.families:families",
     "organisms": "hf_mote.commands.organisms:organisms",
 }
 SAE_COMMANDS = {
+    "train": "hf_mote.commands.sae.train:train_command",
+    "evaluate": "hf_mote.commands.sae.evaluate:evaluate_command",
+    "steer": "hf_mote.commands.sae.steer:steer_command",
+    "top-tokens": "hf_mote.commands.sae.top_tokens:top_tokens_command",
     "convert": "hf_mote.commands.sae.convert:convert",
 }
 FORWARDING = {"serve"}  # commands that hand options they do not know on, in `context.args`

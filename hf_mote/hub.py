@@ -226,18 +226,20 @@ class Shareable(ABC):
         return str(commit.commit_url)
 
 
-def card_header(*, tags: Iterable[str] = (), base_model: str | None = None) -> str:
+def card_header(*, tags: Iterable[str] = (), base_model: str | None = None, about: str = "mixture-of-experts") -> str:
     """Return a card's YAML front matter, fences included.
 
     Args:
         tags (`Iterable[str]`, *optional*):
-            Added to "hf_mote" and "mixture-of-experts".
+            Added to "hf_mote" and `about`.
         base_model (`str`, *optional*):
             The model this belongs to; left out unless it reads as a Hub id, as the Hub refuses any other.
+        about (`str`, *optional*, defaults to `"mixture-of-experts"`):
+            What kind of thing it is about.
     """
     data = ModelCardData(
         library_name="hf_mote",
-        tags=list(dict.fromkeys(["hf_mote", "mixture-of-experts", *tags])),
+        tags=list(dict.fromkeys(["hf_mote", about, *tags])),
         base_model=base_model if re.fullmatch(r"[\w.-]+/[\w.-]+", base_model or "") else None,
     )
     return f"---\n{data.to_yaml().strip()}\n---\n"

@@ -34,11 +34,10 @@ PRUNED = {0: 8, 1: 7, 2: 7}
 
 
 class _Data(NamedTuple):
-    scale: Tensor
+    gate_scal: Tensor
     sizes: Tensor
     num_experts: int
     top_k: int
-    rest: Any
 
 
 class _Indices(NamedTuple):
@@ -73,19 +72,22 @@ def _product(
     return out
 
 
+def _sorted_by_expert(indices: Tensor, weights: Tensor, num_experts: int) -> Any:
+    """What `routing_from_top_k` makes; that counts integers by `torch.histc`, which a CPU has not."""
+    order = indices.flatten().argsort(stable=True)
+    data = _Data(
+        weights.flatten()[order], indices.flatten().bincount(minlength=num_experts), num_experts, indices.shape[1]
+    )
+    return data, _Indices(order, order.argsort()), _Indices(order.argsort(), order)
+
+
 def _routing(logits: Tensor, top_k: int) -> Any:
     values, indices = logits.topk(top_k, dim=-1)
-    return integration.routing_from_top_k(indices, values.softmax(dim=-1), logits.shape[-1])
+    return _sorted_by_expert(indices, values.softmax(dim=-1), logits.shape[-1])
 
 
 KERNELS = SimpleNamespace(
-    routing=SimpleNamespace(
-        routing=_routing,
-        RoutingData=_Data,
-        GatherIndx=_Indices,
-        ScatterIndx=_Indices,
-        compute_expt_data_torch=lambda *_: None,
-    ),
+    routing=SimpleNamespace(routing=_routing),
     matmul_ogs=SimpleNamespace(
         FnSpecs=lambda *_: None, FusedActivation=lambda specs, numbers, _: numbers, matmul_ogs=_product
     ),
@@ -96,7 +98,7 @@ KERNELS = SimpleNamespace(
 def mxfp4(family: str = "gpt_oss") -> PreTrainedModel:
     """The model with the blocks that MXFP4 weights get, real classes over stubbed kernels and unpacked weights."""
     model = TINY_FAMILIES[family]()
-    integration.triton_kernels_hub = KERNELS
+    integration.triton_kernels_hub, integration.routing_from_top_k = KERNELS, _sorted_by_expert
     for path, block in list(model.named_modules()):
         if path.endswith(".mlp"):
             experts = integration.Mxfp4GptOssExperts(model.config)
@@ -246,8 +248,9 @@ def through_gguf(dtype: str) -> PreTrainedModel:
     """
     import gguf
 
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64}
-    model = TINY_FAMILIES["qwen3_moe"](num_experts=32, mlp_only_layers=[], norm_topk_prob=True, **sizes)
+    # The loader reads neither the width of an expert nor whether weights are renormalised: both as configs have them.
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 768}
+    model = TINY_FAMILIES["qwen3_moe"](num_experts=8, mlp_only_layers=[], norm_topk_prob=False, **sizes)
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3MOE, config.num_hidden_layers)
     with tempfile.TemporaryDirectory() as folder:

@@ -5,5 +5,5 @@ In reading order: `settings.py` (what an engine is told: profiles by name, how m
 `routers.py` (vLLM's routers: which are understood, which are refused, the self-test), `requests.py` (which profile a
 request follows, and its prefix cache), `plugin.py` (the entry point that vLLM calls), `workers.py` with
 `cpu_worker.py` and `gpu_worker.py` (the worker process), `engine.py` (loading profiles and recording from Python),
-`routes.py` (the same over HTTP). Only `mote`, `routing` and `maps` are imported from the package.
+`routes.py` (the same over HTTP). May import `mote`, `routing` and `maps`.
 """
