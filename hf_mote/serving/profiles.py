@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,6 +111,7 @@ class ProfileTables:
         self._active: dict[int, list[_Loaded]] = {}
         self._one: _Loaded | None = None
         self._recording = False
+        self._tokens: dict[int, list[int]] = {}
         for number, layer in self.layers.items():
             for name in fields or () if touched is None or number in touched else ():
                 layer.tables[name] = self._table(layer, name)
@@ -203,6 +204,9 @@ class ProfileTables:
             if span.label is not None:
                 for token in range(span.seen, span.length):
                     labels[place + token] = 1 + 2 * span.label + (token >= span.prompt)
+                tokens = self._tokens.setdefault(span.label, [0, 0])
+                tokens[0] += max(span.prompt - span.seen, 0)
+                tokens[1] += span.length - max(span.prompt, span.seen)
             place += span.length
         active: dict[int, list[_Loaded]] = {}
         for loaded in followed.values():
@@ -251,24 +255,26 @@ class ProfileTables:
             self._count(layer, weights, indices)
         return weights, indices
 
-    def take(self, label: int) -> dict[int, list[list[list[float]]]]:
+    def take(self, label: int) -> dict[str, Any]:
         """Return what was recorded in a slot, and empty it.
 
         Args:
             label (`int`): The slot.
 
         Returns:
-            `dict`: by layer, counts and weights, each for prompt and generation, each `(experts,)` numbers.
+            `dict`: `tokens`, of prompt and generation; `layers`: by layer, counts and weights, each for prompt and
+            generation, each `(experts,)` numbers. As in `record_routing`, an expert that a profile left without
+            weight was not visited.
         """
-        found = {}
+        found: dict[str, Any] = {}
         for number, layer in self.layers.items():
             if layer.counts is None or layer.weights is None:
                 continue
             place = slice(1 + 2 * label, 3 + 2 * label)
-            found[number] = [layer.counts[place].tolist(), layer.weights[place].tolist()]
+            found[str(number)] = [layer.counts[place].tolist(), layer.weights[place].tolist()]
             layer.counts[place] = 0
             layer.weights[place] = 0
-        return found
+        return {"tokens": self._tokens.pop(label, [0, 0]), "layers": found}
 
     def _table(self, layer: LayerRouting, name: str) -> Tensor:
         neutral = NEUTRAL[name]
@@ -314,6 +320,6 @@ class ProfileTables:
             return
         experts = layer.site.num_experts
         places = (self.labels[: indices.shape[0], None] * experts + indices.long()).reshape(-1)
-        given = weights.double().reshape(-1) * layer.scale
-        layer.counts.view(-1).index_add_(0, places, torch.ones_like(given))
-        layer.weights.view(-1).index_add_(0, places, given)
+        visited = (weights != 0) | (self.rows[: indices.shape[0]] == 0)[:, None]
+        layer.counts.view(-1).index_add_(0, places, visited.double().reshape(-1))
+        layer.weights.view(-1).index_add_(0, places, weights.double().reshape(-1) * layer.scale)

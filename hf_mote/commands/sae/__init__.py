@@ -5,5 +5,6 @@
 - `convert.py`: from the file format of one library to that of another.
 - `texts.py`: the text that they read, and files of settings.
 
-May import everything. A new command is a function in a file here; `hf_mote/cli.py` adds it to `sae_app`.
+A new command is a function in a file here and a line in the table of `hf_mote/cli.py`. May import everything, but what
+is slow (torch, transformers, matplotlib, ...) in its functions; see `hf_mote/commands`.
 """

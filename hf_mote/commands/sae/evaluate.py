@@ -13,8 +13,6 @@ from hf_mote.commands.run_files import writing_to
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import reporting, say, tell
-from hf_mote.sae.convert import load_sae
-from hf_mote.sae.metrics import evaluate_sae
 
 __all__ = ["SAE", "evaluate_command"]
 
@@ -38,6 +36,9 @@ def evaluate_command(
     settings: Settings = None,
 ) -> None:
     """Measure an SAE: reconstruction, sparsity, dead latents, and cross entropy with it spliced into the model."""
+    from hf_mote.sae.convert import load_sae
+    from hf_mote.sae.metrics import evaluate_sae
+
     with reporting():
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)

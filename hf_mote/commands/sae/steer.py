@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from hf_mote.commands import options as o
@@ -13,9 +12,6 @@ from hf_mote.commands.model import Organisms, Subject, load_subject
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.session import reporting, tell
 from hf_mote.errors import ConfigError
-from hf_mote.sae.convert import load_sae
-from hf_mote.sae.intervene import steer
-from hf_mote.sae.steering import SteeringConfig
 
 __all__ = ["read_edit", "steer_command"]
 
@@ -37,6 +33,12 @@ def steer_command(
     device: o.Device = None,
 ) -> None:
     """Change latents of an SAE while the model answers, and print its answers with and without."""
+    import torch
+
+    from hf_mote.sae.convert import load_sae
+    from hf_mote.sae.intervene import steer
+    from hf_mote.sae.steering import SteeringConfig
+
     with reporting():
         edits = dict(read_edit(entry) for entry in edit)
         loaded = load_sae(sae).train(False)
@@ -85,6 +87,8 @@ def read_edit(text: str) -> tuple[int, Any]:
 
 def _answer(subject: Subject, prompt: str, max_new_tokens: int) -> str:
     """The greedy answer to a prompt, by the chat template where there is one."""
+    import torch
+
     tokenizer: Any = subject.tokenizer
     if tokenizer.chat_template is not None:
         messages = [{"role": "user", "content": prompt}]

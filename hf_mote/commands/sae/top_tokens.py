@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,9 +15,9 @@ from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError
-from hf_mote.reports.latents import latents_page
-from hf_mote.sae.convert import load_sae
-from hf_mote.sae.top_tokens import LatentProfile, top_activations
+
+if TYPE_CHECKING:
+    from hf_mote.sae.top_tokens import LatentProfile
 
 __all__ = ["top_tokens_command"]
 
@@ -41,6 +41,10 @@ def top_tokens_command(
     settings: Settings = None,
 ) -> None:
     """Show where latents are most active in a text, how often, and which tokens they promote."""
+    from hf_mote.reports.latents import latents_page
+    from hf_mote.sae.convert import load_sae
+    from hf_mote.sae.top_tokens import top_activations
+
     with reporting():
         if not latent:
             raise ConfigError("--latent", "no latent is given", expected="--latent 12")

@@ -7,11 +7,9 @@ import shutil
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from torch import nn
 
 from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, Subject, load_subject
@@ -20,14 +18,13 @@ from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
 from hf_mote.hub import card_header, public_name
-from hf_mote.sae.hookpoints import resolve_hookpoints
-from hf_mote.sae.metrics import evaluate_sae
-from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.register import registered_saes, sae_class
 from hf_mote.sae.report import SAEReport
-from hf_mote.sae.training.activations import ActivationStream, activations_of, collect_activations
-from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
-from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_mote.sae.modeling import SAEModel
+    from hf_mote.sae.training.activations import ActivationStream
 
 __all__ = ["default_hookpoint", "fitting", "train_command"]
 
@@ -67,6 +64,12 @@ def train_command(
     settings: Settings = None,
 ) -> None:
     """Train a sparse autoencoder on a model's activations, measure it on held-out text, and write it with a card."""
+    import torch
+
+    from hf_mote.sae.metrics import evaluate_sae
+    from hf_mote.sae.register import registered_saes
+    from hf_mote.sae.training.activations import collect_activations
+
     with reporting():
         kinds = {name.removesuffix("_sae"): name for name in registered_saes()}
         if architecture not in kinds:
@@ -124,6 +127,8 @@ def default_hookpoint(model: nn.Module) -> str:
     Raises:
         [`ConfigError`]: if no list of layers is found.
     """
+    from torch import nn
+
     lists = {path: len(part) for path, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part)}
     outer = {path: n for path, n in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
     if not outer:
@@ -141,6 +146,12 @@ def fitting(model: nn.Module, context_length: int) -> int:
 
 def _new(subject: Subject, kind: str, where: str, latents: int | None, k: int | None, options: list[str]) -> SAEModel:
     """A new SAE for what a module puts out."""
+    import torch
+
+    from hf_mote.sae.hookpoints import resolve_hookpoints
+    from hf_mote.sae.register import sae_class
+    from hf_mote.sae.training.activations import activations_of
+
     points = resolve_hookpoints(subject.model, where)
     if len(points) != 1:
         raise ConfigError("--hookpoint", "stands for several modules", got=repr(where), expected="one")
@@ -178,6 +189,9 @@ def _options(given: list[str]) -> dict[str, Any]:
 def _train(
     sae: SAEModel, stream: ActivationStream, folder: Path, *, steps: int, learning_rate: float, seed: int
 ) -> None:
+    from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
+    from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
+
     scratch = folder / "training"
     arguments = SAETrainingArguments(
         str(scratch),
