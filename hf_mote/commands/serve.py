@@ -22,9 +22,6 @@ import typer
 from hf_mote.commands.model import ORGANISM
 from hf_mote.commands.session import reporting, say
 from hf_mote.errors import ConfigError, UnsupportedError
-from hf_mote.organisms.organism import load_organism
-from hf_mote.serving.checkpoints import save_for_vllm
-from hf_mote.serving.settings import KEY, ServingSettings, config_from
 
 __all__ = ["serve_command"]
 
@@ -52,6 +49,8 @@ def serve_command(
     A request names a profile by `"vllm_xargs": {"mote": NAME}`; one that names none gets the untouched model. The
     profiles are listed, loaded and forgotten at /v1/mote/profiles.
     """
+    from hf_mote.serving.settings import KEY, ServingSettings, config_from
+
     with reporting(), ExitStack() as stack:
         profiles = {}
         for entry in mote or ():
@@ -118,6 +117,9 @@ def _on_cpu() -> bool:
 
 def _organism(name: str, stack: ExitStack) -> tuple[str, list[str]]:
     """Write an organism as vLLM reads it, and return its folder and options that fit it."""
+    from hf_mote.organisms.organism import load_organism
+    from hf_mote.serving.checkpoints import save_for_vllm
+
     organism = load_organism(name)
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"hf-mote-{Path(name).name}-"))
     save_for_vllm(organism.model, folder, organism.tokenizer)

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
 from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.names import CONTROL_KINDS
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import PAGE, check_output, config_of, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, one_of
-from hf_mote.evaluation.controls import CONTROL_KINDS
-from hf_mote.evaluation.evaluate import evaluate_settings
-from hf_mote.evaluation.sweep import Setting, Sweep
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.plots import EffectRow, plot_effect
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.reports.formats import quoted
-from hf_mote.reports.sweep import sweep_page
+
+if TYPE_CHECKING:
+    from hf_mote.evaluation.sweep import Sweep
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.ranking.expert_ranking import ExpertRanking
 
 __all__ = ["sweep_command"]
 
@@ -50,6 +48,7 @@ def sweep_command(
     top_p: o.TopP = None,
     judge_model: o.JudgeModel = None,
     judge_url: o.JudgeURL = None,
+    judge_allow_http: o.JudgeAllowHTTP = False,
     batch_size: o.BatchSize = 16,
     max_new_tokens: o.MaxNewTokens = 64,
     revision: o.Revision = None,
@@ -67,13 +66,27 @@ def sweep_command(
             got = f"--experts {experts} --strengths {strengths}"
             raise ConfigError("--experts, --strengths", "nothing to try", got=got, expected="numbers above 0")
         one_of("--control-kind", control_kind, CONTROL_KINDS)
+        # From here on torch and transformers are needed.
+        from hf_mote.evaluation.evaluate import evaluate_settings
+        from hf_mote.evaluation.sweep import Setting, Sweep
+        from hf_mote.ranking.expert_ranking import ExpertRanking
+        from hf_mote.reports.formats import quoted
+
         ranked = ExpertRanking.from_pretrained(ranking)
         configs = _configs(ranked, numbers, doses, stimulate=stimulate, mode=mode)
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
         organisms = Organisms()
         asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         labels = response_judge(
-            make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
+            make_judge(
+                judge,
+                asked,
+                organisms,
+                model=model,
+                judge_model=judge_model,
+                judge_url=judge_url,
+                allow_http=judge_allow_http,
+            )
         )
         wanted = target_of(labels, target, asked)
         subject = load_subject(
@@ -131,6 +144,9 @@ def _configs(
 
 
 def _write(folder: Path, found: Sweep, provenance: dict[str, str]) -> None:
+    from hf_mote.plots import EffectRow, plot_effect
+    from hf_mote.reports.sweep import sweep_page
+
     holds = {}
     for setting in found.settings:
         place = f"settings/first_{setting.num_experts}_at_{setting.strength:g}"

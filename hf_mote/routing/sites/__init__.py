@@ -5,6 +5,8 @@ Files in reading order:
 - `site.py`: `RouterSite`, one router with its rule and numbers.
 - `output.py`: `RouterOutput`, the usual router output. `special_outputs.py`: the routers that do more than their rule
   says, and what each refuses.
+- `packed.py`: weights that a quantisation has packed. `replaced.py`: forwards and modules that somebody has put in the
+  place of the model's own.
 - `placement.py`: wrappers and shards under which a router cannot be hooked.
 - `candidates.py`: what looks like a router, and whether the table lists it.
 - `discover.py`: `find_routers`.
