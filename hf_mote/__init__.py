@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from hf_mote.errors import HFMoTEError
 from hf_mote.sae.announced import announce_saes as _announce_saes
+from hf_mote.serving.client import ServerEngine
+from hf_mote.serving.engine import VLLMEngine
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
@@ -112,10 +114,12 @@ __all__ = [
     "SAEReport",
     "SAETrainer",
     "SAETrainingArguments",
+    "ServerEngine",
     "ServerJudge",
     "SteeringConfig",
     "TopKSAEConfig",
     "TopKSAEModel",
+    "VLLMEngine",
     "__version__",
     "ablate_experts",
     "apply_mote",
