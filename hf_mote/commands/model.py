@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from hf_mote.organisms.organism import Organism
 
-__all__ = ["ORGANISM", "Organisms", "Subject", "load_subject"]
+__all__ = ["ORGANISM", "Organisms", "Subject", "load_subject", "served_subject"]
 
 ORGANISM = "organism:"
 _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
@@ -167,6 +167,36 @@ def _check_kernels(name: str, config: PreTrainedConfig) -> None:
                     fix="Take it out of the config, or pass --trust-remote-code once you have read that code.",
                 )
         pending += [part for key in one.sub_configs if (part := getattr(one, key, None)) is not None]
+
+
+def served_subject(name: str, organisms: Organisms, *, revision: str | None, chat_template: Path | None) -> Subject:
+    """Return what there is here of a model that runs elsewhere: its tokenizer, and the model without weights.
+
+    Args:
+        name (`str`): A folder, a Hub id, or "organism:NAME".
+        organisms (`Organisms`): Where organisms come from.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        chat_template (`Path`, *optional*): File of a chat template, in the place of the tokenizer's.
+
+    Raises:
+        [`UnknownNameError`]: if there is no such model.
+    """
+    template = None if chat_template is None else _template(chat_template)
+    if name.startswith(ORGANISM):
+        organism = organisms.get(name.removeprefix(ORGANISM))
+        return Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        what = "no tokenizer and config can be loaded from there"
+        raise UnknownNameError(repr(name), what, got=_first_line(error)) from error
+    return Subject(name, model, _with_template(tokenizer, template))
 
 
 def _template(path: Path) -> str:
