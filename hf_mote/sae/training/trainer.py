@@ -108,7 +108,7 @@ class SAETrainer(Trainer):
 
     Raises:
         [`ConfigError`]: if an argument does not fit the SAE.
-        [`UnsupportedError`]: with FSDP or DeepSpeed.
+        [`UnsupportedError`]: with FSDP, DeepSpeed or DataParallel.
 
     Example:
 
@@ -146,6 +146,13 @@ class SAETrainer(Trainer):
                 "sharded parameters: rows of unit length, thresholds and dead latents need whole tensors",
                 got="FSDP" if self.is_fsdp_enabled else "DeepSpeed",
                 fix="Launch it with accelerate's data parallelism (MULTI_GPU or MULTI_CPU).",
+            )
+        if self.args.n_gpu > 1:
+            raise UnsupportedError(
+                "SAETrainer",
+                "DataParallel keeps what is counted and followed on copies that are thrown away",
+                got=f"{self.args.n_gpu} devices in one process",
+                fix="Launch it with accelerate, one process for each device, or show it one by CUDA_VISIBLE_DEVICES.",
             )
         # Losses are divided by the whole step already.
         self.loss_is_scaled_for_ga = True

@@ -236,6 +236,13 @@ def test_arguments_out_of_range_are_refused_by_name(arguments: dict[str, Any], m
         SAETrainingArguments("folder", use_cpu=True, **arguments)
 
 
+def test_data_parallel_in_one_process_is_refused(tmp_path: Path) -> None:
+    arguments = SAETrainingArguments(str(tmp_path), use_cpu=True)
+    arguments._n_gpu = 2
+    with pytest.raises(UnsupportedError, match="2 devices in one process"):
+        SAETrainer(fresh("relu"), arguments, train_dataset=tokens())
+
+
 def test_a_record_by_hookpoint_goes_to_the_sae_of_it_and_else_is_refused() -> None:
     sae = fresh("relu", hookpoint="model.layers.1.output")
     x = activations(5, HIDDEN)
