@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from hf_mote.version import warn_if_untested
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -265,6 +267,7 @@ def attach(
             nobody else can attach, so that what it checks still holds when the participants join.
         handle (`Intervention`, *optional*): The handle to use, of nothing yet; a new one by default.
     """
+    warn_if_untested()
     handle = Intervention() if handle is None else handle
     try:
         with LOCK:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 # HF_HUB_OFFLINE=0 in the environment lets the tests marked network run.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,21 @@ import torch
 
 # One thread: tiny models run fastest so, and sums are added up in the same order on every machine.
 torch.set_num_threads(1)
+
+
+# What must hold on every release of transformers that is admitted: its own behaviour, families, recording by phase,
+# scopes, the organisms, SAEs saved and loaded. `pytest -m core` runs these files.
+CORE = (
+    "canaries",
+    "mote/test_parts.py",
+    "organisms/test_organism.py",
+    "passes",
+    "ranking/imaging/test_scopes.py",
+    "routing/recording",
+    "routing/rules/test_families.py",
+    "routing/test_conformance.py",
+    "sae/test_saving.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,7 +48,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skips["vllm"] = "needs vLLM, in the environment that tests/serving/environment.py makes"
     if os.environ["HF_HUB_OFFLINE"] == "1":
         skips["network"] = "needs the Hub, and the tests are offline"
+    core = tuple(str(Path(__file__).parent / name) for name in CORE)
     for item in items:
+        if str(item.path).startswith(core):
+            item.add_marker("core")
         for marker, reason in skips.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 __all__ = ["NOT_BUILT", "TINY_FAMILIES", "family_inputs"]
@@ -72,7 +73,9 @@ _COMMON: dict[str, Any] = {
 }
 
 _LINEAR = ["full_attention", "linear_attention", "full_attention"]
-_INDEXED = ["indexed_attention", "linear_attention", "indexed_attention"]
+# Called otherwise before transformers 5.18.
+_INDEXED_LAYER = "indexed_attention" if "indexed_attention" in ALLOWED_LAYER_TYPES else "deepseek_sparse_attention"
+_INDEXED = [_INDEXED_LAYER, "linear_attention", _INDEXED_LAYER]
 _INDEXER = {
     **dict.fromkeys(("indexer_head_dim", "indexer_budget"), 16),
     **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_compress_ratio": 4},

@@ -44,6 +44,7 @@ _OF_TRANSFORMERS = {
 # What a config.json may say beside the fields: who wrote it, and in which dtype. Whatever else transformers would act
 # on (quantizers, kernels, other files to read) has no place in that of an SAE.
 _OF_FILES = {
+    "_commit_hash",  # no key of a file: transformers up to 5.17 puts the Hub's answer among those
     "_name_or_path",
     "architectures",
     "auto_map",

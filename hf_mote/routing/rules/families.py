@@ -427,7 +427,7 @@ REFUSED: dict[str, Refusal] = {
         "its experts are chosen by product keys inside the block's forward, with no router that a hook could reach",
         "Use a model whose router is a module of its own.",
     ),
-    "JambaSparseMoeBlock": Refusal("jamba", _BARE, "Upgrade to transformers 5.23 or newer.", before="5.23"),
+    "JambaSparseMoeBlock": Refusal("jamba", _BARE, "Upgrade to transformers 5.21 or newer.", before="5.21"),
     "LongcatFlashTopkRouter": Refusal(
         "longcat_flash", "its router returns no logits", "Upgrade to transformers 5.19 or newer.", before="5.19"
     ),
