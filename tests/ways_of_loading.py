@@ -46,7 +46,7 @@ EDITS: dict[str, dict[str, Any]] = {
     "zero": {"suppress": (1, 6), "suppress_mode": "zero"},
     "reroute": {"suppress": (1, 6), "suppress_mode": "reroute"},
     "stimulate": {"stimulate": (2,)},
-    "bias": {"bias": ((0, 3.0), (5, -2.0))},
+    "bias": {"bias": ((0, 8.0), (5, -8.0))},
 }
 
 # Wide enough for blocks of 64 weights; 32 experts, as bitsandbytes packs 32 rows at once on a CPU.
@@ -222,12 +222,20 @@ WAYS: tuple[Way, ...] = (
     Way("bfloat16", lambda family: saved(family, dtype=torch.bfloat16), BARE, tolerance=0.15),
     Way("float16", lambda family: saved(family, dtype=torch.float16), BARE, tolerance=0.02),
     Way("bitsandbytes 8 bit", _quantised(_bnb(load_in_8bit=True)), (*LINEAR, *SUBCLASS, *BARE), ("bitsandbytes",)),
-    Way("bitsandbytes 4 bit, fp4", _quantised(_bnb(load_in_4bit=True)), (*LINEAR, *BARE), ("bitsandbytes",)),
+    # Its CPU kernel multiplies in bfloat16, where a difference in the last bit of float32 may round another way.
+    Way(
+        "bitsandbytes 4 bit, fp4",
+        _quantised(_bnb(load_in_4bit=True)),
+        (*LINEAR, *BARE),
+        ("bitsandbytes",),
+        tolerance=0.02,
+    ),
     Way(
         "bitsandbytes 4 bit, nf4, twice quantised",
         _quantised(_bnb(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)),
         (*LINEAR, *BARE),
         ("bitsandbytes",),
+        tolerance=0.02,
     ),
     Way("quanto int8", _quantised(_quanto("int8")), (*LINEAR, *BARE), ("optimum.quanto",)),
     Way("quanto int4", _quantised(_quanto("int4")), (*LINEAR, *BARE), ("optimum.quanto",)),

@@ -13,7 +13,8 @@ from torch import nn
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.routing.rules.registry import rule_for
-from hf_mote.routing.sites.candidates import check_all_listed, check_is_model, what_it_has_instead
+from hf_mote.routing.sites.candidates import check_all_listed, check_is_model, unlisted_routers, what_it_has_instead
+from hf_mote.routing.sites.packed import packed_parts
 from hf_mote.routing.sites.placement import check_placement, holder_of
 from hf_mote.routing.sites.replaced import missing_routers
 from hf_mote.routing.sites.site import RouterSite, site_of
@@ -78,17 +79,26 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
 
 
 def _check_none_missing(model: nn.Module) -> None:
-    """Refuse a model without routers if its own class has some: whatever replaced them is named."""
-    missing = missing_routers(model)
+    """Refuse a model without routers if its own class has some: whatever replaced them is named.
+
+    Another router in their place is left to those who look at routers that the table lacks.
+    """
+    others = unlisted_routers(model)
+    missing = [
+        one for one in missing_routers(model) if not any(f"{path}.".startswith(f"{one.place}.") for path in others)
+    ]
     if not missing:
         return
     first = missing[0]
     itself = first.place == first.path
+    packed = first.found != "nothing" and bool(packed_parts(model.get_submodule(first.place)))
+    name = first.path.rpartition(".")[2]
     raise UnsupportedError(
         f"find_routers({type(model).__name__})",
         f"{len(missing)} routers of the model were replaced" + ("" if itself else " with what holds them"),
         got=f"{first.found} at {first.place}",
         expected=first.expected if itself else f"{first.expected}, which holds the router {first.router}",
-        fix="Load the model without what replaced them; a quantisation has a list of modules not to convert, where "
-        f"'{first.place.rpartition('.')[2]}' belongs.",
+        fix=f"Quantise the model without them: '{name}' belongs in the list of modules not to convert."
+        if packed
+        else "Load the model without what replaced them.",
     )
