@@ -337,7 +337,8 @@ class ProfileTables:
         native_weights, native_indices = weights, indices
         for names, rows, whole in self._groups[layer.site.layer]:
             profiles = self.rows[rows]
-            edit = RoutingEdit(**{name: layer.tables[name][profiles] for name in names}, keeps_all_or_nothing=whole)
+            fields: dict[str, Any] = {name: layer.tables[name][profiles] for name in names}
+            edit = RoutingEdit(**fields, keeps_all_or_nothing=whole)
             edited = self._under(layer, logits[rows], native_weights[rows], native_indices[rows], edit)
             weights = weights.index_copy(0, rows, edited[0])
             indices = indices.index_copy(0, rows, edited[1])
