@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_mote.evaluation.evaluate import evaluate_mote
     from hf_mote.evaluation.model_check import ModelCheck, check_model
     from hf_mote.evaluation.report import EvaluationReport
+    from hf_mote.evaluation.sweep import sweep_mote
     from hf_mote.hooks import Intervention
     from hf_mote.judges.choice import ChoiceJudge
     from hf_mote.judges.language import LanguageJudge
@@ -139,6 +140,7 @@ __all__ = [
     "search_experts",
     "splice_sae",
     "steer",
+    "sweep_mote",
 ]
 
 # Where each name is, but for those imported above. A new public name is a line here, in TYPE_CHECKING and in __all__.
@@ -203,6 +205,7 @@ _PLACES = {
     "search_experts": "hf_mote.ranking.causal.search",
     "splice_sae": "hf_mote.sae.intervene",
     "steer": "hf_mote.sae.intervene",
+    "sweep_mote": "hf_mote.evaluation.sweep",
 }
 
 if not TYPE_CHECKING:  # or a type checker would take any name for one that exists

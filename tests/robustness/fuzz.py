@@ -10,6 +10,7 @@ somewhere or asks on the standard input. All that is accepted is listed, to be r
 from __future__ import annotations
 
 import argparse
+import atexit
 import builtins
 import logging
 import multiprocessing
@@ -30,6 +31,11 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+# Where `datasets` keeps what it has read, which is no harm: a place that the first process makes, and clears away.
+if "FUZZ_CACHE" not in os.environ:
+    os.environ["FUZZ_CACHE"] = os.path.realpath(tempfile.mkdtemp(prefix="fuzz-"))
+    atexit.register(shutil.rmtree, os.environ["FUZZ_CACHE"], ignore_errors=True)
+_CACHE = os.environ["HF_DATASETS_CACHE"] = os.environ["FUZZ_CACHE"]
 
 from readers import READERS, Reader  # noqa: E402 (after what they read is set)
 
@@ -93,7 +99,8 @@ class _Watch:
             writes = (isinstance(mode, str) and set(mode) & set("wax+")) or (
                 isinstance(flags, int) and flags & _WRITES
             )
-            if writes and isinstance(path, str) and not os.path.realpath(path).startswith(self.allowed):
+            places = (self.allowed, _CACHE)
+            if writes and isinstance(path, str) and not os.path.realpath(path).startswith(places):
                 self.seen.append(f"open {path} {mode or flags}")
 
 

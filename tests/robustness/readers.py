@@ -6,6 +6,7 @@ error of another library there is as foreign as one while reading. A new reader 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -39,6 +40,8 @@ from hf_mote.evaluation.conversations import Conversation
 from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.files import read_json, read_tensors, write_json, write_tensors
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder
+from hf_mote.sae.report import SAEReport
+from hf_mote.sae.steering import SteeringConfig
 from hf_mote.statistics.rates import Rate
 
 __all__ = ["READERS", "Reader"]
@@ -194,6 +197,39 @@ def _use_report(found: EvaluationReport) -> None:
     found.to_dict()
     found._card()
     str(found.side_effects)
+
+
+def _steering() -> SteeringConfig:
+    edits: Any = {7: 4.0, 3: "ablate", 1: ("multiply", 0.5), 2: ("clamp", 1.0)}
+    return SteeringConfig(edits, hookpoint="model.layers.1", sae="org/sae", sae_digest="ab", provenance={"seed": 0})
+
+
+def _use_steering(found: SteeringConfig) -> None:
+    assert SteeringConfig.from_dict(found.to_dict()) == found
+    found._card()
+
+
+def _sae_report() -> SAEReport:
+    names = {field.name: field.type for field in dataclasses.fields(SAEReport)}
+    values: dict[str, Any] = dict.fromkeys(names, 0.5)
+    values |= dict.fromkeys(("model", "hookpoint", "output_hookpoint", "architecture"), "x")
+    values |= dict.fromkeys(("num_latents", "tokens", "predictions"), 3)
+    ablations = dict.fromkeys(("zero", "mean", "resample"), 0.5)
+    values |= {"ce": {"clean": 1.0, "sae": 1.5, **ablations}, "kl": {"clean": 0.0, "sae": 0.5, **ablations}}
+    values |= {
+        "ce_recovered": ablations,
+        "kl_recovered": ablations,
+        "density": [0.1, 0.0, 1.0],
+        "zipf": {"exponent": 1.0},
+    }
+    values |= {"l0_quantiles": {"0.05": 1.0, "0.5": 2.0, "0.95": 3.0}, "adaptive": {"pearson": 0.1, "spearman": 0.2}}
+    return SAEReport(**values)
+
+
+def _use_sae_report(found: SAEReport) -> None:
+    found.rows()
+    found.to_saebench()
+    found._card()
 
 
 def _one_file(name: str, make: Callable[[], Any], use: Callable[[Any], None], mutation: Mutation) -> Reader:
@@ -578,6 +614,8 @@ READERS: tuple[Reader, ...] = (
     _one_file("expert_ranking", _ranking, _use_ranking, safetensors_file),
     _one_file("ftri_result", _result, _use_result, safetensors_file),
     _one_file("evaluation_report", _report, _use_report, json_document),
+    _one_file("steering_config", _steering, _use_steering, json_document),
+    _one_file("sae_report", _sae_report, _use_sae_report, json_document),
     Reader(
         "run_folder", _make_run, _read_run, {"batch-000000.safetensors": safetensors_file, "run.json": json_document}
     ),
