@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hf_mote.errors import UnsupportedError
+from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.mote.patch import edit_of, targets_layer
 from hf_mote.routing.rules.edits import NEUTRAL, RoutingEdit, present_in
 from hf_mote.routing.rules.selection import BoundRule, Routing, reweigh, select
@@ -250,9 +250,19 @@ class ProfileTables:
 
         Returns:
             `tuple`: weights and experts in the dtypes of the engine's.
+
+        Raises:
+            [`RouterContractError`]: if the router sees fewer rows than the pass has.
         """
         if self.eager:
             active = self._active.get(layer.site.layer)
+            if (active or self._recording) and logits.shape[0] < self._used:
+                raise RouterContractError(
+                    layer.site.path,
+                    "a router sees some of a pass's rows, and which ones cannot be told",
+                    got=logits.shape[0],
+                    expected=self._used,
+                )
             if active and self._one is not None:
                 weights, indices = self._under(layer, logits, weights, indices, active[0].edits[layer.site.layer])
             elif active:
@@ -327,7 +337,8 @@ class ProfileTables:
         native_weights, native_indices = weights, indices
         for names, rows, whole in self._groups[layer.site.layer]:
             profiles = self.rows[rows]
-            edit = RoutingEdit(**{name: layer.tables[name][profiles] for name in names}, keeps_all_or_nothing=whole)
+            fields: dict[str, Any] = {name: layer.tables[name][profiles] for name in names}
+            edit = RoutingEdit(**fields, keeps_all_or_nothing=whole)
             edited = self._under(layer, logits[rows], native_weights[rows], native_indices[rows], edit)
             weights = weights.index_copy(0, rows, edited[0])
             indices = indices.index_copy(0, rows, edited[1])

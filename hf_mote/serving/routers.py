@@ -163,6 +163,7 @@ def _check_reached(where: str, runner: Any) -> None:
         "shared experts fused with the routed ones": runner._fse_fuse_gate
         or bool(getattr(router, "num_fused_shared_experts", 0)),
         "rows of other ranks (data or sequence parallelism)": runner.do_naive_dispatch_combine
+        or runner.moe_config.is_sequence_parallel
         or runner.moe_config.pcp_size > 1,
         "experts that move between ranks (EPLB)": router.eplb_state is not None,
     }

@@ -9,7 +9,7 @@ import torch
 from tiny_families import TINY_FAMILIES
 
 from hf_mote import MoTEConfig, find_routers
-from hf_mote.errors import ConfigError, DataError, UnknownNameError, UnsupportedError
+from hf_mote.errors import ConfigError, DataError, RouterContractError, UnknownNameError, UnsupportedError
 from hf_mote.mote.patch import edit_of
 from hf_mote.serving.profiles import LayerRouting, ProfileTables, Span
 from hf_mote.serving.requests import Front, check_admitted, salted
@@ -87,6 +87,8 @@ def test_route_one_profile_for_all_rows_needs_no_tables() -> None:
     wanted = layer.site.select(logits, edit_of(profiles["reroute"].config, layer.site))
     assert torch.equal(weights, wanted.weights)
     assert torch.equal(indices, wanted.indices)
+    with pytest.raises(RouterContractError, match="some of a pass's rows"):
+        tables.route(layer, logits[:3], native.weights[:3], native.indices[:3])
     tables.end()
     assert tables.route(layer, logits, native.weights, native.indices)[0] is native.weights
 
