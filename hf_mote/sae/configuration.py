@@ -51,6 +51,8 @@ _OF_FILES = {
     "model_type",
     "torch_dtype",
     "transformers_version",
+    # What the Trainer sets in every config.
+    "use_cache",
 }
 _MOST_NAME = 4096
 _DTYPES = {"float16", "bfloat16", "float32", "float64"}

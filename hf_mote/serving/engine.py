@@ -42,8 +42,8 @@ class VLLMEngine:
             raise UnsupportedError("VLLMEngine.llm", "the engine serves no profiles", fix=fix)
         self.fingerprint: dict[str, Any] = self._rpc("mote_describe")["fingerprint"]
 
-        config = llm.llm_engine.model_config
-        ends = (config.try_get_generation_config() or {}).get("eos_token_id", config.hf_text_config.eos_token_id)
+        ends = (llm.llm_engine.input_processor.generation_config_fields or {}).get("eos_token_id")
+        ends = llm.llm_engine.model_config.hf_text_config.eos_token_id if ends is None else ends
         self._ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
     @property
