@@ -11,6 +11,7 @@ from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.session import reporting, say, tell
 from hf_mote.errors import FileFormatError
+from hf_mote.folders import check_folder
 
 __all__ = ["bake_command"]
 
@@ -29,6 +30,7 @@ def bake_command(
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             fix = "Give a new folder."
             raise FileFormatError(str(output), "is not empty, and a folder holds one checkpoint", fix=fix)
+        check_folder(output, str(output))
         from hf_mote.mote.bake import bake_mote
         from hf_mote.mote.patch import load_config
 

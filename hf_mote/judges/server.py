@@ -6,16 +6,14 @@ import http.client
 import ipaddress
 import json
 import re
-import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 from hf_mote.errors import ConfigError, DataError, real, whole
 from hf_mote.judges.language_model import _ask, _checked
+from hf_mote.web import ReplyTooLong, ask
 
 __all__ = ["ServerJudge"]
 
@@ -89,7 +87,6 @@ class ServerJudge:
         # Not huggingface_hub's client, which would send the Hub's token along, and nothing at all in offline mode.
         key = {"Authorization": f"Bearer {token}"} if token else {}
         self._headers = {"Content-Type": "application/json", **key}
-        self._opener = urllib.request.build_opener(_NoRedirection)
 
     def __call__(self, prompt: str, response: str) -> str:
         """Return the label of the reply, or "unclear".
@@ -106,8 +103,9 @@ class ServerJudge:
             said = json.loads(text)["choices"][0]["message"]["content"] or ""
             # What a reasoning model thinks, where the server leaves it in.
             said = said.rpartition("</think>")[2]
-        except DataError:
-            raise
+        except ReplyTooLong as error:
+            expected = f"at most {MOST_BYTES} bytes"
+            raise DataError(f"ServerJudge: {self.url}", "the reply is too long", expected=expected) from error
         except (OSError, http.client.HTTPException) as error:
             raise DataError(f"ServerJudge: {self.url}", "the server cannot be asked", got=str(error)) from error
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -120,61 +118,15 @@ class ServerJudge:
         retry = 0
         while True:
             try:
-                return self._ask_once(asked)
+                return ask(self.url, asked, self._headers, timeout=self.timeout, most_bytes=MOST_BYTES).decode()
             except (OSError, http.client.HTTPException) as error:
                 if retry == self.retries or not _may_pass(error):
                     raise
                 time.sleep(min(max(self.wait * 2**retry, _told_to_wait(error)), LONGEST_WAIT))
                 retry += 1
 
-    def _ask_once(self, asked: bytes) -> str:
-        """Return what the server answers within the time and the size that it has, whatever it does meanwhile."""
-        found: list[str | Exception] = []
-        late = threading.Event()
-
-        def ask() -> None:
-            try:
-                request = urllib.request.Request(self.url, asked, self._headers)
-                with self._opener.open(request, timeout=self.timeout) as reply:
-                    content = bytearray()
-                    while (part := reply.read1(2**16)) and not late.is_set():
-                        content += part
-                        if len(content) > MOST_BYTES:
-                            expected = f"at most {MOST_BYTES} bytes"
-                            raise DataError(f"ServerJudge: {self.url}", "the reply is too long", expected=expected)
-                    found.append(content.decode())
-            except Exception as error:
-                if isinstance(error, urllib.error.HTTPError) and error.fp is not None:
-                    error.close()
-                found.append(error)
-
-        # A time-out of the socket is one of each byte: a server that sends one a second would never meet it.
-        thread = threading.Thread(target=ask, name="ServerJudge", daemon=True)
-        thread.start()
-        thread.join(self.timeout)
-        late.set()
-        if not found:
-            raise TimeoutError(f"no whole reply within {self.timeout:g} s")
-        outcome = found.pop()
-        if isinstance(outcome, str):
-            return outcome
-        try:
-            raise outcome
-        finally:
-            del outcome  # whose traceback holds this frame
-
     def __repr__(self) -> str:
         return f"ServerJudge({self.model!r}, {self.question!r}, {list(self._asked)})"
-
-
-class _NoRedirection(urllib.request.HTTPRedirectHandler):
-    """Makes an error of a redirection, which could take the key to somebody else."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
-        fp.close()
-        raise urllib.error.HTTPError(
-            req.full_url, code, f"the server redirects, to {newurl[:200]!r}: give that as base_url", headers, None
-        )
 
 
 def _checked_address(base_url: object, allow_http: bool) -> str:

@@ -11,7 +11,8 @@ from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import FileFormatError
-from hf_mote.files import replacing, write_json
+from hf_mote.files import write_json
+from hf_mote.folders import replacing_folder
 from hf_mote.mote.bake_proof import BakeProof
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.version import __version__
@@ -74,13 +75,12 @@ class BakedModel:
             raise FileFormatError(
                 str(folder), "is not empty, and a folder holds one checkpoint", fix="Give a new folder."
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        write_json(folder / RECORD, self.to_dict())
-        with replacing(folder / "README.md") as path:
-            path.write_text(self.card(), encoding="utf-8")
+        with replacing_folder(folder, str(folder), lambda _: (), keep=True) as aside:
+            self.model.save_pretrained(aside)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(aside)
+            write_json(aside / RECORD, self.to_dict())
+            (aside / "README.md").write_text(self.card(), encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """Return what was done and shown, JSON-native; the config in it is a record and not to be applied again."""

@@ -80,10 +80,11 @@ def finding_of(
 
 
 def least_q_of(least_p: float, p: Tensor) -> float:
-    """Return the least q value that one expert alone could have.
+    """Return the least q value that one expert alone could have; 1 where none was tested.
 
     Args:
         least_p (`float`): Least p value that an expert could have.
         p (`torch.Tensor`): p values; NaN for an expert that was not tested.
     """
-    return min(1.0, least_p * int((~p.isnan()).sum()))
+    tested = int((~p.isnan()).sum())
+    return min(1.0, least_p * tested) if tested else 1.0

@@ -5,11 +5,11 @@ It follows the same protocol as [`VLLMEngine`], so that a model too large for th
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
 import urllib.parse
-import urllib.request
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +21,11 @@ from hf_mote.mote.config import MoTEConfig
 from hf_mote.serving.recorded import RecordedBatch, maps_of, of_phase
 from hf_mote.serving.requests import NAME, RECORD
 from hf_mote.serving.settings import config_from
+from hf_mote.web import ask
 
 __all__ = ["ServerEngine"]
+
+_MOST_BYTES = 2**30  # of a reply: recordings of long responses
 
 
 class ServerEngine:
@@ -113,10 +116,11 @@ class ServerEngine:
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}{route}", data=data, method=method, headers=headers)
+        url = f"{self.url}{route}"
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-                return json.loads(answer.read())
+            return json.loads(
+                ask(url, data, headers, timeout=self._timeout, most_bytes=_MOST_BYTES, method=method).decode()
+            )
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")
             try:
@@ -125,6 +129,6 @@ class ServerEngine:
                 message = said[:300] or str(error)
             fix = "Start it with `hf-mote serve`." if error.code == 404 and route.startswith("/v1/mote") else None
             raise UnsupportedError(self.url, message.rstrip("."), got=f"status {error.code}", fix=fix) from error
-        except (urllib.error.URLError, OSError, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             fix = "Start it with `hf-mote serve`, and wait until it says that it is ready."
             raise UnsupportedError(self.url, "no answer", got=str(error), fix=fix) from error

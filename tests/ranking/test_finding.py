@@ -6,6 +6,7 @@ import torch
 
 from hf_mote.errors import DataError
 from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.finding import least_q_of
 from hf_mote.statistics.contrast import contrast
 
 
@@ -85,3 +86,8 @@ def test_verdict_of_an_older_ranking_leaves_open_what_could_have_been_found():
     found = dataclasses.replace(ranked(24, 24, clear=0), least_p=None)
     assert "whether any could have, the ranking does not say" in found.verdict
     assert "Nothing here" not in found.verdict
+
+
+def test_least_q_where_no_expert_was_tested_is_1() -> None:
+    assert least_q_of(0.01, torch.full((2, 3), torch.nan)) == 1.0
+    assert least_q_of(0.01, torch.tensor([[0.5, torch.nan]])) == pytest.approx(0.01)

@@ -344,9 +344,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="only every so many steps")
     parser.add_argument("--sizes", type=int, default=12, help="places in the largest file")
+    parser.add_argument("--writer", action="append", help="only those whose name begins so")
     options = parser.parse_args()
     failed = 0
     for writer in WRITERS:
+        if options.writer and not writer.name.startswith(tuple(options.writer)):
+            continue
         with tempfile.TemporaryDirectory() as root:
             places, found = tried(writer, Path(root), every=options.every, sizes=options.sizes)
         print(f"{writer.name:45} {places:4} places {len(found):4} found")  # noqa: T201

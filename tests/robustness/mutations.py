@@ -126,7 +126,8 @@ def _near(value: Any, random: Random) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
-        return random.choice((value + 1, value - 1, -value, value * 2, float(value), str(value), value * 10**9))
+        small = float(value) if abs(value) < 10**300 else value
+        return random.choice((value + 1, value - 1, -value, value * 2, small, str(value), value * 10**9))
     if isinstance(value, float):
         return random.choice((value * 1.01, -value, value * 1e300, 1 - value, int(value) if abs(value) < 1e9 else 0))
     if isinstance(value, str):

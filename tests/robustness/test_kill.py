@@ -12,10 +12,13 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(
-    "options", [("--every", "4", "--sizes", "5"), pytest.param((), marks=pytest.mark.slow)], ids=["some", "all"]
-)
-def test_no_writer_leaves_a_mixture_wherever_it_is_killed(options: tuple[str, ...]) -> None:
+SOME = ["--every", "4", "--sizes", "5"]
+for _name in ("write_json", "RunFolder", "SAEModel.save_pretrained, in shards", "a command"):
+    SOME += ["--writer", _name]
+
+
+@pytest.mark.parametrize("options", [SOME, pytest.param([], marks=pytest.mark.slow)], ids=["some", "all"])
+def test_no_writer_leaves_a_mixture_wherever_it_is_killed(options: list[str]) -> None:
     path = os.pathsep.join(map(str, (HERE.parent.parent, HERE.parent, HERE)))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(HERE / "kill.py"), *options]

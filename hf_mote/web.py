@@ -1,0 +1,100 @@
+"""One request to a server that a user named: no other address, no reply without end, no wait without end."""
+
+from __future__ import annotations
+
+import io
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+__all__ = ["ReplyTooLong", "ask"]
+
+_MOST_OF_AN_ERROR = 2**16
+
+
+class ReplyTooLong(ValueError):
+    """A reply has more bytes than are read."""
+
+
+def ask(
+    url: str,
+    data: bytes | None,
+    headers: Mapping[str, str],
+    *,
+    timeout: float,
+    most_bytes: int,
+    method: str | None = None,
+) -> bytes:
+    """Return what a server answers, whole and in time.
+
+    Args:
+        url (`str`): The address. A redirection is an error: what is sent goes to no other address than this one.
+        data (`bytes`, *optional*): What is sent.
+        headers (`Mapping[str, str]`): With what; a key among them, perhaps.
+        timeout (`float`): Seconds until the reply must be there whole, however the server spends them.
+        most_bytes (`int`): Most bytes of it.
+        method (`str`, *optional*): By default POST where something is sent, else GET.
+
+    Raises:
+        `TimeoutError`: if it takes longer.
+        [`ReplyTooLong`]: if it is longer.
+        `urllib.error.HTTPError`: if the server answers with an error, whose body can be read, or redirects.
+        `OSError`, `http.client.HTTPException`: if it cannot be asked.
+    """
+    found: list[bytes | Exception] = []
+    late = threading.Event()
+
+    def run() -> None:
+        try:
+            request = urllib.request.Request(url, data, dict(headers), method=method)
+            with _OPENER.open(request, timeout=timeout) as reply:
+                content = bytearray()
+                while (part := reply.read1(2**16)) and not late.is_set():
+                    content += part
+                    if len(content) > most_bytes:
+                        raise ReplyTooLong(f"a reply of more than {most_bytes} bytes")
+                found.append(bytes(content))
+        except urllib.error.HTTPError as error:
+            found.append(_detached(error))
+        except Exception as error:
+            found.append(error)
+
+    # A time-out of the socket is one of each byte: a server that sends one a second would never meet it.
+    thread = threading.Thread(target=run, name=f"asks {url[:80]}", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    late.set()
+    if not found:
+        raise TimeoutError(f"no whole reply within {timeout:g} s")
+    outcome = found.pop()
+    if isinstance(outcome, bytes):
+        return outcome
+    try:
+        raise outcome
+    finally:
+        del outcome  # whose traceback holds this frame
+
+
+class _NoRedirection(urllib.request.HTTPRedirectHandler):
+    """Makes an error of a redirection, which could take a key to somebody else."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        fp.close()
+        reason = f"the server redirects, to {newurl[:200]!r}: give that address"
+        raise urllib.error.HTTPError(req.full_url, code, reason, headers, io.BytesIO())
+
+
+def _detached(error: urllib.error.HTTPError) -> urllib.error.HTTPError:
+    """Return an error with the beginning of its body, and without its connection."""
+    body = b""
+    if error.fp is not None:
+        with suppress(Exception):  # a server that says no in pieces
+            body = error.read(_MOST_OF_AN_ERROR)
+        error.close()
+    return urllib.error.HTTPError(str(error.filename), error.code, error.msg, error.hdrs, io.BytesIO(body))
+
+
+_OPENER = urllib.request.build_opener(_NoRedirection)
