@@ -7,6 +7,7 @@ the config is made and again when it is saved, and an unknown key is refused ins
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedConfig
 
 from hf_mote.errors import ConfigError, ModelMismatchError
 from hf_mote.sae.fields import check_known, check_positive, check_types
+from hf_mote.sae.normalization import InputNormalization
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
@@ -52,9 +54,10 @@ class SAEConfig(PreTrainedConfig):
         output_size (`int`, *optional*):
             Width of what is reconstructed, if it is not the input: a transcoder.
         hookpoint (`str`, *optional*):
-            Path of the module whose output is encoded (`"model.layers.10"`), in the model named by `base_model`.
+            Path of the module whose output is encoded (`"model.layers.10"`), in the model named by `base_model`; with
+            `.input` behind it (`"model.layers.10.self_attn.o_proj.input"`), the module whose first input is.
         output_hookpoint (`str`, *optional*):
-            Path of the module whose output is reconstructed, if it is not the input: a transcoder.
+            The same of what is reconstructed, if it is not the input: a transcoder.
         base_model (`str`, *optional*):
             Hub id or folder of the model that the activations are of.
         base_model_revision (`str`, *optional*):
@@ -63,6 +66,11 @@ class SAEConfig(PreTrainedConfig):
             Whether a transcoder has a linear path `W_skip` around the latents (Paulo et al., arXiv 2501.18823).
         subtract_decoder_bias (`bool`, *optional*):
             Whether `b_dec` is subtracted before encoding. By default it is, except in a transcoder.
+        input_normalization (`"center"`, `"rms_norm"`, `"standardize"` or `"layer_norm"`, *optional*):
+            What each token goes through before it is encoded (and before a skip connection), and an autoencoder's
+            reconstruction back; see `hf_mote.sae.normalization`. Such an SAE is not trained here.
+        input_normalization_eps (`float`, *optional*, defaults to 1e-5):
+            Keeps that from dividing by zero.
         normalize_decoder (`bool`, *optional*, defaults to `True`):
             Whether rows of `W_dec` are set to unit length before each training step.
         reconstruction_loss (`"fvu"` or `"mse"`, *optional*, defaults to `"fvu"`):
@@ -98,6 +106,8 @@ class SAEConfig(PreTrainedConfig):
     base_model_revision: str | None = None
     skip_connection: bool = False
     subtract_decoder_bias: bool | None = None
+    input_normalization: InputNormalization | None = None
+    input_normalization_eps: float = 1e-5
     normalize_decoder: bool = True
     reconstruction_loss: Literal["fvu", "mse"] = "fvu"
     dead_after_tokens: int = 10_000_000
@@ -130,11 +140,20 @@ class SAEConfig(PreTrainedConfig):
         """Width of what is reconstructed."""
         return self.hidden_size if self.output_size is None else self.output_size
 
+    @property
+    def layer(self) -> int | None:
+        """Absolute index of the layer that `hookpoint` is in, `None` where it names none."""
+        numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", self.hookpoint or "")
+        return int(numbers[0]) if numbers else None
+
     def check(self) -> None:
         """Raise [`ConfigError`] with the field's name if a value cannot be; architectures add their own checks."""
         check_types(self, self._own_fields())
         check_positive(self, "hidden_size", "num_latents", "output_size", "dead_after_tokens")
+        check_positive(self, "input_normalization_eps", zero=True)
         where = type(self).__name__
+        if self.input_normalization in ("standardize", "layer_norm") and self.hidden_size < 2:
+            raise ConfigError(f"{where}.input_normalization", "needs a width of 2 or more", got=self.hidden_size)
         if self.skip_connection and not self.is_transcoder:
             raise ConfigError(
                 f"{where}.skip_connection",

@@ -88,9 +88,12 @@ class SAEWeights(PreTrainedModel):
 
         Raises:
             [`DataError`]: if `scale` is not a positive number.
+            [`UnsupportedError`]: if `config.input_normalization` is set.
         """
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
             raise DataError("fold_scale: scale", "must be a positive number", got=scale)
+        if self.config.input_normalization is not None:
+            raise UnsupportedError("fold_scale", "has no meaning for an SAE that normalises its input")
         for tensor in self._scaled_tensors():
             tensor.div_(scale)
         return self

@@ -16,8 +16,9 @@ from typing import Any
 from hf_mote.errors import FileFormatError, UnsupportedError
 from hf_mote.files import read_json
 from hf_mote.sae.convert.formats import Format, Source, build
+from hf_mote.sae.convert.names import hookpoint_of
 from hf_mote.sae.convert.tensors import Layout, matrix_sizes, read_npz, read_safetensors, take
-from hf_mote.sae.convert.values import flag, module_of, text
+from hf_mote.sae.convert.values import flag, text
 from hf_mote.sae.modeling import SAEModel
 
 __all__ = ["GEMMA_SCOPE", "GEMMA_SCOPE_2"]
@@ -33,15 +34,19 @@ _SKIP: Layout = {"W_skip": ("affine_skip_connection", True)}
 _REFUSAL = "this is the format of one release, whose config is in the names of its folders; write it for SAELens"
 
 
+# Of the norm before the MLP of Gemma 2, whose output before its weights the transcoders were trained on.
+_NORM_EPS = 1e-6
+
+
 def _read_1(source: Source) -> SAEModel:
-    path = source.folder / "params.npz"
+    path = source.path
     found = {re.sub(r"^W_", "w_", name): tensor for name, tensor in read_npz(path).items()}
     scaling = found.pop("scaling_factor", None)
     if scaling is not None and bool((scaling != 1).any()):
         raise UnsupportedError(f"{path}: scaling_factor", "cannot be read: latents would have to be scaled by it")
     sizes = matrix_sizes(path, found, _LAYOUT)
     tensors = take(path, found, _LAYOUT, sizes)
-    trail = source.trail.replace("\\", "/")
+    trail = source.words
     if "embedding" in trail.rpartition("gemma-scope")[2]:
         # Trained on embeddings divided by the root of the width, which transformers multiplies them by.
         tensors["W_enc"] = tensors["W_enc"] / math.sqrt(sizes.inputs)
@@ -54,27 +59,38 @@ def _read_1(source: Source) -> SAEModel:
         "normalize_decoder": False,
         **_names_1(trail),
     }
-    return build(path, "jumprelu_sae", fields, tensors, {"format": GEMMA_SCOPE.name})
+    return build(source, path, "jumprelu_sae", fields, tensors, {"format": GEMMA_SCOPE.name})
 
 
-def _names_1(trail: str) -> dict[str, str | None]:
-    """Model and hookpoint by the names of the release, `google/gemma-scope-2b-pt-res/layer_20/...`; else nothing."""
+def _names_1(trail: str) -> dict[str, Any]:
+    """Model and hookpoints by the names of the release, `google/gemma-scope-2b-pt-res/layer_20/...`; else nothing."""
     repository = re.search(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)\b(.*)", trail)
     if repository is None:
         return {}
     size, tuned, site, rest = repository.groups()
+    names: dict[str, Any] = {"base_model": f"google/gemma-2-{size}" + ("-it" if tuned == "it" else "")}
     layer = re.search(r"layer_(\d+)", rest)
-    block = f"model.layers.{layer[1]}" if layer else None
-    # Attention SAEs read the input of a module; transcoders read normalised activations before their weights.
-    hookpoints = {"res": block, "mlp": block and f"{block}.post_feedforward_layernorm"}
-    return {
-        "base_model": f"google/gemma-2-{size}" + ("-it" if tuned == "it" else ""),
-        "hookpoint": "model.embed_tokens" if "embedding" in rest else hookpoints.get(site),
+    if "embedding" in rest:
+        return {**names, "hookpoint": "model.embed_tokens"}
+    if layer is None:
+        return names
+    block = f"model.layers.{layer[1]}"
+    hookpoints = {
+        "res": block,
+        "mlp": f"{block}.post_feedforward_layernorm",
+        "att": f"{block}.self_attn.o_proj.input",
+        "transcoders": f"{block}.pre_feedforward_layernorm.input",
     }
+    names["hookpoint"] = hookpoints[site]
+    if site == "transcoders":
+        names["output_hookpoint"] = f"{block}.post_feedforward_layernorm"
+        # No module of transformers has what comes out of a norm before its weights; what goes in does.
+        names |= {"input_normalization": "rms_norm", "input_normalization_eps": _NORM_EPS}
+    return names
 
 
 def _read_2(source: Source) -> SAEModel:
-    path, weights = source.folder / "config.json", source.folder / "params.safetensors"
+    path, weights = source.folder / "config.json", source.path
     config = read_json(path) if path.is_file() else {}
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise FileFormatError(
@@ -91,7 +107,9 @@ def _read_2(source: Source) -> SAEModel:
     layout = {**_LAYOUT, **_SKIP} if skip else _LAYOUT
     sizes = matrix_sizes(weights, found, layout)
     tensors = take(weights, found, layout, sizes)
-    target = text(path, config, "hf_hook_point_out")
+    known = _names_2(source.words)
+    model = _model_2(text(path, config, "model_name")) or known.get("base_model")
+    target = text(path, config, "hf_hook_point_out") or known.get("output_hookpoint")
     transcoder = target is not None or skip or sizes.outputs != sizes.inputs or "transcoder" in source.trail
     fields = {
         "hidden_size": sizes.inputs,
@@ -100,11 +118,11 @@ def _read_2(source: Source) -> SAEModel:
         "skip_connection": skip,
         "subtract_decoder_bias": False,
         "normalize_decoder": False,
-        "base_model": _model_2(text(path, config, "model_name")),
-        "hookpoint": module_of(text(path, config, "hf_hook_point_in")),
-        "output_hookpoint": module_of(target) if transcoder else None,
+        "base_model": model,
+        "hookpoint": hookpoint_of(text(path, config, "hf_hook_point_in") or known.get("hookpoint"), model),
+        "output_hookpoint": hookpoint_of(target, model) if transcoder else None,
     }
-    return build(path, "jumprelu_sae", fields, tensors, {"format": GEMMA_SCOPE_2.name, "config": config})
+    return build(source, path, "jumprelu_sae", fields, tensors, {"format": GEMMA_SCOPE_2.name, "config": config})
 
 
 def _model_2(name: str | None) -> str | None:
@@ -114,6 +132,28 @@ def _model_2(name: str | None) -> str | None:
     known = name.replace("-v3", "-3")
     known = known.removesuffix("-pt") if "-270m" in known else known
     return known if "/" in known else f"google/{known}"
+
+
+def _names_2(trail: str) -> dict[str, str]:
+    """Model and hookpoints by the names of the release, `google/gemma-scope-2-1b-pt/resid_post/layer_9_...`."""
+    repository = re.search(r"gemma-scope-2-(\d+[mb]-(?:pt|it))(.*)", trail)
+    if repository is None:
+        return {}
+    model, rest = repository.groups()
+    names = {"base_model": _model_2(f"gemma-3-{model}") or ""}
+    layer = re.search(r"layer_(\d+)", rest)
+    sites = {
+        "transcoder": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        "resid_post": ("", ""),
+        "attn_out": ("self_attn.o_proj.input", ""),
+        "mlp_out": ("post_feedforward_layernorm", ""),
+    }
+    site = next((ends for word, ends in sites.items() if word in rest), None)
+    if layer is None or site is None:
+        return names
+    paths = [f"model.layers.{layer[1]}.{end}".rstrip(".") for end in site]
+    names["hookpoint"] = paths[0]
+    return {**names, "output_hookpoint": paths[1]} if site[1] else names
 
 
 def _recognises_1(config: Mapping[str, Any] | None) -> bool:
@@ -131,6 +171,9 @@ GEMMA_SCOPE = Format(
     recognises=_recognises_1,
     read=_read_1,
     refusal=_REFUSAL,
+    loaders=("gemma_2", "gemma_2_transcoder"),
+    reads="JumpReLU SAEs and transcoders of Gemma Scope",
+    oracle="SAELens",
 )
 GEMMA_SCOPE_2 = Format(
     name="gemma_scope_2",
@@ -139,4 +182,7 @@ GEMMA_SCOPE_2 = Format(
     recognises=_recognises_2,
     read=_read_2,
     refusal=_REFUSAL,
+    loaders=("gemma_3",),
+    reads="JumpReLU SAEs and transcoders of Gemma Scope 2, affine ones too",
+    oracle="SAELens",
 )

@@ -6,9 +6,9 @@ A layout says under which name a format stores each of our tensors, and whether 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -29,6 +29,7 @@ __all__ = [
     "read_npz",
     "read_safetensors",
     "read_torch",
+    "shapes_in",
     "take",
     "write_safetensors",
 ]
@@ -66,10 +67,57 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.write_bytes(safetensors.torch.save(dict(tensors)))
 
 
-def read_torch(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file that `torch.save` wrote, refusing one that holds anything but tensors."""
+def read_torch(path: Path, *, others: Container[str] = ()) -> dict[str, Any]:
+    """Return the tensors of a file that `torch.save` wrote, refusing one that holds anything but tensors.
+
+    Args:
+        path (`Path`): The file.
+        others (`Container[str]`, *optional*): Keys whose values may be numbers, texts and dictionaries of these.
+
+    Raises:
+        [`FileFormatError`]: if the file is damaged, would run code, or holds anything else.
+    """
+    found = _loaded(path, mmap=None)
+    for name, value in found.items():
+        plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        if not isinstance(name, str) or not (plain or (name in others and _is_plain(value))):
+            raise FileFormatError(
+                f"{path}: {name}",
+                "is no plain tensor",
+                got=type(value).__name__,
+                expected="the state_dict of one dictionary, as its trainer saves it at the end",
+            )
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in found.items()}
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a safetensors or torch file, and `()` for what else a torch file holds.
+
+    The values are not read where the file allows that.
+
+    Raises:
+        [`FileFormatError`]: if the file is damaged or would run code.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, "safetensors", error) from error
+    found = _loaded(path, mmap=True if zipfile.is_zipfile(path) else None)
+    return {str(name): tuple(value.shape) if isinstance(value, Tensor) else () for name, value in found.items()}
+
+
+def _is_plain(value: Any, depth: int = 4) -> bool:
+    if isinstance(value, Mapping):
+        return depth > 0 and all(isinstance(key, str) and _is_plain(item, depth - 1) for key, item in value.items())
+    return isinstance(value, str | int | float | bool)
+
+
+def _loaded(path: Path, mmap: bool | None) -> Mapping[Any, Any]:
+    """Return the dictionary in a file that `torch.save` wrote, without running anything."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     # Whatever a damaged or hostile file raises: the loader's own errors have no common base.
     except Exception as error:
         raise FileFormatError(
@@ -81,16 +129,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(found, Mapping):
         raise FileFormatError(str(path), "holds no dictionary of tensors", got=type(found).__name__)
-    for name, value in found.items():
-        plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
-        if not isinstance(name, str) or not plain:
-            raise FileFormatError(
-                f"{path}: {name}",
-                "is no plain tensor",
-                got=type(value).__name__,
-                expected="the state_dict of one dictionary, as its trainer saves it at the end",
-            )
-    return {name: value.detach() for name, value in found.items()}
+    return found
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:

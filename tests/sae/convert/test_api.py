@@ -121,9 +121,13 @@ def test_sae_model_from_pretrained_folder_of_several_names_what_is_in_it(tmp_pat
     assert type(SAEModel.from_pretrained(tmp_path, subfolder="layers.2")) is type(topk)
 
 
-def test_load_sae_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "sae.safetensors").touch()
-    with pytest.raises(FileFormatError, match=r"sae\.safetensors: is a file .expected the folder"):
+def test_load_sae_file_of_a_folder_stands_for_the_folder(tmp_path: Path, topk: SAEModel) -> None:
+    export_sae(topk, tmp_path, "sparsify")
+    assert torch.equal(load_sae(tmp_path / "sae.safetensors").b_dec, topk.b_dec)
+    with pytest.raises(FileFormatError, match=r"sae\.safetensors: is a file, in which there is no other .got a"):
+        load_sae(tmp_path / "sae.safetensors", subfolder="a")
+    (tmp_path / "cfg.json").unlink()
+    with pytest.raises(FileFormatError, match=r"cfg\.json: is missing"):
         load_sae(tmp_path / "sae.safetensors")
 
 
