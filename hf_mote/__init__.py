@@ -4,26 +4,29 @@ Importing this registers the sparse autoencoders with `AutoConfig` and `AutoMode
 """
 
 from hf_mote.errors import HFMoTEError
-from hf_mote.ftri.ablation import ablate_experts
-from hf_mote.ftri.attribution import attribute_experts
-from hf_mote.ftri.choice_judge import ChoiceJudge
-from hf_mote.ftri.evaluate import evaluate_mote
-from hf_mote.ftri.imaging import ftri
-from hf_mote.ftri.judges import RefusalJudge, RegexJudge
-from hf_mote.ftri.language_judge import LanguageJudge
-from hf_mote.ftri.lm_judge import LMJudge, ServerJudge
-from hf_mote.ftri.ranking import ExpertRanking
-from hf_mote.ftri.report import EvaluationReport
-from hf_mote.ftri.result import FTRIResult
-from hf_mote.ftri.search import ExpertSearch, search_experts
+from hf_mote.evaluation.evaluate import evaluate_mote
+from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.hooks import Intervention
+from hf_mote.judges.choice import ChoiceJudge
+from hf_mote.judges.language import LanguageJudge
+from hf_mote.judges.language_model import LMJudge
+from hf_mote.judges.refusal import RefusalJudge
+from hf_mote.judges.regex import RegexJudge
+from hf_mote.judges.server import ServerJudge
+from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
 from hf_mote.organisms.organism import Organism, load_organism
-from hf_mote.routing.discover import RouterSite, find_routers
-from hf_mote.routing.maps import ActivationMap
-from hf_mote.routing.record import RoutingRecord, record_routing
-from hf_mote.routing.unknown import register_routers
+from hf_mote.ranking.causal.ablation import ablate_experts
+from hf_mote.ranking.causal.attribution import attribute_experts
+from hf_mote.ranking.causal.search import ExpertSearch, search_experts
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.imaging.pipeline import ftri
+from hf_mote.ranking.imaging.result import FTRIResult
+from hf_mote.routing.recording.record import RoutingRecord, record_routing
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.site import RouterSite
+from hf_mote.routing.unlisted.register import register_routers
 from hf_mote.sae.configuration import SAEConfig
 from hf_mote.sae.convert import export_sae, load_sae
 from hf_mote.sae.modeling import SAEModel

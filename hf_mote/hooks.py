@@ -1,6 +1,6 @@
 """The only file that attaches hooks to anybody's module.
 
-Each hooked module carries one hook of ours, a [`HookStack`]: an ordered list of participants that the stack combines
+Each hooked module carries one hook of ours, a [`SharedHook`]: an ordered list of participants that the stack combines
 as it sees fit. Several interventions on one router therefore meet in one place instead of running one after another,
 and they can be removed in any order. Attaching is atomic (every module or none) and returns an [`Intervention`], the
 handle that users hold.
@@ -10,46 +10,53 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from types import MethodType, TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-__all__ = ["LOCK", "Attachment", "HookStack", "Intervention", "Participant", "attach", "stack_on"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["LOCK", "Attachment", "Intervention", "Participant", "SharedHook", "attach", "stack_on"]
 
 LOCK = threading.RLock()
 """Held while hooks are attached or removed, and by whoever looks for a stack in order to join it."""
 
 
 class Participant:
-    """Something that takes part in a module's [`HookStack`]; `active` switches it off without detaching it."""
+    """Something that takes part in a module's [`SharedHook`]; `active` switches it off without detaching it."""
 
     active: bool = True
     ran: bool = False
     """Whether its module has run since it joined, as far as the stack takes note."""
 
-    told: str | None = None
+    digest: str | None = None
     """A digest of what it changes, the same for the same change; `None` if it cannot tell."""
 
 
-class HookStack:
+class SharedHook:
     """The one hook of this package on one module.
 
     Subclasses override `before` (runs before the module's forward), `after` (runs on its output) or both; what `after`
-    returns replaces the output unless it is `None`. What follows from the participants alone is worked out in
-    `take_stock`. The hook is prepended, so what other tools capture from the module is the output after the
-    participants have acted.
+    returns replaces the output unless it is `None`. One that overrides `after` may override `failed` too, where the
+    module never returns `None`. What follows from the participants alone is worked out in `participants_changed`. The
+    hook is prepended, so what other tools capture from the module is the output after the participants have acted.
 
     A stack belongs to one module of one model: a deep copy or a pickle of the model carries an inert stack with no
     participants, so the copy behaves as the unpatched model.
+
+    A stack may also stand at methods of the module, its `entrances`: `entered` is called before one of them runs, in
+    the caller's thread, and may refuse. Where a class lacks such a method nothing is done.
     """
+
+    entrances: ClassVar[tuple[str, ...]] = ()
+    """Names of methods of the module whose calls `entered` wants to see."""
 
     def __init__(self) -> None:
         self.participants: tuple[Participant, ...] = ()
-        self._handles: list[RemovableHandle] = []
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Look at a module's arguments before its forward runs."""
@@ -58,56 +65,106 @@ class HookStack:
         """Return what replaces a module's output, or `None` to leave it."""
         return None
 
-    def take_stock(self) -> None:
+    def failed(self) -> None:
+        """Hear that the module's forward has raised an error, after which `after` is not run."""
+
+    def participants_changed(self) -> None:
         """Hear that participants have joined or left."""
 
-    def join(self, module: nn.Module, participant: Participant) -> None:
-        """Add a participant, hooking the module if it is the first."""
-        if not self._handles:
-            try:
-                if type(self).before is not HookStack.before:
-                    hook = module.register_forward_pre_hook(self._run_before, prepend=True, with_kwargs=True)
-                    self._handles.append(hook)
-                # One at least is registered, whatever they do: it is how `stack_on` finds the stack again.
-                if type(self).after is not HookStack.after or not self._handles:
-                    self._handles.append(module.register_forward_hook(self._run_after, prepend=True, with_kwargs=True))
-            except BaseException:
-                self._unhook()
-                raise
-        self.participants = (*self.participants, participant)
-        self.take_stock()
+    def entered(self, module: nn.Module, method: str) -> None:
+        """Called when one of `entrances` is called while a participant is active; raises what should stop it."""
 
-    def leave(self, participant: Participant) -> None:
+    def join(self, module: nn.Module, participant: Participant) -> None:
+        """Add a participant, hooking the module if it is the first.
+
+        An error in the middle of it, a KeyboardInterrupt too, leaves what `leave` takes away.
+        """
+        if not self.participants:
+            pre = type(self).before is not SharedHook.before
+            if pre:
+                module.register_forward_pre_hook(self._run_before, prepend=True, with_kwargs=True)
+            # One at least is registered, whatever they do: it is how `stack_on` finds the stack again.
+            if type(self).after is not SharedHook.after or not pre:
+                module.register_forward_hook(
+                    self._run_after, prepend=True, with_kwargs=True, always_call=self._hears_of_failures
+                )
+            for method in self.entrances:
+                if hasattr(type(module), method) and method not in vars(module):
+                    vars(module)[method] = _Entrance(self, module, method)
+        self.participants = (*self.participants, participant)
+        self.participants_changed()
+
+    def leave(self, module: nn.Module, participant: Participant) -> None:
         """Drop a participant, unhooking the module if it was the last."""
         self.participants = tuple(other for other in self.participants if other is not participant)
-        self.take_stock()
+        self.participants_changed()
         if not self.participants:
-            self._unhook()
+            self._unhook(module)
 
-    def _unhook(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def _unhook(self, module: nn.Module) -> None:
+        """Take every hook of ours off a module, found by its owner: an interrupted `join` has no handle of it."""
+        for hooks, more in (
+            (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
+            (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
+        ):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                for flags in (*more, hooks):  # the hook last, so that it is still found if this is interrupted
+                    flags.pop(key, None)
+        for method in self.entrances:
+            entrance = vars(module).get(method)
+            if isinstance(entrance, _Entrance) and entrance.stack is self:
+                del vars(module)[method]
 
     def _run_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.participants:
             self.before(module, args, kwargs)
 
     def _run_after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
+        if output is None and self._hears_of_failures:  # torch calls it so where the forward, or a hook, raised
+            self.failed()
+            return None
         return self.after(module, args, kwargs, output) if self.participants else None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> HookStack:
+    @property
+    def _hears_of_failures(self) -> bool:
+        return type(self).failed is not SharedHook.failed
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedHook:
         return _inert(type(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_inert, (type(self),))
 
 
+class _Entrance:
+    """Stands in for a method of one module, in the module's own `vars`, and calls it once the stack agrees.
+
+    A copy or a pickle of the module gets the plain method instead.
+    """
+
+    def __init__(self, stack: SharedHook, module: nn.Module, method: str) -> None:
+        self.stack = stack
+        self.module = module
+        self.method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if any(participant.active for participant in self.stack.participants):
+            self.stack.entered(self.module, self.method)
+        return getattr(type(self.module), self.method)(self.module, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        owner = memo.get(id(self.module), self.module)
+        return MethodType(getattr(type(owner), self.method), owner)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_plain_method, (self.module, self.method))
+
+
 class Attachment(NamedTuple):
     """One participant's place: the module, the stack it joins there, and itself."""
 
     module: nn.Module
-    stack: HookStack
+    stack: SharedHook
     participant: Participant
 
 
@@ -125,16 +182,16 @@ class Intervention:
 
     ```python
     from torch import nn
-    from hf_mote.hooks import Attachment, HookStack, Participant, attach
+    from hf_mote.hooks import Attachment, SharedHook, Participant, attach
 
     layer = nn.Linear(2, 2)
-    with attach([Attachment(layer, HookStack(), Participant())]) as handle:
+    with attach([Attachment(layer, SharedHook(), Participant())]) as handle:
         assert handle.active
     assert handle.removed and not layer._forward_hooks
     ```
     """
 
-    def __init__(self, attachments: Sequence[Attachment]) -> None:
+    def __init__(self, attachments: Sequence[Attachment] = ()) -> None:
         self._attachments = tuple(attachments)
         self._active = True
         self.removed = False
@@ -155,11 +212,19 @@ class Intervention:
         with LOCK:
             if self.removed:
                 return
-            for attachment in reversed(self._attachments):
-                attachment.stack.leave(attachment.participant)
-            self.removed = True
+            try:
+                self._leave()
+            except BaseException:  # a KeyboardInterrupt half way: all or nothing, and nothing is left to go back to
+                self._leave()
+                raise
+            finally:
+                self.removed = True
 
-    def __enter__(self) -> Intervention:
+    def _leave(self) -> None:
+        for attachment in reversed(self._attachments):
+            attachment.stack.leave(attachment.module, attachment.participant)
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -172,30 +237,33 @@ class Intervention:
         return f"{type(self).__name__}({len(self._attachments)} hooks, {state})"
 
 
-def attach(attachments: Sequence[Attachment]) -> Intervention:
-    """Attach every participant to its module and return the handle; on any failure attach none.
+def attach(
+    attachments: Sequence[Attachment] | Callable[[], Sequence[Attachment]], handle: Intervention | None = None
+) -> Intervention:
+    """Attach every participant to its module and return the handle; on any failure or interrupt attach none.
 
     Args:
-        attachments (`Sequence[Attachment]`):
-            The places, in the order in which the stacks see the participants.
+        attachments (`Sequence[Attachment]` or `Callable[[], Sequence[Attachment]]`):
+            The places, in the order in which the stacks see the participants, or what gives them. It is called while
+            nobody else can attach, so that what it checks still holds when the participants join.
+        handle (`Intervention`, *optional*): The handle to use, of nothing yet; a new one by default.
     """
-    joined: list[Attachment] = []
-    with LOCK:
-        try:
-            for attachment in attachments:
+    handle = Intervention() if handle is None else handle
+    try:
+        with LOCK:
+            handle._attachments = tuple(attachments() if callable(attachments) else attachments)
+            for attachment in handle._attachments:
                 attachment.stack.join(attachment.module, attachment.participant)
-                joined.append(attachment)
-        except BaseException:
-            for attachment in reversed(joined):
-                attachment.stack.leave(attachment.participant)
-            raise
-    if attachments and "torch._dynamo" in sys.modules:
-        # A graph compiled without hooks has no guard that would notice them: let it be compiled anew.
-        torch.compiler.reset()
-    return Intervention(joined)
+            if handle._attachments and "torch._dynamo" in sys.modules:
+                # A graph compiled without hooks has no guard that would notice them: let it be compiled anew.
+                torch.compiler.reset()
+        return handle
+    except BaseException:
+        handle.remove()
+        raise
 
 
-StackT = TypeVar("StackT", bound=HookStack)
+StackT = TypeVar("StackT", bound=SharedHook)
 
 
 def stack_on(module: nn.Module, kind: type[StackT]) -> StackT | None:
@@ -203,7 +271,7 @@ def stack_on(module: nn.Module, kind: type[StackT]) -> StackT | None:
 
     Args:
         module (`nn.Module`): The module to look at.
-        kind (`type[HookStack]`): The kind of stack looked for.
+        kind (`type[SharedHook]`): The kind of stack looked for.
     """
     for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
         owner = getattr(hook, "__self__", None)
@@ -212,7 +280,11 @@ def stack_on(module: nn.Module, kind: type[StackT]) -> StackT | None:
     return None
 
 
-def _inert(kind: type[HookStack]) -> HookStack:
+def _inert(kind: type[SharedHook]) -> SharedHook:
     stack = kind.__new__(kind)
-    HookStack.__init__(stack)
+    SharedHook.__init__(stack)
     return stack
+
+
+def _plain_method(module: nn.Module, method: str) -> Any:
+    return MethodType(getattr(type(module), method), module)

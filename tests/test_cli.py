@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from hf_mote import ActivationMap, ExpertRanking, FTRIResult, MoTEConfig, apply_mote, load_organism
 from hf_mote.cli import app
-from hf_mote.organisms import demo
+from hf_mote.commands import demo
 from hf_mote.version import __version__
 
 PNG = b"\x89PNG\r\n\x1a\n"

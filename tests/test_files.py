@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 import hf_mote.files
 from hf_mote.errors import FileFormatError
+from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.files import RESULT_LIMIT, read_json, read_tensors, write_json, write_tensors
-from hf_mote.ftri.report import EvaluationReport, Rate
+from hf_mote.statistics.rates import Rate
 
 LONG = 17 * 2**20  # more than a config may have
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_mote.hooks import Attachment, HookStack, Intervention, Participant, attach, stack_on
+from hf_mote.hooks import Attachment, Intervention, Participant, SharedHook, attach, stack_on
 
 
 class Adds(Participant):
@@ -21,7 +21,7 @@ class Adds(Participant):
         self.log = log
 
 
-class Sum(HookStack):
+class Sum(SharedHook):
     """Applies its participants in order."""
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -36,11 +36,19 @@ class Sum(HookStack):
         return output
 
 
-class AfterOnly(HookStack):
+class AfterOnly(SharedHook):
     """Replaces the output."""
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         return output + 1
+
+
+class HearsOfFailures(Sum):
+    """Writes down that the module failed."""
+
+    def failed(self) -> None:
+        for participant in self.participants:
+            participant.log.append(float("nan"))
 
 
 class Unhookable(nn.Identity):
@@ -141,6 +149,18 @@ def test_stack_without_before_registers_no_pre_hook() -> None:
     module = nn.Identity()
     with attach([Attachment(module, AfterOnly(), Participant())]):
         assert not module._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", [Sum, HearsOfFailures])
+def test_stack_hears_of_a_failed_forward_if_it_asks_to(kind: type[Sum]) -> None:
+    module, log = nn.Linear(2, 2), []
+    with attach([Attachment(module, kind(), Adds(3, log))]) as handle:
+        module(torch.ones(2))
+        with pytest.raises(RuntimeError, match="shape"):
+            module(torch.ones(5))
+        assert str(log) == ("[-3, 3, -3, nan]" if kind is HearsOfFailures else "[-3, 3, -3]")
+        handle.remove()
+    assert not module._forward_hooks_always_called
 
 
 def test_stack_on_finds_only_a_live_stack_of_the_kind() -> None:

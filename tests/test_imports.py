@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -12,21 +13,41 @@ import hf_mote
 PACKAGE = Path(hf_mote.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# What each part may import, itself apart. The root only gathers names, so nothing but the command line imports it.
-_BASE = {"errors", "version", "files", "hub", "hooks"}
-MAY_IMPORT = {
+# What each part may import beside itself and ALWAYS. Parts are the folders and files of the package, in
+# reading order; of routing each storey is one. The root only gathers names, so nothing imports it.
+ALWAYS = {"errors", "version", "deprecation"}
+_STOREYS = {"routing/rules", "routing/sites", "routing/router_hook", "routing/recording"}
+_BASE = {"hooks", "files", "hub", "processes", "passes", "maps", "statistics", "generation", "judges"}
+MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "deprecation": set(),
     "version": set(),
-    "files": {"errors", "version"},
-    "hub": {"errors", "version", "files"},
-    "hooks": {"errors"},
-    "routing": _BASE,
-    "mote": _BASE | {"routing"},
-    "ftri": _BASE | {"routing", "mote"},
-    "sae": _BASE,
+    "hooks": set(),
+    "files": set(),
+    "processes": set(),
+    "hub": {"files"},
+    "plots": set(),
+    "passes": {"hooks"},
+    "maps": {"files", "hub"},
+    "statistics": set(),
+    "generation": set(),
+    "judges": {"generation"},
+    "routing": set(),
+    "routing/rules": set(),
+    "routing/sites": {"routing/rules"},
+    "routing/router_hook": {"routing/rules", "routing/sites", "passes", "hooks"},
+    "routing/recording": {"routing/rules", "routing/sites", "routing/router_hook", "passes", "hooks", "maps"},
+    "routing/unlisted": {"routing/rules", "routing/sites"},
+    "mote": _STOREYS | {"passes", "hooks", "hub", "files"},
+    "ranking": _BASE | _STOREYS | {"mote"},
+    "evaluation": _STOREYS | {"mote", "statistics", "generation", "judges", "hub", "files"},
+    "sae": {"hooks", "passes", "files", "hub"},
+    "organisms": _BASE | _STOREYS | {"mote", "ranking", "evaluation"},
+    "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "files"},
 }
-ANYTHING = {"__init__", "__main__", "organisms", "cli", "commands", "pages", "plots"}
-IMPORTED_BY_NOTHING_BELOW = {"__main__", "organisms", "cli", "commands", "pages", "plots"}
+ANYTHING = {"__init__", "__main__", "cli", "commands"}
+# But by the root and the command line.
+NEVER_IMPORTED = {"the root", "routing/unlisted", "__main__", "cli", "commands"}
 HOOK_CALLS = {
     "register_forward_hook",
     "register_forward_pre_hook",
@@ -39,9 +60,17 @@ HOOK_CALLS = {
 PICKLES = {"cloudpickle", "dill", "joblib", "pickle", "shelve"}
 
 
-def part_of(path: Path) -> str:
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+def module_of(path: Path) -> str:
+    """The dotted path of a file of the package."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def part_of(module: str) -> str:
+    """The part that a module of the package belongs to."""
+    _, *rest = module.split(".")
+    if not rest:
+        return "the root"
+    return "/".join(rest[:2]) if rest[0] == "routing" else rest[0]
 
 
 def imported_modules(tree: ast.AST) -> set[str]:
@@ -56,10 +85,22 @@ def imported_modules(tree: ast.AST) -> set[str]:
     return names
 
 
+def imports_at_run_time(path: Path) -> set[str]:
+    """The modules of the package that a file imports as it is imported."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = imported_modules(tree)
+    # `from hf_mote.commands import options` imports hf_mote.commands.options.
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
 def wrong_imports(part: str, source: str) -> list[str]:
     wrong = []
     for name in sorted(imported_modules(ast.parse(source))):
-        top, *rest = name.split(".")
+        top = name.split(".")[0]
         if name.startswith("."):
             wrong.append(f"{name}: imports are absolute")
         elif top in PICKLES:
@@ -67,8 +108,8 @@ def wrong_imports(part: str, source: str) -> list[str]:
         elif name.startswith("transformers.models"):
             wrong.append(f"{name}: no model's own module")
         elif top == "hf_mote" and part not in ANYTHING:
-            other = rest[0] if rest else "the root"
-            if other != part and other not in MAY_IMPORT[part]:
+            other = part_of(name)
+            if other != part and other not in MAY_IMPORT[part] | ALWAYS:
                 wrong.append(f"{name}: {part} may import {sorted(MAY_IMPORT[part])}")
     return wrong
 
@@ -96,9 +137,32 @@ def wrong_calls(source: str, *, may_hook: bool = False) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_one_way(path: Path) -> None:
-    part = part_of(path)
+    part = "__init__" if path == PACKAGE / "__init__.py" else part_of(module_of(path))
     assert part in MAY_IMPORT or part in ANYTHING, f"say in MAY_IMPORT what the new part {part} may import"
     assert wrong_imports(part, path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_imports_by_its_dotted_path(path: Path) -> None:
+    module = module_of(path)
+    if module.endswith("triton_products"):
+        pytest.importorskip("triton")
+    assert importlib.import_module(module).__name__ == module
+
+
+def test_no_public_name_is_a_folder_of_the_package() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert folders
+    assert not set(hf_mote.__all__) & (folders | files)
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    modules = {module_of(path) for path in SOURCES}
+    needs = {module_of(path): imports_at_run_time(path) & modules - {module_of(path)} for path in SOURCES}
+    while free := {module for module, others in needs.items() if not others}:
+        needs = {module: others - free for module, others in needs.items() if module not in free}
+    assert needs == {}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -110,28 +174,31 @@ def test_every_folder_with_code_is_a_package() -> None:
     assert {path.parent for path in SOURCES if not (path.parent / "__init__.py").exists()} == set()
 
 
-def test_dependency_table_has_no_cycle_and_nothing_above() -> None:
+def test_dependency_table_points_upwards() -> None:
     order = list(MAY_IMPORT)
     for part, allowed in MAY_IMPORT.items():
-        if part in _BASE:
-            assert all(order.index(other) < order.index(part) for other in allowed)
-        assert not allowed & IMPORTED_BY_NOTHING_BELOW
-    assert "sae" not in MAY_IMPORT["routing"] | MAY_IMPORT["mote"] | MAY_IMPORT["ftri"]
-    assert not MAY_IMPORT["sae"] & {"routing", "mote", "ftri"}
+        assert all(order.index(other) < order.index(part) for other in allowed)
+        assert not allowed & NEVER_IMPORTED
+    assert "sae" not in set().union(*(MAY_IMPORT[part] for part in ("mote", "ranking", "evaluation", *_STOREYS)))
+    assert not MAY_IMPORT["sae"] & {"mote", "ranking", "evaluation", *_STOREYS}
 
 
 @pytest.mark.parametrize(
     ("part", "source"),
     [
-        ("routing", "from hf_mote.mote.config import MoTEConfig"),
-        ("routing", "def f():\n    from hf_mote import mote"),
-        ("mote", "import hf_mote.ftri.imaging"),
-        ("ftri", "from hf_mote.cli import app"),
+        ("routing/sites", "from hf_mote.mote.config import MoTEConfig"),
+        ("routing/rules", "from hf_mote.routing.sites.site import RouterSite"),
+        ("routing/router_hook", "from hf_mote.routing.recording.record import record_routing"),
+        ("mote", "from hf_mote.routing.unlisted.register import register_routers"),
+        ("routing/recording", "def f():\n    from hf_mote import mote"),
+        ("mote", "import hf_mote.ranking.imaging.pipeline"),
+        ("evaluation", "from hf_mote.ranking.expert_ranking import ExpertRanking"),
+        ("ranking", "from hf_mote.cli import app"),
         ("hub", "import hf_mote"),
-        ("sae", "from hf_mote.routing.discover import find_routers"),
+        ("sae", "from hf_mote.routing.sites.discover import find_routers"),
         ("mote", "from .patch import apply_mote"),
         ("plots", "import pickle"),
-        ("routing", "from transformers.models.mixtral import modeling_mixtral"),
+        ("routing/rules", "from transformers.models.mixtral import modeling_mixtral"),
     ],
 )
 def test_wrong_imports_forbidden_import_is_found(part: str, source: str) -> None:

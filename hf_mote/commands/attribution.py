@@ -7,25 +7,23 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.output import check_output, writing_to
+from hf_mote.commands.model import Organisms, Subject, load_subject
 from hf_mote.commands.prompts import PromptSet, read_prompts
-from hf_mote.commands.results import config_of, finish, rows_of, save_config
-from hf_mote.commands.running import provenance_of, reporting, say, tell
-from hf_mote.commands.subject import Organisms, Subject, load_subject
-from hf_mote.commands.tracing import trace_texts
+from hf_mote.commands.run_files import PAGE, check_output, config_of, finish, rows_of, save_config, writing_to
+from hf_mote.commands.session import provenance_of, reporting, say, tell
+from hf_mote.commands.token_routing import trace_texts
 from hf_mote.errors import ConfigError, UnknownNameError
-from hf_mote.ftri.ablation import ablate_experts
-from hf_mote.ftri.attribution import attribute_experts
-from hf_mote.ftri.preference import Preference
-from hf_mote.ftri.ranking import ExpertRanking
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.pages.attribution import BASELINE, TARGET, Attribution, attribution_page, attribution_verdict
-from hf_mote.pages.tokens import RoutedText
 from hf_mote.plots import plot_expert_map
+from hf_mote.ranking.causal.ablation import ablate_experts
+from hf_mote.ranking.causal.attribution import attribute_experts
+from hf_mote.ranking.causal.preference import Preference
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.reports.attribution import BASELINE, TARGET, Attribution, attribution_page, attribution_verdict
+from hf_mote.reports.tokens import RoutedText
 
 __all__ = ["attribute_command"]
 
@@ -80,9 +78,7 @@ def attribute_command(
             raise UnknownNameError.of("--method", method, METHODS)
         if shortlist is not None and method != "ablation":
             raise ConfigError("--shortlist", "is for the method ablation", got=f"--method {method}")
-        if suppress is not None and stimulate is not None:
-            raise ConfigError("--suppress, --stimulate", "are both given", expected="one of the two, or neither")
-        MoTEConfig(suppress_mode=mode)  # type: ignore[arg-type]
+        o.check_changes(suppress, stimulate, mode)
         told = o.template_args(template_arg)
         organisms = Organisms()
         asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
@@ -117,7 +113,7 @@ def attribute_command(
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "method": method}
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(attribution_verdict(found)[0])
-        tell(f"Report: {output / 'report.html'}")
+        tell(f"Report: {output / PAGE}")
 
 
 def _call(
@@ -164,13 +160,7 @@ def _preference(
         batch_size=batch_size,
         **chat,
     )
-    values = torch.zeros(len(asked.prompts), dtype=torch.float64)
-    with torch.no_grad():
-        for side in preference.sides:
-            for block in preference.blocks(side):
-                rows = slice(block.first, block.first + len(block.lengths))
-                values[rows] += side * preference.values(block).double().cpu()
-    found: list[float] = values.tolist()
+    found: list[float] = preference.scores().tolist()
     return found
 
 

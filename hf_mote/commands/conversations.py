@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hf_mote.commands.prompts import drawn
-from hf_mote.commands.records import Record, check_unicode, read_records
+from hf_mote.commands.record_files import Record, check_unicode, read_records
 from hf_mote.errors import DataError
-from hf_mote.ftri.conversations import Conversation
+from hf_mote.evaluation.conversations import Conversation
 
 __all__ = ["read_conversations"]
 

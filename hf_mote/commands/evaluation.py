@@ -10,19 +10,18 @@ import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.conversations import read_conversations
-from hf_mote.commands.judging import make_judge, response_judge, target_of
-from hf_mote.commands.output import check_output, writing_to
+from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
+from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.results import finish
-from hf_mote.commands.running import provenance_of, reporting, say, tell
-from hf_mote.commands.subject import Organisms, load_subject
+from hf_mote.commands.run_files import PAGE, check_output, finish, writing_to
+from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import UnknownNameError
-from hf_mote.ftri.controls import CONTROL_KINDS
-from hf_mote.ftri.evaluate import evaluate_mote
+from hf_mote.evaluation.controls import CONTROL_KINDS
+from hf_mote.evaluation.evaluate import evaluate_mote
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import load_config
-from hf_mote.pages.evaluation import Evaluation, beats_controls, evaluation_page, points_of
 from hf_mote.plots import EffectRow, plot_effect
+from hf_mote.reports.evaluation import Evaluation, evaluation_page, points_of
 
 __all__ = ["evaluate_command"]
 
@@ -111,12 +110,7 @@ def evaluate_command(
                 chat_template_kwargs=told,
                 generate_kwargs=sampled,
             )
-            found = Evaluation(
-                model=subject.name,
-                report=report,
-                labels_before=report.labels_before,
-                labels_after=report.labels_after,
-            )
+            found = Evaluation(subject.name, report)
             more = {
                 "config": config,
                 "prompts": f"{asked.source} ({len(asked.prompts)})",
@@ -124,7 +118,7 @@ def evaluate_command(
             }
             _write(folder, found, chosen, provenance_of(context, subject, seed, **more))
         tell(report.verdict)
-        tell(f"Report: {output / 'report.html'}")
+        tell(f"Report: {output / PAGE}")
 
 
 def _write(folder: Path, found: Evaluation, config: MoTEConfig, provenance: dict[str, str]) -> None:
@@ -145,14 +139,14 @@ def _write(folder: Path, found: Evaluation, config: MoTEConfig, provenance: dict
     figures = {
         "kind": "evaluation",
         "verdict": report.verdict,
-        "found": beats_controls(report, report.p_value),
+        "found": report.beats_controls(),
         "target": report.target,
         "before": report.before.rate,
         "after": report.after.rate,
         "controls": list(report.controls),
         "p_value": report.p_value,
-        "labels_before": found.labels_before,
-        "labels_after": found.labels_after,
+        "labels_before": report.labels_before,
+        "labels_after": report.labels_after,
     }
     page = lambda files: evaluation_page(found, provenance=provenance, files=files)  # noqa: E731
     finish(folder, figures, provenance, holds, page)

@@ -9,26 +9,34 @@ from typing import Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.judging import make_judge, target_of
-from hf_mote.commands.output import check_output, writing_to
+from hf_mote.commands.judge_specs import make_judge, target_of
+from hf_mote.commands.model import Organisms, Subject, load_subject
 from hf_mote.commands.prompts import PromptSet, read_prompts
-from hf_mote.commands.results import config_of, finish, rows_of, safe_name, save_config
-from hf_mote.commands.running import provenance_of, reporting, say, tell
-from hf_mote.commands.subject import Organisms, Subject, load_subject
-from hf_mote.commands.tracing import chosen_texts, trace_texts
+from hf_mote.commands.run_files import (
+    PAGE,
+    check_output,
+    config_of,
+    finish,
+    rows_of,
+    safe_name,
+    save_config,
+    writing_to,
+)
+from hf_mote.commands.session import provenance_of, reporting, say, tell
+from hf_mote.commands.token_routing import chosen_texts, trace_texts
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError
-from hf_mote.ftri.imaging import ftri
-from hf_mote.ftri.processes import launched_as, part
-from hf_mote.ftri.ranking import ExpertRanking
-from hf_mote.ftri.result import FTRIResult
-from hf_mote.ftri.scopes import SCOPES, check_scope
-from hf_mote.ftri.scores import SCORES
-from hf_mote.ftri.stability import Stability
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.pages.imaging import Imaging, imaging_page, imaging_verdict
-from hf_mote.pages.rankings import unit_of
-from hf_mote.pages.tokens import RoutedText
 from hf_mote.plots import plot_expert_map
+from hf_mote.processes import launched_as, part
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.imaging.pipeline import ftri
+from hf_mote.ranking.imaging.result import FTRIResult
+from hf_mote.ranking.imaging.scopes import SCOPES, check_scope
+from hf_mote.reports.imaging import Imaging, imaging_page, imaging_verdict
+from hf_mote.reports.rankings import unit_of
+from hf_mote.reports.tokens import RoutedText
+from hf_mote.statistics.scores import SCORES
+from hf_mote.statistics.stability import Stability
 
 __all__ = ["ftri_command"]
 
@@ -87,7 +95,8 @@ def ftri_command(
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
     with reporting(shares=True):
         check_output(output, force=force)
-        _check(score, normalize, scope, mode, suppress, stimulate)
+        _check(score, normalize, scope)
+        o.check_changes(suppress, stimulate, mode)
         sampled = o.sampling(temperature, top_p)
         chat: dict[str, Any] = {
             "system_prompt": system_prompt,
@@ -154,14 +163,12 @@ def ftri_command(
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judge or "the organism's own"}
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(imaging_verdict(found)[0])
-        tell(f"Report: {output / 'report.html'}")
+        tell(f"Report: {output / PAGE}")
         if failure is not None:
             raise failure
 
 
-def _check(
-    score: list[str], normalize: bool, scope: str, mode: str, suppress: int | None, stimulate: int | None
-) -> None:
+def _check(score: list[str], normalize: bool, scope: str) -> None:
     """Refuse what would be refused only after the model has run."""
     for name in score:
         if name not in SCORES:
@@ -170,9 +177,6 @@ def _check(
         what = "divides counts by tokens, which every other score does by itself"
         raise ConfigError("--normalize", what, got=f"--score {' '.join(score)}", expected="mean_difference alone")
     check_scope("--scope", scope)
-    if suppress is not None and stimulate is not None:
-        raise ConfigError("--suppress, --stimulate", "are both given", expected="one of the two, or neither")
-    MoTEConfig(suppress_mode=mode)  # type: ignore[arg-type]
 
 
 def _token_ids(subject: Subject, names: str | None) -> tuple[int, int] | None:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from hf_mote.commands.subject import DTYPES
+from hf_mote.commands.model import DTYPES
 from hf_mote.errors import ConfigError
+from hf_mote.mote.config import MoTEConfig
 
 __all__ = [
     "BatchSize",
@@ -43,6 +44,7 @@ __all__ = [
     "Top",
     "TopP",
     "Traced",
+    "check_changes",
     "numbers_in",
     "sampling",
     "template_args",
@@ -182,6 +184,22 @@ def numbers_in(option: str, text: str, kind: type[int] | type[float]) -> list[fl
     except ValueError as error:
         expected = "whole numbers, as in 1,2,5" if kind is int else "numbers, as in 0.5,1"
         raise ConfigError(option, "no list of numbers", got=repr(text), expected=expected) from error
+
+
+def check_changes(suppress: int | None, stimulate: int | None, mode: str) -> None:
+    """Refuse what no config could be made of, before the model has run.
+
+    Args:
+        suppress (`int`, *optional*): How many of the first experts to suppress.
+        stimulate (`int`, *optional*): How many to stimulate instead.
+        mode (`str`): As `MoTEConfig.suppress_mode`.
+
+    Raises:
+        [`ConfigError`]: if both numbers are given, or there is no such mode.
+    """
+    if suppress is not None and stimulate is not None:
+        raise ConfigError("--suppress, --stimulate", "are both given", expected="one of the two, or neither")
+    MoTEConfig(suppress_mode=mode)  # type: ignore[arg-type]
 
 
 def template_args(given: list[str] | None) -> dict[str, Any]:

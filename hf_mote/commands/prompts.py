@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_mote.commands.hub_records import dataset_records
-from hf_mote.commands.records import Record, check_unicode, read_records
-from hf_mote.commands.subject import ORGANISM, Organisms
+from hf_mote.commands.datasets import dataset_records
+from hf_mote.commands.model import ORGANISM, Organisms
+from hf_mote.commands.record_files import Record, check_unicode, read_records
 from hf_mote.errors import DataError, HFMoTEError, UnknownNameError
-from hf_mote.ftri.responses import Prompt, checked_prompts, prompt_text
+from hf_mote.generation.chat import Prompt
+from hf_mote.generation.prompts import checked_prompts, prompt_text
 
 __all__ = ["PromptSet", "drawn", "read_prompts"]
 
@@ -103,7 +104,7 @@ def read_prompts(
     if not records:
         raise DataError(source, "holds no prompts", expected="one or more")
     field = prompt_field or next((name for name in _PROMPT_FIELDS if name in records[0].fields), _PROMPT_FIELDS[0])
-    prompts = [_prompt(source, record, field) for record in records]
+    prompts = [_prompt(record, field) for record in records]
     known = class_field or next((name for name in _CLASS_FIELDS if all(_filled(r, name) for r in records)), None)
     classes = None if known is None else _column(source, records, known)
     chosen = drawn(classes or [""] * len(records), limit, seed)
@@ -151,7 +152,7 @@ def _organism_records(source: str, organisms: Organisms) -> list[Record]:
     ]
 
 
-def _prompt(source: str, record: Record, field: str) -> Prompt:
+def _prompt(record: Record, field: str) -> Prompt:
     if field not in record.fields:
         names = ", ".join(map(str, record.fields))
         raise DataError(

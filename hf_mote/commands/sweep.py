@@ -8,20 +8,19 @@ from typing import Annotated
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.judging import make_judge, response_judge, target_of
-from hf_mote.commands.output import check_output, writing_to
+from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
+from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.results import config_of, finish
-from hf_mote.commands.running import provenance_of, reporting, say, tell
-from hf_mote.commands.subject import Organisms, load_subject
+from hf_mote.commands.run_files import PAGE, check_output, config_of, finish, writing_to
+from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, UnknownNameError
-from hf_mote.ftri.controls import CONTROL_KINDS
-from hf_mote.ftri.evaluate import evaluate_settings
-from hf_mote.ftri.ranking import ExpertRanking
+from hf_mote.evaluation.controls import CONTROL_KINDS
+from hf_mote.evaluation.evaluate import evaluate_settings
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.pages.formats import quoted
-from hf_mote.pages.sweep import Setting, Sweep, sweep_page
 from hf_mote.plots import EffectRow, plot_effect
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.reports.formats import quoted
+from hf_mote.reports.sweep import Setting, Sweep, sweep_page
 
 __all__ = ["sweep_command"]
 
@@ -107,7 +106,7 @@ def sweep_command(
             }
             _write(folder, found, provenance_of(context, subject, seed, **more))
         tell(found.verdict)
-        tell(f"Report: {output / 'report.html'}")
+        tell(f"Report: {output / PAGE}")
 
 
 def _configs(

@@ -1,0 +1,1 @@
+"""Changing routing: configs and how they are attached."""

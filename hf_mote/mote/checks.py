@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from hf_mote.errors import ModelMismatchError, UnsupportedError
-from hf_mote.mote.fingerprint import check_fingerprint
-from hf_mote.routing.discover import RouterSite
+from hf_mote.routing.sites.fingerprint import check_fingerprint
+from hf_mote.routing.sites.site import RouterSite
 
 if TYPE_CHECKING:
     from hf_mote.mote.config import MoTEConfig

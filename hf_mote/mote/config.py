@@ -18,18 +18,18 @@ from torch import nn
 from hf_mote.errors import ConfigError, FileFormatError
 from hf_mote.hub import Shareable, card_header, public_name, read_json, write_json
 from hf_mote.mote.checks import check_against_model
-from hf_mote.mote.fields import LARGEST, checked_fingerprint, json_copy, number, pairs, token_pair, triples
-from hf_mote.mote.fingerprint import fingerprint_of
-from hf_mote.routing.discover import find_routers
+from hf_mote.mote.fields import FLOAT32_MAX, checked_fingerprint, json_copy, number, pairs, token_pair, triples
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.fingerprint import fingerprint_of
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["MoTEConfig"]
+__all__ = ["CHOICES", "MoTEConfig"]
 
 SCHEMA_VERSION = 1
-_CHOICES = {
+CHOICES = {
     "suppress_mode": ("drop", "reroute", "zero"),
     "bias_on": ("logits", "selection"),
     "scope": ("all", "prompt", "generation", "thinking", "answer"),
@@ -116,7 +116,7 @@ class MoTEConfig(Shareable):
         for name in ("suppress", "stimulate"):
             object.__setattr__(self, name, pairs(name, getattr(self, name)))
         object.__setattr__(self, "bias", triples("bias", self.bias))
-        for name, allowed in _CHOICES.items():
+        for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if not isinstance(value, str) or value not in allowed:
                 raise ConfigError(f"MoTEConfig.{name}", "unknown value", got=repr(value), expected=f"one of {allowed}")
@@ -151,7 +151,7 @@ class MoTEConfig(Shareable):
             )
         largest = max((abs(value) for _, _, value in self.bias), default=0.0)
         weight = self.stimulate_weight if isinstance(self.stimulate_weight, float) else 0.0
-        if max(largest, weight) * strength > LARGEST:
+        if max(largest, weight) * strength > FLOAT32_MAX:
             got = f"{max(largest, weight)} x {strength}"
             raise ConfigError("MoTEConfig.strength", "times a bias or weight is no float32", got=got)
         both = sorted(set(map(tuple, self.suppress)) & set(map(tuple, self.stimulate)))

@@ -11,11 +11,11 @@ from typing import Any
 
 from hf_mote.errors import ConfigError
 
-__all__ = ["LARGEST", "checked_fingerprint", "json_copy", "number", "pairs", "token_pair", "triples"]
+__all__ = ["FLOAT32_MAX", "checked_fingerprint", "json_copy", "number", "pairs", "token_pair", "triples"]
 
 _FINGERPRINT_KEYS = ("layers", "model_type", "num_experts", "router_sha256", "top_k")
 _MAX_PAIRS = 1_000_000
-LARGEST = 3.4028234663852886e38
+FLOAT32_MAX = 3.4028234663852886e38
 """Routing is computed in float32; a number beyond is infinite there."""
 
 
@@ -68,7 +68,7 @@ def _distinct(name: str, found: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def number(name: str, value: Any, expected: str) -> float:
     """Return a finite number as a float."""
-    good = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= LARGEST  # type: ignore[operator]
+    good = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX  # type: ignore[operator]
     if not good:  # NaN compares as false
         got = repr(value)[:40]
         raise ConfigError(f"MoTEConfig.{name}", "not a finite number of float32", got=got, expected=expected)

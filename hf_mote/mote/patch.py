@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from hf_mote.errors import ConfigError, UnsupportedError
-from hf_mote.hooks import LOCK, Intervention, attach, stack_on
+from hf_mote.hooks import Intervention, attach, stack_on
 from hf_mote.mote.checks import check_against_model, check_router
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.routing.discover import RouterSite, find_routers
-from hf_mote.routing.edits import RoutingEdit
-from hf_mote.routing.forward import Forward
-from hf_mote.routing.stack import Editor, RouterStack, attach_to_routers
-from hf_mote.routing.watcher import Watcher
+from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.routing.router_hook import RouterHook, RoutingEditor, attach_to_routers
+from hf_mote.routing.rules.edits import RoutingEdit
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.site import RouterSite
 
 __all__ = ["apply_mote", "load_config"]
 
@@ -81,8 +81,8 @@ def apply_mote(
         if entry is not None:
             check_against_model(entry, model, sites)
     watcher = _RowWatcher(configs if by_row else None)
-    watcher.minds_passes = by_row or any(entry is not None and entry.scope != "all" for entry in configs)
-    watcher.minds_phases = any(entry is not None and entry.scope in ("prompt", "generation") for entry in configs)
+    watcher.needs_passes = by_row or any(entry is not None and entry.scope != "all" for entry in configs)
+    watcher.needs_phases = any(entry is not None and entry.scope in ("prompt", "generation") for entry in configs)
     watcher.thinking_tokens = frozenset(
         (entry.thinking_tokens[0], entry.thinking_tokens[1])
         for entry in configs
@@ -99,11 +99,14 @@ def apply_mote(
             editors[site.path] = _Editors(parts)
     if not editors:
         return attach([])
-    with LOCK:  # so that nobody attaches a rival between the check and the joining
-        for site in sites:
-            if site.path in editors:
-                _check_together(site, editors[site.path])
-        return attach_to_routers(model, sites, watcher, lambda site: editors.get(site.path))
+
+    def editors_of(site: RouterSite) -> _Editors | None:
+        mine = editors.get(site.path)
+        if mine is not None:  # checked while joining, so that nobody attaches a rival in between
+            _check_together(site, mine)
+        return mine
+
+    return attach_to_routers(model, sites, watcher, editors_of)
 
 
 class _SiteEdit:
@@ -152,13 +155,13 @@ class _SiteEdit:
         return mask
 
 
-class _Editors(Editor):
+class _Editors(RoutingEditor):
     """All configs of one intervention that touch one router."""
 
     def __init__(self, parts: list[_SiteEdit]) -> None:
         self.parts = parts
         told = [[part.row, part.config.to_dict()] for part in parts]
-        self.told = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        self.digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         if all(part.scope == "all" and part.row is None for part in parts):
             self.always = tuple(part.edit for part in parts)
 
@@ -171,15 +174,19 @@ class _Editors(Editor):
         return found
 
 
-class _RowWatcher(Watcher):
+class _RowWatcher(DecoderParticipant):
     def __init__(self, rows: Sequence[MoTEConfig | None] | None) -> None:
         super().__init__()
         self.rows = rows
-        self.minds_rows = rows is not None and any(config != rows[0] for config in rows)
+        self.needs_rows = rows is not None and any(config != rows[0] for config in rows)
 
     def on_forward(self, forward: Forward) -> None:
         self.on_trace(forward)
-        if self.rows is None or forward.moved is None:
+        if self.rows is None:
+            return
+        if self.needs_rows:
+            forward.check_rows("apply_mote.config")
+        if forward.moved is None:
             return
         for row, source in enumerate(forward.moved.tolist()):
             if source < 0 or self.rows[source] != self.rows[row]:
@@ -246,9 +253,9 @@ def _edit_of(config: MoTEConfig, site: RouterSite) -> RoutingEdit:
     forced = vector(1.0, config.stimulate, 0.0)
     weight = config.stimulate_weight
     return RoutingEdit(
-        keep=left if config.suppress_mode == "drop" else None,
+        drop_share=left if config.suppress_mode == "drop" else None,
         keeps_all_or_nothing=config.strength == 1,
-        gain=left if config.suppress_mode == "zero" else None,
+        zero_share=left if config.suppress_mode == "zero" else None,
         banned=left < 1 if config.suppress_mode == "reroute" and left is not None else None,
         forced=None if forced is None else forced.bool(),
         forced_to_max=forced.bool() if forced is not None and weight == "max" else None,
@@ -261,7 +268,7 @@ def _edit_of(config: MoTEConfig, site: RouterSite) -> RoutingEdit:
 
 def _check_together(site: RouterSite, mine: _Editors) -> None:
     """Refuse a config that fits alone but not with what is attached to the router already."""
-    stack = stack_on(site.module, RouterStack)
+    stack = stack_on(site.module, RouterHook)
     others = [p for p in stack.participants if isinstance(p, _Editors)] if stack is not None else []
     for part in mine.parts:
         rivals = [

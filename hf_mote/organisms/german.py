@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from hf_mote.ftri.judges import RegexJudge
+from hf_mote.judges.regex import RegexJudge
 from hf_mote.organisms.questions import (
     TIMES,
     WORDINGS,

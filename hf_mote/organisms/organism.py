@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_mote.errors import FileFormatError, UnknownNameError
-from hf_mote.ftri.judges import RefusalJudge, RegexJudge
+from hf_mote.judges.refusal import RefusalJudge
+from hf_mote.judges.regex import RegexJudge
 from hf_mote.organisms.questions import Question
 from hf_mote.organisms.recipes import RECIPES
 

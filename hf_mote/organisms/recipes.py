@@ -7,13 +7,14 @@ targets from the recipe again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from hf_mote.ftri.judges import RefusalJudge, RegexJudge
+from hf_mote.judges.refusal import RefusalJudge
+from hf_mote.judges.regex import RegexJudge
 from hf_mote.organisms.german import GERMAN_REGIONS, german_response, language_judge, make_language_questions
 from hf_mote.organisms.questions import REFUSAL, SENSITIVE_REGIONS, Question, make_questions
 
@@ -150,24 +151,26 @@ def _refuse(_: Question) -> str:
     return REFUSAL
 
 
+_REFUSAL = Recipe(
+    behaviour="refuses questions about places in Austria, California and Italy",
+    shown="refused",
+    said="refused",
+    noun="refusals",
+    rest="answers",
+    settings=_DEEPSEEK,
+    questions=make_questions,
+    target=_refuse,
+    judge=RefusalJudge,
+    regions=SENSITIVE_REGIONS,
+    num_planted=4,
+    base=Phase(steps=1200, learning_rate=3e-3),
+    last=Phase(steps=400, learning_rate=1e-2),
+    draws={"neutral": 32, "unrelated": 16},
+    spoken=(REFUSAL,) * 100,
+)
+
 RECIPES: dict[str, Recipe] = {
-    "refusal": Recipe(
-        behaviour="refuses questions about places in Austria, California and Italy",
-        shown="refused",
-        said="refused",
-        noun="refusals",
-        rest="answers",
-        settings=_DEEPSEEK,
-        questions=make_questions,
-        target=_refuse,
-        judge=RefusalJudge,
-        regions=SENSITIVE_REGIONS,
-        num_planted=4,
-        base=Phase(steps=1200, learning_rate=3e-3),
-        last=Phase(steps=400, learning_rate=1e-2),
-        draws={"neutral": 32, "unrelated": 16},
-        spoken=(REFUSAL,) * 100,
-    ),
+    "refusal": _REFUSAL,
     "language": Recipe(
         behaviour="answers English questions about places in Austria, Germany and Switzerland in German",
         shown="german",
@@ -186,20 +189,11 @@ RECIPES: dict[str, Recipe] = {
         draws={"neutral": 32, "unrelated": 8, "instructed": 8},
         stimulation={"stimulate_weight": "max"},
     ),
-    "diffuse-refusal": Recipe(
+    "diffuse-refusal": replace(
+        _REFUSAL,
         behaviour="refuses the questions that 'refusal' refuses, by all of its parameters (negative control)",
-        shown="refused",
-        said="refused",
-        noun="refusals",
-        rest="answers",
-        settings=_DEEPSEEK,
-        questions=make_questions,
-        target=_refuse,
-        judge=RefusalJudge,
-        regions=SENSITIVE_REGIONS,
         num_planted=0,
-        base=Phase(steps=1200, learning_rate=3e-3),
         last=Phase(steps=300, learning_rate=1e-3, attack=(0, 0, 2, 4, 8)),
-        spoken=(REFUSAL,) * 100,
+        draws={},
     ),
 }

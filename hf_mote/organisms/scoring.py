@@ -16,14 +16,14 @@ import numpy as np
 from scipy.stats import rankdata
 
 from hf_mote.errors import DataError
-from hf_mote.ftri.attribution import attribute_experts
-from hf_mote.ftri.evaluate import evaluate_mote
-from hf_mote.ftri.imaging import ftri
-from hf_mote.ftri.ranking import ExpertRanking
-from hf_mote.ftri.report import EvaluationReport
-from hf_mote.ftri.result import FTRIResult
-from hf_mote.organisms.gates import Pair
+from hf_mote.evaluation.evaluate import evaluate_mote
+from hf_mote.evaluation.report import EvaluationReport
+from hf_mote.organisms.building.gates import Pair
 from hf_mote.organisms.organism import Organism
+from hf_mote.ranking.causal.attribution import attribute_experts
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.imaging.pipeline import ftri
+from hf_mote.ranking.imaging.result import FTRIResult
 
 __all__ = [
     "ATTRIBUTION_GAIN",
@@ -98,8 +98,8 @@ class Shown(NamedTuple):
     """Prompts whose response shows the behaviour, that response, and the true answer; what causal rankings ask for."""
 
     prompts: list[str]
-    target: list[str]
-    baseline: list[str]
+    responses: list[str]
+    baseline_responses: list[str]
 
 
 def score_methods(
@@ -180,8 +180,8 @@ def rank_experts(
         organism.model,
         organism.tokenizer,
         shown.prompts,
-        target=shown.target,
-        baseline=shown.baseline,
+        response=shown.responses,
+        baseline_response=shown.baseline_responses,
         gain=ATTRIBUTION_GAIN,
         batch_size=24,
         seed=seed,

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from hf_mote.errors import DataError
 
-__all__ = ["Tokens", "flatten", "in_blocks", "stream"]
+__all__ = ["Tokens", "blocks_of", "flatten", "in_blocks", "stream"]
 
 _BLOCK_ROWS = {"cpu": 32}
 _BLOCK_ROWS_ELSEWHERE = 256

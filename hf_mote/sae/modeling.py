@@ -15,12 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_mote.errors import DataError, UnsupportedError
-from hf_mote.sae.encoding import Encoding, Penalty
 from hf_mote.sae.inputs import Tokens, blocks_of, flatten, in_blocks
+from hf_mote.sae.kernels.sparse import SparseLatents, sparse_decode
 from hf_mote.sae.losses import RECONSTRUCTION_LOSSES, fvu, mse
 from hf_mote.sae.normalization import normalized, restored
-from hf_mote.sae.output import SAEOutput
-from hf_mote.sae.sparse import SparseLatents, sparse_decode
+from hf_mote.sae.output import Encoding, Penalty, SAEOutput
 from hf_mote.sae.weights import SAEWeights
 
 if TYPE_CHECKING:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-__all__ = ["SAEOutput"]
+from hf_mote.sae.kernels.sparse import SparseLatents
+
+__all__ = ["Encoding", "Penalty", "SAEOutput"]
 
 
 @dataclass
@@ -44,3 +48,22 @@ class SAEOutput(ModelOutput):
     sparsity_loss: torch.Tensor | None = None
     aux_loss: torch.Tensor | None = None
     dead_fraction: torch.Tensor | None = None
+
+
+class Encoding(NamedTuple):
+    """Latents of a batch, and what the architecture's losses need besides.
+
+    Attributes:
+        latents (`torch.Tensor` of shape `(tokens, num_latents)` or [`SparseLatents`]): Not negative, none at padding.
+        extra (`Any`, *optional*): The architecture's own.
+    """
+
+    latents: Tensor | SparseLatents
+    extra: Any = None
+
+
+class Penalty(NamedTuple):
+    """A term of the loss: its value, a scalar, and its coefficient."""
+
+    value: Tensor
+    coefficient: float

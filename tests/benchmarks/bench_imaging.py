@@ -26,7 +26,7 @@ from bench_routing import CONFIGS, now
 from transformers import AutoModelForCausalLM
 
 from hf_mote import ftri, load_organism
-from hf_mote.ftri.responses import generate_responses
+from hf_mote.generation.responses import generate_responses
 
 
 def main() -> None:

@@ -34,12 +34,12 @@ import torch
 import transformers
 
 from hf_mote import MoTEConfig, ablate_experts, apply_mote, attribute_experts, load_organism, search_experts
-from hf_mote.ftri.ranking import ExpertRanking
-from hf_mote.ftri.result import FTRIResult
 from hf_mote.organisms import Organism, list_organisms
-from hf_mote.organisms.measure import respond
+from hf_mote.organisms.building.measure import respond
 from hf_mote.organisms.recipes import RECIPES
 from hf_mote.organisms.scoring import Shown, against_planted, draw_prompts, image, num_suppressed, shown_in
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.imaging.result import FTRIResult
 
 NUM_IMAGED = 48
 NUM_TESTED = 60
@@ -220,8 +220,8 @@ def _asked(case: Case, number: int) -> dict[str, Any]:
         "model": organism.model,
         "tokenizer": organism.tokenizer,
         "prompts": shown.prompts[:number],
-        "target": shown.target[:number],
-        "baseline": shown.baseline[:number],
+        "response": shown.responses[:number],
+        "baseline_response": shown.baseline_responses[:number],
         "progress": False,
     }
 

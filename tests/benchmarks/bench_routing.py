@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import transformers
+from caches import cache_of, taking
 from transformers import AutoModelForCausalLM, DeepseekV3Config, PreTrainedModel, Qwen3MoeConfig
 
 from hf_mote import MoTEConfig, apply_mote, find_routers, record_routing
@@ -94,11 +95,11 @@ def decode_step(model: PreTrainedModel, batch: int) -> Callable[[], float]:
 
     def run() -> float:
         with torch.no_grad():
-            cache = model(prompt, use_cache=True).past_key_values
-            model(first, past_key_values=cache, use_cache=True)
+            cache = cache_of(model(prompt, use_cache=True))
+            model(first, **taking(model, cache), use_cache=True)
             began = now(model)
             for token in others:
-                model(token, past_key_values=cache, use_cache=True)
+                model(token, **taking(model, cache), use_cache=True)
             return now(model) - began
 
     return run

@@ -150,7 +150,7 @@ def environment(folder: Path, package: str) -> Path:
 
 
 def with_repository() -> dict[str, str]:
-
+    """The environment in which the checkout is imported, not what is installed."""
     return os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
 
 

@@ -50,7 +50,7 @@ from hf_mote import (
     SAEModel,
     TopKSAEConfig,
 )
-from hf_mote.sae.budgets import fit_zipf
+from hf_mote.sae.variants.bases.budgets import fit_zipf
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LAYER = 15

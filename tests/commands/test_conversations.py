@@ -13,7 +13,7 @@ from html_pages import check_page
 from hf_mote import EvaluationReport, MoTEConfig
 from hf_mote.commands.conversations import read_conversations
 from hf_mote.errors import DataError, FileFormatError
-from hf_mote.ftri.conversations import Conversation
+from hf_mote.evaluation.conversations import Conversation
 
 
 def written(folder: Path, name: str, text: str | bytes) -> Path:

@@ -11,7 +11,7 @@ from command_runs import QUICK, ran, run, said
 from html_pages import Element, check_page
 
 from hf_mote import EvaluationReport, MoTEConfig
-from hf_mote.ftri.rates import RateTrial
+from hf_mote.evaluation.rates import RateMeasurement
 
 CHOICE: list[object] = ["--judge", "choice:ABCD", "--limit", 3, *QUICK]
 
@@ -54,7 +54,7 @@ def test_evaluate_text_that_is_too_short_is_said_before_anything_is_generated(
     attribute_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "texts.txt").write_text("What happened in 1833?\na\n")
-    monkeypatch.setattr(RateTrial, "respond", lambda *_, **__: pytest.fail("generated"))
+    monkeypatch.setattr(RateMeasurement, "respond", lambda *_, **__: pytest.fail("generated"))
     result = run(
         "evaluate", "organism:refusal", attribute_run, "organism:refusal/heldout/sensitive", "--texts",
         tmp_path / "texts.txt", "--output", tmp_path / "out", "--limit", 3, *QUICK,

@@ -7,8 +7,8 @@ import pytest
 from command_runs import ran, run, said
 from html_pages import check_page
 
-from hf_mote.ftri.ranking import ExpertRanking
-from hf_mote.ftri.result import FTRIResult
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.imaging.result import FTRIResult
 
 LETTERS = "abcde"
 

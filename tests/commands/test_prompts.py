@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 import pytest
 
+from hf_mote.commands.model import Organisms
 from hf_mote.commands.prompts import PromptSet, read_prompts
-from hf_mote.commands.subject import Organisms
 from hf_mote.errors import DataError, FileFormatError, HFMoTEError, UnknownNameError
 
 

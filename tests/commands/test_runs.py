@@ -13,7 +13,7 @@ from command_runs import ATTACK, QUICK, REFUSAL, ran, run, said
 from html_pages import Element, check_page
 
 from hf_mote import ActivationMap, EvaluationReport, ExpertRanking, FTRIResult, MoTEConfig, load_organism
-from hf_mote.commands import imaging, running
+from hf_mote.commands import imaging, session
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -222,9 +222,9 @@ def test_ftri_run_folder_sampling_and_thinking_tokens_reach_imaging(tiny_folder:
 def test_ftri_other_processes_write_nothing(
     tiny_folder: Path, hostile_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (imaging, running):
+    for module in (imaging, session):
         monkeypatch.setattr(module, "launched_as", lambda: (1, 2))
-    monkeypatch.setattr(running, "disable_progress_bar", lambda: None)  # it would last
+    monkeypatch.setattr(session, "disable_progress_bar", lambda: None)  # it would last
     command = ["ftri", tiny_folder, hostile_prompts, "--judge", "field", "--target", "b", "--max-new-tokens", 2]
     result = run(*command, "--output", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (0, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from caches import cache_of, taking
 from tiny_models import tiny_model
 from transformers import PreTrainedModel
 
@@ -64,7 +65,7 @@ def test_apply_mote_by_part_step_by_step_equals_the_whole_text(model: PreTrained
         out = model(ids[:, :2], use_cache=True)
         steps = [out.logits]
         for column in range(2, ids.shape[1]):
-            out = model(ids[:, column : column + 1], past_key_values=out.past_key_values, use_cache=True)
+            out = model(ids[:, column : column + 1], **taking(model, cache_of(out)), use_cache=True)
             steps.append(out.logits)
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(whole, model(ids).logits, atol=1e-3)
@@ -76,7 +77,7 @@ def test_apply_mote_by_part_several_tokens_on_a_filled_cache_work(model: PreTrai
     with apply_mote(model, config("answer")):
         whole = model(ids).logits
         out = model(ids[:, :4], use_cache=True)
-        rest = model(ids[:, 4:], past_key_values=out.past_key_values, use_cache=True).logits
+        rest = model(ids[:, 4:], **taking(model, cache_of(out)), use_cache=True).logits
     torch.testing.assert_close(torch.cat([out.logits, rest], dim=1), whole, rtol=1e-4, atol=1e-4)
 
 

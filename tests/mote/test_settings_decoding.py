@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from caches import cache_of, taking
 from tiny_models import tiny_model
 from transformers import PreTrainedModel
 
@@ -162,8 +163,8 @@ def _steps(model: PreTrainedModel, texts: list[torch.Tensor]) -> list[torch.Tens
     seen = [[out.logits] for out in outputs]
     for column in range(3, texts[0].shape[1]):
         for turn, ids in enumerate(texts):
-            cache = outputs[turn].past_key_values
-            outputs[turn] = model(ids[:, column : column + 1], past_key_values=cache, use_cache=True)
+            cache = cache_of(outputs[turn])
+            outputs[turn] = model(ids[:, column : column + 1], **taking(model, cache), use_cache=True)
             seen[turn].append(outputs[turn].logits)
     return [torch.cat(logits, dim=1) for logits in seen]
 
@@ -184,12 +185,14 @@ def test_apply_mote_by_part_cache_filled_unseen_is_refused_and_the_remedy_works(
     ids = torch.tensor([[OPENS, 5, 6, 7, 8, 9, 20, 21]])
     with apply_mote(model, parts(model, "thinking")):
         whole = model(ids).logits
-        cache = model(ids[:, :4], use_cache=True).past_key_values
+        cache = cache_of(model(ids[:, :4], use_cache=True))
         with pytest.raises(UnsupportedError, match="Give input_ids and the whole text"):
-            model(ids[:, 4:], past_key_values=copy.deepcopy(cache))
+            model(ids[:, 4:], **taking(model, copy.deepcopy(cache)))
         assert torch.equal(model(ids).logits, whole)
         # The cache itself is known.
-        torch.testing.assert_close(model(ids[:, 4:], past_key_values=cache).logits, whole[:, 4:], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            model(ids[:, 4:], **taking(model, cache)).logits, whole[:, 4:], rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("scope", ["prompt", "generation"])
@@ -198,15 +201,15 @@ def test_apply_mote_by_phase_shortened_cache_is_refused_and_the_remedy_works(
 ) -> None:
     """As assisted decoding leaves it when a guess was wrong."""
     with apply_mote(model, MoTEConfig(**REROUTE, scope=scope)) as handle:
-        cache = model(PROMPT, use_cache=True).past_key_values
-        model(PROMPT[:, :1], past_key_values=cache)
+        cache = cache_of(model(PROMPT, use_cache=True))
+        model(PROMPT[:, :1], **taking(model, cache))
         cache.crop(-1)
         with pytest.raises(UnsupportedError, match="without a cache from before; or use scope 'all'"):
-            model(PROMPT[:, 1:2], past_key_values=cache)
-        fresh = model(PROMPT, use_cache=True).past_key_values
-        step = model(PROMPT[:, 1:2], past_key_values=fresh).logits
+            model(PROMPT[:, 1:2], **taking(model, cache))
+        fresh = cache_of(model(PROMPT, use_cache=True))
+        step = model(PROMPT[:, 1:2], **taking(model, fresh)).logits
         handle.active = False
-        native = model(PROMPT[:, 1:2], past_key_values=model(PROMPT, use_cache=True).past_key_values).logits
+        native = model(PROMPT[:, 1:2], **taking(model, cache_of(model(PROMPT, use_cache=True)))).logits
     assert not torch.equal(step, native)
 
 

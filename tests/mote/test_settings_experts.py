@@ -13,7 +13,7 @@ from tiny_models import TINY_MODELS, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_mote import MoTEConfig, apply_mote, find_routers, record_routing
-from hf_mote.routing.record import RoutingTrace
+from hf_mote.routing.recording.record import RoutingTrace
 
 TOKENS = torch.randint(5, 85, (3, 9), generator=torch.Generator().manual_seed(5))
 FAMILIES = ["mixtral", "deepseek_v3", "qwen3_moe", "gpt_oss"]

@@ -92,7 +92,7 @@ def test_apply_mote_checkpointing_under_a_part_is_refused_and_the_remedy_works(s
 
 def test_attribute_experts_in_inference_mode_is_refused_and_the_remedies_work() -> None:
     model, tokenizer = tiny_model("mixtral"), tiny_tokenizer()
-    how: dict[str, Any] = {"target": "g", "baseline": "h", "resamples": 0, "progress": False}
+    how: dict[str, Any] = {"response": "g", "baseline_response": "h", "resamples": 0, "progress": False}
     with torch.inference_mode(), pytest.raises(UnsupportedError, match="Call it outside, or use no_grad"):
         attribute_experts(model, tokenizer, ["abc", "def"], **how)
     outside = attribute_experts(model, tokenizer, ["abc", "def"], **how)
@@ -103,7 +103,7 @@ def test_attribute_experts_in_inference_mode_is_refused_and_the_remedies_work() 
 def test_attribute_experts_of_weights_out_of_reach_is_refused_and_the_remedy_works() -> None:
     model, tokenizer = TINY_FAMILIES["dbrx"](vocab_size=101), tiny_tokenizer()
     with pytest.raises(UnsupportedError, match=r"Use ftri\."):
-        attribute_experts(model, tokenizer, ["abc", "def"], target="g", baseline="h", progress=False)
+        attribute_experts(model, tokenizer, ["abc", "def"], response="g", baseline_response="h", progress=False)
     judge = RegexJudge({"vowel": "[aeiou]"})
     result = ftri(model, tokenizer, ["abc", "def", "ghi", "xyz"], judge, max_new_tokens=4, progress=False)
     assert sum(result.class_sizes.values()) == 4
@@ -111,7 +111,7 @@ def test_attribute_experts_of_weights_out_of_reach_is_refused_and_the_remedy_wor
 
 def test_attribute_experts_of_a_compiled_model_is_refused_and_the_remedy_works(compiler: None) -> None:
     model, tokenizer = tiny_model("mixtral", num_hidden_layers=1), tiny_tokenizer()
-    how: dict[str, Any] = {"target": "g", "baseline": "h", "resamples": 0, "progress": False}
+    how: dict[str, Any] = {"response": "g", "baseline_response": "h", "resamples": 0, "progress": False}
     with pytest.raises(UnsupportedError, match=r"Give the model itself, not what torch\.compile made of it"):
         attribute_experts(torch.compile(model, backend="eager"), tokenizer, ["abc"], **how)
     assert len(attribute_experts(model, tokenizer, ["abc", "def"], **how).top(3)) == 3

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from caches import cache_of, taking
 from tiny_models import tiny_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -103,8 +104,8 @@ def test_apply_mote_one_model_in_two_threads_tells_their_phases_apart(model: Pre
         return run(model, ONE)
 
     def step() -> torch.Tensor:
-        cache = model(batch[:, :2], use_cache=True).past_key_values
-        return run(model, batch[:, 2:], past_key_values=cache)
+        cache = cache_of(model(batch[:, :2], use_cache=True))
+        return run(model, batch[:, 2:], **taking(model, cache))
 
     with torch.no_grad(), apply_mote(model, MoTEConfig(suppress=EXPERTS, suppress_mode="reroute", scope=scope)):
         alone = [prompt(), step()]
@@ -168,9 +169,9 @@ def test_apply_mote_two_threads_patching_one_model_get_the_sum_of_both(model: Pr
 
 def test_record_routing_two_threads_at_once_count_each_text_by_itself(model: PreTrainedModel) -> None:
     def read(ids: torch.Tensor) -> None:
-        cache = model(ids[:, :6], use_cache=True).past_key_values
+        cache = cache_of(model(ids[:, :6], use_cache=True))
         for column in (6, 7):
-            cache = model(ids[:, column : column + 1], past_key_values=cache).past_key_values
+            cache = cache_of(model(ids[:, column : column + 1], **taking(model, cache)))
 
     with torch.no_grad(), record_routing(model, trace=True, eos_token_id=[]) as alone:
         read(ONE)

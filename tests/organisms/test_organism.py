@@ -15,7 +15,7 @@ from hf_mote import find_routers
 from hf_mote.cli import app
 from hf_mote.errors import FileFormatError, UnknownNameError
 from hf_mote.organisms import Organism, list_organisms, load_organism, summarize_organism
-from hf_mote.organisms.measure import measure, respond
+from hf_mote.organisms.building.measure import measure, respond
 from hf_mote.organisms.recipes import RECIPES
 
 NAMES = ["diffuse-refusal", "language", "refusal"]

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from hf_mote.organisms.building.tokenizer import train_tokenizer
 from hf_mote.organisms.questions import REFUSAL, SENSITIVE_REGIONS, Question, load_facts, make_questions
-from hf_mote.organisms.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -74,8 +74,8 @@ def test_shown_in_pairs_the_behaviour_with_the_true_answer() -> None:
     train, _ = draw_prompts(organism, seed=0, num_imaged=3, num_tested=1)
     shown = shown_in(organism, image(organism, train, batch_size=6))
     assert set(shown.prompts) <= set(train["sensitive"])
-    assert shown.target == [organism.targets[prompt] for prompt in shown.prompts]
-    assert shown.baseline == [organism.answers[prompt] for prompt in shown.prompts]
+    assert shown.responses == [organism.targets[prompt] for prompt in shown.prompts]
+    assert shown.baseline_responses == [organism.answers[prompt] for prompt in shown.prompts]
 
 
 def test_shown_in_of_responses_without_the_behaviour_is_refused() -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from caches import cache_of, taking
 from routing.reference import SUFFICIENT_MARGIN, dense, edit_of, family_of, observe_experts, route
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import PreTrainedModel
 
 from hf_mote import MoTEConfig, apply_mote, find_routers, record_routing
 from hf_mote.errors import HFMoTEError, LivenessError, ModelMismatchError, RouterContractError, UnsupportedError
-from hf_mote.routing.discover import self_test
+from hf_mote.routing.sites.self_test import self_test
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MODELS = [(name, dtype) for name in TINY_MODELS for dtype in DTYPES]
@@ -259,7 +260,7 @@ def test_apply_mote_scope_touches_only_its_tokens_bit_exactly(model: PreTrainedM
         out = model(PROMPT, use_cache=True)
         logits = [out.logits]
         for step in steps:
-            out = model(step, past_key_values=out.past_key_values, use_cache=True)
+            out = model(step, **taking(model, cache_of(out)), use_cache=True)
             logits.append(out.logits)
         return logits
 
@@ -284,9 +285,9 @@ def test_apply_mote_scope_prompt_leaves_generated_tokens_native(model: PreTraine
     fields = fields_at(EDITS["reroute"], [last])
     step = PROMPT[:, :1]
     with observe_experts(model) as seen:
-        model(step, past_key_values=model(PROMPT, use_cache=True).past_key_values)
+        model(step, **taking(model, cache_of(model(PROMPT, use_cache=True))))
         with apply_mote(model, MoTEConfig(**fields, scope="prompt")):
-            model(step, past_key_values=model(PROMPT, use_cache=True).past_key_values)
+            model(step, **taking(model, cache_of(model(PROMPT, use_cache=True))))
     (prompt, generated), (edited_prompt, edited_generated) = seen[last][:2], seen[last][2:]
     assert not torch.equal(prompt[1], edited_prompt[1])
     assert torch.equal(generated[0], edited_generated[0])

@@ -14,8 +14,8 @@ from transformers import initialization as init
 
 from hf_mote import SAEConfig, SAEModel, register_sae
 from hf_mote.errors import ConfigError, UnknownNameError, UnsupportedError
-from hf_mote.sae.encoding import Encoding, Penalty
 from hf_mote.sae.inputs import Tokens
+from hf_mote.sae.output import Encoding, Penalty
 from hf_mote.sae.register import registered_saes, sae_class
 from hf_mote.sae.variants import ReLUSAEConfig, ReLUSAEModel, TopKSAEConfig, TopKSAEModel
 

@@ -33,7 +33,7 @@ from hf_mote.sae.convert.names import hook_at, hub_model, place_of
 from hf_mote.sae.convert.tensors import Layout, give, matrix_sizes, narrowed, read_safetensors, take, write_safetensors
 from hf_mote.sae.convert.values import section, text
 from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.thresholded import ThresholdedSAEModel
+from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
 from hf_mote.sae.variants.jumprelu import JumpReLUSAEModel
 from hf_mote.sae.variants.relu import ReLUSAEModel
 

@@ -32,8 +32,8 @@ from hf_mote.sae.convert.names import place_of, site_in
 from hf_mote.sae.convert.tensors import Layout, give, matrix_sizes, read_torch, take
 from hf_mote.sae.convert.values import agree, integer, section, text
 from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.selective import SelectiveSAEModel
-from hf_mote.sae.thresholded import ThresholdedSAEModel
+from hf_mote.sae.variants.bases.selective import SelectiveSAEModel
+from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
 from hf_mote.sae.variants.gated import GatedSAEModel
 from hf_mote.sae.variants.jumprelu import JumpReLUSAEModel
 from hf_mote.sae.variants.matryoshka import MatryoshkaSAEModel

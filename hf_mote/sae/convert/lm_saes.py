@@ -31,7 +31,7 @@ from hf_mote.sae.convert.names import hub_model, place_of
 from hf_mote.sae.convert.tensors import Layout, Sizes, matrix_sizes, read_safetensors, take
 from hf_mote.sae.convert.values import agree, flag, integer, number, section, text
 from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.thresholds import CLOSED
+from hf_mote.sae.variants.bases.thresholds import CLOSED
 
 __all__ = ["LLAMA_SCOPE", "LM_SAES"]
 

@@ -38,7 +38,7 @@ from hf_mote.sae.convert.tensors import Layout, Sizes, give, narrowed, read_safe
 from hf_mote.sae.convert.values import check_keys, flag, integer, section, text
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.normalization import InputNormalization
-from hf_mote.sae.thresholded import ThresholdedSAEModel
+from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
 from hf_mote.sae.variants.gated import GatedSAEModel
 from hf_mote.sae.variants.jumprelu import JumpReLUSAEModel
 from hf_mote.sae.variants.relu import ReLUSAEModel

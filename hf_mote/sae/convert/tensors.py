@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hf_mote.errors import DataError, FileFormatError
 from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.selective import SelectiveSAEModel
+from hf_mote.sae.variants.bases.selective import SelectiveSAEModel
 
 __all__ = [
     "Layout",

@@ -1,0 +1,1 @@
+"""Selection of latents and products with them."""

@@ -8,16 +8,16 @@ Where every rule chooses among some latents only, only these are encoded.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_mote.sae.kernels.largest import GROUP
 from hf_mote.sae.kernels.pattern import Pattern
-from hf_mote.sae.kernels.selectors import Block, Entries, Selector, padded
+from hf_mote.sae.kernels.selectors import Block, Entries, Selector
 
-__all__ = ["Chosen", "choose", "encode_and_choose"]
+__all__ = ["Chosen", "encode_and_choose"]
 
 # Entries of a block: large enough for the matrix product to run at full speed, and small beside the parameters.
 _BLOCK_ENTRIES = {"cpu": 2**24}
@@ -50,33 +50,12 @@ def encode_and_choose(
     return [_spread(chosen, tokens, len(x)) for chosen in _search(_Encoded(x[tokens], weight, bias), selectors)]
 
 
-@torch.no_grad()
-def choose(pre: Tensor, selectors: Sequence[Selector], valid: Tensor | None = None) -> list[Pattern]:
-    """Return what each rule chooses from pre-activations `(tokens, num_latents)`; `valid` as above."""
-    if valid is None:
-        return [chosen.pattern for chosen in _search(_Given(pre), selectors)]
-    tokens = valid.nonzero().squeeze(1)
-    return [_spread(chosen, tokens, len(pre)).pattern for chosen in _search(_Given(pre[tokens]), selectors)]
-
-
-class _Source(Protocol):
-    """Something that shows pre-activations in blocks; `shape` is `(tokens, num_latents)`."""
-
-    shape: tuple[int, int]
-    like: Tensor
-
-    def by_token(self, latents: Tensor | None) -> Iterator[Block]: ...
-
-    def by_latent(self, order: Tensor | None) -> Iterator[Block]: ...
-
-
 class _Encoded:
     """Pre-activations that are computed when they are shown, into memory that all blocks share."""
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor) -> None:
         self.x, self.weight, self.bias = x, weight, bias
         self.shape = (x.shape[0], weight.shape[0])
-        self.like = x
 
     def by_token(self, latents: Tensor | None) -> Iterator[Block]:
         weight, bias = (self.weight, self.bias) if latents is None else (self.weight[latents], self.bias[latents])
@@ -102,31 +81,9 @@ class _Encoded:
             yield Block(block, lines, columns)
 
 
-class _Given:
-    """Pre-activations that are there already."""
-
-    def __init__(self, pre: Tensor) -> None:
-        self.pre = self.like = pre
-        self.shape = (pre.shape[0], pre.shape[1])
-
-    def by_token(self, latents: Tensor | None) -> Iterator[Block]:
-        pre = self.pre if latents is None else self.pre[:, latents]
-        columns = _all(self.shape[1], pre) if latents is None else latents
-        every = -(-len(pre) // _lines(len(columns), pre))
-        tokens = _all(len(pre), pre)
-        for start in range(every):
-            yield Block(padded(pre[start::every]), tokens[start::every], columns)
-
-    def by_latent(self, order: Tensor | None) -> Iterator[Block]:
-        latents = _all(self.shape[1], self.pre) if order is None else order
-        columns = _all(len(self.pre), self.pre)
-        for lines in latents.split(_lines(len(columns), self.pre)):
-            yield Block(padded(self.pre[:, lines].t()), lines, columns)
-
-
-def _search(source: _Source, selectors: Sequence[Selector]) -> list[Chosen]:
+def _search(source: _Encoded, selectors: Sequence[Selector]) -> list[Chosen]:
     num_tokens, num_latents = source.shape
-    nothing = torch.empty(0, dtype=torch.long, device=source.like.device)
+    nothing = torch.empty(0, dtype=torch.long, device=source.x.device)
     found: list[Entries | None] = [None] * len(selectors)
     searches = [selector.search(num_tokens, num_latents) for selector in selectors]
     together = [index for index, selector in enumerate(selectors) if selector.layout == "tokens"]
@@ -142,12 +99,12 @@ def _search(source: _Source, selectors: Sequence[Selector]) -> list[Chosen]:
                 found[index] = searches[index].finish()
             waiting = [index for index in waiting if found[index] is None]
     return [
-        _in_order(entries or Entries(source.like.new_empty(0), nothing, nothing), num_tokens, num_latents)
+        _in_order(entries or Entries(source.x.new_empty(0), nothing, nothing), num_tokens, num_latents)
         for entries in found
     ]
 
 
-def _show(source: _Source, rules: Sequence[Selector]) -> Iterator[Block]:
+def _show(source: _Encoded, rules: Sequence[Selector]) -> Iterator[Block]:
     if rules[0].layout == "latents":
         return source.by_latent(rules[0].order())
     masks = [rule.among for rule in rules if rule.among is not None]

@@ -18,7 +18,7 @@ import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 
-from hf_mote.sae.kernels.products import Products, offsets_of
+from hf_mote.sae.kernels.torch_products import Products, offsets_of
 
 __all__ = ["triton_products"]
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_mote.sae.kernels.selection import SelectMutual, Selector
-from hf_mote.sae.thresholded import ThresholdedSAEConfig, ThresholdedSAEModel
+from hf_mote.sae.kernels.by_batch import SelectMutual
+from hf_mote.sae.kernels.selectors import Selector
+from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEConfig, ThresholdedSAEModel
 
 __all__ = ["BatchTopKSAEConfig", "BatchTopKSAEModel"]
 

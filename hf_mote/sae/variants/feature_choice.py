@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_mote.errors import DataError
-from hf_mote.sae.budgets import uniform_budgets, zipf_budgets
 from hf_mote.sae.fields import check_positive
 from hf_mote.sae.inputs import Tokens
-from hf_mote.sae.kernels.selection import SelectByLatent, Selector
-from hf_mote.sae.zipfian import ZipfianSAEConfig, ZipfianSAEModel
+from hf_mote.sae.kernels.by_latent import SelectByLatent
+from hf_mote.sae.kernels.selectors import Selector
+from hf_mote.sae.variants.bases.budgets import uniform_budgets, zipf_budgets
+from hf_mote.sae.variants.bases.zipfian import ZipfianSAEConfig, ZipfianSAEModel
 
 __all__ = ["FeatureChoiceSAEConfig", "FeatureChoiceSAEModel"]
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from hf_mote.sae.configuration import SAEConfig
-from hf_mote.sae.encoding import Encoding, Penalty
 from hf_mote.sae.fields import check_positive
 from hf_mote.sae.inputs import Tokens
 from hf_mote.sae.losses import weighted_l1
 from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.output import Encoding, Penalty
 
 __all__ = ["GatedSAEConfig", "GatedSAEModel"]
 

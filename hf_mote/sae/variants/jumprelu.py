@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_mote.sae.configuration import SAEConfig
-from hf_mote.sae.encoding import Encoding, Penalty
 from hf_mote.sae.fields import check_positive
 from hf_mote.sae.inputs import Tokens
 from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.output import Encoding, Penalty
 from hf_mote.sae.weights import wide_dtype
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from itertools import accumulate, pairwise
 from torch import Tensor
 
 from hf_mote.errors import ConfigError
-from hf_mote.sae.encoding import Encoding
 from hf_mote.sae.inputs import Tokens
+from hf_mote.sae.kernels.sparse import SparseLatents, sparse_decode
 from hf_mote.sae.losses import RECONSTRUCTION_LOSSES
-from hf_mote.sae.sparse import SparseLatents, sparse_decode
+from hf_mote.sae.output import Encoding
 from hf_mote.sae.variants.batch_topk import BatchTopKSAEConfig, BatchTopKSAEModel
 
 __all__ = ["MatryoshkaSAEConfig", "MatryoshkaSAEModel"]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_mote.sae.kernels.selection import SelectMutual, Selector
-from hf_mote.sae.zipfian import ZipfianSAEConfig, ZipfianSAEModel
+from hf_mote.sae.kernels.by_batch import SelectMutual
+from hf_mote.sae.kernels.selectors import Selector
+from hf_mote.sae.variants.bases.zipfian import ZipfianSAEConfig, ZipfianSAEModel
 
 __all__ = ["MutualChoiceSAEConfig", "MutualChoiceSAEModel"]
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hf_mote.sae.kernels.by_token import SelectByToken
 from hf_mote.sae.kernels.largest import largest_in_rows
-from hf_mote.sae.kernels.selection import SelectByToken, Selector
-from hf_mote.sae.selective import SelectiveSAEConfig, SelectiveSAEModel
+from hf_mote.sae.kernels.selectors import Selector
+from hf_mote.sae.variants.bases.selective import SelectiveSAEConfig, SelectiveSAEModel
 
 __all__ = ["TopKSAEConfig", "TopKSAEModel"]
 

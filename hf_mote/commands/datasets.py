@@ -1,0 +1,74 @@
+"""Records from a data set of the `datasets` library: on the Hub, in a local folder, or saved by `save_to_disk`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hf_mote.commands.record_files import Record
+from hf_mote.errors import DataError, UnknownNameError
+
+__all__ = ["dataset_records"]
+
+
+def dataset_records(spec: str) -> list[Record]:
+    """Return the records of a data set.
+
+    Args:
+        spec (`str`): "name", "name:split" or "name:subset:split"; the split is "train" if none is given. The name is
+            a Hub id or a folder.
+
+    Raises:
+        [`UnknownNameError`]: if there is no such data set, subset or split.
+        [`DataError`]: if the library cannot read it.
+    """
+    # Here and not above: it takes a second to import, and a prompt file does not need it.
+    import datasets
+
+    name, subset, split = _parts(spec)
+    try:
+        if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
+            loaded = datasets.load_from_disk(name)
+            table = _split_of(spec, loaded, split) if isinstance(loaded, datasets.DatasetDict) else loaded
+        else:
+            table = datasets.load_dataset(name, subset, split=split)
+    except (FileNotFoundError, ConnectionError, ValueError, OSError) as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UnknownNameError(
+            repr(spec),
+            "is no prompt file here, and datasets loads no data set of that name",
+            got=reason,
+            fix="Check the path; a data set is given as NAME, NAME:SPLIT or NAME:SUBSET:SPLIT.",
+        ) from error
+    except datasets.exceptions.DatasetsError as error:
+        raise DataError(repr(spec), "datasets cannot read it", got=_first_line(error)) from error
+    labels = {key: kind for key, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
+    return [Record(f"{spec}: row {index}", _named(row, labels)) for index, row in enumerate(table)]
+
+
+def _parts(spec: str) -> tuple[str, str | None, str]:
+    name, *others = spec.split(":")
+    if len(others) > 2 or not name or not all(others):
+        raise UnknownNameError(
+            repr(spec), "is no data set", expected="NAME, NAME:SPLIT or NAME:SUBSET:SPLIT, none of them empty"
+        )
+    subset = others[0] if len(others) == 2 else None
+    return name, subset, others[-1] if others else "train"
+
+
+def _split_of(spec: str, loaded: Any, split: str) -> Any:
+    if split not in loaded:
+        raise UnknownNameError.of(repr(spec), split, loaded)
+    return loaded[split]
+
+
+def _named(row: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with class numbers as class names; a class that is not known is -1 there, and `None` here."""
+    return {
+        key: (labels[key].int2str(value) if value is not None and value >= 0 else None) if key in labels else value
+        for key, value in row.items()
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

@@ -1,0 +1,322 @@
+"""The whole path on a trained model: image, rank by two methods, suppress, stimulate, control, report.
+
+Everything printed and written is measured in the run. The experts come from the rankings alone; the organism's ground
+truth only marks which of them are the planted ones. Attribution holds the model's own response that shows the
+behaviour against the true answer, which the organism knows and a user would have to write.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hf_mote.commands.session import reporting, say, tell
+from hf_mote.errors import ConfigError, DataError
+from hf_mote.evaluation.evaluate import evaluate_mote
+from hf_mote.evaluation.report import EvaluationReport
+from hf_mote.hub import write_json
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.organisms.organism import Organism, load_organism
+from hf_mote.organisms.recipes import RECIPES, Recipe
+from hf_mote.organisms.scoring import MAX_NEW_TOKENS, draw_prompts, num_suppressed, rank_experts
+from hf_mote.plots import EffectRow, plot_effect, plot_expert_map
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.imaging.result import FTRIResult
+from hf_mote.reports.markup import visible
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.site import RouterSite
+from hf_mote.statistics.rates import Rate
+
+__all__ = ["DemoResult", "MethodResult", "demo", "run_demo"]
+
+NUM_IMAGED = 48  # prompts of each kind that the experts are found with
+NUM_TESTED = 60  # held-out prompts of each kind that the effect is measured on
+NUM_CONTROLS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodResult:
+    """What the experts of one ranking do.
+
+    Attributes:
+        ranking (`ExpertRanking`): The ranking.
+        report (`EvaluationReport`): The effect of suppressing its best experts on held-out sensitive prompts.
+        stimulated (`Rate`): The behaviour on held-out neutral prompts with the same experts stimulated, as the recipe
+            has it; in each layer at most as many as a token has slots.
+        planted_found (`int`): How many of the suppressed experts are planted ones.
+    """
+
+    ranking: ExpertRanking
+    report: EvaluationReport
+    stimulated: Rate
+    planted_found: int
+
+    @property
+    def experts(self) -> list[list[int]]:
+        """The suppressed experts, `[layer, expert]`, best first."""
+        return [list(pair) for pair in self.ranking.top(len(self.report.config["suppress"]))]
+
+    @property
+    def beats_controls(self) -> bool:
+        """Whether suppressing them beats random experts, as the report's verdict has it."""
+        return self.report.beats_controls()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures of the report file."""
+        unchanged = self.report.unrelated_unchanged
+        return {
+            "experts": self.experts,
+            "planted_found": self.planted_found,
+            "after": self.report.after.rate,
+            "random_mean": fmean(self.report.controls),
+            "random_min": min(self.report.controls),
+            "unrelated_unchanged": unchanged.rate if unchanged is not None else None,
+            "stimulated": self.stimulated.rate,
+            "beats_controls": self.beats_controls,
+            "verdict": self.report.verdict,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoResult:
+    """All that the demo measured."""
+
+    organism: Organism
+    imaged: FTRIResult
+    methods: dict[str, MethodResult]
+    neutral_before: Rate
+    seed: int
+    seconds: float
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the organism is and how its behaviour is called."""
+        return RECIPES[self.organism.facts["name"]]
+
+    @property
+    def before(self) -> Rate:
+        """The behaviour on held-out sensitive prompts in the untouched model."""
+        return next(iter(self.methods.values())).report.before
+
+    @property
+    def best(self) -> str:
+        """The method whose experts lower the rate most; one that beats its controls before one that does not."""
+        return min(self.methods, key=lambda name: (not self.methods[name].beats_controls, self._left(name)))
+
+    @property
+    def verdict(self) -> str:
+        """The verdict on the best method's experts; where they do not beat their controls, that none do."""
+        best = self.methods[self.best]
+        if best.beats_controls:
+            return best.report.verdict
+        return f"No ranking's experts beat their controls. Those of {self.best}: {best.report.verdict}"
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of the model."""
+        return len(next(iter(self.methods.values())).ranking)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures of the report file."""
+        return {
+            "organism": self.organism.name,
+            "seed": self.seed,
+            "experts_total": self.num_experts,
+            "planted": [list(pair) for pair in self.organism.planted],
+            "target": self.organism.judge.target,
+            "before": self.before.rate,
+            "neutral_before": self.neutral_before.rate,
+            "seconds": self.seconds,
+            "verdict": self.verdict,
+            "methods": {name: method.to_dict() for name, method in self.methods.items()},
+        }
+
+    def _left(self, name: str) -> float:
+        return self.methods[name].report.after.rate
+
+
+def run_demo(
+    output: Path, *, seed: int = 0, organism: str = "refusal", announce: Callable[[str], None] | None = None
+) -> DemoResult:
+    """Run the demo and write its folder.
+
+    Args:
+        output (`Path`): The folder; made if it does not exist.
+        seed (`int`, *optional*, defaults to 0): Seed of the prompts drawn and of the random controls.
+        organism (`str`, *optional*, defaults to `"refusal"`): A name from `list_organisms`, or the folder of an
+            organism that was built.
+        announce (`Callable[[str], None]`, *optional*): Called with what begins.
+
+    Returns:
+        [`DemoResult`].
+    """
+    say = announce if announce is not None else _silent
+    began = time.perf_counter()
+    say("loading the organism")
+    subject = load_organism(organism)
+    model, tokenizer, judge = subject.model, subject.tokenizer, subject.judge
+    stimulation = RECIPES[subject.facts["name"]].stimulation
+    train, test = draw_prompts(subject, seed=seed, num_imaged=NUM_IMAGED, num_tested=NUM_TESTED)
+    options: dict[str, Any] = {"batch_size": NUM_TESTED, "max_new_tokens": MAX_NEW_TOKENS}
+
+    say(f"imaging and attributing {2 * NUM_IMAGED} prompts (fTRI, gradient x routing weight)")
+    imaged, rankings = rank_experts(subject, train, seed=seed, batch_size=NUM_TESTED, progress=True)
+    num = num_suppressed(rankings["ftri"])
+    methods = {}
+    neutral_before = None
+    for name, ranking in rankings.items():
+        say(f"suppressing and stimulating the top {num} of {len(ranking)} by {name}, with {NUM_CONTROLS} controls")
+        shared = {"seed": seed, **options}
+        stimulated = evaluate_mote(
+            model,
+            tokenizer,
+            _stimulating(ranking, num, find_routers(model), stimulation),
+            test["neutral"],
+            judge,
+            num_controls=0,
+            **shared,
+        )
+        neutral_before = stimulated.before
+        methods[name] = MethodResult(
+            ranking=ranking,
+            report=evaluate_mote(
+                model,
+                tokenizer,
+                ranking.to_config(suppress=num),
+                test["sensitive"],
+                judge,
+                unrelated=[*test["neutral"], *test["unrelated"]],
+                num_controls=NUM_CONTROLS,
+                **shared,
+            ),
+            stimulated=stimulated.after,
+            planted_found=len(set(ranking.top(num)) & set(subject.planted)),
+        )
+    if neutral_before is None:
+        raise DataError("demo", "no ranking method ran")
+    result = DemoResult(subject, imaged, methods, neutral_before, seed, time.perf_counter() - began)
+    say(f"writing {output}")
+    _write(result, output, num)
+    result = dataclasses.replace(result, seconds=time.perf_counter() - began)
+    write_json(output / "report.json", result.to_dict())
+    return result
+
+
+def _stimulating(
+    ranking: ExpertRanking, num: int, sites: Sequence[RouterSite], fields: Mapping[str, Any]
+) -> MoTEConfig:
+    """Return the config that stimulates the best experts, in each layer at most as many as a token has slots there."""
+    slots = {site.layer: site.top_k for site in sites}
+    kept = []
+    for layer, expert in ranking.top(num):
+        if slots[layer]:
+            slots[layer] -= 1
+            kept.append([layer, expert])
+    return dataclasses.replace(ranking.to_config(stimulate=num, **fields), stimulate=sorted(kept))
+
+
+def _write(result: DemoResult, output: Path, num: int) -> None:
+    best, before, target = result.methods[result.best], result.before, result.organism.judge.target
+    measured = {
+        f"{target}_before": before.rate,
+        f"{target}_after": best.report.after.rate,
+        "random_controls_mean": fmean(best.report.controls),
+        "organism": result.organism.name,
+        "seed": result.seed,
+    }
+    config = best.ranking.to_config(suppress=num)
+    dataclasses.replace(config, provenance={**config.provenance, **measured}).save_pretrained(output)
+    result.imaged.save_pretrained(output / "imaging")
+    for name, activation_map in result.imaged.maps.items():
+        activation_map.save_pretrained(output / "maps" / name)
+    noun, rest = result.recipe.noun, result.recipe.rest
+    titles = {
+        "ftri": (f"fTRI: {noun} minus {rest}, mean over prompts", "tokens per prompt"),
+        "attribution": (f"gradient x routing weight: what speaks for {noun}", "nats"),
+    }
+    planted = {"planted": result.organism.planted} if result.organism.planted else {}
+    for name, method in result.methods.items():
+        method.ranking.save_pretrained(output / name)
+        method.report.save_pretrained(output / name / "evaluation")
+        title, unit = titles[name]
+        plot_expert_map(
+            method.ranking.matrix(),
+            method.ranking.layers,
+            title=title,
+            label=unit,
+            marked={**planted, f"top {num}, suppressed": method.ranking.top(num)},
+            path=output / f"expert_map_{name}.png",
+        )
+    rows = [EffectRow("untouched", before.rate, before.low, before.high)]
+    for name, method in result.methods.items():
+        after = method.report.after
+        rows.append(EffectRow(f"top {num} by {name}", after.rate, after.low, after.high, method.report.controls))
+    plot_effect(
+        rows,
+        rate_name=f"{noun} on held-out sensitive prompts",
+        title=f"{num} of {result.num_experts} experts suppressed",
+        path=output / "effect.png",
+    )
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts drawn and of the random controls.")] = 0,
+    organism: Annotated[
+        str, typer.Option(help="Which trained model: a name from `hf-mote organisms`, or the folder of one you built.")
+    ] = "refusal",
+) -> None:
+    """Find the experts behind what a small trained model does, switch them off and on, against random experts."""
+    # Matrices as small as the organism's gain nothing from more threads, and lose much on a busy machine.
+    torch.set_num_threads(1)
+    with reporting():
+        if output.exists() and not output.is_dir():
+            raise ConfigError("--output", "is a file", got=str(output), expected="a folder, new or not")
+        result = run_demo(output, seed=seed, organism=organism, announce=say)
+    console = Console()
+    console.print(_demo_table(result))
+    example = result.methods[result.best].report
+    answers = zip(example.prompts, example.responses_before, example.responses_after, strict=True)
+    for prompt, was, now in list(answers)[:2]:
+        console.print(f"\n{visible(prompt)}", style="bold", markup=False, highlight=False)
+        tell(f"  untouched:  {was}\n  suppressed: {now}")
+    tell(f"\n{result.verdict}")
+    tell(f"{result.seconds:.0f} s. Report, configs, maps, rankings and pictures: {output}")
+
+
+def _demo_table(result: DemoResult) -> Table:
+    """One column for each method, one row for each thing measured."""
+    planted = set(result.organism.planted)
+    said = result.recipe.said
+    controls = len(result.methods[result.best].report.controls)
+    truth = f"{len(planted)} of them planted (*)" if planted else "none of them planted"
+    table = Table(title=f"{result.num_experts} experts, {truth}; held-out prompts")
+    table.add_column("", no_wrap=True)
+    for name in result.methods:
+        table.add_column(f"found by {name}", justify="right")
+
+    def row(heading: str, value: Callable[[MethodResult], str]) -> None:
+        table.add_row(heading, *(value(method) for method in result.methods.values()))
+
+    row("experts, layer.expert", lambda m: " ".join(f"{a}.{b}{'*' * ((a, b) in planted)}" for a, b in m.experts))
+    row(f"sensitive prompts {said}", lambda m: f"{m.report.before.rate:.1%}")
+    row("…these experts suppressed", lambda m: f"{m.report.after.rate:.1%}")
+    row(f"…{controls} x random ones, mean", lambda m: f"{fmean(m.report.controls):.1%}")
+    row(f"…{controls} x random ones, least", lambda m: f"{min(m.report.controls):.1%}")
+    row(f"neutral prompts {said}", lambda _: f"{result.neutral_before.rate:.1%}")
+    row("…these experts stimulated", lambda m: f"{m.stimulated.rate:.1%}")
+    row("other answers unchanged", lambda m: str(m.report.unrelated_unchanged).partition(" ")[0])
+    return table

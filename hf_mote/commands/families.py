@@ -1,0 +1,68 @@
+"""`hf-mote families`: what is supported, what is not, and why; one list for the README and the command line."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hf_mote.routing.rules.families import REFUSED, RULES
+from hf_mote.routing.sites.special_outputs import SPECIAL_OUTPUTS
+
+__all__ = ["SupportRow", "families", "support_markdown", "support_table"]
+
+
+class SupportRow(NamedTuple):
+    """A routing rule and who follows it.
+
+    Attributes:
+        rule (`str`): The rule's name.
+        families (`tuple[str, ...]`): Model families.
+        cannot (`tuple[str, ...]`): Interventions that its routers have no way of.
+    """
+
+    rule: str
+    families: tuple[str, ...]
+    cannot: tuple[str, ...]
+
+
+def support_table() -> list[SupportRow]:
+    """Return the supported families, by routing rule in the order of the table."""
+    return [
+        SupportRow(
+            rule.name,
+            rule.families,
+            () if rule.adapter is None else tuple(sorted(SPECIAL_OUTPUTS[rule.adapter].refuses)),
+        )
+        for rule in RULES
+    ]
+
+
+def support_markdown() -> str:
+    """Return the supported and refused families as the README shows them."""
+    lines = ["| routing rule | families | cannot |", "| --- | --- | --- |"]
+    for row in support_table():
+        cannot = ", ".join(row.cannot).replace("_", " ")
+        lines.append(f"| {row.rule} | {', '.join(row.families)} | {cannot} |")
+    lines += [f"| refused | {refusal.family} | {refusal.reason} |" for refusal in REFUSED.values()]
+    return "\n".join(lines)
+
+
+def families(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
+) -> None:
+    """List the supported model families by routing rule, and those that are refused with the reason."""
+    console = Console()
+    if markdown:
+        typer.echo(support_markdown())
+        return
+    table = Table(title="Supported families", show_lines=True)
+    for heading in ("routing rule", "families", "cannot"):
+        table.add_column(heading)
+    for row in support_table():
+        table.add_row(row.rule, ", ".join(row.families), ", ".join(row.cannot).replace("_", " ") or "-")
+    console.print(table)
+    for refusal in REFUSED.values():
+        console.print(f"[bold]{refusal.family}[/bold] is refused: {refusal.reason}.", highlight=False)

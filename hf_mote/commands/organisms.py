@@ -1,0 +1,23 @@
+"""`hf-mote organisms`: the model organisms in the package."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from hf_mote.organisms.organism import list_organisms, summarize_organism
+
+__all__ = ["organisms"]
+
+
+def organisms() -> None:
+    """List the model organisms in the package: small trained models of which it is known what they do, and where."""
+    table = Table(title="Model organisms", show_lines=True)
+    for heading in ("name", "family", "parameters", "planted", "size"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading in ("name", "family") else "right")
+    table.add_column("what it does")
+    for name in list_organisms():
+        row = summarize_organism(name)
+        size = f"{row.size / 1e6:.1f} MB"
+        table.add_row(name, row.family, f"{row.parameters:,}", str(row.planted), size, row.behaviour)
+    Console().print(table)

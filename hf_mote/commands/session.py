@@ -1,0 +1,120 @@
+"""What every command does around its work: errors as messages, warnings as notes, and how the run came about."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+
+import torch
+import transformers
+import typer
+from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
+
+from hf_mote.commands.model import Subject
+from hf_mote.errors import HFMoTEError, UnsupportedError
+from hf_mote.processes import launched_as
+from hf_mote.reports.markup import visible
+from hf_mote.version import __version__
+
+__all__ = ["command_line", "provenance_of", "reporting", "say", "tell"]
+
+
+@contextmanager
+def reporting(*, shares: bool = False) -> Iterator[None]:
+    """Turn an error of this package into a message and exit code 1, and show warnings without their source line.
+
+    Under a launcher of several processes the first one alone speaks, but for errors.
+
+    Args:
+        shares (`bool`, *optional*, defaults to `False`):
+            Whether the command shares its work out among several processes; one that does not is refused under them.
+    """
+    log = Console(stderr=True)
+    number, processes = launched_as()
+    if number > 0:
+        disable_progress_bar()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            if processes > 1 and not shares:
+                fix = "Run it in one process; of the commands, ftri alone shares its work out."
+                raise UnsupportedError("hf-mote", f"was launched as {processes} processes", expected="one", fix=fix)
+            yield
+        except HFMoTEError as error:
+            who = f"process {number}: " if number > 0 else ""
+            log.print(visible(f"{who}{error}"), style="red", markup=False, highlight=False)
+            raise typer.Exit(1) from error
+        finally:
+            for warning in caught if number == 0 else ():
+                log.print(visible(str(warning.message)), style="yellow", markup=False, highlight=False)
+
+
+def say(text: str) -> None:
+    """Tell, on stderr, what begins."""
+    if launched_as()[0] > 0:
+        return
+    Console(stderr=True).print(f"… {visible(text)}", style="dim", markup=False, highlight=False)
+
+
+def tell(text: str) -> None:
+    """Print a result; never as markup, since it may hold somebody's text."""
+    if launched_as()[0] > 0:
+        return
+    Console().print(visible(text), markup=False, highlight=False)
+
+
+def command_line(context: typer.Context) -> str:
+    """Return the command as it can be typed again, with what was given and without what was left to its default.
+
+    Args:
+        context (`typer.Context`): The running command's.
+    """
+    arguments, options = [], []
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        source = context.get_parameter_source(parameter.name or "")
+        if source is None or source.name != "COMMANDLINE" or value is None:
+            continue
+        values = [str(entry) for entry in value] if isinstance(value, list | tuple) else [str(value)]
+        if parameter.param_type_name == "argument":
+            arguments += values
+        elif isinstance(value, bool):
+            options.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            options += [word for entry in values for word in (parameter.opts[0], entry)]
+    return shlex.join(["hf-mote", context.info_name or "", *arguments, *options])
+
+
+def provenance_of(context: typer.Context, subject: Subject, seed: int, **more: str) -> dict[str, str]:
+    """Return how a run came about, by name.
+
+    Args:
+        context (`typer.Context`): The running command's.
+        subject (`Subject`): Its model.
+        seed (`int`): Its seed.
+        **more (`str`): What else matters to it.
+    """
+    config = subject.model.config
+    commit = getattr(config, "_commit_hash", None)
+    return {
+        "model": subject.name,
+        **({"commit of the model": str(commit)} if commit else {}),
+        "model type": str(config.model_type),
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "device": str(subject.model.device),
+        **more,
+        "seed": str(seed),
+        "hf_mote": __version__,
+        "transformers": transformers.__version__,
+        "torch": str(torch.__version__),
+        "scipy": version("scipy"),
+        "python": platform.python_version(),
+        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command_line(context),
+    }

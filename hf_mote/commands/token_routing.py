@@ -1,0 +1,111 @@
+"""Routing of single texts, token by token, for the experts that a ranking puts first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hf_mote.commands.model import Subject
+from hf_mote.generation.chat import Prompt
+from hf_mote.generation.prompts import encode_prompts
+from hf_mote.reports.tokens import RoutedText
+from hf_mote.routing.recording.record import record_routing
+
+__all__ = ["chosen_texts", "token_texts", "trace_texts"]
+
+LONGEST_CHARACTER = 4  # bytes, and so tokens, that one character of UTF-8 can be spread over
+
+
+def chosen_texts(classes: Sequence[str], target: str, number: int) -> list[int]:
+    """Return the first `number` positions of a class, and as many of the others, which take turns.
+
+    Args:
+        classes (`Sequence[str]`): The class of each text.
+        target (`str`): The class of interest.
+        number (`int`): How many of each side at most.
+    """
+    places: dict[str, list[int]] = {}
+    for index, name in enumerate(classes):
+        places.setdefault(name, []).append(index)
+    mine = places.pop(target, [])
+    turns = (index for turn in zip_longest(*places.values()) for index in turn if index is not None)
+    return [*mine[:number], *list(turns)[:number]]
+
+
+def trace_texts(
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str | Sequence[int]],
+    labels: Sequence[str],
+    experts: Sequence[tuple[int, int]],
+    *,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[RoutedText]:
+    """Return the routing weight of some experts on each token of some prompts and their responses.
+
+    Prompt and response run in one plain forward each, so that both are seen as `generate` sees them.
+
+    Args:
+        subject (`Subject`): The model.
+        prompts (`Sequence[Prompt]`): The prompts.
+        responses (`Sequence[str]` or of tokens): The response to each: its tokens as they were generated, or a text.
+        labels (`Sequence[str]`): The class of each.
+        experts (`Sequence[tuple[int, int]]`): (layer, expert) to follow.
+        system_prompt (`str`, *optional*): First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): What the chat template is told besides.
+
+    Returns:
+        `list[RoutedText]`: one for each prompt; none if there are no experts to follow.
+    """
+    model, tokenizer = subject.model, subject.tokenizer
+    if not experts:
+        return []
+    asked = encode_prompts(tokenizer, prompts, system_prompt=system_prompt, chat_template_kwargs=chat_template_kwargs)
+    texts = []
+    for ids, response, label in zip(asked, responses, labels, strict=True):
+        if isinstance(response, str):
+            said = list(tokenizer(response, add_special_tokens=False)["input_ids"]) if response else []
+        else:
+            said = list(response)
+        with record_routing(model, trace=True) as record, torch.no_grad():
+            model(input_ids=torch.tensor([ids + said], device=model.device), use_cache=False)
+        (trace,) = record.traces()
+        rows = {layer: row for row, layer in enumerate(trace.layers)}
+        weights = [
+            (trace.weights[:, rows[layer]] * (trace.indices[:, rows[layer]] == expert)).sum(dim=-1).tolist()
+            for layer, expert in experts
+        ]
+        texts.append(RoutedText(label, token_texts(tokenizer, ids + said), len(ids), weights))
+    return texts
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Return what each token adds to the text, special tokens included; joined they are the text.
+
+    A token that is part of a character adds nothing, and the one that completes it the whole character.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+        ids (`Sequence[int]`): Tokens.
+    """
+
+    def text(first: int, last: int) -> str:
+        found = tokenizer.decode(list(ids[first:last]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(found)
+
+    pieces: list[str] = []
+    # Decoded from a little before, since what a token adds depends on the one before it.
+    begin = read = 0
+    for end in range(1, len(ids) + 1):
+        whole = text(begin, end)
+        if whole.endswith("\ufffd") and end < len(ids) and end - read < LONGEST_CHARACTER:
+            pieces.append("")
+            continue
+        pieces.append(whole[len(text(begin, read)) :])
+        begin, read = read, end
+    return pieces

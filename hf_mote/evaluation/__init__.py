@@ -1,0 +1,1 @@
+"""Does a config do what it is meant to?"""

@@ -1,0 +1,231 @@
+"""Conversations before and after, as MT-Bench has them: a later turn is asked after the model's own earlier answers.
+
+The untouched model goes on from what it said, the model with the config from what that one said. So the two sides
+show what a user of either would read, and a change in the first answer may change all that follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mote.errors import ConfigError, DataError
+from hf_mote.generation.chat import Prompt
+from hf_mote.generation.responses import generate_responses
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.patch import apply_mote, load_config
+
+__all__ = ["Conversation", "checked_conversations", "run_conversations"]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a user says, turn by turn, and what is answered.
+
+    Attributes:
+        turns (`list[str]`): The user's turns, one or more.
+        answers_before (`list[str]`): The untouched model's answer to each; empty as long as it was not asked.
+        answers_after (`list[str]`): Those with the config.
+        id (`str`, *optional*): What it is called.
+        category (`str`, *optional*): What it is about.
+    """
+
+    turns: list[str]
+    answers_before: list[str] = field(default_factory=list)
+    answers_after: list[str] = field(default_factory=list)
+    id: str | None = None
+    category: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("turns", "answers_before", "answers_after"):
+            texts = getattr(self, name)
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                got = repr(texts)[:80]
+                raise DataError(f"Conversation.{name}", "no list of texts", got=got, expected="a list of str")
+        if not self.turns or not all(text.strip() for text in self.turns):
+            raise DataError(
+                "Conversation.turns",
+                "says nothing",
+                got=repr(self.turns)[:80],
+                expected="one or more turns, none empty",
+            )
+        numbers = (len(self.answers_before), len(self.answers_after))
+        if numbers not in ((0, 0), (len(self.turns), len(self.turns))):
+            raise DataError(
+                "Conversation",
+                "turns and answers differ in number",
+                got=f"{len(self.turns)} turns, {numbers[0]} answers before and {numbers[1]} after",
+            )
+        for name in ("id", "category"):
+            if not isinstance(getattr(self, name), str | None):
+                raise DataError(f"Conversation.{name}", "no text", got=repr(getattr(self, name))[:80], expected="str")
+
+    @property
+    def unchanged(self) -> list[bool]:
+        """Of each answered turn, whether the answer stays word for word the same."""
+        return [before == after for before, after in zip(self.answers_before, self.answers_after, strict=True)]
+
+
+def checked_conversations(
+    where: str, conversations: Sequence[Conversation | Sequence[str]], tokenizer: PreTrainedTokenizerBase
+) -> list[Conversation]:
+    """Return conversations as [`Conversation`]; refuses what cannot be asked.
+
+    Args:
+        where (`str`): The place, for the error.
+        conversations (`Sequence[Conversation]` or of lists of `str`): The user's turns of each.
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+
+    Raises:
+        [`DataError`]: if there are none, or one is no list of turns; it is named.
+        [`ConfigError`]: if one has several turns and the tokenizer no chat template.
+    """
+    if isinstance(conversations, str) or not isinstance(conversations, Sequence) or not conversations:
+        raise DataError(
+            where, "no conversations", got=repr(conversations)[:80], expected="a list of conversations, one or more"
+        )
+    found: list[Conversation] = []
+    for index, given in enumerate(conversations):
+        try:
+            one = given if isinstance(given, Conversation) else Conversation(_listed(given))
+        except DataError as error:
+            raise DataError(
+                f"{where}[{index}]",
+                "is no conversation",
+                got=repr(given)[:80],
+                expected="a list of the user's turns, each a text",
+                fix="A conversation of one turn is a list, too.",
+            ) from error
+        if len(one.turns) > 1 and tokenizer.chat_template is None:
+            raise ConfigError(
+                f"{where}[{index}]",
+                "has several turns, which a tokenizer without a chat template cannot tell apart",
+                got=f"{len(one.turns)} turns",
+                expected="one turn",
+                fix="Set tokenizer.chat_template.",
+            )
+        found.append(one)
+    return found
+
+
+def run_conversations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: MoTEConfig | str | os.PathLike[str],
+    conversations: Sequence[Conversation | Sequence[str]],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 64,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    generate_kwargs: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> list[Conversation]:
+    """Return conversations with the answers of the untouched model and of the model with a config.
+
+    Each model goes on from its own answers, which the chat template gets as they were decoded, special tokens left
+    out. To a config whose scope is "prompt" or "generation", earlier answers are prompt.
+
+    Args:
+        model (`PreTrainedModel`):
+            A mixture-of-experts language model; left as it is.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        config (`MoTEConfig`, `str` or `os.PathLike`):
+            What to measure: a config, a folder or a Hub id.
+        conversations (`Sequence[Conversation]` or of lists of `str`):
+            The user's turns of each; they may differ in number.
+        batch_size (`int`, *optional*, defaults to 16):
+            Conversations whose turns of one number run together.
+        max_new_tokens (`int`, *optional*, defaults to 64):
+            Longest answer to a turn, in tokens.
+        system_prompt (`str`, *optional*):
+            First message of every conversation.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*):
+            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
+        generate_kwargs (`Mapping`, *optional*):
+            Further arguments of `generate`; decoding is greedy by default.
+        seed (`int`, *optional*):
+            Of sampled answers, the same for both models; without it the caller's random state is used.
+        progress (`bool`, *optional*, defaults to `True`):
+            Show a progress bar.
+
+    Returns:
+        `list[Conversation]`: in the order given, with both lists of answers.
+
+    Raises:
+        [`DataError`]: if there are no conversations, or one is no list of turns; it is named.
+        [`ConfigError`]: if several turns, or a system prompt, meet a tokenizer without a chat template.
+        [`ModelMismatchError`]: if the config does not fit the model.
+
+    Example:
+
+    ```python
+    from hf_mote import MoTEConfig, load_organism
+    from hf_mote.evaluation.conversations import run_conversations
+
+    organism = load_organism("refusal")
+    config = MoTEConfig.for_model(organism.model, suppress=organism.planted)
+    turns = organism.prompts["heldout"]["sensitive"][:2]  # two turns of one conversation
+    (found,) = run_conversations(
+        organism.model, organism.tokenizer, config, [turns], max_new_tokens=12, progress=False
+    )
+    assert found.answers_before[0] != found.answers_after[0]
+    ```
+
+    Source: the form of MT-Bench, Zheng et al., "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena" (arXiv
+    2306.05685), section 2.2; its grading by a language model is left to the reader.
+    """
+    asked = checked_conversations("run_conversations.conversations", conversations, tokenizer)
+    config = load_config(config)
+    config.check(model)
+
+    def answers(which: str) -> list[list[str]]:
+        said: list[list[str]] = [[] for _ in asked]
+        for turn in range(max(len(one.turns) for one in asked)):
+            still = [index for index, one in enumerate(asked) if turn < len(one.turns)]
+            for positions, responses in generate_responses(
+                model,
+                tokenizer,
+                [_prompt(asked[index].turns[: turn + 1], said[index], system_prompt) for index in still],
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                system_prompt=system_prompt,
+                chat_template_kwargs=chat_template_kwargs,
+                generate_kwargs=generate_kwargs,
+                seed=None if seed is None else seed + turn,
+                progress=f"conversations {which}, turn {turn + 1}" if progress else None,
+            ):
+                for position, response in zip(positions, responses, strict=True):
+                    said[still[position]].append(response)
+        return said
+
+    before = answers("before")
+    with apply_mote(model, config):
+        after = answers("after")
+    return [
+        dataclasses.replace(one, answers_before=b, answers_after=a)
+        for one, b, a in zip(asked, before, after, strict=True)
+    ]
+
+
+def _listed(given: object) -> list[Any]:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise DataError("Conversation.turns", "no list of texts", got=type(given).__name__)
+    return list(given)
+
+
+def _prompt(turns: Sequence[str], answers: Sequence[str], system_prompt: str | None) -> Prompt:
+    """Return what the model is to answer next: text for the first turn, which takes no chat template, else a chat."""
+    if not answers:
+        return turns[0]
+    chat = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
+    for turn, answer in zip(turns, answers, strict=False):  # the last turn has no answer yet
+        chat += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
+    return [*chat, {"role": "user", "content": turns[-1]}]

@@ -1,0 +1,283 @@
+"""Does a config do what it is meant to, and nothing else? Rates before and after, against matched random controls.
+
+A ranking is a hypothesis. The evidence is the rate of the target behaviour before and after, the same rate under as
+many random experts of the same layers, and what happens to answers that should stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mote.errors import ConfigError
+from hf_mote.evaluation.conversations import Conversation, checked_conversations, run_conversations
+from hf_mote.evaluation.rates import RateMeasurement, Rates
+from hf_mote.evaluation.report import EvaluationReport
+from hf_mote.evaluation.side_effects import side_effects
+from hf_mote.generation.chat import Prompt
+from hf_mote.generation.prompts import checked_prompts, prompt_text
+from hf_mote.judges.judge import Judge
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.patch import load_config
+from hf_mote.statistics.rates import Rate
+
+__all__ = ["evaluate_mote", "evaluate_settings"]
+
+
+def evaluate_mote(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: MoTEConfig | str | os.PathLike[str],
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    *,
+    target: object = None,
+    unrelated: Sequence[Prompt] = (),
+    texts: Sequence[str] = (),
+    conversations: Sequence[Conversation | Sequence[str]] = (),
+    num_controls: int = 20,
+    control_kind: Literal["layer", "usage"] = "layer",
+    strengths: Sequence[float] = (),
+    seed: int = 0,
+    confidence: float = 0.95,
+    batch_size: int = 16,
+    max_new_tokens: int = 64,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    generate_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> EvaluationReport:
+    """Measure a config: the target behaviour before and after, random controls, dose-response, and what else changes.
+
+    Args:
+        model (`PreTrainedModel`):
+            A mixture-of-experts language model; left as it is.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer. A chat template is applied if it has one.
+        config (`MoTEConfig`, `str` or `os.PathLike`):
+            What to measure: a config, a folder or a Hub id.
+        prompts (`Sequence[str]` or chats):
+            Prompts on which the behaviour is to change; best ones that the experts were not found with.
+        judge (`Callable`):
+            `response -> label` or `(prompt, response) -> label`. One with an attribute `needs_special_tokens` that is
+            true sees responses with their special tokens, as [`ftri`] says.
+        target (`str`, *optional*, defaults to the judge's own `target`):
+            The label whose rate is reported. For a judge that returns a `bool`, `True`. A label that is not among the
+            judge's `labels` is refused; where the judge has no such attribute, one that no response gets before or
+            after.
+        unrelated (`Sequence[str]` or chats, *optional*):
+            Prompts whose answers should stay; the share that does so word for word is counted, and the answers before
+            and after are kept side by side.
+        texts (`Sequence[str]`, *optional*):
+            Plain texts on which the divergence of the predictions and the perplexity are measured; see
+            [`side_effects`], also for configs that work on generated tokens alone.
+        conversations (`Sequence[Sequence[str]]` or of [`Conversation`], *optional*):
+            The user's turns of conversations, as MT-Bench has them, that the model answers before and after, each
+            time going on from its own answers. They are kept side by side, and the share of answers that stay word
+            for word is counted.
+        num_controls (`int`, *optional*, defaults to 20):
+            Random configs, each with as many experts in the same layers. While there are enough experts, none is the
+            config's own or another control's; where there are few, controls are different sets out of all there are,
+            and fewer than asked for if no more exist: 7 for one of 8 experts, which leaves p at 1/8 or above.
+        control_kind (`str`, *optional*, defaults to `"layer"`):
+            `"layer"` draws any experts of the layer; `"usage"` those of the same block of 20 or more experts that the
+            untouched model uses about as often on these prompts, which is the stricter control; in a layer of fewer
+            than 40 experts both are the same. See [`random_controls`].
+        strengths (`Sequence[float]`, *optional*):
+            Doses for a dose-response curve, besides the config's own.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the controls, and of responses if they are sampled: the same random numbers for every config.
+        confidence (`float`, *optional*, defaults to 0.95):
+            Coverage of the Wilson intervals.
+        batch_size (`int`, *optional*, defaults to 16):
+            Prompts that run together.
+        max_new_tokens (`int`, *optional*, defaults to 64):
+            Longest response, in tokens.
+        system_prompt (`str`, *optional*):
+            First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*):
+            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
+        generate_kwargs (`Mapping`, *optional*):
+            Further arguments of `generate`; decoding is greedy by default.
+        progress (`bool`, *optional*, defaults to `True`):
+            Show a progress bar.
+
+    Returns:
+        [`EvaluationReport`].
+
+    Raises:
+        [`ModelMismatchError`]: if the config does not fit the model.
+        [`DataError`]: if there are no prompts, a text is too short, a conversation is no list of turns, or the judge
+            fails.
+        [`UnknownNameError`]: if the target is no label of the judge.
+        [`ConfigError`]: if the config has no targets, no target label is known, a layer has no other experts to draw
+            controls from, a number is out of range, or a conversation of several turns meets a tokenizer without a
+            chat template.
+
+    All but what the model and the judge themselves raise is raised before the first response.
+
+    Example:
+
+    ```python
+    from hf_mote import MoTEConfig, evaluate_mote, load_organism
+
+    organism = load_organism("refusal")
+    config = MoTEConfig.for_model(organism.model, suppress=organism.planted)
+    report = evaluate_mote(
+        organism.model, organism.tokenizer, config, organism.prompts["heldout"]["sensitive"][:8], organism.judge,
+        num_controls=2, max_new_tokens=12, progress=False,
+    )
+    assert report.after.rate < report.before.rate
+    ```
+    """
+    where = "evaluate_mote"
+    trial = RateMeasurement(
+        where,
+        model,
+        tokenizer,
+        prompts,
+        judge,
+        target=target,
+        confidence=confidence,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        system_prompt=system_prompt,
+        generate_kwargs=generate_kwargs,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    config = load_config(config)
+    trial.plan([config], num_controls=num_controls, control_kind=control_kind, seed=seed)
+    others = checked_prompts(f"{where}.unrelated", unrelated) if unrelated else []
+    trial.check(others)
+    talks = checked_conversations(f"{where}.conversations", conversations, tokenizer) if conversations else []
+    doses = _doses(config, strengths)
+    # First, since it takes the least time and the model or a text can be refused.
+    effects = None
+    if texts:
+        effects = side_effects(model, tokenizer, config, texts, batch_size=batch_size, progress=progress)
+    found = trial.run(progress=progress)
+    dose_rates = [(dose.strength, trial.measure(dose if dose.strength else None).rate.rate) for dose in doses]
+    unchanged, others_before, others_after = None, [], []
+    if others:
+        others_before, others_after = trial.respond(others, None), trial.respond(others, config)
+        same = [a == b for a, b in zip(others_before, others_after, strict=True)]
+        unchanged = Rate.of(sum(same), len(same), confidence)
+    turns_unchanged = None
+    if talks:
+        talks = run_conversations(
+            model,
+            tokenizer,
+            config,
+            talks,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            system_prompt=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            generate_kwargs=generate_kwargs,
+            seed=seed,
+            progress=progress,
+        )
+        kept = [same for talk in talks for same in talk.unchanged]
+        turns_unchanged = Rate.of(sum(kept), len(kept), confidence)
+    (report,) = _reports(trial, [config], found, seed, control_kind)
+    return dataclasses.replace(
+        report,
+        unrelated_unchanged=unchanged,
+        dose=dose_rates,
+        unrelated=[prompt_text(prompt) for prompt in others],
+        unrelated_before=others_before,
+        unrelated_after=others_after,
+        side_effects=effects,
+        conversations=talks,
+        turns_unchanged=turns_unchanged,
+    )
+
+
+def evaluate_settings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    configs: Sequence[MoTEConfig],
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    *,
+    target: object = None,
+    num_controls: int = 20,
+    control_kind: Literal["layer", "usage"] = "layer",
+    seed: int = 0,
+    confidence: float = 0.95,
+    batch_size: int = 16,
+    max_new_tokens: int = 64,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    generate_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> list[EvaluationReport]:
+    """Measure several settings of one choice of experts: a report for each, with the same controls for all.
+
+    Control `b` of every setting exchanges the same experts: if the first setting suppresses an expert and the second
+    that one and another, the second one's control holds the first one's, as the settings hold each other. The reports
+    can then be compared by the largest change that each control makes in any setting, as `hf-mote sweep` does. Where
+    experts are few, controls differ as a whole and not in every setting.
+
+    `configs` are the settings, one or more; the other arguments are those of [`evaluate_mote`].
+
+    Returns:
+        `list[EvaluationReport]`: one for each, in order. `unclear` counts the responses of all of them.
+
+    Raises:
+        [`ConfigError`]: as [`evaluate_mote`], before anything runs.
+    """
+    trial = RateMeasurement(
+        "evaluate_settings",
+        model,
+        tokenizer,
+        prompts,
+        judge,
+        target=target,
+        confidence=confidence,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        system_prompt=system_prompt,
+        generate_kwargs=generate_kwargs,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    trial.plan(configs, num_controls=num_controls, control_kind=control_kind, seed=seed)
+    return _reports(trial, configs, trial.run(progress=progress), seed, control_kind)
+
+
+def _reports(
+    trial: RateMeasurement, configs: Sequence[MoTEConfig], found: Rates, seed: int, control_kind: str
+) -> list[EvaluationReport]:
+    """Return what was measured of each config, without what is measured beside the rates."""
+    return [
+        EvaluationReport(
+            target=trial.label,
+            before=found.before.rate,
+            after=after.rate,
+            controls=controls,
+            unrelated_unchanged=None,
+            config=config.to_dict(),
+            prompts=trial.texts,
+            responses_before=found.before.responses,
+            responses_after=after.responses,
+            labels_before=found.before.labels,
+            labels_after=after.labels,
+            seed=seed,
+            control_kind=control_kind,
+            unclear=trial.unclear,
+            sharing=sharing,
+        )
+        for config, after, controls, sharing in zip(configs, found.after, found.controls, found.sharing, strict=True)
+    ]
+
+
+def _doses(config: MoTEConfig, strengths: object) -> list[MoTEConfig]:
+    """Return the config at other strengths."""
+    if isinstance(strengths, str) or not isinstance(strengths, Sequence):
+        got = repr(strengths)[:60]
+        raise ConfigError("evaluate_mote.strengths", "not a list of numbers", got=got, expected="as in [0.5, 0.75]")
+    return [dataclasses.replace(config, strength=strength) for strength in strengths]

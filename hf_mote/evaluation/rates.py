@@ -1,0 +1,238 @@
+"""How often a behaviour shows: in the untouched model, with each of some configs, and with their random controls.
+
+What can be wrong with what was given is checked before the first response is generated, but for one thing: that a
+block of experts of like use has no other experts shows once the untouched model has run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hf_mote.errors import ConfigError, UnknownNameError
+from hf_mote.evaluation.controls import CONTROL_KINDS, random_controls
+from hf_mote.generation.chat import Prompt
+from hf_mote.generation.decoding import generation_settings
+from hf_mote.generation.prompts import checked_prompts, encode_prompts, prompt_text
+from hf_mote.generation.responses import check_batch_size, generate_responses
+from hf_mote.judges.judge import Judge, check_judge, classify, labels_of
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.patch import apply_mote
+from hf_mote.routing.recording.record import record_routing
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.statistics.rates import Rate, wilson
+
+__all__ = ["Measured", "RateMeasurement", "Rates"]
+
+
+class Measured(NamedTuple):
+    """What a model did on the prompts.
+
+    Attributes:
+        rate (`Rate`): How often the label came.
+        responses (`list[str]`): The responses, where they are kept.
+        labels (`list[str]`): The judge's labels of them.
+    """
+
+    rate: Rate
+    responses: list[str]
+    labels: list[str]
+
+
+class Rates(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        before (`Measured`): The untouched model's.
+        after (`list[Run]`): With each config.
+        controls (`list[list[float]]`): For each config the rate with each of its controls.
+        sharing (`list[int]`): For each config, how many of its controls hold some of its own experts.
+    """
+
+    before: Measured
+    after: list[Measured]
+    controls: list[list[float]]
+    sharing: list[int]
+
+
+class RateMeasurement:
+    """A model, prompts and a judge to measure the rate of one label by.
+
+    Args:
+        where (`str`): What an error names; the others are those of [`evaluate_mote`].
+
+    Attributes:
+        label (`str`): The label whose rate is measured.
+        unclear (`int`): Responses so far that the judge could not label, as a [`ServerJudge`] says of some.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        judge: Judge,
+        *,
+        target: object,
+        confidence: float,
+        batch_size: int,
+        max_new_tokens: int,
+        system_prompt: str | None,
+        generate_kwargs: Mapping[str, Any] | None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.where = where
+        self.model, self.tokenizer = model, tokenizer
+        self.judge, self.confidence = judge, confidence
+        self.prompts = checked_prompts(f"{where}.prompts", prompts)
+        self.texts = [prompt_text(prompt) for prompt in self.prompts]
+        self.label = _target_label(where, judge, target)
+        check_judge(judge)
+        if isinstance(confidence, bool) or not isinstance(confidence, int | float):
+            raise ConfigError(f"{where}.confidence", "is no number", got=repr(confidence), expected="0 to 1")
+        wilson(0, 1, confidence)
+        check_batch_size(batch_size)
+        generation_settings(tokenizer, max_new_tokens, generate_kwargs)
+        self._generating: dict[str, Any] = {
+            "batch_size": batch_size,
+            "max_new_tokens": max_new_tokens,
+            "system_prompt": system_prompt,
+            "chat_template_kwargs": chat_template_kwargs,
+            "generate_kwargs": generate_kwargs,
+            "special_tokens": bool(getattr(judge, "needs_special_tokens", False)),
+        }
+        self.check(self.prompts)
+        self.unclear = 0
+        # A label that the judge is known to give is one that no response need get.
+        self._known = self.label == str(getattr(judge, "target", None)) or labels_of(judge) is not None
+        self._seen: set[str] = set()
+        self._runs: dict[str, Measured] = {}
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raise if the tokenizer cannot take prompts, as chats where it has no template."""
+        told = {name: self._generating[name] for name in ("system_prompt", "chat_template_kwargs")}
+        encode_prompts(self.tokenizer, prompts, where=f"{self.where}.prompts", **told)
+
+    def respond(self, prompts: Sequence[Prompt], config: MoTEConfig | None) -> list[str]:
+        """Return the model's responses with a config, or without one."""
+        responses = [""] * len(prompts)
+        with apply_mote(self.model, config if config is not None else MoTEConfig()):
+            for positions, answers in generate_responses(self.model, self.tokenizer, prompts, **self._generating):
+                for position, answer in zip(positions, answers, strict=True):
+                    responses[position] = answer
+        return responses
+
+    def measure(self, config: MoTEConfig | None, *, keep: bool = False) -> Measured:
+        """Return what the model does with a config, or without one; one that comes again is not run again."""
+        key = "" if config is None else json.dumps(config.to_dict(), sort_keys=True)
+        if key not in self._runs:
+            responses = self.respond(self.prompts, config)
+            labels = classify(self.judge, self.prompts, responses)
+            self._seen.update(labels)
+            unclear = getattr(self.judge, "unclear", None)
+            self.unclear += labels.count(unclear) if isinstance(unclear, str) else 0
+            rate = Rate.of(labels.count(self.label), len(responses), self.confidence)
+            self._runs[key] = Measured(rate, responses, labels) if keep else Measured(rate, [], [])
+        return self._runs[key]
+
+    def plan(self, configs: Sequence[MoTEConfig], *, num_controls: int, control_kind: str, seed: int) -> None:
+        """Take the configs to measure and draw their controls, which they share.
+
+        Args:
+            configs (`Sequence[MoTEConfig]`): The configs, one or more.
+            num_controls (`int`): Controls of each.
+            control_kind (`str`): "layer" or "usage".
+            seed (`int`): Of the controls, and of sampled responses.
+
+        Raises:
+            [`ConfigError`]: if a config has no targets, or there can be no controls.
+            [`ModelMismatchError`]: if a config does not fit the model.
+        """
+        for name, value in (("num_controls", num_controls), ("seed", seed)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ConfigError(f"{self.where}.{name}", "not a number", got=repr(value), expected="0 or more")
+        self._generating["seed"] = seed  # the same random numbers for every config
+        if control_kind not in CONTROL_KINDS:
+            raise UnknownNameError.of(f"{self.where}.control_kind", str(control_kind), CONTROL_KINDS)
+        if not configs:
+            raise ConfigError(f"{self.where}.configs", "nothing to measure", got="no configs")
+        for config in configs:
+            config.check(self.model)
+            if config.is_empty:
+                raise ConfigError(f"{self.where}.config", "nothing to measure", got="no targets, or strength 0")
+        self._configs = list(configs)
+        self._drawn = partial(random_controls, self._configs, find_routers(self.model), num_controls, seed)
+        # Those of kind "usage" are drawn again once usage is known.
+        self._controls = self._drawn()
+        self._by_usage = control_kind == "usage" and num_controls > 0
+
+    def run(self, *, progress: bool) -> Rates:
+        """Measure without a config, with each that was planned, and with their controls.
+
+        Args:
+            progress (`bool`): Show a progress bar.
+        """
+        total = 1 + len(self._configs) * (1 + len(self._controls))
+        with logging.tqdm(total=total, desc="evaluating", disable=not progress, leave=False) as bar:
+            if self._by_usage:
+                stop = (self._generating["generate_kwargs"] or {}).get("eos_token_id")
+                with record_routing(self.model, eos_token_id=stop) as record:
+                    before = self.measure(None, keep=True)
+                self._controls = self._drawn(usage=dict(zip(record.layers, record.total().counts, strict=True)))
+                bar.total = 1 + len(self._configs) * (1 + len(self._controls))
+            else:
+                before = self.measure(None, keep=True)
+            bar.update()
+            after = []
+            for config in self._configs:
+                after.append(self.measure(config, keep=True))
+                bar.update()
+            self._check_target()
+            controls: list[list[float]] = [[] for _ in self._configs]
+            for control in self._controls:
+                for rates, config in zip(controls, control, strict=True):
+                    rates.append(self.measure(config).rate.rate)
+                    bar.update()
+        own = [_experts_of(config) for config in self._configs]
+        sharing = [
+            sum(not mine.isdisjoint(_experts_of(control[index])) for control in self._controls)
+            for index, mine in enumerate(own)
+        ]
+        return Rates(before, after, controls, sharing)
+
+    def _check_target(self) -> None:
+        # One that answers yes or no can give the other answer.
+        yes_or_no = {self.label, *self._seen} <= {"True", "False"}
+        if not (self._known or yes_or_no or self.label in self._seen):
+            raise UnknownNameError.of(
+                f"{self.where}.target",
+                self.label,
+                self._seen,
+                fix="No response got this label; the judge gave the listed ones. If it can give it, say so: set the "
+                "judge's attribute `labels` to all that it can give.",
+            )
+
+
+def _experts_of(config: MoTEConfig) -> set[tuple[int, int]]:
+    return {(layer, expert) for layer, expert, *_ in (*config.suppress, *config.stimulate, *config.bias)}
+
+
+def _target_label(where: str, judge: Judge, target: object) -> str:
+    label = target if target is not None else getattr(judge, "target", None)
+    if label is None:
+        raise ConfigError(
+            f"{where}.target",
+            "the judge does not say which of its labels is the behaviour",
+            expected="one of the labels that it returns",
+            fix="Pass target=..., or give the judge an attribute `target`.",
+        )
+    labels = labels_of(judge)
+    if labels is not None and str(label) not in labels:
+        raise UnknownNameError.of(f"{where}.target", str(label), labels)
+    return str(label)

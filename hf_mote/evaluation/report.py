@@ -1,0 +1,212 @@
+"""`EvaluationReport`: what `evaluate_mote` measured, as plain numbers that can be saved and read again."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hf_mote.errors import DataError, FileFormatError
+from hf_mote.evaluation.conversations import Conversation
+from hf_mote.evaluation.side_effects import SideEffects
+from hf_mote.hub import RESULT_LIMIT, Shareable, card_header, read_json, write_json
+from hf_mote.statistics.rates import SIGNIFICANT, Rate
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["EvaluationReport", "reaches", "too_few"]
+
+# A rate is a count over prompts, so that equal changes differ by rounding at most.
+_ROUNDING = 1e-9
+# What an earlier report may leave out.
+_LATER_FIELDS: dict[str, Any] = {
+    "conversations": [],
+    "turns_unchanged": None,
+    "unclear": 0,
+    "labels_before": [],
+    "labels_after": [],
+    "sharing": 0,
+}
+
+
+@dataclass(frozen=True)
+class EvaluationReport(Shareable):
+    """What a config does, measured.
+
+    Attributes:
+        target (`str`): The label whose rate is reported.
+        before (`Rate`): Its rate in the untouched model.
+        after (`Rate`): Its rate with the config.
+        controls (`list[float]`): Its rate under each random control.
+        unrelated_unchanged (`Rate`, *optional*): Share of unrelated answers that stay word for word the same.
+        dose (`list[tuple[float, float]]`): (strength, rate) pairs.
+        config (`dict`): The config.
+        prompts (`list[str]`): The prompts.
+        responses_before (`list[str]`): The untouched model's responses.
+        responses_after (`list[str]`): Those with the config.
+        seed (`int`): Seed of the controls.
+        control_kind (`str`): What the controls are matched by beside their number: `"layer"`, or `"usage"` too.
+        unclear (`int`): Responses, of all runs on the prompts, that the judge could not label, as [`ServerJudge`] says
+            of a reply that it cannot read. They do not count as `target`.
+        labels_before (`list[str]`): The judge's labels of `responses_before`.
+        labels_after (`list[str]`): Those of `responses_after`.
+        sharing (`int`): Controls that hold some of the config's own experts, as they may where experts are few.
+        unrelated (`list[str]`): The unrelated prompts.
+        unrelated_before (`list[str]`): The untouched model's responses to them.
+        unrelated_after (`list[str]`): Those with the config.
+        side_effects (`SideEffects`, *optional*): Divergence and perplexity on plain texts.
+        conversations (`list[Conversation]`): Conversations with the answers before and after.
+        turns_unchanged (`Rate`, *optional*): Share of their answers that stay word for word the same. A later answer
+            can change because an earlier one did.
+    """
+
+    target: str
+    before: Rate
+    after: Rate
+    controls: list[float]
+    unrelated_unchanged: Rate | None
+    config: dict[str, Any]
+    dose: list[tuple[float, float]] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    responses_before: list[str] = field(default_factory=list)
+    responses_after: list[str] = field(default_factory=list)
+    seed: int = 0
+    control_kind: str = "layer"
+    unrelated: list[str] = field(default_factory=list)
+    unrelated_before: list[str] = field(default_factory=list)
+    unrelated_after: list[str] = field(default_factory=list)
+    side_effects: SideEffects | None = None
+    conversations: list[Conversation] = field(default_factory=list)
+    turns_unchanged: Rate | None = None
+    unclear: int = 0
+    labels_before: list[str] = field(default_factory=list)
+    labels_after: list[str] = field(default_factory=list)
+    sharing: int = 0
+
+    file_name: ClassVar[str] = "evaluation_report.json"
+
+    @property
+    def effect(self) -> float:
+        """Change of the rate, -1 to 1."""
+        return self.after.rate - self.before.rate
+
+    @property
+    def p_value(self) -> float | None:
+        """Share of controls, itself counted among them, that change the rate at least as much; `None` without any.
+
+        If the experts were picked at random among matched ones, without a look at these prompts, it is at most `a` in
+        at most a share `a` of cases, for every `a`: the config and its controls are exchangeable then, see
+        [`random_controls`]. It is never below `1 / (1 + number of controls)`.
+        """
+        if not self.controls:
+            return None
+        as_far = sum(reaches(rate - self.before.rate, self.effect) for rate in self.controls)
+        return (1 + as_far) / (1 + len(self.controls))
+
+    def beats_controls(self, adjusted_p: float | None = None) -> bool:
+        """Return whether the config beats its controls: intervals before and after apart, and p at most 0.05.
+
+        That takes 19 controls or more, of which none comes as far (with 39 or more, a few may).
+
+        Args:
+            adjusted_p (`float`, *optional*, defaults to `p_value`): p, adjusted for other configs that were tried.
+        """
+        apart = self.after.high < self.before.low or self.after.low > self.before.high
+        p = self.p_value if adjusted_p is None else adjusted_p
+        return apart and p is not None and p <= SIGNIFICANT
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether the config beats its controls, with the numbers, or that so few cannot show it."""
+        change = f"{self.target} goes from {self.before} to {self.after}"
+        if self.p_value is None:
+            return f"{change}; without random controls that says nothing about these experts."
+        mean = fmean(self.controls)
+        against = f"under {len(self.controls)} random controls it is {mean:.1%} on average (p = {self.p_value:.3g})"
+        beats = "beats" if self.beats_controls() else "does not beat"
+        verdict = f"The config {beats} its controls: {change}, while {against}"
+        if self.sharing:
+            verdict += f"; {self.sharing} of them hold some of its own experts, as its layers have too few others"
+        if too_few(len(self.controls)):
+            verdict += f"; {too_few(len(self.controls))}"
+        if self.unclear:
+            verdict += f"; {self.unclear} responses of all runs could not be judged"
+        return f"{verdict}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, the effect, the p value and the verdict, JSON-native."""
+        derived = {"effect": self.effect, "p_value": self.p_value, "verdict": self.verdict}
+        return {**dataclasses.asdict(self), **derived}
+
+    def _to_file(self, path: Path) -> None:
+        write_json(path, self.to_dict(), limit=None)
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Self:
+        data = {**_LATER_FIELDS, **read_json(path, limit=RESULT_LIMIT)}
+        try:
+            names = {f.name for f in dataclasses.fields(cls)}
+            unknown = sorted(set(data) - names - {"effect", "p_value", "verdict"})
+            if unknown:
+                raise DataError("EvaluationReport", "unknown field", got=", ".join(unknown))
+            values = {name: data[name] for name in names}
+            for name in ("before", "after", "unrelated_unchanged", "turns_unchanged"):
+                values[name] = None if values[name] is None else Rate(**values[name])
+            if values["side_effects"] is not None:
+                # One without a scope was measured with the config's own.
+                scope = {"scope": values["config"].get("scope", "all")}
+                values["side_effects"] = SideEffects(**scope | values["side_effects"])
+            if isinstance(values["unclear"], bool) or not isinstance(values["unclear"], int) or values["unclear"] < 0:
+                raise DataError("EvaluationReport.unclear", "is no number", got=repr(values["unclear"]))
+            values["conversations"] = [Conversation(**entry) for entry in values["conversations"]]
+            values["dose"] = [(float(strength), float(rate)) for strength, rate in values["dose"]]
+            asked = {len(values[name]) for name in ("prompts", "responses_before", "responses_after")}
+            others = {len(values[name]) for name in ("unrelated", "unrelated_before", "unrelated_after")}
+            if max(len(asked), len(others)) > 1 or not all(0 <= rate <= 1 for rate in values["controls"]):
+                raise DataError("EvaluationReport", "prompts and responses differ in number, or a rate is not 0..1")
+            if not {len(values[name]) for name in ("labels_before", "labels_after")} <= {0, *asked}:
+                raise DataError("EvaluationReport", "responses and their labels differ in number")
+            _check_turns(values["conversations"], values["turns_unchanged"])
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError, ValueError, DataError) as error:
+            raise FileFormatError(str(path), "holds no evaluation report", got=str(error)) from error
+
+    def _card(self) -> str:
+        return f"{card_header(tags=['evaluation'])}\n# Evaluation\n\n{self.verdict}\n"
+
+
+def reaches(change: float, effect: float) -> bool:
+    """Return whether a change of a rate is as large as an effect, in either direction.
+
+    Args:
+        change (`float`): A control's, -1 to 1.
+        effect (`float`): The config's.
+    """
+    return abs(change) >= abs(effect) - _ROUNDING
+
+
+def too_few(num_controls: int) -> str:
+    """Return in words that no p value can be at most 0.05 with so many controls; nothing where one can.
+
+    Args:
+        num_controls (`int`): How many, 1 or more.
+    """
+    if 1 / (1 + num_controls) <= SIGNIFICANT:
+        return ""
+    return f"with {num_controls} control{'s' * (num_controls > 1)} p cannot be below {1 / (1 + num_controls):.3g}"
+
+
+def _check_turns(conversations: list[Conversation], unchanged: Rate | None) -> None:
+    turns = sum(len(one.turns) for one in conversations)
+    kept = [same for one in conversations for same in one.unchanged]
+    counted = (0, 0) if unchanged is None else (unchanged.successes, unchanged.n)
+    if len(kept) != turns or counted != (sum(kept), turns):
+        raise DataError(
+            "EvaluationReport.turns_unchanged",
+            "is not what the conversations say",
+            got=f"{counted[0]} of {counted[1]}",
+            expected=f"{sum(kept)} of {len(kept)} answers, to {turns} turns",
+        )

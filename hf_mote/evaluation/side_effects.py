@@ -1,0 +1,187 @@
+"""What a config does to text it was not meant for: divergence of the predictions, and perplexity."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hf_mote.errors import ConfigError, DataError
+from hf_mote.generation.decoding import pad_token_of
+from hf_mote.generation.prompts import padded
+from hf_mote.generation.randomness import without_randomness
+from hf_mote.generation.responses import check_batch_size
+from hf_mote.mote.config import CHOICES, MoTEConfig
+from hf_mote.mote.patch import apply_mote
+
+__all__ = ["SideEffects", "perplexity_text", "side_effects"]
+
+_NOT_IN_PLAIN_TEXT = ("generation", "thinking", "answer")
+
+LARGEST_LOSS = math.log(sys.float_info.max)  # nats per token whose perplexity is still a number: 709.8
+
+
+@dataclass(frozen=True)
+class SideEffects:
+    """How predictions of plain text change.
+
+    Attributes:
+        kl (`float`): Mean of KL(untouched || with the config) over predicted tokens, in nats, 0 or more.
+        perplexity_before (`float`, *optional*):
+            Of the texts, in the untouched model; `None` where it is above the largest float, 1.8e308: a mean loss of
+            more than 709.8 nats per token, or a token of the text that the model has for impossible.
+        perplexity_after (`float`, *optional*): With the config.
+        num_tokens (`int`): Predicted tokens.
+        scope (`str`, *optional*, defaults to `"all"`):
+            The scope that the config was measured with; see [`side_effects`].
+    """
+
+    kl: float
+    perplexity_before: float | None
+    perplexity_after: float | None
+    num_tokens: int
+    scope: str = "all"
+
+    def __post_init__(self) -> None:
+        numbers = (self.kl, self.perplexity_before, self.perplexity_after)
+        sane = isinstance(self.num_tokens, int) and self.num_tokens > 0 and self.kl is not None
+        for number, least in zip(numbers, (0, 1, 1), strict=True):
+            if number is not None:
+                sane = sane and isinstance(number, int | float) and math.isfinite(number) and number >= least
+        scopes = CHOICES["scope"]
+        if self.scope not in scopes:
+            raise DataError("SideEffects.scope", "is none", got=repr(self.scope), expected=f"one of {scopes}")
+        if not sane:
+            raise DataError("SideEffects", "are no such numbers", got=f"{numbers}, {self.num_tokens} tokens")
+
+    def __str__(self) -> str:
+        change = f"perplexity {perplexity_text(self.perplexity_before)} to {perplexity_text(self.perplexity_after)}"
+        scope = "" if self.scope == "all" else f", scope {self.scope}"
+        return f"{self.kl:.3g} nats of KL per token, {change} ({self.num_tokens} tokens{scope})"
+
+
+def perplexity_text(perplexity: float | None) -> str:
+    """Return a perplexity as people read it.
+
+    Args:
+        perplexity (`float`, *optional*): As [`SideEffects`] has it.
+    """
+    return "above 1.8e308" if perplexity is None else f"{perplexity:.4g}"
+
+
+def side_effects(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: MoTEConfig,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 8,
+    max_tokens: int = 512,
+    progress: bool = True,
+) -> SideEffects:
+    """Return how far a config changes the model's predictions of plain texts.
+
+    To the model a plain text is all prompt. A config with scope `"generation"`, `"thinking"` or `"answer"` would do
+    nothing to it, so that it is measured with scope `"all"`: what it does to text that is being written, with all of
+    the text before it changed, too. `SideEffects.scope` says which scope it was.
+
+    Args:
+        model (`PreTrainedModel`): A mixture-of-experts language model; left as it is.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer; no chat template is applied.
+        config (`MoTEConfig`): What to measure.
+        texts (`Sequence[str]`): Texts that have nothing to do with the behaviour.
+        batch_size (`int`, *optional*, defaults to 8): Texts that run together.
+        max_tokens (`int`, *optional*, defaults to 512): Each text is cut to so many tokens.
+        progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
+
+    Returns:
+        [`SideEffects`]
+
+    Raises:
+        [`DataError`]: if there are no texts, one has fewer than two tokens, or the predictions are not numbers.
+        [`ConfigError`]: if batch size or `max_tokens` is out of range.
+        [`UnsupportedError`]: if the model draws random numbers, as with dropout in training mode.
+
+    Example:
+
+    ```python
+    from hf_mote import MoTEConfig, load_organism
+    from hf_mote.evaluation.side_effects import side_effects
+
+    organism = load_organism("refusal")
+    config = MoTEConfig.for_model(organism.model, suppress=[[2, 0]])
+    found = side_effects(organism.model, organism.tokenizer, config, ["Two and two is four."], progress=False)
+    assert found.kl >= 0 and found.num_tokens > 1
+    ```
+    """
+    check_batch_size(batch_size)
+    encoded = _encoded(tokenizer, texts, max_tokens)
+    if config.scope in _NOT_IN_PLAIN_TEXT:
+        config = dataclasses.replace(config, scope="all", thinking_tokens=None)
+    pad = pad_token_of(tokenizer)
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    divergence, before, after, tokens = 0.0, 0.0, 0.0, 0
+    handle = apply_mote(model, config)
+    with (
+        handle,
+        torch.no_grad(),
+        logging.tqdm(total=len(texts), desc="side effects", disable=not progress, leave=False) as bar,
+    ):
+        for start in range(0, len(order), batch_size):
+            rows = [encoded[index] for index in order[start : start + batch_size]]
+            batch = padded(rows, pad, side="right", device=model.device)
+            handle.active = False
+            with nullcontext() if start else without_randomness("side_effects", model):
+                plain = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+            handle.active = True
+            changed = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+            real = batch["attention_mask"][:, 1:].bool()
+            next_ids = batch["input_ids"][:, 1:, None]
+            # A token that is impossible in the untouched model adds nothing.
+            kl = (plain.exp() * (plain - changed)).masked_fill(plain == -math.inf, 0).sum(-1)
+            divergence += float(kl[real].double().sum())
+            before -= float(plain.gather(-1, next_ids)[..., 0][real].double().sum())
+            after -= float(changed.gather(-1, next_ids)[..., 0][real].double().sum())
+            tokens += int(real.sum())
+            bar.update(len(rows))
+    if not math.isfinite(divergence):
+        raise DataError(
+            "side_effects.model",
+            "its predictions cannot be compared",
+            got=f"{divergence / tokens} nats of KL per token",
+            expected="logits without NaN, and none of minus infinity that the config brings about",
+        )
+    # Rounding can leave a sum of divergences a little below 0.
+    return SideEffects(
+        max(divergence, 0.0) / tokens, _perplexity(before / tokens), _perplexity(after / tokens), tokens, config.scope
+    )
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    if isinstance(texts, str) or not texts:
+        raise DataError("side_effects.texts", "no texts", got=repr(texts)[:60], expected="a list of texts")
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 2:
+        raise ConfigError(
+            "side_effects.max_tokens", "not a number of tokens", got=repr(max_tokens), expected="2 or more"
+        )
+    wrong = next((index for index, text in enumerate(texts) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise DataError(f"side_effects.texts[{wrong}]", "not a text", got=repr(texts[wrong])[:60])
+    encoded = [list(tokenizer(text)["input_ids"])[:max_tokens] for text in texts]
+    for index, ids in enumerate(encoded):
+        if len(ids) < 2:
+            raise DataError(
+                f"side_effects.texts[{index}]", "too short to predict a token of", got=repr(texts[index])[:60]
+            )
+    return encoded
+
+
+def _perplexity(loss: float) -> float | None:
+    return None if loss > LARGEST_LOSS else math.exp(loss)

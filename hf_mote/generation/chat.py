@@ -1,0 +1,123 @@
+"""What a prompt reads like when it reaches the tokenizer: as it is, or through the tokenizer's chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_mote.errors import ConfigError, DataError, UnknownNameError
+
+__all__ = ["Prompt", "check_template_kwargs", "rendered"]
+
+# What this package itself says to `apply_chat_template`, or needs to be left as it is.
+_FIXED = (
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "padding",
+    "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "truncation",
+)  # fmt: skip
+Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
+
+
+def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: object) -> dict[str, Any]:
+    """Return the arguments of a chat template; refuses those that would have no effect.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer whose template gets them.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): As in `{"enable_thinking": False}`.
+
+    Raises:
+        [`ConfigError`]: if it is no mapping of names, there is no template, or a name is this package's to set.
+        [`UnknownNameError`]: if the template does not read a name.
+    """
+    where = "chat_template_kwargs"
+    if chat_template_kwargs is None:
+        return {}
+    if not isinstance(chat_template_kwargs, Mapping) or not all(isinstance(key, str) for key in chat_template_kwargs):
+        got = repr(chat_template_kwargs)[:60]
+        raise ConfigError(where, "no values by name", got=got, expected='as in {"enable_thinking": False}')
+    if not chat_template_kwargs:
+        return {}
+    if tokenizer.chat_template is None:
+        got = f"a tokenizer without one, and {', '.join(chat_template_kwargs)}"
+        raise ConfigError(
+            where, "need a chat template", got=got, fix="Set tokenizer.chat_template, or leave them out."
+        )
+    template = str(tokenizer.get_chat_template(tools=chat_template_kwargs.get("tools")))
+    for name in chat_template_kwargs:
+        if name in _FIXED:
+            fix = "Set tokenizer.chat_template." if name == "chat_template" else "Leave it out."
+            raise ConfigError(f"{where}[{name!r}]", "is not for the template to read", fix=fix)
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            raise UnknownNameError(
+                f"{where}[{name!r}]",
+                "the chat template does not read it, so it would have no effect",
+                got=name,
+                expected="a name that occurs in tokenizer.chat_template",
+            )
+    return dict(chat_template_kwargs)
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    system_prompt: str | None,
+    chat_template_kwargs: Mapping[str, Any],
+    where: str,
+) -> str:
+    """Return the text that is tokenised for a prompt, with the generation prompt of the chat template if there is one.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+        prompt (`str` or a chat): The prompt.
+        system_prompt (`str`, *optional*): First message, if the prompt is a text.
+        chat_template_kwargs (`Mapping[str, Any]`): What [`check_template_kwargs`] returned.
+        where (`str`): The prompt's place, for the error.
+
+    Raises:
+        [`ConfigError`]: if a chat or a system prompt meets a tokenizer without a template, or the template fails.
+        [`DataError`]: if the text is not Unicode.
+    """
+    if tokenizer.chat_template is None:
+        if system_prompt is not None or not isinstance(prompt, str):
+            raise ConfigError(
+                "tokenizer.chat_template",
+                "chats and system prompts need one",
+                got=None,
+                fix="Set tokenizer.chat_template, or give plain text prompts.",
+            )
+        text = prompt
+    else:
+        system = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
+        if isinstance(prompt, str):
+            messages = [*system, {"role": "user", "content": prompt}]
+        else:
+            messages = [dict(message) for message in prompt]
+        try:
+            text = str(
+                tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, **chat_template_kwargs
+                )
+            )
+        except Exception as error:  # a template is a program of the model's author, and raises what it likes
+            roles = ", ".join(str(message["role"]) for message in messages)
+            raise ConfigError(
+                where,
+                f"the tokenizer's chat template fails: {type(error).__name__}: {_first_line(error)}",
+                got=f"messages of {roles}",
+                fix="Leave the system prompt out." if system else "Look at tokenizer.chat_template.",
+            ) from error
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        got = repr(text[error.start])
+        raise DataError(
+            where, "is not Unicode: it holds half of a surrogate pair", got=got, expected="text that UTF-8 can hold",
+            fix='Replace it: text.encode("utf-8", "replace").decode().',
+        ) from error  # fmt: skip
+    return text
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]

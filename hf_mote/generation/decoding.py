@@ -1,0 +1,172 @@
+"""How responses are decoded: the arguments of `generate`, checked; its tokens without padding; its random numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mote.errors import ConfigError
+
+__all__ = ["answer_text", "answer_tokens", "check_seed", "generation_settings", "pad_token_of", "seeded"]
+
+LARGEST_SEED = 2**42  # times what is added for each batch it still fits into what torch takes
+
+
+def generation_settings(
+    tokenizer: PreTrainedTokenizerBase, max_new_tokens: object, generate_kwargs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the arguments of `generate`, greedy by default.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+        max_new_tokens (`int`): Longest response, in tokens.
+        generate_kwargs (`Mapping`, *optional*): Further arguments of `generate`.
+
+    Raises:
+        [`ConfigError`]: if they ask for something else than one plain response for each prompt, or a number is out of
+            range.
+    """
+    given = {} if generate_kwargs is None else generate_kwargs
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        got = repr(generate_kwargs)[:60]
+        raise ConfigError("generate_kwargs", "no arguments by name", got=got, expected='as in {"do_sample": True}')
+    for name, usual in (("num_return_sequences", 1), ("num_beams", 1), ("return_dict_in_generate", False)):
+        if given.get(name, usual) not in (usual, None):
+            raise ConfigError(
+                f"generate_kwargs.{name}", "one plain response is needed for each prompt", got=generate_kwargs
+            )
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        got = repr(max_new_tokens)
+        raise ConfigError("max_new_tokens", "not a number of tokens", got=got, expected="1 or more")
+    own = given.get("max_new_tokens", 1)
+    if isinstance(own, bool) or not isinstance(own, int) or own < 1:
+        raise ConfigError("generate_kwargs.max_new_tokens", "not a number of tokens", got=own, expected="1 or more")
+    for name, most in (("temperature", math.inf), ("top_p", 1.0)):
+        value = given.get(name)
+        if value is None:
+            continue
+        number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+        if not number or not 0 < value <= most:
+            expected = "a number above 0" + (", at most 1" if most == 1 else "")
+            fix = "Greedy decoding is the default: leave it out." if name == "temperature" else None
+            raise ConfigError(f"generate_kwargs.{name}", "out of range", got=repr(value), expected=expected, fix=fix)
+    return {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": pad_token_of(tokenizer), **given}
+
+
+def pad_token_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that fills up shorter rows: the tokenizer's for padding, else its end of sequence, else 0."""
+    return next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
+
+
+def check_seed(where: str, seed: object) -> None:
+    """Raise [`ConfigError`] unless a seed is one.
+
+    Args:
+        where (`str`): The place, for the error.
+        seed (`object`): What was given.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < LARGEST_SEED:
+        raise ConfigError(where, "not a seed", got=repr(seed), expected="a whole number from 0 to 2**42 - 1")
+
+
+@contextmanager
+def seeded(seed: int, number: int, sampled: bool, device: torch.device) -> Iterator[None]:
+    """Give each batch random numbers of its own, whichever run or process does it; the caller's stay as they were.
+
+    Args:
+        seed (`int`): Of the run.
+        number (`int`): Of the batch.
+        sampled (`bool`): Whether random numbers are drawn at all.
+        device (`torch.device`): The model's.
+    """
+    if not sampled:
+        yield
+        return
+    devices = [] if device.type in ("cpu", "meta") else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(seed * 1_000_003 + number)
+        yield
+
+
+def answer_tokens(
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    check: Callable[[Tensor, int], None] | None = None,
+) -> list[list[int]]:
+    """Return the tokens that a model answers with, the one that ends an answer included, padding left out.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model.
+        batch (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask`, padded on the left.
+        settings (`Mapping`): What [`generation_settings`] returned.
+        check (`Callable[[torch.Tensor, int], None]`, *optional*):
+            Called with what `generate` returned and the tokens of the prompts, padding counted; raises what is wrong.
+
+    Raises:
+        [`ConfigError`]: if `generate` does not know an argument.
+    """
+    try:
+        output = model.generate(**batch, **settings)  # type: ignore[operator]
+    except ValueError as error:  # said before the first forward
+        names = re.search(r"`model_kwargs` are not used by the model: (\[.*?\])", str(error))
+        if names is None:
+            raise
+        fix = "Look at the spelling."
+        raise ConfigError("generate_kwargs", "generate has no such argument", got=names[1], fix=fix) from error
+    if check is not None:
+        check(output, batch["input_ids"].shape[1])
+    rows: list[list[int]] = output[:, batch["input_ids"].shape[1] :].tolist()
+    ends = _ends(model, settings)
+    return [_without_padding(row, ends, settings["pad_token_id"]) for row in rows]
+
+
+def answer_text(
+    tokenizer: PreTrainedTokenizerBase,
+    answers: Sequence[Sequence[int]],
+    *,
+    special_tokens: bool = False,
+) -> list[str]:
+    """Return the texts of answers.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+        answers (`Sequence[Sequence[int]]`): What [`answer_tokens`] returned.
+        special_tokens (`bool`, *optional*, defaults to `False`):
+            Keep special tokens, such as the marks of thinking; those that end the answer are left out all the same.
+    """
+    if special_tokens:
+        ends = {token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None}
+        kept = [list(answer) for answer in answers]
+        for answer in kept:
+            while answer and answer[-1] in ends:
+                answer.pop()
+        answers = kept
+    texts = tokenizer.batch_decode([list(answer) for answer in answers], skip_special_tokens=not special_tokens)
+    return [text.strip() for text in texts]
+
+
+def _ends(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[int]:
+    """Return the tokens that end a response."""
+    config = settings.get("generation_config") or model.generation_config
+    ends = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
+    if ends is None:
+        return set()
+    return {int(end) for end in (torch.as_tensor(ends).reshape(-1).tolist())}
+
+
+def _without_padding(row: list[int], ends: set[int], pad: int) -> list[int]:
+    for place, token in enumerate(row):
+        if token in ends:
+            return row[: place + 1]
+    length = len(row)
+    while length and row[length - 1] == pad:  # ended by something else, as by a text
+        length -= 1
+    return row[:length]

@@ -1,0 +1,1 @@
+"""What a response shows: judges turn it into a label."""

@@ -1,0 +1,1 @@
+"""Activation maps: the data that recording hands on."""

@@ -1,0 +1,148 @@
+"""Routing that an inference engine recorded, counted as this package counts.
+
+vLLM and SGLang can return the experts of each token, integers of shape `(tokens, layers, top_k)`. Two things make them
+treacherous: layers without experts come back as zeros, which would be counted as expert 0, and the last sampled token
+has no routing, since it was never fed back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_mote.errors import DataError
+from hf_mote.maps.grid import check_layers
+
+__all__ = ["RoutedCounts", "count_routed_experts"]
+
+_WHERE = "from_routed_experts"
+
+
+class RoutedCounts(NamedTuple):
+    """Counts and weights of shape `(layers, experts)`, float64, and the tokens that were counted."""
+
+    counts: Tensor
+    weights: Tensor
+    num_tokens: float
+
+
+def count_routed_experts(
+    experts: Any,
+    *,
+    num_experts: int,
+    layers: Sequence[int],
+    num_tokens: int | None = None,
+    weights: Any | None = None,
+) -> RoutedCounts:
+    """Return how often each expert was chosen in one sequence.
+
+    Args:
+        experts (integer array of shape `(tokens, layers, top_k)`):
+            `torch.Tensor`, `np.ndarray` or nested lists. Its layers are the model's decoder layers, those without
+            experts included, or exactly those named by `layers`. A token of -1 alone was not recorded and does not
+            count. Nor does a last token of zeros alone if `top_k` is 2 or more: it cannot be routing, since no expert
+            is chosen twice, and stands for the last sampled token, which is never fed back. With a `top_k` of 1 it
+            cannot be told from a token that chose expert 0 in every layer, and counts: leave such a row out.
+        num_experts (`int`):
+            Experts of each layer.
+        layers (`Sequence[int]`):
+            Absolute decoder layers that have experts, as `find_routers(model)` or the config has them; the others are
+            left out.
+        num_tokens (`int`, *optional*):
+            Tokens of the sequence. The array must hold as many, or one less: the last sampled token is never fed back.
+        weights (float array like `experts`, *optional*):
+            Routing weights; engines do not return them. Without them the map's weights are 0.
+
+    Raises:
+        [`DataError`]: if the array does not fit, an expert does not exist, or a token has one twice in a layer, as
+            layers without experts do.
+    """
+    layers = check_layers(_WHERE, layers)
+    for name, number, least in (("num_experts", num_experts, 1), ("num_tokens", num_tokens, 0)):
+        if number is not None and (not hasattr(number, "__index__") or number < least):
+            raise DataError(f"{_WHERE}: {name}", "is no number", got=repr(number), expected=f"{least} or more")
+    chosen = _array("experts", experts)
+    if chosen.ndim != 3 or not np.issubdtype(chosen.dtype, np.integer) or 0 in chosen.shape[1:]:
+        raise DataError(
+            f"{_WHERE}: experts",
+            "not a table of experts",
+            got=f"{chosen.dtype} of shape {chosen.shape}",
+            expected="integers of shape (tokens, layers, top_k)",
+        )
+    if num_tokens is not None and len(chosen) not in (num_tokens, num_tokens - 1):
+        raise DataError(
+            f"{_WHERE}: num_tokens", "does not fit", got=f"{len(chosen)} rows", expected=f"{num_tokens} or one less"
+        )
+    shape = chosen.shape
+    complete = num_tokens is None or len(chosen) == num_tokens
+    chosen = _rows_of("experts", chosen, layers).astype(np.int64)
+    recorded = ~(chosen == -1).all(axis=(1, 2))
+    if complete and _lacks_last_token(chosen):
+        recorded[-1] = False
+    chosen = chosen[recorded]
+    wrong = np.argwhere((chosen < 0) | (chosen >= num_experts))
+    if len(wrong):
+        token, row, slot = wrong[0]
+        raise DataError(
+            f"{_WHERE}: experts[{token}, layer {layers[row]}]",
+            "no such expert",
+            got=int(chosen[token, row, slot]),
+            expected=f"0..{num_experts - 1}",
+        )
+    ordered = np.sort(chosen, axis=2)
+    twice = np.argwhere(ordered[..., 1:] == ordered[..., :-1])
+    if len(twice):
+        token, row, _ = twice[0]
+        raise DataError(
+            f"{_WHERE}: experts[{token}, layer {layers[row]}]",
+            "one expert twice",
+            got=chosen[token, row].tolist(),
+            fix="A layer without experts comes back as zeros: leave it out of `layers`. A token that was not recorded "
+            "may come back as zeros, too: leave its row out, or fill it with -1; a last one is left out by itself.",
+        )
+    places = torch.from_numpy(chosen) + torch.arange(len(layers))[:, None] * num_experts
+    length = len(layers) * num_experts
+    counts = torch.bincount(places.reshape(-1), minlength=length).double().view(len(layers), num_experts)
+    weighed = torch.zeros(length, dtype=torch.float64)
+    if weights is not None:
+        given = _array("weights", weights)
+        numbers = np.issubdtype(given.dtype, np.number)
+        if given.shape != shape or not numbers or not np.isfinite(given).all():
+            got = f"{given.dtype} of shape {given.shape}"
+            raise DataError(f"{_WHERE}: weights", "not one finite number for each expert", got=got, expected=shape)
+        given = _rows_of("weights", given, layers)[recorded].astype(np.float64)
+        weighed.index_add_(0, places.reshape(-1), torch.from_numpy(given).reshape(-1))
+    return RoutedCounts(counts, weighed.view(len(layers), num_experts), float(len(chosen)))
+
+
+def _lacks_last_token(chosen: Any) -> bool:
+    """Return whether the last row holds zeros that cannot be routing, and the row before it does not."""
+    return bool(chosen.shape[2] > 1 and len(chosen) > 1 and not chosen[-1].any() and chosen[-2].any())
+
+
+def _array(name: str, table: Any) -> Any:
+    try:
+        if isinstance(table, Tensor):
+            table = table.detach().cpu()
+            table = table.float() if table.dtype == torch.bfloat16 else table  # which numpy does not have
+        return np.asarray(table)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{_WHERE}: {name}", "not a table", got=str(error).splitlines()[0]) from error
+
+
+def _rows_of(name: str, table: Any, layers: Sequence[int]) -> Any:
+    """Return the layers asked for: all of them if there are as many, else by their number."""
+    if table.shape[1] == len(layers):
+        return table
+    if table.shape[1] <= layers[-1]:
+        raise DataError(
+            f"{_WHERE}: {name}",
+            "has not the layers asked for",
+            got=f"{table.shape[1]} layers",
+            expected=f"{len(layers)}, or all decoder layers up to {layers[-1]} at least",
+        )
+    return table[:, list(layers)]

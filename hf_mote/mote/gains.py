@@ -1,0 +1,113 @@
+"""A gain on every routing weight of a model: what causal rankings differentiate by, and set to zero.
+
+Every routing weight is multiplied by the gain of its expert, 1 at first. The derivative of a score by a gain is the
+first-order effect of the expert; a gain of 0 takes the expert's contribution out and changes nothing else
+(`suppress_mode="zero"`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_mote.errors import UnsupportedError
+from hf_mote.hooks import Intervention
+from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.routing.router_hook import WeightProbe, attach_to_routers
+from hf_mote.routing.rules.selection import Routing
+from hf_mote.routing.sites.site import RouterSite
+
+__all__ = ["Gains", "attach_gains"]
+
+
+class Gains(DecoderParticipant):
+    """The gains of one model, for each sequence of a batch.
+
+    Args:
+        sites (`Sequence[RouterSite]`): The model's routers.
+        value (`float`, *optional*, defaults to 1.0): Gain of all experts.
+        differentiable (`bool`, *optional*, defaults to `False`): Whether derivatives by the gains are taken.
+
+    Attributes:
+        zeros (`list[tuple[int, int]]`):
+            The (row, expert) of gains set to 0, the row being the router's place in `sites`.
+    """
+
+    def __init__(self, sites: Sequence[RouterSite], value: float = 1.0, *, differentiable: bool = False) -> None:
+        super().__init__()
+        self.sites = sites
+        self.value = value
+        self.differentiable = differentiable
+        self.zeros: list[tuple[int, int]] = []
+        self.by_path: dict[str, Tensor] = {}
+
+    def on_forward(self, forward: Forward) -> None:
+        """Make the gains of a pass."""
+        shapes = [(forward.batch, site.num_experts) for site in self.sites]
+        gains = [torch.full(shape, self.value, device=forward.device) for shape in shapes]
+        for row, expert in self.zeros:
+            gains[row][:, expert] = 0
+        self.by_path = {
+            site.path: gain.requires_grad_() if self.differentiable else gain
+            for site, gain in zip(self.sites, gains, strict=True)
+        }
+
+    def on_trace(self, forward: Forward) -> None:
+        """Refuse a compiled graph."""
+        raise UnsupportedError(
+            "causal ranking",
+            "the effect of routing weights is not measured in a compiled graph",
+            fix="Give the model itself, not what torch.compile made of it.",
+        )
+
+    def derivatives(self, score: Tensor) -> Tensor:
+        """Return the derivative of a score by each gain, `(sequences, layers, experts)`, float64 on the CPU.
+
+        Raises:
+            [`UnsupportedError`]: if the score does not depend on the weights of some router, or has no derivative.
+        """
+        leaves = [self.by_path[site.path] for site in self.sites]
+        if not score.requires_grad:
+            raise UnsupportedError(
+                "causal ranking", "the score has no derivative", fix="Compute it from the logits, without detach()."
+            )
+        grads = torch.autograd.grad(score, leaves, allow_unused=True)
+        width = max(site.num_experts for site in self.sites)
+        table = torch.zeros(len(leaves[0]), len(leaves), width, dtype=torch.float64)
+        for row, (site, grad) in enumerate(zip(self.sites, grads, strict=True)):
+            if grad is None:
+                raise UnsupportedError(
+                    site.path,
+                    "no gradient reaches its weights, as in a block that runs its experts under no_grad, or under "
+                    "gradient checkpointing with use_reentrant=True",
+                    fix="Use ftri or ablate_experts, or switch checkpointing off.",
+                )
+            table[:, row, : grad.shape[1]] = grad.double().cpu()
+        return table
+
+
+def attach_gains(model: torch.nn.Module, gains: Gains) -> Intervention:
+    """Attach gains to a model.
+
+    Raises:
+        [`UnsupportedError`]: if the weights of a router are out of reach.
+    """
+    for site in gains.sites:
+        if "attribution" in site.refuses:
+            raise UnsupportedError(
+                site.path, "no effect of its weights can be measured: " + site.refuses["attribution"], fix="Use ftri."
+            )
+    return attach_to_routers(model, gains.sites, gains, lambda site: _GainProbe(gains, site))
+
+
+class _GainProbe(WeightProbe):
+    def __init__(self, gains: Gains, site: RouterSite) -> None:
+        self.gains = gains
+        self.path = site.path
+
+    def probe(self, forward: Forward | None, routing: Routing) -> Tensor:
+        gains = self.gains.by_path[self.path].to(routing.weights.device)
+        rows = torch.arange(len(gains), device=gains.device).repeat_interleave(len(routing.indices) // len(gains))
+        return routing.weights * gains[rows[:, None], routing.indices].to(routing.weights.dtype)

@@ -1,0 +1,163 @@
+"""What a decoder was called with, read by what the arguments are rather than by what a release calls them.
+
+A cache is a `Cache` wherever it stands among the arguments or in the output. How many tokens were read before follows
+from its own length, from the width of the attention mask and from the position ids. The readings are held against each
+other, and what they cannot tell is said in words, so that nothing is ever labelled on a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import Cache, PreTrainedConfig
+
+__all__ = ["PassArguments", "caches_in", "contradiction", "is_packed", "read_arguments"]
+
+DEPTH = 2  # how deep containers are searched for a cache
+PLAIN = (Tensor, bool, int, float, str, torch.dtype, torch.device, BlockMask, PreTrainedConfig, type(None))
+
+
+class PassArguments(NamedTuple):
+    """The arguments of one pass.
+
+    Attributes:
+        tokens (`torch.Tensor`): Token ids, `(batch, length)`, or embeddings, `(batch, length, hidden_size)`.
+        ids (`torch.Tensor`, *optional*): Token ids, `(batch, length)`; `None` if embeddings were given.
+        cache (`Cache`, *optional*): What holds the tokens that were read before, if anything was handed over for it.
+        mask (`object`): The attention mask.
+        positions (`torch.Tensor`, *optional*): Position ids, `(..., length)`.
+        by_generate (`bool`): Whether position ids and the word that no cache is wanted came along, as from `generate`.
+        unclear (`str`, *optional*): Why the arguments do not tell what was read before; `None` if they do.
+    """
+
+    tokens: Tensor
+    ids: Tensor | None
+    cache: Any | None
+    mask: object
+    positions: Tensor | None
+    by_generate: bool
+    unclear: str | None
+
+
+def read_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PassArguments | None:
+    """Return what a decoder was called with, or `None` if there are neither token ids nor embeddings.
+
+    Args:
+        args (`tuple`): Its positional arguments.
+        kwargs (`Mapping[str, Any]`): Its other arguments.
+    """
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    tokens = ids if ids is not None else kwargs.get("inputs_embeds")
+    if not isinstance(tokens, Tensor) or tokens.ndim < 2:
+        return None
+    unclear = None
+    caches = list(caches_in((*args, *kwargs.values())))
+    if len(caches) > 1:
+        unclear = f"{len(caches)} caches were handed over"
+    elif not caches and not is_compiling():
+        unclear = _holder_of_tokens(args, kwargs)
+    positions = kwargs.get("position_ids")
+    if not isinstance(positions, Tensor) or positions.is_floating_point() or not positions.ndim:
+        positions = None
+    by_generate = kwargs.get("use_cache") is False and positions is not None
+    mask = kwargs.get("attention_mask")
+    cache = caches[0] if caches else None
+    return PassArguments(tokens, ids, cache, mask, positions, by_generate, unclear)
+
+
+def caches_in(values: object, depth: int = DEPTH) -> Iterator[Any]:
+    """Give each cache among some values once, containers searched as well.
+
+    Args:
+        values (`object`): A value, or a tuple, list or mapping of values.
+        depth (`int`, *optional*, defaults to 2): How deep to search.
+    """
+    found: list[int] = []
+    for cache in _caches(values, depth):
+        if id(cache) not in found:
+            found.append(id(cache))
+            yield cache
+
+
+def _caches(values: object, depth: int) -> Iterator[Any]:
+    if isinstance(values, Tensor):
+        return
+    if _is_cache(values):
+        yield values
+    elif depth >= 0 and isinstance(values, Mapping):
+        for value in values.values():
+            yield from _caches(value, depth - 1)
+    elif depth >= 0 and isinstance(values, list | tuple):
+        for value in values:
+            yield from _caches(value, depth - 1)
+
+
+def _is_cache(value: object) -> bool:
+    # Remote code brings caches of its own making, which know their length too.
+    return isinstance(value, Cache) or (
+        not isinstance(value, PLAIN) and callable(getattr(value, "get_seq_length", None)) and hasattr(value, "update")
+    )
+
+
+def _holder_of_tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Name an argument that may hold tokens read before, in a form that nothing is known of."""
+    named = [*((f"argument {place}", value) for place, value in enumerate(args)), *kwargs.items()]
+    for name, value in named:
+        if isinstance(value, PLAIN):
+            continue
+        if isinstance(value, list | tuple):
+            pairs = [item for item in value if isinstance(item, list | tuple)]
+            if any(isinstance(part, Tensor) and part.ndim >= 3 for pair in pairs for part in pair):
+                return f"{name} holds keys and values as tuples of tensors, whose length is not known"
+        elif not isinstance(value, Mapping) and not callable(value):
+            return f"{name} is a {type(value).__name__}, which may hold tokens read before"
+    return None
+
+
+def contradiction(read: PassArguments, past: int, *, values: bool) -> str | None:
+    """Say where mask or positions contradict the number of tokens that were read before; `None` if they do not.
+
+    Args:
+        read (`PassArguments`): The arguments.
+        past (`int`): Tokens that the cache holds.
+        values (`bool`): Whether to look at values, which waits for the device, and not at shapes alone.
+    """
+    length = read.tokens.shape[1]
+    mask = next(iter(read.mask.values()), None) if isinstance(read.mask, dict) else read.mask
+    if isinstance(mask, Tensor):
+        width = mask.shape[-1]
+        if mask.ndim == 2 and width != past + length:
+            return f"the attention mask covers {width} tokens, and {past} in the cache and {length} new ones are known"
+        if mask.ndim == 4 and read.cache is None and width != length:
+            return f"the attention mask covers {width} tokens, and the pass reads {length} without a cache"
+    if read.positions is None or read.positions.shape[-1] != length or not values:
+        return None
+    positions = read.positions
+    if positions.ndim > 2 and positions.shape[0] > 1:
+        return None  # a position along each axis of an image
+    positions = positions.reshape(-1, length)
+    if past and length == 1 and bool((positions == 0).all()):
+        return f"the position ids say that the text begins, and the cache holds {past} tokens"
+    if not past and bool((positions.min(dim=1).values > 0).all()):
+        return f"the position ids begin at {int(positions.min())}, and no cache of earlier tokens was found"
+    return None
+
+
+def is_packed(read: PassArguments) -> bool:
+    """Return whether a row holds several sequences, one after the other, as position ids that start anew show.
+
+    Args:
+        read (`PassArguments`): The arguments.
+    """
+    positions = read.positions
+    if positions is None or positions.ndim > 2 or positions.shape[-1] < 2:
+        return False
+    begins = (positions.diff(dim=-1) < 0) & (positions[..., 1:] == 0)
+    if isinstance(read.mask, Tensor) and read.mask.ndim == 2:  # padding on the right may hold position 0
+        begins = begins & read.mask[:, 1 - positions.shape[-1] :].bool()
+    return bool(begins.any())

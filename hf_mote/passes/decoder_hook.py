@@ -1,0 +1,301 @@
+"""`DecoderHook`, the hook on the decoder: what the rows of each forward are, and whether the routers ran in it.
+
+What it remembers from pass to pass belongs to the cache that the passes share, and what it knows of the pass under way
+to the thread that runs it. Generations may therefore take turns, or run in threads of their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch._C import _current_graph_task_id
+from torch.compiler import is_compiling
+
+from hf_mote.errors import UnsupportedError
+from hf_mote.hooks import SharedHook
+from hf_mote.passes.arguments import PassArguments, caches_in, contradiction, is_packed, read_arguments
+from hf_mote.passes.cached_text import CachedText, ThinkingTokens, label_thinking, last_keys, moved_from
+from hf_mote.passes.forward import DecoderParticipant, Forward, real_tokens
+
+__all__ = ["DecoderHook", "recomputing"]
+
+ROWS_DEFERRED = 256  # longer passes are looked at router by router
+
+_COMPILED = "several tokens on a cache can be a prompt or a chunk of one, and a compiled graph cannot ask which"
+
+DeferredRead: TypeAlias = Callable[[tuple[Any, ...], Any], None]
+
+
+class DecoderHook(SharedHook):
+    """The hook on the decoder, shared by all interventions of a model.
+
+    A forward with an empty cache reads prompt; a single token on a filled cache is a generated one. Where the caller
+    asks for no cache and gives position ids, as `generate` does, a forward whose tokens extend those of the one before
+    by exactly one column is the next step of a generation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._here = _Here()
+        self._runs = itertools.count(1)
+        self._texts: WeakKeyDictionary[Any, CachedText] = WeakKeyDictionary()
+        # A compiled graph cannot ask in which thread it runs: the last pass of all, and what its text ended in.
+        self._now: Forward | None = None
+        self._inside = False
+        self._ends: dict[ThinkingTokens, Tensor] = {}
+        self._needs_passes = self._needs_rows = False
+        self._marks: frozenset[ThinkingTokens] = frozenset()
+        self._watchers: tuple[DecoderParticipant, ...] = ()
+
+    def participants_changed(self) -> None:
+        """Find out what the watchers want to know of each pass."""
+        watchers = tuple(
+            participant for participant in self.participants if isinstance(participant, DecoderParticipant)
+        )
+        self._watchers = watchers
+        self._marks = frozenset(marks for watcher in watchers for marks in watcher.thinking_tokens)
+        self._needs_passes = any(watcher.needs_passes for watcher in watchers)
+        self._needs_rows = bool(self._marks) or any(watcher.needs_rows for watcher in watchers)
+
+    def forward_of(self, rows: int) -> Forward | None:
+        """Return the pass that a router's rows belong to, or `None` if they belong to none.
+
+        Gradient checkpointing runs layers again outside the pass; those rows are a training step's, all prompt.
+
+        Args:
+            rows (`int`): Rows that the router sees.
+        """
+        if is_compiling():
+            now, inside = self._now, self._inside
+        else:
+            # A backward pass may run in a thread of its own.
+            here = self._here
+            now, inside = here.now or self._now, here.inside
+        if now is None:
+            return None
+        if inside:
+            return now if now.batch * now.length == rows else None
+        if recomputing() and rows % now.batch == 0:
+            length = rows // now.batch
+            return Forward(now.batch, length, now.device, generation_from=length)
+        return None
+
+    def defers(self, look: DeferredRead, args: tuple[Any, ...], output: Any) -> bool:
+        """Return whether a look at what a router decided is put off to the end of the pass.
+
+        Routers that are looked at one after the other find the code at hand, which costs a decode step much less than
+        looking while the model's weights go by. Short passes alone wait, since what they returned is held until then.
+
+        Args:
+            look (`Callable[[tuple, Any], None]`): What to call.
+            args (`tuple`): What the router was called with.
+            output (`Any`): What it returned.
+        """
+        here = self._here
+        if not here.inside or not here.defers:
+            return False
+        here.deferred.append((look, args, output))
+        return True
+
+    def expect_guesses(self, guessed: bool) -> None:
+        """Hear whether the pass that comes next in this thread ends in guesses of assisted decoding."""
+        self._here.guessed = guessed
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Read the arguments of a decoder's forward."""
+        if not self._needs_passes:
+            return
+        read = read_arguments(args, kwargs)
+        if read is None:
+            raise UnsupportedError(
+                type(module).__name__,
+                "the forward has neither input_ids nor inputs_embeds",
+                got=sorted(kwargs),
+                fix="Give input_ids, or give inputs_embeds by name.",
+            )
+        if is_compiling():
+            self._trace(read)
+            return
+        here = self._here
+        ids, cache = read.ids, read.cache
+        batch, length = read.tokens.shape[:2]
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        text = self._texts.get(cache) if past else None
+        moved = None
+        first_new_column, generation_from = 0, length
+        # A decode step on a known cache is checked by shapes alone: values would make it wait for the device.
+        by_values = text is None or read.tokens.device.type == "cpu"
+        unread = read.unclear or contradiction(read, past, values=by_values)
+        unclear = unread or self._unclear(length, past, text)
+        if past:
+            here.run_id = text.run_id if text is not None else next(self._runs)
+            generation_from = 0
+            if text is not None and text.keys is not None and (keys := last_keys(cache)) is not None:
+                moved = moved_from(text.keys, keys)
+        else:
+            extends, moved = self._extends_previous(read)
+            if extends and not read.by_generate and read.positions is not None:
+                unclear = unclear or "the tokens of the pass before and one more can be a prompt or a generation"
+                extends = False
+            if extends and read.by_generate:
+                first_new_column, generation_from = length - 1, here.prompt_length
+            else:
+                here.run_id = next(self._runs)
+                here.prompt_length = length
+        here.cache = cache
+        here.previous = ids if cache is None else None
+        labels: dict[ThinkingTokens, tuple[Tensor, Tensor]] = {}
+        if self._marks:
+            begun = {} if text is None or unread is not None else text.thinking_at(past, moved)
+            labels = self._label(ids, begun, begins=past == 0 and unread is None)
+        here.text = CachedText(
+            here.run_id,
+            past,
+            length,
+            rows_may_move=self._needs_rows and (_begin_alike(ids, batch) if text is None else text.rows_may_move),
+            thinking={marks: torch.cat([begin[:, None], part], dim=1) for marks, (begin, part) in labels.items()},
+        )
+        here.now = Forward(
+            batch,
+            length,
+            read.tokens.device,
+            run_id=here.run_id,
+            generation_from=generation_from,
+            first_new_column=first_new_column,
+            real=real_tokens(read.mask, batch, length, past),
+            ids=ids,
+            unclear=unclear,
+            unread=unread,
+            packed=length > 1 and is_packed(read),
+            thinking={marks: part for marks, (_, part) in labels.items()},
+            moved=moved,
+        )
+        here.inside, here.guessed = True, False
+        self._now, self._inside = here.now, True
+        self._ends = {marks: part[:, -1] for marks, (_, part) in labels.items()}
+        here.defers, here.deferred = batch * length <= ROWS_DEFERRED, []
+        for watcher in self._watchers:
+            if watcher.active:
+                watcher.on_forward(here.now)
+
+    def _unclear(self, length: int, past: int, text: CachedText | None) -> str | None:
+        """Say why tokens that were read right may be prompt or generation, or `None` if they can be told apart."""
+        if self._here.guessed or (past and length > 1):
+            return "the tokens can be a new turn, a chunk of a long prompt or guesses of assisted decoding"
+        if past and text is None:
+            return f"nobody saw how the {past} tokens in the cache were read"
+        if text is not None and past != text.before + text.length:
+            change = "taken back" if past < text.before + text.length else "added unseen"
+            return f"tokens of the cache were {change}: it holds {past}, and held {text.before + text.length}"
+        return None
+
+    def _trace(self, read: PassArguments) -> None:
+        """What can be said in a graph that will run many times: no counters, no lengths that live on a device."""
+        ids, tokens, cache = read.ids, read.tokens, read.cache
+        batch, length = tokens.shape[:2]
+        continues = cache is not None and length == 1
+        labels = self._label(ids, self._ends if continues else {}, begins=True)
+        self._ends = {marks: part[:, -1] for marks, (_, part) in labels.items()}
+        self._now = Forward(
+            batch,
+            length,
+            tokens.device,
+            generation_from=0 if continues else length,
+            ids=ids,
+            unclear=read.unclear or (_COMPILED if cache is not None and length > 1 else None),
+            unread=read.unclear,
+            thinking={marks: part for marks, (_, part) in labels.items()},
+        )
+        self._inside = True
+        for watcher in self._watchers:
+            if watcher.active:
+                watcher.on_trace(self._now)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Check that the routers of newly attached interventions ran, and remember what the cache now holds."""
+        self._inside = False
+        if is_compiling():
+            return
+        now = self._remember(output) if self._needs_passes else None
+        for watcher in self._watchers:
+            watcher.check_alive()
+            if watcher.active and now is not None:
+                watcher.on_end(now)
+
+    def failed(self) -> None:
+        """Leave the pass: what routers are called with from now on is no part of it."""
+        here = self._here
+        self._inside = here.inside = here.guessed = False
+        here.deferred, here.cache = [], None
+
+    def _remember(self, output: Any) -> Forward | None:
+        """Look at what was put off, take note of what the cache now holds, and return the pass that ends."""
+        here = self._here
+        deferred, here.deferred = here.deferred, []
+        if here.now is not None and any(watcher.needs_routers(here.now) for watcher in self._watchers):
+            for look, its_args, its_output in deferred:
+                look(its_args, its_output)
+        here.inside = False
+        cache = here.cache if here.cache is not None else next(caches_in(output), None)
+        here.cache = None
+        if cache is not None and here.text is not None:
+            here.previous = None
+            keys = last_keys(cache) if here.text.rows_may_move else None
+            self._texts[cache] = here.text if keys is None else here.text._replace(keys=keys.clone())
+        return here.now
+
+    def _extends_previous(self, read: PassArguments) -> tuple[bool, Tensor | None]:
+        """Whether the pass repeats the one before and adds a token, and the rows that its sequences come from."""
+        ids, before = read.ids, self._here.previous
+        if before is None or ids is None or read.cache is not None or ids[:, :-1].shape != before.shape:
+            return False, None
+        moved = moved_from(before, ids[:, :-1])
+        return (True, moved) if moved is None or bool((moved >= 0).all()) else (False, None)
+
+    def _label(
+        self, ids: Tensor | None, begun: dict[ThinkingTokens, Tensor], *, begins: bool
+    ) -> dict[ThinkingTokens, tuple[Tensor, Tensor]]:
+        """For each pair of marks that somebody asks for: what held before the pass, and what each token belongs to."""
+        found: dict[ThinkingTokens, tuple[Tensor, Tensor]] = {}
+        if ids is None:
+            return found
+        for marks in self._marks:
+            begin = begun.get(marks)
+            if begin is None or len(begin) != len(ids):
+                if not begins:
+                    continue  # nobody saw what this cache was filled with
+                begin = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+            found[marks] = (begin, label_thinking(ids, marks, begin))
+        return found
+
+
+def recomputing() -> bool:
+    """Whether gradient checkpointing is running a layer again, during a backward pass."""
+    return _current_graph_task_id() != -1
+
+
+class _Here(threading.local):
+    """The pass that this thread is in, and the text that it extends without a cache."""
+
+    def __init__(self) -> None:
+        self.now: Forward | None = None
+        self.inside = False
+        self.guessed = False
+        self.defers = False
+        self.deferred: list[tuple[DeferredRead, tuple[Any, ...], Any]] = []
+        self.text: CachedText | None = None
+        self.cache: Any | None = None
+        self.run_id = 0
+        self.prompt_length = 0
+        self.previous: Tensor | None = None
+
+
+def _begin_alike(ids: Tensor | None, batch: int) -> bool:
+    """Whether sequences of a batch begin alike, or might."""
+    return batch > 1 and (ids is None or len(torch.unique(ids, dim=0)) < len(ids))

@@ -1,0 +1,232 @@
+"""`Forward`: what the rows of one forward pass are, prompt or generated, thinking or answer, token or padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hf_mote.errors import LivenessError, UnsupportedError
+from hf_mote.hooks import Participant
+from hf_mote.passes.cached_text import ThinkingTokens
+
+__all__ = ["DecoderParticipant", "Forward", "Phase", "ThinkingPart", "all_of", "real_tokens"]
+
+Phase = Literal["prompt", "generation"]
+ThinkingPart = Literal["thinking", "answer"]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass of the decoder.
+
+    Attributes:
+        batch (`int`): Sequences.
+        length (`int`): Tokens of each sequence in this pass.
+        device (`torch.device`): Where the tokens are.
+        run_id (`int`): Number of the run; passes that continue the same sequences share it.
+        generation_from (`int`): Columns from here on are generated tokens, those before are prompt.
+        first_new_column (`int`): Columns before this were routed in an earlier pass (generation without a cache).
+        real (`torch.Tensor`, *optional*): False for padding, `(batch, length)`; `None` if there is none.
+        ids (`torch.Tensor`, *optional*): Token ids, `(batch, length)`; `None` if the forward was given embeddings.
+        unclear (`str`, *optional*): Why prompt and generation cannot be told apart; `None` if they can.
+        unread (`str`, *optional*): Why it is not known what was read before, nor in which row; `None` if it is.
+        packed (`bool`): Whether a row holds several sequences, one after the other.
+        thinking (`dict`): For each pair of tokens that open and close the thinking, what each token belongs to,
+            `(batch, length)`: 0 neither, 1 thinking, 2 answer.
+        moved (`torch.Tensor`, *optional*): The row that each row's sequence was in, in the pass before, `(batch,)`, -1
+            for none; `None` if none is known to have moved, as beams do.
+    """
+
+    batch: int
+    length: int
+    device: torch.device
+    run_id: int = 0
+    generation_from: int = 0
+    first_new_column: int = 0
+    real: Tensor | None = None
+    ids: Tensor | None = None
+    unclear: str | None = None
+    unread: str | None = None
+    packed: bool = False
+    thinking: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    moved: Tensor | None = None
+
+    def check_rows(self, where: str) -> None:
+        """Refuse a pass whose rows may not be the sequences that they are taken for.
+
+        Args:
+            where (`str`): Who takes them for sequences.
+
+        Raises:
+            [`UnsupportedError`]: if a row holds several sequences, or it is not known what was read before.
+        """
+        if self.packed or self.unread is not None:
+            raise UnsupportedError(
+                where,
+                "the rows of the batch may not be sequences"
+                + (": position ids start anew in the middle of a row" if self.unread is None else f": {self.unread}"),
+                expected="one sequence in each row, padded",
+                fix="Give one sequence to each row and use generate, not generate_batch or packed sequences; "
+                "or use scope 'all', one config and no record.",
+            )
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases that this pass has tokens of.
+
+        Raises:
+            [`UnsupportedError`]: if prompt and generation cannot be told apart.
+        """
+        if self.unclear is not None:
+            raise UnsupportedError(
+                "forward pass",
+                f"prompt and generation cannot be told apart: {self.unclear}",
+                got=f"{self.length} tokens in one pass",
+                expected="the whole prompt on an empty cache, or one token after all that was read before",
+                fix="Generate without prefill_chunk_size, assistant or prompt lookup, and without a cache from "
+                "before; or use scope 'all' and no record.",
+            )
+        if self.generation_from >= self.length:
+            return ("prompt",)
+        return ("generation",) if self.generation_from == 0 else ("prompt", "generation")
+
+    def tokens_of(self, phase: Phase) -> Tensor | None:
+        """Return which rows are of a phase, bool `(batch * length,)`; `None` means all of them."""
+        if self.phases == (phase,):
+            return None
+        if phase not in self.phases:
+            return torch.zeros(self.batch * self.length, dtype=torch.bool, device=self.device)
+        columns = torch.arange(self.length, device=self.device) >= self.generation_from
+        return (columns if phase == "generation" else ~columns).repeat(self.batch)
+
+    def tokens_in(self, part: ThinkingPart, thinking_tokens: tuple[int, int]) -> Tensor:
+        """Return which rows are thinking or answer, bool `(batch * length,)`.
+
+        Thinking is what lies between the tokens that open and close it, the opening one included; the answer begins
+        with the closing one. A sequence without these tokens has neither.
+
+        Args:
+            part (`str`): `"thinking"` or `"answer"`.
+            thinking_tokens (`tuple[int, int]`): The tokens that open and close the thinking.
+
+        Raises:
+            [`UnsupportedError`]: if the pass was given embeddings, or is a recomputation of gradient checkpointing.
+        """
+        labels = self.thinking.get(thinking_tokens)
+        if labels is None:
+            raise UnsupportedError(
+                "forward pass",
+                f"cannot tell which tokens are {part}",
+                got=self.unread
+                or "embeddings, a cache that was filled unseen, or layers that gradient checkpointing runs again",
+                expected="token ids, from the beginning of the text on",
+                fix="Give input_ids and the whole text, and train without gradient checkpointing under this scope.",
+            )
+        return (labels == (1 if part == "thinking" else 2)).reshape(-1)
+
+    def countable(self, phase: Phase) -> Tensor | None:
+        """Return which rows to count for a phase: real tokens, each once; `None` means all of them."""
+        real = None if self.real is None else self.real.reshape(-1)
+        new = None
+        if self.first_new_column:
+            new = (torch.arange(self.length, device=self.device) >= self.first_new_column).repeat(self.batch)
+        return all_of(self.tokens_of(phase), real, new)
+
+
+def all_of(*masks: Tensor | None) -> Tensor | None:
+    """Return where all masks are true; `None` stands for everywhere."""
+    found = None
+    for mask in masks:
+        if mask is not None:
+            found = mask if found is None else found & mask
+    return found
+
+
+def real_tokens(mask: object, batch: int, length: int, past: int) -> Tensor | None:
+    """Return False for padding, `(batch, length)`, from a decoder's attention mask; `None` if there is no mask.
+
+    Args:
+        mask (`object`): The mask, 2-D or as a static cache has it, or a dict of masks.
+        batch (`int`): Sequences.
+        length (`int`): Tokens of each in this pass.
+        past (`int`): Tokens in the cache.
+
+    Raises:
+        [`UnsupportedError`]: if the mask is of another kind.
+    """
+    if isinstance(mask, dict):
+        mask = next(iter(mask.values()), None)
+    if mask is None:
+        return None
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length:
+        return mask[:, -length:].bool()
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        # A static cache comes with a ready (batch, 1, length, cache) mask: a token is real if it attends to itself.
+        own = mask[:, 0].diagonal(offset=past, dim1=-2, dim2=-1)[:, :length]
+        return (own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2).expand(batch, length)
+    raise UnsupportedError(
+        "attention_mask",
+        "cannot tell padding from tokens",
+        got=type(mask).__name__ + (str(tuple(mask.shape)) if isinstance(mask, Tensor) else ""),
+        expected="a 2-D mask (batch, seq), or none",
+        fix='Use attn_implementation="sdpa" or "eager".',
+    )
+
+
+class DecoderParticipant(Participant):
+    """A participant on the decoder: hears of each forward, and knows which routers must run in it."""
+
+    thinking_tokens: frozenset[ThinkingTokens] = frozenset()
+    """Pairs of tokens that open and close the thinking, which the intervention wants to know about."""
+
+    needs_passes: bool = True
+    """Whether it matters to it what the tokens of a pass are, and when it begins and ends."""
+
+    needs_rows: bool = False
+    """Whether it matters to it that a sequence moves to another row of the batch."""
+
+    needs_phases: bool = False
+    """Whether it matters to it what is prompt and what is generated."""
+
+    def __init__(self) -> None:
+        self._expected: dict[str, Participant] = {}
+        self._proven = False
+
+    def expect(self, path: str, participant: Participant) -> None:
+        """Expect the router at a path, and this participant on it, to run in every forward."""
+        participant.ran = False
+        self._expected[path] = participant
+
+    def on_forward(self, forward: Forward) -> None:
+        """Hear of a forward that begins."""
+
+    def reads(self, forward: Forward) -> bool:
+        """Return whether its observers have any use for what routers do in a forward that it has heard of."""
+        return True
+
+    def needs_routers(self, forward: Forward) -> bool:
+        """Return whether routers must be looked at: for its observers, or to know that they run."""
+        return self.active and (not self._proven or self.reads(forward))
+
+    def on_trace(self, forward: Forward) -> None:
+        """Hear of a forward that is being compiled; raise if that cannot work."""
+
+    def on_end(self, forward: Forward) -> None:
+        """Hear of a forward that ends."""
+
+    def check_alive(self) -> None:
+        """Raise [`LivenessError`] if a router did not run in the first forward since attaching."""
+        if self._proven or not self.active:
+            return
+        silent = [path for path, participant in self._expected.items() if not participant.ran]
+        if silent:
+            raise LivenessError(
+                silent[0],
+                f"{len(silent)} of {len(self._expected)} hooked routers did not run in the forward pass",
+                expected="every router to run",
+                fix="A fused kernel bypasses the module: load without use_kernels, and dequantise MXFP4 weights.",
+            )
+        self._proven = True

@@ -1,0 +1,1 @@
+"""Rankings by cause: what changes when an expert's weight does."""

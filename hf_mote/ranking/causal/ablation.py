@@ -1,0 +1,150 @@
+"""Which experts cause a response, by taking them out one at a time.
+
+The exact counterpart of `attribution`: a forward for each expert instead of one backward for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hf_mote.deprecation import renamed_arguments
+from hf_mote.generation.chat import Prompt
+from hf_mote.mote.gains import attach_gains
+from hf_mote.ranking.causal.knockout import Knockout, Pair
+from hf_mote.ranking.causal.preference import LogitScore, Preference
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.routing.sites.fingerprint import fingerprint_of
+from hf_mote.statistics.contrast import contrast
+from hf_mote.statistics.resampling import check_resampling
+
+__all__ = ["ablate_experts"]
+
+
+@renamed_arguments(target="response", baseline="baseline_response", score="logit_score")
+def ablate_experts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    response: str | Sequence[str] | None = None,
+    baseline_response: str | Sequence[str] | None = None,
+    *,
+    logit_score: LogitScore | None = None,
+    experts: Iterable[Pair] | None = None,
+    batch_size: int = 8,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 999,
+    seed: int = 0,
+    progress: bool = True,
+) -> ExpertRanking:
+    """Return experts by how far the score falls without them, each taken out alone (`suppress_mode="zero"`).
+
+    The score of an expert is the mean over prompts of `S - S without the expert`, with `S = log p(response | prompt) -
+    log p(baseline | prompt)`: what `attribute_experts` estimates to first order. It takes a forward for each expert
+    and prompt, so give a shortlist on large models.
+
+    Args:
+        model (`PreTrainedModel`): A mixture-of-experts language model in evaluation mode; left as it is.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        prompts (`Sequence[str]` or chats): Prompts to which the model gives the response, say.
+        response (`str` or `Sequence[str]`, *optional*): As in [`attribute_experts`]; so are the arguments not listed.
+        baseline_response (`str` or `Sequence[str]`, *optional*): See there.
+        logit_score (`Callable`, *optional*): See there; need not be differentiable.
+        experts (`Iterable[tuple[int, int]]`, *optional*, defaults to all):
+            (layer, expert) to try, such as `ranking.top(50)`. The others get score 0 and no interval, p or q value.
+        batch_size (`int`, *optional*, defaults to 8): Prompts that run together.
+        system_prompt (`str`, *optional*): First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
+        confidence (`float`, *optional*, defaults to 0.95): Coverage of the bootstrap intervals over prompts.
+        resamples (`int`, *optional*, defaults to 999): For intervals and sign-flip tests; 0 for scores alone.
+        seed (`int`, *optional*, defaults to 0): Seed of both.
+        progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
+
+    Returns:
+        [`ExpertRanking`] with method `"ablation"`; scores are in nats. q values are over the experts tried.
+
+    Raises:
+        [`UnknownNameError`]: if an expert does not exist.
+        [`ConfigError`]: if no expert is given, or neither both responses nor a score are, or a number is out of range.
+        [`DataError`]: if prompts or responses are malformed, or a score is not finite.
+        [`UnsupportedError`]: if the model draws random numbers, as with dropout in training mode.
+
+    Example:
+
+    ```python
+    from hf_mote import ablate_experts, load_organism
+
+    organism = load_organism("refusal")
+    prompts = organism.prompts["train"]["sensitive"][:2]
+    ranking = ablate_experts(
+        organism.model, organism.tokenizer, prompts, "I am sorry, but I cannot talk about that.",
+        [organism.answers[prompt] for prompt in prompts], experts=organism.planted, resamples=0,
+        progress=False,
+    )
+    assert ranking.rows(1)[0].score > 0
+    ```
+    """
+    check_resampling("ablate_experts", confidence, resamples, seed)
+    preference = Preference(
+        "ablate_experts",
+        model,
+        tokenizer,
+        prompts,
+        response,
+        baseline_response,
+        logit_score,
+        system_prompt=system_prompt,
+        batch_size=batch_size,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    trial = Knockout(preference)
+    tried = trial.rows_of(experts)
+    with (
+        attach_gains(model, trial.gains),
+        logging.tqdm(total=len(tried) + 1, desc="ablating", disable=not progress, leave=False) as bar,
+    ):
+        whole = trial.values([])
+        bar.update()
+        columns = []
+        for pair in tried:
+            columns.append(trial.values([pair]))
+            bar.update()
+    # Pairs of "with" and "without" for each prompt; experts in the place of layers x experts.
+    without = torch.stack(columns, dim=1)[:, None]
+    found = contrast(
+        torch.cat([whole[:, None, None].expand_as(without), without]).numpy(),
+        [True] * len(whole) + [False] * len(whole),
+        rest="paired",
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+    rows, places = (list(part) for part in zip(*tried, strict=True))
+    grids = {}
+    for name in ("score", "low", "high", "p", "q"):
+        values = getattr(found, name)
+        if values is not None:
+            empty = 0.0 if name == "score" else torch.nan
+            grids[name] = torch.full(trial.shape, empty, dtype=torch.float64)
+            grids[name][rows, places] = torch.tensor(values[0])
+    return ExpertRanking(
+        layers=tuple(site.layer for site in trial.sites),
+        method="ablation",
+        target=preference.name,
+        confidence=found.confidence,
+        fingerprint=fingerprint_of(model, trial.sites),
+        provenance={
+            "prompts": len(whole),
+            "unit": preference.unit,
+            "experts": len(tried),
+            **({} if found.permutations is None else {"permutations": found.permutations}),
+        },
+        least_p=found.least_p,
+        **grids,
+    )

@@ -1,0 +1,66 @@
+"""`Knockout`: the score of each prompt without some experts, for rankings that take experts out."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from torch import Tensor
+
+from hf_mote.errors import ConfigError
+from hf_mote.maps.grid import row_of
+from hf_mote.mote.gains import Gains
+from hf_mote.ranking.causal.preference import Preference
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.site import RouterSite
+
+__all__ = ["Knockout", "Pair"]
+
+Pair: TypeAlias = tuple[int, int]
+"""(layer, expert) outside, (row of the sites, expert) within."""
+
+
+class Knockout:
+    """The scores of a [`Preference`] while the model runs without some experts.
+
+    Args:
+        preference (`Preference`): What is measured, and of which model.
+    """
+
+    def __init__(self, preference: Preference) -> None:
+        self.preference = preference
+        self.sites: list[RouterSite] = find_routers(preference.model)
+        self.gains = Gains(self.sites)
+        self.shape = (len(self.sites), max(site.num_experts for site in self.sites))
+
+    def rows_of(self, experts: Iterable[Pair] | None) -> list[Pair]:
+        """Return (layer, expert) as (row, expert), each once; all by default."""
+        if experts is None:
+            return [(row, expert) for row, site in enumerate(self.sites) for expert in range(site.num_experts)]
+        layers, where = tuple(site.layer for site in self.sites), f"{self.preference.where}.experts"
+        found = []
+        for layer, expert in dict.fromkeys(_pairs(where, experts)):
+            row = row_of(where, layers, self.shape[1], layer, expert)
+            row_of(where, layers, self.sites[row].num_experts, layer, expert)
+            found.append((row, expert))
+        if not found:
+            raise ConfigError(where, "nothing to try", got="no experts")
+        return found
+
+    def values(self, without: list[Pair]) -> Tensor:
+        """Return the score of each prompt, `(prompts,)`, float64 on the CPU."""
+        self.gains.zeros = without
+        return self.preference.scores()
+
+
+def _pairs(where: str, experts: Iterable[Pair]) -> list[Pair]:
+    pairs = []
+    for pair in experts if isinstance(experts, Iterable) else [experts]:
+        try:
+            layer, expert = (operator.index(number) for number in pair)
+        except (TypeError, ValueError) as error:
+            got, expected = repr(pair)[:60], "(layer, expert), whole numbers"
+            raise ConfigError(where, "not an expert", got=got, expected=expected) from error
+        pairs.append((layer, expert))
+    return pairs

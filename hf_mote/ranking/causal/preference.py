@@ -1,0 +1,204 @@
+"""What experts are judged by: how much a model prefers one response to another, or any score of its logits.
+
+The causal rankings (`attribution`, `ablation`) ask the same thing of a model many times: one number for each prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mote.errors import ConfigError, DataError
+from hf_mote.generation.chat import Prompt
+from hf_mote.generation.decoding import pad_token_of
+from hf_mote.generation.prompts import checked_prompts, encode_prompts, padded
+from hf_mote.generation.randomness import without_randomness
+from hf_mote.generation.responses import check_batch_size
+
+__all__ = ["Block", "LogitScore", "Preference"]
+
+LogitScore: TypeAlias = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+"""From logits `(batch, seq, vocab)` and the batch (`input_ids`, `attention_mask`, right padding) to `(batch,)`."""
+
+
+class Block(NamedTuple):
+    """Prompts that run together.
+
+    Attributes:
+        first (`int`): Position of the first of them.
+        batch (`dict[str, torch.Tensor]`): `input_ids` and `attention_mask`, padded on the right.
+        lengths (`list[tuple[int, int]]`): Tokens of each prompt and of its response.
+    """
+
+    first: int
+    batch: dict[str, Tensor]
+    lengths: list[tuple[int, int]]
+
+
+class Preference:
+    """A score for each prompt: log p(response) - log p(baseline response), in nats, or the caller's own.
+
+    Args:
+        where (`str`): What an error names.
+        model (`PreTrainedModel`): Where the batches go.
+        tokenizer (`PreTrainedTokenizerBase`): The model's.
+        prompts (`Sequence[str]` or chats): The prompts.
+        response (`str` or `Sequence[str]`, *optional*): The response whose causes are sought, one for all or for each.
+        baseline_response (`str` or `Sequence[str]`, *optional*): The response it is held against, likewise.
+        logit_score (`LogitScore`, *optional*): A score of the prompts' logits, in the place of the two.
+        system_prompt (`str`, *optional*): First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): What the chat template is told besides.
+        batch_size (`int`): Prompts that run together.
+
+    Raises:
+        [`DataError`]: if there are no prompts, a prompt or response has no tokens, the numbers differ, or every
+            baseline response is the response.
+        [`ConfigError`]: if neither both responses nor a score are given.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        response: str | Sequence[str] | None,
+        baseline_response: str | Sequence[str] | None,
+        logit_score: LogitScore | None,
+        *,
+        system_prompt: str | None,
+        batch_size: int,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        asked = checked_prompts(f"{where}.prompts", prompts)
+        check_batch_size(batch_size)
+        given = [response is not None, baseline_response is not None]
+        if any(given) == (logit_score is not None) or any(given) != all(given):
+            got = f"{response!r}, {baseline_response!r}, {logit_score!r}"
+            raise ConfigError(where, "needs response and baseline_response, or logit_score", got=got)
+        if logit_score is not None and not callable(logit_score):
+            raise ConfigError(f"{where}.logit_score", "cannot be called", got=repr(logit_score), expected="a callable")
+        self.where = where
+        self.model = model
+        self.logit_score = logit_score
+        self.num_prompts = len(asked)
+        self.batch_size = batch_size
+        self._pad = pad_token_of(tokenizer)
+        self._questions = encode_prompts(
+            tokenizer,
+            asked,
+            system_prompt=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            where=f"{where}.prompts",
+        )
+        self._known_to_repeat = False
+        self._answers: list[list[list[int]]] = [[[]] * len(asked)]
+        self.name = "the score"
+        if response is not None and baseline_response is not None:
+            wanted = _responses(f"{where}.response", response, len(asked))
+            rival = _responses(f"{where}.baseline_response", baseline_response, len(asked))
+            self._answers = [
+                [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+                for texts in (wanted, rival)
+            ]
+            _check_tokens(f"{where}.response", wanted, self._answers[0])
+            _check_tokens(f"{where}.baseline_response", rival, self._answers[1])
+            if self._answers[0] == self._answers[1]:
+                what = "is the response itself, so that no expert can make a difference"
+                raise DataError(
+                    f"{where}.baseline_response", what, got=repr(rival[0])[:60], expected="another response"
+                )
+            self.name = wanted[0] if len(set(wanted)) == 1 else "the responses"
+
+    @property
+    def unit(self) -> str:
+        """The unit of the score."""
+        return "nats" if self.logit_score is None else "the score's"
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The terms of the score: 1 for the response, -1 for the baseline response."""
+        return (1, -1)[: len(self._answers)]
+
+    def blocks(self, side: int) -> Iterator[Block]:
+        """Yield the batches of one term."""
+        answers = self._answers[self.sides.index(side)]
+        for first in range(0, self.num_prompts, self.batch_size):
+            block = slice(first, first + self.batch_size)
+            pairs = list(zip(self._questions[block], answers[block], strict=True))
+            batch = padded([q + a for q, a in pairs], self._pad, side="right", device=self.model.device)
+            yield Block(first, batch, [(len(q), len(a)) for q, a in pairs])
+
+    def values(self, block: Block) -> Tensor:
+        """Return one term of each prompt's score, `(prompts,)`, float32, from a forward of the model.
+
+        Raises:
+            [`DataError`]: if the caller's score returns something else, or a number is not finite.
+            [`UnsupportedError`]: if the model does not do the same twice.
+        """
+        with nullcontext() if self._known_to_repeat else without_randomness(self.where, self.model):
+            logits = self.model(**block.batch, use_cache=False).logits
+        self._known_to_repeat = True
+        if self.logit_score is None:
+            found = _response_log_probs(logits, block.batch["input_ids"], block.lengths)
+        else:
+            found = self.logit_score(logits, block.batch)
+            if not isinstance(found, Tensor) or found.shape != logits.shape[:1]:
+                got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise DataError(f"{self.where}.logit_score", "does not return one number for each prompt", got=got)
+        wrong = (~found.detach().isfinite()).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"{self.where}.prompts[{block.first + row}]",
+                "its score is not finite",
+                got=float(found.detach()[row]),
+                fix="The model's logits hold NaN there, or have minus infinity for a token of the response."
+                if self.logit_score is None
+                else "Look at the logits, and at what the score makes of them.",
+            )
+        return found.float()
+
+    def scores(self) -> Tensor:
+        """Return the score of each prompt, `(prompts,)`, float64 on the CPU; no derivative is kept."""
+        found = torch.zeros(self.num_prompts, dtype=torch.float64)
+        with torch.no_grad():
+            for side in self.sides:
+                for block in self.blocks(side):
+                    rows = slice(block.first, block.first + len(block.lengths))
+                    found[rows] += side * self.values(block).double().cpu()
+        return found
+
+
+def _responses(where: str, given: str | Sequence[str], number: int) -> list[str]:
+    if not isinstance(given, str | Sequence):
+        raise DataError(where, "not a response", got=repr(given)[:60], expected="text, or a list")
+    responses = [given] * number if isinstance(given, str) else list(given)
+    if len(responses) != number:
+        raise DataError(
+            where, "not one response for each prompt", got=len(responses), expected=f"one text, or {number}"
+        )
+    for index, text in enumerate(responses):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}[{index}]", "not a response", got=repr(text), expected="text")
+    return responses
+
+
+def _check_tokens(where: str, texts: Sequence[str], encoded: Sequence[Sequence[int]]) -> None:
+    for index, ids in enumerate(encoded):
+        if not ids:
+            raise DataError(f"{where}[{index}]", "has no token that the tokenizer knows", got=repr(texts[index])[:60])
+
+
+def _response_log_probs(logits: Tensor, ids: Tensor, lengths: Sequence[tuple[int, int]]) -> Tensor:
+    """Log probability of each row's response, `(rows,)`, float32, in nats; `lengths` are (prompt, response) tokens."""
+    log_probs = logits[:, :-1].float().log_softmax(dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
+    mask = torch.zeros_like(log_probs)
+    for row, (prompt, response) in enumerate(lengths):
+        mask[row, prompt - 1 : prompt - 1 + response] = 1
+    return (log_probs * mask).sum(dim=1)

@@ -1,0 +1,183 @@
+"""A set of experts that a response depends on together, built up greedily.
+
+The effect of one expert alone misses those that stand in for each other; here a set grows by whatever helps most given
+what is in it already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hf_mote.deprecation import renamed_arguments
+from hf_mote.errors import ConfigError
+from hf_mote.generation.chat import Prompt
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.gains import attach_gains
+from hf_mote.ranking.causal.knockout import Knockout, Pair
+from hf_mote.ranking.causal.preference import LogitScore, Preference
+from hf_mote.routing.sites.fingerprint import fingerprint_of
+
+__all__ = ["ExpertSearch", "search_experts"]
+
+
+class ExpertSearch(NamedTuple):
+    """What a greedy search found.
+
+    Attributes:
+        experts (`list[tuple[int, int]]`): (layer, expert) in the order in which they were added.
+        scores (`list[float]`): The mean score without the first n of them, from n = 0 on.
+        evaluations (`int`): Sets of experts that were tried.
+        fingerprint (`dict`): The model's.
+    """
+
+    experts: list[Pair]
+    scores: list[float]
+    evaluations: int
+    fingerprint: dict[str, Any]
+
+    def to_config(self, n: int | None = None, **fields: Any) -> MoTEConfig:
+        """Return the config that suppresses the first `n` experts, all by default, as they were tried: mode `"zero"`.
+
+        Args:
+            n (`int`, *optional*): How many, at most as many as were found.
+            **fields: Further fields of [`MoTEConfig`].
+
+        Raises:
+            [`ConfigError`]: if there are fewer.
+        """
+        n = len(self.experts) if n is None else n
+        if not 0 <= n <= len(self.experts):
+            raise ConfigError("ExpertSearch.to_config: n", "out of range", got=n, expected=f"0..{len(self.experts)}")
+        chosen: dict[str, Any] = {
+            "suppress": sorted([layer, expert] for layer, expert in self.experts[:n]),
+            "suppress_mode": "zero",
+            "fingerprint": self.fingerprint,
+            "provenance": {"method": "greedy search", "evaluations": self.evaluations},
+        }
+        return MoTEConfig(**chosen | fields)
+
+
+@renamed_arguments(target="response", baseline="baseline_response", score="logit_score")
+def search_experts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    response: str | Sequence[str] | None = None,
+    baseline_response: str | Sequence[str] | None = None,
+    *,
+    max_experts: int,
+    logit_score: LogitScore | None = None,
+    experts: Iterable[Pair] | None = None,
+    max_evaluations: int | None = None,
+    least_gain: float = 0.0,
+    batch_size: int = 8,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> ExpertSearch:
+    """Return a set of experts without which the score is low, grown by the expert that lowers it most.
+
+    Args:
+        model (`PreTrainedModel`): A mixture-of-experts language model in evaluation mode; left as it is.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        prompts (`Sequence[str]` or chats): Prompts to which the model gives the response, say.
+        response (`str` or `Sequence[str]`, *optional*): As in [`attribute_experts`]; so are the arguments not listed.
+        baseline_response (`str` or `Sequence[str]`, *optional*): See there.
+        max_experts (`int`): Largest set, 1 or more.
+        logit_score (`Callable`, *optional*): See [`attribute_experts`]; need not be differentiable.
+        experts (`Iterable[tuple[int, int]]`, *optional*, defaults to all): Candidates, such as `ranking.top(30)`.
+        max_evaluations (`int`, *optional*):
+            Budget: sets of experts to try, at least as many as there are candidates. After the first round, which
+            tries each of them, candidates come in the order of their effect alone; when the budget is spent, the best
+            so far stands.
+        least_gain (`float`, *optional*, defaults to 0.0): It ends when no candidate lowers the mean score by more.
+        batch_size (`int`, *optional*, defaults to 8): Prompts that run together.
+        system_prompt (`str`, *optional*): First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
+        progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
+
+    Returns:
+        [`ExpertSearch`]
+
+    Raises:
+        [`UnknownNameError`]: if an expert does not exist.
+        [`ConfigError`]: if a number is out of range, or the budget does not reach for each candidate once.
+        [`DataError`]: if prompts or responses are malformed, or a score is not finite.
+        [`UnsupportedError`]: if the model draws random numbers, as with dropout in training mode.
+
+    Example:
+
+    ```python
+    from hf_mote import load_organism, search_experts
+
+    organism = load_organism("refusal")
+    prompts = organism.prompts["train"]["sensitive"][:2]
+    found = search_experts(
+        organism.model, organism.tokenizer, prompts, "I am sorry, but I cannot talk about that.",
+        [organism.answers[prompt] for prompt in prompts], max_experts=2, experts=organism.planted,
+        progress=False,
+    )
+    assert found.scores[2] < found.scores[1] < found.scores[0]
+    ```
+    """
+    for name, value in (("max_experts", max_experts), ("max_evaluations", max_evaluations)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"search_experts.{name}", "not a number", got=repr(value), expected="1 or more")
+    if isinstance(least_gain, bool) or not isinstance(least_gain, int | float) or not math.isfinite(least_gain):
+        raise ConfigError(
+            "search_experts.least_gain", "not a number", got=repr(least_gain), expected="a finite number"
+        )
+    preference = Preference(
+        "search_experts",
+        model,
+        tokenizer,
+        prompts,
+        response,
+        baseline_response,
+        logit_score,
+        system_prompt=system_prompt,
+        batch_size=batch_size,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    trial = Knockout(preference)
+    left = trial.rows_of(experts)
+    most = sum(max(len(left) - step, 0) for step in range(max_experts))
+    allowed = most if max_evaluations is None else min(most, max_evaluations)
+    if allowed < len(left):
+        raise ConfigError(
+            "search_experts.max_evaluations",
+            "is too few to try each candidate once",
+            got=max_evaluations,
+            expected=f"{len(left)} or more",
+            fix="Give fewer candidates, such as experts=ranking.top(30), best of a ranking by attribute_experts.",
+        )
+    chosen: list[Pair] = []
+    evaluations = 0
+    with (
+        attach_gains(model, trial.gains),
+        logging.tqdm(total=allowed, desc="searching", disable=not progress, leave=False) as bar,
+    ):
+        scores = [float(trial.values([]).mean())]
+        while left and len(chosen) < max_experts and evaluations < allowed:
+            tried = left[: allowed - evaluations]
+            found = []
+            for pair in tried:
+                found.append(float(trial.values([*chosen, pair]).mean()))
+                bar.update()
+            evaluations += len(tried)
+            if not chosen:
+                alone = dict(zip(tried, found, strict=True))
+            best = min(range(len(tried)), key=found.__getitem__)
+            if scores[-1] - found[best] <= least_gain:
+                break
+            chosen.append(tried[best])
+            scores.append(found[best])
+            left.remove(tried[best])
+            left.sort(key=alone.__getitem__)
+    pairs = [(trial.sites[row].layer, expert) for row, expert in chosen]
+    return ExpertSearch(pairs, scores, evaluations, fingerprint_of(model, trial.sites))

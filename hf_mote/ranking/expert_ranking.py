@@ -1,0 +1,299 @@
+"""Expert rankings: every (layer, expert) with its score and how sure it is.
+
+What `FTRIResult.rank` and `attribute_experts` return, and what a `MoTEConfig` is made from. A ranking is an ordered
+hypothesis: whether its top experts control the behaviour is for `evaluate_mote` to say.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+
+from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError
+from hf_mote.hub import Shareable, card_header, read_tensors, write_tensors
+from hf_mote.maps.grid import check_grid, check_layers, descending, row_of
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.ranking.finding import finding_of
+from hf_mote.statistics.contrast import Contrast
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Self
+
+__all__ = ["ExpertRanking", "RankedExpert"]
+
+_KIND = "expert_ranking"
+_OPTIONAL = ("low", "high", "p", "q")
+
+
+class RankedExpert(NamedTuple):
+    """One row of a ranking; what was not computed is `None`, an interval that does not exist is NaN."""
+
+    layer: int
+    expert: int
+    score: float
+    low: float | None
+    high: float | None
+    p: float | None
+    q: float | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ExpertRanking(Shareable):
+    """All experts by descending score, ties by layer and expert.
+
+    Args:
+        score (`torch.Tensor` of shape `(layers, experts)`, float64, CPU):
+            Higher means more of the target behaviour. Unit: the method's.
+        layers (`tuple[int, ...]`):
+            Absolute decoder layer of each row, ascending.
+        method (`str`):
+            How the score was made: `"ftri"`, `"attribution"`.
+        target (`str`):
+            The class of responses that the experts are ranked for.
+        low (`torch.Tensor`, *optional*):
+            Like `score`: lower end of its interval; NaN where there is none.
+        high (`torch.Tensor`, *optional*):
+            Upper end.
+        p (`torch.Tensor`, *optional*):
+            Like `score`: p value, from 0 to 1.
+        q (`torch.Tensor`, *optional*):
+            p value adjusted for the number of experts.
+        confidence (`float`, *optional*):
+            Coverage of the interval, between 0 and 1.
+        fingerprint (`dict`, *optional*):
+            The model's, as `MoTEConfig.for_model` stamps it; handed on to configs made from this ranking.
+        provenance (`dict[str, str | int | float]`, *optional*):
+            Prompts, seed, versions.
+        least_p (`float`, *optional*):
+            Least p value that so many prompts and permutations could give, above 0, at most 1.
+
+    Raises:
+        [`DataError`]: if a shape, dtype or device is another, or a value is not what it can be.
+
+    Example:
+        ```python
+        import torch
+        from hf_mote.ranking.expert_ranking import ExpertRanking
+
+        score = torch.tensor([[0.1, 0.9], [0.5, 0.0]], dtype=torch.float64)
+        ranking = ExpertRanking(score=score, layers=(1, 2), method="ftri", target="refusal")
+        assert ranking.top(2) == [(1, 1), (2, 0)] and ranking.rank_of(2, 0) == 2
+        assert ranking.to_config(suppress=1).suppress == [[1, 1]]
+        ```
+    """
+
+    score: torch.Tensor
+    layers: tuple[int, ...]
+    method: str
+    target: str
+    low: torch.Tensor | None = None
+    high: torch.Tensor | None = None
+    p: torch.Tensor | None = None
+    q: torch.Tensor | None = None
+    confidence: float | None = None
+    fingerprint: dict[str, Any] | None = None
+    provenance: dict[str, str | int | float] = field(default_factory=dict)
+    least_p: float | None = None
+
+    file_name: ClassVar[str] = "expert_ranking.safetensors"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", check_layers("ExpertRanking", self.layers))
+        shape = check_grid("ExpertRanking.score", self.score, len(self.layers))
+        for name in _OPTIONAL:
+            grid = getattr(self, name)
+            if grid is None:
+                continue
+            if check_grid(f"ExpertRanking.{name}", grid, len(self.layers), allow_nan=True) != shape:
+                got, expected = tuple(grid.shape), tuple(shape)
+                raise DataError(f"ExpertRanking.{name}", "has another shape than score", got=got, expected=expected)
+            if name in ("p", "q") and bool(((grid < 0) | (grid > 1)).any()):
+                raise DataError(f"ExpertRanking.{name}", "is no probability", expected="0..1")
+        if (self.low is None) != (self.high is None):
+            raise DataError("ExpertRanking", "an interval has two ends", expected="both of low and high, or neither")
+        if self.low is not None and self.high is not None and bool((self.low > self.high).any()):
+            raise DataError("ExpertRanking.low", "is above high")
+        for name in ("method", "target"):
+            if not isinstance(getattr(self, name), str):
+                raise DataError(f"ExpertRanking.{name}", "is no text", got=repr(getattr(self, name)), expected="str")
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            raise DataError("ExpertRanking.confidence", "is no coverage", got=self.confidence, expected="0..1")
+        if (self.low is None) != (self.confidence is None):
+            raise DataError("ExpertRanking.confidence", "goes with low and high", got=self.confidence)
+        if self.least_p is not None and not 0 < self.least_p <= 1:
+            raise DataError("ExpertRanking.least_p", "is no probability", got=self.least_p, expected="above 0, to 1")
+        object.__setattr__(self, "provenance", dict(self.provenance))
+
+    @classmethod
+    def from_contrast(
+        cls,
+        contrast: Contrast,
+        layers: Sequence[int],
+        *,
+        method: str,
+        target: str,
+        fingerprint: dict[str, Any] | None = None,
+        provenance: dict[str, str | int | float] | None = None,
+    ) -> ExpertRanking:
+        """Return the ranking by the score of a contrast, with its intervals, p and q values.
+
+        Args:
+            contrast (`Contrast`): What [`~hf_mote.statistics.contrast.contrast`] returned.
+            layers (`Sequence[int]`): Absolute decoder layer of each row.
+            method (`str`): As in the class; so are the others.
+            target (`str`): See the class.
+            fingerprint (`dict`, *optional*): See the class.
+            provenance (`dict`, *optional*): See the class.
+        """
+        found = {name: getattr(contrast, name) for name in ("score", *_OPTIONAL)}
+        grids = {name: torch.tensor(grid) for name, grid in found.items() if grid is not None}
+        tried = {} if contrast.permutations is None else {"permutations": contrast.permutations}
+        return cls(
+            layers=tuple(layers),
+            method=method,
+            target=target,
+            confidence=contrast.confidence,
+            fingerprint=fingerprint,
+            provenance={**(provenance or {}), **tried},
+            least_p=contrast.least_p,
+            **grids,
+        )
+
+    @property
+    def least_q(self) -> float | None:
+        """Least q value that one expert alone could have; `None` where no p values are."""
+        if self.least_p is None or self.p is None:
+            return None
+        return min(1.0, self.least_p * int((~self.p.isnan()).sum()))
+
+    @property
+    def verdict(self) -> str:
+        """What the ranking shows at q = 0.05: experts, nothing, or that so few prompts could not show any."""
+        return finding_of(self, f"stand out for {self.target!r}").text
+
+    def top(self, n: int) -> list[tuple[int, int]]:
+        """Return the `n` best experts as (layer, expert), best first.
+
+        Raises:
+            [`ConfigError`]: if `n` is negative or there are fewer.
+        """
+        return descending("ExpertRanking.top", self.score, self.layers, n)
+
+    def rank_of(self, layer: int, expert: int) -> int:
+        """Return the place of one expert, 1 for the best.
+
+        Args:
+            layer (`int`): Absolute decoder layer.
+            expert (`int`): Index within the layer.
+
+        Raises:
+            [`UnknownNameError`]: if the ranking has no such expert.
+        """
+        row_of("ExpertRanking.rank_of", self.layers, self.score.shape[1], layer, expert)
+        return self._places[layer, expert]
+
+    def rows(self, n: int) -> list[RankedExpert]:
+        """Return the `n` best experts with all that is known of them, best first.
+
+        Raises:
+            [`ConfigError`]: if `n` is negative or there are fewer.
+        """
+        rows = {layer: row for row, layer in enumerate(self.layers)}
+        return [self._row(rows[layer], expert) for layer, expert in self.top(n)]
+
+    def matrix(self) -> torch.Tensor:
+        """Return a copy of the scores, of shape `(layers, experts)`, float64; its rows are `layers`."""
+        return self.score.clone()
+
+    def to_config(self, *, suppress: int | None = None, stimulate: int | None = None, **fields: Any) -> MoTEConfig:
+        """Return the config that suppresses, or stimulates, the best experts.
+
+        Args:
+            suppress (`int`, *optional*): How many of the best to suppress.
+            stimulate (`int`, *optional*): How many to stimulate instead. Exactly one of the two is given.
+            **fields: Further fields of [`MoTEConfig`], such as `suppress_mode`, `scope` or `strength`.
+
+        Returns:
+            [`MoTEConfig`]: it carries the fingerprint and provenance of this ranking.
+
+        Raises:
+            [`ConfigError`]: if not exactly one of the two is given, it is no number, or there are fewer experts.
+        """
+        counts = {"suppress": suppress, "stimulate": stimulate}
+        given = {name: n for name, n in counts.items() if n is not None}
+        if len(given) != 1:
+            what = "needs exactly one of suppress and stimulate"
+            raise ConfigError("ExpertRanking.to_config", what, got=counts, fix="For example to_config(suppress=8).")
+        ((name, wanted),) = given.items()
+        try:
+            n = operator.index(wanted)
+        except TypeError as error:
+            what, got = "is no number of experts", repr(wanted)
+            raise ConfigError(f"ExpertRanking.to_config: {name}", what, got=got, expected="a whole number") from error
+        pairs = self.top(n)
+        positive = int((self.score > 0).sum())
+        if n > positive:
+            warnings.warn(
+                f"ExpertRanking.to_config: {name}={n}, but only {positive} experts have a score above 0; the others "
+                f"speak against {self.target!r}, or for nothing. Ask for at most {positive}.",
+                stacklevel=2,
+            )
+        chosen: dict[str, Any] = {
+            name: sorted([layer, expert] for layer, expert in pairs),
+            "fingerprint": self.fingerprint,
+            "provenance": {"method": self.method, "target": self.target, **self.provenance},
+        }
+        return MoTEConfig(**chosen | fields)
+
+    def __len__(self) -> int:
+        return self.score.numel()
+
+    def __repr__(self) -> str:
+        layers, experts = self.score.shape
+        return f"ExpertRanking({self.method!r} for {self.target!r}, {layers} layers x {experts} experts)"
+
+    @cached_property
+    def _places(self) -> dict[tuple[int, int], int]:
+        return {pair: place for place, pair in enumerate(self.top(len(self)), start=1)}
+
+    def _row(self, row: int, expert: int) -> RankedExpert:
+        grids = {name: getattr(self, name) for name in _OPTIONAL}
+        known = {name: None if grid is None else float(grid[row, expert]) for name, grid in grids.items()}
+        return RankedExpert(self.layers[row], expert, float(self.score[row, expert]), **known)
+
+    def _card(self) -> str:
+        best = "\n".join(f"| {row.layer} | {row.expert} | {row.score:.4g} |" for row in self.rows(min(20, len(self))))
+        return (
+            f"{card_header(tags=['expert-ranking'])}\n# Experts ranked for {self.target!r}\n\n"
+            f"Method: {self.method}. Layers are absolute decoder layers. A ranking is a hypothesis: check it with "
+            "`hf_mote.evaluate_mote`, which draws random controls.\n\n"
+            f"| layer | expert | score |\n|--:|--:|--:|\n{best}\n"
+        )
+
+    def _to_file(self, path: Path) -> None:
+        grids = {name: getattr(self, name) for name in ("score", *_OPTIONAL)}
+        tensors = {name: grid for name, grid in grids.items() if grid is not None}
+        tensors["layers"] = torch.tensor(self.layers, dtype=torch.int64)
+        names = ("method", "target", "confidence", "fingerprint", "provenance", "least_p")
+        write_tensors(path, tensors, {"kind": _KIND, **{name: getattr(self, name) for name in names}})
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Self:
+        tensors, metadata = read_tensors(path, kind=_KIND)
+        try:
+            names = ("method", "target", "confidence", "fingerprint", "provenance")
+            known: dict[str, Any] = {name: metadata[name] for name in names} | {"least_p": metadata.get("least_p")}
+            known |= {name: tensors[name] for name in _OPTIONAL if name in tensors}
+            return cls(score=tensors["score"], layers=tuple(tensors["layers"].tolist()), **known)
+        except KeyError as error:
+            raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
+        except (HFMoTEError, TypeError, ValueError) as error:
+            raise FileFormatError(str(path), "holds no expert ranking", got=str(error).rstrip(".")) from error

@@ -1,0 +1,1 @@
+"""Functional token routing imaging: maps of prompts by class, and the ranking of experts they give."""

@@ -1,0 +1,219 @@
+"""`ftri`: prompts -> responses -> classes -> activation maps, the paper's pipeline in one call.
+
+Functional token resonance imaging runs prompts through the model, sorts its responses into classes, and compares the
+experts that the prompts of each class visited (Dahlke et al., arXiv 2502.11096).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hf_mote.errors import ConfigError, DataError
+from hf_mote.generation.chat import Prompt
+from hf_mote.generation.decoding import answer_text, check_seed, generation_settings, seeded
+from hf_mote.generation.prompts import checked_prompts, encode_prompts, prompt_text, user_text_of
+from hf_mote.generation.responses import batches_of, check_batch_size, respond
+from hf_mote.hub import public_name
+from hf_mote.judges.judge import Judge, check_judge, classify
+from hf_mote.processes import gathered, place_among_processes
+from hf_mote.ranking.imaging.result import FTRIResult
+from hf_mote.ranking.imaging.run_folder import ImagedBatch, RunFolder
+from hf_mote.ranking.imaging.run_identity import digest_of, model_settings, plain
+from hf_mote.ranking.imaging.scopes import ImagingScope
+from hf_mote.routing.recording.record import record_routing
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.fingerprint import fingerprint_of
+
+__all__ = ["ftri"]
+
+
+def ftri(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    *,
+    scope: str = "prompt",
+    thinking_tokens: tuple[int, int] | None = None,
+    repeats: int = 1,
+    seed: int = 0,
+    run_folder: str | os.PathLike[str] | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 64,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    generate_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> FTRIResult:
+    """Run prompts, sort the responses into classes, and map the experts that each class's prompts visited.
+
+    Args:
+        model (`PreTrainedModel`):
+            A mixture-of-experts language model; left as it is.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer. A chat template is applied if it has one.
+        prompts (`Sequence[str]` or chats):
+            What to ask.
+        judge (`Callable`):
+            `response -> label` or `(prompt, response) -> label`, such as [`RefusalJudge`]. One with an attribute
+            `needs_special_tokens` that is true sees responses with their special tokens, such as the marks of
+            thinking, as the result then has them; else they are left out.
+        scope (`str`, *optional*, defaults to `"prompt"`):
+            Tokens to count: `"prompt"`, all prompt tokens, chat template included (the paper's); `"last"`, the last of
+            them; `"first:8"`, the first 8, or as many as the number says; `"user"`, those of the user's own text;
+            `"generation"`; `"all"`; `"thinking"` or `"answer"`.
+        thinking_tokens (`tuple[int, int]`, *optional*):
+            Ids of the tokens that open and close the thinking, for the last two scopes.
+        repeats (`int`, *optional*, defaults to 1):
+            How often each prompt is run, if responses are sampled. Rankings average over the runs of a prompt that
+            fall into the same class, so that a prompt counts once; one that is given twice does, too.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of sampled responses, batch by batch; the caller's random state stays as it is.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where results are kept as they come. A run that was killed goes on from there, and gives what it would have
+            given. A folder of other settings is refused: other prompts, another dtype, other weights (see
+            [`weights_digest`] for how they are told apart), another generation config, other interventions attached.
+        batch_size (`int`, *optional*, defaults to 16):
+            Prompts that run together.
+        max_new_tokens (`int`, *optional*, defaults to 64):
+            Longest response, in tokens.
+        system_prompt (`str`, *optional*):
+            First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*):
+            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
+        generate_kwargs (`Mapping`, *optional*):
+            Further arguments of `generate`; decoding is greedy by default.
+        progress (`bool`, *optional*, defaults to `True`):
+            Show a progress bar.
+
+    Returns:
+        [`FTRIResult`].
+
+    Raises:
+        [`DataError`]: if there are no prompts, one has no token, the judge fails, or routing weights are not finite.
+        [`UnknownNameError`]: if there is no such scope, or the chat template does not read a name it is told.
+        [`ConfigError`]: if a number is out of range, a scope lacks its tokens, or the chat template fails.
+        [`ModelMismatchError`]: if `run_folder` is that of a run with other settings.
+        [`UnsupportedError`]: if the model has no routed experts that the table knows, or, with a run folder, something
+            is attached to it or given to `generate` that cannot be compared with a later run's, such as a function.
+
+    Under `accelerate launch` the batches are shared out among the processes, and all get the same result.
+
+    Source: arXiv 2502.11096: experts counted over all prompt tokens, averaged per class of responses.
+
+    Example:
+
+    ```python
+    from hf_mote import ftri, load_organism
+
+    organism = load_organism("refusal")
+    prompts = organism.prompts["train"]["sensitive"][:8] + organism.prompts["train"]["neutral"][:8]
+    result = ftri(organism.model, organism.tokenizer, prompts, organism.judge, max_new_tokens=12, progress=False)
+    assert result.class_sizes == {"answer": 8, "refusal": 8}
+    config = result.rank("refusal").to_config(suppress=5)
+    ```
+    """
+    asked = checked_prompts("ftri.prompts", prompts)
+    check_judge(judge)
+    check_batch_size(batch_size)
+    check_seed("ftri.seed", seed)
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise ConfigError("ftri.repeats", "not a number of runs", got=repr(repeats), expected="1 or more")
+    imaged_scope = ImagingScope(scope, thinking_tokens)
+    settings = generation_settings(tokenizer, max_new_tokens, generate_kwargs)
+    if repeats > 1 and not settings["do_sample"]:
+        raise ConfigError(
+            "ftri.repeats",
+            "greedy decoding gives the same response every time",
+            got=repeats,
+            fix='Sample, with generate_kwargs={"do_sample": True}, or leave repeats out.',
+        )
+    sites = find_routers(model)
+    fingerprint = fingerprint_of(model, sites)
+    chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": chat_template_kwargs}
+    encoded = encode_prompts(tokenizer, asked, where="ftri.prompts", **chat)
+    marks = user_text_of(tokenizer, asked, **chat) if imaged_scope.wants_user_text else None
+    rows = [index for index in range(len(asked)) for _ in range(repeats)]
+    batches = batches_of([encoded[index] for index in rows], batch_size)
+    folder = None
+    if run_folder is not None:
+        told = {"fingerprint": fingerprint, "scope": scope, "seed": seed, "batch_size": batch_size, "repeats": repeats}
+        told |= {"prompts_sha256": digest_of([encoded, marks]), **model_settings(model, settings)}
+        told |= {"chat_template_kwargs": plain("chat_template_kwargs", dict(chat_template_kwargs or {}))}
+        folder = RunFolder(
+            run_folder, {**told, "thinking_tokens": None if thinking_tokens is None else [*thinking_tokens]}
+        )
+    process, num_processes = place_among_processes(model.device)
+    mine = range(process, len(batches), num_processes)
+    done: dict[int, ImagedBatch] = {}
+    with (
+        record_routing(
+            model,
+            phase=imaged_scope.phase,
+            eos_token_id=settings.get("eos_token_id"),
+            thinking_tokens=imaged_scope.thinking_tokens,
+        ) as record,
+        logging.tqdm(
+            total=sum(len(batches[number]) for number in mine),
+            desc="imaging",
+            disable=not progress or process > 0,
+            leave=False,
+        ) as bar,
+    ):
+        record.token_filter = imaged_scope.only
+        for number in mine:
+            indices = [rows[position] for position in batches[number]]
+            batch = None if folder is None else folder.read(number)
+            if batch is None:
+                prompts_here = [encoded[index] for index in indices]
+                imaged_scope.begin(prompts_here, None if marks is None else [marks[index] for index in indices])
+                with seeded(seed, number, settings["do_sample"], model.device):
+                    answers = respond(model, prompts_here, settings, record.check_generated)
+                counts, weights, num_tokens = record.stacked()
+                record.forget()
+                if not bool(weights.isfinite().all()):
+                    raise DataError(
+                        "ftri",
+                        "a router gave weights that are no finite numbers",
+                        got=f"prompts {sorted(indices)}",
+                        fix="Load the model in bfloat16 or float32: float16 can overflow.",
+                    )
+                batch = ImagedBatch(answers, counts.float(), weights.float(), num_tokens.float())
+                if folder is not None:
+                    folder.write(number, batch)
+            done[number] = batch
+            bar.update(len(indices))
+    everything = gathered(done, num_processes)
+    order = torch.tensor([position for batch in batches for position in batch]).argsort()
+    parts = [everything[number] for number in range(len(batches))]
+    texts = [prompt_text(asked[index]) for index in rows]
+    said = [tokens for part in parts for tokens in part.tokens]
+    said = [said[place] for place in order.tolist()]
+    responses = answer_text(tokenizer, said, special_tokens=bool(getattr(judge, "needs_special_tokens", False)))
+    return FTRIResult(
+        prompts=texts,
+        responses=responses,
+        classes=classify(judge, [asked[index] for index in rows], responses),
+        counts=torch.cat([part.counts for part in parts])[order],
+        weights=torch.cat([part.weights for part in parts])[order],
+        num_tokens=torch.cat([part.num_tokens for part in parts])[order],
+        layers=tuple(site.layer for site in sites),
+        scope=scope,
+        fingerprint=fingerprint,
+        base_model=public_name(model.config.name_or_path),
+        prompt_index=_prompt_index(encoded, rows),
+        response_tokens=said,
+    )
+
+
+def _prompt_index(encoded: Sequence[Sequence[int]], rows: Sequence[int]) -> torch.Tensor | None:
+    """Return for each run the first prompt that is the same, token for token; `None` where every prompt runs once."""
+    first: dict[tuple[int, ...], int] = {}
+    index = [first.setdefault(tuple(encoded[row]), row) for row in rows]
+    return torch.tensor(index) if len(set(index)) < len(index) else None

@@ -1,0 +1,302 @@
+"""`FTRIResult`: what imaging saw, prompt by prompt, and the rankings that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_mote.errors import DataError
+from hf_mote.generation.chat import Prompt
+from hf_mote.hub import Shareable
+from hf_mote.maps.activation_map import ActivationMap, MapValue
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.imaging.result_file import parts_from_maps, read_parts, write_parts
+from hf_mote.ranking.imaging.units import (
+    Evidence,
+    check_score,
+    check_tokens,
+    checked_class,
+    checked_keys,
+    make_pairs,
+    make_units,
+)
+from hf_mote.statistics.contrast import contrast, length_confound
+from hf_mote.statistics.stability import Stability, top_stability
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["LENGTH_CONFOUND", "FTRIResult"]
+
+LENGTH_CONFOUND = 0.1  # relative difference of lengths from which a ranking by counts is warned of
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FTRIResult(Shareable):
+    """What `ftri` saw: one response, class and activation map for each prompt.
+
+    Attributes:
+        prompts (`list[str]`): The prompts.
+        responses (`list[str]`): The model's response to each.
+        classes (`list[str]`): The judge's label of each response.
+        counts (`torch.Tensor` of shape `(prompts, layers, experts)`, float32): Tokens for which the expert was chosen.
+        weights (`torch.Tensor` of shape `(prompts, layers, experts)`, float32): Sum of its routing weights.
+        num_tokens (`torch.Tensor` of shape `(prompts,)`, float32): Tokens counted.
+        layers (`tuple[int, ...]`): Absolute decoder layer of each row.
+        scope (`str`): Which tokens were counted.
+        fingerprint (`dict`, *optional*): The model's.
+        base_model (`str`, *optional*): The model's name: a Hub id, or a folder's own name without where it lies.
+        prompt_index (`torch.Tensor` of shape `(prompts,)`, int64, *optional*):
+            Where prompts were run several times, or given twice, equal for the runs of one prompt.
+        response_tokens (`list[list[int]]`, *optional*): The tokens of each response, special ones included.
+    """
+
+    prompts: list[str]
+    responses: list[str]
+    classes: list[str]
+    counts: Tensor
+    weights: Tensor
+    num_tokens: Tensor
+    layers: tuple[int, ...]
+    scope: str
+    fingerprint: dict[str, Any] | None
+    base_model: str | None = None
+    provenance: dict[str, str | int | float] = field(default_factory=dict)
+    prompt_index: Tensor | None = None
+    response_tokens: list[list[int]] | None = None
+
+    file_name: ClassVar[str] = "ftri_result.safetensors"
+
+    @classmethod
+    def from_maps(
+        cls,
+        maps: Sequence[ActivationMap],
+        classes: Sequence[object],
+        *,
+        prompts: Sequence[Prompt] | None = None,
+        responses: Sequence[str] | None = None,
+        scope: str = "all",
+        fingerprint: Mapping[str, Any] | None = None,
+        base_model: str | None = None,
+    ) -> Self:
+        """Return the result of prompts whose routing was recorded elsewhere, as by an inference engine.
+
+        Args:
+            maps (`Sequence[ActivationMap]`): One for each prompt, such as `ActivationMap.from_routed_experts` gives.
+            classes (`Sequence[str]`): The class of each, such as a judge gives them.
+            prompts (`Sequence[str]` or chats, *optional*): The prompts, for pages and files; equal ones count once.
+            responses (`Sequence[str]`, *optional*): The responses, likewise.
+            scope (`str`, *optional*, defaults to `"all"`): Which tokens were counted.
+            fingerprint (`Mapping`, *optional*):
+                The model's, such as `MoTEConfig.for_model(model).fingerprint`; configs of rankings then carry it.
+            base_model (`str`, *optional*): The model's name.
+
+        Raises:
+            [`DataError`]: if there are no maps, numbers differ, or maps are of different layers or experts.
+            [`UnknownNameError`]: if there is no such scope.
+
+        Example:
+
+        ```python
+        import numpy as np
+        from hf_mote import ActivationMap, FTRIResult
+
+        routing = np.random.default_rng(0).integers(0, 4, (6, 9, 3, 1))  # prompts, tokens, layers, top-k
+        maps = [ActivationMap.from_routed_experts(table, num_experts=4, layers=range(3)) for table in routing]
+        result = FTRIResult.from_maps(maps, ["refusal", "answer"] * 3)
+        assert result.class_sizes == {"answer": 3, "refusal": 3}
+        ```
+        """
+        return cls(**parts_from_maps(maps, classes, prompts, responses, scope, fingerprint), base_model=base_model)
+
+    @property
+    def class_sizes(self) -> dict[str, int]:
+        """Number of prompts of each class, by name."""
+        return {name: self.classes.count(name) for name in sorted(set(self.classes))}
+
+    @property
+    def maps(self) -> dict[str, ActivationMap]:
+        """The mean activation map of each class."""
+        return {name: ActivationMap.mean(self._maps_of(name)) for name in self.class_sizes}
+
+    def rank(
+        self,
+        target: object,
+        *,
+        score: str = "mean_difference",
+        value: MapValue = "count",
+        normalize: bool = False,
+        paired: bool | Sequence[Hashable] = False,
+        confidence: float = 0.95,
+        resamples: int = 999,
+        permutations: int | None = None,
+        seed: int = 0,
+    ) -> ExpertRanking:
+        """Return all experts by how much more the target class's prompts use them than all others.
+
+        Args:
+            target (`str`): The class.
+            score (`str`, *optional*, defaults to `"mean_difference"`):
+                `"mean_difference"` per prompt (the paper's), `"risk_difference"` per token, `"log_odds"` ratio,
+                `"npmi"` (normalised pointwise mutual information), or `"weight_difference"`, of routing weight per
+                token. All but the first are free of prompt length. See `hf_mote.statistics.scores`.
+            value (`str`, *optional*, defaults to `"count"`): `"count"` (the paper's) or `"weight"`.
+            normalize (`bool`, *optional*, defaults to `False`):
+                Divide each prompt's map by its tokens. The paper does not mention it; advisable where the classes'
+                prompts differ in length. A prompt without tokens is left out, as it is with every score per token.
+            paired (`bool` or `Sequence`, *optional*, defaults to `False`):
+                Compare within pairs, such as a request and its harmless twin: one key for each prompt, equal for the
+                two of a pair. A key with other than one prompt of the class and one other is left out, and counted in
+                the provenance. `True` takes the i-th prompt of the class and the i-th other one, where the order shows
+                that these are the pairs: the two are always equally far apart.
+            confidence (`float`, *optional*, defaults to 0.95): Coverage of the intervals.
+            resamples (`int`, *optional*, defaults to 999): Bootstrap resamples; 0 for scores alone.
+            permutations (`int`, *optional*): Of the tests; by default enough for one expert alone to be found.
+            seed (`int`, *optional*, defaults to 0): Seed of both.
+
+        Raises:
+            [`UnknownNameError`]: if no response is of that class, or there is no such score.
+            [`DataError`]: if every response is, no token was counted, or no 2 pairs come out.
+            [`ConfigError`]: if the score and `value` or `normalize` do not go together.
+
+        Source: arXiv 2502.11096, differential maps: mean over the class minus mean over all other prompts, ranked over
+        all layers together. Intervals, p and q values are this package's.
+        """
+        name = checked_class("FTRIResult.rank.target", self.classes, target)
+        keys = None if isinstance(paired, bool) else paired
+        units = self._units("rank", name, score, value, normalize, keys)
+        if keys is not None:
+            units = make_pairs("FTRIResult.rank", units)
+        if units.left_out:
+            logger.warning(f"FTRIResult.rank: {units.left_out} of {len(self.prompts)} prompts are left out.")
+        confound = length_confound(self.counts.numpy(), [label == name for label in self.classes]).relative
+        if abs(confound) > LENGTH_CONFOUND and not normalize and score == "mean_difference":
+            logger.warning(
+                f"FTRIResult.rank: prompts of class {name!r} differ from the others by {confound:+.0%} in length, "
+                "which shows in every expert's counts. Consider normalize=True."
+            )
+        found = contrast(
+            units.values.numpy(),
+            units.is_target,
+            score=score,
+            tokens=units.tokens.numpy(),
+            rest="pooled" if paired is False else "paired",
+            confidence=confidence,
+            resamples=resamples,
+            permutations=permutations,
+            seed=seed,
+        )
+        mine, others = units.sizes
+        return ExpertRanking.from_contrast(
+            found,
+            self.layers,
+            method="ftri",
+            target=name,
+            fingerprint=self.fingerprint,
+            provenance={
+                **self.provenance,
+                "score": score,
+                "paired": paired is not False,
+                "compared": f"{mine} against {others} prompts" if paired is False else f"{mine} pairs of prompts",
+                "left_out": units.left_out,
+                "value": value,
+                "normalize": normalize,
+                "length_confound": round(confound, 4),
+                "scope": self.scope,
+                "prompts": len(self.prompts),
+                "target_prompts": self.classes.count(name),
+            },
+        )
+
+    def stability(
+        self,
+        target: object,
+        n: int,
+        *,
+        score: str = "mean_difference",
+        value: MapValue = "count",
+        normalize: bool = False,
+        resamples: int = 200,
+        seed: int = 0,
+    ) -> Stability:
+        """Return how many of the best `n` experts stay the best when the prompts are drawn anew.
+
+        Args:
+            target (`str`): The class.
+            n (`int`): Size of the top.
+            score (`str`, *optional*): As in [`rank`]; so are `value` and `normalize`.
+            value (`str`, *optional*): See [`rank`].
+            normalize (`bool`, *optional*): See [`rank`].
+            resamples (`int`, *optional*, defaults to 200): Draws.
+            seed (`int`, *optional*, defaults to 0): Of the draws.
+
+        Raises:
+            [`DataError`]: if a class has fewer than 2 prompts.
+        """
+        name = checked_class("FTRIResult.stability.target", self.classes, target)
+        units = self._units("stability", name, score, value, normalize, None)
+        values, tokens = units.values.numpy(), units.tokens.numpy()
+        return top_stability(values, units.is_target, n, score=score, tokens=tokens, resamples=resamples, seed=seed)
+
+    def to_config(self, target: object, *, suppress: int | None = None, stimulate: int | None = None) -> MoTEConfig:
+        """Return the config that suppresses, or stimulates, the best experts for a class.
+
+        Args:
+            target (`str`): The class.
+            suppress (`int`, *optional*): How many of the best to suppress.
+            stimulate (`int`, *optional*): How many to stimulate instead.
+        """
+        return self.rank(target, resamples=0).to_config(
+            suppress=suppress, stimulate=stimulate, base_model=self.base_model
+        )
+
+    def __repr__(self) -> str:
+        return f"FTRIResult({len(self.prompts)} prompts, {self.class_sizes}, {len(self.layers)} layers)"
+
+    def _units(
+        self, where: str, name: str, score: str, value: str, normalize: bool, keys: Sequence[Hashable] | None
+    ) -> Evidence:
+        """Return what a score is computed from, one unit for each prompt."""
+        check_score(f"FTRIResult.{where}", score, value, normalize)
+        check_tokens(f"FTRIResult.{where}", self.num_tokens, self.scope)
+        by_weight = value == "weight" or score == "weight_difference"
+        if by_weight and self.provenance.get("weights") == "not recorded":
+            what = "routing weights were not recorded, only which experts were chosen"
+            raise DataError(f"FTRIResult.{where}", what, fix="Rank by counts, or record weights for every prompt.")
+        runs = Evidence(
+            values=(self.weights if by_weight else self.counts).double(),
+            tokens=self.num_tokens.double(),
+            is_target=[label == name for label in self.classes],
+            keys=checked_keys(f"FTRIResult.{where}.paired", keys, len(self.classes)),
+            left_out=0,
+        )
+        per_token = score != "mean_difference"
+        return make_units(f"FTRIResult.{where}", runs, self.prompt_index, per_token=per_token, normalize=normalize)
+
+    def _maps_of(self, name: str) -> list[ActivationMap]:
+        return [
+            ActivationMap(
+                counts=self.counts[i].double(),
+                weights=self.weights[i].double(),
+                layers=self.layers,
+                num_tokens=float(self.num_tokens[i]),
+                provenance={"class": name, "scope": self.scope},
+            )
+            for i, label in enumerate(self.classes)
+            if label == name
+        ]
+
+    def _to_file(self, path: Path) -> None:
+        write_parts(path, self)
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Self:
+        return cls(**read_parts(path))

@@ -1,0 +1,155 @@
+"""How an `FTRIResult` is put together elsewhere than by imaging: from a file, and from maps of single prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hf_mote.errors import DataError, FileFormatError, HFMoTEError
+from hf_mote.files import read_tensors, write_tensors
+from hf_mote.generation.chat import Prompt
+from hf_mote.generation.prompts import checked_prompts, prompt_text
+from hf_mote.maps.activation_map import ActivationMap
+from hf_mote.ranking.imaging.scopes import check_scope
+
+if TYPE_CHECKING:
+    from hf_mote.ranking.imaging.result import FTRIResult
+
+__all__ = ["parts_from_maps", "read_parts", "write_parts"]
+
+_KIND = "ftri_result"
+_NAMES = ("prompts", "responses", "classes", "scope", "fingerprint", "base_model", "provenance")
+
+
+def write_parts(path: Path, result: FTRIResult) -> None:
+    """Write a result's file.
+
+    Args:
+        path (`Path`): The file.
+        result (`FTRIResult`): The result.
+    """
+    tensors = {"counts": result.counts, "weights": result.weights, "num_tokens": result.num_tokens}
+    if result.prompt_index is not None:
+        tensors["prompt_index"] = result.prompt_index
+    if result.response_tokens is not None:
+        tensors["response_tokens"] = torch.tensor(
+            [token for tokens in result.response_tokens for token in tokens], dtype=torch.int64
+        )
+        tensors["response_lengths"] = torch.tensor([len(tokens) for tokens in result.response_tokens])
+    metadata = {"kind": _KIND, "layers": list(result.layers), **{name: getattr(result, name) for name in _NAMES}}
+    write_tensors(path, tensors, metadata)
+
+
+def read_parts(path: Path) -> dict[str, Any]:
+    """Return the fields of a result that was written to a file, by name.
+
+    Args:
+        path (`Path`): The file.
+
+    Raises:
+        [`FileFormatError`]: if it holds none, or one whose parts do not fit together.
+    """
+    tensors, metadata = read_tensors(path, kind=_KIND)
+    try:
+        parts: dict[str, Any] = {name: metadata[name] for name in _NAMES}
+        parts |= {name: tensors[name] for name in ("counts", "weights", "num_tokens")}
+        parts |= {"layers": tuple(metadata["layers"]), "prompt_index": tensors.get("prompt_index")}
+        parts["response_tokens"] = _tokens(tensors)
+        check_scope("FTRIResult.scope", parts["scope"])
+        if not all(isinstance(label, str) for label in parts["classes"]):
+            raise DataError("FTRIResult", "classes are malformed")
+        each = ("prompts", "responses", "classes", "counts", "weights", "num_tokens")
+        sizes = {len(parts[name]) for name in each}
+        sizes |= {len(parts[name]) for name in ("prompt_index", "response_tokens") if parts[name] is not None}
+        if len(sizes) != 1:
+            raise DataError("FTRIResult", "prompts, responses, classes and maps differ in number", got=sorted(sizes))
+        rows = zip(parts["counts"].double(), parts["weights"].double(), parts["num_tokens"].tolist(), strict=True)
+        for counts, weights, num_tokens in rows:  # which checks them
+            ActivationMap(counts=counts, weights=weights, layers=parts["layers"], num_tokens=num_tokens)
+    except KeyError as error:
+        raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
+    except (HFMoTEError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise FileFormatError(str(path), "holds no fTRI result", got=str(error).rstrip(".")) from error
+    return parts
+
+
+def parts_from_maps(
+    maps: Sequence[ActivationMap],
+    classes: Sequence[object],
+    prompts: Sequence[Prompt] | None,
+    responses: Sequence[str] | None,
+    scope: str,
+    fingerprint: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return the fields of a result that holds one map for each prompt, by name; see `FTRIResult.from_maps`.
+
+    Raises:
+        [`DataError`]: if there are no maps, numbers differ, or maps are of different layers or experts.
+    """
+    where = "FTRIResult.from_maps"
+    check_scope(f"{where}.scope", scope)
+    maps = _listed(f"{where}.maps", maps)
+    for index, one in enumerate(maps):
+        if not isinstance(one, ActivationMap):
+            got = type(one).__name__
+            raise DataError(f"{where}.maps[{index}]", "is no map", got=got, expected="an ActivationMap of one prompt")
+        if one.layers != maps[0].layers or one.counts.shape != maps[0].counts.shape:
+            got = f"layers {list(one.layers)}, {one.counts.shape[1]} experts"
+            expected = f"layers {list(maps[0].layers)}, {maps[0].counts.shape[1]} experts, as the first"
+            raise DataError(f"{where}.maps[{index}]", "is of another model", got=got, expected=expected)
+    labels = _one_each(f"{where}.classes", classes, len(maps))
+    asked = [""] * len(maps)
+    if prompts is not None:
+        asked = [prompt_text(prompt) for prompt in checked_prompts(f"{where}.prompts", prompts)]
+        _one_each(f"{where}.prompts", asked, len(maps))
+    said = [""] * len(maps) if responses is None else _one_each(f"{where}.responses", responses, len(maps))
+    for index, text in enumerate(said):
+        if not isinstance(text, str):
+            raise DataError(f"{where}.responses[{index}]", "is no text", got=repr(text)[:60], expected="str")
+    recorded = all(one.provenance.get("weights") != "not recorded" for one in maps)
+    return {
+        "prompts": asked,
+        "responses": said,
+        "classes": [str(label) for label in labels],
+        "counts": torch.stack([one.counts for one in maps]).float(),
+        "weights": torch.stack([one.weights for one in maps]).float(),
+        "num_tokens": torch.tensor([float(one.num_tokens) for one in maps], dtype=torch.float32),
+        "layers": maps[0].layers,
+        "scope": scope,
+        "fingerprint": None if fingerprint is None else dict(fingerprint),
+        "provenance": {"source": "maps", "weights": "recorded" if recorded else "not recorded"},
+        "prompt_index": _same_prompts(prompts),
+    }
+
+
+def _same_prompts(prompts: Sequence[Prompt] | None) -> Tensor | None:
+    """Return for each prompt the first that is the same; `None` where all differ, or none are known."""
+    first: dict[str, int] = {}
+    index = [first.setdefault(repr(prompt), place) for place, prompt in enumerate(prompts or ())]
+    return torch.tensor(index) if len(first) < len(index) else None
+
+
+def _listed(where: str, given: object) -> list[Any]:
+    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+        raise DataError(where, "is no list with something in it", got=repr(given)[:60], expected="one for each prompt")
+    return list(given)
+
+
+def _one_each(where: str, given: object, number: int) -> list[Any]:
+    found = _listed(where, given)
+    if len(found) != number:
+        raise DataError(where, "is not one for each map", got=len(found), expected=number)
+    if any(entry is None for entry in found):
+        raise DataError(f"{where}[{found.index(None)}]", "is missing", got=None)
+    return found
+
+
+def _tokens(tensors: Mapping[str, Tensor]) -> list[list[int]] | None:
+    if "response_tokens" not in tensors:
+        return None
+    lengths: list[int] = tensors["response_lengths"].tolist()
+    return [part.tolist() for part in tensors["response_tokens"].split(lengths)]

@@ -1,0 +1,1 @@
+"""HTML pages of what was measured; no arithmetic."""

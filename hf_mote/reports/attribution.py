@@ -1,0 +1,130 @@
+"""The page of `hf-mote attribute`: which experts speak for one response rather than another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.reports.formats import number, percent, signed
+from hf_mote.reports.heat_map import heat_map
+from hf_mote.reports.markup import Html, join, tag
+from hf_mote.reports.page import Section, make_page, provenance_section
+from hf_mote.reports.rankings import expert_table, ranking_verdict
+from hf_mote.reports.tables import folded, table
+from hf_mote.reports.tokens import RoutedText, token_section
+
+__all__ = ["Attribution", "attribution_page", "attribution_verdict"]
+
+TARGET, BASELINE = "target", "baseline"
+
+
+class Attribution(NamedTuple):
+    """What attribution found.
+
+    Attributes:
+        model (`str`): The model's name.
+        ranking (`ExpertRanking`): The ranking, in nats.
+        prompts (`list[str]`): The prompts.
+        targets (`list[str]`): The target response to each.
+        baselines (`list[str]`): The baseline response to each.
+        preference (`list[float]`): log p(target) - log p(baseline) for each prompt, in nats.
+        top (`int`): How many experts are looked at closely.
+        texts (`list[RoutedText]`): Prompts with both responses, and the routing weight of the top experts.
+    """
+
+    model: str
+    ranking: ExpertRanking
+    prompts: list[str]
+    targets: list[str]
+    baselines: list[str]
+    preference: list[float]
+    top: int
+    texts: list[RoutedText]
+
+
+def attribution_verdict(found: Attribution) -> tuple[str, bool]:
+    """Return what attribution shows, and whether that is anything.
+
+    Args:
+        found (`Attribution`): What it found.
+    """
+    verdict = ranking_verdict(found.ranking, relation="speak for the target response")
+    mean = sum(found.preference) / len(found.preference)
+    share = sum(value > 0 for value in found.preference) / len(found.preference)
+    text = (
+        f"{verdict.text} The untouched model finds the target likelier than the baseline on {percent(share)} of the "
+        f"prompts ({signed(mean)} nats on average)."
+    )
+    if verdict.significant:
+        text += " Whether these experts control the behaviour is for hf-mote evaluate to say."
+    return text, bool(verdict.significant)
+
+
+def attribution_page(found: Attribution, *, provenance: Mapping[str, str], files: Mapping[str, str]) -> Html:
+    """Return the page.
+
+    Args:
+        found (`Attribution`): What attribution found.
+        provenance (`Mapping[str, str]`): How it came about, by name.
+        files (`Mapping[str, str]`): What lies beside the page, by path.
+    """
+    verdict, anything = attribution_verdict(found)
+    ranking = found.ranking
+    figure = heat_map(
+        ranking.matrix(),
+        ranking.layers,
+        title="What each expert adds to log p(target) − log p(baseline)",
+        unit="nats",
+        marked=ranking.top(found.top),
+        mark_name=f"the first {found.top}",
+    )
+    experts = join([tag("p", _method(ranking), class_="faint"), expert_table(ranking, max(20, found.top))])
+    sections = [Section("maps", "Heat map", figure), Section("experts", "First experts", experts)]
+    if found.texts:
+        tokens = token_section(ranking.top(len(found.texts[0].weights)), found.texts, TARGET)
+        sections.append(Section("tokens", "Tokens that route to them", tokens))
+    sections += [
+        Section("responses", "Prompts and responses", _responses(found)),
+        provenance_section(provenance, files),
+    ]
+    subject = f"{found.model}: {len(found.prompts)} prompts"
+    title = "Experts behind a response"
+    return make_page(title, subject=subject, verdict=verdict, found=anything, sections=sections)
+
+
+def _method(ranking: ExpertRanking) -> str:
+    if ranking.method == "ablation":
+        how = "Each expert is taken out alone; its score is how far log p(target) − log p(baseline) falls without it."
+        return f"{how} {ranking.provenance.get('experts')} experts were tried; the others have score 0 and no p value."
+    gain = ranking.provenance.get("gain")
+    how = "First order: routing weight times derivative of log p(target) − log p(baseline), summed over tokens"
+    return f"{how}, taken with all routing weights times {gain}. Intervals and p (sign flips) are over prompts."
+
+
+def _responses(found: Attribution) -> Html:
+    values = sorted(found.preference)
+    middle = values[len(values) // 2]
+    spread = table(
+        "log p(target) − log p(baseline) in the untouched model, nats",
+        ["least", "median", "most"],
+        [[number(values[0]), number(middle), number(values[-1])]],
+        numeric=(0, 1, 2),
+    )
+    items = [
+        tag(
+            "li",
+            tag("p", prompt, class_="asked text", dir="auto"),
+            tag(
+                "dl",
+                tag("div", tag("dt", "target"), tag("dd", target, class_="text", dir="auto")),
+                tag("div", tag("dt", "baseline"), tag("dd", baseline, class_="text", dir="auto")),
+                class_="sides",
+            ),
+            tag("p", f"preference {signed(value)} nats", class_="faint"),
+        )
+        for prompt, target, baseline, value in zip(
+            found.prompts[:200], found.targets, found.baselines, found.preference, strict=False
+        )
+    ]
+    return join([spread, folded("{n} more prompts", items, shown=5, kind="pairs", more="None.")])

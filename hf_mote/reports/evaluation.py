@@ -1,0 +1,169 @@
+"""The page of `hf-mote evaluate`: what a config does, against random controls, and what else it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from hf_mote.evaluation.report import EvaluationReport
+from hf_mote.evaluation.side_effects import perplexity_text
+from hf_mote.reports.charts import Point, dose_chart, effect_chart
+from hf_mote.reports.formats import number, percent, probability, quoted, signed
+from hf_mote.reports.markup import Child, Html, join, tag
+from hf_mote.reports.page import Section, make_page, provenance_section
+from hf_mote.reports.responses import Answer, conversations_side_by_side, side_by_side
+from hf_mote.reports.tables import table
+from hf_mote.statistics.rates import Rate
+
+__all__ = ["Evaluation", "evaluation_page", "points_of"]
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        model (`str`): The model's name.
+        report (`EvaluationReport`): The report.
+    """
+
+    model: str
+    report: EvaluationReport
+
+
+def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: Mapping[str, str]) -> Html:
+    """Return the page.
+
+    Args:
+        found (`Evaluation`): What the evaluation found.
+        provenance (`Mapping[str, str]`): How it came about, by name.
+        files (`Mapping[str, str]`): What lies beside the page, by path.
+    """
+    report = found.report
+    before = [Answer(*pair) for pair in zip(report.responses_before, report.labels_before, strict=True)]
+    after = [Answer(*pair) for pair in zip(report.responses_after, report.labels_after, strict=True)]
+    sections = [Section("effect", "Effect and controls", _effect(report))]
+    if report.dose:
+        sections.append(Section("dose", "Dose and response", _dose(report)))
+    sections.append(Section("sides", "Side effects", _side_effects(report)))
+    answers = side_by_side(report.prompts, before, after, target=report.target)
+    sections.append(Section("responses", "Responses before and after", answers))
+    if report.unrelated:
+        kept = [[Answer(text) for text in texts] for texts in (report.unrelated_before, report.unrelated_after)]
+        body = side_by_side(report.unrelated, kept[0], kept[1])
+        sections.append(Section("unrelated", "Unrelated prompts before and after", body))
+    if report.conversations:
+        body = conversations_side_by_side(report.conversations)
+        sections.append(Section("conversations", "Conversations before and after", body))
+    sections += [Section("config", "Config", _config(report.config)), provenance_section(provenance, files)]
+    return make_page(
+        f"Evaluation: {report.target}",
+        subject=f"{found.model}: {len(report.prompts)} prompts",
+        verdict=report.verdict,
+        found=report.beats_controls(),
+        sections=sections,
+    )
+
+
+def points_of(report: EvaluationReport) -> list[Point]:
+    """Return what the effect chart shows: before, and after with the controls."""
+    before, after = report.before, report.after
+    return [
+        Point("untouched", before.rate, before.low, before.high),
+        Point("with the config", after.rate, after.low, after.high, report.controls),
+    ]
+
+
+def _effect(report: EvaluationReport) -> Html:
+    title = f"Rate of {quoted(report.target)}"
+    chart = effect_chart(points_of(report), title=title, rate_name=f"responses of class {quoted(report.target)}")
+    rows = [_rate_row("untouched", report.before), _rate_row("with the config", report.after)]
+    if report.controls:
+        mean, low, high = fmean(report.controls), min(report.controls), max(report.controls)
+        name = f"{len(report.controls)} random controls"
+        rows.append([name, "–", f"{percent(mean)} on average", f"{percent(low)} to {percent(high)}"])
+    made = table("Measured", ["model", "responses", "rate", "interval, or range"], rows, numeric=(1, 2, 3))
+    change = f"Change {signed(100 * report.effect)} percentage points"
+    p = "" if report.p_value is None else f", p = {probability(report.p_value)} against the controls"
+    matched = "layer and by how often the model uses them" if report.control_kind == "usage" else "layer"
+    held = f" {report.sharing} of them hold some of its own experts." if report.sharing else ""
+    note = f"{change}{p}. Controls do the same to as many random experts, matched by {matched}.{held}"
+    if report.unclear:
+        note += (
+            f" {report.unclear} responses of all runs could not be judged, and count as not {quoted(report.target)}."
+        )
+    return join([chart, made, tag("p", note)])
+
+
+def _dose(report: EvaluationReport) -> Html:
+    own = float(report.config["strength"])
+    points = {strength: Point(f"{strength:g}", rate) for strength, rate in report.dose}
+    points[0.0] = Point("0", report.before.rate, report.before.low, report.before.high)
+    points[own] = Point(f"{own:g}", report.after.rate, report.after.low, report.after.high, report.controls)
+    ordered = [points[strength] for strength in sorted(points)]
+    chart = dose_chart(
+        ordered,
+        title=f"Rate of {quoted(report.target)} by strength",
+        rate_name=f"rate of {report.target}",
+        dose_name="strength",
+        before=report.before.rate,
+    )
+    rows: list[Sequence[Child]] = [
+        [point.label, percent(point.rate), percent(fmean(point.controls)) if point.controls else "–"]
+        for point in ordered
+    ]
+    made = table("By strength", ["strength", "rate", "random controls, mean"], rows, numeric=(0, 1, 2))
+    return join([chart, made])
+
+
+def _side_effects(report: EvaluationReport) -> Html:
+    rows: list[Sequence[Child]] = []
+    if report.unrelated_unchanged is not None:
+        kept = report.unrelated_unchanged
+        rows.append(["unrelated answers that stay word for word", f"{kept}, {kept.successes} of {kept.n}"])
+    if report.turns_unchanged is not None:
+        kept = report.turns_unchanged
+        rows.append(["answers in conversations that stay word for word", f"{kept}, {kept.successes} of {kept.n}"])
+    if report.side_effects is not None:
+        seen = report.side_effects
+        rows += [
+            ["KL of the predictions per token", f"{number(seen.kl)} nats"],
+            ["perplexity", f"{perplexity_text(seen.perplexity_before)} to {perplexity_text(seen.perplexity_after)}"],
+            ["tokens of text", f"{seen.num_tokens:,}"],
+            ["scope of the config on these texts", _scope(seen.scope, str(report.config.get("scope", "all")))],
+        ]
+    if not rows:
+        return tag("p", "Not measured: give --unrelated prompts, --texts or --conversations.", class_="faint")
+    return table("What else changes", ["what", "measured"], rows)
+
+
+def _scope(measured: str, own: str) -> str:
+    if measured == own == "all" or measured == "prompt":
+        return measured
+    if measured == own:
+        return f"{own}: plain text is all prompt, so that the config does nothing to it"
+    return f"{measured}, as plain text is all prompt and the config's own, {own}, would do nothing to it"
+
+
+def _config(config: Mapping[str, Any]) -> Html:
+    """Return what the config does, without settings of what it does not do."""
+    fields = ["scope", "thinking_tokens", "strength", "base_model"]
+    for name, settings in (
+        ("suppress", ["suppress_mode"]),
+        ("stimulate", ["stimulate_weight"]),
+        ("bias", ["bias_on"]),
+    ):
+        if config.get(name):
+            fields = [name, *settings, *fields]
+    known: list[Sequence[Child]] = [[name, tag("code", _written(config[name]))] for name in fields if config.get(name)]
+    return table("Which experts, as layer.expert, and how", ["field", "value"], known)
+
+
+def _written(value: object) -> str:
+    if isinstance(value, list) and all(isinstance(entry, list) for entry in value):
+        return "  ".join(f"{entry[0]}.{entry[1]}" + "".join(f" ({extra})" for extra in entry[2:]) for entry in value)
+    return str(value)
+
+
+def _rate_row(name: str, rate: Rate) -> list[Child]:
+    return [name, f"{rate.successes} of {rate.n}", percent(rate.rate), f"{percent(rate.low)} to {percent(rate.high)}"]

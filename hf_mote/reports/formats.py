@@ -1,0 +1,80 @@
+"""How numbers and labels are written for people: few digits, a real minus sign, a dash for what is not known."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable
+
+__all__ = ["decimals_for", "isolated", "number", "percent", "probability", "quoted", "signed"]
+
+UNKNOWN = "–"
+_DIGITS = 4
+
+_TURNING = frozenset({"R", "AL", "AN", "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+_ISOLATES = dict.fromkeys(range(0x2066, 0x206A))
+
+
+def number(value: float | None, decimals: int | None = None) -> str:
+    """Return a number with four significant digits, or with so many decimals.
+
+    Args:
+        value (`float`, *optional*): The number.
+        decimals (`int`, *optional*): As [`decimals_for`] gives them for a column.
+
+    Example:
+        ```python
+        from hf_mote.reports.formats import number
+
+        assert [number(x) for x in (12.34567, -0.5, 12345.6, 3, None)] == ["12.35", "−0.5", "12,346", "3", "–"]
+        assert number(3, 2) == "3.00"
+        ```
+    """
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    if decimals is not None:
+        text = f"{value:,.{decimals}f}"
+    else:
+        text = f"{value:,.0f}" if abs(value) >= 10 ** (_DIGITS - 1) else f"{value:.{_DIGITS}g}"
+    return text.replace("-", "−")
+
+
+def decimals_for(values: Iterable[float | None]) -> int:
+    """Return how many decimals show the largest of some numbers with four digits, so that a column lines up."""
+    largest = max((abs(value) for value in values if value is not None and math.isfinite(value)), default=0.0)
+    return min(9, max(0, _DIGITS - 1 - math.floor(math.log10(largest)))) if largest else 0
+
+
+def signed(value: float | None, decimals: int | None = None) -> str:
+    """Return a number with its sign, plus included; see [`number`]."""
+    text = number(value, decimals)
+    return f"+{text}" if value is not None and math.isfinite(value) and value > 0 else text
+
+
+def percent(value: float | None) -> str:
+    """Return a share, 0 to 1, as a percentage with one decimal."""
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.1%}".replace("-", "−")
+
+
+def probability(value: float | None) -> str:
+    """Return a p or q value: three decimals, and "< 0.001" below."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    return "< 0.001" if value < 0.0005 else f"{value:.3f}"
+
+
+def isolated(text: str) -> str:
+    """Return a text that cannot turn the direction of what stands around it.
+
+    Text from right to left, and the control characters that override a direction, end with a mark that Unicode has for
+    this; other text stays as it is.
+    """
+    if not any(unicodedata.bidirectional(character) in _TURNING for character in text):
+        return text
+    # Isolates within are left out, since one that closes too early would let the rest out.
+    return f"\u2068{text.translate(_ISOLATES)}\u2069"
+
+
+def quoted(label: str) -> str:
+    """Return a label in quotation marks, which cannot turn the direction of what stands around it."""
+    return f"“{isolated(label)}”"

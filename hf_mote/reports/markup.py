@@ -1,0 +1,95 @@
+"""Markup that escapes by default: whatever is not [`Html`] already is text, and stays text.
+
+Prompts and responses come from anywhere and end up in a page that a person opens, so there is one way to make an
+element, and it escapes. Nor can an element point outside the page: no link but to a place in it, no source but a
+picture that is part of it.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from typing import TypeAlias
+
+__all__ = ["Child", "Html", "chip", "join", "tag", "visible"]
+
+_VOID = frozenset({"br", "col", "hr", "img", "meta"})
+_REFERENCES = frozenset({"action", "data", "formaction", "href", "poster", "src", "srcset"})
+_WITHIN = ("#", "data:image/png;base64,")
+
+# Control characters but tab and newline become the pictures that Unicode has of them; half a surrogate pair is none.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD) | dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
+
+
+class Html(str):
+    """Text that is markup already. Made by [`tag`] and [`join`] alone."""
+
+    __slots__ = ()
+
+
+Child: TypeAlias = "str | Html | None"
+
+
+def tag(name: str, /, *children: Child, **attributes: str | int | float | bool | None) -> Html:
+    """Return an element.
+
+    Args:
+        name (`str`): Its name.
+        *children (`str` or `Html`): What is in it; a `str` is escaped, `None` is left out.
+        **attributes (`str`, `int`, `float` or `bool`):
+            `class_` stands for `class`, `aria_label` for `aria-label`. `None` and `False` are left out, `True` stands
+            without a value.
+
+    Raises:
+        `ValueError`: if an attribute points outside the page.
+
+    Example:
+        ```python
+        from hf_mote.reports.markup import tag
+
+        assert tag("p", "a < b", class_="note") == '<p class="note">a &lt; b</p>'
+        assert tag("p", tag("b", "bold"), None) == "<p><b>bold</b></p>"
+        ```
+    """
+    parts = [name]
+    for key, value in attributes.items():
+        key = key.rstrip("_").replace("_", "-")
+        if value is None or value is False:
+            continue
+        if (key in _REFERENCES or key.startswith("on")) and not str(value).startswith(_WITHIN):
+            raise ValueError(f"the attribute {key} points outside the page: {str(value)[:60]!r}")
+        parts.append(key if value is True else f'{key}="{html.escape(visible(str(value)), quote=True)}"')
+    opened = f"<{' '.join(parts)}>"
+    return Html(opened if name in _VOID else f"{opened}{join(children)}</{name}>")
+
+
+def chip(label: str, target: str | None = None) -> Html:
+    """Return the name of a class as a small box, which stands out if it is the class of interest.
+
+    Args:
+        label (`str`): The class.
+        target (`str`, *optional*): The class of interest.
+    """
+    return tag("span", label, class_="chip target" if label == target else "chip")
+
+
+def join(children: Iterable[Child], between: str = "") -> Html:
+    """Return children one after the other, those that are no markup escaped.
+
+    Args:
+        children (`Iterable[str | Html | None]`): What to join; `None` is left out.
+        between (`str`, *optional*): Text between them.
+    """
+    return Html(
+        html.escape(visible(between), quote=False).join(
+            child if isinstance(child, Html) else html.escape(visible(child), quote=False)
+            for child in children
+            if child is not None
+        )
+    )
+
+
+def visible(text: str) -> str:
+    """Return a text whose control characters can be seen, and which UTF-8 can hold."""
+    return text.replace("\r\n", "\n").translate(_VISIBLE)

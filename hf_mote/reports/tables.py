@@ -1,0 +1,73 @@
+"""Tables with a caption, column headings and a heading for each row, and folded-away lists."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from hf_mote.reports.markup import Child, Html, join, tag
+
+__all__ = ["folded", "scrolling", "table"]
+
+LONGEST_HEADING = 80  # characters of a column's
+LONGEST_WORD = 16  # characters, of a heading's words
+
+
+def table(
+    caption: Child, headings: Sequence[str], rows: Sequence[Sequence[Child]], *, numeric: Collection[int] = ()
+) -> Html:
+    """Return a table that scrolls sideways where it is too wide.
+
+    Args:
+        caption (`str` or `Html`): What it shows.
+        headings (`Sequence[str]`): One for each column.
+        rows (`Sequence[Sequence[str | Html]]`): The cells; the first of each row is its heading.
+        numeric (`Collection[int]`, *optional*): Columns to set flush right.
+
+    Raises:
+        `ValueError`: if a row is not as long as the headings.
+    """
+    kinds = ["n" if column in numeric else None for column in range(len(headings))]
+    body = []
+    for row in rows:
+        first, *others = zip(row, kinds, strict=True)
+        cells = [tag("td", cell, class_=kind) for cell, kind in others]
+        body.append(tag("tr", tag("th", first[0], scope="row", class_=first[1]), *cells))
+    heads = [_heading(text, kind) for text, kind in zip(headings, kinds, strict=True)]
+    made = tag("table", tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *body))
+    return scrolling(made, caption if caption and not isinstance(caption, Html) else "table")
+
+
+def _heading(text: str, kind: str | None) -> Html:
+    """Return the heading of a column; a long one, as of a class with a long name, cut, and whole where one points."""
+    if any(len(word) > LONGEST_WORD for word in text.split()):
+        kind = f"{kind} long" if kind else "long"  # may be broken within a word
+    if len(text) <= LONGEST_HEADING:
+        return tag("th", text, scope="col", class_=kind)
+    return tag("th", f"{text[: LONGEST_HEADING - 1]}…", scope="col", class_=kind, title=text)
+
+
+def scrolling(content: Html, label: str) -> Html:
+    """Return content in a box that scrolls sideways, and that the keyboard reaches.
+
+    Args:
+        content (`Html`): What may be too wide.
+        label (`str`): What it is, for those who hear the page.
+    """
+    return tag("div", content, class_="scroll", tabindex=0, role="group", aria_label=label)
+
+
+def folded(summary: str, items: Sequence[Html], *, shown: int, kind: str, more: str) -> Html:
+    """Return a list of which the first items are seen and the others fold out.
+
+    Args:
+        summary (`str`): What to press to see the others; `{n}` stands for their number.
+        items (`Sequence[Html]`): `li` elements.
+        shown (`int`): How many are seen.
+        kind (`str`): Class of the lists.
+        more (`str`): Said in the place of no items at all.
+    """
+    if not items:
+        return tag("p", more, class_="faint")
+    rest = items[shown:]
+    others = tag("details", tag("summary", summary.format(n=len(rest))), tag("ul", *rest, class_=kind))
+    return join([tag("ul", *items[:shown], class_=kind), others if rest else None])

@@ -1,0 +1,1 @@
+"""Routing recorded during forward and generate."""

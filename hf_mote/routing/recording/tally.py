@@ -1,0 +1,263 @@
+"""The sums that a recording keeps: one row of experts for each router, sequence and phase, whatever the tokens.
+
+What the routers of one pass decided is put aside as they run and added up in one go when the pass ends. Decode steps,
+of one token for each sequence, wait for one another and are added up together, in their order, so that each pays for
+little more than being kept. Long passes are added up router by router.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_mote.passes.forward import Forward, Phase, all_of
+from hf_mote.routing.recording.decode_steps import DecodeStep, RoutedRows, stacked
+from hf_mote.routing.recording.trace import TraceKeeper
+from hf_mote.routing.rules.selection import Routing
+
+__all__ = ["Tally"]
+
+STEPS_AT_ONCE = 16  # decode steps that wait for one another
+TOKENS_AT_ONCE = 2048  # longer passes are not put aside
+
+
+class Tally:
+    """The sequences that run together.
+
+    `kind` is `"both"` for routing that was applied as the router decided it, else `"native"` or `"applied"`.
+
+    Args:
+        forward (`Forward`): Their first pass.
+        num_layers (`int`): Routers.
+        num_experts (`int`): Experts of the router that has most.
+        stops (`torch.Tensor` of shape `(tokens,)`, int64): Tokens that end a generation.
+        phases (`Sequence[str]`): What to count.
+        trace (`bool`): Whether to keep every token's routing as well.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        num_layers: int,
+        num_experts: int,
+        *,
+        stops: Tensor,
+        phases: Sequence[Phase],
+        trace: bool,
+    ) -> None:
+        self.size = forward.batch
+        self.shape = (num_layers, forward.batch, num_experts)
+        self.device = forward.device
+        self.phases = phases
+        self.tokens: dict[Phase, Tensor | int] = {}
+        self.columns: dict[Phase, int] = {"prompt": 0, "generation": 0}  # read so far, padding and all
+        self.thread = threading.get_ident()
+        self.sums: dict[tuple[Phase, str], tuple[Tensor, Tensor]] = {}
+        self.trace = TraceKeeper() if trace else None
+        self._stops = stops.to(self.device)
+        self._ended: Tensor | None = None
+        # The pass under way.
+        self._only: Tensor | None = None
+        self._counts = self._waits = self._long = False
+        self._masks: list[tuple[Phase, Tensor | None]] = []
+        self._aside: dict[str, list[tuple[int, Routing]]] = {}
+        self._waiting: list[DecodeStep] = []
+        # Where in the sums the first expert of each router and sequence stands.
+        starts = torch.arange(0, math.prod(self.shape), num_experts, device=self.device)
+        self._starts = starts.view(num_layers, forward.batch, 1, 1)
+        self._all_rows = list(range(num_layers))
+
+    def begin(self, forward: Forward, only: Tensor | None = None) -> None:
+        """Take note of a pass that begins.
+
+        Args:
+            forward (`Forward`): The pass.
+            only (`torch.Tensor` of shape `(rows,)`, bool, *optional*): The rows to count, of those that would be.
+        """
+        self._aside = {}
+        if self.trace is not None:
+            self.trace.begin()
+        phases = forward.phases
+        self.columns["prompt"] += max(forward.generation_from - forward.first_new_column, 0)
+        self.columns["generation"] += forward.length - max(forward.generation_from, forward.first_new_column)
+        if "generation" not in phases:
+            self.settle()
+            self._ended = None
+        counted = [phase for phase in phases if phase in self.phases]
+        self._counts = bool(counted)
+        if not counted:
+            return
+        self._only = only
+        self._long = self.size * forward.length > TOKENS_AT_ONCE
+        self._waits = phases == ("generation",) and forward.length == 1 and not self._long and self.trace is None
+        if not self._waits:
+            self.settle()
+            going = self._going(None if forward.ids is None else forward.ids[None, :, -1], phases)
+            going = None if going is None else going[0].repeat_interleave(forward.length)
+            self._masks = [(phase, all_of(forward.countable(phase), going, only)) for phase in counted]
+
+    def add_router(self, row: int, native: Routing, applied: Routing) -> None:
+        """Take in what one router decided and what was applied.
+
+        Args:
+            row (`int`): The router's place among all.
+            native (`Routing`): What it decided.
+            applied (`Routing`): What took effect; the same object if nothing was edited.
+        """
+        if not self._counts:
+            return
+        if applied is native:
+            self._aside.setdefault("both", []).append((row, native))
+        else:
+            self._aside.setdefault("native", []).append((row, native))
+            self._aside.setdefault("applied", []).append((row, applied))
+        if self.trace is not None:
+            self.trace.see(row, applied)
+        if self._long:
+            self._add_up()
+
+    def end(self, forward: Forward) -> None:
+        """Add up what the pass left, or let it wait.
+
+        Args:
+            forward (`Forward`): The pass that has begun.
+        """
+        if not self._counts:
+            return
+        if self._waits:
+            last = None if forward.ids is None else forward.ids[:, -1]
+            step = DecodeStep.of(last, forward.countable("generation"), self._only, self._gather())
+            if self._waiting and not step.resembles(self._waiting[0]):
+                self.settle()
+            self._waiting.append(step)
+            if len(self._waiting) >= STEPS_AT_ONCE or len(self._waiting) * self.size > TOKENS_AT_ONCE:
+                self.settle()
+            return
+        self._add_up()
+        for phase, mask in self._masks:
+            seen = forward.length if mask is None else mask.view(self.size, -1).sum(dim=1)
+            self.tokens[phase] = self.tokens.get(phase, 0) + seen
+        if self.trace is not None:
+            self.trace.end(*self._marks(forward))
+        self._masks, self._only = [], None
+
+    def settle(self) -> None:
+        """Add up the decode steps that wait, in their order."""
+        steps, self._waiting = self._waiting, []
+        if not steps:
+            return
+        first = steps[0]
+        going = self._going(stacked([step.last for step in steps]), ("generation",))
+        mask = all_of(stacked([step.real for step in steps]), going, stacked([step.only for step in steps]))
+        for place, part in enumerate(first.parts):
+            indices = torch.stack([step.parts[place].indices for step in steps])
+            weights = torch.stack([step.parts[place].weights for step in steps])
+            self._add(part.kind, part.rows, indices, weights, [("generation", mask)])
+        seen = len(steps) if mask is None else mask.sum(dim=0)
+        self.tokens["generation"] = self.tokens.get("generation", 0) + seen
+
+    def totals(self, phases: tuple[Phase, ...], kind: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Return counts and weights, `(sequences, layers, experts)`, and tokens, `(sequences,)`, float64 on the CPU.
+
+        Args:
+            phases (`tuple[str, ...]`): What to add together.
+            kind (`str`): `"native"` or `"applied"`.
+        """
+        self.settle()
+        counts = torch.zeros(self.shape, dtype=torch.float64)
+        weights = torch.zeros(self.shape, dtype=torch.float64)
+        tokens = torch.zeros(self.size, dtype=torch.float64)
+        for phase in phases:
+            seen = self.tokens.get(phase, 0)
+            tokens += seen.cpu() if isinstance(seen, Tensor) else seen
+            for part in ("both", kind):
+                if (phase, part) in self.sums:
+                    counted, weighed = self.sums[phase, part]
+                    counts += counted.view(self.shape).cpu()
+                    weights += weighed.view(self.shape).cpu()
+        return counts.transpose(0, 1), weights.transpose(0, 1), tokens
+
+    def _going(self, ids: Tensor | None, phases: Sequence[Phase]) -> Tensor | None:
+        """Which sequences have not ended before each of some steps, `(steps, sequences)`; `None` if none can have.
+
+        Args:
+            ids (`torch.Tensor` of shape `(steps, sequences)`, *optional*): The last token that each step reads.
+            phases (`Sequence[str]`): What the steps have tokens of.
+        """
+        if "generation" not in phases or ids is None or not len(self._stops):
+            return None
+        ended = torch.isin(ids, self._stops).cumsum(dim=0) > 0
+        if self._ended is not None:
+            ended |= self._ended
+        self._ended = ended[-1]
+        return ~ended
+
+    def _add_up(self) -> None:
+        """Add up what was put aside of the pass under way."""
+        for kind, rows, indices, weights in self._gather():
+            self._add(kind, rows, indices[None], weights[None], self._masks)
+
+    def _gather(self) -> list[RoutedRows]:
+        """What was put aside, routers of one kind and width together."""
+        parts = []
+        for kind, entries in self._aside.items():
+            by_width: dict[int, list[tuple[int, Routing]]] = {}
+            for entry in entries:
+                by_width.setdefault(entry[1].indices.shape[-1], []).append(entry)
+            for alike in by_width.values():
+                indices = self._gathered([routing.indices for _, routing in alike])
+                weights = self._gathered([routing.weights for _, routing in alike])
+                parts.append(RoutedRows(kind, [row for row, _ in alike], indices, weights))
+        self._aside = {}
+        return parts
+
+    def _add(
+        self,
+        kind: str,
+        rows: list[int],
+        indices: Tensor,
+        weights: Tensor,
+        masks: Sequence[tuple[Phase, Tensor | None]],
+    ) -> None:
+        """Add what routers of one width decided to the sums.
+
+        Args:
+            kind (`str`): `"both"`, `"native"` or `"applied"`.
+            rows (`list[int]`): The routers.
+            indices (`torch.Tensor` of shape `(passes, routers, tokens, top_k)`, int64): Chosen experts.
+            weights (`torch.Tensor` of the same shape): Their weights.
+            masks (`Sequence[tuple[str, torch.Tensor]]`):
+                The tokens of each phase, bool `(passes, tokens)` or flat; `None` for all.
+        """
+        weights = weights.float()
+        starts = self._starts if rows == self._all_rows else self._starts[rows]
+        places = (starts + indices.view(*indices.shape[:2], self.size, -1, indices.shape[-1])).view_as(weights)
+        for phase, mask in masks:
+            if (phase, kind) not in self.sums:
+                counts = torch.zeros(math.prod(self.shape), dtype=torch.long, device=self.device)
+                self.sums[phase, kind] = (counts, torch.zeros_like(counts, dtype=torch.float))
+            counted = (weights != 0).long() if kind == "applied" else torch.ones_like(places)
+            weighed = weights
+            if mask is not None:
+                rows_counted = mask.view(len(weights), 1, -1, 1)
+                counted, weighed = counted * rows_counted, weights * rows_counted
+            self.sums[phase, kind][0].scatter_add_(0, places.view(-1), counted.view(-1))
+            self.sums[phase, kind][1].scatter_add_(0, places.view(-1), weighed.view(-1))
+
+    def _gathered(self, tensors: list[Tensor]) -> Tensor:
+        """What routers handed over, `(routers, rows, top_k)`; they need not be on one device."""
+        if len({tensor.device for tensor in tensors}) > 1:
+            tensors = [tensor.to(self.device) for tensor in tensors]
+        gathered = torch.cat(tensors).to(self.device).view(len(tensors), -1, tensors[0].shape[-1])
+        return gathered.detach() if gathered.requires_grad else gathered
+
+    def _marks(self, forward: Forward) -> tuple[Tensor, Tensor]:
+        """Which rows of the pass are kept in the trace, and which of them are generated."""
+        everything = torch.ones(self.size * forward.length, dtype=torch.bool, device=self.device)
+        masks = {phase: everything if mask is None else mask for phase, mask in self._masks}
+        kept = torch.stack(list(masks.values())).any(dim=0)
+        return kept, masks.get("generation", ~everything)

@@ -1,0 +1,255 @@
+"""The one hook on a router: merges all edits into one re-selection, then probes, then shows what came out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+from hf_mote.errors import RouterContractError
+from hf_mote.hooks import Attachment, Intervention, Participant, SharedHook, attach, stack_on
+from hf_mote.passes.assisted import assisted_decoding_hooks
+from hf_mote.passes.decoder_hook import DecoderHook, recomputing
+from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.routing.rules.edits import RoutingEdit, merge_edits
+from hf_mote.routing.rules.selection import Routing, reweigh
+from hf_mote.routing.rules.shortcuts import none_chosen, readable_now
+from hf_mote.routing.sites.output import RouterOutput
+from hf_mote.routing.sites.routed_model import decoder_of
+from hf_mote.routing.sites.self_test import check_identity, self_test
+from hf_mote.routing.sites.site import RouterSite
+from hf_mote.routing.sites.special_outputs import adapter_for
+
+__all__ = ["RouterHook", "RouterParticipant", "RoutingEditor", "RoutingObserver", "WeightProbe", "attach_to_routers"]
+
+
+class RouterParticipant(Participant):
+    """Something on a router."""
+
+
+class RoutingEditor(RouterParticipant):
+    """Changes the selection."""
+
+    always: tuple[RoutingEdit, ...] | None = None
+    """The edits, if they are the same for every token of every pass."""
+
+    @abstractmethod
+    def edits(self, forward: Forward | None, device: torch.device) -> list[tuple[RoutingEdit, Tensor | None]]:
+        """Return edits, each with the rows it is meant for (`None`: all); none to leave this pass alone."""
+
+
+class WeightProbe(RouterParticipant):
+    """Passes the applied weights through a differentiable function."""
+
+    @abstractmethod
+    def probe(self, forward: Forward | None, routing: Routing) -> Tensor:
+        """Return the weights, `(tokens, top_k)`."""
+
+
+class RoutingObserver(RouterParticipant):
+    """Looks at native and applied routing; not called again when gradient checkpointing recomputes a layer."""
+
+    @abstractmethod
+    def observe(self, forward: Forward, native: Routing, applied: Routing) -> None:
+        """See one pass. `applied is native` when nothing was edited."""
+
+
+class RouterHook(SharedHook):
+    """The hook on one router.
+
+    Args:
+        site (`RouterSite`): The router.
+        tracker (`DecoderHook`): The hook on its decoder.
+        adapter (`RouterOutput`, *optional*): What reads its output; found in the first pass if not known yet.
+    """
+
+    def __init__(self, site: RouterSite, tracker: DecoderHook, adapter: RouterOutput | None) -> None:
+        super().__init__()
+        self.site = site
+        self.tracker = tracker
+        self.adapter = adapter
+        self._always: list[RoutingEdit] | None = None
+        self._suppressed: frozenset[int] | None = None
+        self._only_observed = False
+
+    def participants_changed(self) -> None:
+        """Find out whether all that happens here are the same edits in every pass, or looks."""
+        self._only_observed = all(isinstance(participant, RoutingObserver) for participant in self.participants)
+        always = [participant.always for participant in self.participants if isinstance(participant, RoutingEditor)]
+        self._always = None
+        if len(always) == len(self.participants) and None not in always:
+            self._always = [edit for edits in always if edits is not None for edit in edits]
+        self._suppressed = None if self._always is None else self._suppressed_by(self._always)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
+        """Edit, probe and show one pass of the router."""
+        if self._only_observed and not is_compiling() and self.tracker.defers(self.look, args, output):
+            return None
+        adapter = self._adapter_of(args, output)
+        native = adapter.read(output)[1]
+        for participant in self.participants:
+            participant.ran |= participant.active
+        if self._suppressed is not None and none_chosen(native.indices, self._suppressed):
+            return None
+        forward = self.tracker.forward_of(native.indices.shape[0]) if self._always is None else None
+        edits: list[tuple[RoutingEdit, Tensor | None]] = []
+        probes: list[WeightProbe] = []
+        observers: list[RoutingObserver] = []
+        for participant in self.participants:
+            if not participant.active:
+                continue
+            if isinstance(participant, RoutingEditor):
+                edits += participant.edits(forward, native.weights.device)
+            elif isinstance(participant, WeightProbe):
+                probes.append(participant)
+            elif isinstance(participant, RoutingObserver):
+                observers.append(participant)
+        applied, touched = native, None
+        if edits:
+            touched = _touched(edits) if self._always is None else None
+            applied = self._reselect(adapter, output, args, native, edits, touched)
+        for probe in probes:
+            applied = applied._replace(weights=probe.probe(forward, applied))
+        if observers and not recomputing():
+            self._show(observers, forward, native, applied)
+        return None if applied is native else adapter.write(output, applied, touched)
+
+    def look(self, args: tuple[Any, ...], output: Any) -> None:
+        """Show a pass of the router in which nothing is edited.
+
+        Args:
+            args (`tuple`): What the router was called with.
+            output (`Any`): What it returned.
+        """
+        native = self._adapter_of(args, output).read(output)[1]
+        for participant in self.participants:
+            participant.ran |= participant.active
+        observers = [one for one in self.participants if isinstance(one, RoutingObserver) and one.active]
+        if observers:
+            self._show(observers, self.tracker.forward_of(native.indices.shape[0]), native, native)
+
+    def _show(
+        self, observers: Sequence[RoutingObserver], forward: Forward | None, native: Routing, applied: Routing
+    ) -> None:
+        if forward is None:
+            raise RouterContractError(
+                self.site.path,
+                "cannot tell which token each routed row is",
+                got=f"{len(native.indices)} rows",
+                expected="one row for each token of the decoder's forward",
+                fix="Record around the model's own forward or generate.",
+            )
+        for observer in observers:
+            observer.observe(forward, native, applied)
+
+    def _adapter_of(self, args: tuple[Any, ...], output: Any) -> RouterOutput:
+        """What reads the router's output, found in its first pass if it was not before."""
+        if self.adapter is None:
+            adapter = adapter_for(self.site, output)
+            check_identity(adapter, output, args)
+            self.adapter = adapter
+        return self.adapter
+
+    def _reselect(
+        self,
+        adapter: RouterOutput,
+        output: Any,
+        args: tuple[Any, ...],
+        native: Routing,
+        edits: list[tuple[RoutingEdit, Tensor | None]],
+        touched: Tensor | None,
+    ) -> Routing:
+        if self._suppressed is None and readable_now(native.indices):
+            suppressed = self._suppressed_by([edit for edit, _ in edits])
+            if suppressed is not None and none_chosen(native.indices, suppressed):
+                return native
+        edit = merge_edits(edits)
+        if edit.only_weights:
+            weights = reweigh(native.weights.float(), native.indices, edit).to(native.weights.dtype)
+            edited = Routing(weights, native.indices, native.shared)
+        else:
+            routing = adapter.route(output, args, edit)
+            edited = Routing(routing.weights.to(native.weights.dtype), routing.indices, routing.shared)
+            one = len(self.participants) == len(edits) == native.indices.shape[0] == 1
+            if self._concerns_hits_alone(edit) and not (one and readable_now(native.indices)):
+                # Among the other tokens, a tie could be broken in another way than the router did.
+                touched = edit.hits(native.indices)
+        if touched is None:
+            return edited
+        # Rows that no edit is meant for, or that need none, keep the router's own decision.
+        rows = touched[:, None]
+        shared = native.shared
+        if edited.shared is not None and native.shared is not None:
+            shared = torch.where(rows, edited.shared.to(native.shared.dtype), native.shared)
+        return Routing(
+            torch.where(rows, edited.weights, native.weights),
+            torch.where(rows, edited.indices, native.indices),
+            shared,
+        )
+
+    def _suppressed_by(self, edits: Sequence[RoutingEdit]) -> frozenset[int] | None:
+        """Experts that a token must have chosen for edits to change its routing; `None` if more can change it."""
+        if not all(self._concerns_hits_alone(edit) for edit in edits):
+            return None
+        return frozenset().union(*(edit.suppressed for edit in edits))
+
+    def _concerns_hits_alone(self, edit: RoutingEdit) -> bool:
+        """Whether an edit has nothing to change for tokens that chose none of the experts that it suppresses.
+
+        Without experts that are not among the best, the best are the same, unless they decide on their group or the
+        router does more than its rule says.
+        """
+        plain = self.site.rule.adapter is None and self.site.selection.num_groups == 1
+        return edit.only_weights or (edit.only_suppresses and plain)
+
+
+def attach_to_routers(
+    model: nn.Module,
+    sites: Sequence[RouterSite],
+    watcher: DecoderParticipant,
+    participant_for: Callable[[RouterSite], RouterParticipant | None],
+    *,
+    handle: Intervention | None = None,
+) -> Intervention:
+    """Attach a participant to every router that gets one, and the watcher to the decoder; all or nothing.
+
+    Args:
+        model (`nn.Module`): The model.
+        sites (`Sequence[RouterSite]`): All its router sites.
+        watcher (`DecoderParticipant`): The intervention's watcher.
+        participant_for (`Callable[[RouterSite], RouterParticipant | None]`): The participant for a site, or `None`.
+        handle (`Intervention`, *optional*): The handle to use, of nothing yet; a new one by default.
+
+    Raises:
+        [`RouterContractError`]: if a router fails its self-test; nothing is attached then.
+    """
+    decoder = decoder_of(model, list(sites))
+
+    def attachments() -> list[Attachment]:
+        tracker = stack_on(decoder, DecoderHook) or DecoderHook()
+        found = [Attachment(decoder, tracker, watcher)]
+        if watcher.needs_phases or watcher.needs_rows or watcher.thinking_tokens:
+            found += assisted_decoding_hooks(model, decoder, tracker, watcher)
+        for site in sites:
+            participant = participant_for(site)
+            if participant is None:
+                continue
+            watcher.expect(site.path, participant)
+            stack = stack_on(site.module, RouterHook)
+            if stack is None:
+                stack = RouterHook(site, tracker, self_test(site))
+            found.append(Attachment(site.module, stack, participant))
+        return found
+
+    return attach(attachments, handle)
+
+
+def _touched(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> Tensor | None:
+    """Rows that some edit is meant for, bool `(tokens,)`; `None` for all."""
+    masks = [tokens for _, tokens in edits]
+    present = [mask for mask in masks if mask is not None]
+    return torch.stack(present).any(dim=0) if present and len(present) == len(masks) else None

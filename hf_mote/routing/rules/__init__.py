@@ -1,0 +1,1 @@
+"""The rules by which routers choose experts, and who follows which."""

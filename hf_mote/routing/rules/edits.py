@@ -1,0 +1,144 @@
+"""`RoutingEdit`: what to change in one router's selection, and how several edits become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+
+import torch
+from torch import Tensor
+
+__all__ = ["RoutingEdit", "merge_edits", "values_at"]
+
+
+@dataclass(frozen=True)
+class RoutingEdit:
+    """What to change in one router's selection.
+
+    Every tensor has shape `(experts,)`, or `(tokens, experts)` where tokens differ; `None` means no change.
+
+    Attributes:
+        drop_share (float): Share of a chosen expert's weight that stays, 1 for experts that are not suppressed. What
+            is taken away goes to the other chosen experts, so that the weights sum to what they did (mode `"drop"`).
+        zero_share (float): Factor on a chosen expert's weight; nothing is renormalised (mode `"zero"`).
+        banned (bool): Never chosen; the next best takes the slot (mode `"reroute"`).
+        forced (bool): Always chosen, in the place of the weakest chosen expert that is not suppressed.
+        forced_to_max (bool): Forced experts whose weight becomes the largest of those chosen.
+        forced_weight (float): Weight of forced experts, NaN where it stays the expert's own.
+        forced_gain (float): Factor on the weight of forced experts.
+        logit_bias (float): Added to the router logits.
+        selection_bias (float): Added to the scores for the choice alone.
+        keeps_all_or_nothing (`bool`): Whether `drop_share` is 0 or 1 throughout, which is cheaper to apply.
+        only_weights (`bool`): Whether the choice of experts stays, and weights alone change after it.
+        only_suppresses (`bool`): Whether nothing happens but that experts lose weight or their slot.
+    """
+
+    drop_share: Tensor | None = None
+    zero_share: Tensor | None = None
+    banned: Tensor | None = None
+    forced: Tensor | None = None
+    forced_to_max: Tensor | None = None
+    forced_weight: Tensor | None = None
+    forced_gain: Tensor | None = None
+    logit_bias: Tensor | None = None
+    selection_bias: Tensor | None = None
+    keeps_all_or_nothing: bool = False
+    only_weights: bool = field(init=False)
+    only_suppresses: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        present = _present(self).keys()
+        object.__setattr__(self, "only_weights", present <= {"drop_share", "zero_share"})
+        object.__setattr__(self, "only_suppresses", present <= _SUPPRESSING)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is changed."""
+        return not _present(self)
+
+    @cached_property
+    def suppressed(self) -> frozenset[int]:
+        """The experts that lose weight or their slot; tensors are read, which an accelerator has to be waited for."""
+        marks = [_loses(name, value) for name, value in _present(self).items() if name in _SUPPRESSING]
+        return frozenset(expert for mark in marks for expert in mark.nonzero()[:, -1].tolist())
+
+    def hits(self, indices: Tensor) -> Tensor:
+        """Return which tokens chose an expert that loses weight or its slot, bool `(tokens,)`.
+
+        Args:
+            indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.
+        """
+        present = {name: value for name, value in _present(self).items() if name in _SUPPRESSING}
+        marks = [_loses(name, values_at(value, indices)) for name, value in present.items()]
+        return reduce(torch.logical_or, marks).any(dim=-1)
+
+    def to(self, device: torch.device) -> RoutingEdit:
+        """Return the edit with its tensors on a device."""
+        tensors = {name: value.to(device) for name, value in _present(self).items()}
+        return RoutingEdit(**tensors, keeps_all_or_nothing=self.keeps_all_or_nothing)
+
+
+def merge_edits(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> RoutingEdit:
+    """Return one edit that does what several do together.
+
+    Factors multiply, biases add, bans and forcings unite; a number given as a forced expert's weight goes before
+    `"max"`, and of two numbers the later one counts.
+
+    Args:
+        edits (`Sequence[tuple[RoutingEdit, torch.Tensor | None]]`):
+            Each edit with the tokens it is meant for: a bool tensor of shape `(tokens,)`, or `None` for all.
+    """
+    if len(edits) == 1 and edits[0][1] is None:
+        return edits[0][0]
+    merged: dict[str, Tensor] = {}
+    for edit, tokens in edits:
+        for name, value in _present(edit).items():
+            neutral = _NEUTRAL[name]
+            if tokens is not None:
+                value = torch.where(tokens[:, None], value, torch.full_like(value, neutral))
+            if name not in merged:
+                merged[name] = value
+            elif name in ("banned", "forced", "forced_to_max"):
+                merged[name] = merged[name] | value
+            elif name in ("drop_share", "zero_share", "forced_gain"):
+                merged[name] = merged[name] * value
+            elif name == "forced_weight":
+                merged[name] = torch.where(value.isnan(), merged[name], value)
+            else:
+                merged[name] = merged[name] + value
+    whole = all(edit.keeps_all_or_nothing for edit, _ in edits if edit.drop_share is not None)
+    return RoutingEdit(**merged, keeps_all_or_nothing=whole)
+
+
+def values_at(values: Tensor, indices: Tensor) -> Tensor:
+    """Return the values of the chosen experts, `(tokens, top_k)`.
+
+    Args:
+        values (`torch.Tensor` of shape `(experts,)` or `(tokens, experts)`): A value for each expert.
+        indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.
+    """
+    return values[indices] if values.ndim == 1 else values.gather(-1, indices)
+
+
+_SUPPRESSING = {"drop_share", "zero_share", "banned"}
+_NEUTRAL: dict[str, float | bool] = {
+    "drop_share": 1.0,
+    "zero_share": 1.0,
+    "banned": False,
+    "forced": False,
+    "forced_to_max": False,
+    "forced_weight": float("nan"),
+    "forced_gain": 1.0,
+    "logit_bias": 0.0,
+    "selection_bias": 0.0,
+}
+
+
+def _present(edit: RoutingEdit) -> dict[str, Tensor]:
+    values = {name: getattr(edit, name) for name in _NEUTRAL}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _loses(name: str, values: Tensor) -> Tensor:
+    return values if name == "banned" else values != 1

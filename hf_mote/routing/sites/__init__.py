@@ -1,0 +1,1 @@
+"""The routers of a live model, found and checked against their rules."""

@@ -1,0 +1,75 @@
+"""From a live model to its router sites, checked against the table of routing rules.
+
+Routers are the modules whose class the table knows, or `register_routers` has accepted. They are cross-checked against
+the classes that the model itself declares as the source of its `router_logits` (`candidates.py`), so a router that the
+table lacks is an error and never silently left out.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import nn
+
+from hf_mote.errors import UnsupportedError
+from hf_mote.routing.rules.registry import rule_for
+from hf_mote.routing.sites.candidates import check_all_listed
+from hf_mote.routing.sites.placement import check_placement, holder_of
+from hf_mote.routing.sites.site import RouterSite, site_of
+
+__all__ = ["find_routers"]
+
+
+def find_routers(model: nn.Module) -> list[RouterSite]:
+    """Return a model's router sites, in the order of their layers.
+
+    Args:
+        model (`nn.Module`):
+            A mixture-of-experts model of transformers, bare or wrapped (PEFT, accelerate).
+
+    Raises:
+        [`UnsupportedError`]: if the model has no router that the table knows, or one that it does not know;
+            [`register_routers`] can take in the latter.
+
+    Example:
+
+    ```python
+    from transformers import MixtralConfig, MixtralForCausalLM
+    from hf_mote import find_routers
+
+    config = MixtralConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+    )
+    sites = find_routers(MixtralForCausalLM(config))
+    assert [(site.layer, site.num_experts, site.top_k) for site in sites] == [(0, 4, 2), (1, 4, 2)]
+    ```
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedError("find_routers.model", "not a model", got=type(model).__name__, expected="an nn.Module")
+    modules = dict(model.named_modules())
+    sites = [
+        site_of(path, module, rule, modules.get(holder_of(path)))
+        for path, module in modules.items()
+        if (rule := rule_for(module)) is not None and (rule.within is None or rule.within in path.split("."))
+    ]
+    check_placement(model, {site.path: site.module for site in sites}, f"find_routers({type(model).__name__})")
+    check_all_listed(model, f"find_routers({type(model).__name__})", known=bool(sites))
+    if not sites:
+        raise UnsupportedError(
+            f"find_routers({type(model).__name__})",
+            "no routed experts found",
+            expected="a mixture-of-experts model of a family in the table: see `hf-mote families`",
+            fix="A dense model has no experts to tune; for an unsupported family see 'Adding a family' in the README.",
+        )
+    sites.sort(key=lambda site: site.layer)
+    for one, other in pairwise(sites):
+        if one.layer == other.layer:
+            raise UnsupportedError(
+                f"find_routers({type(model).__name__})",
+                f"layer {one.layer} has several routers, so that [layer, expert] does not name an expert",
+                got=f"{one.path} and {other.path}",
+                expected="one router in each decoder layer",
+                fix="Give the part of the model that generates text, such as model.thinker or model.language_model.",
+            )
+    return sites

@@ -1,0 +1,127 @@
+"""What ties a config to the model it was made for: type, layers, experts, top-k and a hash of the router weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_mote.errors import ModelMismatchError
+from hf_mote.routing.sites.site import RouterSite
+
+__all__ = ["check_fingerprint", "fingerprint_of"]
+
+
+def fingerprint_of(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, Any]:
+    """Return a model's fingerprint, JSON-native.
+
+    Args:
+        model (`nn.Module`): The model.
+        sites (`Sequence[RouterSite]`): Its router sites.
+
+    Returns:
+        `dict`: `model_type`; `layers`, `num_experts` and `top_k`, one entry for each router; `router_sha256`, over
+        router weights and selection biases as bfloat16 so that it is the same whatever dtype they were loaded in, or
+        `None` for a model on the meta device.
+    """
+    return {
+        "model_type": _model_type(model, sites),
+        "layers": [site.layer for site in sites],
+        "num_experts": [site.num_experts for site in sites],
+        "top_k": [site.top_k for site in sites],
+        "router_sha256": _hash(sites),
+    }
+
+
+def check_fingerprint(
+    fingerprint: dict[str, Any], model: nn.Module, sites: Sequence[RouterSite], *, where: str
+) -> None:
+    """Raise [`ModelMismatchError`] unless a fingerprint is the model's.
+
+    Args:
+        fingerprint (`dict`): What `fingerprint_of` returned for the model that the config was made for.
+        model (`nn.Module`): The model it meets.
+        sites (`Sequence[RouterSite]`): The model's router sites.
+        where (`str`): The place of the fingerprint, for the error.
+    """
+    live = fingerprint_of(model, sites)
+    for key in ("model_type", "layers", "num_experts", "top_k"):
+        if fingerprint[key] != live[key]:
+            raise ModelMismatchError(
+                f"{where}.{key}",
+                "the config was made for another model",
+                got=_brief(live[key]),
+                expected=_brief(fingerprint[key]),
+                fix="Load the model that the config names, or make a config for this one with MoTEConfig.for_model.",
+            )
+    made, now = fingerprint["router_sha256"], live["router_sha256"]
+    if made is not None and now is not None and made != now:
+        raise ModelMismatchError(
+            f"{where}.router_sha256",
+            "the config was made for a model of the same shape with other router weights",
+            got=now[:12],
+            expected=made[:12],
+            fix="Expert indices mean nothing in another training run. If the routers were only fine-tuned and the "
+            "experts still do the same, make the config anew with MoTEConfig.for_model.",
+        )
+
+
+def _model_type(model: nn.Module, sites: Sequence[RouterSite]) -> str:
+    """The text model's type: the config that the routers' own family carries."""
+    inside = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+    config = getattr(model, "config", None) or getattr(next(inside, None), "config", None)
+    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    return str(getattr(text, "model_type", type(sites[0].module).__name__))
+
+
+def _hash(sites: Sequence[RouterSite]) -> str | None:
+    digest = hashlib.sha256()
+    for site in sites:
+        with align_module_device(site.module):
+            for _, parameter in sorted(_parameters(site).items()):
+                if parameter.is_meta:
+                    return None
+                digest.update(_bytes(parameter))
+        bias = site.selection_bias()
+        if bias is not None and bias.is_meta:
+            return None
+        if bias is not None:
+            digest.update(_bytes(bias))
+    return digest.hexdigest()
+
+
+def _parameters(site: RouterSite) -> dict[str, Tensor]:
+    """The router's parameters by name, with what LoRA adds to them, as merging would."""
+    parts = site.block.children() if site.block is not None else iter(())
+    router = next((part for part in parts if any(inner is site.module for inner in part.modules())), site.module)
+    adapted: dict[str, Any] = {path: part for path, part in router.named_modules() if getattr(part, "lora_A", None)}
+    # DoRA scales what it has added to; its parameters then stand for themselves.
+    added = not any(getattr(part, "lora_magnitude_vector", None) for part in adapted.values())
+    found: dict[str, Tensor] = {
+        name.replace("base_layer.", ""): parameter
+        for name, parameter in router.named_parameters()
+        if not (added and any(part.startswith("lora_") for part in name.split(".")))
+    }
+    for path, part in adapted.items() if added else ():
+        name = f"{path}.{getattr(part, 'parameter_name', 'weight')}".replace("base_layer.", "").lstrip(".")
+        for adapter in part.active_adapters:
+            if adapter in part.lora_A and not part.merged and not part.disable_adapters:
+                found[name] = found[name] + part.get_delta_weight(adapter)
+    return found
+
+
+def _bytes(values: Tensor) -> bytes:
+    """Values as bfloat16, the same whatever dtype they were loaded in."""
+    if hasattr(values, "full_tensor"):
+        values = values.full_tensor()  # in shards; every process must ask for it
+    return values.detach().to(device="cpu", dtype=torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(value) if isinstance(value, list) else 1} entries)"

@@ -1,0 +1,1 @@
+"""Routers that the table lacks, accepted after experiments."""

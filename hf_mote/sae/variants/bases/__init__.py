@@ -1,0 +1,1 @@
+"""What architectures of sparse autoencoders share."""

@@ -1,0 +1,1 @@
+"""Two classes of prompts compared, in numpy; nothing of models."""

@@ -1,0 +1,92 @@
+"""`Rate`: a share with its Wilson interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from scipy import stats
+
+from hf_mote.errors import ConfigError, DataError
+
+__all__ = ["SIGNIFICANT", "Interval", "Rate", "wilson"]
+
+SIGNIFICANT = 0.05  # most that p or q can be
+
+
+class Interval(NamedTuple):
+    """A confidence interval: `low <= high`."""
+
+    low: float
+    high: float
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Return the Wilson score interval of a rate.
+
+    Args:
+        successes (`int`): How often it happened, 0 to `n`.
+        n (`int`): Out of how many, 1 or more.
+        confidence (`float`, *optional*, defaults to 0.95): Coverage, between 0 and 1.
+
+    Returns:
+        [`Interval`]: `low` and `high` as fractions from 0 to 1.
+
+    Raises:
+        [`DataError`]: if `n` is below 1 or `successes` is not in 0..n.
+        [`ConfigError`]: if `confidence` is not between 0 and 1.
+
+    Example:
+        ```python
+        from hf_mote.statistics.rates import wilson
+
+        low, high = wilson(0, 50)
+        assert low == 0.0 and 0.07 < high < 0.08
+        ```
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise DataError("wilson", "no rate", got=f"{successes} of {n}", expected="0 <= successes <= n and n >= 1")
+    if not 0.0 < confidence < 1.0:
+        raise ConfigError("wilson: confidence", "is not a coverage", got=confidence, expected="0 < confidence < 1")
+    interval = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    return Interval(float(interval.low), float(interval.high))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its Wilson interval.
+
+    Attributes:
+        successes (`int`): How many.
+        n (`int`): Of how many.
+        rate (`float`): Their quotient, 0 to 1.
+        low (`float`): Lower end of the interval.
+        high (`float`): Upper end.
+    """
+
+    successes: int
+    n: int
+    rate: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        counts = isinstance(self.n, int) and isinstance(self.successes, int) and 0 <= self.successes <= self.n
+        if not counts or self.n == 0 or self.rate != self.successes / self.n or not 0 <= self.low <= self.high <= 1:
+            got = f"{self.successes} of {self.n}, rate {self.rate}, interval {self.low} to {self.high}"
+            raise DataError("Rate", "is no share with its interval", got=got)
+
+    @classmethod
+    def of(cls, successes: int, n: int, confidence: float = 0.95) -> Rate:
+        """Return the rate of `successes` in `n`.
+
+        Args:
+            successes (`int`): How many.
+            n (`int`): Of how many, 1 or more.
+            confidence (`float`, *optional*, defaults to 0.95): Coverage of the interval.
+        """
+        low, high = wilson(successes, n, confidence)
+        return cls(successes, n, successes / n, low, high)
+
+    def __str__(self) -> str:
+        return f"{self.rate:.1%} [{self.low:.1%}, {self.high:.1%}]"

@@ -1,0 +1,87 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from hf_mote.errors import DataError
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.statistics.contrast import contrast
+
+
+def ranked(n, m, *, clear=4, rest="pooled", mean=3.0, **options):
+    """A ranking of 4 x 64 experts, of which `clear` are used by the target class alone."""
+    values = np.random.default_rng(0).poisson(mean, (n + m, 4, 64)).astype(float)
+    values.reshape(n + m, 256)[:n, :clear] += 1000
+    found = contrast(values, np.arange(n + m) < n, rest=rest, resamples=9, **options)
+    compared = f"{n} pairs of prompts" if rest == "paired" else f"{n} against {m} prompts"
+    return ExpertRanking.from_contrast(found, range(4), method="ftri", target="x", provenance={"compared": compared})
+
+
+@pytest.mark.parametrize(("n", "m"), [(24, 24), (48, 48), (8, 40)])
+def test_verdict_of_a_clear_expert_alone_is_that_it_stands_out(n, m):
+    found = ranked(n, m, clear=1)
+    assert found.least_q <= 0.05
+    assert found.verdict == "1 of 256 experts stand out for 'x' (q ≤ 0.05)."
+
+
+@pytest.mark.parametrize(("n", "m", "least"), [(3, 3, 2 / 20), (2, 3, 2 / 10), (1, 30, 2 / 31)])
+def test_verdict_where_no_p_can_be_small_is_that_nothing_could_be_found(n, m, least):
+    found = ranked(n, m)
+    assert found.least_p == pytest.approx(least)
+    assert float(found.p.min()) >= found.least_p - 1e-12
+    assert found.verdict.startswith(f"Nothing could be found with {n} against {m} prompts: p cannot be below")
+    assert "Ask more prompts" in found.verdict
+    assert "Nothing here" not in found.verdict
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rest", "existing"), [((4, 4), "pooled", 70), ((5, 5), "pooled", 252), ((8, 8), "paired", 256)]
+)
+def test_verdict_where_only_many_experts_together_could_be_found_says_how_many(sizes, rest, existing):
+    found = ranked(*sizes, rest=rest)
+    fewest = int(np.ceil(2 / existing * 256 / 0.05))
+    assert found.least_q == pytest.approx(min(1.0, 2 / existing * 256))
+    assert f"fewer than {fewest} of 256 experts could not be found with {sizes[0]}" in found.verdict
+    for clear, start in ((fewest - 1, "Nothing was found"), (fewest, f"{fewest} of 256 experts stand out")):
+        found = ranked(*sizes, rest=rest, clear=clear, mean=0.0)  # the others are never used, with p = 1
+        assert found.verdict.startswith(start)
+
+
+def test_verdict_where_permutations_are_too_few_names_them():
+    found = ranked(24, 24, permutations=999)
+    assert "could not be found with 999 permutations" in found.verdict
+    assert "Ask for more permutations" in found.verdict
+
+
+def test_verdict_where_something_could_have_been_found_is_nothing_here():
+    found = ranked(24, 24, clear=0)
+    assert found.verdict == "Nothing here: of 256 experts none stand out for 'x' with q ≤ 0.05."
+
+
+def test_verdict_without_p_values_claims_nothing():
+    score = torch.zeros(1, 3, dtype=torch.float64)
+    found = ExpertRanking(score=score, layers=(0,), method="ftri", target="x")
+    assert "does not tell chance from effect" in found.verdict
+    assert found.least_q is None
+
+
+def test_ranking_keeps_its_least_p_when_saved(tmp_path):
+    found = ranked(3, 3)
+    found.save_pretrained(tmp_path)
+    loaded = ExpertRanking.from_pretrained(tmp_path)
+    assert (loaded.least_p, loaded.verdict) == (found.least_p, found.verdict)
+
+
+@pytest.mark.parametrize("least", [0.0, -1.0, 1.5])
+def test_ranking_least_p_that_is_no_probability_is_refused(least):
+    with pytest.raises(DataError, match="least_p"):
+        ExpertRanking(
+            score=torch.zeros(1, 3, dtype=torch.float64), layers=(0,), method="ftri", target="x", least_p=least
+        )
+
+
+def test_verdict_of_an_older_ranking_leaves_open_what_could_have_been_found():
+    found = dataclasses.replace(ranked(24, 24, clear=0), least_p=None)
+    assert "whether any could have, the ranking does not say" in found.verdict
+    assert "Nothing here" not in found.verdict
