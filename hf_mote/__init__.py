@@ -28,7 +28,7 @@ from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.unlisted.register import register_routers
 from hf_mote.sae.configuration import SAEConfig
-from hf_mote.sae.convert import export_sae, load_sae
+from hf_mote.sae.convert import SAELayout, export_sae, list_saes, load_sae
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.output import SAEOutput
 from hf_mote.sae.register import register_sae
@@ -84,6 +84,7 @@ __all__ = [
     "RouterSite",
     "RoutingRecord",
     "SAEConfig",
+    "SAELayout",
     "SAEModel",
     "SAEOutput",
     "ServerJudge",
@@ -97,6 +98,7 @@ __all__ = [
     "export_sae",
     "find_routers",
     "ftri",
+    "list_saes",
     "load_organism",
     "load_sae",
     "record_routing",

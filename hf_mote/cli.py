@@ -14,6 +14,7 @@ from hf_mote.commands.families import families
 from hf_mote.commands.imaging import ftri_command
 from hf_mote.commands.organisms import organisms
 from hf_mote.commands.sae.convert import convert
+from hf_mote.commands.sae.formats import formats
 from hf_mote.commands.sweep import sweep_command
 from hf_mote.version import __version__
 
@@ -52,3 +53,4 @@ app.command("attribute")(attribute_command)
 app.command("evaluate")(evaluate_command)
 app.command("sweep")(sweep_command)
 sae_app.command()(convert)
+sae_app.command()(formats)

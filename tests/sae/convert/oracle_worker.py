@@ -215,6 +215,34 @@ def run_circuit_tracer(folder: Path, inputs: torch.Tensor, again: Path, file: st
     return {"latents": transcoder.encode(inputs), "reconstruction": reconstruction}
 
 
+# Llamascopium, formerly lm-saes
+
+
+def make_llamascopium(folder: Path, norms: list[float], **fields: Any) -> None:
+    from llamascopium.models.sae import SAEConfig, SparseAutoEncoder
+
+    common = {"d_model": D, "expansion_factor": F / D, "dtype": torch.float32, "device": "cpu"}
+    config = SAEConfig(**common, **fields)
+    sae = SparseAutoEncoder(config)
+    fill(sae, seed=len(fields))
+    for parameter in sae.activation_function.parameters() if hasattr(sae.activation_function, "parameters") else []:
+        parameter.data = parameter.data - 1
+    sae.set_dataset_average_activation_norm(dict(zip(config.associated_hook_points, norms, strict=False)))
+    sae.save_pretrained(folder)
+    config.save_hyperparameters(folder)
+
+
+def run_llamascopium(folder: Path, inputs: torch.Tensor, again: Path) -> dict[str, torch.Tensor]:
+    from llamascopium.models.sae import SparseAutoEncoder
+
+    sae = SparseAutoEncoder.from_local(str(folder), device="cpu")
+    source, target = sae.cfg.hook_point_in, sae.cfg.hook_point_out
+    batch, scales = sae.normalize_activations({source: inputs, target: inputs}, return_scale_factor=True)
+    latents = sae.encode(batch[source])
+    rebuilt = sae.denormalize_activations({target: sae.decode(latents)}, scales)[target]
+    return {"latents": latents, "reconstruction": rebuilt}
+
+
 def answer(task: dict[str, Any]) -> None:
     folder, options = Path(task["folder"]), task.get("options", {})
     if task["task"] == "make":
