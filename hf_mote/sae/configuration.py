@@ -58,6 +58,9 @@ class SAEConfig(PreTrainedConfig):
             `.input` behind it (`"model.layers.10.self_attn.o_proj.input"`), the module whose first input is.
         output_hookpoint (`str`, *optional*):
             The same of what is reconstructed, if it is not the input: a transcoder.
+        output_hookpoints (`list[str]`, *optional*):
+            Several places that are reconstructed, side by side in equal parts of `output_size`, in the place of
+            `output_hookpoint`: one layer of a cross-layer transcoder or crosscoder.
         base_model (`str`, *optional*):
             Hub id or folder of the model that the activations are of.
         base_model_revision (`str`, *optional*):
@@ -102,6 +105,7 @@ class SAEConfig(PreTrainedConfig):
     output_size: int | None = None
     hookpoint: str | None = None
     output_hookpoint: str | None = None
+    output_hookpoints: list[str] | None = None
     base_model: str | None = None
     base_model_revision: str | None = None
     skip_connection: bool = False
@@ -133,7 +137,7 @@ class SAEConfig(PreTrainedConfig):
     @property
     def is_transcoder(self) -> bool:
         """Whether something else than the input is reconstructed."""
-        return self.output_size is not None or self.output_hookpoint is not None
+        return any(one is not None for one in (self.output_size, self.output_hookpoint, self.output_hookpoints))
 
     @property
     def decoder_size(self) -> int:
@@ -154,6 +158,14 @@ class SAEConfig(PreTrainedConfig):
         where = type(self).__name__
         if self.input_normalization in ("standardize", "layer_norm") and self.hidden_size < 2:
             raise ConfigError(f"{where}.input_normalization", "needs a width of 2 or more", got=self.hidden_size)
+        if self.output_hookpoints is not None:
+            places = len(self.output_hookpoints)
+            if self.output_hookpoint is not None or not places or self.decoder_size % places:
+                raise ConfigError(
+                    f"{where}.output_hookpoints",
+                    "are to be some, without output_hookpoint, and to divide output_size",
+                    got=f"{places} of them, output_size {self.decoder_size}",
+                )
         if self.skip_connection and not self.is_transcoder:
             raise ConfigError(
                 f"{where}.skip_connection",

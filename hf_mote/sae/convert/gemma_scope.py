@@ -3,6 +3,10 @@
 JumpReLU SAEs and transcoders that do not subtract the decoder's bias. The first release has no config: repository and
 folder names say what an SAE is of, and where they do not, the weights are all there is.
 
+Cross-layer transcoders and crosscoders of the second release (`params_layer_{n}.safetensors`) have latents for each
+layer that write to all layers. One file is one model here, from one layer to all of them side by side; what all files
+of a folder reconstruct together is the sum, for which the bias of a layer is in that layer's own file alone.
+
 Source: Lieberum et al., arXiv 2408.05147; readers of SAELens 6.54.12 (`loading/pretrained_sae_loaders.py`).
 """
 
@@ -13,6 +17,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+from torch.nn import functional
+
 from hf_mote.errors import FileFormatError, UnsupportedError
 from hf_mote.files import read_json
 from hf_mote.sae.convert.formats import Format, Source, build
@@ -21,7 +28,7 @@ from hf_mote.sae.convert.tensors import Layout, matrix_sizes, read_npz, read_saf
 from hf_mote.sae.convert.values import flag, text
 from hf_mote.sae.modeling import SAEModel
 
-__all__ = ["GEMMA_SCOPE", "GEMMA_SCOPE_2"]
+__all__ = ["GEMMA_SCOPE", "GEMMA_SCOPE_2", "GEMMA_SCOPE_2_LAYERS"]
 
 _LAYOUT: Layout = {
     "W_enc": ("w_enc", True),
@@ -100,8 +107,9 @@ def _read_2(source: Source) -> SAEModel:
     if "w_dec" in found and found["w_dec"].ndim == 3:
         raise UnsupportedError(
             f"{weights}: w_dec",
-            "is of a cross-layer transcoder, which writes to many layers; no architecture here does",
+            "is of a cross-layer transcoder, in a file named as those of one layer are not",
             got=tuple(found["w_dec"].shape),
+            expected="params_layer_{n}.safetensors",
         )
     skip = flag(path, config, "affine_connection", default="affine_skip_connection" in found)
     layout = {**_LAYOUT, **_SKIP} if skip else _LAYOUT
@@ -156,6 +164,74 @@ def _names_2(trail: str) -> dict[str, str]:
     return {**names, "output_hookpoint": paths[1]} if site[1] else names
 
 
+def _read_layer(source: Source) -> SAEModel:
+    path, weights = source.folder / "config.json", source.path
+    config = read_json(path) if path.is_file() else {}
+    found = read_safetensors(weights)
+    decoder, skip = found.get("w_dec"), found.get("affine_skip_connection")
+    index = re.search(r"params_layer_(\d+)\.safetensors$", source.file)
+    if decoder is None or decoder.ndim != 3 or index is None or int(index[1]) >= decoder.shape[1]:
+        got = "none" if decoder is None else tuple(decoder.shape)
+        what = "is not (latents, layers, width), the file's layer among them"
+        raise FileFormatError(f"{weights}: w_dec", what, got=got)
+    own, (latents, places, width) = int(index[1]), decoder.shape
+    start = own * width
+    found["w_dec"] = decoder.reshape(latents, places * width)
+    if "b_dec" in found:
+        found["b_dec"] = _placed(found["b_dec"], start, places * width)
+    layout = dict(_LAYOUT)
+    if skip is not None:
+        layout |= _SKIP
+        found["affine_skip_connection"] = _placed(skip, start, places * width)
+    sizes = matrix_sizes(weights, found, layout)
+    tensors = take(weights, found, layout, sizes)
+    model = _model_2(text(path, config, "model_name")) or _names_2(source.words).get("base_model")
+    fields: dict[str, Any] = {
+        "hidden_size": sizes.inputs,
+        "num_latents": sizes.latents,
+        "output_size": sizes.outputs,
+        "skip_connection": skip is not None,
+        "subtract_decoder_bias": False,
+        "normalize_decoder": False,
+        "base_model": model,
+    }
+    hooks = text(path, config, "hf_hook_point_in"), text(path, config, "hf_hook_point_out")
+    ends = [_places_of(hook, places, model) for hook in hooks]
+    if all(hook is None for hook in hooks):
+        ends = [_places_of(hook, places, model) for hook in _hooks_of_layers(source.words)]
+    if ends[0] is not None and ends[1] is not None:
+        fields |= {"hookpoint": ends[0][own], "output_hookpoints": ends[1]}
+    origin = {"format": GEMMA_SCOPE_2_LAYERS.name, "config": config}
+    return build(source, path, "jumprelu_sae", fields, tensors, origin)
+
+
+def _placed(tensor: Tensor, start: int, width: int) -> Tensor:
+    """Return a tensor with zeros before and behind it in its last dimension."""
+    return functional.pad(tensor, (start, max(width - start - tensor.shape[-1], 0)))
+
+
+def _places_of(hook: str | None, count: int, model: str | None) -> list[str] | None:
+    """Return the paths that a hook of several layers means, `"model.layers.{7,13}.output"`, if they are so many."""
+    layers = re.search(r"\{([\d,\s]+|all)\}", hook or "")
+    if hook is None or layers is None:
+        return None
+    numbers = range(count) if layers[1] == "all" else [int(n) for n in layers[1].split(",") if n.strip()]
+    paths = [hookpoint_of(hook.replace(layers[0], str(number)), model) for number in numbers]
+    return [path for path in paths if path is not None] if len(paths) == count else None
+
+
+def _hooks_of_layers(words: str) -> tuple[str | None, str | None]:
+    """Return the hooks that the folders of the release name: `crosscoder/layer_7_13_...`, `clt/...`."""
+    layers = re.search(r"crosscoder/layer_((?:\d+_)+)width", words)
+    if layers is not None:
+        hook = f"model.layers.{{{layers[1].rstrip('_').replace('_', ',')}}}.output"
+        return hook, hook
+    if "clt/" in words:
+        path = "model.layers.{all}"
+        return f"{path}.pre_feedforward_layernorm.output", f"{path}.post_feedforward_layernorm.output"
+    return None, None
+
+
 def _recognises_1(config: Mapping[str, Any] | None) -> bool:
     return True
 
@@ -164,6 +240,17 @@ def _recognises_2(config: Mapping[str, Any] | None) -> bool:
     return config is None or "architecture" in config
 
 
+GEMMA_SCOPE_2_LAYERS = Format(
+    name="gemma_scope_2_layers",
+    weights=("params_layer_*.safetensors",),
+    config="config.json",
+    recognises=_recognises_2,
+    holds=lambda shapes: len(shapes.get("w_dec", ())) == 3,
+    read=_read_layer,
+    refusal=_REFUSAL,
+    reads="one layer of a cross-layer transcoder or crosscoder of Gemma Scope 2, to all layers",
+    oracle="its own formulas",
+)
 GEMMA_SCOPE = Format(
     name="gemma_scope",
     weights=("params.npz",),

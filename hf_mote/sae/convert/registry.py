@@ -10,9 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from hf_mote.errors import FileFormatError, UnknownNameError
 from hf_mote.sae.convert.circuit_tracer import CIRCUIT_TRACER
+from hf_mote.sae.convert.circuit_tracer_clt import CIRCUIT_TRACER_CLT
 from hf_mote.sae.convert.dictionary_learning import DICTIONARY_LEARNING
 from hf_mote.sae.convert.formats import Format
-from hf_mote.sae.convert.gemma_scope import GEMMA_SCOPE, GEMMA_SCOPE_2
+from hf_mote.sae.convert.gemma_scope import GEMMA_SCOPE, GEMMA_SCOPE_2, GEMMA_SCOPE_2_LAYERS
 from hf_mote.sae.convert.hook_z import HOOK_Z
 from hf_mote.sae.convert.lm_saes import LLAMA_SCOPE, LM_SAES
 from hf_mote.sae.convert.native import NATIVE
@@ -38,8 +39,10 @@ FORMATS = {
         DICTIONARY_LEARNING,
         GEMMA_SCOPE,
         GEMMA_SCOPE_2,
+        GEMMA_SCOPE_2_LAYERS,
         QWEN_SCOPE,
         CIRCUIT_TRACER,
+        CIRCUIT_TRACER_CLT,
         LLAMA_SCOPE,
         LM_SAES,
         HOOK_Z,

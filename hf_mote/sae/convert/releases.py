@@ -1,6 +1,6 @@
 """Public SAEs by name: the releases that SAELens lists, as a table in this package.
 
-`releases.json` is made from the list inside of SAELens by `tests/sae/convert/make_releases.py`, and says of which
+`releases.json` is made from the list inside of SAELens by `tests/make_releases.py`, and says of which
 version and of what day it is. It holds names and places only; nothing of the SAEs themselves.
 """
 
@@ -138,7 +138,7 @@ def _entry(release: str, about: Mapping[str, Any], item: str | list[Any]) -> Ent
     loader = about["loader"]
     known = Known(
         repo_id=about["repo_id"],
-        path=path or about["path"].replace("{}", sae_id),
+        path=_path(loader, path or about["path"].replace("{}", sae_id)),
         format=_FORMATS.get(loader, loader),
         release=release,
         sae_id=sae_id,
@@ -149,6 +149,11 @@ def _entry(release: str, about: Mapping[str, Any], item: str | list[Any]) -> Ent
         centred=about.get("center_writing_weights", False),
     )
     return Entry(known, loader, neuronpedia)
+
+
+def _path(loader: str, path: str) -> str:
+    """Return the folder or file of an SAE, where the list has only the number of a layer."""
+    return f"W_enc_{path}.safetensors" if loader == "mntss_clt_layer_transcoder" else path
 
 
 def _hook(sae_id: str) -> str | None:

@@ -1,6 +1,6 @@
 """Makes `hf_mote/sae/convert/releases.json` from the list of public SAEs inside of SAELens.
 
-    python tests/sae/convert/make_releases.py <folder of HF_MOTE_ORACLES, or pretrained_saes.yaml>
+    python tests/make_releases.py <folder of HF_MOTE_ORACLES, or pretrained_saes.yaml>
 
 Read from the file alone; SAELens is not imported. The list is public data of SAELens (MIT licence).
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-TARGET = Path(__file__).parents[3] / "hf_mote" / "sae" / "convert" / "releases.json"
+TARGET = Path(__file__).parents[1] / "hf_mote" / "sae" / "convert" / "releases.json"
 
 
 def list_in(folder: Path) -> tuple[Path, str]:
