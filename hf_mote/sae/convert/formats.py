@@ -153,7 +153,7 @@ class Format:
     @property
     def is_one_per_folder(self) -> bool:
         """Whether a folder holds no more than one SAE."""
-        return not any("*" in name for name in self.weights)
+        return not any(set("*[") & set(name) for name in self.weights)
 
     def matches(self, file: str) -> bool:
         """Whether a path in a folder is one that this format has weights at."""

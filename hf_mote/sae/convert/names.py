@@ -95,6 +95,8 @@ _SANDWICHED = {
     "hook_mlp_out": "post_feedforward_layernorm",
     "ln2.hook_normalized": "pre_feedforward_layernorm.input",
 }
+# Experts in the place of one MLP: there is no such module inside.
+_MIXED = {hook: path for hook, path in _SEQUENTIAL.items() if hook != "mlp.hook_post"}
 _BEFORE_MLP = "pre_feedforward_layernorm"
 _GPT2 = {
     "hook_resid_pre": ".input",
@@ -132,7 +134,7 @@ FAMILIES = {
     "llama": Family(r"(^|/)(Meta-)?Llama-|Distill-Llama", "model", "layers", "embed_tokens", _SEQUENTIAL, 1e-5),
     "mistral": Family(r"(^|/)Mistral-", "model", "layers", "embed_tokens", _SEQUENTIAL, 1e-5),
     "qwen": Family(r"(^|/)Qwen\d", "model", "layers", "embed_tokens", _SEQUENTIAL),
-    "gpt_oss": Family(r"(^|/)gpt-oss-", "model", "layers", "embed_tokens", _SEQUENTIAL, 1e-5),
+    "gpt_oss": Family(r"(^|/)gpt-oss-", "model", "layers", "embed_tokens", _MIXED, 1e-5),
     "smollm": Family(r"(^|/)SmolLM", "model", "layers", "embed_tokens", _SEQUENTIAL, 1e-5),
 }
 # Names for the places that libraries and their folders have in words.

@@ -215,6 +215,17 @@ def run_circuit_tracer(folder: Path, inputs: torch.Tensor, again: Path, file: st
     return {"latents": transcoder.encode(inputs), "reconstruction": reconstruction}
 
 
+def run_circuit_tracer_clt(folder: Path, inputs: torch.Tensor, again: Path) -> dict[str, torch.Tensor]:
+    from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
+
+    options = {"dtype": torch.float32, "device": torch.device("cpu"), "lazy_decoder": False}
+    transcoder = load_clt(str(folder), **options)
+    # The library itself applies the activation layer by layer.
+    latents = torch.stack([transcoder.encode_layer(layer, i) for i, layer in enumerate(inputs)])
+    rebuilt = transcoder.decode(latents.to_sparse(), inputs)
+    return {"latents": latents, "reconstruction": rebuilt}
+
+
 # Llamascopium, formerly lm-saes
 
 
