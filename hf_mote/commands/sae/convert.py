@@ -30,6 +30,7 @@ def convert(
     sae_id: Annotated[str | None, typer.Option(help="Which SAE of a release is meant.")] = None,
     subfolder: Annotated[str | None, typer.Option(help="Where the files are in the source.")] = None,
     file: Annotated[str | None, typer.Option(help="The file with the weights, where there are several.")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Write a README.md, too, that says what is lost.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
 ) -> None:
     """Write a sparse autoencoder of one library as another writes it, and say what that format cannot hold."""
@@ -39,7 +40,7 @@ def convert(
         check_target(target, format_named(to, where="--to"))
         # Of the dtype that is stored: what is written is not what was computed with.
         sae = load_sae(source, from_, sae_id=sae_id, subfolder=subfolder, file=file, revision=revision, dtype="auto")
-        lost = export_sae(sae, target, to)
+        lost = export_sae(sae, target, to, card=card)
     config = sae.config
     tell(
         f"{type(sae).__name__} of {config.num_latents} latents for activations of width {config.hidden_size}, "

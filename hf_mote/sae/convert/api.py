@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_mote.errors import ConfigError, DataError, FileFormatError, UnsupportedError
+from hf_mote.sae.convert.card import CARD, write_card
 from hf_mote.sae.convert.documents import read_document
 from hf_mote.sae.convert.download import Repository
 from hf_mote.sae.convert.formats import Format, Known, Source, Wanted
@@ -108,6 +109,8 @@ def load_sae(
             if subfolder is not None or file is not None:
                 raise FileFormatError(str(local), "is a file, in which there is no other", got=subfolder or file)
             local, file = local.parent, local.name
+        if file is not None and (PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts):
+            raise FileFormatError(str(local), "file leads out of the folder", got=repr(file))
         folder = local / (subfolder or "")
         trail = str(folder.resolve())
     else:
@@ -172,7 +175,7 @@ def list_saes(
     return sorted(found)
 
 
-def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str) -> list[str]:
+def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str, *, card: bool = False) -> list[str]:
     """Write a sparse autoencoder as another library does, whole or not at all, and return what its format cannot hold.
 
     The library then encodes and decodes as the model does outside training. What is lost is state and settings of
@@ -188,13 +191,16 @@ def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str) -> list
             A folder, made if it does not exist. For circuit-tracer it may hold other layers of the same set.
         format (`str`):
             `"saelens"`, `"sparsify"`, `"dictionary_learning"`, `"circuit_tracer"` or `"hf_mote"`.
+        card (`bool`, *optional*, defaults to `False`):
+            Whether to write a `README.md`, too: what the SAE is of, where it is from, and what is lost.
 
     Returns:
         `list[str]`: Settings and tensors of training that the files do not hold.
 
     Raises:
         [`UnsupportedError`]: if the format cannot hold the model, with the reason.
-        [`FileFormatError`]: if the folder holds files of another format, or cannot be written to.
+        [`FileFormatError`]: if the folder holds files of another format or, with `card`, a card, or cannot be written
+            to.
         [`UnknownNameError`]: if there is no such format.
         [`DataError`]: if a tensor is not finite.
 
@@ -216,11 +222,15 @@ def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str) -> list
         raise UnsupportedError(f"export_sae: {wanted.name}", f"is not written: {wanted.refusal}")
     target = Path(path).expanduser()
     check_target(target, wanted)
+    if card and (target / CARD).exists():
+        raise FileFormatError(str(target / CARD), "exists already, and a card would replace it")
     try:
         with tempfile.TemporaryDirectory(prefix=".hf_mote-", dir=_nearest_folder(target)) as temporary:
             lost = wanted.write(sae, Path(temporary))
             if not wanted.is_one_per_folder:
                 _check_same_set(target, Path(temporary), wanted)
+            if card:
+                write_card(sae, Path(temporary), wanted.name, lost)
             _move(Path(temporary), target, stale=wanted.weights)
     except OSError as error:
         raise FileFormatError(str(target), "cannot be written", got=error.strerror or str(error)) from error

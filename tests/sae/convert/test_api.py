@@ -251,3 +251,22 @@ def test_export_sae_origin_without_its_config_is_no_hindrance(tmp_path: Path, to
     topk.config.origin = origin
     export_sae(topk, tmp_path, "saelens")
     assert load_sae(tmp_path).config.k == topk.config.k
+
+
+def test_export_sae_card_says_what_it_is_of_and_what_is_lost(tmp_path: Path) -> None:
+    model = TinySAE("mutual_choice", "autoencoder").model(
+        base_model="me/model", hookpoint="model.layers.3", input_normalization=None
+    )
+    lost = export_sae(model, tmp_path / "a", "saelens", card=True)
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert card.startswith("---\ntags:\n- sparse-autoencoder\nbase_model: me/model\n---\n")
+    assert "| hookpoint | `model.layers.3` |" in card
+    assert lost
+    assert all(f"- `{one}`" in card for one in lost)
+    before = contents(tmp_path / "a")
+    with pytest.raises(FileFormatError, match=r"README\.md: exists already"):
+        export_sae(model, tmp_path / "a", "saelens", card=True)
+    assert contents(tmp_path / "a") == before
+    assert export_sae(model, tmp_path / "b", "hf_mote", card=True) == []
+    assert "Nothing is lost." in (tmp_path / "b" / "README.md").read_text()
+    assert load_sae(tmp_path / "a").config.hookpoint == "model.layers.3"
