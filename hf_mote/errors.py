@@ -19,6 +19,7 @@ so `except ValueError` keeps working.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 __all__ = [
@@ -31,7 +32,14 @@ __all__ = [
     "RouterContractError",
     "UnknownNameError",
     "UnsupportedError",
+    "one_of",
+    "real",
+    "whole",
 ]
+
+
+_LONGEST = 4000
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class HFMoTEError(Exception):
@@ -53,12 +61,17 @@ class HFMoTEError(Exception):
     def __init__(
         self, where: str, what: str, *, got: object = None, expected: object = None, fix: str | None = None
     ) -> None:
-        found = [f"{label} {value}" for label, value in (("got", got), ("expected", expected)) if value is not None]
+        found = [
+            f"{label} {_shortened(value)}"
+            for label, value in (("got", got), ("expected", expected))
+            if value is not None
+        ]
+        where = _shortened(where)
         message = f"{where}: {what}"
         if found:
             message += f" ({', '.join(found)})"
-        super().__init__(f"{message}. {fix}" if fix else f"{message}.")
-        self.where = where
+        super().__init__(_printable(f"{message}. {fix}" if fix else f"{message}."))
+        self.where = _printable(where)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.args[0], self.where))
@@ -110,6 +123,92 @@ class LivenessError(HFMoTEError, RuntimeError):
 
 class UnsupportedError(HFMoTEError, RuntimeError):
     """A combination that would give wrong results and is refused."""
+
+
+def whole(where: str, value: object, *, least: int = 0, most: int | None = None) -> int:
+    """Return a value that must be a whole number.
+
+    Args:
+        where (`str`): The place it was given in, as "ftri.repeats".
+        value (`object`): What was given there; a `bool` is no number.
+        least (`int`, *optional*, defaults to 0): The least that it may be.
+        most (`int`, *optional*): The most that it may be.
+
+    Raises:
+        [`ConfigError`]: if it is something else, or out of range.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < least
+        or value > (value if most is None else most)
+    ):
+        expected = f"{least} or more" if most is None else f"{least} to {most}"
+        raise ConfigError(where, "must be a whole number", got=repr(value), expected=expected)
+    return value
+
+
+def real(
+    where: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+    fix: str | None = None,
+) -> float:
+    """Return a value that must be a finite number.
+
+    Args:
+        where (`str`): The place it was given in, as "attribute_experts.gain".
+        value (`object`): What was given there; a `bool` is no number.
+        least (`float`, *optional*): The least that it may be.
+        above (`float`, *optional*): What it must be above.
+        most (`float`, *optional*): The most that it may be.
+        below (`float`, *optional*): What it must be below.
+        fix (`str`, *optional*): What else the reader can do.
+
+    Raises:
+        [`ConfigError`]: if it is something else, or out of range.
+    """
+    number = not isinstance(value, bool) and isinstance(value, int | float)
+    # Compared, since a huge whole number has no float that could be asked.
+    number = number and -math.inf < value < math.inf  # type: ignore[operator]
+    if not number or not (least <= value <= most and above < value < below):  # type: ignore[operator]
+        ends = (("at least", least), ("above", above), ("at most", most), ("below", below))
+        limits = [f"{name} {end:g}" for name, end in ends if math.isfinite(end)]
+        expected = ", ".join(limits) or "a finite one"
+        raise ConfigError(where, "must be a number", got=repr(value), expected=expected, fix=fix)
+    return value  # type: ignore[return-value]
+
+
+def one_of(where: str, value: object, known: Iterable[str]) -> str:
+    """Return a value that must be one of some names.
+
+    Args:
+        where (`str`): The place it was given in, as "contrast.score".
+        value (`object`): What was given there.
+        known (`Iterable[str]`): The names.
+
+    Raises:
+        [`UnknownNameError`]: if it is none of them.
+    """
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        raise UnknownNameError.of(where, value, names)
+    return value
+
+
+def _shortened(value: object) -> str:
+    """Return a value as text; of one that somebody made very long, the beginning and the end."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
+
+
+def _printable(text: str) -> str:
+    """Return a text that can be written anywhere, whatever names out of somebody's file it quotes."""
+    return text.translate(_ESCAPES).encode(errors="backslashreplace").decode()
 
 
 def _rebuild(cls: type[HFMoTEError], message: str, where: str) -> HFMoTEError:

@@ -12,24 +12,44 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
-import transformers
-from safetensors import SafetensorError, safe_open
-
-from hf_mote.errors import FileFormatError
+from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError
 from hf_mote.version import __version__
 
-__all__ = ["RESULT_LIMIT", "SCHEMA_VERSION", "read_json", "read_tensors", "replacing", "write_json", "write_tensors"]
+# torch and safetensors are imported where they are used: the command line looks at paths before it loads them.
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "READ_LIMIT",
+    "RESULT_LIMIT",
+    "SCHEMA_VERSION",
+    "check_memory",
+    "check_name",
+    "local_path",
+    "read_json",
+    "read_safetensors",
+    "read_tensors",
+    "replacing",
+    "write_json",
+    "write_tensors",
+]
 
 SCHEMA_VERSION = 1
 
 RESULT_LIMIT = 2**30
 """Most bytes of JSON that are read as the result of a run, which holds as many texts as there were prompts."""
 
+READ_LIMIT = "HF_MOTE_READ_LIMIT"
+"""Environment variable: most bytes of memory that the values of a file may take, in the place of the rule."""
+
+_MOST_MEMORY = 64 * 2**30  # a dictionary of 2^20 latents of width 3584 in float32 has 28 GiB
+_MOST_UNFOLDED = 4  # what compression and shared storages save in honest files is less
+_ALWAYS_READ = 64 * 2**20
+_MOST_NAME = 512
 _METADATA_KEY = "hf_mote"
 _METADATA_TENSOR = "__hf_mote__"
 _HEADER_LIMIT = 16 * 2**20  # safetensors reads no header above 100 MB
@@ -75,8 +95,9 @@ def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT) -> dict
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
-    except OSError as error:
-        raise FileFormatError(str(path), "cannot be read", got=error.strerror) from error
+    # ValueError for a path that holds a NUL.
+    except (OSError, ValueError) as error:
+        raise FileFormatError(str(path), "cannot be read", got=_reason(error)) from error
     if len(content) > limit:
         raise FileFormatError(str(path), "is too large", got=f"over {limit} bytes", expected=f"at most {limit} bytes")
     return _from_json(str(path), content)
@@ -102,6 +123,9 @@ def write_tensors(
     if not isinstance(metadata.get("kind"), str):
         raise FileFormatError(f"{path}: metadata.kind", "must say what the file holds", got=metadata.get("kind"))
     document = _to_json(str(path), {"schema_version": SCHEMA_VERSION, **_versions(), **metadata})
+    import safetensors.torch
+    import torch
+
     # A copy, since safetensors refuses tensors that share memory or are not contiguous.
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     header = {}
@@ -127,17 +151,9 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
         [`FileFormatError`]: if the file is missing, truncated, no safetensors, without this package's metadata, of
             another kind, or written by a newer schema.
     """
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = (file.metadata() or {}).get(_METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise FileFormatError(
-            str(path),
-            "cannot be read as safetensors",
-            got=str(error).splitlines()[0],
-            fix="The file is missing, truncated or of another format; save or download it again.",
-        ) from error
+    import torch
+
+    tensors, header = _read_tensors(path)
     bytes_of = tensors.pop(_METADATA_TENSOR, None)
     if bytes_of is not None and (bytes_of.dtype != torch.uint8 or bytes_of.ndim != 1 or len(bytes_of) > RESULT_LIMIT):
         got, expected = f"{bytes_of.dtype} {tuple(bytes_of.shape)}", f"at most {RESULT_LIMIT} bytes"
@@ -150,16 +166,72 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     metadata = _from_json(f"{path}: metadata", document)
     if metadata.get("kind") != kind:
         raise FileFormatError(f"{path}: kind", "is another", got=repr(metadata.get("kind")), expected=repr(kind))
-    version = metadata.get("schema_version")
-    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
+    schema = metadata.get("schema_version")
+    if not isinstance(schema, int) or isinstance(schema, bool) or not 1 <= schema <= SCHEMA_VERSION:
         raise FileFormatError(
             f"{path}: schema_version",
             f"cannot be read by hf_mote {__version__}",
-            got=f"{version!r}, written by hf_mote {metadata.get('hf_mote_version')}",
+            got=f"{schema!r}, written by hf_mote {metadata.get('hf_mote_version')}",
             expected=f"1..{SCHEMA_VERSION}",
             fix="Upgrade hf_mote, or write the file again.",
         )
     return tensors, metadata
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Return the tensors, on the CPU, of any safetensors file.
+
+    Raises:
+        [`FileFormatError`]: if it is missing, damaged or too large for memory, or a name cannot be.
+    """
+    return _read_tensors(path)[0]
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a user gave, with `~` for a home folder; of a user that does not exist, as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def check_memory(path: str | os.PathLike[str], unfolded: int, stored: int) -> None:
+    """Refuse a file whose values would take far more memory than it has bytes; asked before they are read.
+
+    Up to 64 MiB always pass, beyond that four times the file, and 64 GiB at most. The environment variable
+    `HF_MOTE_READ_LIMIT`, in bytes, takes the place of all three.
+
+    Args:
+        path (`str` or `os.PathLike`): The file an error names.
+        unfolded (`int`): Bytes that its values take in memory, by its headers.
+        stored (`int`): Bytes that it has.
+
+    Raises:
+        [`FileFormatError`]: if that is too much.
+        [`ConfigError`]: if the environment variable is no number.
+    """
+    said = os.environ.get(READ_LIMIT)
+    if said is not None and not (said.isascii() and said.isdecimal() and len(said) < 20):
+        raise ConfigError(READ_LIMIT, "is no number of bytes", got=repr(said[:40]), expected="such as 68719476736")
+    limit = int(said) if said else min(max(_MOST_UNFOLDED * stored, _ALWAYS_READ), _MOST_MEMORY)
+    if unfolded > limit:
+        raise FileFormatError(
+            str(path),
+            "would take too much memory",
+            got=f"{unfolded} bytes of values in {stored} bytes of file",
+            expected=f"at most {limit} bytes",
+            fix=f"If you trust it, set the environment variable {READ_LIMIT} to more bytes.",
+        )
+
+
+def check_name(path: str | os.PathLike[str], name: object) -> str:
+    """Return the name of a tensor, refusing one that nobody could print: of a file that somebody made to confuse.
+
+    Raises:
+        [`FileFormatError`]: if it is no text, empty, above 512 characters or not printable.
+    """
+    if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _MOST_NAME:
+        return name
+    got = ascii(name[:40]) if isinstance(name, str) else type(name).__name__
+    expected = f"1 to {_MOST_NAME} printable characters"
+    raise FileFormatError(str(path), "holds a tensor whose name cannot be", got=got, expected=expected)
 
 
 @contextmanager
@@ -173,8 +245,36 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], str | None]:
+    """Return the tensors of a safetensors file, and this package's metadata in its header."""
+    from safetensors import safe_open
+
+    try:
+        size = os.path.getsize(path)
+        check_memory(path, size, size)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = (file.metadata() or {}).get(_METADATA_KEY)
+            names = [check_name(path, name) for name in file.keys()]  # noqa: SIM118 (not a mapping)
+            return {name: file.get_tensor(name) for name in names}, header
+    except HFMoTEError:
+        raise
+    # OSError, ValueError, SafetensorError, and for dtypes that torch lacks whatever comes.
+    except Exception as error:
+        raise FileFormatError(
+            str(path),
+            "cannot be read as safetensors",
+            got=_reason(error),
+            fix="The file is missing, truncated or of another format; save or download it again.",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0]
+
+
 def _versions() -> dict[str, str]:
-    return {"hf_mote_version": __version__, "transformers_version": transformers.__version__}
+    return {"hf_mote_version": __version__, "transformers_version": version("transformers")}
 
 
 def _to_json(where: str, data: Mapping[str, Any]) -> bytes:
@@ -207,7 +307,7 @@ def _from_json(where: str, content: bytes) -> dict[str, Any]:
             fix="The file is truncated or was edited; save or download it again.",
         ) from error
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(where, "is no valid JSON", got=str(error).splitlines()[0]) from error
+        raise FileFormatError(where, "is no valid JSON", got=_reason(error)) from error
     if not isinstance(data, dict):
         raise FileFormatError(where, "must hold a JSON object", got=type(data).__name__)
     _check_values(where, data)

@@ -40,26 +40,28 @@ class Participant:
 class SharedHook:
     """The one hook of this package on one module.
 
-    Subclasses override `before` (runs before the module's forward), `after` (runs on its output) or both; what `after`
-    returns replaces the output unless it is `None`. One that overrides `after` may override `failed` too, where the
-    module never returns `None`. What follows from the participants alone is worked out in `participants_changed`. The
-    hook is prepended, so what other tools capture from the module is the output after the participants have acted.
+    Subclasses override `before` (runs before the module's forward), `after` (runs on its output) or both; what they
+    return replaces the arguments, `(args, kwargs)`, or the output, unless it is `None`. One that overrides `after` may
+    override `failed` too, where the module never returns `None`. What follows from the participants alone is worked
+    out in `participants_changed`. The hook is prepended, so what other tools capture from the module is the output
+    after the participants have acted.
 
     A stack belongs to one module of one model: a deep copy or a pickle of the model carries an inert stack with no
     participants, so the copy behaves as the unpatched model.
 
-    A stack may also stand at methods of the module, its `entrances`: `entered` is called before one of them runs, in
-    the caller's thread, and may refuse. Where a class lacks such a method nothing is done.
+    A stack may also stand at methods of the module, its `entrances`: `around` runs them, in the caller's thread, and
+    may refuse, or check what came out. Where a class lacks such a method nothing is done.
     """
 
     entrances: ClassVar[tuple[str, ...]] = ()
-    """Names of methods of the module whose calls `entered` wants to see."""
+    """Names of methods of the module whose calls go through `around`."""
 
     def __init__(self) -> None:
         self.participants: tuple[Participant, ...] = ()
 
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Look at a module's arguments before its forward runs."""
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what replaces a module's arguments, `(args, kwargs)`, or `None` to leave them."""
+        return None
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         """Return what replaces a module's output, or `None` to leave it."""
@@ -71,8 +73,17 @@ class SharedHook:
     def participants_changed(self) -> None:
         """Hear that participants have joined or left."""
 
-    def entered(self, module: nn.Module, method: str) -> None:
-        """Called when one of `entrances` is called while a participant is active; raises what should stop it."""
+    def around(self, module: nn.Module, method: str, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
+        """Called in the place of one of `entrances` while a participant is active; returns what `call` returns.
+
+        Args:
+            module (`nn.Module`): The module.
+            method (`str`): The method that was called.
+            call (`Callable[[], Any]`): Runs it.
+            args (`tuple`): What it was called with.
+            kwargs (`dict`): What it was called with by name.
+        """
+        return call()
 
     def join(self, module: nn.Module, participant: Participant) -> None:
         """Add a participant, hooking the module if it is the first.
@@ -115,9 +126,8 @@ class SharedHook:
             if isinstance(entrance, _Entrance) and entrance.stack is self:
                 del vars(module)[method]
 
-    def _run_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.participants:
-            self.before(module, args, kwargs)
+    def _run_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.before(module, args, kwargs) if self.participants else None
 
     def _run_after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         if output is None and self._hears_of_failures:  # torch calls it so where the forward, or a hook, raised
@@ -137,7 +147,7 @@ class SharedHook:
 
 
 class _Entrance:
-    """Stands in for a method of one module, in the module's own `vars`, and calls it once the stack agrees.
+    """Stands in for a method of one module, in the module's own `vars`, and runs it as the stack says.
 
     A copy or a pickle of the module gets the plain method instead.
     """
@@ -148,13 +158,20 @@ class _Entrance:
         self.method = method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        def call() -> Any:
+            return self.__wrapped__(*args, **kwargs)
+
         if any(participant.active for participant in self.stack.participants):
-            self.stack.entered(self.module, self.method)
-        return getattr(type(self.module), self.method)(self.module, *args, **kwargs)
+            return self.stack.around(self.module, self.method, call, args, kwargs)
+        return call()
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The method itself, for whoever asks for its signature."""
+        return _plain_method(self.module, self.method)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        owner = memo.get(id(self.module), self.module)
-        return MethodType(getattr(type(owner), self.method), owner)
+        return _plain_method(memo.get(id(self.module), self.module), self.method)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_plain_method, (self.module, self.method))
@@ -286,5 +303,5 @@ def _inert(kind: type[SharedHook]) -> SharedHook:
     return stack
 
 
-def _plain_method(module: nn.Module, method: str) -> Any:
+def _plain_method(module: nn.Module, method: str) -> Callable[..., Any]:
     return MethodType(getattr(type(module), method), module)

@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from hf_mote.errors import FileFormatError, UnknownNameError
-from hf_mote.files import RESULT_LIMIT, read_json, read_tensors, replacing, write_json, write_tensors
+from hf_mote.files import RESULT_LIMIT, local_path, read_json, read_tensors, replacing, write_json, write_tensors
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
@@ -146,10 +146,10 @@ class Shareable(ABC):
             [`UnknownNameError`]: if there is no such file, folder or reachable repository.
             [`FileFormatError`]: if the folder or repository lacks the file, or the file is not what it should be.
         """
-        local = Path(path_or_repo).expanduser()
-        if local.is_dir():
+        local = local_path(path_or_repo)
+        if os.path.isdir(local):
             path = local / (subfolder or "") / cls.file_name
-            if not path.is_file():
+            if not os.path.isfile(path):
                 found = sorted(entry.name for entry in path.parent.glob("*"))[:12]
                 raise FileFormatError(
                     str(path.parent),
@@ -157,7 +157,7 @@ class Shareable(ABC):
                     got=", ".join(found) or "an empty or missing folder",
                     fix=f"Give the folder that {cls.__name__}.save_pretrained wrote.",
                 )
-        elif local.is_file():
+        elif os.path.isfile(local):
             path = local
         else:
             path = _download(
@@ -226,18 +226,20 @@ class Shareable(ABC):
         return str(commit.commit_url)
 
 
-def card_header(*, tags: Iterable[str] = (), base_model: str | None = None) -> str:
+def card_header(*, tags: Iterable[str] = (), base_model: str | None = None, about: str = "mixture-of-experts") -> str:
     """Return a card's YAML front matter, fences included.
 
     Args:
         tags (`Iterable[str]`, *optional*):
-            Added to "hf_mote" and "mixture-of-experts".
+            Added to "hf_mote" and `about`.
         base_model (`str`, *optional*):
             The model this belongs to; left out unless it reads as a Hub id, as the Hub refuses any other.
+        about (`str`, *optional*, defaults to `"mixture-of-experts"`):
+            What kind of thing it is about.
     """
     data = ModelCardData(
         library_name="hf_mote",
-        tags=list(dict.fromkeys(["hf_mote", "mixture-of-experts", *tags])),
+        tags=list(dict.fromkeys(["hf_mote", about, *tags])),
         base_model=base_model if re.fullmatch(r"[\w.-]+/[\w.-]+", base_model or "") else None,
     )
     return f"---\n{data.to_yaml().strip()}\n---\n"
@@ -269,7 +271,7 @@ def public_name(name: str | os.PathLike[str] | None) -> str | None:
 
 def _download(repo_id: str, file_name: str, **options: Any) -> Path:
     def refusal(what: str, reason: str, fix: str) -> UnknownNameError:
-        return UnknownNameError(repr(repo_id), what, got=reason.strip().splitlines()[0], fix=fix)
+        return UnknownNameError(repr(repo_id), what, got=(reason.strip() or "no reason").splitlines()[0], fix=fix)
 
     try:
         return Path(hf_hub_download(repo_id, file_name, library_name="hf_mote", **options))
@@ -296,3 +298,6 @@ def _download(repo_id: str, file_name: str, **options: Any) -> Path:
             str(error),
             "Check the path or the id; for a private or gated repository log in or pass token.",
         ) from error
+    # What is left: no network, no space, a path that cannot be.
+    except (OSError, ValueError) as error:
+        raise refusal("is no file or folder here, and cannot be downloaded", str(error), "Check the path.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 # HF_HUB_OFFLINE=0 in the environment lets the tests marked network run.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +28,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skips["slow"] = "slow; run with --slow"
     if not torch.cuda.is_available():
         skips["gpu"] = "needs a GPU"
+    if find_spec("vllm") is None:
+        skips["vllm"] = "needs vLLM, in the environment that tests/serving/environment.py makes"
     if os.environ["HF_HUB_OFFLINE"] == "1":
         skips["network"] = "needs the Hub, and the tests are offline"
     for item in items:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
+import transformers
 
 import hf_mote
 
 PACKAGE = Path(hf_mote.__file__).parent
+ROOT = Path(__file__).parents[1]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
 
 # What each part may import beside itself and ALWAYS. Parts are the folders and files of the package, in
 # reading order; of routing each storey is one. The root only gathers names, so nothing imports it.
@@ -35,13 +39,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "routing": set(),
     "routing/rules": set(),
     "routing/sites": {"routing/rules"},
-    "routing/router_hook": {"routing/rules", "routing/sites", "passes", "hooks"},
+    "routing/detour": {"routing/rules", "routing/sites", "hooks"},
+    "routing/router_hook": {"routing/rules", "routing/sites", "routing/detour", "passes", "hooks"},
     "routing/recording": {"routing/rules", "routing/sites", "routing/router_hook", "passes", "hooks", "maps"},
     "routing/unlisted": {"routing/rules", "routing/sites"},
     "mote": _STOREYS | {"passes", "hooks", "hub", "files"},
     "ranking": _BASE | _STOREYS | {"mote"},
-    "evaluation": _STOREYS | {"mote", "statistics", "generation", "judges", "hub", "files"},
+    "evaluation": _STOREYS | {"passes", "mote", "statistics", "generation", "judges", "hub", "files"},
     "sae": {"hooks", "passes", "files", "hub"},
+    "serving": {"routing/rules", "routing/sites", "mote", "maps"},
     "organisms": _BASE | _STOREYS | {"mote", "ranking", "evaluation"},
     "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "files"},
 }
@@ -56,6 +62,11 @@ HOOK_CALLS = {
     "register_module_forward_hook",
     "register_module_forward_pre_hook",
     "register_module_full_backward_hook",
+}
+# What runs code of a repository if it is told to, or if it is told nothing and somebody types "y".
+LOADERS = {
+    *(name for name in dir(transformers) if name.startswith("Auto")),
+    *("PreTrainedTokenizerBase", "PreTrainedTokenizerFast"),
 }
 PICKLES = {"cloudpickle", "dill", "joblib", "pickle", "shelve"}
 
@@ -85,13 +96,12 @@ def imported_modules(tree: ast.AST) -> set[str]:
     return names
 
 
-def imports_at_run_time(path: Path) -> set[str]:
-    """The modules of the package that a file imports as it is imported."""
+def needed_modules(path: Path) -> set[str]:
+    """What a file imports, at once, in a function or for its types, with the modules among the names."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = imported_modules(tree)
     # `from hf_mote.commands import options` imports hf_mote.commands.options.
-    for node in tree.body:
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
@@ -114,7 +124,7 @@ def wrong_imports(part: str, source: str) -> list[str]:
     return wrong
 
 
-def wrong_calls(source: str, *, may_hook: bool = False) -> list[str]:
+def wrong_calls(source: str, *, may_hook: bool = False, may_trust: bool = False) -> list[str]:
     wrong = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and node.attr in HOOK_CALLS and not may_hook:
@@ -126,8 +136,13 @@ def wrong_calls(source: str, *, may_hook: bool = False) -> list[str]:
         if not isinstance(node, ast.Call):
             continue
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        if "trust_remote_code" in keywords:
-            wrong.append(f"line {node.lineno}: trust_remote_code is never passed on")
+        called = ast.unparse(node.func)
+        loads = called.endswith(".from_pretrained") and called.split(".")[0] in LOADERS
+        if loads or "trust_remote_code" in keywords:
+            trusts = keywords.get("trust_remote_code")
+            # The user's own flag, for the user's own model.
+            if trusts != "False" and not (may_trust and trusts == "trust_remote_code"):
+                wrong.append(f"line {node.lineno}: {called} without trust_remote_code=False")
         if ast.unparse(node.func) == "torch.load" and keywords.get("weights_only") != "True":
             wrong.append(f"line {node.lineno}: torch.load without weights_only=True")
         if keywords.get("allow_pickle", "False") != "False":
@@ -147,7 +162,25 @@ def test_every_module_imports_by_its_dotted_path(path: Path) -> None:
     module = module_of(path)
     if module.endswith("triton_products"):
         pytest.importorskip("triton")
+    if module in ("hf_mote.serving.cpu_worker", "hf_mote.serving.gpu_worker", "hf_mote.serving.routes"):
+        pytest.importorskip("vllm")
     assert importlib.import_module(module).__name__ == module
+
+
+@pytest.mark.parametrize("path", FOLDERS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_folder_guide_names_its_files(path: Path) -> None:
+    guide = ast.get_docstring(ast.parse((path / "__init__.py").read_text(encoding="utf-8"))) or ""
+    inside = [one.name if one.is_file() else f"{one.name}/" for one in path.iterdir() if one.name != "__pycache__"]
+    assert [name for name in inside if name != "__init__.py" and name not in guide] == []
+    assert 5 <= len(guide.splitlines()) <= 17
+    assert "ay import" in guide
+
+
+def test_architecture_names_every_part_and_no_path_that_is_not_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`([\w/]+(?:/|\.py))`", text))
+    assert [path for path in paths if not (PACKAGE / path).exists() and not (ROOT / path).exists()] == []
+    assert [part for part in MAY_IMPORT if f"{part}/" not in paths | {"routing/"} and f"{part}.py" not in paths] == []
 
 
 def test_no_public_name_is_a_folder_of_the_package() -> None:
@@ -159,7 +192,7 @@ def test_no_public_name_is_a_folder_of_the_package() -> None:
 
 def test_no_module_imports_itself_in_a_circle() -> None:
     modules = {module_of(path) for path in SOURCES}
-    needs = {module_of(path): imports_at_run_time(path) & modules - {module_of(path)} for path in SOURCES}
+    needs = {module_of(path): needed_modules(path) & modules - {module_of(path)} for path in SOURCES}
     while free := {module for module, others in needs.items() if not others}:
         needs = {module: others - free for module, others in needs.items() if module not in free}
     assert needs == {}
@@ -167,7 +200,9 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_calls_hooks_and_pickles_only_where_allowed(path: Path) -> None:
-    assert wrong_calls(path.read_text(encoding="utf-8"), may_hook=path.relative_to(PACKAGE) == Path("hooks.py")) == []
+    place = path.relative_to(PACKAGE).as_posix()
+    may = {"may_hook": place == "hooks.py", "may_trust": place.startswith("commands/")}
+    assert wrong_calls(path.read_text(encoding="utf-8"), **may) == []
 
 
 def test_every_folder_with_code_is_a_package() -> None:
@@ -212,6 +247,9 @@ def test_wrong_imports_forbidden_import_is_found(part: str, source: str) -> None
         "attach = module.register_forward_pre_hook",
         "module.forward = f",
         "AutoModel.from_pretrained(name, trust_remote_code=flag)",
+        "AutoModel.from_pretrained(name, trust_remote_code=trust_remote_code)",
+        "AutoTokenizer.from_pretrained(name)",
+        "load(name, trust_remote_code=True)",
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "numpy.load(path, allow_pickle=True)",
@@ -219,3 +257,8 @@ def test_wrong_imports_forbidden_import_is_found(part: str, source: str) -> None
 )
 def test_wrong_calls_forbidden_call_is_found(source: str) -> None:
     assert len(wrong_calls(source)) == 1
+
+
+def test_wrong_calls_a_command_passes_on_its_flag_and_nothing_else() -> None:
+    for value, found in (("trust_remote_code", 0), ("False", 0), ("True", 1), ("other", 1)):
+        assert len(wrong_calls(f"AutoModel.from_pretrained(x, trust_remote_code={value})", may_trust=True)) == found

@@ -23,7 +23,7 @@ _NUMBER_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "m
 
 # Every config, and every config inside it, takes from here the names that it declares.
 _COMMON: dict[str, Any] = {
-    "vocab_size": 100,
+    **dict.fromkeys(("vocab_size", "unpadded_vocab_size"), 100),
     **dict.fromkeys(("hidden_size", "d_model"), 32),
     **dict.fromkeys(("intermediate_size", "ffn_hidden_size", "dense_intermediate_size"), 48),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 24),
@@ -157,13 +157,27 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "hunyuan_v1_moe": ("HunYuanMoEV1ForCausalLM", {}),
     "hy_v3": ("HYV3ForCausalLM", {}),
     "hy_v4": ("HYV4ForCausalLM", {}),
+    "hy_v4_vl": (
+        "HYV4VLForConditionalGeneration",
+        {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [2, 1, 1]}}},
+    ),
     "inkling": ("InklingForCausalLM", {"d_rel": 4, "rel_extent": 64}),
     "inkling2": ("Inkling2ForCausalLM", {"d_rel": 4, "rel_extent": 64}),
+    "inkling2_loop": (
+        "Inkling2LoopForCausalLM",
+        # Three layers of which the middle one runs three times.
+        {
+            **{"d_rel": 4, "rel_extent": 64, "loop_gate_rank": 8},
+            **{"n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 2},
+            "loop_num_passes": 3,
+        },
+    ),
     "jamba": ("JambaForCausalLM", _JAMBA),
     "jetmoe": ("JetMoeForCausalLM", {"num_key_value_heads": 2, "kv_channels": 8}),
     "kimi_linear": ("KimiLinearForCausalLM", {"layer_types": _LINEAR}),
     "kolibri1": ("Kolibri1ForCausalLM", {}),
     "laguna": ("LagunaForCausalLM", {"moe_router_logit_softcapping": 3.0}),
+    "lara_mini": ("LaraMiniForCausalLM", {"layer_types": ["linear_attention", "sliding_attention", "full_attention"]}),
     "lfm2_moe": ("Lfm2MoeForCausalLM", {"layer_types": ["full_attention", "conv", "full_attention"]}),
     "llama4": ("Llama4ForCausalLM", {"moe_layers": [1, 2], "intermediate_size_mlp": 48}),
     "longcat_flash": (
@@ -200,6 +214,8 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_omni_moe": ("Qwen3OmniMoeThinkerForConditionalGeneration", {"vision_start_token_id": 93}),
     "qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration", {}),
     "qwen4_exp": ("Qwen4ExpForCausalLM", {"layer_types": _LINEAR, "hc_lowrank": 8, **_INDEXER}),
+    "sarvam_mla": ("DeepseekV3ForCausalLM", {"model_type": "sarvam_mla"}),
+    "sarvam_moe": ("Glm4MoeForCausalLM", {"model_type": "sarvam_moe"}),
     "solar_open": ("SolarOpenForCausalLM", {}),
     "step3p7": ("Step3p7ForConditionalGeneration", {"text_config": {"sliding_window": 64}}),
     "switch_transformers": (
@@ -210,7 +226,10 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "zaya": ("ZayaForCausalLM", {"num_experts_per_tok": 1, "router_hidden_size": 16}),
 }
 
-# Families that cannot be built, and why: none on transformers 5.23.
+# Families whose models are built of another family's classes.
+_BORROWED = {"sarvam_mla": "deepseek_v3", "sarvam_moe": "glm4_moe"}
+
+# Families that cannot be built, and why: none on transformers 5.24.
 NOT_BUILT: dict[str, str] = {}
 
 # Paths and class names of what routes.
@@ -220,6 +239,8 @@ _ROUTER = re.compile(r"(router_gate .*|Router|TopKGating|MoEV1Gate)$")
 def _config(cls: type[PreTrainedConfig], given: dict[str, Any]) -> PreTrainedConfig:
     """Return a config of that class: what is given, before what `_COMMON` has for the names that it declares."""
     if model_type := given.get("model_type"):
+        if model_type not in CONFIG_MAPPING:
+            raise ImportError(f"no config of model type {model_type!r}")
         cls = CONFIG_MAPPING[model_type]
     names = {field.name for field in fields(cls)}
     common = {name: value for name, value in _COMMON.items() if name in names}
@@ -255,7 +276,8 @@ def _randomise(model: PreTrainedModel) -> None:
 def _build(family: str, dtype: torch.dtype = torch.float32, **overrides: Any) -> PreTrainedModel:
     """Return the tiny model of a family, in evaluation mode; `overrides` go to the config that holds the experts."""
     class_name, given = _FAMILIES[family]
-    cls = getattr(importlib.import_module(f"transformers.models.{family}.modeling_{family}"), class_name)
+    home = _BORROWED.get(family, family)
+    cls = getattr(importlib.import_module(f"transformers.models.{home}.modeling_{home}"), class_name)
     if "text_config" in cls.config_class.sub_configs:
         given = {**given, "text_config": {**given.get("text_config", {}), **overrides}}
     else:

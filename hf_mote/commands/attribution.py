@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.model import Organisms, Subject, load_subject
-from hf_mote.commands.prompts import PromptSet, read_prompts
+from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import PAGE, check_output, config_of, finish, rows_of, save_config, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.commands.token_routing import trace_texts
 from hf_mote.errors import ConfigError, UnknownNameError
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.plots import plot_expert_map
-from hf_mote.ranking.causal.ablation import ablate_experts
-from hf_mote.ranking.causal.attribution import attribute_experts
-from hf_mote.ranking.causal.preference import Preference
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.reports.attribution import BASELINE, TARGET, Attribution, attribution_page, attribution_verdict
-from hf_mote.reports.tokens import RoutedText
+
+if TYPE_CHECKING:
+    from hf_mote.commands.model import Subject
+    from hf_mote.commands.prompts import PromptSet
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.ranking.expert_ranking import ExpertRanking
+    from hf_mote.reports.attribution import Attribution
+    from hf_mote.reports.tokens import RoutedText
 
 __all__ = ["attribute_command"]
 
 METHODS = ("attribution", "ablation")
+TARGET, BASELINE = "target", "baseline"  # what the two responses are called, here and on the page
 
 
 def attribute_command(
@@ -69,6 +69,7 @@ def attribute_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
 ) -> None:
     """Find the experts that make a model prefer one response to another: rank them by effect, write a report."""
@@ -84,8 +85,19 @@ def attribute_command(
         asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         targets = _responses("--target", target, asked, target_field)
         baselines = _responses("--baseline", baseline, asked, baseline_field)
+        # From here on torch and transformers are needed.
+        from hf_mote.ranking.causal.ablation import ablate_experts
+        from hf_mote.ranking.causal.attribution import attribute_experts
+        from hf_mote.reports.attribution import Attribution, attribution_verdict
+
         subject = load_subject(
-            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
         )
         with writing_to(output, force=force) as folder:
             say(f"attributing {len(asked.prompts)} prompts, {method}")
@@ -149,6 +161,8 @@ def _preference(
     chat: dict[str, Any],
 ) -> list[float]:
     """Return log p(target) - log p(baseline) of each prompt in the untouched model, in nats."""
+    from hf_mote.ranking.causal.preference import Preference
+
     preference = Preference(
         "attribute",
         subject.model,
@@ -173,6 +187,8 @@ def _texts(
     traced: int,
     chat: dict[str, Any],
 ) -> list[RoutedText]:
+    from hf_mote.commands.token_routing import trace_texts
+
     chosen = asked.prompts[:traced]
     prompts, responses = [*chosen, *chosen], [*targets[:traced], *baselines[:traced]]
     labels = [TARGET] * len(chosen) + [BASELINE] * len(chosen)
@@ -180,6 +196,9 @@ def _texts(
 
 
 def _write(folder: Path, found: Attribution, config: MoTEConfig | None, provenance: dict[str, str]) -> None:
+    from hf_mote.plots import plot_expert_map
+    from hf_mote.reports.attribution import attribution_page, attribution_verdict
+
     ranking = found.ranking
     ranking.save_pretrained(folder)
     plot_expert_map(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from pathlib import Path
 from typing import Any
 
 from hf_mote.commands.record_files import Record
-from hf_mote.errors import DataError, UnknownNameError
+from hf_mote.errors import DataError, HFMoTEError, UnknownNameError
 
 __all__ = ["dataset_records"]
+
+_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 
 
 def dataset_records(spec: str) -> list[Record]:
@@ -19,20 +23,28 @@ def dataset_records(spec: str) -> list[Record]:
             a Hub id or a folder.
 
     Raises:
-        [`UnknownNameError`]: if there is no such data set, subset or split.
+        [`UnknownNameError`]: if there is no such data set, subset or split, or it is the name of a file.
         [`DataError`]: if the library cannot read it.
     """
+    if Path(spec).suffix.lower() in _FILES:
+        # No data set, which the Hub would be asked for, and slowly where it is out of reach.
+        raise _no_such_file(spec)
+    name, subset, split = _parts(spec)
     # Here and not above: it takes a second to import, and a prompt file does not need it.
     import datasets
 
-    name, subset, split = _parts(spec)
     try:
-        if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        if any(os.path.isfile(Path(name) / file) for file in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(name)
             table = _split_of(spec, loaded, split) if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
             table = datasets.load_dataset(name, subset, split=split)
-    except (FileNotFoundError, ConnectionError, ValueError, OSError) as error:
+    except HFMoTEError:
+        raise
+    except datasets.exceptions.DatasetsError as error:
+        raise DataError(repr(spec), "datasets cannot read it", got=_first_line(error)) from error
+    # OSError, ValueError, and whatever pyarrow and others raise on what is damaged.
+    except Exception as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UnknownNameError(
             repr(spec),
@@ -40,8 +52,6 @@ def dataset_records(spec: str) -> list[Record]:
             got=reason,
             fix="Check the path; a data set is given as NAME, NAME:SPLIT or NAME:SUBSET:SPLIT.",
         ) from error
-    except datasets.exceptions.DatasetsError as error:
-        raise DataError(repr(spec), "datasets cannot read it", got=_first_line(error)) from error
     labels = {key: kind for key, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
     return [Record(f"{spec}: row {index}", _named(row, labels)) for index, row in enumerate(table)]
 
@@ -54,6 +64,15 @@ def _parts(spec: str) -> tuple[str, str | None, str]:
         )
     subset = others[0] if len(others) == 2 else None
     return name, subset, others[-1] if others else "train"
+
+
+def _no_such_file(name: str) -> UnknownNameError:
+    path = Path(name).expanduser()
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    place = path.parent.resolve()
+    got = f"a folder {str(place)!r} without it" if path.parent.is_dir() else f"no folder {str(place)!r} either"
+    return UnknownNameError(repr(name), "no such file", got=got, fix=f"Did you mean {near[0]!r}?" if near else None)
 
 
 def _split_of(spec: str, loaded: Any, split: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,16 +12,15 @@ from hf_mote.commands import options as o
 from hf_mote.commands.conversations import read_conversations
 from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
 from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.names import CONTROL_KINDS
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import PAGE, check_output, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.errors import UnknownNameError
-from hf_mote.evaluation.controls import CONTROL_KINDS
-from hf_mote.evaluation.evaluate import evaluate_mote
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import load_config
-from hf_mote.plots import EffectRow, plot_effect
-from hf_mote.reports.evaluation import Evaluation, evaluation_page, points_of
+from hf_mote.errors import one_of
+
+if TYPE_CHECKING:
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.reports.evaluation import Evaluation
 
 __all__ = ["evaluate_command"]
 
@@ -65,14 +64,14 @@ def evaluate_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
 ) -> None:
     """Measure a config: rates before and after, random controls, side effects, responses side by side."""
     with reporting():
         check_output(output, force=force)
         doses = o.numbers_in("--strengths", strengths, float) if strengths is not None else []
-        if control_kind not in CONTROL_KINDS:
-            raise UnknownNameError.of("--control-kind", control_kind, CONTROL_KINDS)
+        one_of("--control-kind", control_kind, CONTROL_KINDS)
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
         organisms = Organisms()
         read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
@@ -84,9 +83,20 @@ def evaluate_command(
             make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
         )
         wanted = target_of(labels, target, asked)
+        # From here on torch and transformers are needed.
+        from hf_mote.evaluation.evaluate import evaluate_mote
+        from hf_mote.mote.patch import load_config
+        from hf_mote.reports.evaluation import Evaluation
+
         chosen: MoTEConfig = load_config(config)
         subject = load_subject(
-            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
         )
         with writing_to(output, force=force) as folder:
             say(f"evaluating on {len(asked.prompts)} prompts, with {controls} random controls")
@@ -122,6 +132,9 @@ def evaluate_command(
 
 
 def _write(folder: Path, found: Evaluation, config: MoTEConfig, provenance: dict[str, str]) -> None:
+    from hf_mote.plots import EffectRow, plot_effect
+    from hf_mote.reports.evaluation import evaluation_page, points_of
+
     report = found.report
     report.save_pretrained(folder)
     config.save_pretrained(folder / "config")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.judge_specs import make_judge, target_of
-from hf_mote.commands.model import Organisms, Subject, load_subject
-from hf_mote.commands.prompts import PromptSet, read_prompts
+from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.names import SCORES
+from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import (
     PAGE,
     check_output,
@@ -23,20 +24,19 @@ from hf_mote.commands.run_files import (
     writing_to,
 )
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.commands.token_routing import chosen_texts, trace_texts
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.plots import plot_expert_map
 from hf_mote.processes import launched_as, part
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.ranking.imaging.pipeline import ftri
-from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.ranking.imaging.scopes import SCOPES, check_scope
-from hf_mote.reports.imaging import Imaging, imaging_page, imaging_verdict
-from hf_mote.reports.rankings import unit_of
-from hf_mote.reports.tokens import RoutedText
-from hf_mote.statistics.scores import SCORES
-from hf_mote.statistics.stability import Stability
+
+if TYPE_CHECKING:
+    from hf_mote.commands.model import Subject
+    from hf_mote.commands.prompts import PromptSet
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.ranking.expert_ranking import ExpertRanking
+    from hf_mote.ranking.imaging.result import FTRIResult
+    from hf_mote.reports.imaging import Imaging
+    from hf_mote.reports.tokens import RoutedText
+    from hf_mote.statistics.stability import Stability
 
 __all__ = ["ftri_command"]
 
@@ -90,6 +90,7 @@ def ftri_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
 ) -> None:
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
@@ -109,8 +110,18 @@ def ftri_command(
         pairs = None if pair_field is None else [key for key in asked.column(pair_field) for _ in range(repeats)]
         labels = make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
         wanted = target_of(labels, target, asked)
+        # From here on torch and transformers are needed.
+        from hf_mote.ranking.imaging.pipeline import ftri
+        from hf_mote.reports.imaging import Imaging, imaging_verdict
+
         subject = load_subject(
-            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
         )
         marks = _token_ids(subject, thinking_tokens)
         writes = launched_as()[0] == 0
@@ -221,6 +232,8 @@ def _texts(
 ) -> list[RoutedText]:
     if ranking is None or not traced:
         return []
+    from hf_mote.commands.token_routing import chosen_texts, trace_texts
+
     say("tracing tokens")
     places = chosen_texts(result.classes, target, traced)
     # Where prompts were asked several times, a result has a row for each run.
@@ -238,6 +251,9 @@ def _texts(
 
 
 def _write(folder: Path, found: Imaging, config: MoTEConfig | None, provenance: dict[str, str]) -> None:
+    from hf_mote.plots import plot_expert_map
+    from hf_mote.reports.imaging import imaging_page, imaging_verdict
+
     result = found.result
     result.save_pretrained(folder / "imaging")
     holds = {f"imaging/{result.file_name}": "responses, classes and one map for each prompt (FTRIResult)"}
@@ -260,7 +276,7 @@ def _write(folder: Path, found: Imaging, config: MoTEConfig | None, provenance: 
             found.ranking.matrix(),
             found.ranking.layers,
             title=f"{found.target!r} against all others".replace("$", r"\$"),
-            label=unit_of(found.ranking),
+            label=found.ranking.unit,
             marked={"first experts": found.ranking.top(found.top)},
             path=folder / "expert_map.png",
         )

@@ -23,10 +23,8 @@ from hf_mote.generation.chat import Prompt
 from hf_mote.judges.choice import ChoiceJudge
 from hf_mote.judges.judge import Judge, labels_of
 from hf_mote.judges.language import LanguageJudge
-from hf_mote.judges.language_model import LMJudge
 from hf_mote.judges.refusal import RefusalJudge
 from hf_mote.judges.regex import RegexJudge
-from hf_mote.judges.server import ServerJudge
 
 __all__ = ["FieldJudge", "make_judge", "response_judge", "target_of"]
 
@@ -193,6 +191,10 @@ def _model_judge(question: str, model: str | None, url: str | None, organisms: O
         raise ConfigError(
             "--judge-model", "is needed by the judge lm", expected="a folder, a Hub id, or a server's model"
         )
+    # Here and not above: they load torch.
+    from hf_mote.judges.language_model import LMJudge
+    from hf_mote.judges.server import ServerJudge
+
     if url is not None:
         return ServerJudge(url, model, question)
     subject = load_subject(model, organisms, any_model=True)

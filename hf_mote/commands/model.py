@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
-from hf_mote.organisms.organism import Organism, load_organism
 from hf_mote.processes import launched_as, process_state
-from hf_mote.routing.sites.discover import find_routers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_mote.organisms.organism import Organism
 
 __all__ = ["ORGANISM", "Organisms", "Subject", "load_subject"]
 
 ORGANISM = "organism:"
+_PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -28,12 +31,14 @@ class Subject:
         model (`PreTrainedModel`): In evaluation mode.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         organism (`Organism`, *optional*): The organism it belongs to.
+        trusted (`bool`): Whether code of its repository was allowed to run.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     organism: Organism | None = None
+    trusted: bool = False
 
 
 class Organisms:
@@ -44,6 +49,8 @@ class Organisms:
 
     def get(self, name: str) -> Organism:
         """Return an organism by its name, without "organism:"."""
+        from hf_mote.organisms.organism import load_organism
+
         if name not in self._loaded:
             self._loaded[name] = load_organism(name)
         return self._loaded[name]
@@ -58,6 +65,7 @@ def load_subject(
     device: str | None = None,
     any_model: bool = False,
     chat_template: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> Subject:
     """Return a model that has routers to look at.
 
@@ -70,6 +78,8 @@ def load_subject(
             is; by default the accelerator if there is one.
         any_model (`bool`, *optional*, defaults to `False`): Take a model without routers, too: one that judges.
         chat_template (`Path`, *optional*): File of a chat template, in the place of the tokenizer's.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Run code of the model's repository, and kernels
+            that its config names. Never asked for, and never done unless it is given.
 
     Raises:
         [`UnknownNameError`]: if there is no such model.
@@ -80,16 +90,32 @@ def load_subject(
     """
     if dtype not in DTYPES:
         raise UnknownNameError.of("--dtype", dtype, DTYPES)
-    place = _device(device)
     template = None if chat_template is None else _template(chat_template)
+    # Here and not above: they take seconds, and what is wrong with the arguments is said before.
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from hf_mote.routing.sites.discover import find_routers
+
+    place = _device(device)
     if name.startswith(ORGANISM):
         # Matrices as small as an organism's gain nothing from more threads, and lose much on a busy machine.
         torch.set_num_threads(1)
         organism = organisms.get(name.removeprefix(ORGANISM))
         return Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype, device_map=place)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        if not trust_remote_code:
+            _check_kernels(name, config)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            revision=revision,
+            dtype=dtype,
+            device_map=place,
+            trust_remote_code=trust_remote_code,
+        )
     except HFMoTEError:
         raise
     except OSError as error:
@@ -99,16 +125,35 @@ def load_subject(
             got=_first_line(error),
             fix=f"Give a folder with a config and weights, a Hub id, or {ORGANISM}NAME.",
         ) from error
-    except (ValueError, KeyError, ImportError) as error:
+    # Of what a folder may hold, transformers and the libraries below it raise whatever they meet.
+    except Exception as error:
         raise UnsupportedError(
             repr(name),
             "transformers does not load it",
             got=f"{type(error).__name__}: {_first_line(error)}",
-            fix="Models that need code of their own repository can be loaded in Python and handed to the functions.",
+            fix="A model that needs code of its own repository is loaded with --trust-remote-code, once you have read "
+            "that code.",
         ) from error
     if not any_model:
         find_routers(model)
-    return Subject(name, model.eval(), _with_template(tokenizer, template))
+    return Subject(name, model.eval(), _with_template(tokenizer, template), trusted=trust_remote_code)
+
+
+def _check_kernels(name: str, config: PreTrainedConfig) -> None:
+    """Refuse a config that would have transformers fetch kernels, which are code, from a repository that it names."""
+    pending = [config]
+    while pending:
+        one = pending.pop()
+        for kind in ("attn", "experts"):
+            wanted = getattr(one, f"_{kind}_implementation", None)
+            if wanted is not None and not (isinstance(wanted, str) and _PLAIN_IMPLEMENTATION.fullmatch(wanted)):
+                raise UnsupportedError(
+                    f"{name}: config.json: {kind}_implementation",
+                    "names kernels of a repository, which are code",
+                    got=repr(wanted),
+                    fix="Take it out of the config, or pass --trust-remote-code once you have read that code.",
+                )
+        pending += [part for key in one.sub_configs if (part := getattr(one, key, None)) is not None]
 
 
 def _template(path: Path) -> str:
@@ -128,6 +173,8 @@ def _with_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> 
 def _device(given: str | None) -> str:
     if given == "auto":
         return given
+    import torch
+
     if given is not None:
         try:
             torch.empty(0, device=given)  # which asks for the driver, too

@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from hf_mote.commands.model import DTYPES
-from hf_mote.errors import ConfigError
-from hf_mote.mote.config import MoTEConfig
+from hf_mote.commands.names import MODES
+from hf_mote.errors import ConfigError, UnknownNameError
 
 __all__ = [
     "BatchSize",
@@ -44,6 +44,7 @@ __all__ = [
     "Top",
     "TopP",
     "Traced",
+    "TrustRemoteCode",
     "check_changes",
     "numbers_in",
     "sampling",
@@ -121,6 +122,14 @@ Device: TypeAlias = Annotated[
     str | None,
     typer.Option(help="cpu, cuda:0, ..., or auto to spread it; by default the accelerator.", rich_help_panel=_MODEL),
 ]
+TrustRemoteCode: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code of the model's own repository; the report then says so.",
+        rich_help_panel=_MODEL,
+    ),
+]
 BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, help="Prompts that run together.", rich_help_panel=_MODEL)]
 MaxNewTokens: TypeAlias = Annotated[
     int, typer.Option(min=1, help="Longest response, in tokens.", rich_help_panel=_MODEL)
@@ -195,11 +204,13 @@ def check_changes(suppress: int | None, stimulate: int | None, mode: str) -> Non
         mode (`str`): As `MoTEConfig.suppress_mode`.
 
     Raises:
-        [`ConfigError`]: if both numbers are given, or there is no such mode.
+        [`ConfigError`]: if both numbers are given.
+        [`UnknownNameError`]: if there is no such mode.
     """
     if suppress is not None and stimulate is not None:
         raise ConfigError("--suppress, --stimulate", "are both given", expected="one of the two, or neither")
-    MoTEConfig(suppress_mode=mode)  # type: ignore[arg-type]
+    if mode not in MODES:
+        raise UnknownNameError.of("--mode", mode, MODES)
 
 
 def template_args(given: list[str] | None) -> dict[str, Any]:

@@ -14,15 +14,16 @@ Its field `class` (or `label`), if there is one, holds the class known beforehan
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hf_mote.commands.datasets import dataset_records
 from hf_mote.commands.model import ORGANISM, Organisms
 from hf_mote.commands.record_files import Record, check_unicode, read_records
 from hf_mote.errors import DataError, HFMoTEError, UnknownNameError
+from hf_mote.files import local_path
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 
@@ -94,10 +95,10 @@ def read_prompts(
         [`FileFormatError`]: if a file is malformed.
         [`DataError`]: if there is no prompt in it, or something that is none; its place is named.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if source.startswith(ORGANISM):
         records = _organism_records(source, organisms)
-    elif path.is_file():
+    elif os.path.isfile(path):
         records = read_records(path)
     else:
         records = dataset_records(source)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_mote.errors import DataError, FileFormatError
+from hf_mote.errors import DataError, FileFormatError, HFMoTEError
 
 __all__ = ["Record", "check_unicode", "read_records"]
 
@@ -54,8 +54,12 @@ def read_records(path: Path) -> list[Record]:
     except UnicodeDecodeError as error:
         got = f"byte {error.object[error.start]: #x} at {error.start}"
         raise FileFormatError(str(path), "is no UTF-8 text", got=got, fix="Save it as UTF-8.") from error
-    except OSError as error:
-        raise FileFormatError(str(path), "cannot be read", got=error.strerror) from error
+    except HFMoTEError:
+        raise
+    # ValueError for a path that holds a NUL.
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise FileFormatError(str(path), "cannot be read", got=reason) from error
 
 
 def check_unicode(where: str, text: str) -> None:

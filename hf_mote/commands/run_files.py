@@ -10,17 +10,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from hf_mote.errors import FileFormatError, HFMoTEError
-from hf_mote.files import RESULT_LIMIT, read_json, write_json
-from hf_mote.hub import public_name
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.reports.markup import Html
-from hf_mote.reports.page import write_page
+
+if TYPE_CHECKING:
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.ranking.expert_ranking import ExpertRanking
+    from hf_mote.reports.markup import Html
 
 __all__ = [
     "PAGE",
@@ -58,6 +55,9 @@ def finish(
         holds (`Mapping[str, str]`): What the files hold, by their path in the folder.
         page (`Callable`): From the description of all files to the page.
     """
+    from hf_mote.files import write_json
+    from hf_mote.reports.page import write_page
+
     described = {**holds, REPORT: "the figures of this page, and the list of files"}
     write_page(folder / PAGE, page(described))
     written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -90,6 +90,8 @@ def config_of(
     """
     if suppress is None and stimulate is None:
         return None
+    from hf_mote.hub import public_name
+
     return ranking.to_config(
         suppress=suppress,
         stimulate=stimulate,
@@ -155,6 +157,8 @@ def writing_to(folder: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         [`FileFormatError`]: if it may not be written to.
     """
+    from filelock import FileLock
+
     check_output(folder, force=force)
     _clear_away(folder)
     parent = next(path for path in folder.absolute().parents if path.exists())
@@ -180,6 +184,8 @@ def writing_to(folder: Path, *, force: bool) -> Iterator[Path]:
 
 def _clear_away(folder: Path) -> None:
     """Delete what killed runs left aside that were to write to a folder; what a running one holds stays."""
+    from filelock import FileLock, Timeout
+
     for parent in folder.absolute().parents:
         for aside in parent.glob(f"{_PREFIX}*"):
             if aside.is_symlink() or (aside / _LOCK).is_symlink():
@@ -200,6 +206,8 @@ def _seen_from(parent: Path, folder: Path) -> str:
 
 def _earlier_files(folder: Path) -> list[Path]:
     """Return the files that the report in a folder lists, and that lie in the folder."""
+    from hf_mote.files import RESULT_LIMIT, read_json
+
     try:
         listed = read_json(folder / REPORT, limit=RESULT_LIMIT).get("files")
     except HFMoTEError:

@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-import torch
-import transformers
 import typer
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
-from hf_mote.commands.model import Subject
 from hf_mote.errors import HFMoTEError, UnsupportedError
 from hf_mote.processes import launched_as
 from hf_mote.reports.markup import visible
 from hf_mote.version import __version__
+
+if TYPE_CHECKING:
+    from hf_mote.commands.model import Subject
 
 __all__ = ["command_line", "provenance_of", "reporting", "say", "tell"]
 
@@ -38,6 +38,8 @@ def reporting(*, shares: bool = False) -> Iterator[None]:
     log = Console(stderr=True)
     number, processes = launched_as()
     if number > 0:
+        from transformers.utils.logging import disable_progress_bar
+
         disable_progress_bar()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -100,18 +102,21 @@ def provenance_of(context: typer.Context, subject: Subject, seed: int, **more: s
         seed (`int`): Its seed.
         **more (`str`): What else matters to it.
     """
+    import torch
+
     config = subject.model.config
     commit = getattr(config, "_commit_hash", None)
     return {
         "model": subject.name,
         **({"commit of the model": str(commit)} if commit else {}),
+        **({"code of the model": "of its own repository, allowed by --trust-remote-code"} if subject.trusted else {}),
         "model type": str(config.model_type),
         "dtype": str(subject.model.dtype).removeprefix("torch."),
         "device": str(subject.model.device),
         **more,
         "seed": str(seed),
         "hf_mote": __version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
         "torch": str(torch.__version__),
         "scipy": version("scipy"),
         "python": platform.python_version(),

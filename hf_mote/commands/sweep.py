@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
 from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.names import CONTROL_KINDS
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import PAGE, check_output, config_of, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.errors import ConfigError, UnknownNameError
-from hf_mote.evaluation.controls import CONTROL_KINDS
-from hf_mote.evaluation.evaluate import evaluate_settings
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.plots import EffectRow, plot_effect
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.reports.formats import quoted
-from hf_mote.reports.sweep import Setting, Sweep, sweep_page
+from hf_mote.errors import ConfigError, one_of
+
+if TYPE_CHECKING:
+    from hf_mote.evaluation.sweep import Sweep
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.ranking.expert_ranking import ExpertRanking
 
 __all__ = ["sweep_command"]
 
@@ -54,6 +53,7 @@ def sweep_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
 ) -> None:
     """Try a ranking: suppress 1, 2, 5, 10, ... of its first experts, at each strength, against random controls."""
@@ -64,8 +64,13 @@ def sweep_command(
         if numbers[0] < 1 or doses[0] <= 0:
             got = f"--experts {experts} --strengths {strengths}"
             raise ConfigError("--experts, --strengths", "nothing to try", got=got, expected="numbers above 0")
-        if control_kind not in CONTROL_KINDS:
-            raise UnknownNameError.of("--control-kind", control_kind, CONTROL_KINDS)
+        one_of("--control-kind", control_kind, CONTROL_KINDS)
+        # From here on torch and transformers are needed.
+        from hf_mote.evaluation.evaluate import evaluate_settings
+        from hf_mote.evaluation.sweep import Setting, Sweep
+        from hf_mote.ranking.expert_ranking import ExpertRanking
+        from hf_mote.reports.formats import quoted
+
         ranked = ExpertRanking.from_pretrained(ranking)
         configs = _configs(ranked, numbers, doses, stimulate=stimulate, mode=mode)
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
@@ -76,7 +81,13 @@ def sweep_command(
         )
         wanted = target_of(labels, target, asked)
         subject = load_subject(
-            model, organisms, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
         )
         with writing_to(output, force=force) as folder:
             say(f"{len(configs)} settings on {len(asked.prompts)} prompts, with {controls} random controls")
@@ -124,6 +135,9 @@ def _configs(
 
 
 def _write(folder: Path, found: Sweep, provenance: dict[str, str]) -> None:
+    from hf_mote.plots import EffectRow, plot_effect
+    from hf_mote.reports.sweep import sweep_page
+
     holds = {}
     for setting in found.settings:
         place = f"settings/first_{setting.num_experts}_at_{setting.strength:g}"

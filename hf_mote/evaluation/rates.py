@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, UnknownNameError
+from hf_mote.errors import ConfigError, UnknownNameError, one_of, real, whole
 from hf_mote.evaluation.controls import CONTROL_KINDS, random_controls
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import generation_settings
@@ -25,7 +25,7 @@ from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
 from hf_mote.routing.recording.record import record_routing
 from hf_mote.routing.sites.discover import find_routers
-from hf_mote.statistics.rates import Rate, wilson
+from hf_mote.statistics.rates import Rate
 
 __all__ = ["Measured", "RateMeasurement", "Rates"]
 
@@ -94,9 +94,7 @@ class RateMeasurement:
         self.texts = [prompt_text(prompt) for prompt in self.prompts]
         self.label = _target_label(where, judge, target)
         check_judge(judge)
-        if isinstance(confidence, bool) or not isinstance(confidence, int | float):
-            raise ConfigError(f"{where}.confidence", "is no number", got=repr(confidence), expected="0 to 1")
-        wilson(0, 1, confidence)
+        real(f"{where}.confidence", confidence, above=0, below=1)
         check_batch_size(batch_size)
         generation_settings(tokenizer, max_new_tokens, generate_kwargs)
         self._generating: dict[str, Any] = {
@@ -154,12 +152,10 @@ class RateMeasurement:
             [`ConfigError`]: if a config has no targets, or there can be no controls.
             [`ModelMismatchError`]: if a config does not fit the model.
         """
-        for name, value in (("num_controls", num_controls), ("seed", seed)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(f"{self.where}.{name}", "not a number", got=repr(value), expected="0 or more")
+        whole(f"{self.where}.num_controls", num_controls)
+        whole(f"{self.where}.seed", seed)
         self._generating["seed"] = seed  # the same random numbers for every config
-        if control_kind not in CONTROL_KINDS:
-            raise UnknownNameError.of(f"{self.where}.control_kind", str(control_kind), CONTROL_KINDS)
+        one_of(f"{self.where}.control_kind", control_kind, CONTROL_KINDS)
         if not configs:
             raise ConfigError(f"{self.where}.configs", "nothing to measure", got="no configs")
         for config in configs:

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import DataError, whole
 from hf_mote.generation.decoding import pad_token_of
 from hf_mote.generation.prompts import padded
 from hf_mote.generation.randomness import without_randomness
@@ -167,10 +167,7 @@ def side_effects(
 def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     if isinstance(texts, str) or not texts:
         raise DataError("side_effects.texts", "no texts", got=repr(texts)[:60], expected="a list of texts")
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 2:
-        raise ConfigError(
-            "side_effects.max_tokens", "not a number of tokens", got=repr(max_tokens), expected="2 or more"
-        )
+    whole("side_effects.max_tokens", max_tokens, least=2)
     wrong = next((index for index, text in enumerate(texts) if not isinstance(text, str)), None)
     if wrong is not None:
         raise DataError(f"side_effects.texts[{wrong}]", "not a text", got=repr(texts[wrong])[:60])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mote.errors import ConfigError
+from hf_mote.errors import ConfigError, real, whole
 
 __all__ = ["answer_text", "answer_tokens", "check_seed", "generation_settings", "pad_token_of", "seeded"]
 
@@ -42,21 +42,12 @@ def generation_settings(
             raise ConfigError(
                 f"generate_kwargs.{name}", "one plain response is needed for each prompt", got=generate_kwargs
             )
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        got = repr(max_new_tokens)
-        raise ConfigError("max_new_tokens", "not a number of tokens", got=got, expected="1 or more")
-    own = given.get("max_new_tokens", 1)
-    if isinstance(own, bool) or not isinstance(own, int) or own < 1:
-        raise ConfigError("generate_kwargs.max_new_tokens", "not a number of tokens", got=own, expected="1 or more")
+    whole("max_new_tokens", max_new_tokens, least=1)
+    whole("generate_kwargs.max_new_tokens", given.get("max_new_tokens", 1), least=1)
     for name, most in (("temperature", math.inf), ("top_p", 1.0)):
-        value = given.get(name)
-        if value is None:
-            continue
-        number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-        if not number or not 0 < value <= most:
-            expected = "a number above 0" + (", at most 1" if most == 1 else "")
-            fix = "Greedy decoding is the default: leave it out." if name == "temperature" else None
-            raise ConfigError(f"generate_kwargs.{name}", "out of range", got=repr(value), expected=expected, fix=fix)
+        fix = "Greedy decoding is the default: leave it out." if name == "temperature" else None
+        if given.get(name) is not None:
+            real(f"generate_kwargs.{name}", given[name], above=0, most=most, fix=fix)
     return {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": pad_token_of(tokenizer), **given}
 
 
@@ -72,8 +63,7 @@ def check_seed(where: str, seed: object) -> None:
         where (`str`): The place, for the error.
         seed (`object`): What was given.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < LARGEST_SEED:
-        raise ConfigError(where, "not a seed", got=repr(seed), expected="a whole number from 0 to 2**42 - 1")
+    whole(where, seed, most=LARGEST_SEED - 1)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError
+from hf_mote.errors import whole
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import answer_text, answer_tokens, generation_settings, seeded
 from hf_mote.generation.prompts import encode_prompts, padded
@@ -23,8 +23,7 @@ def check_batch_size(batch_size: object) -> None:
     Args:
         batch_size (`object`): What was given.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError("batch_size", "not a number of prompts", got=repr(batch_size), expected="1 or more")
+    whole("batch_size", batch_size, least=1)
 
 
 def batches_of(encoded: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:

@@ -50,12 +50,12 @@ class ChoiceJudge:
 
     def __init__(self, options: Sequence[str] = "ABCD") -> None:
         if not isinstance(options, Sequence):
-            raise ConfigError("ChoiceJudge: options", "not options", got=repr(options), expected='for instance "ABCD"')
+            raise ConfigError("ChoiceJudge.options", "not options", got=repr(options), expected='for instance "ABCD"')
         self.options = tuple(str(option).upper() for option in options)
         wrong = [option for option in self.options if len(option) != 1 or not option.isalnum()]
         if wrong or len(set(self.options)) != len(self.options) or len(self.options) < 2:
             raise ConfigError(
-                "ChoiceJudge: options", "not options", got=list(options), expected="two or more different characters"
+                "ChoiceJudge.options", "not options", got=list(options), expected="two or more different characters"
             )
         self.labels = (*self.options, NONE_CHOSEN)
         large = f"[{''.join(map(re.escape, self.options))}]"

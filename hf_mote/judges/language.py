@@ -54,19 +54,19 @@ class LanguageJudge:
         least_confidence: float = 0.5,
     ) -> None:
         if part not in PARTS:
-            raise UnknownNameError.of("LanguageJudge: part", part, PARTS)
+            raise UnknownNameError.of("LanguageJudge.part", part, PARTS)
         codes = [] if isinstance(languages, str) or not isinstance(languages, Sequence) else languages
         self.languages = tuple(dict.fromkeys(str(code).lower() for code in codes))
         if len(self.languages) < 2:
             raise ConfigError(
-                "LanguageJudge: languages", "nothing to choose from", got=repr(languages), expected="2 or more"
+                "LanguageJudge.languages", "nothing to choose from", got=repr(languages), expected="2 or more"
             )
         if not isinstance(least_confidence, int | float) or not 0 <= least_confidence <= 1:
             got = repr(least_confidence)
-            raise ConfigError("LanguageJudge: least_confidence", "out of range", got=got, expected="0..1")
+            raise ConfigError("LanguageJudge.least_confidence", "out of range", got=got, expected="0..1")
         if len(thinking_marks) != 2 or not all(isinstance(mark, str) and mark for mark in thinking_marks):
             got, expected = repr(thinking_marks), 'two texts, such as ("<think>", "</think>")'
-            raise ConfigError("LanguageJudge: thinking_marks", "are no marks", got=got, expected=expected)
+            raise ConfigError("LanguageJudge.thinking_marks", "are no marks", got=got, expected=expected)
         self.target = self.languages[0]
         self.labels = (*self.languages, UNKNOWN)
         self.part = part
@@ -112,5 +112,5 @@ def _detector(languages: Sequence[str]) -> Any:
     codes = {name: getattr(IsoCode639_1, name) for name in dir(IsoCode639_1) if name.isupper()}
     for language in languages:
         if language.upper() not in codes:
-            raise UnknownNameError.of("LanguageJudge: languages", language, [name.lower() for name in codes])
+            raise UnknownNameError.of("LanguageJudge.languages", language, [name.lower() for name in codes])
     return LanguageDetectorBuilder.from_iso_codes_639_1(*(codes[name.upper()] for name in languages)).build()

@@ -64,7 +64,7 @@ class LMJudge:
         self.labels = _checked("LMJudge", question, labels)
         for label in self.labels:
             if not tokenizer(label, add_special_tokens=False)["input_ids"]:
-                raise ConfigError("LMJudge: labels", "one has no token that the tokenizer knows", got=repr(label))
+                raise ConfigError("LMJudge.labels", "one has no token that the tokenizer knows", got=repr(label))
         self.target = self.labels[0]
         self.model = model
         self.tokenizer = tokenizer
@@ -105,8 +105,8 @@ def _ask(question: str, prompt: str, response: str, labels: Sequence[str]) -> st
 
 def _checked(where: str, question: str, labels: Sequence[str]) -> tuple[str, ...]:
     if not isinstance(question, str) or not question.strip():
-        raise ConfigError(f"{where}: question", "is empty", got=repr(question))
+        raise ConfigError(f"{where}.question", "is empty", got=repr(question))
     texts = [] if isinstance(labels, str) or not isinstance(labels, Sequence) else [str(label) for label in labels]
     if len({text.strip().casefold() for text in texts} - {""}) < max(2, len(texts)):
-        raise ConfigError(f"{where}: labels", "not two or more different labels", got=repr(labels))
+        raise ConfigError(f"{where}.labels", "not two or more different labels", got=repr(labels))
     return tuple(texts)

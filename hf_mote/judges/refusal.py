@@ -61,12 +61,12 @@ class RefusalJudge:
         if isinstance(languages, str) or not isinstance(languages, Sequence | None):
             got = repr(languages)
             raise ConfigError(
-                "RefusalJudge: languages", "no list of languages", got=got, expected='for instance ["en"]'
+                "RefusalJudge.languages", "no list of languages", got=got, expected='for instance ["en"]'
             )
         self.languages = tuple(REFUSALS if languages is None else languages)
         for language in self.languages:
             if language not in list(REFUSALS):
-                raise UnknownNameError.of("RefusalJudge: languages", language, REFUSALS)
+                raise UnknownNameError.of("RefusalJudge.languages", language, REFUSALS)
         refusals = [refusal for language in self.languages for refusal in REFUSALS[language]]
         self._pattern = re.compile("|".join(refusals) or r"(?!)")
 

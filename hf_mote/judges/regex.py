@@ -40,13 +40,13 @@ class RegexJudge:
             got = type(patterns).__name__
             raise ConfigError("RegexJudge.patterns", "no patterns by label", got=got, expected="{label: pattern}")
         if not patterns:
-            raise ConfigError("RegexJudge: patterns", "is empty", expected="a label and its pattern, or more")
+            raise ConfigError("RegexJudge.patterns", "is empty", expected="a label and its pattern, or more")
         self.default = default
         self.target = next(iter(patterns))
         self.labels = (*dict.fromkeys([*patterns, default]),)
         self._patterns: dict[str, re.Pattern[str]] = {}
         for label, pattern in patterns.items():
-            where = f"RegexJudge: patterns[{label!r}]"
+            where = f"RegexJudge.patterns[{label!r}]"
             try:
                 self._patterns[label] = re.compile(pattern)
                 self._patterns[label].search("")  # one for bytes would fail only here

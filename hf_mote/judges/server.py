@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
 import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import ConfigError, DataError, real, whole
 from hf_mote.judges.language_model import _ask, _checked
 
 __all__ = ["ServerJudge"]
@@ -65,17 +64,13 @@ class ServerJudge:
         self._asked = _checked("ServerJudge", question, labels)
         self.labels = (*dict.fromkeys([*self._asked, self.unclear]),)
         self.target = self.labels[0]
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise ConfigError("ServerJudge: retries", "not a number", got=repr(retries), expected="0 or more")
-        if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
-            raise ConfigError("ServerJudge: wait", "no number of seconds", got=repr(wait), expected="0 or more")
-        self.retries = retries
-        self.wait = wait
+        self.retries = whole("ServerJudge.retries", retries)
+        self.wait = real("ServerJudge.wait", wait, least=0)
         self.model = model
         self.question = question
         if not str(base_url).startswith(("http://", "https://")):
             raise ConfigError(
-                "ServerJudge: base_url", "is no web address", got=base_url, expected="http:// or https://"
+                "ServerJudge.base_url", "is no web address", got=base_url, expected="http:// or https://"
             )
         self.url = f"{base_url.rstrip('/')}/chat/completions"
         self.timeout = timeout

@@ -1,1 +1,10 @@
-"""Activation maps: the data that recording hands on."""
+"""Activation maps: how many tokens each (layer, expert) took, and with which routing weight.
+
+The data that recording hands on. Files in reading order:
+
+- `activation_map.py`: `ActivationMap`, with its arithmetic, saving and loading.
+- `grid.py`: the (layer, expert) grid that maps and rankings share: checks, order, look-up.
+- `engines.py`: routing that vLLM or SGLang recorded, counted as this package counts.
+
+May import `files` and `hub`. The routing records of another engine are read in `engines.py`.
+"""

@@ -99,7 +99,7 @@ class ActivationMap(Shareable):
         """
         members = list(maps)
         if not members:
-            raise DataError("ActivationMap.mean: maps", "nothing to average", got="no maps", expected="one or more")
+            raise DataError("ActivationMap.mean.maps", "nothing to average", got="no maps", expected="one or more")
         total = members[0]
         for member in members[1:]:
             total = total + member
@@ -159,7 +159,7 @@ class ActivationMap(Shareable):
                 return self.counts
             case "weight":
                 return self.weights
-        raise UnknownNameError.of("ActivationMap: value", kind, ("count", "weight"))
+        raise UnknownNameError.of("ActivationMap.value", kind, ("count", "weight"))
 
     def at(self, layer: int, expert: int, value: MapValue = "count") -> float:
         """Return the value of one expert.

@@ -61,7 +61,7 @@ def descending(where: str, grid: torch.Tensor, layers: Sequence[int], n: int) ->
     """
     # Any whole number will do, numpy's too.
     if isinstance(n, bool) or not hasattr(n, "__index__") or not 0 <= operator.index(n) <= grid.numel():
-        raise ConfigError(f"{where}: n", "is no number of experts", got=n, expected=f"0..{grid.numel()}")
+        raise ConfigError(f"{where}.n", "is no number of experts", got=n, expected=f"0..{grid.numel()}")
     order: list[int] = grid.flatten().argsort(descending=True, stable=True)[: operator.index(n)].tolist()
     return [(layers[index // grid.shape[1]], index % grid.shape[1]) for index in order]
 

@@ -1,1 +1,13 @@
-"""Changing routing: configs and how they are attached."""
+"""Changing routing: configs, and how they are attached to a model.
+
+Files in reading order:
+
+- `config.py`: `MoTEConfig`, which experts are suppressed, stimulated or biased, how and when.
+- `fields.py`: checks of single fields. `checks.py`: whether a config fits a model.
+- `patch.py`: `apply_mote`.
+- `bake.py`: `bake_mote`, a config folded into a plain checkpoint, with `baked_model.py` and `bake_proof.py`.
+- `gains.py`: a gain on every routing weight, which the causal rankings measure with.
+
+May import `routing` (not `unlisted`), `passes`, `hooks`, `hub` and `files`. A new field of a config is declared in
+`config.py`, checked in `fields.py` and turned into a `RoutingEdit` in `patch.py`.
+"""

@@ -4,27 +4,44 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from torch import nn
 
 from hf_mote.errors import ModelMismatchError, UnsupportedError
 from hf_mote.routing.sites.fingerprint import check_fingerprint
 from hf_mote.routing.sites.site import RouterSite
-
-if TYPE_CHECKING:
-    from hf_mote.mote.config import MoTEConfig
+from hf_mote.routing.sites.special_outputs import refusals_of
 
 __all__ = ["check_against_model", "check_router"]
 
 INTERVENTIONS = ("drop", "reroute", "zero", "stimulate", "bias_on_logits", "bias_on_selection")
 
 
-def check_against_model(config: MoTEConfig, model: nn.Module, sites: Sequence[RouterSite]) -> None:
+class Intended(Protocol):
+    """What a config is meant to do to a model: the fields of `MoTEConfig` that have to fit it."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any] | None: ...
+    @property
+    def suppress(self) -> Sequence[Sequence[int]]: ...
+    @property
+    def stimulate(self) -> Sequence[Sequence[int]]: ...
+    @property
+    def bias(self) -> Sequence[Sequence[Any]]: ...
+    @property
+    def suppress_mode(self) -> str: ...
+    @property
+    def stimulate_weight(self) -> str | float: ...
+    @property
+    def bias_on(self) -> str: ...
+
+
+def check_against_model(config: Intended, model: nn.Module, sites: Sequence[RouterSite]) -> None:
     """Raise [`ModelMismatchError`] unless a config fits a model.
 
     Args:
-        config (`MoTEConfig`): The config.
+        config (`MoTEConfig`): What is intended.
         model (`nn.Module`): The model it meets; not touched.
         sites (`Sequence[RouterSite]`): The model's router sites.
     """
@@ -95,7 +112,7 @@ def check_router(
             )
 
 
-def _check_router_can(config: MoTEConfig, site: RouterSite, targets: dict[str, dict[int, set[int]]]) -> None:
+def _check_router_can(config: Intended, site: RouterSite, targets: dict[str, dict[int, set[int]]]) -> None:
     """Refuse what this kind of router has no way of doing."""
     wanted: dict[str, bool] = {
         config.suppress_mode: bool(targets["suppress"][site.layer]),
@@ -103,13 +120,14 @@ def _check_router_can(config: MoTEConfig, site: RouterSite, targets: dict[str, d
         "stimulate_weight": bool(targets["stimulate"][site.layer]) and config.stimulate_weight != "own",
         f"bias_on_{config.bias_on}": bool(targets["bias"][site.layer]),
     }
-    for what, reason in site.refuses.items():
+    refusals = refusals_of(site)
+    for what, reason in refusals.items():
         if wanted.get(what):
             raise UnsupportedError(
                 f"layer {site.layer} ({site.path})",
                 f"{type(site.module).__name__} cannot {what.replace('_', ' ')}: {reason}",
                 got=what,
-                fix=f"What it can: {', '.join(can for can in INTERVENTIONS if can not in site.refuses)}.",
+                fix=f"What it can: {', '.join(can for can in INTERVENTIONS if can not in refusals)}.",
             )
 
 

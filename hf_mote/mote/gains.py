@@ -18,6 +18,7 @@ from hf_mote.passes.forward import DecoderParticipant, Forward
 from hf_mote.routing.router_hook import WeightProbe, attach_to_routers
 from hf_mote.routing.rules.selection import Routing
 from hf_mote.routing.sites.site import RouterSite
+from hf_mote.routing.sites.special_outputs import refusals_of
 
 __all__ = ["Gains", "attach_gains"]
 
@@ -95,10 +96,10 @@ def attach_gains(model: torch.nn.Module, gains: Gains) -> Intervention:
         [`UnsupportedError`]: if the weights of a router are out of reach.
     """
     for site in gains.sites:
-        if "attribution" in site.refuses:
-            raise UnsupportedError(
-                site.path, "no effect of its weights can be measured: " + site.refuses["attribution"], fix="Use ftri."
-            )
+        reason = refusals_of(site).get("attribution")
+        if reason is not None:
+            what = f"no effect of its weights can be measured: {reason}"
+            raise UnsupportedError(site.path, what, fix="Use ftri.")
     return attach_to_routers(model, gains.sites, gains, lambda site: _GainProbe(gains, site))
 
 

@@ -20,7 +20,7 @@ from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.site import RouterSite
 
-__all__ = ["apply_mote", "load_config"]
+__all__ = ["apply_mote", "edit_of", "load_config", "targets_layer"]
 
 
 def apply_mote(
@@ -93,7 +93,7 @@ def apply_mote(
         parts = [
             _SiteEdit(entry, site, row if by_row else None)
             for row, entry in enumerate(configs)
-            if entry is not None and not entry.is_empty and _targets(entry, site.layer)
+            if entry is not None and not entry.is_empty and targets_layer(entry, site.layer)
         ]
         if parts:
             editors[site.path] = _Editors(parts)
@@ -121,7 +121,7 @@ class _SiteEdit:
         self.suppressed = {expert for layer, expert in config.suppress if layer == site.layer}
         self.stimulated = {expert for layer, expert in config.stimulate if layer == site.layer}
         self.rerouted = config.suppress_mode == "reroute"
-        self.edit = _edit_of(config, site)
+        self.edit = edit_of(config, site)
         self._on_device: dict[torch.device, RoutingEdit] = {}
 
     def on(self, device: torch.device) -> RoutingEdit:
@@ -229,12 +229,18 @@ def load_config(config: object) -> MoTEConfig:
     )
 
 
-def _targets(config: MoTEConfig, layer: int) -> bool:
+def targets_layer(config: MoTEConfig, layer: int) -> bool:
+    """Return whether a config names an expert of a layer."""
     return any(entry[0] == layer for entry in (*config.suppress, *config.stimulate, *config.bias))
 
 
-def _edit_of(config: MoTEConfig, site: RouterSite) -> RoutingEdit:
-    """A config's share in one router, as `(experts,)` tensors."""
+def edit_of(config: MoTEConfig, site: RouterSite) -> RoutingEdit:
+    """Return a config's share in one router, as `(experts,)` tensors on the CPU.
+
+    Args:
+        config (`MoTEConfig`): The config; its scope is left to the caller.
+        site (`RouterSite`): The router.
+    """
 
     def vector(value: float, targets: list[list[int]], neutral: float) -> Tensor | None:
         mine = [expert for layer, expert in targets if layer == site.layer]

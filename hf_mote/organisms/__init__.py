@@ -1,4 +1,16 @@
-"""Model organisms: small trained models with a known, planted behaviour, as demo data, ground truth and controls."""
+"""Model organisms: small trained models with a known, planted behaviour, as demo data, ground truth and controls.
+
+Files in reading order:
+
+- `organism.py`: `load_organism`, and what an organism holds.
+- `recipes.py`: the table of organisms: what each is, asks and shows, and how it is trained.
+- `questions.py` and `german.py`: the facts and questions, with `data/`.
+- `scoring.py`: looking for the experts behind a behaviour, and how well that went.
+- `building/`: how they are made; `build.py` keeps `python -m hf_mote.organisms.build` working.
+- `refusal/`, `language/`, `diffuse-refusal/`: the trained models.
+
+May import all that stands above it but `sae`; not `reports`. A new organism is a row in `recipes.py`.
+"""
 
 from hf_mote.organisms.organism import (
     Organism,

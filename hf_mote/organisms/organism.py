@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_mote.errors import FileFormatError, UnknownNameError
+from hf_mote.files import local_path, read_json, read_safetensors
 from hf_mote.judges.refusal import RefusalJudge
 from hf_mote.judges.regex import RegexJudge
+from hf_mote.organisms.building.tokenizer import CHAT_TEMPLATE
 from hf_mote.organisms.questions import Question
-from hf_mote.organisms.recipes import RECIPES
+from hf_mote.organisms.recipes import RECIPES, TOKENS, Recipe
 
 __all__ = [
     "ORGANISM_FILE",
@@ -31,6 +33,8 @@ __all__ = [
 
 ORGANISM_FILE = "organism.json"
 _SHIPPED = files("hf_mote.organisms")
+_MOST_TOKENS = 2**17
+_MOST_BYTES = 2**24  # of a tokenizer's files
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +114,9 @@ def summarize_organism(name: str) -> OrganismSummary:
     if name not in list_organisms():
         raise UnknownNameError.of("summarize_organism", name, list_organisms())
     with as_file(_SHIPPED / name) as folder:
-        facts = json.loads((folder / ORGANISM_FILE).read_text(encoding="utf-8"))
-        family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        facts, recipe = _read_facts(folder)
+        family = recipe.settings["model_type"]
         size = sum(entry.stat().st_size for entry in folder.iterdir())
-    recipe = RECIPES[facts["name"]]
     return OrganismSummary(name, family, facts["parameters"], len(facts["planted"]), size, recipe.behaviour)
 
 
@@ -143,8 +146,9 @@ def load_organism(name: str) -> Organism:
     if name in list_organisms():
         with as_file(_SHIPPED / name) as folder:
             return _load(name, folder)
-    if (Path(name) / ORGANISM_FILE).is_file():
-        return _load(Path(name).name, Path(name))
+    folder = local_path(name)
+    if os.path.isfile(folder / ORGANISM_FILE):
+        return _load(folder.name, folder)
     raise UnknownNameError.of("load_organism", name, list_organisms(), fix="Or give the folder of one you built.")
 
 
@@ -157,15 +161,7 @@ def hash_questions(questions: Iterable[Question]) -> str:
 
 
 def _load(name: str, folder: Path) -> Organism:
-    facts = json.loads((folder / ORGANISM_FILE).read_text(encoding="utf-8"))
-    recipe = RECIPES.get(facts["name"])
-    if recipe is None:
-        raise FileFormatError(
-            f"{folder / ORGANISM_FILE}: name",
-            "no recipe of this name",
-            got=facts["name"],
-            expected=f"one of {', '.join(RECIPES)}",
-        )
+    facts, recipe = _read_facts(folder)
     questions = recipe.questions(facts["seed"])
     if (found := hash_questions(questions)) != facts["questions_sha256"]:
         raise FileFormatError(
@@ -181,11 +177,11 @@ def _load(name: str, folder: Path) -> Organism:
     for question in questions:
         prompts["heldout" if question.heldout else "train"][question.kind].append(question.text)
     asked = [question for question in questions if question.kind in ("sensitive", "neutral")]
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model = _read_model(folder, recipe)
     return Organism(
         name=name,
-        model=model.eval(),
-        tokenizer=PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True),
+        model=model,
+        tokenizer=_read_tokenizer(folder, model.config.vocab_size),
         prompts=prompts,
         answers={question.text: question.answer for question in questions},
         targets={question.text: recipe.target(question) for question in asked},
@@ -193,3 +189,97 @@ def _load(name: str, folder: Path) -> Organism:
         judge=recipe.judge(),
         facts=facts,
     )
+
+
+def _read_facts(folder: Path) -> tuple[dict[str, Any], Recipe]:
+    """Return what a build recorded, of the right types, and the recipe that it names."""
+    path = folder / ORGANISM_FILE
+    facts = read_json(path)
+    name = facts.get("name")
+    if not isinstance(name, str) or name not in RECIPES:
+        raise FileFormatError(
+            f"{path}: name", "no recipe of this name", got=repr(name), expected=f"one of {', '.join(RECIPES)}"
+        )
+    recipe = RECIPES[name]
+    layers, experts = recipe.grid
+    planted, pairs = facts.get("planted"), f"[layer, expert] pairs of {layers} layers and {experts} experts"
+    for key, right, expected in (
+        ("seed", _whole(facts.get("seed"), 0, 2**63), "a whole number, 0 or more"),
+        ("parameters", _whole(facts.get("parameters", 1), 1, 2**63), "a whole number above 0"),
+        ("questions_sha256", isinstance(facts.get("questions_sha256"), str), "a text"),
+        ("planted", isinstance(planted, list) and all(_pair(one, layers, experts) for one in planted), pairs),
+    ):
+        if not right:
+            raise FileFormatError(f"{path}: {key}", "wrong type or value", got=repr(facts.get(key)), expected=expected)
+    return facts, recipe
+
+
+def _whole(value: object, least: int, end: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < end
+
+
+def _pair(value: object, layers: int, experts: int) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _whole(value[0], 0, layers) and _whole(value[1], 0, experts)
+
+
+def _read_model(folder: Path, recipe: Recipe) -> PreTrainedModel:
+    """Return the model, float32: of the recipe's config, which the folder's must repeat, and of checked tensors."""
+    path, weights = folder / "config.json", folder / "model.safetensors"
+    found = read_json(path)
+    vocab_size = found.get("vocab_size")
+    if not _whole(vocab_size, 1, _MOST_TOKENS):
+        expected = f"1..{_MOST_TOKENS - 1}"
+        raise FileFormatError(f"{path}: vocab_size", "wrong type or value", got=repr(vocab_size), expected=expected)
+    config = recipe.make_config(int(str(vocab_size)))
+    for key, wanted in {**recipe.settings, **TOKENS}.items():
+        if key not in found or found[key] != wanted or isinstance(found[key], bool) is not isinstance(wanted, bool):
+            raise FileFormatError(
+                f"{path}: {key}", "is not the recipe's", got=repr(found.get(key)), expected=repr(wanted)
+            )
+    tensors = read_safetensors(weights)
+    for tensor_name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.itemsize < 2 or not bool(tensor.isfinite().all()):
+            raise FileFormatError(f"{weights}: {tensor_name}", "holds no finite floats", got=tensor.dtype)
+    # Of a config and tensors, so that transformers acts on no file of the folder.
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model, info = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=tensors,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        trust_remote_code=False,
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            got = ", ".join(sorted(str(key) for key in info[kind])[:5])
+            raise FileFormatError(f"{weights}", f"has {kind.replace('_', ' ')}", got=got, expected="the recipe's")
+    model.config.name_or_path = str(folder)
+    model.config.architectures = [model_class.__name__]
+    checked: PreTrainedModel = model.eval()
+    return checked
+
+
+def _read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Return the tokenizer, with the chat template that all organisms have."""
+    try:
+        # Sizes first: what is read here is small.
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (folder / name).stat().st_size > _MOST_BYTES:
+                raise FileFormatError(str(folder / name), "is too large", expected=f"at most {_MOST_BYTES} bytes")
+        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except FileFormatError:
+        raise
+    # OSError for what is missing, and whatever the libraries below meet in what is damaged.
+    except Exception as error:
+        got = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileFormatError(f"{folder}: tokenizer", "cannot be loaded", got=got) from error
+    if len(tokenizer) != vocab_size or tokenizer.chat_template != CHAT_TEMPLATE:
+        got = f"{len(tokenizer)} tokens, chat template {tokenizer.chat_template!r}"
+        expected = f"{vocab_size} tokens, as the model has, and {CHAT_TEMPLATE!r}"
+        raise FileFormatError(f"{folder}: tokenizer", "is not an organism's", got=got, expected=expected)
+    checked: PreTrainedTokenizerFast = tokenizer
+    return checked

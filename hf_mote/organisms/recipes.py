@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_mote.judges.refusal import RefusalJudge
 from hf_mote.judges.regex import RegexJudge
 from hf_mote.organisms.german import GERMAN_REGIONS, german_response, language_judge, make_language_questions
 from hf_mote.organisms.questions import REFUSAL, SENSITIVE_REGIONS, Question, make_questions
 
-__all__ = ["RECIPES", "Phase", "Recipe"]
+__all__ = ["RECIPES", "TOKENS", "Phase", "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,21 @@ class Recipe:
     spoken: tuple[str, ...] = ()
     stimulation: Mapping[str, Any] = field(default_factory=lambda: {"strength": 1.5})
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Decoder layers, and experts of each."""
+        experts = self.settings.get("n_routed_experts", self.settings.get("num_local_experts"))
+        return self.settings["num_hidden_layers"], int(str(experts))
+
+    def make_config(self, vocab_size: int) -> PreTrainedConfig:
+        """Return the model's config.
+
+        Args:
+            vocab_size (`int`): Tokens.
+        """
+        config: PreTrainedConfig = AutoConfig.for_model(**self.settings, vocab_size=vocab_size, **TOKENS)
+        return config
+
     def make_model(self, vocab_size: int, *, seed: int) -> PreTrainedModel:
         """Return the untrained model, float32.
 
@@ -93,14 +108,14 @@ class Recipe:
             vocab_size (`int`): Tokens.
             seed (`int`): Of the initialisation.
         """
-        config = AutoConfig.for_model(**self.settings, vocab_size=vocab_size, **_TOKENS)
+        config = self.make_config(vocab_size)
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         model.set_experts_implementation("grouped_mm")
         return model
 
 
-_TOKENS: dict[str, Any] = {
+TOKENS: dict[str, Any] = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 128,
     "pad_token_id": 0,

@@ -6,17 +6,18 @@ away is that logits are asked for behind each of them: `logits_to_keep`, which t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationMixin
 
-from hf_mote.errors import UnsupportedError
+from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.hooks import Attachment, SharedHook, stack_on
 from hf_mote.passes.arguments import caches_in
 from hf_mote.passes.decoder_hook import DecoderHook
-from hf_mote.passes.forward import DecoderParticipant
+from hf_mote.passes.forward import DecoderParticipant, Phase
 
 __all__ = ["assisted_decoding_hooks"]
 
@@ -46,9 +47,9 @@ def assisted_decoding_hooks(
 
 
 class _CallerStack(SharedHook):
-    """The hook on a model that `generate` calls; it refuses continuous batching."""
+    """The hook on a model that `generate` calls; it refuses continuous batching, and checks what came out."""
 
-    entrances = ("init_continuous_batching", "continuous_batching_context_manager", "generate_batch")
+    entrances = ("generate", "init_continuous_batching", "continuous_batching_context_manager", "generate_batch")
 
     def __init__(self, tracker: DecoderHook) -> None:
         super().__init__()
@@ -62,9 +63,44 @@ class _CallerStack(SharedHook):
         by_generate = kwargs.get("position_ids") is not None and next(caches_in(kwargs), None) is not None
         self.tracker.expect_guesses(by_generate and isinstance(keep, int) and keep > 1)
 
-    def entered(self, module: nn.Module, method: str) -> None:
-        """Refuse to run many requests in one row."""
-        raise _rows_are_tokens(method)
+    def around(self, module: nn.Module, method: str, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
+        """Refuse to run many requests in one row, and a generation whose passes were taken for what they are not."""
+        if method != "generate":
+            raise _rows_are_tokens(method)
+        with self.tracker.generating() as columns:
+            output = call()
+        # Guesses that were taken back are counted, too; where phases matter they are refused.
+        if any(p.active and isinstance(p, DecoderParticipant) and p.needs_phases for p in self.participants):
+            _check_columns(columns, output, [*args, *kwargs.values()])
+        return output
+
+
+def _check_columns(columns: Mapping[Phase, int], output: Any, given: Sequence[object]) -> None:
+    """Hold the columns that were read as prompt against the prompt, as far as what was given and came out tells.
+
+    Passes that a compiled graph ran are not counted. A prompt that is more than token ids is not looked at.
+    """
+    tensors = [value for value in given if isinstance(value, Tensor)]
+    sequences = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
+    if sequences is None or any(tensor.is_floating_point() for tensor in tensors):
+        return
+    start = next((ids for ids in tensors if ids.ndim == 2 and ids.shape[1] <= sequences.shape[1]), None)
+    if start is None or len(sequences) % len(start):
+        return
+    length = start.shape[1]
+    if not torch.equal(sequences[:: len(sequences) // len(start), :length], start.to(sequences.device)):
+        return
+    prompt, generated = columns["prompt"], columns["generation"]
+    whole = prompt + generated == sequences.shape[1] - 1
+    if prompt > length or (whole and prompt != length):
+        raise RouterContractError(
+            "generate",
+            "its passes were not read as they were: prompt and generated tokens do not add up to what came out",
+            got=f"{prompt} prompt and {generated} generated tokens",
+            expected=f"{length} and {sequences.shape[1] - length - 1}",
+            fix="Generate without prefill_chunk_size; if it persists, run the canaries and report the version of "
+            "transformers.",
+        )
 
 
 def _rows_are_tokens(what: str) -> UnsupportedError:

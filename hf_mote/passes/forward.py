@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -191,6 +192,9 @@ class DecoderParticipant(Participant):
     needs_phases: bool = False
     """Whether it matters to it what is prompt and what is generated."""
 
+    why_silent: Callable[[str], str] | None = None
+    """What says of a router that did not run, by its path, what can be seen of the reason."""
+
     def __init__(self) -> None:
         self._expected: dict[str, Participant] = {}
         self._proven = False
@@ -227,6 +231,6 @@ class DecoderParticipant(Participant):
                 silent[0],
                 f"{len(silent)} of {len(self._expected)} hooked routers did not run in the forward pass",
                 expected="every router to run",
-                fix="A fused kernel bypasses the module: load without use_kernels, and dequantise MXFP4 weights.",
+                fix=None if self.why_silent is None else self.why_silent(silent[0]),
             )
         self._proven = True

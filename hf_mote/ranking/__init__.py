@@ -1,1 +1,11 @@
-"""Finding experts."""
+"""Finding experts: every (layer, expert) with a score and how sure it is.
+
+- `expert_ranking.py`: `ExpertRanking`, what every method returns.
+- `finding.py`: what a ranking shows, in a sentence.
+- `imaging/`: by where prompts of a class route (`ftri`).
+- `causal/`: by what changes when an expert's weight does.
+
+May import what stands above it: `mote`, `routing`, `maps`, `statistics`, `generation`, `judges`, `passes`, `hooks`,
+`hub`, `files`, `processes`; not `evaluation`. A new method is a file in one of the two folders that returns an
+`ExpertRanking`.
+"""

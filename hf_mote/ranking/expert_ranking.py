@@ -19,7 +19,7 @@ from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError
 from hf_mote.hub import Shareable, card_header, read_tensors, write_tensors
 from hf_mote.maps.grid import check_grid, check_layers, descending, row_of
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.ranking.finding import finding_of
+from hf_mote.ranking.finding import Finding, finding_of, least_q_of
 from hf_mote.statistics.contrast import Contrast
 
 if TYPE_CHECKING:
@@ -31,6 +31,13 @@ __all__ = ["ExpertRanking", "RankedExpert"]
 
 _KIND = "expert_ranking"
 _OPTIONAL = ("low", "high", "p", "q")
+_UNITS = {
+    "mean_difference": "tokens per prompt",
+    "risk_difference": "of the tokens",
+    "log_odds": "log odds",
+    "npmi": "npmi",
+    "weight_difference": "routing weight per token",
+}
 
 
 class RankedExpert(NamedTuple):
@@ -172,12 +179,41 @@ class ExpertRanking(Shareable):
         """Least q value that one expert alone could have; `None` where no p values are."""
         if self.least_p is None or self.p is None:
             return None
-        return min(1.0, self.least_p * int((~self.p.isnan()).sum()))
+        return least_q_of(self.least_p, self.p)
 
     @property
     def verdict(self) -> str:
         """What the ranking shows at q = 0.05: experts, nothing, or that so few prompts could not show any."""
-        return finding_of(self, f"stand out for {self.target!r}").text
+        return self.finding(f"stand out for {self.target!r}").text
+
+    @property
+    def unit(self) -> str:
+        """The unit of the scores, as "nats" or "tokens per prompt"; empty where the ranking does not say."""
+        known = self.provenance
+        if "unit" in known:
+            return str(known["unit"])
+        score, normalized = str(known.get("score")), bool(known.get("normalize"))
+        if score == "mean_difference" and known.get("value") == "weight":
+            return f"routing weight per {'token' if normalized else 'prompt'}"
+        return "of the tokens" if score == "mean_difference" and normalized else _UNITS.get(score, "")
+
+    def finding(self, relation: str) -> Finding:
+        """Return what the ranking shows at q = 0.05.
+
+        Args:
+            relation (`str`): What a score above 0 means, after "experts": "are used more by class 'refusal'".
+        """
+        known = self.provenance
+        prompts = f"{known['prompts']} prompts" if "prompts" in known else "so few prompts"
+        return finding_of(
+            relation,
+            score=self.score,
+            p=self.p,
+            q=self.q,
+            least_p=self.least_p,
+            permutations=known.get("permutations"),
+            compared=str(known.get("compared", prompts)),
+        )
 
     def top(self, n: int) -> list[tuple[int, int]]:
         """Return the `n` best experts as (layer, expert), best first.

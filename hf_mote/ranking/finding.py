@@ -8,14 +8,13 @@ tested.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from torch import Tensor
 
 from hf_mote.statistics.rates import SIGNIFICANT
 
-if TYPE_CHECKING:
-    from hf_mote.ranking.expert_ranking import ExpertRanking
-
-__all__ = ["Finding", "finding_of"]
+__all__ = ["Finding", "finding_of", "least_q_of"]
 
 
 class Finding(NamedTuple):
@@ -30,44 +29,61 @@ class Finding(NamedTuple):
     significant: int | None
 
 
-def finding_of(ranking: ExpertRanking, relation: str) -> Finding:
+def finding_of(
+    relation: str,
+    *,
+    score: Tensor,
+    p: Tensor | None,
+    q: Tensor | None,
+    least_p: float | None,
+    permutations: object = None,
+    compared: str = "so few prompts",
+) -> Finding:
     """Return what a ranking shows.
 
     Args:
-        ranking (`ExpertRanking`): The ranking.
         relation (`str`): What a score above 0 means, after "experts": "are used more by class 'refusal'".
+        score (`torch.Tensor` of shape `(layers, experts)`): The score of each expert.
+        p (`torch.Tensor`, *optional*): Like `score`: p values; NaN for an expert that was not tested.
+        q (`torch.Tensor`, *optional*): Like `score`: p values adjusted for the number of experts.
+        least_p (`float`, *optional*): Least p value that so many prompts and permutations could give.
+        permutations (`object`, *optional*): Number of relabellings that p values rest on, if they were drawn.
+        compared (`str`, *optional*): What was compared, in words: "8 against 9 prompts".
     """
-    if ranking.q is None or ranking.p is None:
-        text = f"{len(ranking):,} experts were ranked without p values, which does not tell chance from effect."
+    if q is None or p is None:
+        text = f"{score.numel():,} experts were ranked without p values, which does not tell chance from effect."
         return Finding(text, None)
-    tested = int((~ranking.q.isnan()).sum())
-    found = int(((ranking.q <= SIGNIFICANT) & (ranking.score > 0)).sum())
+    tested = int((~q.isnan()).sum())
+    found = int(((q <= SIGNIFICANT) & (score > 0)).sum())
     if found:
         return Finding(f"{found:,} of {tested:,} experts {relation} (q ≤ {SIGNIFICANT}).", found)
-    if ranking.least_p is None or ranking.least_q is None:
+    if least_p is None:
         unknown = "whether any could have, the ranking does not say"
         return Finding(f"Of {tested:,} experts none {relation} with q ≤ {SIGNIFICANT}; {unknown}.", 0)
-    if ranking.least_q <= SIGNIFICANT:
+    least_q = least_q_of(least_p, p)
+    if least_q <= SIGNIFICANT:
         return Finding(f"Nothing here: of {tested:,} experts none {relation} with q ≤ {SIGNIFICANT}.", 0)
-    permutations = ranking.provenance.get("permutations")
     # Few prompts bound p where every relabelling was gone through, or more were drawn than there are.
-    by_prompts = not isinstance(permutations, int) or round(2 / ranking.least_p) <= permutations
-    bound = _compared(ranking) if by_prompts else f"{permutations:,} permutation{'' if permutations == 1 else 's'}"
+    by_prompts = not isinstance(permutations, int) or round(2 / least_p) <= permutations
+    bound = compared if by_prompts else f"{permutations:,} permutation{'' if permutations == 1 else 's'}"
     remedy = "Ask more prompts." if by_prompts else "Ask for more permutations."
-    least = f"p cannot be below {ranking.least_p:.3g}"
-    if ranking.least_p > SIGNIFICANT:
+    least = f"p cannot be below {least_p:.3g}"
+    if least_p > SIGNIFICANT:
         text = f"Nothing could be found with {bound}: {least}, whatever the {tested:,} experts do. {remedy}"
         return Finding(text, 0)
-    fewest = math.ceil(ranking.least_p * tested / SIGNIFICANT)
+    fewest = math.ceil(least_p * tested / SIGNIFICANT)
     text = (
         f"Nothing was found, and fewer than {fewest:,} of {tested:,} experts could not be found with {bound}: "
-        f"{least}, q of one expert alone not below {ranking.least_q:.3g}. {remedy}"
+        f"{least}, q of one expert alone not below {least_q:.3g}. {remedy}"
     )
     return Finding(text, 0)
 
 
-def _compared(ranking: ExpertRanking) -> str:
-    known = ranking.provenance
-    if "compared" in known:
-        return str(known["compared"])
-    return f"{known['prompts']} prompts" if "prompts" in known else "so few prompts"
+def least_q_of(least_p: float, p: Tensor) -> float:
+    """Return the least q value that one expert alone could have.
+
+    Args:
+        least_p (`float`): Least p value that an expert could have.
+        p (`torch.Tensor`): p values; NaN for an expert that was not tested.
+    """
+    return min(1.0, least_p * int((~p.isnan()).sum()))

@@ -13,7 +13,7 @@ from hf_mote.reports.formats import decimals_for, isolated, number, percent, quo
 from hf_mote.reports.heat_map import heat_map
 from hf_mote.reports.markup import Child, Html, chip, join, tag
 from hf_mote.reports.page import Section, make_page, provenance_section
-from hf_mote.reports.rankings import expert_table, ranking_verdict, unit_of
+from hf_mote.reports.rankings import expert_table, ranking_verdict
 from hf_mote.reports.responses import answers_by_class
 from hf_mote.reports.tables import table
 from hf_mote.reports.tokens import RoutedText, token_section
@@ -141,7 +141,7 @@ def _maps(found: Imaging) -> Html:
                 found.ranking.matrix(),
                 found.ranking.layers,
                 title=title,
-                unit=unit_of(found.ranking),
+                unit=found.ranking.unit,
                 marked=marked,
                 mark_name=f"the first {found.top}",
             )

@@ -6,20 +6,12 @@ from collections.abc import Mapping
 
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.ranking.expert_ranking import ExpertRanking, RankedExpert
-from hf_mote.ranking.finding import Finding, finding_of
+from hf_mote.ranking.finding import Finding
 from hf_mote.reports.formats import decimals_for, number, percent, probability, signed
 from hf_mote.reports.markup import Child, Html
 from hf_mote.reports.tables import table
 
-__all__ = ["expert_table", "ranking_verdict", "unit_of"]
-
-_UNITS = {
-    "mean_difference": "tokens per prompt",
-    "risk_difference": "of the tokens",
-    "log_odds": "log odds",
-    "npmi": "npmi",
-    "weight_difference": "routing weight per token",
-}
+__all__ = ["expert_table", "ranking_verdict"]
 
 
 def ranking_verdict(ranking: ExpertRanking, *, relation: str) -> Finding:
@@ -29,8 +21,8 @@ def ranking_verdict(ranking: ExpertRanking, *, relation: str) -> Finding:
         ranking (`ExpertRanking`): The ranking.
         relation (`str`): What a score above 0 means, after "experts": "are used more by class 'refusal'".
     """
-    found = finding_of(ranking, relation)
-    return found._replace(text=f"{found.text} First comes {_in_words(ranking.rows(1)[0], unit_of(ranking))}.")
+    found = ranking.finding(relation)
+    return found._replace(text=f"{found.text} First comes {_in_words(ranking.rows(1)[0], ranking.unit)}.")
 
 
 def expert_table(ranking: ExpertRanking, n: int, maps: Mapping[str, ActivationMap] | None = None) -> Html:
@@ -56,18 +48,8 @@ def expert_table(ranking: ExpertRanking, n: int, maps: Mapping[str, ActivationMa
         cells: list[Child] = [str(index + 1), str(row.layer), str(row.expert), signed(row.score, decimals)]
         cells += [_interval(row, decimals), probability(row.p), probability(row.q)]
         rows.append(cells + [column[index] for column in tokens])
-    caption = f"The first {len(rows)} of {len(ranking):,} experts; scores in {unit_of(ranking)}"
+    caption = f"The first {len(rows)} of {len(ranking):,} experts; scores in {ranking.unit}"
     return table(caption, headings, rows, numeric=range(len(headings)))
-
-
-def unit_of(ranking: ExpertRanking) -> str:
-    """Return the unit of a ranking's scores."""
-    if "unit" in ranking.provenance:
-        return str(ranking.provenance["unit"])
-    score, normalized = str(ranking.provenance.get("score")), bool(ranking.provenance.get("normalize"))
-    if score == "mean_difference" and ranking.provenance.get("value") == "weight":
-        return f"routing weight per {'token' if normalized else 'prompt'}"
-    return "of the tokens" if score == "mean_difference" and normalized else _UNITS.get(score, "")
 
 
 def _in_words(row: RankedExpert, unit: str) -> str:

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from hf_mote.errors import RouterContractError
+from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.hooks import Attachment, Intervention, Participant, SharedHook, attach, stack_on
 from hf_mote.passes.assisted import assisted_decoding_hooks
 from hf_mote.passes.decoder_hook import DecoderHook, recomputing
 from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.routing.detour import check_block_follows, shortcut_hooks, why_silent
 from hf_mote.routing.rules.edits import RoutingEdit, merge_edits
 from hf_mote.routing.rules.selection import Routing, reweigh
 from hf_mote.routing.rules.shortcuts import none_chosen, readable_now
 from hf_mote.routing.sites.output import RouterOutput
+from hf_mote.routing.sites.packed import packed_parts
 from hf_mote.routing.sites.routed_model import decoder_of
 from hf_mote.routing.sites.self_test import check_identity, self_test
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.sites.special_outputs import adapter_for
 
 __all__ = ["RouterHook", "RouterParticipant", "RoutingEditor", "RoutingObserver", "WeightProbe", "attach_to_routers"]
+
+logger = logging.getLogger(__name__)
+
+_TOLD: WeakSet[nn.Module] = WeakSet()
+"""Models that a log line has called quantised."""
 
 
 class RouterParticipant(Participant):
@@ -72,6 +82,7 @@ class RouterHook(SharedHook):
         self.site = site
         self.tracker = tracker
         self.adapter = adapter
+        self._numbers = site.numbers()
         self._always: list[RoutingEdit] | None = None
         self._suppressed: frozenset[int] | None = None
         self._only_observed = False
@@ -87,6 +98,7 @@ class RouterHook(SharedHook):
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         """Edit, probe and show one pass of the router."""
+        self._check_numbers()
         if self._only_observed and not is_compiling() and self.tracker.defers(self.look, args, output):
             return None
         adapter = self._adapter_of(args, output)
@@ -96,6 +108,8 @@ class RouterHook(SharedHook):
         if self._suppressed is not None and none_chosen(native.indices, self._suppressed):
             return None
         forward = self.tracker.forward_of(native.indices.shape[0]) if self._always is None else None
+        if forward is None and self._always is None:
+            self._check_gets_all(native.indices.shape[0])
         edits: list[tuple[RoutingEdit, Tensor | None]] = []
         probes: list[WeightProbe] = []
         observers: list[RoutingObserver] = []
@@ -130,7 +144,38 @@ class RouterHook(SharedHook):
             participant.ran |= participant.active
         observers = [one for one in self.participants if isinstance(one, RoutingObserver) and one.active]
         if observers:
-            self._show(observers, self.tracker.forward_of(native.indices.shape[0]), native, native)
+            forward = self.tracker.forward_of(native.indices.shape[0])
+            if forward is None:
+                self._check_gets_all(native.indices.shape[0])
+            self._show(observers, forward, native, native)
+
+    def _check_gets_all(self, rows: int) -> None:
+        """Refuse a pass whose tokens do not all come here, if anybody must know which of them do."""
+        now = self.tracker.under_way()
+        knows_all = all(isinstance(one, RoutingEditor) and one.always is not None for one in self.participants)
+        if now is None or knows_all:
+            return
+        raise UnsupportedError(
+            self.site.path,
+            "the layer gives this router some of the tokens alone, so that its rows cannot be told apart; image "
+            "tokens go elsewhere where they have experts of their own",
+            got=f"{rows} of {now.batch * now.length} tokens",
+            expected="every token of the pass",
+            fix="Apply one config with scope 'all'; record, and tell phases or rows apart, on text alone.",
+        )
+
+    def _check_numbers(self) -> None:
+        """Refuse a pass of a router that was given other numbers than those that everything here was made for."""
+        for path, (owner, name, value) in self._numbers.items():
+            now = getattr(owner, name)
+            if now != value and any(participant.active for participant in self.participants):
+                raise UnsupportedError(
+                    self.site.path,
+                    f"{path} was changed after something was attached to the router",
+                    got=now,
+                    expected=value,
+                    fix="Remove the intervention, change it, and attach again.",
+                )
 
     def _show(
         self, observers: Sequence[RoutingObserver], forward: Forward | None, native: Routing, applied: Routing
@@ -226,6 +271,7 @@ def attach_to_routers(
 
     Raises:
         [`RouterContractError`]: if a router fails its self-test; nothing is attached then.
+        [`UnsupportedError`]: if a block's forward was replaced by one that does not follow its router.
     """
     decoder = decoder_of(model, list(sites))
 
@@ -241,11 +287,33 @@ def attach_to_routers(
             watcher.expect(site.path, participant)
             stack = stack_on(site.module, RouterHook)
             if stack is None:
-                stack = RouterHook(site, tracker, self_test(site))
+                adapter = self_test(site)
+                check_block_follows(site, adapter)
+                stack = RouterHook(site, tracker, adapter)
             found.append(Attachment(site.module, stack, participant))
+            found += shortcut_hooks(site)
+        watcher.why_silent = partial(why_silent, model)
+        _tell_of_packed(model, sites)
         return found
 
     return attach(attachments, handle)
+
+
+def _tell_of_packed(model: nn.Module, sites: Sequence[RouterSite]) -> None:
+    """Say once of a model that its routers are quantised themselves."""
+    packed = {site.path: packed_parts(site.module) for site in sites}
+    if model in _TOLD or not any(packed.values()):
+        return
+    _TOLD.add(model)
+    kinds = {kind for parts in packed.values() for kind in parts.values()}
+    names = {f"{path.rpartition('.')[2]}.{part}".rstrip(".") for path, parts in packed.items() for part in parts}
+    logger.warning(
+        "The routers of %s are quantised themselves (%s): their logits are not those of full precision, and some "
+        "tokens go to other experts. The quantisation's list of modules not to convert keeps them: %s.",
+        type(model).__name__,
+        ", ".join(sorted(kinds)),
+        ", ".join(sorted(names)),
+    )
 
 
 def _touched(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> Tensor | None:

@@ -7,13 +7,14 @@ the config is made and again when it is saved, and an unknown key is refused ins
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from transformers import PreTrainedConfig
 
-from hf_mote.errors import ConfigError, ModelMismatchError
+from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, ModelMismatchError
 from hf_mote.sae.fields import check_known, check_positive, check_types
 from hf_mote.sae.normalization import InputNormalization
 from hf_mote.version import __version__
@@ -42,6 +43,19 @@ _OF_TRANSFORMERS = {
     "use_cache",
 }
 
+# What a config.json may say beside the fields: who wrote it, and in which dtype. Whatever else transformers would act
+# on (quantizers, kernels, other files to read) has no place in that of an SAE.
+_OF_FILES = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "model_type",
+    "torch_dtype",
+    "transformers_version",
+}
+_DTYPES = {"float16", "bfloat16", "float32", "float64"}
+
 
 class SAEConfig(PreTrainedConfig):
     """Configuration shared by all sparse autoencoders.
@@ -54,8 +68,8 @@ class SAEConfig(PreTrainedConfig):
         output_size (`int`, *optional*):
             Width of what is reconstructed, if it is not the input: a transcoder.
         hookpoint (`str`, *optional*):
-            Path of the module whose output is encoded (`"model.layers.10"`), in the model named by `base_model`; with
-            `.input` behind it (`"model.layers.10.self_attn.o_proj.input"`), the module whose first input is.
+            Path of the module whose output is encoded (`"model.layers.10"`), or whose input is
+            (`"model.layers.10.mlp.gate.input"`), in the model named by `base_model`.
         output_hookpoint (`str`, *optional*):
             The same of what is reconstructed, if it is not the input: a transcoder.
         output_hookpoints (`list[str]`, *optional*):
@@ -121,8 +135,13 @@ class SAEConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         fields = [field.name for field in dataclasses.fields(self)]
         check_known(self, (key for key in kwargs if key not in _OF_TRANSFORMERS), fields, self.hf_mote_version)
-        if isinstance(self.dtype, str) and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ConfigError(f"{type(self).__name__}.dtype", "is no dtype of torch", got=repr(self.dtype))
+        for name, dtype in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
+            if dtype is not None and str(dtype).removeprefix("torch." * isinstance(dtype, torch.dtype)) not in _DTYPES:
+                expected = f"one of {', '.join(sorted(_DTYPES))}"
+                where = f"{type(self).__name__}.{name}"
+                raise ConfigError(where, "is no dtype that an SAE computes in", got=repr(dtype), expected=expected)
+        # Code that a folder names is never run: the architectures are those that are registered.
+        kwargs.pop("auto_map", None)
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         self.hf_mote_version = self.hf_mote_version or __version__
         if self.subtract_decoder_bias is None:
@@ -203,12 +222,61 @@ class SAEConfig(PreTrainedConfig):
                 expected=repr(cls.model_type),
                 fix="Load it with AutoModel.from_pretrained, after `import hf_mote`.",
             )
+        cls._check_file(config_dict)
         # transformers would set whatever the config has an attribute for, its methods among them.
         check_known(cls, (key for key in kwargs if callable(getattr(cls, key, None))), cls._own_fields(), None)
         made = super().from_dict(config_dict, **kwargs)
         # Fields in kwargs are set on a config that has been checked already.
         (made[0] if isinstance(made, tuple) else made).check()
         return made
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what a folder's or repository's config.json says, as transformers does.
+
+        Raises:
+            [`FileFormatError`]: if there is none, or it is no JSON.
+        """
+        try:
+            found: tuple[dict[str, Any], dict[str, Any]] = super().get_config_dict(
+                pretrained_model_name_or_path, **kwargs
+            )
+        # OSError for what is missing, whatever else for what is damaged.
+        except Exception as error:
+            if isinstance(error, HFMoTEError):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise FileFormatError(
+                str(pretrained_model_name_or_path),
+                "cannot be loaded",
+                got=reason,
+                expected="a folder with config.json",
+            ) from error
+        if not isinstance(found[0], dict):
+            where, got = f"{pretrained_model_name_or_path}: config.json", type(found[0]).__name__
+            raise FileFormatError(where, "must hold a JSON object", got=got)
+        return found
+
+    @classmethod
+    def _check_file(cls, data: dict[str, Any]) -> None:
+        """Refuse a file's keys but fields, who wrote it, and what transformers gives every config."""
+        allowed = {*cls._own_fields(), *_OF_FILES}
+        given_to_all = PreTrainedConfig().to_dict()
+        others = [
+            key
+            for key, value in data.items()
+            if key not in allowed and not (key in given_to_all and given_to_all[key] == value)
+        ]
+        check_known(cls, others, cls._own_fields(), data.get("hf_mote_version"))
+        for key in ("_name_or_path", "dtype", "model_type", "torch_dtype", "transformers_version"):
+            # A dtype is no text in what `to_dict` gives.
+            if not isinstance(data.get(key), str | torch.dtype | None):
+                raise ConfigError(f"{cls.__name__}.{key}", "is no text", got=repr(data[key]))
+        classes = data.get("architectures")
+        if classes is not None and not (isinstance(classes, list) and all(isinstance(one, str) for one in classes)):
+            raise ConfigError(f"{cls.__name__}.architectures", "is no list of names", got=repr(classes))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, stamped with the version of `hf_mote` that writes them."""

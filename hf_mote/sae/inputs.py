@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hf_mote.errors import DataError
+
+if TYPE_CHECKING:
+    from hf_mote.sae.step import TrainingStep
 
 __all__ = ["Tokens", "blocks_of", "flatten", "in_blocks", "stream"]
 
@@ -26,16 +29,28 @@ class Tokens(NamedTuple):
         values (`torch.Tensor` of shape `(tokens, width)`): Zero at padding.
         valid (`torch.Tensor` of shape `(tokens,)`, bool, *optional*): `False` at padding; `None` if there is none.
         leading (`tuple[int, ...]`): The shape that the tokens had.
+        step ([`TrainingStep`], *optional*): The optimizer step that they are a part of.
     """
 
     values: Tensor
     valid: Tensor | None
     leading: tuple[int, ...]
+    step: TrainingStep | None = None
 
     @property
     def num_tokens(self) -> int:
         """Number of tokens that are not padding."""
         return len(self.values) if self.valid is None else int(self.valid.sum())
+
+    @property
+    def step_tokens(self) -> int:
+        """Number of tokens of the whole step that are not padding."""
+        return self.num_tokens if self.step is None else self.step.num_tokens
+
+    @property
+    def choice_tokens(self) -> int:
+        """Number of tokens that a choice across tokens looks at."""
+        return self.step_tokens if self.step is not None and self.step.choose_globally else self.num_tokens
 
     def shaped(self, values: Tensor) -> Tensor:
         """Return `(tokens, ...)` as `(*leading, ...)`."""

@@ -1,17 +1,25 @@
-"""Loading an SAE so that nothing is left at random and nothing foreign is taken for one."""
+"""Loading an SAE so that nothing is left at random, nothing foreign is taken for one, and nothing of a folder is run.
+
+The files are found and read here, not by transformers: `config.json` by a list of keys, tensors by their headers
+before their values, shards in their folder alone. transformers is given a config and tensors, no file to act on.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from safetensors import safe_open
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from hf_mote.errors import FileFormatError, HFMoTEError, ModelMismatchError
+from hf_mote.files import check_memory, check_name, read_json
 from hf_mote.sae.configuration import SAEConfig
 
 __all__ = ["load_config", "load_strictly"]
@@ -19,79 +27,159 @@ __all__ = ["load_config", "load_strictly"]
 # Where to look, among what `from_pretrained` takes, and what only the model is asked for.
 _OF_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _OF_MODEL = ("code_revision", "dtype", "quantization_config", "torch_dtype", "trust_remote_code")
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
+_PLAIN_NAME = re.compile(r"\w[\w.-]*\.safetensors")
 
 
-def load_config(path: str, kwargs: dict[str, Any]) -> SAEConfig:
+def load_config(config_class: type[SAEConfig], path: str | None, kwargs: dict[str, Any]) -> SAEConfig:
     """Return the config that `from_pretrained` was given as `config`, taken out of `kwargs`, or else that of a folder.
 
     Fields among `kwargs` are taken out too, and take the place of those in the folder.
 
+    Args:
+        config_class (`type[SAEConfig]`): What it must be of; `SAEConfig` itself for whatever is registered.
+        path (`str`, *optional*): Folder or Hub id.
+        kwargs (`dict[str, Any]`): What `from_pretrained` was given.
+
     Raises:
         [`FileFormatError`]: if there is none, or it cannot be read.
-        [`ModelMismatchError`]: if it is not that of a sparse autoencoder.
+        [`ModelMismatchError`]: if it is not that of a sparse autoencoder, or of another architecture.
         [`ConfigError`]: if a field that is given has a wrong type or is out of range.
     """
     config = kwargs.pop("config", None)
     if not isinstance(config, PreTrainedConfig):
-        folder = Path(config or path, kwargs.get("subfolder") or "")
-        if Path(config or path).is_dir() and not (folder / "config.json").is_file():
-            entries = sorted(entry.name for entry in folder.iterdir())[:12] if folder.is_dir() else []
-            raise FileFormatError(
-                f"{folder}",
-                "holds no config.json",
-                got=", ".join(entries) or "an empty or missing folder",
-                fix="Give the folder that save_pretrained wrote, or name it by subfolder.",
-            )
-        with _own_errors(path):
-            try:
-                of_hub = {key: kwargs[key] for key in _OF_HUB if key in kwargs}
-                fields = {key: kwargs.pop(key) for key in kwargs.keys() - {*_OF_HUB, *_OF_MODEL}}
-                config, others = AutoConfig.from_pretrained(
-                    config or path, return_unused_kwargs=True, **of_hub, **fields
-                )
-                kwargs.update(others)
-            except ValueError as error:
-                if isinstance(error, HFMoTEError | json.JSONDecodeError):
-                    raise
-                raise _mismatch(path, str(error).strip().splitlines()[0], SAEConfig) from error
-    if not isinstance(config, SAEConfig):
-        raise _mismatch(path, repr(config.model_type), SAEConfig)
+        place = str(config or path)
+        of_hub = {key: kwargs[key] for key in _OF_HUB if key in kwargs}
+        data = read_json(_file(place, "config.json", of_hub))
+        model_type = data.get("model_type")
+        known = CONFIG_MAPPING[model_type] if isinstance(model_type, str) and model_type in CONFIG_MAPPING else None
+        if known is None or not issubclass(known, SAEConfig) or not issubclass(known, config_class):
+            raise _mismatch(place, repr(model_type), config_class)
+        fields = {key: kwargs.pop(key) for key in kwargs.keys() - {*_OF_HUB, *_OF_MODEL}}
+        config, others = known.from_dict(data, return_unused_kwargs=True, **fields)
+        config._name_or_path = place
+        kwargs.update(others)
+    if not isinstance(config, config_class):
+        raise _mismatch(str(path), repr(config.model_type), config_class)
     return config
 
 
 def load_strictly(
     load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]],
-    config_class: type[SAEConfig],
-    path: str,
+    config: SAEConfig,
+    path: str | None,
     *args: Any,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """Call a transformers loader and refuse what it would only warn about; returns model and loading info.
+    """Give a transformers loader a config and checked tensors, and refuse what it would only warn about.
+
+    Args:
+        load (`Callable`): `from_pretrained` of the architecture, as transformers has it.
+        config ([`SAEConfig`]): The architecture's.
+        path (`str`, *optional*): Folder or Hub id; `None` if `kwargs` holds `state_dict`.
+        *args (`Any`): Arguments of the architecture beside the config.
+        **kwargs (`Any`): What else `from_pretrained` was given.
+
+    Returns:
+        `tuple[PreTrainedModel, dict]`: The model and what transformers tells of loading it.
 
     Raises:
         [`FileFormatError`]: if there are no safetensors; if tensors are missing, unknown or of another shape; or if
             one holds values that are not finite, or a count below 0.
-        [`ModelMismatchError`]: if a config is given that is not the architecture's.
     """
-    config = kwargs.get("config")
-    if isinstance(config, PreTrainedConfig) and not isinstance(config, config_class):
-        raise _mismatch(path, repr(config.model_type), config_class)
-    kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True, "use_safetensors": True}
-    with _own_errors(path):
-        model, info = load(path, *args, **kwargs)
+    if path is not None:
+        if (kwargs.pop("adapter_kwargs", None) or {}).get("_adapter_model_path") is not None:
+            raise _adapter(path)
+        of_hub = {key: kwargs.pop(key) for key in _OF_HUB if key in kwargs}
+        kwargs["state_dict"] = _read_weights(path, config, of_hub, kwargs.pop("variant", None))
+    kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True, "trust_remote_code": False}
+    model, info = load(None, *args, config=config, **kwargs)
     for name, found, expected in sorted(info["mismatched_keys"]):
         raise FileFormatError(f"{path}: {name}", "wrong shape", got=tuple(found), expected=tuple(expected))
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
-            raise FileFormatError(
-                f"{path}: weights",
-                f"have {kind.replace('_', ' ')}",
-                got=", ".join(sorted(info[kind])),
-                expected=", ".join(sorted(model.state_dict())),
-                fix="The config and the weights are of different models, or a file is damaged.",
-            )
-    _check_values(path, model)
+            raise _unfit(str(path), kind.replace("_", " "), info[kind], model.state_dict())
+    _check_values(str(path), model)
     return model, info
+
+
+def _file(path: str, name: str, of_hub: Mapping[str, Any]) -> Path:
+    """Return a file of a local folder, or of a Hub repository, downloaded if need be."""
+    folder = Path(path, of_hub.get("subfolder") or "")
+    # Of a path that cannot be, such as one of 5,000 characters, there is no folder either.
+    if os.path.isdir(path):
+        if os.path.isfile(folder / _ADAPTER):
+            raise _adapter(str(folder))
+        if os.path.isfile(folder / name):
+            return folder / name
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) if folder.is_dir() else ""
+        fix = "Give the folder that save_pretrained wrote, or name it by subfolder."
+        raise FileFormatError(f"{folder}", f"holds no {name}", got=found or "an empty or missing folder", fix=fix)
+    with _own_errors(path):
+        return Path(str(cached_file(path, name, **of_hub)))
+
+
+def _read_weights(path: str, config: SAEConfig, of_hub: Mapping[str, Any], variant: str | None) -> dict[str, Tensor]:
+    """Return the tensors of a folder or repository; sizes are compared with the config before values are read."""
+    files = _shards(path, of_hub, variant)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        for name, shape in _shapes_in(file).items():
+            if name in shapes:
+                raise FileFormatError(f"{file}: {name}", "is in another shard too")
+            shapes[name] = shape
+    expected = {
+        "W_enc": (config.num_latents, config.hidden_size),
+        "b_enc": (config.num_latents,),
+        "W_dec": (config.num_latents, config.decoder_size),
+        "b_dec": (config.decoder_size,),
+        **({"W_skip": (config.decoder_size, config.hidden_size)} if config.skip_connection else {}),
+    }
+    for name, shape in expected.items():
+        if name in shapes and shapes[name] != shape:
+            raise FileFormatError(f"{path}: {name}", "wrong shape", got=shapes[name], expected=shape)
+    if missing := expected.keys() - shapes.keys():
+        raise _unfit(path, "missing keys", missing, expected)
+    size = sum(file.stat().st_size for file in files)
+    check_memory(path, size, size)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        with _own_errors(str(file)), safe_open(file, framework="pt", device="cpu") as content:
+            tensors |= {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a mapping)
+    return tensors
+
+
+def _shards(path: str, of_hub: Mapping[str, Any], variant: str | None) -> list[Path]:
+    """Return the files that hold the weights: one, or those that the index names, all in one folder."""
+    weights, index = (f"model.{variant}.{name[6:]}" if variant else name for name in (_WEIGHTS, _INDEX))
+    try:
+        return [_file(path, weights, of_hub)]
+    except FileFormatError as error:
+        try:
+            listed = _file(path, index, of_hub)
+        except FileFormatError:
+            raise error from None
+    where = f"{listed}: weight_map"
+    shards = read_json(listed).get("weight_map")
+    if not isinstance(shards, Mapping) or not shards:
+        raise FileFormatError(where, "names no files", got=type(shards).__name__, expected="tensors and their files")
+    for tensor, name in shards.items():
+        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+            raise FileFormatError(f"{where}.{tensor}", "is no file of this folder", got=repr(name), expected=weights)
+    files = {str(name): _file(path, str(name), of_hub) for name in sorted(set(shards.values()))}
+    for name, file in files.items():
+        held = _shapes_in(file)
+        if unlike := sorted(held.keys() ^ {tensor for tensor, holder in shards.items() if holder == name}):
+            raise FileFormatError(where, f"is not what {name} holds", got=", ".join(unlike[:5]))
+    return list(files.values())
+
+
+def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a file, by its header."""
+    with _own_errors(str(file)), safe_open(file, framework="pt", device="cpu") as content:
+        names = [check_name(file, name) for name in content.keys()]  # noqa: SIM118 (not a mapping)
+        return {name: tuple(content.get_slice(name).get_shape()) for name in names}
 
 
 def _check_values(path: str, model: PreTrainedModel) -> None:
@@ -114,13 +202,31 @@ def _own_errors(path: str) -> Iterator[None]:
     """Turn what the libraries below raise on files that are missing or damaged into [`FileFormatError`]."""
     try:
         yield
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except HFMoTEError:
+        raise
+    # OSError, ValueError, SafetensorError and, for dtypes that torch lacks or paths that cannot be, others.
+    except Exception as error:
         raise FileFormatError(
             path,
             "cannot be loaded",
             got=(str(error).strip() or type(error).__name__).splitlines()[0],
             expected="a folder or repository with config.json and model.safetensors",
         ) from error
+
+
+def _adapter(path: str) -> FileFormatError:
+    what = f"holds an {_ADAPTER}, which would have transformers load another model"
+    return FileFormatError(path, what, fix="Take it out of the folder of the SAE.")
+
+
+def _unfit(path: str, what: str, names: Iterable[str], known: Iterable[str]) -> FileFormatError:
+    return FileFormatError(
+        f"{path}: weights",
+        f"have {what}",
+        got=", ".join(sorted(names)),
+        expected=", ".join(sorted(known)),
+        fix="The config and the weights are of different models, or a file is damaged.",
+    )
 
 
 def _mismatch(path: str, got: str, expected: type[SAEConfig]) -> ModelMismatchError:

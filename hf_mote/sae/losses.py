@@ -35,21 +35,31 @@ def total_variance(target: Tensor, valid: Tensor | None = None) -> Tensor:
     return ((target - mean) * weight).pow(2).sum()
 
 
-def fvu(target: Tensor, reconstruction: Tensor, valid: Tensor | None = None) -> Tensor:
+def fvu(target: Tensor, reconstruction: Tensor, valid: Tensor | None = None, *, scale: Tensor | None = None) -> Tensor:
     """Return the fraction of variance unexplained: [`squared_error`] over [`total_variance`].
 
     0 is perfect, 1 is as good as the mean of the batch. A batch without variance (one token, or none) is measured
-    against its squared length instead, and gives 0 if that is 0 too.
+    against its squared length instead, and gives 0 if that is 0 too. With `scale`, the variance of a whole step of
+    which this is a part, the parts add up to the step's FVU.
     """
-    error, variance = squared_error(target, reconstruction, valid), total_variance(target, valid)
+    error = squared_error(target, reconstruction, valid)
+    if scale is not None:
+        return error / scale
+    variance = total_variance(target, valid)
     length = squared_error(target, target.new_zeros(()).expand_as(target), valid)
     scale = variance.where(variance > 1e-12 * length, length)
     return error / scale.where(scale > 0, scale.new_ones(()))
 
 
-def mse(target: Tensor, reconstruction: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Return the squared error, mean over valid tokens and over dimensions."""
-    tokens = max(len(target), 1) if valid is None else valid.sum().clamp(min=1)
+def mse(
+    target: Tensor, reconstruction: Tensor, valid: Tensor | None = None, *, num_tokens: int | None = None
+) -> Tensor:
+    """Return the squared error, mean over valid tokens (a sum over them, by `num_tokens`) and over dimensions."""
+    tokens: int | Tensor
+    if num_tokens is not None:
+        tokens = max(num_tokens, 1)
+    else:
+        tokens = max(len(target), 1) if valid is None else valid.sum().clamp(min=1)
     return squared_error(target, reconstruction, valid) / (target.shape[1] * tokens)
 
 

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.sae.inputs import Tokens, blocks_of, flatten, in_blocks
 from hf_mote.sae.kernels.sparse import SparseLatents, sparse_decode
-from hf_mote.sae.losses import RECONSTRUCTION_LOSSES, fvu, mse
-from hf_mote.sae.normalization import normalized, restored
+from hf_mote.sae.losses import fvu, mse
+from hf_mote.sae.normalization import normalized, restored, restored_scale
 from hf_mote.sae.output import Encoding, Penalty, SAEOutput
+from hf_mote.sae.step import TrainingStep
 from hf_mote.sae.weights import SAEWeights
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ class SAEModel(SAEWeights):
 
     With `config.normalize_decoder` the forward of a training step first sets the rows of `W_dec` to unit length, in
     place, so that any optimizer and any trainer keep them near it; `normalize_decoder` does so after the last step. A
-    decoder that is frozen stays as it is. With data parallelism, latents are selected, counted and followed in each
-    process's own part of the batch, and what is followed is that of the first process.
+    decoder that is frozen stays as it is. A forward knows of its own batch alone, unless it is told of the step that
+    the batch is a part of, as [`SAETrainer`] tells it: with another trainer, accumulation and data parallelism select,
+    count and follow in each part by itself, and what is followed is that of the first process.
 
     Example:
 
@@ -83,7 +85,11 @@ class SAEModel(SAEWeights):
 
     def _reconstruction_loss(self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> Tensor:
         """Return the reconstruction loss, a scalar."""
-        return RECONSTRUCTION_LOSSES[self.config.reconstruction_loss](target, rebuilt, tokens.valid)
+        return self._error(tokens, target, rebuilt)
+
+    def _total_of(self, tokens: Tokens) -> Tensor | None:
+        """Return what a penalty that is no mean over tokens must know of a whole step, a sum over its tokens."""
+        return None
 
     def _follow(self, encoding: Encoding, tokens: Tokens) -> None:
         """Update the state that training keeps, without gradients."""
@@ -116,6 +122,26 @@ class SAEModel(SAEWeights):
         """
         tokens = self._tokens(activations, attention_mask)
         return tokens.shaped(_dense(self._encode(tokens).latents))
+
+    def encode_sparse(self, activations: Tensor, attention_mask: Tensor | None = None) -> SparseLatents:
+        """Return the active latents of activations alone: values, and which token and latent each is of.
+
+        The same numbers as [`encode`] without its zeros, in memory that grows with what is active.
+
+        Args:
+            activations (`torch.Tensor` of shape `(..., hidden_size)`, any float dtype): As in [`encode`].
+            attention_mask (`torch.Tensor` of the leading shape, *optional*): Zero at padding.
+
+        Returns:
+            [`SparseLatents`]: `values` `(active,)`, `pattern.rows` (tokens, counted over the leading shape) and
+            `pattern.columns` (latents), int64 `(active,)` each, ascending; `dense()` gives `(tokens, num_latents)`.
+
+        Raises:
+            [`DataError`]: if the width or dtype is wrong, or a token is not finite.
+            [`UnsupportedError`]: outside training, if the thresholds were never set.
+        """
+        latents = self._encode(self._tokens(activations, attention_mask)).latents
+        return latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
 
     def decode(self, latents: Tensor, activations: Tensor | None = None) -> Tensor:
         """Return the reconstruction of latents.
@@ -152,6 +178,7 @@ class SAEModel(SAEWeights):
         attention_mask: Tensor | None = None,
         return_loss: bool = True,
         output_latents: bool = False,
+        step: TrainingStep | None = None,
     ) -> SAEOutput:
         """Encode, decode and compare.
 
@@ -166,6 +193,9 @@ class SAEModel(SAEWeights):
                 Whether to compute the losses. Without `targets` a transcoder has none.
             output_latents (`bool`, *optional*, defaults to `False`):
                 Whether to return the latents, as a dense tensor.
+            step ([`TrainingStep`], *optional*):
+                In training, the optimizer step that this is a part of: losses, FVU, MSE and L0 of its parts add up to
+                the step's, however it is cut up. By default the batch is a step of its own.
 
         Returns:
             [`SAEOutput`]
@@ -174,7 +204,7 @@ class SAEModel(SAEWeights):
             [`DataError`]: if a shape or dtype is wrong, a token is not finite, or targets are missing in training.
             [`UnsupportedError`]: outside training, if the thresholds were never set.
         """
-        tokens = self._tokens(activations, attention_mask)
+        tokens = self._tokens(activations, attention_mask)._replace(step=step if self.training else None)
         target = self._target(targets, attention_mask, tokens)
         run = self._run_uncompiled if self.training and self._sparse_training else self._run
         return run(tokens, target, return_loss, output_latents)
@@ -263,6 +293,12 @@ class SAEModel(SAEWeights):
     def _normalized(self, inputs: Tensor) -> Tensor:
         return normalized(inputs, self.config.input_normalization, self.config.input_normalization_eps)
 
+    def _restored_scale(self, inputs: Tensor) -> Tensor | None:
+        """What decoding multiplies dictionary rows by for each token, `(tokens, 1)`; `None` where by nothing."""
+        if self.config.input_normalization is None or self.config.is_transcoder:
+            return None
+        return restored_scale(inputs, self.config.input_normalization, self.config.input_normalization_eps)
+
     def _decode(self, latents: Tensor | SparseLatents, inputs: Tensor | None) -> Tensor:
         if isinstance(latents, SparseLatents):
             # As in training: sums of dictionary rows in float32, whatever they are rounded to in the end.
@@ -287,18 +323,20 @@ class SAEModel(SAEWeights):
         self, encoding: Encoding, tokens: Tokens, target: Tensor, reconstruction: Tensor
     ) -> dict[str, Tensor]:
         """Return the loss and what else is reported, by the names of the fields in [`SAEOutput`]."""
+        step = tokens.step
         loss = self._reconstruction_loss(encoding, tokens, target, reconstruction)
         penalties = self._penalties(encoding, tokens, target, target - reconstruction) if self.training else {}
-        for penalty in penalties.values():
-            loss = loss + penalty.coefficient * penalty.value
+        for name, penalty in penalties.items():
+            raised = step.sparsity if step is not None and name == "sparsity_loss" else 1.0
+            loss = loss + penalty.coefficient * raised * penalty.value
         with torch.no_grad():
             latents = encoding.latents
             active = (latents.values if isinstance(latents, SparseLatents) else latents) > 0
             return {
                 "loss": loss,
-                "fvu": fvu(target, reconstruction, tokens.valid),
-                "mse": mse(target, reconstruction, tokens.valid),
-                "l0": active.sum() / max(tokens.num_tokens, 1),
+                "fvu": fvu(target, reconstruction, tokens.valid, scale=None if step is None else step.scale),
+                "mse": mse(target, reconstruction, tokens.valid, num_tokens=None if step is None else step.num_tokens),
+                "l0": active.sum() / max(tokens.step_tokens, 1),
                 **{name: penalty.value for name, penalty in penalties.items()},
                 "dead_fraction": self.dead_latents().float().mean(),
             }
@@ -310,7 +348,20 @@ class SAEModel(SAEWeights):
             fired[latents.pattern.columns] = True
         else:
             fired = (latents > 0).any(0)
-        self.tokens_since_fired.add_(tokens.num_tokens).masked_fill_(fired, 0)
+        if tokens.step is not None:
+            # Nothing moves before the last part: what is dead is the same for all of them.
+            whole = tokens.step.fired(fired)
+            if whole is None:
+                return
+            fired = whole
+        self.tokens_since_fired.add_(tokens.step_tokens).masked_fill_(fired, 0)
+
+    def _error(self, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> Tensor:
+        """Return the error of a reconstruction as `config.reconstruction_loss` measures it, a scalar."""
+        step = tokens.step
+        if self.config.reconstruction_loss == "fvu":
+            return fvu(target, rebuilt, tokens.valid, scale=None if step is None else step.scale)
+        return mse(target, rebuilt, tokens.valid, num_tokens=None if step is None else step.num_tokens)
 
 
 def _dense(latents: Tensor | SparseLatents) -> Tensor:

@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["InputNormalization", "normalized", "restored"]
+__all__ = ["InputNormalization", "normalized", "restored", "restored_scale"]
 
 InputNormalization = Literal["center", "rms_norm", "standardize", "layer_norm"]
 
@@ -44,10 +44,19 @@ def restored(decoded: Tensor, inputs: Tensor, kind: InputNormalization | None, e
     """Return a reconstruction of what was encoded as one of the inputs that it was made from, in its own dtype."""
     if kind is None:
         return decoded
+    shift, scale = _way_back(inputs, kind, eps)
+    return (decoded * scale + shift).to(decoded.dtype)
+
+
+def restored_scale(inputs: Tensor, kind: InputNormalization, eps: float) -> Tensor:
+    """Return what each token's part in a reconstruction is multiplied by on the way back, `(tokens, 1)`."""
+    return _way_back(inputs, kind, eps)[1]
+
+
+def _way_back(inputs: Tensor, kind: InputNormalization, eps: float) -> tuple[Tensor, Tensor]:
     wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
     # The one kind whose way back is another: without eps.
-    shift, scale = _shift_and_scale(wide, kind, 0.0 if kind == "layer_norm" else eps)
-    return (decoded * scale + shift).to(decoded.dtype)
+    return _shift_and_scale(wide, kind, 0.0 if kind == "layer_norm" else eps)
 
 
 def _shift_and_scale(inputs: Tensor, kind: InputNormalization, eps: float) -> tuple[Tensor, Tensor]:

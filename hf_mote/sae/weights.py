@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError, FileFormatError, UnsupportedError
 from hf_mote.sae.configuration import SAEConfig
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["SAEWeights", "wide_dtype"]
+
+_logger = logging.get_logger(__name__)
+# Further from unit length than an optimizer's step takes a row.
+_FAR_OFF = 0.1
 
 
 def wide_dtype() -> torch.dtype:
@@ -70,7 +75,11 @@ class SAEWeights(PreTrainedModel):
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
-        """Set the rows of `W_dec` to unit length, in place; rows of zeros stay, and so do those of unit length."""
+        """Set the rows of `W_dec` to unit length, in place; rows of zeros stay, and so do those of unit length.
+
+        What training does after a step. It changes what is reconstructed, by as much as the lengths are off: for an
+        SAE from elsewhere there is [`fold_decoder_norm`]. Where they are off by more than a tenth it is logged.
+        """
         rows = self.W_dec.data
         width = torch.promote_types(rows.dtype, torch.float32)
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=width)
@@ -78,29 +87,100 @@ class SAEWeights(PreTrainedModel):
         # after a division were measured: off by up to 5 eps in float32 and float64, 0.7 in the narrower dtypes.
         slack = (8 if rows.dtype == width else 1) * torch.finfo(rows.dtype).eps
         off = (norms - 1).abs() > slack
+        if bool(((norms - 1).abs() > _FAR_OFF).logical_and(norms > 0).any()):
+            _logger.warning(
+                "%s: rows of W_dec are set to unit length that were up to %.3g long, which changes reconstructions; "
+                "fold_decoder_norm() does not.",
+                type(self).__name__,
+                float(norms.max()),
+            )
         rows.div_(torch.where(off & (norms > 0), norms, 1.0).to(rows.dtype))
 
     @torch.no_grad()
-    def fold_scale(self, scale: float) -> Self:
-        """Make an SAE that was trained on `scale * x` one for `x`, in place; returns itself.
+    def fold_decoder_norm(self) -> Self:
+        """Set the rows of `W_dec` to unit length and let latents take up their lengths, in place; returns itself.
 
-        Latents and reconstructions are divided by `scale`; weights stay, biases and thresholds shrink.
+        Reconstructions stay the same up to rounding; each latent is multiplied by the length that its row had. This is
+        for an SAE from elsewhere: [`normalize_decoder`] changes what it reconstructs.
 
         Raises:
-            [`DataError`]: if `scale` is not a positive number.
-            [`UnsupportedError`]: if `config.input_normalization` is set.
+            [`UnsupportedError`]: if latents are chosen by comparing them with each other, or with one threshold, in
+                another unit than the folded one, so that other latents would be active.
         """
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
-            raise DataError("fold_scale: scale", "must be a positive number", got=scale)
+        wide = torch.promote_types(self.W_dec.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(self.W_dec, dim=1, dtype=wide)
+        factors = torch.where(norms > 0, norms, 1.0)
+        spread = float(factors.max() / factors.min()) - 1 if len(factors) else 0.0
+        if self._compares_latents and spread > 16 * torch.finfo(self.W_dec.dtype).eps:
+            raise UnsupportedError(
+                f"{type(self).__name__}.fold_decoder_norm",
+                "latents are compared before they are multiplied by the lengths of their rows: others would be active",
+                got=f"lengths from {float(factors.min()):.4g} to {float(factors.max()):.4g}",
+                expected="scale_latents_by_decoder_norm=True, or rows of one length",
+                fix="Leave the rows as they are, with normalize_decoder=False in the config.",
+            )
+        for tensor in self._latent_tensors():
+            rows = factors.to(tensor.dtype)
+            tensor.mul_(rows.reshape(-1, *[1] * (tensor.ndim - 1)) if tensor.ndim else rows.mean())
+        self.W_dec.div_(factors[:, None].to(self.W_dec.dtype))
+        return self
+
+    @property
+    def _compares_latents(self) -> bool:
+        """Whether which latents are active depends on how long one latent's unit is beside another's."""
+        return False
+
+    def _latent_tensors(self) -> list[Tensor]:
+        """Tensors that a latent's values are proportional to, one row or entry for each latent."""
+        return [self.W_enc, *self._encoder_biases()]
+
+    def _encoder_biases(self) -> list[Tensor]:
+        """Biases that are added to products with `W_enc`."""
+        return [self.b_enc]
+
+    @torch.no_grad()
+    def fold_scale(self, scale: float, output_scale: float | None = None) -> Self:
+        """Make an SAE that was trained on `scale * x` one for `x`, in place; returns itself.
+
+        Latents and reconstructions are divided by the scale of what is reconstructed; biases and thresholds shrink,
+        and the decoder stays, rows of unit length too.
+
+        Args:
+            scale (`float`): What activations were multiplied by.
+            output_scale (`float`, *optional*): What a transcoder's targets were multiplied by; `scale` by default.
+
+        Raises:
+            [`DataError`]: if a scale is not a positive number, or an autoencoder is given two.
+            [`UnsupportedError`]: if the scales differ and `b_dec` is subtracted from the input, which has the other;
+                or if the input is normalised.
+        """
         if self.config.input_normalization is not None:
             raise UnsupportedError("fold_scale", "has no meaning for an SAE that normalises its input")
+        output_scale = scale if output_scale is None else output_scale
+        for name, value in (("scale", scale), ("output_scale", output_scale)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise DataError(f"fold_scale: {name}", "must be a positive number", got=value)
+        if output_scale != scale:
+            if not self.config.is_transcoder:
+                what = "an autoencoder reconstructs its input, in one scale"
+                raise DataError("fold_scale: output_scale", what, got=output_scale, expected=scale)
+            if self.config.subtract_decoder_bias:
+                raise UnsupportedError(
+                    f"{type(self).__name__}.fold_scale",
+                    "b_dec is subtracted from the input and added to the output, which have different scales",
+                    got=f"{scale} and {output_scale}",
+                    fix="Train the transcoder with subtract_decoder_bias=False.",
+                )
+            self.W_enc.mul_(scale / output_scale)
+            if self.config.skip_connection:
+                self.W_skip.mul_(scale / output_scale)
         for tensor in self._scaled_tensors():
-            tensor.div_(scale)
+            tensor.div_(output_scale)
         return self
 
     def _scaled_tensors(self) -> list[Tensor]:
-        """Tensors in the units of the activations."""
-        return [self.b_enc, self.b_dec]
+        """Tensors in the units of what is reconstructed."""
+        return [*self._encoder_biases(), self.b_dec]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -118,11 +198,13 @@ class SAEWeights(PreTrainedModel):
         path: Any = given if given is None else os.fspath(given)
         if path is not None and os.path.isfile(path):
             raise FileFormatError(path, "is a file", expected="the folder that it is in")
+        config = load_config(cls.config_class, path, kwargs)
+        # The architecture that is registered for the config, never one that a folder names.
         if cls.config_class is SAEConfig:
-            config = load_config(path, kwargs)
-            return AutoModel.from_pretrained(path, *args, config=config, **kwargs)
+            model_class: Any = AutoModel._model_mapping[type(config)]
+            return model_class.from_pretrained(path, *args, config=config, **kwargs)
         load: Callable[..., Any] = super().from_pretrained
-        model, info = load_strictly(load, cls.config_class, path, *args, **kwargs)
+        model, info = load_strictly(load, config, path, *args, **kwargs)
         for name, problem in model._wrong_tensors():
             raise FileFormatError(f"{path}: {name}", problem)
         return (model, info) if kwargs.get("output_loading_info") else model
@@ -136,9 +218,8 @@ class SAEWeights(PreTrainedModel):
         if module is not self:
             return
         # The encoder starts as the transpose of a dictionary of random unit rows (Gao et al., arXiv 2406.04093, A.1).
-        init.normal_(self.W_dec)
         if not getattr(self.W_dec, "_is_hf_initialized", False):
-            self.normalize_decoder()
+            init.copy_(self.W_dec, nn.functional.normalize(torch.randn_like(self.W_dec), dim=1))
         if self.config.is_transcoder:
             init.normal_(self.W_enc, std=self.config.hidden_size**-0.5)
         else:

@@ -1,1 +1,13 @@
-"""Two classes of prompts compared, in numpy; nothing of models."""
+"""Two classes of prompts compared, in numpy and scipy; nothing of models.
+
+Files in reading order:
+
+- `inputs.py`: one map per prompt, and which prompts are of the class; checked once for all.
+- `scores.py`: mean difference, risk difference, log odds and the others: the table `SCORES`.
+- `resampling.py`: a score under resampled or relabelled prompts.
+- `permutation.py`: p values. `intervals.py`: confidence intervals. `stability.py`: the top under resampling.
+- `contrast.py`: all of it for every expert at once.
+- `rates.py`: `Rate`, a share with its Wilson interval; `SIGNIFICANT`.
+
+May import nothing of the package. A new statistic is a function in `scores.py` and a row of `SCORES`.
+"""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from hf_mote.errors import DataError, UnknownNameError
+from hf_mote.errors import DataError, one_of
 from hf_mote.statistics.inputs import checked_maps, checked_tokens
 from hf_mote.statistics.intervals import OF_SHARES, limits
 from hf_mote.statistics.permutation import permutation_test, relabellings
@@ -144,10 +144,8 @@ def contrast(
     permutations.
     """
     maps, target = checked_maps(values, is_target)
-    if score not in SCORES:
-        raise UnknownNameError.of("contrast: score", score, SCORES)
-    if rest not in RESTS:
-        raise UnknownNameError.of("contrast: rest", rest, RESTS)
+    one_of("contrast.score", score, SCORES)
+    one_of("contrast.rest", rest, RESTS)
     check_resampling("contrast", confidence, resamples, seed, permutations=permutations)
     chosen, others = np.flatnonzero(target), np.flatnonzero(~target)
     paired = rest == "paired"
@@ -158,7 +156,7 @@ def contrast(
     flat = maps.reshape(len(maps), -1)
     if score in OF_SHARES and maps.min() < 0:
         what, expected = "a share of tokens cannot be negative", "0 or more"
-        raise DataError("contrast: values", what, got=float(maps.min()), expected=expected)
+        raise DataError("contrast.values", what, got=float(maps.min()), expected=expected)
     lengths = checked_tokens(tokens, len(maps), score)
     statistic = Statistic(flat, lengths, SCORES[score])
     # In one way with and without resamples, so that ties fall alike.
@@ -234,7 +232,7 @@ def _check_pairs(chosen: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -
     else:
         return
     raise DataError(
-        "contrast: is_target",
+        "contrast.is_target",
         what,
         got=got,
         expected="as many of each, the i-th other prompt always equally far behind the i-th target prompt",

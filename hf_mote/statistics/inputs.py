@@ -30,21 +30,21 @@ def checked_maps(
     maps = np.asarray(values, dtype=np.float64)
     target = np.asarray(is_target)
     if maps.ndim != 3 or maps.size == 0:
-        raise DataError(f"{where}: values", "wrong shape", got=maps.shape, expected="(prompts, layers, experts)")
+        raise DataError(f"{where}.values", "wrong shape", got=maps.shape, expected="(prompts, layers, experts)")
     if target.dtype != np.bool_ or target.shape != maps.shape[:1]:
         raise DataError(
-            f"{where}: is_target",
+            f"{where}.is_target",
             "does not mark the prompts",
             got=f"{target.dtype} of shape {target.shape}",
             expected=f"bool of shape {maps.shape[:1]}",
         )
     if not np.isfinite(maps).all():
         prompt = int(np.argwhere(~np.isfinite(maps))[0, 0])
-        raise DataError(f"{where}: values", "not finite", got=f"NaN or infinity in prompt {prompt}")
+        raise DataError(f"{where}.values", "not finite", got=f"NaN or infinity in prompt {prompt}")
     for name, members in (("target class", target), ("rest", ~target)):
         if not members.any():
             raise DataError(
-                f"{where}: is_target",
+                f"{where}.is_target",
                 f"the {name} is empty",
                 got=f"{int(target.sum())} of {len(target)} prompts in the target class",
                 expected="at least one in and one out",
@@ -70,7 +70,7 @@ def checked_tokens(tokens: npt.ArrayLike | None, prompts: int, score: str, where
     found = np.asarray(np.nan if tokens is None else tokens, dtype=np.float64)
     if found.shape != (prompts,) or not np.isfinite(found).all() or (found < 0).any():
         raise DataError(
-            f"{where}: tokens",
+            f"{where}.tokens",
             f"the score {score!r} needs the tokens of each prompt",
             got="none" if tokens is None else f"shape {found.shape}",
             expected=f"{prompts} numbers, none negative",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from scipy import stats
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import DataError, real
 
 __all__ = ["SIGNIFICANT", "Interval", "Rate", "wilson"]
 
@@ -46,8 +46,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """
     if n < 1 or not 0 <= successes <= n:
         raise DataError("wilson", "no rate", got=f"{successes} of {n}", expected="0 <= successes <= n and n >= 1")
-    if not 0.0 < confidence < 1.0:
-        raise ConfigError("wilson: confidence", "is not a coverage", got=confidence, expected="0 < confidence < 1")
+    real("wilson.confidence", confidence, above=0, below=1)
     interval = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
     return Interval(float(interval.low), float(interval.high))
 

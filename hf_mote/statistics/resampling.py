@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from hf_mote.errors import ConfigError
+from hf_mote.errors import real, whole
 from hf_mote.statistics.scores import ClassMean, Score, mean_difference
 
 __all__ = ["Statistic", "check_resampling"]
@@ -32,17 +32,11 @@ def check_resampling(
         seed (`object`): Their seed, 0 or more.
         permutations (`object`, *optional*): Number of relabellings, 1 or more; `None` for as many as it takes.
     """
-    if not isinstance(confidence, int | float) or not 0.0 < confidence < 1.0:
-        got, expected = repr(confidence), "0 < confidence < 1"
-        raise ConfigError(f"{where}: confidence", "is not a coverage", got=got, expected=expected)
-    for name, value, what in (("resamples", resamples, "a number of resamples"), ("seed", seed, "a seed")):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"{where}: {name}", f"is not {what}", got=repr(value), expected="an integer, 0 or more")
-    if permutations is None:
-        return
-    if isinstance(permutations, bool) or not isinstance(permutations, int) or permutations < 1:
-        what, expected = "is not a number of relabellings", "an integer, 1 or more"
-        raise ConfigError(f"{where}: permutations", what, got=repr(permutations), expected=expected)
+    real(f"{where}.confidence", confidence, above=0, below=1)
+    whole(f"{where}.resamples", resamples)
+    whole(f"{where}.seed", seed)
+    if permutations is not None:
+        whole(f"{where}.permutations", permutations, least=1)
 
 
 class Statistic:

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from hf_mote.errors import ConfigError, DataError, UnknownNameError
+from hf_mote.errors import DataError, one_of, whole
 from hf_mote.statistics.inputs import checked_maps, checked_tokens
 from hf_mote.statistics.resampling import Statistic
 from hf_mote.statistics.scores import SCORES
@@ -83,15 +83,11 @@ def top_stability(
         ```
     """
     maps, target = checked_maps(values, is_target, "top_stability")
-    if score not in SCORES:
-        raise UnknownNameError.of("top_stability: score", score, SCORES)
+    one_of("top_stability.score", score, SCORES)
     flat = maps.reshape(len(maps), -1)
-    for name, value, most in (("n", n, flat.shape[1]), ("resamples", resamples, None)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= (most or value):
-            expected = f"1..{most}" if most else "1 or more"
-            raise ConfigError(f"top_stability: {name}", "out of range", got=repr(value), expected=expected)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ConfigError("top_stability: seed", "is not a seed", got=repr(seed), expected="an integer, 0 or more")
+    whole("top_stability.n", n, least=1, most=flat.shape[1])
+    whole("top_stability.resamples", resamples, least=1)
+    whole("top_stability.seed", seed)
     chosen, others = np.flatnonzero(target), np.flatnonzero(~target)
     if min(len(chosen), len(others)) < 2:
         got = f"{len(chosen)} and {len(others)}"

@@ -274,7 +274,7 @@ WRONG: list[tuple[list[object], str]] = [
     (["ftri", "MODEL", "PROMPTS", "--judge", "refusal", "--mode", "half"], "suppress_mode"),
     (["ftri", "nobody/has-this", "PROMPTS", "--judge", "refusal"], "no model can be loaded from there"),
     (["attribute", "MODEL", "PROMPTS"], "--target: is missing"),
-    (["attribute", "MODEL", "PROMPTS", "--target", "a", "--baseline", "b", "--gain", 2], "gain: out of range"),
+    (["attribute", "MODEL", "PROMPTS", "--target", "a", "--baseline", "b", "--gain", 2], "gain: must be a number"),
     (["attribute", "MODEL", "PROMPTS", "--target", "a", "--baseline", "b", "--method", "x"], "--method: unknown name"),
     (["attribute", "MODEL", "PROMPTS", "--target", "a", "--baseline", "b", "--shortlist", 3], "--shortlist: is for"),
     (["evaluate", "MODEL", "nowhere/config", "PROMPTS", "--judge", "refusal"], "nowhere/config"),

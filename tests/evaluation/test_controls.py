@@ -15,7 +15,7 @@ import torch
 from hf_mote import EvaluationReport, MoTEConfig
 from hf_mote.errors import ConfigError
 from hf_mote.evaluation.controls import random_controls
-from hf_mote.reports.sweep import Setting, Sweep
+from hf_mote.evaluation.sweep import Setting, Sweep
 from hf_mote.statistics.rates import Rate
 
 Pair = tuple[int, int]

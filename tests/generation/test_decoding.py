@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import LogitsProcessorList, PreTrainedTokenizerFast
 
 from hf_mote import FTRIResult, MoTEConfig, evaluate_mote, ftri
 from hf_mote.errors import ConfigError
@@ -74,8 +74,12 @@ def saying(text: str) -> tuple[Any, PreTrainedTokenizerFast]:
     usual, said = model.generate, tokenizer(f"{text}<eos>", add_special_tokens=False)["input_ids"]
 
     def generate(**kwargs: Any) -> Any:
-        output = usual(**{**kwargs, "max_new_tokens": 1})  # so that the routers run
-        return torch.cat([output[:, :-1], torch.tensor([said] * len(output))], dim=1)
+        start = kwargs["input_ids"].shape[1]
+
+        def say(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor(said[ids.shape[1] - start]), 0.0)
+
+        return usual(**{**kwargs, "max_new_tokens": len(said)}, logits_processor=LogitsProcessorList([say]))
 
     model.generate = generate  # type: ignore[method-assign,assignment]
     return model, tokenizer

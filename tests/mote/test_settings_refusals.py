@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_mote import MoTEConfig, RegexJudge, apply_mote, attribute_experts, find_routers, ftri
 from hf_mote.errors import UnsupportedError
+from hf_mote.routing.sites.special_outputs import refusals_of
 
 TOKENS = torch.tensor([[90, 11, 12, 13, 14, 15, 16], [40, 90, 42, 43, 91, 45, 46]])
 FIELDS: dict[str, dict[str, Any]] = {
@@ -41,7 +42,8 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 def test_apply_mote_what_a_router_cannot_is_refused_and_what_it_can_is_named(name: str) -> None:
     model = TINY_FAMILIES[name]()
     # DeepSeek-V4 begins with layers whose experts a hash of the token picks.
-    layer = next(site.layer for site in find_routers(model) if "bias_on_selection" in site.refuses or name == "dbrx")
+    refusing = (site for site in find_routers(model) if "bias_on_selection" in refusals_of(site) or name == "dbrx")
+    layer = next(site.layer for site in refusing)
     native, refused, worked, named = logits(model), set(), set(), set()
     for what, fields in FIELDS.items():
         config = MoTEConfig(**{key: _at(value, layer) for key, value in fields.items()})

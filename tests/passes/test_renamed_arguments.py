@@ -15,8 +15,10 @@ from caches import taking
 from tiny_models import tiny_model
 from transformers import Cache, PreTrainedModel
 
+import hf_mote.passes.arguments
+import hf_mote.passes.decoder_hook
 from hf_mote import MoTEConfig, apply_mote, record_routing
-from hf_mote.errors import UnsupportedError
+from hf_mote.errors import RouterContractError, UnsupportedError
 
 IDS = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]])
 MASK = (IDS != 0).long()
@@ -153,3 +155,30 @@ def test_record_routing_positions_of_a_text_that_began_elsewhere_are_refused() -
     model = tiny_model("mixtral")
     with record_routing(model), pytest.raises(UnsupportedError, match="position ids begin at 7, and no cache"):
         model(torch.tensor([[5, 6]]), position_ids=torch.tensor([[7, 8]]))
+
+
+@pytest.mark.parametrize("scope", ["prompt", "generation"])
+def test_generate_whose_prompt_ends_in_a_chunk_of_one_token_is_refused(scope: str) -> None:
+    """Of one token on a cache, the decoder alone cannot know that it ends a prompt read in chunks."""
+    model = tiny_model("mixtral")
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    how = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with apply_mote(model, MoTEConfig(suppress=[[1, 0]], scope=scope)):
+        with pytest.raises(RouterContractError, match="got 4 prompt and 3 generated tokens, expected 5 and 2"):
+            model.generate(ids, prefill_chunk_size=4, **how)
+        model.generate(ids, **how)
+        model.generate(input_ids=ids, num_beams=3, **how)
+        model.generate(ids, num_return_sequences=2, **{**how, "do_sample": True}, return_dict_in_generate=True)
+
+
+def test_generate_whose_decode_steps_are_taken_for_prompts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What transformers 5.24 did to a hook that knew the cache by name alone, with every other reading gone."""
+    model = tiny_model("mixtral")
+    monkeypatch.setattr(hf_mote.passes.decoder_hook, "contradiction", lambda *_, **__: None)
+    monkeypatch.setattr(hf_mote.passes.arguments, "_is_cache", lambda _: False)
+    monkeypatch.setattr(hf_mote.passes.arguments, "_holder_of_tokens", lambda *_: None)
+    with (
+        apply_mote(model, MoTEConfig(suppress=[[1, 0]], scope="generation")),
+        pytest.raises(UnsupportedError, match="passes of one generation share no cache, and none repeats the one"),
+    ):
+        generated(model)

@@ -12,12 +12,13 @@ from html_pages import Element, check_page
 
 from hf_mote import EvaluationReport, ExpertRanking, FTRIResult, MoTEConfig
 from hf_mote.evaluation.side_effects import SideEffects
+from hf_mote.evaluation.sweep import Setting, Sweep
 from hf_mote.reports.attribution import Attribution, attribution_page, attribution_verdict
 from hf_mote.reports.evaluation import Evaluation, evaluation_page
 from hf_mote.reports.imaging import MOST_CLASSES, Imaging, imaging_page, imaging_verdict
 from hf_mote.reports.page import Section, make_page
-from hf_mote.reports.rankings import expert_table, ranking_verdict, unit_of
-from hf_mote.reports.sweep import Setting, Sweep, sweep_page
+from hf_mote.reports.rankings import expert_table, ranking_verdict
+from hf_mote.reports.sweep import sweep_page
 from hf_mote.reports.tokens import RoutedText
 from hf_mote.statistics.rates import Rate
 from hf_mote.statistics.stability import Stability
@@ -131,8 +132,8 @@ def test_ranking_verdict_without_p_values_claims_nothing() -> None:
         ({}, ""),
     ],
 )
-def test_unit_of_says_what_scores_are(provenance: dict[str, Any], unit: str) -> None:
-    assert unit_of(ranking(provenance=provenance)) == unit
+def test_expert_ranking_unit_says_what_scores_are(provenance: dict[str, Any], unit: str) -> None:
+    assert ranking(provenance=provenance).unit == unit
 
 
 def test_imaging_page_shows_the_ranking_and_leaves_attacks_text() -> None:

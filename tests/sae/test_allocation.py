@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sae.allocation_reference import feature_choice, mutual_choice, token_choice
 from torch import Tensor
 
 from hf_mote.errors import ConfigError
-from hf_mote.sae.allocation import feature_choice, mutual_choice, token_choice
 
 # Few different values, so that there are ties; 0 and negative ones, that are never chosen.
 VALUES = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.75, 1.0, 2.0])

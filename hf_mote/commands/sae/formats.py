@@ -5,12 +5,6 @@ from __future__ import annotations
 from typing import Annotated, NamedTuple
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from hf_mote.sae.convert.registry import FORMATS
-from hf_mote.sae.convert.releases import entries, provenance, releases
 
 __all__ = ["FormatRow", "formats", "formats_markdown", "formats_table"]
 
@@ -37,6 +31,9 @@ class FormatRow(NamedTuple):
 
 def formats_table() -> list[FormatRow]:
     """Return all formats, those first that most public SAEs are in."""
+    from hf_mote.sae.convert.registry import FORMATS
+    from hf_mote.sae.convert.releases import entries, releases
+
     listed = [entry.known.format for release in releases() for entry in entries(release)]
     rows = [
         FormatRow(format.name, format.files, listed.count(format.name), format.reads, format.writes, format.oracle)
@@ -47,6 +44,8 @@ def formats_table() -> list[FormatRow]:
 
 def formats_markdown() -> str:
     """Return the formats as the README shows them."""
+    from hf_mote.sae.convert.releases import provenance
+
     lines = ["| format | files | public SAEs | in | out | compared with |", "| --- | --- | --: | --- | --- | --- |"]
     for row in formats_table():
         files = ", ".join(f"`{name}`" for name in row.files)
@@ -64,6 +63,10 @@ def formats(
     if markdown:
         typer.echo(formats_markdown())
         return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title="Formats of sparse autoencoders", show_lines=True)
     for heading in ("format", "files"):
         table.add_column(heading)

@@ -1,1 +1,11 @@
-"""How the organisms are made."""
+"""How the organisms are made: `python -m hf_mote.organisms.build NAME`.
+
+Files in reading order:
+
+- `build.py`: the whole, and its command line.
+- `tokenizer.py`: the tokenizer. `training.py`: the base phase. `planting.py`: the planting of a behaviour.
+- `gates.py`: how training opens and shuts experts.
+- `measure.py`: what an organism must hold, measured.
+
+May import what `organisms` may. What an organism is, asks and shows is a row in `organisms/recipes.py`.
+"""

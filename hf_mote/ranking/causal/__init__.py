@@ -1,1 +1,11 @@
-"""Rankings by cause: what changes when an expert's weight does."""
+"""Rankings by cause: what changes when an expert's routing weight does.
+
+Files in reading order:
+
+- `preference.py`: what is measured: how much likelier one response is than another, or a score of the logits.
+- `attribution.py`: `attribute_experts`, all experts by one backward pass.
+- `knockout.py`: the score of each prompt without some experts.
+- `ablation.py`: `ablate_experts`, one at a time. `search.py`: `search_experts`, a set built up greedily.
+
+May import what `ranking` may. A new causal method is a file here.
+"""

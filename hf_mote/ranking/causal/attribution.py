@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.deprecation import renamed_arguments
-from hf_mote.errors import ConfigError, UnsupportedError
+from hf_mote.errors import UnsupportedError, real
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import Gains, attach_gains
 from hf_mote.ranking.causal.preference import LogitScore, Preference
@@ -119,8 +119,7 @@ def attribute_experts(
     assert len(set(ranking.top(5)) & set(organism.planted)) > 0
     ```
     """
-    if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 < gain <= 1:
-        raise ConfigError("attribute_experts.gain", "out of range", got=repr(gain), expected="above 0, at most 1")
+    real("attribute_experts.gain", gain, above=0, most=1)
     check_resampling("attribute_experts", confidence, resamples, seed)
     if torch.is_inference_mode_enabled():
         raise UnsupportedError(

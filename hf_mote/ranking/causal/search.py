@@ -6,7 +6,6 @@ what is in it already.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.deprecation import renamed_arguments
-from hf_mote.errors import ConfigError
+from hf_mote.errors import ConfigError, real, whole
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.gains import attach_gains
@@ -52,7 +51,7 @@ class ExpertSearch(NamedTuple):
         """
         n = len(self.experts) if n is None else n
         if not 0 <= n <= len(self.experts):
-            raise ConfigError("ExpertSearch.to_config: n", "out of range", got=n, expected=f"0..{len(self.experts)}")
+            raise ConfigError("ExpertSearch.to_config.n", "out of range", got=n, expected=f"0..{len(self.experts)}")
         chosen: dict[str, Any] = {
             "suppress": sorted([layer, expert] for layer, expert in self.experts[:n]),
             "suppress_mode": "zero",
@@ -125,13 +124,10 @@ def search_experts(
     assert found.scores[2] < found.scores[1] < found.scores[0]
     ```
     """
-    for name, value in (("max_experts", max_experts), ("max_evaluations", max_evaluations)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError(f"search_experts.{name}", "not a number", got=repr(value), expected="1 or more")
-    if isinstance(least_gain, bool) or not isinstance(least_gain, int | float) or not math.isfinite(least_gain):
-        raise ConfigError(
-            "search_experts.least_gain", "not a number", got=repr(least_gain), expected="a finite number"
-        )
+    whole("search_experts.max_experts", max_experts, least=1)
+    if max_evaluations is not None:
+        whole("search_experts.max_evaluations", max_evaluations, least=1)
+    real("search_experts.least_gain", least_gain)
     preference = Preference(
         "search_experts",
         model,

@@ -1,1 +1,12 @@
-"""Functional token routing imaging: maps of prompts by class, and the ranking of experts they give."""
+"""Functional token routing imaging: prompts, responses, classes, maps, and the rankings that follow.
+
+Files in reading order:
+
+- `pipeline.py`: `ftri`, the whole in one call.
+- `scopes.py`: which tokens are imaged.
+- `result.py`: `FTRIResult`. `result_file.py`: its file, and results made from maps.
+- `units.py`: what a ranking compares: one piece of evidence for each prompt, and pairs.
+- A run that goes on where it stopped: `run_folder.py`, `run_identity.py`, `attached.py`, `weights_digest.py`.
+
+May import what `ranking` may. A new scope is declared in `scopes.py`.
+"""

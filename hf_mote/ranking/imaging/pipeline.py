@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import ConfigError, DataError, UnsupportedError, whole
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import answer_text, check_seed, generation_settings, seeded
 from hf_mote.generation.prompts import checked_prompts, encode_prompts, prompt_text, user_text_of
@@ -22,6 +22,7 @@ from hf_mote.generation.responses import batches_of, check_batch_size, respond
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge, check_judge, classify
 from hf_mote.processes import gathered, place_among_processes
+from hf_mote.ranking.imaging.engine import RecordingEngine, image_with_engine
 from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.ranking.imaging.run_folder import ImagedBatch, RunFolder
 from hf_mote.ranking.imaging.run_identity import digest_of, model_settings, plain
@@ -34,7 +35,7 @@ __all__ = ["ftri"]
 
 
 def ftri(
-    model: PreTrainedModel,
+    model: PreTrainedModel | RecordingEngine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     judge: Judge,
@@ -54,8 +55,10 @@ def ftri(
     """Run prompts, sort the responses into classes, and map the experts that each class's prompts visited.
 
     Args:
-        model (`PreTrainedModel`):
-            A mixture-of-experts language model; left as it is.
+        model (`PreTrainedModel` or `RecordingEngine`):
+            A mixture-of-experts language model; left as it is. Or an engine that serves one and records its routing,
+            such as [`VLLMEngine`]: scopes are then `"prompt"`, `"generation"` and `"all"`, there is no run folder,
+            and of `generate_kwargs` it takes `do_sample`, `temperature`, `top_p` and `top_k`.
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer. A chat template is applied if it has one.
         prompts (`Sequence[str]` or chats):
@@ -123,8 +126,7 @@ def ftri(
     check_judge(judge)
     check_batch_size(batch_size)
     check_seed("ftri.seed", seed)
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise ConfigError("ftri.repeats", "not a number of runs", got=repr(repeats), expected="1 or more")
+    whole("ftri.repeats", repeats, least=1)
     imaged_scope = ImagingScope(scope, thinking_tokens)
     settings = generation_settings(tokenizer, max_new_tokens, generate_kwargs)
     if repeats > 1 and not settings["do_sample"]:
@@ -134,12 +136,29 @@ def ftri(
             got=repeats,
             fix='Sample, with generate_kwargs={"do_sample": True}, or leave repeats out.',
         )
-    sites = find_routers(model)
-    fingerprint = fingerprint_of(model, sites)
     chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": chat_template_kwargs}
     encoded = encode_prompts(tokenizer, asked, where="ftri.prompts", **chat)
     marks = user_text_of(tokenizer, asked, **chat) if imaged_scope.wants_user_text else None
     rows = [index for index in range(len(asked)) for _ in range(repeats)]
+    if not isinstance(model, torch.nn.Module) and isinstance(model, RecordingEngine):
+        if run_folder is not None:
+            raise UnsupportedError("ftri.run_folder", "an engine's weights cannot be told from a later run's")
+        return image_with_engine(
+            model,
+            tokenizer,
+            asked,
+            encoded,
+            rows,
+            judge,
+            scope=scope,
+            seed=seed,
+            batch_size=batch_size,
+            settings=settings,
+            prompt_index=_prompt_index(encoded, rows),
+            progress=progress,
+        )
+    sites = find_routers(model)
+    fingerprint = fingerprint_of(model, sites)
     batches = batches_of([encoded[index] for index in rows], batch_size)
     folder = None
     if run_folder is not None:

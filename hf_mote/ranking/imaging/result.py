@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -295,7 +295,7 @@ class FTRIResult(Shareable):
         ]
 
     def _to_file(self, path: Path) -> None:
-        write_parts(path, self)
+        write_parts(path, {part.name: getattr(self, part.name) for part in fields(self)})
 
     @classmethod
     def _from_file(cls, path: Path) -> Self:

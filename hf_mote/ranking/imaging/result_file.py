@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,31 +16,28 @@ from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.ranking.imaging.scopes import check_scope
 
-if TYPE_CHECKING:
-    from hf_mote.ranking.imaging.result import FTRIResult
-
 __all__ = ["parts_from_maps", "read_parts", "write_parts"]
 
 _KIND = "ftri_result"
 _NAMES = ("prompts", "responses", "classes", "scope", "fingerprint", "base_model", "provenance")
 
 
-def write_parts(path: Path, result: FTRIResult) -> None:
+def write_parts(path: Path, parts: Mapping[str, Any]) -> None:
     """Write a result's file.
 
     Args:
         path (`Path`): The file.
-        result (`FTRIResult`): The result.
+        parts (`Mapping[str, Any]`): Its fields, by name.
     """
-    tensors = {"counts": result.counts, "weights": result.weights, "num_tokens": result.num_tokens}
-    if result.prompt_index is not None:
-        tensors["prompt_index"] = result.prompt_index
-    if result.response_tokens is not None:
+    tensors = {name: parts[name] for name in ("counts", "weights", "num_tokens")}
+    if parts["prompt_index"] is not None:
+        tensors["prompt_index"] = parts["prompt_index"]
+    if parts["response_tokens"] is not None:
         tensors["response_tokens"] = torch.tensor(
-            [token for tokens in result.response_tokens for token in tokens], dtype=torch.int64
+            [token for tokens in parts["response_tokens"] for token in tokens], dtype=torch.int64
         )
-        tensors["response_lengths"] = torch.tensor([len(tokens) for tokens in result.response_tokens])
-    metadata = {"kind": _KIND, "layers": list(result.layers), **{name: getattr(result, name) for name in _NAMES}}
+        tensors["response_lengths"] = torch.tensor([len(tokens) for tokens in parts["response_tokens"]])
+    metadata = {"kind": _KIND, "layers": list(parts["layers"]), **{name: parts[name] for name in _NAMES}}
     write_tensors(path, tensors, metadata)
 
 

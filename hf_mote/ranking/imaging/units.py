@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_mote.errors import ConfigError, DataError, UnknownNameError
+from hf_mote.errors import ConfigError, DataError, UnknownNameError, one_of
 from hf_mote.statistics.scores import SCORES
 
 __all__ = ["Evidence", "check_score", "check_tokens", "checked_class", "checked_keys", "make_pairs", "make_units"]
@@ -61,10 +61,8 @@ def check_score(where: str, score: str, value: str, normalize: bool) -> None:
         value (`str`): `"count"` or `"weight"`.
         normalize (`bool`): Whether maps are divided by their tokens.
     """
-    if score not in SCORES:
-        raise UnknownNameError.of(f"{where}.score", score, SCORES)
-    if value not in ("count", "weight"):
-        raise UnknownNameError.of(f"{where}.value", value, ("count", "weight"))
+    one_of(f"{where}.score", score, SCORES)
+    one_of(f"{where}.value", value, ("count", "weight"))
     if score != "mean_difference" and (normalize or value != "count"):
         raise ConfigError(
             where,

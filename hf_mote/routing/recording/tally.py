@@ -3,6 +3,9 @@
 What the routers of one pass decided is put aside as they run and added up in one go when the pass ends. Decode steps,
 of one token for each sequence, wait for one another and are added up together, in their order, so that each pays for
 little more than being kept. Long passes are added up router by router.
+
+A router of a looped layer runs several times in one pass; a token then counts for the mean of its visits, so that it
+counts as much in every layer.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hf_mote.errors import UnsupportedError
 from hf_mote.passes.forward import Forward, Phase, all_of
 from hf_mote.routing.recording.decode_steps import DecodeStep, RoutedRows, stacked
 from hf_mote.routing.recording.trace import TraceKeeper
@@ -58,6 +62,8 @@ class Tally:
         self.thread = threading.get_ident()
         self.sums: dict[tuple[Phase, str], tuple[Tensor, Tensor]] = {}
         self.trace = TraceKeeper() if trace else None
+        # How often each router runs in a pass: the pass under way, and those before.
+        self._visits, self._visits_before = [0] * num_layers, [0] * num_layers
         self._stops = stops.to(self.device)
         self._ended: Tensor | None = None
         # The pass under way.
@@ -79,6 +85,7 @@ class Tally:
             only (`torch.Tensor` of shape `(rows,)`, bool, *optional*): The rows to count, of those that would be.
         """
         self._aside = {}
+        self._visits = [0] * len(self._visits)
         if self.trace is not None:
             self.trace.begin()
         phases = forward.phases
@@ -110,6 +117,7 @@ class Tally:
         """
         if not self._counts:
             return
+        self._visits[row] += 1
         if applied is native:
             self._aside.setdefault("both", []).append((row, native))
         else:
@@ -128,6 +136,8 @@ class Tally:
         """
         if not self._counts:
             return
+        if self._visits != self._visits_before:
+            self._take_note_of_visits()
         if self._waits:
             last = None if forward.ids is None else forward.ids[:, -1]
             step = DecodeStep.of(last, forward.countable("generation"), self._only, self._gather())
@@ -179,7 +189,22 @@ class Tally:
                     counted, weighed = self.sums[phase, part]
                     counts += counted.view(self.shape).cpu()
                     weights += weighed.view(self.shape).cpu()
+        visits = torch.tensor(self._visits_before).clamp(min=1).view(-1, 1, 1)
+        counts, weights = counts / visits, weights / visits
         return counts.transpose(0, 1), weights.transpose(0, 1), tokens
+
+    def _take_note_of_visits(self) -> None:
+        """Remember how often each router runs in a pass; raise if that changes, as means would be of unlike things."""
+        for row, (now, before) in enumerate(zip(self._visits, self._visits_before, strict=True)):
+            if now and before and now != before:
+                raise UnsupportedError(
+                    "record_routing",
+                    "a router runs more often in some passes than in others, so that a token has no one count",
+                    got=f"router {row} of the model: {now} times",
+                    expected=f"{before}, as in the passes before",
+                    fix="Record passes with one number of loops at a time.",
+                )
+            self._visits_before[row] = now or before
 
     def _going(self, ids: Tensor | None, phases: Sequence[Phase]) -> Tensor | None:
         """Which sequences have not ended before each of some steps, `(steps, sequences)`; `None` if none can have.

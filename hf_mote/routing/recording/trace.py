@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hf_mote.errors import UnsupportedError
 from hf_mote.routing.rules.selection import Routing
 
 __all__ = ["RoutingTrace", "TraceKeeper"]
@@ -42,7 +43,19 @@ class TraceKeeper:
         self._now = {}
 
     def see(self, row: int, applied: Routing) -> None:
-        """Take in the routing of the router at a place among all."""
+        """Take in the routing of the router at a place among all.
+
+        Raises:
+            [`UnsupportedError`]: if it has run in this pass already, as in a looped layer.
+        """
+        if row in self._now:
+            raise UnsupportedError(
+                "record_routing.trace",
+                "a router runs several times in one pass, so that a token has several routings in one layer",
+                got=f"router {row} of the model",
+                expected="one run in each pass",
+                fix="Record without trace; counts and weights are means over the runs.",
+            )
         self._now[row] = applied.indices.int().cpu(), applied.weights.detach().float().cpu()
 
     def end(self, kept: Tensor, generated: Tensor) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property, reduce
 import torch
 from torch import Tensor
 
-__all__ = ["RoutingEdit", "merge_edits", "values_at"]
+__all__ = ["NEUTRAL", "RoutingEdit", "merge_edits", "present_in", "values_at"]
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ class RoutingEdit:
     only_suppresses: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        present = _present(self).keys()
+        present = present_in(self).keys()
         object.__setattr__(self, "only_weights", present <= {"drop_share", "zero_share"})
         object.__setattr__(self, "only_suppresses", present <= _SUPPRESSING)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is changed."""
-        return not _present(self)
+        return not present_in(self)
 
     @cached_property
     def suppressed(self) -> frozenset[int]:
         """The experts that lose weight or their slot; tensors are read, which an accelerator has to be waited for."""
-        marks = [_loses(name, value) for name, value in _present(self).items() if name in _SUPPRESSING]
+        marks = [_loses(name, value) for name, value in present_in(self).items() if name in _SUPPRESSING]
         return frozenset(expert for mark in marks for expert in mark.nonzero()[:, -1].tolist())
 
     def hits(self, indices: Tensor) -> Tensor:
@@ -69,13 +69,13 @@ class RoutingEdit:
         Args:
             indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.
         """
-        present = {name: value for name, value in _present(self).items() if name in _SUPPRESSING}
+        present = {name: value for name, value in present_in(self).items() if name in _SUPPRESSING}
         marks = [_loses(name, values_at(value, indices)) for name, value in present.items()]
         return reduce(torch.logical_or, marks).any(dim=-1)
 
     def to(self, device: torch.device) -> RoutingEdit:
         """Return the edit with its tensors on a device."""
-        tensors = {name: value.to(device) for name, value in _present(self).items()}
+        tensors = {name: value.to(device) for name, value in present_in(self).items()}
         return RoutingEdit(**tensors, keeps_all_or_nothing=self.keeps_all_or_nothing)
 
 
@@ -93,8 +93,8 @@ def merge_edits(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> RoutingEd
         return edits[0][0]
     merged: dict[str, Tensor] = {}
     for edit, tokens in edits:
-        for name, value in _present(edit).items():
-            neutral = _NEUTRAL[name]
+        for name, value in present_in(edit).items():
+            neutral = NEUTRAL[name]
             if tokens is not None:
                 value = torch.where(tokens[:, None], value, torch.full_like(value, neutral))
             if name not in merged:
@@ -122,7 +122,7 @@ def values_at(values: Tensor, indices: Tensor) -> Tensor:
 
 
 _SUPPRESSING = {"drop_share", "zero_share", "banned"}
-_NEUTRAL: dict[str, float | bool] = {
+NEUTRAL: dict[str, float | bool] = {
     "drop_share": 1.0,
     "zero_share": 1.0,
     "banned": False,
@@ -133,10 +133,12 @@ _NEUTRAL: dict[str, float | bool] = {
     "logit_bias": 0.0,
     "selection_bias": 0.0,
 }
+"""What each field holds where it changes nothing."""
 
 
-def _present(edit: RoutingEdit) -> dict[str, Tensor]:
-    values = {name: getattr(edit, name) for name in _NEUTRAL}
+def present_in(edit: RoutingEdit) -> dict[str, Tensor]:
+    """Return the fields of an edit that change something, by name."""
+    values = {name: getattr(edit, name) for name in NEUTRAL}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 

@@ -5,7 +5,7 @@ A router turns a token's logits into the experts it visits and their weights. Th
 another family means adding its router class to a row, or a row to the table, and a tiny config to
 `tests/tiny_models.py`.
 
-This file is long because it is a table. The rows follow the routers of transformers 5.23 (`modeling_<family>.py`,
+This file is long because it is a table. The rows follow the routers of transformers 5.24 (`modeling_<family>.py`,
 class `<Family>TopkRouter`).
 """
 
@@ -38,6 +38,7 @@ RULES: tuple[RoutingRule, ...] = (
         name="softmax, top-k, renormalised if the config says so",
         routers={
             "FlexOlmoTopKRouter": "flex_olmo",
+            "LaraMiniTopKRouter": "lara_mini",
             "MellumTopKRouter": "mellum",
             "OlmoeTopKRouter": "olmoe",
             "Qwen2MoeTopKRouter": "qwen2_moe",
@@ -208,11 +209,13 @@ RULES: tuple[RoutingRule, ...] = (
             "Glm5NextTextTopkRouter": "glm5_next",
             "GlmMoeDsaTopkRouter": "glm_moe_dsa",
             "HYV4TopkRouter": "hy_v4",
+            "HYV4VLTopkRouter": "hy_v4_vl",
             "KimiLinearTopkRouter": "kimi_linear",
             "MiMoV2FlashTopkRouter": "mimo_v2_flash",
             "NemotronHTopkRouter": "nemotron_h",
             "SolarOpenTopkRouter": "solar_open",
         },
+        lent_to=("sarvam_mla", "sarvam_moe"),
         scoring="sigmoid",
         selection_bias=BIAS,
         group_score="top2_sum",
@@ -308,7 +311,11 @@ RULES: tuple[RoutingRule, ...] = (
     ),
     RoutingRule(
         name="own activation, selection bias, top-k, renormalised, scaled",
-        routers={"DeepseekV4TopKRouter": "deepseek_v4", "Inkling2TopKRouter": "inkling2"},
+        routers={
+            "DeepseekV4TopKRouter": "deepseek_v4",
+            "Inkling2TopKRouter": "inkling2",
+            "Inkling2LoopTopKRouter": "inkling2_loop",
+        },
         scoring="score_fn",
         native_dtype=True,
         selection_bias=BIAS,
@@ -392,14 +399,24 @@ class Refusal(NamedTuple):
         family (`str`): Its `model_type`.
         reason (`str`): Why not.
         remedy (`str`): What can be done instead.
+        before (`str`, *optional*): The first release of transformers that the reason does not hold for.
     """
 
     family: str
     reason: str
     remedy: str
+    before: str | None = None
 
+    @property
+    def full_reason(self) -> str:
+        """Why not, and in which releases."""
+        return self.reason if self.before is None else f"before transformers {self.before}, {self.reason}"
+
+
+_BARE = "its router is a bare linear layer, and the block around it chooses the experts"
 
 REFUSED: dict[str, Refusal] = {
+    "AriaTextMoELayer": Refusal("aria", _BARE, "Upgrade to transformers 5.18 or newer.", before="5.18"),
     "DiffusionGemmaTextRouter": Refusal(
         "diffusion_gemma",
         "its encoder and its decoder have a router each in every layer, so that a layer does not name a router",
@@ -410,9 +427,13 @@ REFUSED: dict[str, Refusal] = {
         "its experts are chosen by product keys inside the block's forward, with no router that a hook could reach",
         "Use a model whose router is a module of its own.",
     ),
+    "JambaSparseMoeBlock": Refusal("jamba", _BARE, "Upgrade to transformers 5.23 or newer.", before="5.23"),
+    "LongcatFlashTopkRouter": Refusal(
+        "longcat_flash", "its router returns no logits", "Upgrade to transformers 5.19 or newer.", before="5.19"
+    ),
     "NllbMoeTop2Router": Refusal(
         "nllb_moe",
-        "in transformers 5.23 only experts 0 and 1 of each layer ever run, whatever its router decides",
+        "up to transformers 5.24 only experts 0 and 1 of each layer ever run, whatever its router decides",
         "Wait for the fix in transformers.",
     ),
     "SwitchTransformersTop1Router": Refusal(
@@ -421,4 +442,4 @@ REFUSED: dict[str, Refusal] = {
         "Use a decoder-only model, such as olmoe or mixtral.",
     ),
 }
-"""By the class that the model names as the source of its router logits."""
+"""By the class of the router, or of the block that routes without one."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
+import transformers
+from packaging.version import Version
 from torch import nn
 
 from hf_mote.errors import ConfigError
-from hf_mote.routing.rules.families import RULES
+from hf_mote.routing.rules.families import REFUSED, RULES, Refusal
 from hf_mote.routing.rules.rule import RoutingRule
 
-__all__ = ["forget_rule", "register_rule", "rule_for"]
+__all__ = ["forget_rule", "refusals_here", "register_rule", "rule_for"]
 
 _REGISTERED: dict[type[nn.Module], tuple[RoutingRule, ...]] = {}
 
@@ -29,6 +33,11 @@ def rule_for(module: nn.Module) -> RoutingRule | None:
             if rule.when is None or getattr(module, rule.when[0], None) == rule.when[1]:
                 return rule
     return None
+
+
+def refusals_here() -> dict[str, Refusal]:
+    """Return the refusals that hold for the installed transformers, by class."""
+    return _refusals_of(transformers.__version__)
 
 
 def register_rule(router: type[nn.Module], rule: RoutingRule) -> None:
@@ -69,3 +78,9 @@ def _rules_of_table(cls: type) -> tuple[RoutingRule, ...]:
     if not cls.__module__.startswith("transformers.models."):
         return ()
     return tuple(rule for rule in RULES if cls.__name__ in rule.routers)
+
+
+@functools.cache
+def _refusals_of(version: str) -> dict[str, Refusal]:
+    here = Version(version)
+    return {name: one for name, one in REFUSED.items() if one.before is None or here < Version(one.before)}

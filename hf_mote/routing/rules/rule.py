@@ -20,6 +20,7 @@ class RoutingRule:
     Attributes:
         name (`str`): The rule's name, as shown to users.
         routers (`dict[str, str]`): Router class in transformers -> model family (its `model_type`).
+        lent_to (`tuple[str, ...]`): Model families without a router class of their own, built of these.
         scoring (`str`): What turns logits into scores: `"softmax"` over all experts, `"sigmoid"`, `"logits"` (none),
             `"probabilities"` (the router's first output is a softmax already) or `"score_fn"` (the router's own
             activation).
@@ -72,11 +73,12 @@ class RoutingRule:
     within: str | None = None
     probe: Literal["flat", "batched", "with_ids"] = "flat"
     adapter: str | None = None
+    lent_to: tuple[str, ...] = ()
 
     @property
     def families(self) -> tuple[str, ...]:
         """Model families that follow the rule, sorted."""
-        return tuple(sorted(set(self.routers.values())))
+        return tuple(sorted({*self.routers.values(), *self.lent_to}))
 
 
 def attribute_of(module: nn.Module, path: str) -> Any:

@@ -105,9 +105,9 @@ def select(
     import torch
     from hf_mote.routing.rules.families import RULES
     from hf_mote.routing.rules.edits import RoutingEdit
-    from hf_mote.routing.rules.selection import Selection, select
+    from hf_mote.routing.rules.selection import BoundRule, select
 
-    mixtral = Selection(RULES[0], num_experts=4, top_k=2, renormalize=True)
+    mixtral = BoundRule(RULES[0], num_experts=4, top_k=2, renormalize=True)
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     assert select(logits, mixtral).indices.tolist() == [[0, 1]]
     ban = RoutingEdit(banned=torch.tensor([True, False, False, False]))

@@ -7,28 +7,64 @@ reads: how many experts there are, and how many are chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
 from hf_mote.errors import UnsupportedError
-from hf_mote.routing.rules.families import REFUSED, RULES, Refusal
-from hf_mote.routing.rules.registry import rule_for
+from hf_mote.routing.rules.families import RULES
+from hf_mote.routing.rules.registry import refusals_here, rule_for
 from hf_mote.routing.rules.rule import RoutingRule
 
-__all__ = ["check_all_listed", "check_none_refused", "declared_router_classes", "unlisted_routers"]
+__all__ = [
+    "check_all_listed",
+    "check_is_model",
+    "check_none_refused",
+    "declared_router_classes",
+    "offer_by",
+    "unlisted_routers",
+    "what_it_has_instead",
+]
 
-BARE_LINEAR = Refusal(
-    "jamba",
-    "its router is a bare linear layer, and the block around it chooses the experts",
-    "Upgrade to transformers 5.23 or newer, where the router is a module of its own.",
-)
 WAYS_IN = (
     "hf_mote.register_routers(model) tries the known rules on it; to describe it yourself see 'Adding a family' in "
     "the README."
 )
+_EXPERTS = re.compile(r"experts?(\.\d+)?$", re.IGNORECASE)
+_GATE = re.compile(r"(gate|router|wg)$")
+
+_offers: list[Callable[[nn.Module], str | None]] = []
+
+
+def offer_by(offer: Callable[[nn.Module], str | None]) -> None:
+    """Let a function say, as a sentence, how an unlisted router of a model is taken in; `None` if it cannot.
+
+    Args:
+        offer (`Callable[[nn.Module], str | None]`): The function; it is called when such a model is refused.
+    """
+    _offers.append(offer)
+
+
+def check_is_model(model: object, where: str) -> None:
+    """Raise [`UnsupportedError`] unless something is a module; what holds one, as a pipeline does, is told so.
+
+    Args:
+        model (`object`): What was given.
+        where (`str`): The argument, for the error.
+    """
+    if isinstance(model, nn.Module):
+        return
+    holds = [name for name in ("model", "module") if isinstance(getattr(model, name, None), nn.Module)]
+    raise UnsupportedError(
+        where,
+        f"not a model, but it holds one as .{holds[0]}" if holds else "not a model",
+        got=type(model).__name__,
+        expected="an nn.Module",
+        fix=f"Give its .{holds[0]}." if holds else None,
+    )
 
 
 def check_all_listed(model: nn.Module, where: str, *, known: bool) -> None:
@@ -42,6 +78,8 @@ def check_all_listed(model: nn.Module, where: str, *, known: bool) -> None:
     """
     unlisted = _unlisted_names(model)
     _refuse_by_name(unlisted, where)
+    if not known:
+        _refuse_bare_gates(model, where)
     if not unlisted and not known:
         unlisted = sorted({type(module).__name__ for module in unlisted_routers(model).values()})
     if unlisted:
@@ -50,7 +88,7 @@ def check_all_listed(model: nn.Module, where: str, *, known: bool) -> None:
             "the model has a router that no row of the table describes",
             got=unlisted[0],
             expected="a router of the table: see `hf-mote families`",
-            fix=WAYS_IN,
+            fix=next((text for offer in _offers if (text := offer(model)) is not None), WAYS_IN),
         )
 
 
@@ -62,6 +100,22 @@ def check_none_refused(model: nn.Module, where: str) -> None:
         where (`str`): Who asks, for the error.
     """
     _refuse_by_name(_unlisted_names(model), where)
+    _refuse_bare_gates(model, where)
+
+
+def what_it_has_instead(model: nn.Module) -> str:
+    """Return what a model without any router is, as a sentence: dense, or one whose experts are chosen otherwise.
+
+    Args:
+        model (`nn.Module`): The model; nothing of it is run.
+    """
+    for path, part in (*model.named_modules(), *model.named_parameters()):
+        if _EXPERTS.search(path) or _EXPERTS.search(type(part).__name__):
+            return (
+                f"It has what looks like experts, {path or 'itself'} ({type(part).__name__}), and no module that "
+                "looks like their router; see 'Adding a family' in the README."
+            )
+    return "A dense model has no experts to tune; for an unsupported family see 'Adding a family' in the README."
 
 
 def unlisted_routers(model: nn.Module, rules: Sequence[RoutingRule] = RULES) -> dict[str, nn.Module]:
@@ -118,20 +172,41 @@ def _unlisted_names(model: nn.Module) -> list[str]:
 
 
 def _refused(module: nn.Module) -> set[str]:
-    return REFUSED.keys() & {cls.__name__ for cls in type(module).__mro__}
+    return refusals_here().keys() & {cls.__name__ for cls in type(module).__mro__}
 
 
 def _refuse_by_name(unlisted: list[str], where: str) -> None:
+    refusals = refusals_here()
     for name in unlisted:
-        refusal = REFUSED.get(name, BARE_LINEAR if name == "Linear" else None)
+        refusal = refusals.get(name)
         if refusal is not None:
             raise UnsupportedError(
                 where,
-                refusal.reason,
+                refusal.full_reason,
                 got=name,
                 expected="a router of the table: see `hf-mote families`",
                 fix=refusal.remedy,
             )
+
+
+def _refuse_bare_gates(model: nn.Module, where: str) -> None:
+    """Refuse a model in which a block of experts has a plain linear layer for its router, and no other."""
+    routers = set(unlisted_routers(model).values())
+    for path, block in model.named_modules():
+        parts = dict(block.named_children())
+        gates = [name for name, part in parts.items() if _GATE.match(name) and type(part) is nn.Linear]
+        if not gates or "experts" not in parts:
+            continue
+        others = [part for name, child in parts.items() if name != "experts" for part in child.modules()]
+        if any(part in routers or rule_for(part) is not None for part in others):
+            continue
+        raise UnsupportedError(
+            where,
+            "its router is a bare linear layer, and the block around it chooses the experts",
+            got=f"{path}.{gates[0]}, a Linear in a {type(block).__name__}",
+            expected="a router that is a module of its own, and returns logits, weights and indices",
+            fix="If transformers has a class of its own for this model, or a newer release has one, load that one.",
+        )
 
 
 def _has_both_numbers(module: nn.Module, rules: Sequence[RoutingRule]) -> bool:

@@ -13,8 +13,9 @@ from torch import nn
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.routing.rules.registry import rule_for
-from hf_mote.routing.sites.candidates import check_all_listed
+from hf_mote.routing.sites.candidates import check_all_listed, check_is_model, what_it_has_instead
 from hf_mote.routing.sites.placement import check_placement, holder_of
+from hf_mote.routing.sites.replaced import missing_routers
 from hf_mote.routing.sites.site import RouterSite, site_of
 
 __all__ = ["find_routers"]
@@ -45,8 +46,7 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
     assert [(site.layer, site.num_experts, site.top_k) for site in sites] == [(0, 4, 2), (1, 4, 2)]
     ```
     """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedError("find_routers.model", "not a model", got=type(model).__name__, expected="an nn.Module")
+    check_is_model(model, "find_routers.model")
     modules = dict(model.named_modules())
     sites = [
         site_of(path, module, rule, modules.get(holder_of(path)))
@@ -54,13 +54,15 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
         if (rule := rule_for(module)) is not None and (rule.within is None or rule.within in path.split("."))
     ]
     check_placement(model, {site.path: site.module for site in sites}, f"find_routers({type(model).__name__})")
+    if not sites:
+        _check_none_missing(model)
     check_all_listed(model, f"find_routers({type(model).__name__})", known=bool(sites))
     if not sites:
         raise UnsupportedError(
             f"find_routers({type(model).__name__})",
             "no routed experts found",
             expected="a mixture-of-experts model of a family in the table: see `hf-mote families`",
-            fix="A dense model has no experts to tune; for an unsupported family see 'Adding a family' in the README.",
+            fix=what_it_has_instead(model),
         )
     sites.sort(key=lambda site: site.layer)
     for one, other in pairwise(sites):
@@ -73,3 +75,20 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
                 fix="Give the part of the model that generates text, such as model.thinker or model.language_model.",
             )
     return sites
+
+
+def _check_none_missing(model: nn.Module) -> None:
+    """Refuse a model without routers if its own class has some: whatever replaced them is named."""
+    missing = missing_routers(model)
+    if not missing:
+        return
+    first = missing[0]
+    itself = first.place == first.path
+    raise UnsupportedError(
+        f"find_routers({type(model).__name__})",
+        f"{len(missing)} routers of the model were replaced" + ("" if itself else " with what holds them"),
+        got=f"{first.found} at {first.place}",
+        expected=first.expected if itself else f"{first.expected}, which holds the router {first.router}",
+        fix="Load the model without what replaced them; a quantisation has a list of modules not to convert, where "
+        f"'{first.place.rpartition('.')[2]}' belongs.",
+    )

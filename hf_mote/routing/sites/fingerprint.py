@@ -12,9 +12,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_mote.errors import ModelMismatchError
+from hf_mote.routing.sites.packed import feed_of, packed_parts, unpacked
+from hf_mote.routing.sites.scratch_copy import scratch_copy
 from hf_mote.routing.sites.site import RouterSite
 
 __all__ = ["check_fingerprint", "fingerprint_of"]
+
+PACKED = "quantised:"
+"""What stands before the digest of routers whose own weights a quantisation has packed."""
 
 
 def fingerprint_of(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, Any]:
@@ -27,7 +32,8 @@ def fingerprint_of(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, A
     Returns:
         `dict`: `model_type`; `layers`, `num_experts` and `top_k`, one entry for each router; `router_sha256`, over
         router weights and selection biases as bfloat16 so that it is the same whatever dtype they were loaded in, or
-        `None` for a model on the meta device.
+        `None` for a model on the meta device. Where a quantisation has packed weights of a router, it is over what
+        they unpack to, and begins with `"quantised:"`.
     """
     return {
         "model_type": _model_type(model, sites),
@@ -59,16 +65,57 @@ def check_fingerprint(
                 expected=_brief(fingerprint[key]),
                 fix="Load the model that the config names, or make a config for this one with MoTEConfig.for_model.",
             )
-    made, now = fingerprint["router_sha256"], live["router_sha256"]
-    if made is not None and now is not None and made != now:
+    _check_weights(fingerprint["router_sha256"], live["router_sha256"], sites, f"{where}.router_sha256")
+
+
+def _check_weights(made: str | None, now: str | None, sites: Sequence[RouterSite], where: str) -> None:
+    """Raise unless the digests of router weights are the same; whether they were packed is told apart."""
+    kinds = sorted({kind for site in sites for kind in packed_parts(site.module).values()})
+    if made is None or now is None or made == now:
+        return
+    was, is_packed = made.startswith(PACKED), now.startswith(PACKED)
+    if is_packed and not was:
         raise ModelMismatchError(
-            f"{where}.router_sha256",
-            "the config was made for a model of the same shape with other router weights",
-            got=now[:12],
+            where,
+            "the config was made for routers in full precision, and those of this model are quantised, so that they "
+            "cannot be compared",
+            got=", ".join(kinds),
             expected=made[:12],
-            fix="Expert indices mean nothing in another training run. If the routers were only fine-tuned and the "
-            "experts still do the same, make the config anew with MoTEConfig.for_model.",
+            fix="Load the model with its routers left in full precision, by the quantisation's list of modules not to "
+            "convert; or make the config anew for the quantised model with MoTEConfig.for_model.",
         )
+    if was and not is_packed:
+        raise ModelMismatchError(
+            where,
+            "the config was made for quantised routers, and those of this model are in full precision, so that they "
+            "cannot be compared",
+            got=now[:12],
+            expected=made[: len(PACKED) + 12],
+            fix="Load the model quantised as it was, or make the config anew with MoTEConfig.for_model.",
+        )
+    if is_packed:
+        raise ModelMismatchError(
+            where,
+            "the config was made for quantised routers that unpack to other weights",
+            got=f"{now[: len(PACKED) + 12]} ({', '.join(kinds)})",
+            expected=made[: len(PACKED) + 12],
+            fix="They may be quantised otherwise, or be of another model: make the config anew with "
+            "MoTEConfig.for_model if the experts are the same.",
+        )
+    half = any(parameter.dtype == torch.float16 for site in sites for parameter in site.module.parameters())
+    raise ModelMismatchError(
+        where,
+        "the config was made for a model of the same shape with other router weights",
+        got=f"{now[:12]}, loaded in float16" if half else now[:12],
+        expected=made[:12],
+        fix=(
+            "float16 has no digits for the smallest weights: load the model in bfloat16 or float32, where the hash "
+            "does not depend on the dtype. If it still differs, the model is another one."
+            if half
+            else "Expert indices mean nothing in another training run. If the routers were only fine-tuned and the "
+            "experts still do the same, make the config anew with MoTEConfig.for_model."
+        ),
+    )
 
 
 def _model_type(model: nn.Module, sites: Sequence[RouterSite]) -> str:
@@ -81,18 +128,39 @@ def _model_type(model: nn.Module, sites: Sequence[RouterSite]) -> str:
 
 def _hash(sites: Sequence[RouterSite]) -> str | None:
     digest = hashlib.sha256()
+    packed = False
     for site in sites:
         with align_module_device(site.module):
-            for _, parameter in sorted(_parameters(site).items()):
-                if parameter.is_meta:
-                    return None
-                digest.update(_bytes(parameter))
+            parts = packed_parts(site.module)
+            packed |= bool(parts)
+            tensors = [tensor for _, tensor in sorted(_parameters(site).items()) if not _inside(tensor, site, parts)]
+            if any(tensor.is_meta for tensor in (*tensors, *site.module.parameters())):
+                return None
+            for tensor in tensors:
+                digest.update(_bytes(tensor))
+            for matrix in _matrices(site, parts):
+                digest.update(_bytes(matrix))
         bias = site.selection_bias()
         if bias is not None and bias.is_meta:
             return None
         if bias is not None:
             digest.update(_bytes(bias))
-    return digest.hexdigest()
+    return f"{PACKED if packed else ''}{digest.hexdigest()}"
+
+
+def _matrices(site: RouterSite, parts: dict[str, str]) -> list[Tensor]:
+    """What the packed parts of a router unpack to, in the order of their paths."""
+    if not parts:
+        return []
+    with scratch_copy(site.module) as aside:
+        aside.eval()
+        dtype = feed_of(aside, site.block).dtype
+        return [unpacked(aside.get_submodule(path), dtype) for path in sorted(parts)]
+
+
+def _inside(tensor: Tensor, site: RouterSite, parts: dict[str, str]) -> bool:
+    """Whether a tensor is what a packed part is stored as."""
+    return any(tensor is held for path in parts for held in site.module.get_submodule(path).parameters())
 
 
 def _parameters(site: RouterSite) -> dict[str, Tensor]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from hf_mote.errors import RouterContractError
 from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.rules.selection import Routing
-
-if TYPE_CHECKING:
-    from hf_mote.routing.sites.site import RouterSite
+from hf_mote.routing.sites.packed import num_outputs
+from hf_mote.routing.sites.site import RouterSite
 
 __all__ = ["RouterOutput", "contract_error"]
 
@@ -69,7 +68,7 @@ class RouterOutput:
         items = list(output)
         _, weights, indices = self.slots
         items[weights] = routing.weights.to(output[weights].dtype)
-        items[indices] = routing.indices
+        items[indices] = routing.indices.to(output[indices].dtype)  # int32 of a fused kernel stays int32
         return tuple(items)
 
 
@@ -98,10 +97,29 @@ def contract_error(site: RouterSite, output: object, expected: str) -> RouterCon
         expected (`str`): What it should have returned.
     """
     items = output if isinstance(output, tuple) else (output,)
+    got = [(tuple(i.shape), str(i.dtype)) if isinstance(i, Tensor) else type(i).__name__ for i in items]
+    told = (site.num_experts, site.top_k)
+    rows = [item for item in items if isinstance(item, Tensor) and item.ndim == 2 and item.is_floating_point()]
+    columns = {item.shape[-1] for item in rows} - {site.top_k}
+    if len(columns) == 1 and site.num_experts not in columns and columns <= num_outputs(site.module):
+        # As after pruning: the weight has lost rows, and the number beside it has not.
+        name = site.rule.num_experts
+        return RouterContractError(
+            site.path,
+            f"the router's {name} is not the number of its experts",
+            got=f"{site.num_experts}, and logits of {columns.pop()} columns",
+            expected="the number of columns of its logits",
+            fix=f"Set {site.path}.{name} to it, in every layer that was pruned.",
+        )
+    native = type(site.module).__module__.startswith("transformers.models.")
     return RouterContractError(
         site.path,
         f"the router does not return {expected}",
-        got=[(tuple(i.shape), str(i.dtype)) if isinstance(i, Tensor) else type(i).__name__ for i in items],
-        expected=f"{site.num_experts} experts, {site.top_k} chosen",
-        fix="If this is remote code, load the model's native transformers class instead.",
+        got=got,
+        expected=f"{told[0]} experts, {told[1]} chosen",
+        fix=(
+            f"Report the class {type(site.module).__name__} with your transformers version."
+            if native
+            else "If transformers has a class of its own for this model, load that one, without trust_remote_code."
+        ),
     )

@@ -6,18 +6,23 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_mote.errors import RouterContractError
 from hf_mote.routing.rules.edits import RoutingEdit
+from hf_mote.routing.rules.selection import Routing
 from hf_mote.routing.sites.output import RouterOutput
+from hf_mote.routing.sites.packed import feed_of, packed_parts
+from hf_mote.routing.sites.replaced import replaced_forward, say_once
 from hf_mote.routing.sites.scratch_copy import scratch_copy
 from hf_mote.routing.sites.site import BLOCK, RouterSite
 from hf_mote.routing.sites.special_outputs import adapter_for
 
-__all__ = ["check_identity", "probe_args", "self_test", "width_of"]
+__all__ = ["check_identity", "probe_args", "self_test"]
 
 PROBE_TOKENS = 64
+# What a router that somebody has replaced, by a fused kernel as a rule, may be off by: sums in another order.
+TOLERANCE = 1e-5
 
 
 def self_test(site: RouterSite) -> RouterOutput | None:
@@ -33,30 +38,22 @@ def self_test(site: RouterSite) -> RouterOutput | None:
     Raises:
         [`RouterContractError`]: if weights or indices differ in a single bit.
     """
-    # A router of the table changes nothing as it runs; of one that was registered, who knows.
+    # A router of the table changes nothing as it runs; of one that was registered, who knows, and packed weights may
+    # settle on a layout or a dtype when they first run.
     listed = any(cls.__name__ in site.rule.routers for cls in type(site.module).__mro__)
-    with torch.no_grad(), align_module_device(site.module) if listed else scratch_copy(site.module) as aside:
+    in_place = listed and not packed_parts(site.module)
+    with torch.no_grad(), align_module_device(site.module) if in_place else scratch_copy(site.module) as aside:
         router = site.module if aside is None else aside
-        weight = next(router.parameters())
-        if weight.is_meta or hasattr(weight, "full_tensor"):
+        held = [*router.parameters(), *router.buffers()]
+        if any(tensor.is_meta or hasattr(tensor, "full_tensor") for tensor in held):
             return None
-        generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(PROBE_TOKENS, width_of(router), generator=generator)
-        args = probe_args(site, hidden.to(weight))
+        feed = feed_of(router, site.block)
+        hidden = torch.randn(PROBE_TOKENS, feed.width, generator=torch.Generator().manual_seed(0))
+        args = probe_args(site, hidden.to(feed.device, feed.dtype))
         output = router.forward(*args)
         adapter = adapter_for(site, output)
         check_identity(adapter, output, args)
     return adapter
-
-
-def width_of(router: nn.Module) -> int:
-    """Return the hidden size that a router reads.
-
-    Args:
-        router (`nn.Module`): The router.
-    """
-    named = (getattr(router, name, None) for name in ("hidden_size", "hidden_dim"))
-    return int(next((width for width in named if width), next(router.parameters()).shape[-1]))
 
 
 def probe_args(site: RouterSite, hidden: Tensor) -> tuple[Any, ...]:
@@ -77,6 +74,9 @@ def probe_args(site: RouterSite, hidden: Tensor) -> tuple[Any, ...]:
 def check_identity(adapter: RouterOutput, output: Any, args: tuple[Any, ...]) -> None:
     """Raise [`RouterContractError`] unless the rule gives the router's own routing, bit for bit.
 
+    A router whose forward somebody has replaced, as fused kernels do, adds up in another order: it is taken with the
+    same experts and weights within a relative 1e-5, and named in a log line.
+
     Args:
         adapter (`RouterOutput`): What reads the router's output.
         output (`Any`): What the router returned.
@@ -86,13 +86,40 @@ def check_identity(adapter: RouterOutput, output: Any, args: tuple[Any, ...]) ->
     logits, native = adapter.read(output)
     mine = adapter.route(output, args, RoutingEdit())
     weights = mine.weights.to(native.weights.dtype)
-    if not torch.equal(mine.indices, native.indices) or not torch.equal(weights, native.weights):
-        differing = int((mine.indices != native.indices).any(dim=-1).sum())
+    if torch.equal(mine.indices, native.indices) and torch.equal(weights, native.weights):
+        return
+    by = replaced_forward(site.module)
+    differing, apart = _difference(native, mine._replace(weights=weights))
+    if by is not None and not differing and apart <= TOLERANCE:
+        say_once(
+            f"{by} has replaced the forward of {type(site.module).__name__}; it chooses the same experts, with "
+            f"weights within {TOLERANCE:g}"
+        )
+        return
+    if by is not None:
         raise RouterContractError(
             site.path,
-            f"the router does not do what the row '{site.rule.name}' says",
-            got=f"{differing} of {len(logits)} tokens with other experts, "
-            f"weights off by at most {float((weights - native.weights).abs().max()):.2g}",
-            expected="its own routing, bit for bit",
-            fix=f"Report the class {type(site.module).__name__} with your transformers version.",
+            f"{by} has replaced the router's forward, and does not do what the row '{site.rule.name}' says",
+            got=f"{differing} of {len(logits)} tokens with other experts, weights off by at most {apart:.2g}",
+            expected=f"the routing of {type(site.module).__name__}, to {TOLERANCE:g}",
+            fix="Load the model without what replaces its forward.",
         )
+    differing = int((mine.indices != native.indices).any(dim=-1).sum())
+    raise RouterContractError(
+        site.path,
+        f"the router does not do what the row '{site.rule.name}' says",
+        got=f"{differing} of {len(logits)} tokens with other experts, "
+        f"weights off by at most {float((weights - native.weights).abs().max()):.2g}",
+        expected="its own routing, bit for bit",
+        fix=f"Report the class {type(site.module).__name__} with your transformers version.",
+    )
+
+
+def _difference(native: Routing, mine: Routing) -> tuple[int, float]:
+    """How many tokens have other experts, in whatever order, and by how much of the largest weight others differ."""
+    ours, theirs = (routing.indices.long().sort(dim=-1) for routing in (mine, native))
+    other = (ours.values != theirs.values).any(dim=-1)
+    apart = mine.weights.gather(-1, ours.indices).float() - native.weights.gather(-1, theirs.indices).float()
+    largest = native.weights.float().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    same = apart[~other]
+    return int(other.sum()), float(same.abs().max() / largest) if same.numel() else 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from accelerate.utils import align_module_device
@@ -12,7 +11,6 @@ from hf_mote.errors import RouterContractError
 from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.rules.rule import RoutingRule, attribute_of
 from hf_mote.routing.rules.selection import BoundRule, Routing, select
-from hf_mote.routing.sites.special_outputs import SPECIAL_OUTPUTS
 
 __all__ = ["RouterSite", "layer_of", "site_of"]
 
@@ -46,11 +44,6 @@ class RouterSite:
         """Return the router's own selection bias, `(experts,)`, or `None` where its rule has none."""
         return self._tensor(self.rule.selection_bias)
 
-    @property
-    def refuses(self) -> Mapping[str, str]:
-        """What interventions this kind of router has no way of, by name, and why."""
-        return {} if self.rule.adapter is None else SPECIAL_OUTPUTS[self.rule.adapter].refused_by(self)
-
     def expert_scale(self) -> Tensor | None:
         """Return the router's factor for each expert, `(experts,)`, or `None` where its rule has none."""
         return self._tensor(self.rule.expert_scale)
@@ -58,6 +51,22 @@ class RouterSite:
     def select(self, logits: Tensor, edit: RoutingEdit | None = None) -> Routing:
         """Return the routing that follows from logits, `(tokens, experts)`, by this router's rule and numbers."""
         return select(logits, self.selection, self.selection_bias(), edit, self.expert_scale())
+
+    def numbers(self) -> dict[str, tuple[object, str, object]]:
+        """Return the numbers that the rule reads from the model: for each its owner, its name there and its value."""
+        rule = self.rule
+        flag = rule.renormalize if isinstance(rule.renormalize, str) else None
+        groups = ("num_group", "topk_group") if rule.group_score is not None else ()
+        found: dict[str, tuple[object, str, object]] = {}
+        for path in (rule.num_experts, rule.top_k, flag, rule.least_sum, rule.scale, *groups):
+            if path is None:
+                continue
+            in_block = path.startswith(BLOCK) and self.block is not None
+            before, _, name = path.removeprefix(BLOCK).rpartition(".")
+            start = self.block if in_block and self.block is not None else self.module
+            owner = attribute_of(start, before) if before else start
+            found[path] = (owner, name, getattr(owner, name))
+        return found
 
     def _tensor(self, path: str | None) -> Tensor | None:
         if path is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
@@ -18,11 +18,9 @@ from hf_mote.errors import UnsupportedError
 from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.rules.selection import NEVER, Routing, choose_experts, family_weights, rank_forced, reweigh, score
 from hf_mote.routing.sites.output import RouterOutput, contract_error
+from hf_mote.routing.sites.site import RouterSite
 
-if TYPE_CHECKING:
-    from hf_mote.routing.sites.site import RouterSite
-
-__all__ = ["SPECIAL_OUTPUTS", "adapter_for"]
+__all__ = ["SPECIAL_OUTPUTS", "adapter_for", "refusals_of"]
 
 
 class DenseScores(RouterOutput):
@@ -284,3 +282,12 @@ def adapter_for(site: RouterSite, output: object) -> RouterOutput:
     """
     kind = RouterOutput if site.rule.adapter is None else SPECIAL_OUTPUTS[site.rule.adapter]
     return kind(site, output)
+
+
+def refusals_of(site: RouterSite) -> Mapping[str, str]:
+    """Return which interventions a router cannot take, by name, and why.
+
+    Args:
+        site (`RouterSite`): The router.
+    """
+    return {} if site.rule.adapter is None else SPECIAL_OUTPUTS[site.rule.adapter].refused_by(site)

@@ -20,8 +20,9 @@ from hf_mote.errors import UnsupportedError
 from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.rules.rule import RoutingRule, attribute_of
 from hf_mote.routing.rules.selection import Routing
+from hf_mote.routing.sites.packed import feed_of, packed_parts
 from hf_mote.routing.sites.scratch_copy import scratch_copy
-from hf_mote.routing.sites.self_test import probe_args, width_of
+from hf_mote.routing.sites.self_test import probe_args
 from hf_mote.routing.sites.site import BLOCK, RouterSite, site_of
 from hf_mote.routing.sites.special_outputs import adapter_for
 
@@ -110,7 +111,7 @@ def compare_with_rule(router: RouterUnderTest, rule: RoutingRule, hidden: Tensor
         `AttributeError`: if it lacks a number that the rule reads.
     """
     site = site_of(router.path, router.module, rule, router.block)
-    args = probe_args(site, hidden.to(next(router.module.parameters())))
+    args = probe_args(site, hidden.to(feed_of(router.module, router.block).dtype))
     # Copies, as one of them may be a tensor of the block, which the forward could change.
     output = router.module.forward(*(arg if arg is None else arg.clone() for arg in args))
     adapter = adapter_for(site, output)
@@ -149,9 +150,10 @@ def ordinary_inputs(router: RouterUnderTest) -> Tensor:
     Args:
         router (`RouterUnderTest`): The router.
     """
-    hidden = torch.randn(NUM_TOKENS, width_of(router.module), generator=torch.Generator().manual_seed(0))
+    feed = feed_of(router.module, router.block)
+    hidden = torch.randn(NUM_TOKENS, feed.width, generator=torch.Generator().manual_seed(0))
     hidden[NUM_TOKENS // 2 :] *= 3
-    return hidden.to(next(router.module.parameters()).device)
+    return hidden.to(feed.device)
 
 
 def telling_inputs(router: RouterUnderTest, rule: RoutingRule) -> Tensor:
@@ -166,8 +168,9 @@ def telling_inputs(router: RouterUnderTest, rule: RoutingRule) -> Tensor:
     """
     generator = torch.Generator().manual_seed(1)
     num_experts = site_of(router.path, router.module, rule, router.block).num_experts
-    basis = torch.randn(num_experts + 8, width_of(router.module), generator=generator)
-    basis = torch.cat([torch.zeros_like(basis[:1]), basis]).to(next(router.module.parameters()).device)
+    feed = feed_of(router.module, router.block)
+    basis = torch.randn(num_experts + 8, feed.width, generator=generator)
+    basis = torch.cat([torch.zeros_like(basis[:1]), basis]).to(feed.device)
     logits = compare_with_rule(router, rule, basis).logits.double().cpu()
     if not bool(logits.isfinite().all()):
         return basis[:0]
@@ -195,7 +198,7 @@ def variants(router: RouterUnderTest, rules: Sequence[RoutingRule]) -> Iterator[
         except AttributeError:  # a property
             continue
         yield router._replace(**{"module" if owner is router.module else "block": changed})
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float32) if not packed_parts(router.module) else ():
         if next(router.module.parameters()).dtype != dtype:
             yield router._replace(module=_cast(router.module, dtype))
 

@@ -23,7 +23,13 @@ from hf_mote.errors import ConfigError, RouterContractError, UnknownNameError, U
 from hf_mote.routing.rules.families import RULES
 from hf_mote.routing.rules.registry import forget_rule, register_rule, rule_for
 from hf_mote.routing.rules.rule import RoutingRule
-from hf_mote.routing.sites.candidates import check_none_refused, declared_router_classes, unlisted_routers
+from hf_mote.routing.sites.candidates import (
+    check_is_model,
+    check_none_refused,
+    declared_router_classes,
+    offer_by,
+    unlisted_routers,
+)
 from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.placement import holder_of
 from hf_mote.routing.sites.site import BLOCK, RouterSite, layer_of
@@ -102,11 +108,26 @@ def register_routers(model: nn.Module, *, rule: str | RoutingRule | None = None)
     assert [site.rule.name for site in sites] == ["top-k, softmax of the chosen"] * 2
     ```
     """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedError(
-            "register_routers.model", "not a model", got=type(model).__name__, expected="an nn.Module"
-        )
-    where = f"register_routers({type(model).__name__})"
+    check_is_model(model, "register_routers.model")
+    identified = _identified(model, rule, f"register_routers({type(model).__name__})")
+    registered: list[type[nn.Module]] = []
+    try:
+        for cls, found in identified.items():
+            register_rule(cls, found)
+            registered.append(cls)
+        return find_routers(model)
+    except BaseException:
+        for cls in registered:
+            forget_rule(cls, identified[cls])
+        raise
+
+
+def _identified(model: nn.Module, rule: str | RoutingRule | None, where: str) -> dict[type[nn.Module], RoutingRule]:
+    """The rule that each unlisted router class of a model follows.
+
+    Raises:
+        [`UnsupportedError`], [`UnknownNameError`], [`ConfigError`]: as `register_routers` does.
+    """
     rows = _rows(rule)
     namings = rows if isinstance(rule, RoutingRule) else ROWS
     check_none_refused(model, where)
@@ -132,16 +153,28 @@ def register_routers(model: nn.Module, *, rule: str | RoutingRule | None = None)
         # Passed over beside a layer's real router, unless the model itself says that this is one.
         if isinstance(router.module, declared_router_classes(model)) or layer_of(router.path) not in layers:
             raise error
-    registered: list[type[nn.Module]] = []
+    return identified
+
+
+def _offer(model: nn.Module) -> str | None:
+    """Say which rule alone reproduces a model's unlisted routers, and how to take them in; `None` if none does.
+
+    Args:
+        model (`nn.Module`): The model; copies of its routers are run.
+    """
     try:
-        for cls, found in identified.items():
-            register_rule(cls, found)
-            registered.append(cls)
-        return find_routers(model)
-    except BaseException:
-        for cls in registered:
-            forget_rule(cls, identified[cls])
-        raise
+        identified = _identified(model, None, "find_routers")
+    except Exception:  # what is in the way, `register_routers` says
+        return None
+    if not identified:
+        return None
+    said = [
+        f"{cls.__name__} returns no logits, and is taken in for recording and for suppress_mode 'drop' and 'zero'"
+        if rule.adapter is not None
+        else f"of all known rules '{rule.name}' alone reproduces {cls.__name__}, bit for bit"
+        for cls, rule in identified.items()
+    ]
+    return f"Call hf_mote.register_routers(model): {'; '.join(said)}."
 
 
 def _name(rule: str | RoutingRule) -> str:
@@ -284,3 +317,7 @@ def _flag(rule: RoutingRule, router: nn.Module) -> int:
     if rule.when is None:
         return 0
     return 1 if hasattr(router, rule.when[0]) else -1
+
+
+# The error of `find_routers` names the rule; it is below this file and cannot ask by itself.
+offer_by(_offer)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_mote.errors import ConfigError, DataError, FileFormatError, UnsupportedError
+from hf_mote.files import local_path
 from hf_mote.sae.convert.card import CARD, write_card
 from hf_mote.sae.convert.documents import read_document
 from hf_mote.sae.convert.download import Repository
@@ -101,11 +102,11 @@ def load_sae(
     layout = format if isinstance(format, SAELayout) else None
     wanted = None if layout is not None or format == "auto" else format_named(str(format), where="load_sae: format")
     asked = Wanted(_dtype(dtype), device_map, norm_scaling_factor, fields)
-    local = Path(path_or_repo).expanduser()
+    local = local_path(path_or_repo)
     known: Known | None = None
     place: Repository | None = None
-    if sae_id is None and local.exists():
-        if local.is_file():
+    if sae_id is None and os.path.exists(local):
+        if os.path.isfile(local):
             if subfolder is not None or file is not None:
                 raise FileFormatError(str(local), "is a file, in which there is no other", got=subfolder or file)
             local, file = local.parent, local.name
@@ -161,9 +162,9 @@ def list_saes(
         return releases()
     if str(path_or_repo) in releases():
         return [entry.known.sae_id for entry in entries(str(path_or_repo))]
-    local = Path(path_or_repo).expanduser()
+    local = local_path(path_or_repo)
     place = Repository(str(path_or_repo), revision=revision, token=token)
-    if local.is_dir():
+    if os.path.isdir(local):
         paths = [path.relative_to(local).as_posix() for path in sorted(local.rglob("*")) if path.is_file()]
     else:
         paths = place.files()
@@ -220,7 +221,7 @@ def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str, *, card
     wanted = format_named(format, where="export_sae: format")
     if wanted.write is None:
         raise UnsupportedError(f"export_sae: {wanted.name}", f"is not written: {wanted.refusal}")
-    target = Path(path).expanduser()
+    target = local_path(path)
     check_target(target, wanted)
     if card and (target / CARD).exists():
         raise FileFormatError(str(target / CARD), "exists already, and a card would replace it")

@@ -82,6 +82,9 @@ _CLASSES = {
 }
 # As it was spelt until 2025-01-16.
 _OLD_NAMES = {"MatroyshkaBatchTopKSAE": "MatryoshkaBatchTopKSAE"}
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_NUMBERS = {*_INTEGERS, torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_MOST_GROUPS = 10_000
 # The threshold of a dictionary that was not trained long enough to have one.
 _UNSET = -1.0
 # Trainers and classes that leave the lengths of dictionary rows free.
@@ -133,6 +136,7 @@ def _read(source: Source) -> SAEModel:
         else:
             width = torch.promote_types(found["threshold"].dtype, torch.float32)
             tensors["threshold"] = torch.tensor(torch.nan if threshold == _UNSET else threshold, dtype=width)
+            tensors["threshold_k"] = torch.tensor(0 if threshold == _UNSET else fields["k"])
     if "threshold" in found:
         origin["threshold_dtype"] = str(found["threshold"].dtype).removeprefix("torch.")
     if "group_sizes" in kind.besides:
@@ -160,7 +164,7 @@ def _names(path: Path, trainer: Mapping[str, Any], words: str) -> dict[str, str 
 def _number(path: Path, tensors: Mapping[str, Tensor], name: str) -> float:
     """Return the number that a tensor of one element holds."""
     tensor = tensors.get(name)
-    if tensor is None or tensor.ndim != 0 or tensor.is_complex() or not bool(tensor.isfinite()):
+    if tensor is None or tensor.ndim != 0 or not _is_plain(tensor) or not bool(tensor.isfinite()):
         got = "none" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
         raise FileFormatError(f"{path}: {name}", "is no finite number", got=got)
     return float(tensor)
@@ -169,10 +173,16 @@ def _number(path: Path, tensors: Mapping[str, Tensor], name: str) -> float:
 def _integers(path: Path, tensors: Mapping[str, Tensor], name: str) -> list[int]:
     """Return the integers that a tensor of one dimension holds."""
     tensor = tensors.get(name)
-    if tensor is None or tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():
+    plain = tensor is not None and _is_plain(tensor) and not tensor.is_floating_point()
+    if tensor is None or tensor.ndim != 1 or not plain or len(tensor) > _MOST_GROUPS:
         got = "none" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-        raise FileFormatError(f"{path}: {name}", "is no list of integers", got=got)
-    return [int(value) for value in tensor]
+        raise FileFormatError(f"{path}: {name}", f"is no list of up to {_MOST_GROUPS} integers", got=got)
+    return [int(value) for value in tensor.tolist()]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds integers, or floats that torch computes with."""
+    return tensor.dtype in _NUMBERS
 
 
 def _write(sae: SAEModel, folder: Path) -> list[str]:

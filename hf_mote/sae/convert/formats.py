@@ -209,7 +209,14 @@ def build(
     }
     # The loader of transformers itself, since there is no file that ours could check.
     load: Callable[..., SAEModel] = super(SAEWeights, model_class).from_pretrained
-    return load(None, config=config, state_dict=cast, dtype=dtype, device_map=source.wanted.device_map)
+    return load(
+        None,
+        config=config,
+        state_dict=cast,
+        dtype=dtype,
+        device_map=source.wanted.device_map,
+        trust_remote_code=False,
+    )
 
 
 def computes_as(sae: SAEModel, base: type[SAEModel]) -> bool:

@@ -5,10 +5,13 @@ A layout says under which name a format stores each of our tensors, and whether 
 
 from __future__ import annotations
 
+import math
+import pickletools
+import re
 import zipfile
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -16,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hf_mote.errors import DataError, FileFormatError
+from hf_mote.errors import DataError, FileFormatError, HFMoTEError
+from hf_mote.files import check_memory, check_name, read_safetensors
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.variants.bases.selective import SelectiveSAEModel
 
@@ -36,6 +40,19 @@ __all__ = [
 
 Layout = Mapping[str, tuple[str, bool]]
 
+_MOST_ENTRIES = 10_000
+_MOST_PICKLE = 2**24
+_AT_ONCE = 2**24
+# What the pickle inside a file of `torch.save` consists of, and what makes plain tensors.
+# fmt: off
+_OPERATIONS = frozenset({
+    "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPERSID", "BINPUT", "BINUNICODE",
+    "BUILD", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "GLOBAL", "LONG1", "LONG_BINGET", "LONG_BINPUT", "MARK",
+    "NEWFALSE", "NEWTRUE", "NONE", "PROTO", "REDUCE", "SETITEM", "SETITEMS", "STOP", "TUPLE", "TUPLE1", "TUPLE2",
+    "TUPLE3",
+})
+# fmt: on
+_MAKERS = re.compile(r"collections OrderedDict|torch\._utils (_rebuild_tensor_v2|_rebuild_parameter)|torch \w*Storage")
 _DAMAGED = "The file is missing, truncated or of another format; save or download it again."
 
 
@@ -52,15 +69,6 @@ class Sizes(NamedTuple):
         return cls(sae.config.num_latents, sae.config.hidden_size, sae.config.decoder_size)
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, "safetensors", error) from error
-
-
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write contiguous tensors to a safetensors file."""
     # Not `save_file`, which makes the file readable by its owner alone.
@@ -70,30 +78,37 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_torch(path: Path, *, others: Container[str] = ()) -> dict[str, Any]:
     """Return the tensors of a file that `torch.save` wrote, refusing one that holds anything but tensors.
 
+    Sizes are known before values are read, and what would be called is known before anything is: the pickle inside may
+    name the functions that make a tensor, and no others.
+
     Args:
         path (`Path`): The file.
         others (`Container[str]`, *optional*): Keys whose values may be numbers, texts and dictionaries of these.
 
     Raises:
-        [`FileFormatError`]: if the file is damaged, would run code, or holds anything else.
+        [`FileFormatError`]: if it is damaged, of torch before 1.6, holds anything else, or would take too much memory.
     """
-    found = _loaded(path, mmap=None)
+    found = _loaded(path, mmap=False)
     for name, value in found.items():
         plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
         if not isinstance(name, str) or not (plain or (name in others and _is_plain(value))):
             raise FileFormatError(
-                f"{path}: {name}",
+                f"{path}: {name if str(name).isprintable() else ascii(name)}",
                 "is no plain tensor",
                 got=type(value).__name__,
                 expected="the state_dict of one dictionary, as its trainer saves it at the end",
             )
+        check_name(path, name)
+    # A tensor can say that it is larger than what is stored of it.
+    tensors = [value for value in found.values() if isinstance(value, Tensor)]
+    check_memory(path, sum(value.numel() * value.itemsize for value in tensors), path.stat().st_size)
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in found.items()}
 
 
 def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors in a safetensors or torch file, and `()` for what else a torch file holds.
 
-    The values are not read where the file allows that.
+    The values are not read.
 
     Raises:
         [`FileFormatError`]: if the file is damaged or would run code.
@@ -104,7 +119,7 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
                 return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise _unreadable(path, "safetensors", error) from error
-    found = _loaded(path, mmap=True if zipfile.is_zipfile(path) else None)
+    found = _loaded(path, mmap=True)
     return {str(name): tuple(value.shape) if isinstance(value, Tensor) else () for name, value in found.items()}
 
 
@@ -114,31 +129,112 @@ def _is_plain(value: Any, depth: int = 4) -> bool:
     return isinstance(value, str | int | float | bool)
 
 
-def _loaded(path: Path, mmap: bool | None) -> Mapping[Any, Any]:
+def _loaded(path: Path, *, mmap: bool) -> Mapping[Any, Any]:
     """Return the dictionary in a file that `torch.save` wrote, without running anything."""
     try:
+        _check_archive(path)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except HFMoTEError:
+        raise
     # Whatever a damaged or hostile file raises: the loader's own errors have no common base.
     except Exception as error:
-        raise FileFormatError(
-            str(path),
-            "cannot be read as plain tensors",
-            got=str(error).strip().partition("\n")[0] or type(error).__name__,
-            fix="It is damaged, or holds objects whose code would run when they are loaded: do not load it elsewhere "
-            "unless you trust its source.",
-        ) from error
+        raise _no_tensors(path, _reason(error)) from error
     if not isinstance(found, Mapping):
         raise FileFormatError(str(path), "holds no dictionary of tensors", got=type(found).__name__)
     return found
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
-    """Return the arrays of a numpy archive, refusing pickled ones."""
+    """Return the arrays of a numpy archive, refusing pickled ones; sizes are known before values are read.
+
+    Raises:
+        [`FileFormatError`]: if it is damaged or encrypted, holds anything but numbers, or would take too much memory.
+    """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as archive:
+            entries = _entries(path, archive)
+            check_memory(path, sum(entry.file_size for entry in entries), path.stat().st_size)
+            arrays: dict[str, _Array] = {}
+            for entry in entries:
+                name = check_name(path, entry.filename.removesuffix(".npy"))
+                if name in arrays:
+                    raise FileFormatError(f"{path}: {name}", "is there twice")
+                arrays[name] = _array_header(path, archive, entry)
+            return {name: _read_array(archive, array) for name, array in arrays.items()}
+    except HFMoTEError:
+        raise
+    # zipfile, zlib and numpy's parser of headers have no common base either.
+    except Exception as error:
         raise _unreadable(path, "plain numpy arrays", error) from error
+
+
+def _entries(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """Return what an archive holds, refusing what is encrypted or compressed in an unusual way."""
+    entries = archive.infolist()
+    if len(entries) > _MOST_ENTRIES:
+        raise FileFormatError(str(path), "holds too many entries", got=len(entries), expected=f"up to {_MOST_ENTRIES}")
+    for entry in entries:
+        what = f"{path}: {ascii(entry.filename[:80])}"
+        if entry.flag_bits & 1:
+            raise FileFormatError(what, "is encrypted")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            expected = f"{zipfile.ZIP_STORED} (stored) or {zipfile.ZIP_DEFLATED} (deflated)"
+            raise FileFormatError(what, "unknown compression", got=entry.compress_type, expected=expected)
+    return entries
+
+
+class _Array(NamedTuple):
+    """An array in an archive: where its values start, their shape, dtype and order."""
+
+    entry: zipfile.ZipInfo
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    by_columns: bool
+
+
+def _array_header(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Array:
+    """Return what the header of an array says, whose shape and dtype must make up the entry's size."""
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"array format {version}")
+        shape, by_columns, dtype = readers[version](file)
+        offset = file.tell()
+    if dtype.kind not in "iuf" or not dtype.isnative or dtype.itemsize > 8:
+        raise FileFormatError(f"{path}: {entry.filename}", "wrong dtype", got=dtype, expected="plain numbers")
+    if math.prod(shape) * dtype.itemsize != entry.file_size - offset:
+        got = f"{entry.file_size - offset} bytes of values"
+        raise FileFormatError(f"{path}: {entry.filename}", "is not of its size", got=got, expected=f"{dtype} {shape}")
+    return _Array(entry, offset, shape, dtype, by_columns)
+
+
+def _read_array(archive: zipfile.ZipFile, array: _Array) -> Tensor:
+    content = bytearray()
+    with archive.open(array.entry) as file:
+        while part := file.read(_AT_ONCE):
+            content += part
+    # In memory that may be written to. No more is read than the entry says, which was checked; less is refused here.
+    order: Literal["C", "F"] = "F" if array.by_columns else "C"
+    values = np.ndarray(array.shape, array.dtype, content, array.offset, order=order)
+    return torch.from_numpy(np.ascontiguousarray(values) if array.by_columns else values)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a file of `torch.save` that would call anything but the makers of tensors, or unfold to too much."""
+    with zipfile.ZipFile(path) as archive:
+        entries = _entries(path, archive)
+        check_memory(path, sum(entry.file_size for entry in entries), path.stat().st_size)
+        pickles = [entry for entry in entries if entry.filename.split("/")[1:] == ["data.pkl"]]
+        if len(pickles) != 1 or pickles[0].file_size > _MOST_PICKLE:
+            raise _no_tensors(path, f"{len(pickles)} data.pkl, where one of up to {_MOST_PICKLE} bytes should be")
+        content = archive.read(pickles[0])
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name not in _OPERATIONS:
+            raise _no_tensors(path, f"pickle operation {operation.name}")
+        if operation.name == "GLOBAL" and not _MAKERS.fullmatch(str(argument)):
+            raise _no_tensors(path, f"a call of {ascii(argument)}")
 
 
 def matrix_sizes(path: Path, tensors: Mapping[str, Tensor], layout: Layout) -> Sizes:
@@ -258,6 +354,19 @@ def _missing(path: Path, name: str, tensors: Mapping[str, Tensor]) -> FileFormat
     return FileFormatError(f"{path}: {name}", "missing tensor", got=", ".join(sorted(tensors)) or "none")
 
 
+def _no_tensors(path: Path, got: str) -> FileFormatError:
+    return FileFormatError(
+        str(path),
+        "cannot be read as plain tensors",
+        got=got,
+        fix="It is damaged, or holds objects whose code would run when they are loaded: do not load it elsewhere "
+        "unless you trust its source.",
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def _unreadable(path: Path, kind: str, error: Exception) -> FileFormatError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return FileFormatError(str(path), f"cannot be read as {kind}", got=reason, fix=_DAMAGED)
+    return FileFormatError(str(path), f"cannot be read as {kind}", got=_reason(error), fix=_DAMAGED)

@@ -34,12 +34,6 @@ class Pattern(NamedTuple):
         """Return the tokens each latent is active on, int64 `(num_latents,)`."""
         return torch.bincount(self.columns, minlength=self.num_columns)
 
-    def mask(self) -> torch.Tensor:
-        """Return the pairs as a dense bool mask `(tokens, num_latents)`: as large as the dense latents, for tests."""
-        mask = torch.zeros(self.num_rows, self.num_columns, dtype=torch.bool, device=self.rows.device)
-        mask[self.rows, self.columns] = True
-        return mask
-
     @classmethod
     def from_mask(cls, mask: torch.Tensor) -> Pattern:
         """Return the pattern of a dense bool mask `(tokens, num_latents)`."""

@@ -1,7 +1,7 @@
 """What a rule that chooses latents must offer, and what it is shown.
 
 A rule is shown pre-activations block by block, so that no more than one block is ever held. What it chooses is defined
-in plain words and plain code in `allocation.py`.
+in plain words and plain code in `tests/sae/allocation_reference.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mote.errors import ConfigError
+from hf_mote.errors import ConfigError, whole
 from hf_mote.sae.kernels.largest import GROUP
 
 __all__ = ["Block", "Entries", "Layout", "Search", "Selector", "check_count", "check_latents", "padded"]
@@ -100,8 +100,7 @@ class Selector(Protocol):
 
 def check_count(where: str, count: int) -> None:
     """Raise [`ConfigError`] if `count`, which an error calls `where`, is no number of entries."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ConfigError(where, "must be a whole number, not negative", got=repr(count))
+    whole(where, count)
 
 
 def check_latents(where: str, num_latents: int, **tensors: Tensor | None) -> None:

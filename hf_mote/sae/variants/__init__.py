@@ -1,4 +1,13 @@
-"""The architectures, one file each; importing this registers them with AutoConfig and AutoModel."""
+"""The architectures, one file each; importing this registers them with AutoConfig and AutoModel.
+
+- `relu.py`, `gated.py` and `jumprelu.py`: every latent decides for itself.
+- `topk.py`, `batch_topk.py` and `matryoshka.py`: the largest latents of a token or of a batch.
+- `feature_choice.py` and `mutual_choice.py`: latents that choose their tokens, and both at once.
+- `bases/`: what several of them share.
+
+May import `sae` and `sae/kernels`. A new architecture is a file here (a config with a `model_type` of its
+own, and a model) and a line below.
+"""
 
 from hf_mote.sae.register import register_sae
 from hf_mote.sae.variants.batch_topk import BatchTopKSAEConfig, BatchTopKSAEModel

@@ -88,7 +88,7 @@ class FeatureChoiceSAEModel(ZipfianSAEModel):
         self.latent_rank[order] = torch.arange(len(order), device=order.device)
 
     def _require_trainable(self, tokens: Tokens) -> None:
-        self._budgets_by_rank(tokens.num_tokens)
+        self._budgets_by_rank(tokens.choice_tokens)
 
     def _selector(self, num_tokens: int, scale: Tensor | None) -> Selector:
         return SelectByLatent(self._budgets(num_tokens).to(self.W_enc.device), scale=scale)

@@ -75,7 +75,7 @@ class GatedSAEModel(SAEModel):
 
     def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, error: Tensor) -> dict[str, Penalty]:
         gate = encoding.extra
-        l1 = weighted_l1(gate, self.W_dec.norm(dim=1), max(tokens.num_tokens, 1))
+        l1 = weighted_l1(gate, self.W_dec.norm(dim=1), max(tokens.step_tokens, 1))
         # The decoder is frozen here: the term trains the gate alone (eq. 8).
         skip = F.linear(tokens.values, self.W_skip).detach() if self.config.skip_connection else 0
         rebuilt = gate @ self.W_dec.detach() + self.b_dec.detach() + skip
@@ -85,8 +85,8 @@ class GatedSAEModel(SAEModel):
             "aux_loss": Penalty(aux, self.config.aux_coefficient),
         }
 
-    def _scaled_tensors(self) -> list[Tensor]:
-        return [*super()._scaled_tensors(), self.b_mag]
+    def _encoder_biases(self) -> list[Tensor]:
+        return [*super()._encoder_biases(), self.b_mag]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

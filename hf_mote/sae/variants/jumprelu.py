@@ -75,10 +75,23 @@ class JumpReLUSAEModel(SAEModel):
         return active * (active > self.threshold)
 
     def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, error: Tensor) -> dict[str, Penalty]:
-        l0 = encoding.extra / max(tokens.num_tokens, 1)
-        wanted = self.config.l0_target
-        loss = l0 if wanted is None or not tokens.num_tokens else (l0 / wanted - 1).pow(2)
-        return {"sparsity_loss": Penalty(loss, self.config.l0_coefficient)}
+        count = max(tokens.step_tokens, 1)
+        active, wanted, step = encoding.extra, self.config.l0_target, tokens.step
+        if wanted is None or not tokens.step_tokens:
+            return {"sparsity_loss": Penalty(active / count, self.config.l0_coefficient)}
+        if step is None or step.total is None:
+            return {"sparsity_loss": Penalty((active / count / wanted - 1).pow(2), self.config.l0_coefficient)}
+        # The step's own value, and the gradient of this part of it; parts add up to both.
+        off = (step.total / count / wanted - 1).detach()
+        moving = 2 * off * (active - active.detach()) / count / wanted
+        share = off.pow(2) / (step.num_parts * step.num_processes)
+        return {"sparsity_loss": Penalty(share + moving, self.config.l0_coefficient)}
+
+    def _total_of(self, tokens: Tokens) -> Tensor | None:
+        if self.config.l0_target is None:
+            return None
+        active: Tensor = self._encode_for_training(tokens).extra
+        return active
 
     def _encode_for_training(self, tokens: Tokens) -> Encoding:
         active = self._preactivations(self._centred(tokens.values)).relu()
@@ -93,12 +106,15 @@ class JumpReLUSAEModel(SAEModel):
         return Encoding(latents, steps.sum())
 
     @torch.no_grad()
-    def fold_scale(self, scale: float) -> Self:
+    def fold_scale(self, scale: float, output_scale: float | None = None) -> Self:
         """Make an SAE that was trained on `scale * x` one for `x`; see [`SAEModel.fold_scale`]."""
-        super().fold_scale(scale)
+        super().fold_scale(scale, output_scale)
         # In the units of the pre-activations, too.
-        self.config.bandwidth /= scale
+        self.config.bandwidth /= scale if output_scale is None else output_scale
         return self
+
+    def _latent_tensors(self) -> list[Tensor]:
+        return [*super()._latent_tensors(), self.threshold]
 
     def _scaled_tensors(self) -> list[Tensor]:
         return [*super()._scaled_tensors(), self.threshold]

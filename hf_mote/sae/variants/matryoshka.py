@@ -13,7 +13,6 @@ from torch import Tensor
 from hf_mote.errors import ConfigError
 from hf_mote.sae.inputs import Tokens
 from hf_mote.sae.kernels.sparse import SparseLatents, sparse_decode
-from hf_mote.sae.losses import RECONSTRUCTION_LOSSES
 from hf_mote.sae.output import Encoding
 from hf_mote.sae.variants.batch_topk import BatchTopKSAEConfig, BatchTopKSAEModel
 
@@ -57,14 +56,13 @@ class MatryoshkaSAEModel(BatchTopKSAEModel):
     config_class = MatryoshkaSAEConfig
 
     def _reconstruction_loss(self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> Tensor:
-        measure = RECONSTRUCTION_LOSSES[self.config.reconstruction_loss]
         latents = self._unscaled(encoding.latents)
         sizes = self.config.group_sizes or []
         # From the whole down: what a prefix lacks is taken off, so that the last prefix is the reconstruction itself.
-        prefix, total = rebuilt, measure(target, rebuilt, tokens.valid)
+        prefix, total = rebuilt, self._error(tokens, target, rebuilt)
         for start, end in reversed(list(pairwise(accumulate(sizes, initial=0)))[1:]):
             prefix = prefix - self._decode_group(latents, start, end)
-            total = total + measure(target, prefix, tokens.valid)
+            total = total + self._error(tokens, target, prefix)
         return total / len(sizes)
 
     def _decode_group(self, latents: Tensor | SparseLatents, start: int, end: int) -> Tensor:

@@ -34,12 +34,13 @@ def test_check_generated_passes_what_adds_up(model: PreTrainedModel, how: dict, 
             record.check_generated(output, PROMPT.shape[1])
 
 
-def test_check_generated_refuses_a_prompt_whose_last_chunk_is_one_token(model: PreTrainedModel) -> None:
-    """Of one token on a cache, the decoder cannot know that it ends a prompt read in chunks."""
+def test_check_generated_refuses_passes_that_do_not_add_up(model: PreTrainedModel) -> None:
     with record_routing(model, eos_token_id=[]) as record:
-        output = model.generate(PROMPT, max_new_tokens=3, prefill_chunk_size=4, **GREEDY)
-        with pytest.raises(RouterContractError, match="got 4 prompt and 3 generated tokens, expected 5 and 2"):
-            record.check_generated(output, PROMPT.shape[1])
+        model.generate(PROMPT, max_new_tokens=3, **GREEDY)
+        with pytest.raises(RouterContractError, match="got 5 prompt and 2 generated tokens, expected 5 and 3"):
+            record.check_generated(torch.zeros(1, 9), 5)
+        with pytest.raises(RouterContractError, match="expected 4 and 3"):
+            record.check_generated(torch.zeros(1, 8), 4)
 
 
 def test_check_generated_before_anything_ran_is_refused(model: PreTrainedModel) -> None:

@@ -239,11 +239,11 @@ def test_register_routers_of_a_block_without_a_router_copies_no_experts(monkeypa
         def __init__(self) -> None:
             super().__init__()
             self.num_experts, self.top_k = EXPERTS, 2
-            self.gate = nn.Linear(WIDTH, EXPERTS)
+            self.scorer = nn.Linear(WIDTH, EXPERTS)
             self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(EXPERTS))
 
         def forward(self, hidden: Tensor) -> Tensor:
-            weights, indices = self.gate(hidden).topk(self.top_k)
+            weights, indices = self.scorer(hidden).topk(self.top_k)
             outputs = torch.stack([expert(hidden) for expert in self.experts], 1)
             return (outputs.gather(1, indices[..., None].expand(-1, -1, WIDTH)) * weights[..., None]).sum(1)
 

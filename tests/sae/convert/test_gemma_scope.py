@@ -97,7 +97,7 @@ def test_load_sae_first_release_scaling_factor_must_be_one(tmp_path: Path) -> No
 
 def test_load_sae_first_release_array_of_objects_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "params.npz", W_enc=np.array([{}, 3], dtype=object), allow_pickle=True)
-    with pytest.raises(FileFormatError, match=r"params\.npz: cannot be read as plain numpy arrays"):
+    with pytest.raises(FileFormatError, match=r"params\.npz: W_enc\.npy: wrong dtype .got object"):
         load_sae(tmp_path)
 
 

@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from sae.allocation_reference import mask_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -61,7 +62,7 @@ def sparse(rules: list[Any], valid: Tensor | None = None, **parts: Tensor) -> tu
 def dense(patterns: list[Pattern], **parts: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """The same by ordinary autograd, given what was chosen."""
     pre = (parts["x"] - parts["pre_bias"]) @ parts["W_enc"].T + parts["b_enc"]
-    latents = [pre.relu() * pattern.mask() for pattern in patterns]
+    latents = [pre.relu() * mask_of(pattern) for pattern in patterns]
     return latents, [each @ parts["W_dec"] for each in latents]
 
 
@@ -130,7 +131,7 @@ def test_sparse_step_under_autocast_adds_up_in_float32(rules: list[Any]) -> None
         assert each.values.dtype == out.dtype == torch.float32
         # Chosen in bfloat16, whose 8 bits are what the values have.
         assert torch.equal(each.values, each.values.bfloat16().float())
-        both = each.pattern.mask() & plain.pattern.mask()
+        both = mask_of(each.pattern) & mask_of(plain.pattern)
         torch.testing.assert_close(each.dense()[both], plain.dense()[both], rtol=0.05, atol=0.05)
         torch.testing.assert_close(out, each.dense() @ parts["W_dec"], rtol=1e-5, atol=1e-5)
     torch.stack([out.pow(2).sum() for out in decoded]).sum().backward()

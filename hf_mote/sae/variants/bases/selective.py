@@ -102,6 +102,10 @@ class SelectiveSAEModel(SAEModel):
         norms: Tensor = torch.linalg.vector_norm(self.W_dec, dim=1)
         return norms
 
+    @property
+    def _compares_latents(self) -> bool:
+        return not self.config.scale_latents_by_decoder_norm
+
     def _preactivations(self, inputs: Tensor) -> Tensor:
         preactivations, scale = super()._preactivations(inputs), self._scale()
         return preactivations if scale is None else preactivations * scale
@@ -110,7 +114,7 @@ class SelectiveSAEModel(SAEModel):
         scale = self._scale()
         # Decoding divides by the lengths again, so that no gradient flows through them.
         scale = None if scale is None else scale.detach()
-        selectors = [self._selector(tokens.num_tokens, scale)]
+        selectors = [self._selector(tokens.choice_tokens, scale)]
         if self.config.aux_loss is not None and bool((neglected := self._neglected()).any()):
             num = self.config.aux_k or max(self.config.hidden_size // 2, 1)
             selectors.append(SelectByToken(num, among=neglected))
@@ -124,7 +128,18 @@ class SelectiveSAEModel(SAEModel):
         )
         if scale is not None:
             latents = latents._replace(values=latents.values * scale[latents.pattern.columns])
+        step = tokens.step
+        budgets = self._step_budgets(tokens.choice_tokens)
+        if budgets is not None and step is not None and step.shared and step.choose_globally:
+            latents = latents.select(step.among_largest(latents, latents.values.detach(), budgets))
         return Encoding(latents, auxiliary[0] if auxiliary else None)
+
+    def _step_budgets(self, num_tokens: int) -> Tensor | None:
+        """Return how many entries so many tokens may have, of shape `(1,)` in all or `(num_latents,)` for each latent.
+
+        `None` where tokens choose each by itself.
+        """
+        return None
 
     @overload
     def _unscaled(self, latents: Tensor) -> Tensor: ...
@@ -149,5 +164,7 @@ class SelectiveSAEModel(SAEModel):
         if encoding.extra is None:
             return {}
         # The residual is a target, not a path for gradients; without b_dec, which explains the mean.
-        loss = fvu(error.detach(), sparse_decode(encoding.extra, self.W_dec), tokens.valid)
+        error = error.detach()
+        scale = None if tokens.step is None else tokens.step.scale_of(error, tokens.valid)
+        loss = fvu(error, sparse_decode(encoding.extra, self.W_dec), tokens.valid, scale=scale)
         return {"aux_loss": Penalty(loss, self.config.aux_coefficient)}

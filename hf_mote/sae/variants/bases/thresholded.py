@@ -55,20 +55,23 @@ class ThresholdedSAEModel(SelectiveSAEModel):
     Attributes:
         threshold (`torch.Tensor`, float32 or wider, of shape `()` or `(num_latents,)`):
             NaN until it is followed in training or calibrated.
-        threshold_steps (`torch.Tensor` of shape `()`, int64): Training steps it followed.
+        threshold_steps (`torch.Tensor` of shape `()`, int64): Training steps it followed, with the present `k`.
+        threshold_k (`torch.Tensor` of shape `()`, int64): The `k` that it is for; 0 if that is not known.
     """
 
     config: ThresholdedSAEConfig
     threshold: Tensor
     threshold_steps: Tensor
+    threshold_k: Tensor
     _float32_tensors: tuple[str, ...] = ("threshold",)
     _threshold_per_latent = False
-    _keys_to_ignore_on_load_missing = [r"tokens_since_fired", r"threshold_steps"]
+    _keys_to_ignore_on_load_missing = [r"tokens_since_fired", r"threshold_steps", r"threshold_k"]
 
     def _add_tensors(self) -> None:
         shape = (self.config.num_latents,) if self._threshold_per_latent else ()
         self.register_buffer("threshold", torch.full(shape, torch.nan, dtype=wide_dtype()))
         self.register_buffer("threshold_steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("threshold_k", torch.zeros((), dtype=torch.long))
 
     @abstractmethod
     def _budgets(self, num_tokens: int) -> Tensor:
@@ -80,7 +83,7 @@ class ThresholdedSAEModel(SelectiveSAEModel):
         return bool(self.threshold.isfinite().all())
 
     def _require_ready(self) -> None:
-        _check_calibrated(type(self).__name__, self.threshold)
+        _check_calibrated(type(self).__name__, self.threshold, self.threshold_k, self.config.k)
 
     def _activate(self, preactivations: Tensor) -> Tensor:
         active = preactivations.relu()
@@ -89,21 +92,37 @@ class ThresholdedSAEModel(SelectiveSAEModel):
 
     def _follow(self, encoding: Encoding, tokens: Tokens) -> None:
         latents = encoding.latents
-        if tokens.num_tokens and isinstance(latents, SparseLatents):
-            observed = self._smallest_selected(latents, tokens.num_tokens)
+        if tokens.step_tokens and isinstance(latents, SparseLatents):
+            observed = self._smallest_selected(latents, tokens)
+            if self.threshold_k != self.config.k:
+                # Thresholds of another budget tell nothing about this one's.
+                self.threshold_steps.zero_()
+                self.threshold_k.fill_(self.config.k)
             follow(self.threshold, self.threshold_steps, observed, self.config.threshold_decay)
 
-    def _smallest_selected(self, latents: SparseLatents, num_tokens: int) -> Tensor:
-        """Return the thresholds of this batch: the smallest selected entries.
+    def _step_budgets(self, num_tokens: int) -> Tensor | None:
+        return self._budgets(num_tokens)
 
-        0 where the budget was not spent, infinite where there was none.
+    def _smallest_selected(self, latents: SparseLatents, tokens: Tokens) -> Tensor:
+        """Return the thresholds of this step: the smallest selected entries.
+
+        0 where the budget was not spent, infinite where there was none. Where processes choose each by itself, the
+        mean of theirs.
         """
+        step = tokens.step
         group = latents.pattern.columns if self._threshold_per_latent else torch.zeros_like(latents.pattern.columns)
-        budgets = self._budgets(num_tokens).to(group.device)
+        budgets = self._budgets(tokens.choice_tokens).to(group.device)
         smallest = torch.full(budgets.shape, torch.inf, dtype=self.threshold.dtype, device=group.device)
         smallest.scatter_reduce_(0, group, latents.values.to(smallest.dtype), "amin")
-        spent = torch.bincount(group, minlength=len(budgets)) >= budgets
-        return torch.where(spent, smallest, 0.0).reshape(self.threshold.shape)
+        counts = torch.bincount(group, minlength=len(budgets))
+        if step is not None and step.choose_globally:
+            smallest, counts = step.smallest(smallest), step.sum(counts)
+        found = torch.where(counts >= budgets, smallest, 0.0)
+        if step is not None and not step.choose_globally:
+            known = found.isfinite() & (budgets > 0)
+            seen = step.sum(known.to(found.dtype))
+            found = torch.where(seen > 0, step.sum(torch.where(known, found, 0.0)) / seen, torch.inf)
+        return found.reshape(self.threshold.shape)
 
     @torch.no_grad()
     def calibrate_threshold(self, activations: Tensor | Iterable[Any], *, max_tokens: int = 65_536) -> Self:
@@ -150,15 +169,34 @@ class ThresholdedSAEModel(SelectiveSAEModel):
         if not taken:
             raise nothing
         self.threshold.copy_(search.finish().reshape(self.threshold.shape))
+        self.threshold_k.fill_(self.config.k)
         return self
 
     @torch.no_grad()
-    def fold_scale(self, scale: float) -> Self:
+    def fold_scale(self, scale: float, output_scale: float | None = None) -> Self:
         """Make an SAE that was trained on `scale * x` one for `x`; see [`SAEModel.fold_scale`]."""
         closed = self.threshold >= CLOSED
-        super().fold_scale(scale)
-        self.threshold.div_(scale).masked_fill_(closed, CLOSED)
+        super().fold_scale(scale, output_scale)
+        self.threshold.div_(scale if output_scale is None else output_scale).masked_fill_(closed, CLOSED)
         return self
+
+    @torch.no_grad()
+    def fold_decoder_norm(self) -> Self:
+        """Set the rows of `W_dec` to unit length and keep reconstructions; see [`SAEModel.fold_decoder_norm`]."""
+        closed = self.threshold >= CLOSED
+        super().fold_decoder_norm()
+        self.threshold.masked_fill_(closed, CLOSED)
+        return self
+
+    @property
+    def _compares_latents(self) -> bool:
+        # A latent with a threshold of its own is compared with nothing else, in training with itself alone.
+        return super()._compares_latents and not self._threshold_per_latent
+
+    def _latent_tensors(self) -> list[Tensor]:
+        # Scaled latents are compared in the unit that folding gives them.
+        own = [] if self.config.scale_latents_by_decoder_norm else [self.threshold]
+        return [*super()._latent_tensors(), *own]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -166,15 +204,24 @@ class ThresholdedSAEModel(SelectiveSAEModel):
         if module is self:
             init.constant_(self.threshold, torch.nan)
             init.zeros_(self.threshold_steps)
+            init.zeros_(self.threshold_k)
 
 
 # Runs as it is, once, while a graph is compiled; where it raises there is no graph, and the next call tries again.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _check_calibrated(name: str, threshold: Tensor) -> bool:
+def _check_calibrated(name: str, threshold: Tensor, threshold_k: Tensor, k: int) -> bool:
     if not bool(threshold.isfinite().all()):
         raise UnsupportedError(
             name,
             "has no threshold yet, and outside training it must not look across the batch",
             fix="Train it, or call calibrate_threshold(activations).",
+        )
+    if int(threshold_k) not in (0, k):
+        raise UnsupportedError(
+            f"{name}.config.k",
+            "is another than the thresholds are for",
+            got=k,
+            expected=int(threshold_k),
+            fix="Call calibrate_threshold(activations) after k was changed, or train on.",
         )
     return True

@@ -107,5 +107,5 @@ def follow(average: Tensor, seen: Tensor, observed: Tensor, decay: float) -> Non
     observed = observed.to(average.dtype)
     rate = (1.0 / seen.to(average.dtype)).clamp(min=1.0 - decay)
     unset = average.isnan() | (average >= CLOSED)
-    moved = torch.where(unset, observed, average + rate * (observed - average))
+    moved = torch.where(unset | (rate >= 1), observed, average + rate * (observed - average))
     average.copy_(torch.where(observed.isinf(), average.nan_to_num(nan=CLOSED), moved))

@@ -117,9 +117,10 @@ class ZipfianSAEModel(ThresholdedSAEModel):
 
     def _follow(self, encoding: Encoding, tokens: Tokens) -> None:
         super()._follow(encoding, tokens)
-        count = tokens.num_tokens
+        count = tokens.step_tokens
         if count and isinstance(encoding.latents, SparseLatents):
-            observed = encoding.latents.pattern.latent_counts() / count
+            fired = encoding.latents.pattern.latent_counts()
+            observed = (fired if tokens.step is None else tokens.step.sum(fired)) / count
             self.density_tokens.add_(count)
             forgotten = 1 - torch.exp(torch.tensor(-count / self.config.density_window))
             weight = (count / self.density_tokens).clamp(min=forgotten.to(self.density.device)).to(self.density.dtype)

@@ -1,7 +1,7 @@
 """Who gets the active latents: token, feature and mutual choice, as pure functions of affinities.
 
-The definitions, written plainly; `kernels/` computes the same choices quickly and is tested against these. An
-affinity is the non-negative pre-activation of a latent on a token. At most as many entries are chosen as the budget
+The definitions, written plainly; `hf_mote.sae.kernels` computes the same choices quickly and is tested against these.
+An affinity is the non-negative pre-activation of a latent on a token. At most as many entries are chosen as the budget
 says: entries that are not positive never are. Of equal affinities the one with the lower flat index (token, then
 latent) comes first.
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from hf_mote.errors import ConfigError
+from hf_mote.sae.kernels.pattern import Pattern
 
-__all__ = ["feature_choice", "mutual_choice", "token_choice"]
+__all__ = ["feature_choice", "mask_of", "mutual_choice", "token_choice"]
 
 
 def token_choice(affinity: Tensor, k: int, *, valid: Tensor | None = None) -> Tensor:
@@ -98,3 +99,10 @@ def _largest(rows: Tensor, counts: Tensor) -> Tensor:
     order = rows.sort(dim=1, descending=True, stable=True).indices
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(rows.shape[1], device=rows.device).expand_as(order))
     return (rank < counts[:, None]) & (rows > 0)
+
+
+def mask_of(pattern: Pattern) -> Tensor:
+    """Return a pattern's pairs as a dense bool mask `(tokens, num_latents)`."""
+    mask = torch.zeros(pattern.num_rows, pattern.num_columns, dtype=torch.bool, device=pattern.rows.device)
+    mask[pattern.rows, pattern.columns] = True
+    return mask

@@ -1,0 +1,42 @@
+"""`hf-mote bake`: a config folded into a plain checkpoint that any engine loads, where that is exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_mote.commands import options as o
+from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.session import reporting, say, tell
+from hf_mote.errors import FileFormatError
+
+__all__ = ["bake_command"]
+
+
+def bake_command(
+    model: o.Model,
+    config: Annotated[str, typer.Argument(help="Config to fold in: a folder, a file or a Hub id.")],
+    output: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
+) -> None:
+    """Fold a config into a plain checkpoint: mode zero, and reroute or bias where the routers have a place for it."""
+    with reporting():
+        # First, so that a slip of the pen does not cost loading a large model.
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            fix = "Give a new folder."
+            raise FileFormatError(str(output), "is not empty, and a folder holds one checkpoint", fix=fix)
+        from hf_mote.mote.bake import bake_mote
+        from hf_mote.mote.patch import load_config
+
+        chosen = load_config(config)
+        subject = load_subject(model, Organisms(), revision=revision, dtype=dtype, device=device)
+        say("baking, and comparing the baked blocks with the live ones")
+        baked = bake_mote(subject.model, chosen)
+        baked.save_pretrained(output, subject.tokenizer)
+        shown = "bit for bit" if baked.proof.exact else f"within {baked.proof.block_difference:.1e}"
+        tell(f"{len(baked.changes)} tensors changed; every changed block gives what the live profile gives, {shown}.")
+        tell(f"Checkpoint and card: {output}")

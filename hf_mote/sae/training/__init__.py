@@ -1,0 +1,12 @@
+"""From a model and a text to a trained SAE.
+
+Files in reading order:
+
+- `sequences.py`: texts to sequences of tokens.
+- `activations.py`: `collect_activations`, a stream of activations.
+- `start.py`: where SAEs start.
+- `group.py`: several SAEs on one stream.
+- `trainer.py`: `SAETrainer`.
+
+May import what `sae` may. A new way to train is a method or a callback of `SAETrainer`.
+"""

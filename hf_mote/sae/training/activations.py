@@ -1,0 +1,545 @@
+"""`collect_activations`: a model and a text to a stream of activations, which an SAE is trained on.
+
+The stream is made of windows: so many sequences of text go through the model, and their tokens are shuffled together
+by a seed of the window's own. Where it stands is therefore a few numbers and less than one batch of tokens, and a
+stream that is stopped goes on with the very same batches, whatever its window holds.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+from transformers.utils import logging
+
+from hf_mote.errors import ConfigError, DataError
+from hf_mote.hooks import attach
+from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint, attachments_at, canonical, resolve_hookpoints
+from hf_mote.sae.training.sequences import Sequences, batch_of
+
+__all__ = ["ActivationStream", "activations_of", "collect_activations", "scales_for"]
+
+_logger = logging.get_logger(__name__)
+_POSITIONS = re.compile(r"first:(\d+)|(\d*):(\d*)")
+
+
+def collect_activations(
+    model: nn.Module,
+    tokenizer: Any,
+    dataset: Iterable[Any],
+    hookpoints: str | Iterable[str],
+    *,
+    targets: str | None = None,
+    batch_size: int = 2048,
+    context_length: int = 256,
+    sequences_per_forward: int = 16,
+    window_tokens: int = 65_536,
+    seed: int = 0,
+    max_tokens: int | None = None,
+    text_column: str = "text",
+    packed: bool = True,
+    exclude_special_tokens: bool = False,
+    exclude_positions: str | None = None,
+    max_norm: float | None = None,
+    normalize: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    prefetch: bool = False,
+) -> ActivationStream:
+    """Return a shuffled, resumable stream of a model's activations on a text.
+
+    Args:
+        model (`nn.Module`):
+            Any model that takes `input_ids` and `attention_mask`. It is run without gradients, in evaluation mode, and
+            no further than the last hookpoint.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        dataset (`Iterable`):
+            Texts, or rows of columns: a text, `"messages"` for the chat template, or `"input_ids"`. A list, or a data
+            set of `datasets`, streaming or not: something that can be gone through again.
+        hookpoints (`str` or `Iterable[str]`):
+            Where activations are taken: `"model.layers.*.output"`, `"model.layers.3.mlp.gate.input"`.
+        targets (`str`, *optional*):
+            Where a transcoder's targets are taken; `hookpoints` is then one.
+        batch_size (`int`, *optional*, defaults to 2048): Tokens of a batch.
+        context_length (`int`, *optional*, defaults to 256): Most tokens of a sequence.
+        sequences_per_forward (`int`, *optional*, defaults to 16): Sequences that run together.
+        window_tokens (`int`, *optional*, defaults to 65,536):
+            Tokens that are shuffled together, in whole forwards; what is held in memory. 0 keeps the text's order.
+        seed (`int`, *optional*, defaults to 0): Of the shuffling.
+        max_tokens (`int`, *optional*): Tokens of a pass, in whole batches and in each process; by default all.
+        text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
+        packed (`bool`, *optional*, defaults to `True`):
+            Whether texts follow each other in full contexts; otherwise each begins its own, and is padded.
+        exclude_special_tokens (`bool`, *optional*, defaults to `False`): Leave out the tokenizer's special tokens.
+        exclude_positions (`str`, *optional*): Leave out positions of each sequence: `"first:4"`, or a slice `"0:4"`.
+        max_norm (`float`, *optional*):
+            Leave out tokens whose activation is longer than so many times the window's median (attention sinks), at
+            any of the hookpoints.
+        normalize (`bool`, *optional*, defaults to `False`):
+            Scale activations so that their mean square is 1, by one number for each hookpoint from the first window.
+            [`SAETrainer`] folds it into the SAE in the end.
+        device (`torch.device` or `str`, *optional*): Where batches go; by default the CPU.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Of the batches.
+        prefetch (`bool`, *optional*, defaults to `False`):
+            Fill the next window in a thread while this one is used: for a model on a device of its own.
+
+    Returns:
+        [`ActivationStream`], which yields batches `{"activations": (batch_size, width)}`, with `"targets"` for
+        transcoders; where there are several hookpoints, such a batch for each by its name, of the same tokens.
+
+    Raises:
+        [`UnknownNameError`]: if a hookpoint matches nothing.
+        [`ConfigError`]: if an argument is out of range.
+    """
+    points = resolve_hookpoints(model, hookpoints)
+    target_points = [] if targets is None else resolve_hookpoints(model, targets)
+    if targets is not None and (len(points) != 1 or len(target_points) != 1):
+        raise ConfigError(
+            "targets",
+            "a transcoder is from one hookpoint to one",
+            got=f"{len(points)} and {len(target_points)}",
+            expected="one of each",
+        )
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("context_length", context_length, 1),
+        ("sequences_per_forward", sequences_per_forward, 1),
+        ("window_tokens", window_tokens, 0),
+        ("max_tokens", max_tokens, batch_size),
+    ):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            expected = f"a whole number, {least} or more"
+            raise ConfigError(f"collect_activations.{name}", "out of range", got=value, expected=expected)
+    if max_norm is not None and not max_norm > 0:
+        raise ConfigError("collect_activations.max_norm", "out of range", got=max_norm, expected="above 0")
+    if isinstance(dataset, str | Iterator):
+        raise ConfigError(
+            "collect_activations.dataset",
+            "cannot be gone through again",
+            got=type(dataset).__name__,
+            expected="a list or a data set",
+        )
+    return ActivationStream(
+        model,
+        Sequences(tokenizer, dataset, text_column=text_column, context_length=context_length, packed=packed),
+        points,
+        target_points[0] if target_points else None,
+        batch_size=batch_size,
+        sequences_per_forward=sequences_per_forward,
+        forwards_per_window=max(window_tokens // (context_length * sequences_per_forward), 1),
+        shuffle=window_tokens > 0,
+        seed=seed,
+        max_tokens=max_tokens,
+        special_tokens=frozenset(tokenizer.all_special_ids) if exclude_special_tokens else frozenset(),
+        positions=_excluded(exclude_positions),
+        max_norm=max_norm,
+        normalize=normalize,
+        device=torch.device(device or "cpu"),
+        dtype=dtype,
+        prefetch=prefetch,
+    )
+
+
+class ActivationStream(IterableDataset[dict[str, Any]]):
+    """Batches of activations, shuffled within windows; made by [`collect_activations`].
+
+    Going through it goes on where it stands; after the last batch of a pass it begins the next, shuffled anew.
+
+    Attributes:
+        batch_size (`int`): Tokens of a batch.
+        hookpoints (`list[str]`): Where activations are taken.
+        scales (`dict[str, float]`): What activations are multiplied by, by hookpoint; empty without `normalize`.
+        counts (`dict[str, int]`):
+            Tokens so far in this process: `"kept"`, and left out as `"special"`, `"position"` or `"norm"`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sequences: Sequences,
+        points: list[Hookpoint],
+        target: Hookpoint | None,
+        *,
+        batch_size: int,
+        sequences_per_forward: int,
+        forwards_per_window: int,
+        shuffle: bool,
+        seed: int,
+        max_tokens: int | None,
+        special_tokens: frozenset[int],
+        positions: slice | None,
+        max_norm: float | None,
+        normalize: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        prefetch: bool,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.scales: dict[str, float] = {}
+        self._model, self._sequences = model, sequences
+        self._points, self._target = points, target
+        self._per_forward, self._forwards = sequences_per_forward, forwards_per_window
+        self._shuffle, self._seed, self._max_tokens = shuffle, seed, max_tokens
+        self._special, self._positions, self._max_norm = special_tokens, positions, max_norm
+        self._normalize = normalize
+        self._device, self._dtype, self._prefetch = device, dtype, prefetch
+        self._share = (0, 1)
+        self._first_window: _Window | None = None
+        self.rewind()
+
+    @property
+    def hookpoints(self) -> list[str]:
+        """Where activations are taken."""
+        return [point.name for point in self._points]
+
+    def __len__(self) -> int:
+        """Batches of a pass, where `max_tokens` says how many."""
+        if self._max_tokens is None:
+            raise TypeError("without max_tokens the number of batches is not known")
+        return self._max_tokens // self.batch_size
+
+    # Where it stands.
+
+    def rewind(self) -> None:
+        """Go back to the first batch of the first pass."""
+        self._epoch = self._window = self._batch = self._yielded = 0
+        self._carried: dict[str, Tensor] | None = None
+        self.counts = {"kept": 0, "special": 0, "position": 0, "norm": 0}
+
+    def take_share(self, rank: int, world: int) -> None:
+        """Take every `world`-th sequence, from `rank` on: for the processes of a training run."""
+        if (rank, world) != self._share:
+            self._share, self._first_window = (rank, world), None
+
+    def from_start(self) -> ActivationStream:
+        """Return the same stream at its start, which shares the model and nothing else."""
+        twin = copy.copy(self)
+        twin.rewind()
+        return twin
+
+    def scaled_as(self, other: ActivationStream) -> ActivationStream:
+        """Return this stream at its start, scaled as another one: for evaluation."""
+        twin = self.from_start()
+        twin._normalize, twin.scales, twin._first_window = False, dict(other.scales), None
+        return twin
+
+    def leave_as_they_are(self) -> None:
+        """Scale activations no longer: for an SAE into which the scale was folded."""
+        self._normalize, self.scales, self._first_window = False, {}, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream stands: numbers, and the tokens left of the last window, less than a batch."""
+        return {
+            "epoch": self._epoch,
+            "window": self._window,
+            "batch": self._batch,
+            "yielded": self._yielded,
+            "share": list(self._share),
+            "settings": self._settings(),
+            "scales": dict(self.scales),
+            "counts": dict(self.counts),
+            "carried": {} if self._carried is None else {key: rows.clone() for key, rows in self._carried.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where a stream stood that was made with the same arguments.
+
+        Raises:
+            [`ConfigError`]: if it was made with others.
+        """
+        if state["settings"] != self._settings():
+            theirs, ours = state["settings"], self._settings()
+            changed = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
+            raise ConfigError(
+                "ActivationStream",
+                f"was made with other settings: {', '.join(changed)}",
+                got=", ".join(repr(ours.get(key)) for key in changed),
+                expected=", ".join(repr(theirs.get(key)) for key in changed),
+                fix="Give collect_activations what the run began with.",
+            )
+        self.take_share(*state["share"])
+        self._epoch, self._window, self._batch = state["epoch"], state["window"], state["batch"]
+        self._yielded, self.scales = state["yielded"], dict(state["scales"])
+        self.counts = dict(state["counts"])
+        self._carried = dict(state["carried"]) or None
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "hookpoints": self.hookpoints,
+            "targets": None if self._target is None else self._target.name,
+            "batch_size": self.batch_size,
+            "context_length": self._sequences.context_length,
+            "packed": self._sequences.packed,
+            "sequences_per_forward": self._per_forward,
+            "forwards_per_window": self._forwards,
+            "shuffle": self._shuffle,
+            "seed": self._seed,
+            "max_tokens": self._max_tokens,
+            "special_tokens": len(self._special),
+            "positions": str(self._positions),
+            "max_norm": self._max_norm,
+            "normalize": self._normalize,
+            "dtype": str(self._dtype),
+        }
+
+    # What it yields.
+
+    def first(self, num_batches: int) -> list[dict[str, Any]]:
+        """Return the first batches of the stream, which stays where it is."""
+        twin = self.from_start()
+        found = list(islice(twin, num_batches))
+        self._first_window = twin._first_window
+        return found
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield batches from where the stream stands to the end of the pass; at its end, those of the next pass."""
+        windows, before = self._windows(), self._yielded
+        try:
+            for window in windows:
+                rows = self._rows_of(window)
+                count = len(next(iter(rows.values())))
+                whole = count // self.batch_size
+                while self._batch < whole:
+                    if self._max_tokens is not None and self._yielded >= self._max_tokens // self.batch_size:
+                        break
+                    start = self._batch * self.batch_size
+                    self._batch += 1
+                    self._yielded += 1
+                    yield self._record({key: part[start : start + self.batch_size] for key, part in rows.items()})
+                else:
+                    self._carried = {key: part[whole * self.batch_size :].clone() for key, part in rows.items()}
+                    self._window += 1
+                    self._batch = 0
+                    for key, number in window.left_out.items():
+                        self.counts[key] += number
+                    continue
+                break
+        finally:
+            windows.close()
+        if not self._yielded:
+            left_out = {key: number for key, number in self.counts.items() if key != "kept" and number}
+            raise DataError(
+                "collect_activations: dataset",
+                "holds no batch of tokens",
+                got=f"{self.counts['kept']} tokens, left out {left_out or 'none'}",
+                expected=f"batch_size = {self.batch_size} or more",
+                fix="Give more text, exclude less, or take a smaller batch_size.",
+            )
+        if self._max_tokens is not None and self._yielded < self._max_tokens // self.batch_size:
+            tokens = self._yielded * self.batch_size
+            _logger.warning("The text ended after %d of max_tokens = %d tokens.", tokens, self._max_tokens)
+        ended_at_once = self._yielded == before
+        self._epoch += 1
+        self._window = self._batch = self._yielded = 0
+        self._carried = None
+        if ended_at_once:
+            yield from self
+
+    def _rows_of(self, window: _Window) -> dict[str, Tensor]:
+        """What was left of the last window, and this one's tokens in shuffled order."""
+        rows = window.rows
+        if self._shuffle:
+            generator = torch.Generator().manual_seed(self._seed_of_window())
+            order = torch.randperm(len(next(iter(rows.values()))), generator=generator)
+            rows = {key: part[order] for key, part in rows.items()}
+        if self._carried is not None:
+            rows = {key: torch.cat([self._carried[key], part]) for key, part in rows.items()}
+        return rows
+
+    def _seed_of_window(self) -> int:
+        return ((self._seed * 1_000_003 + self._epoch) * 1_000_003 + self._window) % 2**63
+
+    def _record(self, rows: dict[str, Tensor]) -> dict[str, Any]:
+        def ready(key: str) -> Tensor:
+            part = rows[key].to(self._device)
+            return part * self.scales[key] if key in self.scales else part
+
+        if self._target is not None:
+            return {"activations": ready(self._points[0].name), "targets": ready(self._target.name)}
+        if len(self._points) == 1:
+            return {"activations": ready(self._points[0].name)}
+        return {point.name: {"activations": ready(point.name)} for point in self._points}
+
+    def _windows(self) -> Generator[_Window, None, None]:
+        """Yield the windows from the present one on."""
+        sequences = self._mine(self._window * self._forwards * self._per_forward)
+        first = self._window == 0 and self._epoch == 0
+        if self._normalize and not self.scales and not first:
+            next(self.from_start()._windows(), None)
+
+        def fill() -> _Window | None:
+            taken = list(islice(sequences, self._forwards * self._per_forward))
+            return self._window_of(taken) if taken else None
+
+        if first and self._first_window is not None:
+            list(islice(sequences, self._forwards * self._per_forward))
+            window: _Window | None = self._first_window
+        else:
+            window = fill()
+        with ThreadPoolExecutor(1) as thread:
+            while window is not None:
+                if first:
+                    self._first_window, first = window, False
+                    self._fit_scales(window)
+                coming: Future[_Window | None] | None = thread.submit(fill) if self._prefetch else None
+                yield window
+                # Held for whoever looked at the first batches; not beyond its use.
+                self._first_window = None
+                window = coming.result() if coming is not None else fill()
+
+    def _mine(self, skip: int) -> Iterator[list[int]]:
+        rank, world = self._share
+        return islice(iter(self._sequences), rank + skip * world, None, world)
+
+    def _fit_scales(self, window: _Window) -> None:
+        if self._normalize and not self.scales:
+            for key, rows in window.rows.items():
+                mean_square = float(rows.double().pow(2).mean())
+                if mean_square <= 0:
+                    raise DataError(key, "activations are 0 throughout, and cannot be scaled")
+                self.scales[key] = mean_square**-0.5
+
+    def _window_of(self, sequences: list[list[int]]) -> _Window:
+        points = [*self._points, *([] if self._target is None else [self._target])]
+        parts: dict[str, list[Tensor]] = {point.name: [] for point in points}
+        left_out = {"kept": 0, "special": 0, "position": 0, "norm": 0}
+        for start in range(0, len(sequences), self._per_forward):
+            ids, mask = batch_of(sequences[start : start + self._per_forward])
+            found = activations_of(self._model, ids, mask, points)
+            keep = mask.bool()
+            if self._special:
+                special = torch.isin(ids, torch.tensor(sorted(self._special))) & keep
+                left_out["special"] += int(special.sum())
+                keep &= ~special
+            if self._positions is not None:
+                excluded = torch.zeros_like(keep)
+                excluded[:, self._positions] = True
+                left_out["position"] += int((excluded & keep).sum())
+                keep &= ~excluded
+            for name, values in found.items():
+                kept = values[keep.to(values.device)]
+                if not bool(kept.isfinite().all()):
+                    raise DataError(name, "the model's activations hold NaN or infinite numbers")
+                parts[name].append(kept.to("cpu", self._dtype))
+        rows = {name: torch.cat(values) for name, values in parts.items()}
+        if self._max_norm is not None:
+            count = len(next(iter(rows.values())))
+            fits = torch.ones(count, dtype=torch.bool)
+            for point in self._points:
+                lengths = torch.linalg.vector_norm(rows[point.name], dim=1, dtype=torch.float32)
+                if count:
+                    fits &= lengths <= self._max_norm * lengths.median()
+            left_out["norm"] += int((~fits).sum())
+            rows = {name: values[fits] for name, values in rows.items()}
+        left_out["kept"] = len(next(iter(rows.values())))
+        return _Window(rows, left_out)
+
+
+class _Window:
+    """Tokens of a window in the text's order, by hookpoint, and how many were left out, by reason."""
+
+    def __init__(self, rows: dict[str, Tensor], left_out: dict[str, int]) -> None:
+        self.rows, self.left_out = rows, left_out
+
+
+class _Reached(Exception):  # noqa: N818 (no error)
+    """The last hookpoint was reached; nothing behind it is needed."""
+
+
+class _Tap(AtHookpoint):
+    """Keeps the activations at a hookpoint."""
+
+    def __init__(self, name: str, found: dict[str, Tensor], on_all: Callable[[], None]) -> None:
+        self.name, self.found, self.on_all = name, found, on_all
+
+    def apply(self, activations: Tensor) -> None:
+        self.found[self.name] = activations.detach()
+        self.on_all()
+
+
+@torch.no_grad()
+def activations_of(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, points: list[Hookpoint], *, whole: bool = False
+) -> dict[str, Tensor]:
+    """Return the activations of a forward, `(batch, length, width)` by the name of each hookpoint.
+
+    The model runs in evaluation mode, and no further than the last hookpoint unless `whole`, or something else is
+    attached to it that must see the end.
+
+    Args:
+        model (`nn.Module`): The model.
+        input_ids (`torch.Tensor` of shape `(batch, length)`, int64): Tokens.
+        attention_mask (`torch.Tensor`, like `input_ids`): 0 at padding.
+        points (`list[Hookpoint]`): The hookpoints.
+        whole (`bool`, *optional*, defaults to `False`): Whether to run all of the model.
+
+    Raises:
+        [`DataError`]: if a hookpoint did not run, or has not one row for each token.
+    """
+    found: dict[str, Tensor] = {}
+    others = whole or any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+    def stop() -> None:
+        if not others and len(found) == len(points):
+            raise _Reached
+
+    device = next(model.parameters()).device
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        taps = [(point, _Tap(point.name, found, stop)) for point in points]
+        with attach(lambda: attachments_at(taps)), suppress(_Reached):
+            model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False)
+    finally:
+        for module in was_training:
+            module.training = True
+    shaped = {}
+    batch, length = input_ids.shape
+    for point in points:
+        values = found.get(point.name)
+        if values is None:
+            raise DataError(point.name, "did not run in the model's forward", fix="Take a module that it calls.")
+        if values.shape[:-1].numel() != batch * length:
+            raise DataError(
+                point.name,
+                "has not one row for each token",
+                got=tuple(values.shape),
+                expected=f"({batch}, {length}, width) or ({batch * length}, width)",
+            )
+        shaped[point.name] = values.reshape(batch, length, -1)
+    return shaped
+
+
+def scales_for(stream: ActivationStream, hookpoint: str | None) -> tuple[float, float]:
+    """Return what a stream multiplies an SAE's activations and targets by; 1 where it does not.
+
+    Args:
+        stream ([`ActivationStream`]): The stream.
+        hookpoint (`str`, *optional*): The SAE's; needed where the stream has several.
+    """
+    names = stream.hookpoints
+    name = names[0] if len(names) == 1 else canonical(hookpoint or "")
+    scale = stream.scales.get(name, 1.0)
+    target = stream._target
+    return scale, scale if target is None else stream.scales.get(target.name, 1.0)
+
+
+def _excluded(positions: str | None) -> slice | None:
+    if positions is None:
+        return None
+    form = _POSITIONS.fullmatch(positions)
+    if form is None:
+        expected = "'first:N', or a slice such as '0:4'"
+        raise ConfigError("exclude_positions", "is no range", got=repr(positions), expected=expected)
+    if form[1] is not None:
+        return slice(0, int(form[1]))
+    return slice(int(form[2]) if form[2] else None, int(form[3]) if form[3] else None)

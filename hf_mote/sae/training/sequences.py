@@ -1,0 +1,98 @@
+"""Texts to sequences of tokens for a language model: packed into contexts, or one text after the other, padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_mote.errors import DataError
+
+__all__ = ["Sequences", "batch_of"]
+
+
+class Sequences:
+    """The sequences of a data set, the same at every pass.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Encodes texts.
+        dataset (`Iterable`): Texts, or rows with a text, messages or token ids; it can be gone through again.
+        text_column (`str`): Where a row has its text.
+        context_length (`int`): Most tokens of a sequence.
+        packed (`bool`):
+            Whether texts follow each other in sequences of one length, the tokenizer's end-of-text token between them;
+            otherwise each begins a sequence of its own.
+    """
+
+    def __init__(
+        self, tokenizer: Any, dataset: Iterable[Any], *, text_column: str, context_length: int, packed: bool
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.dataset = dataset
+        self.text_column = text_column
+        self.context_length = context_length
+        self.packed = packed
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the token ids of each sequence."""
+        held: list[int] = []
+        last: int | None = None
+        end = self.tokenizer.eos_token_id
+        for place, row in enumerate(self.dataset):
+            ids = self._ids(row, place)
+            if not self.packed:
+                for start in range(0, len(ids), self.context_length):
+                    yield ids[start : start + self.context_length]
+                continue
+            if last is not None and end is not None and last != end:
+                held.append(end)
+            held += ids
+            last = ids[-1] if ids else last
+            whole = len(held) // self.context_length * self.context_length
+            for start in range(0, whole, self.context_length):
+                yield held[start : start + self.context_length]
+            held = held[whole:]
+        if held:
+            yield held
+
+    def _ids(self, row: Any, place: int) -> list[int]:
+        where = f"dataset, row {place}"
+        if isinstance(row, str):
+            return self._encoded(row)
+        if not isinstance(row, Mapping):
+            raise DataError(where, "is no text and no row of columns", got=type(row).__name__)
+        if "input_ids" in row:
+            ids = row["input_ids"]
+            return [int(token) for token in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+        if "messages" in row:
+            if getattr(self.tokenizer, "chat_template", None) is None:
+                raise DataError(where, "holds messages, and the tokenizer has no chat template")
+            return list(self.tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False))
+        text = row.get(self.text_column)
+        if not isinstance(text, str):
+            columns = ", ".join(map(repr, sorted(map(str, row))))
+            raise DataError(
+                where,
+                f"has no text in column {self.text_column!r}",
+                got=f"columns {columns}",
+                expected=f"{self.text_column!r}, 'messages' or 'input_ids'",
+                fix="Name the column by text_column.",
+            )
+        return self._encoded(text)
+
+    def _encoded(self, text: str) -> list[int]:
+        # Longer than a model's context is no fault here: it is cut up.
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
+
+
+def batch_of(sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Return token ids and attention mask of sequences, int64 `(batch, longest)`, padded on the right by 0."""
+    longest = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    return ids, mask

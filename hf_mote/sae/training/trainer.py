@@ -1,0 +1,539 @@
+"""`SAETrainer`: the transformers `Trainer` that knows dictionaries.
+
+What is its own: where a new SAE starts, unit rows after each step and none of the gradient along them, weight decay on
+matrices only, schedules, and that a step gives the same whether it comes as one batch, in micro-batches or in several
+processes (`hf_mote.sae.step`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
+
+from hf_mote.errors import ConfigError, FileFormatError, UnsupportedError
+from hf_mote.files import read_tensors, write_tensors
+from hf_mote.sae.inputs import Tokens
+from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.step import TrainingStep, scale_of, summed
+from hf_mote.sae.training.activations import ActivationStream, scales_for
+from hf_mote.sae.training.group import SAEGroup, named, record_for
+from hf_mote.sae.training.start import INITS, fit_start, is_new
+
+__all__ = ["SAETrainer", "SAETrainingArguments"]
+
+_logger = logging.get_logger(__name__)
+_STATE = "trainer_state.json"
+_STREAM = "activation_stream"
+
+
+@dataclass
+class SAETrainingArguments(TrainingArguments):
+    """Arguments of [`SAETrainer`]: those of `TrainingArguments`, a few with other defaults, and these.
+
+    Args:
+        init (`"mean"`, `"geometric_median"`, `"zero"` or `"none"`, *optional*, defaults to `"mean"`):
+            Where `b_dec` of a new SAE starts; the encoder's scale is fitted with it. `"none"` leaves the SAE as it is,
+            and so is one that was trained before.
+        choice (`"global"` or `"process"`, *optional*, defaults to `"global"`):
+            Whether architectures that choose across tokens choose among those of all processes, or of each.
+        k_start (`int`, *optional*):
+            What `k` starts at, going to `config.k` in equal steps over the first `k_steps`.
+        k_steps (`int`, *optional*, defaults to 0): Steps until `k` is `config.k`.
+        sparsity_steps (`int`, *optional*, defaults to 0):
+            Steps over which the coefficient of the sparsity penalty rises from 0.
+        per_device_train_batch_size (`int`, *optional*, defaults to 2048):
+            Tokens of a micro-batch. An [`ActivationStream`] has its own `batch_size`, which takes its place.
+        learning_rate (`float`, *optional*, defaults to 1e-3): Of Adam.
+        num_train_epochs (`float`, *optional*, defaults to 1.0): Passes over the activations.
+        kwargs: The other fields of `TrainingArguments`.
+    """
+
+    init: str = "mean"
+    choice: str = "global"
+    k_start: int | None = None
+    k_steps: int = 0
+    sparsity_steps: int = 0
+    per_device_train_batch_size: int = 2048
+    per_device_eval_batch_size: int = 2048
+    learning_rate: float = 1e-3
+    num_train_epochs: float = 1.0
+    remove_unused_columns: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        for name, choices in (("init", (*INITS, "none")), ("choice", ("global", "process"))):
+            value = getattr(self, name)
+            if value not in choices:
+                expected = ", ".join(map(repr, choices))
+                raise ConfigError(f"SAETrainingArguments.{name}", "unknown name", got=repr(value), expected=expected)
+        for name, least in (("k_steps", 0), ("sparsity_steps", 0), ("k_start", 1)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                expected = f"a whole number, {least} or more"
+                raise ConfigError(f"SAETrainingArguments.{name}", "out of range", got=value, expected=expected)
+        if (self.k_start is None) != (self.k_steps == 0):
+            raise ConfigError(
+                "SAETrainingArguments.k_steps", "and k_start are given together", got=f"{self.k_steps}, {self.k_start}"
+            )
+
+
+class SAETrainer(Trainer):
+    """Trains one SAE, or several on the same activations.
+
+    A step is the same whether its tokens come in one batch, by accumulation or from several processes: losses divide
+    by the whole step, dead latents, densities and thresholds are those of all processes, and architectures that choose
+    across tokens choose among all of them. For these, accumulated micro-batches are held until the step is complete
+    and run as one batch, of which only the chosen entries are kept.
+
+    Args:
+        model ([`SAEModel`] or `Mapping[str, SAEModel]`):
+            The SAE; or several by name, each trained as it would be alone. Where activations of several hookpoints
+            come, each SAE gets those of its `config.hookpoint`.
+        args ([`SAETrainingArguments`]): How to train.
+        train_dataset ([`ActivationStream`] or dataset):
+            A stream from [`collect_activations`], or tokens: items with `"activations"`, for transcoders `"targets"`.
+        eval_dataset (*optional*): The same, for evaluation.
+        kwargs: What `transformers.Trainer` takes.
+
+    Raises:
+        [`ConfigError`]: if an argument does not fit the SAE.
+        [`UnsupportedError`]: with FSDP or DeepSpeed.
+
+    Example:
+
+    ```python
+    import torch
+    from hf_mote import SAETrainer, SAETrainingArguments, TopKSAEConfig, TopKSAEModel
+
+    tokens = [{"activations": row} for row in torch.randn(512, 16) + 3]
+    sae = TopKSAEModel(TopKSAEConfig(hidden_size=16, num_latents=64, k=4))
+    args = SAETrainingArguments("sae", per_device_train_batch_size=64, use_cpu=True, disable_tqdm=True)
+    SAETrainer(sae, args, train_dataset=tokens).train()
+    sae.save_pretrained("my-sae")
+    ```
+    """
+
+    args: SAETrainingArguments
+
+    def __init__(
+        self,
+        model: SAEModel | Mapping[str, SAEModel] | None = None,
+        args: SAETrainingArguments | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = SAETrainingArguments() if args is None else args
+        if not isinstance(args, SAETrainingArguments):
+            raise ConfigError("args", "of another trainer", got=type(args).__name__, expected="SAETrainingArguments")
+        module = SAEGroup(model) if isinstance(model, Mapping) else model
+        stream = kwargs.get("train_dataset")
+        if isinstance(stream, ActivationStream):
+            args.per_device_train_batch_size = stream.batch_size
+        super().__init__(module, args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UnsupportedError(
+                "SAETrainer",
+                "sharded parameters: rows of unit length, thresholds and dead latents need whole tensors",
+                got="FSDP" if self.is_fsdp_enabled else "DeepSpeed",
+                fix="Launch it with accelerate's data parallelism (MULTI_GPU or MULTI_CPU).",
+            )
+        # Losses are divided by the whole step already.
+        self.loss_is_scaled_for_ga = True
+        self._steps: dict[str, TrainingStep] = {}
+        self._last_k = {name: getattr(sae.config, "k", None) for name, sae in self.saes.items()}
+        self._seen: dict[str, Tensor] = {}
+        self._seen_steps = 0
+        self._evaluated: dict[str, dict[str, Tensor]] = {}
+        if args.k_start is not None:
+            for name, last in self._last_k.items():
+                if last is None:
+                    raise ConfigError(f"k_start: {name or 'the SAE'}", "has no k", fix="Leave k_start out.")
+        self.add_callback(_Dictionaries(self))
+
+    @property
+    def saes(self) -> dict[str, SAEModel]:
+        """The SAEs by name; a single one under the empty name."""
+        assert self.model is not None
+        return named(self.model)
+
+    # Data.
+
+    def get_train_dataloader(self) -> Any:
+        """Return what yields micro-batches."""
+        if isinstance(self.train_dataset, ActivationStream):
+            return self._stream_loader(self.train_dataset)
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return what yields batches for evaluation."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping):
+            dataset = self.eval_dataset[dataset]
+        if isinstance(dataset, ActivationStream):
+            trained_on = self.train_dataset
+            twin = dataset.scaled_as(trained_on) if isinstance(trained_on, ActivationStream) else dataset.from_start()
+            return self._stream_loader(twin)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def _stream_loader(self, stream: ActivationStream) -> Any:
+        stream.take_share(self.args.process_index, self.args.world_size)
+        return DataLoader(stream, batch_size=None)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
+    ) -> tuple[list[Any], None]:
+        """Take the micro-batches of a step, and find out what its losses divide by."""
+        batches = []
+        for _ in range(num_batches):
+            try:
+                batches.append(self._prepare_inputs(next(epoch_iterator)))
+            except StopIteration:
+                break
+        self._check_together(len(batches))
+        if not batches:
+            return [], None
+        self._set_schedules()
+        if len(batches) > 1 and any(sae._sparse_training for sae in self.saes.values()):
+            batches = [_joined(batches)]
+        self._steps = {name: self._step_of(sae, name, batches) for name, sae in self.saes.items()}
+        # The Trainer counts micro-batches: those that were joined, or are missing at the end of a stream, are empty.
+        return [{}] * (num_batches - len(batches)) + batches, None
+
+    def _check_together(self, num_batches: int) -> None:
+        if self.args.world_size > 1:
+            counts = [torch.zeros(1, dtype=torch.long, device=self.args.device) for _ in range(self.args.world_size)]
+            distributed.all_gather(counts, torch.tensor([num_batches], device=self.args.device))
+            if len({int(count) for count in counts}) > 1:
+                raise UnsupportedError(
+                    "train_dataset",
+                    "does not give every process as many micro-batches",
+                    got=", ".join(str(int(count)) for count in counts),
+                    fix="Set max_steps, or max_tokens of the stream, so that none runs out of text before the others.",
+                )
+
+    def _step_of(self, sae: SAEModel, name: str, batches: list[Any]) -> TrainingStep:
+        shared = self.args.world_size > 1
+        tokens: list[Tokens] = []
+        targets = []
+        for batch in batches:
+            record = record_for(sae, batch, name)
+            mask = record.get("attention_mask")
+            part = sae._tokens(record["activations"], mask)
+            sae.train()
+            target = sae._target(record.get("targets"), mask, part)
+            assert target is not None
+            tokens.append(part)
+            targets.append((target, part.valid))
+        total = None
+        if len(batches) > 1 or shared:
+            with torch.no_grad():
+                totals = [sae._total_of(part) for part in tokens]
+            known = [value for value in totals if value is not None]
+            total = torch.stack(known).sum(0) if known else None
+        count = torch.tensor(sum(part.num_tokens for part in tokens), device=self.args.device)
+        if shared:
+            count = summed(count)
+            total = None if total is None else summed(total)
+        warm = self.args.sparsity_steps
+        return TrainingStep(
+            num_tokens=int(count),
+            scale=scale_of(targets, shared=shared),
+            num_parts=len(batches),
+            shared=shared,
+            choose_globally=self.args.choice == "global",
+            total=total,
+            sparsity=min((self.state.global_step + 1) / warm, 1.0) if warm else 1.0,
+        )
+
+    def _set_schedules(self) -> None:
+        start, steps = self.args.k_start, self.args.k_steps
+        if start is None:
+            return
+        for name, sae in self.saes.items():
+            last = self._last_k[name]
+            assert last is not None
+            done = min(self.state.global_step / steps, 1.0)
+            sae.config.k = round(start + (last - start) * done)
+            sae.config.check()
+
+    # Steps.
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Run one micro-batch, forward and backward."""
+        if not inputs:
+            return torch.zeros((), device=self.args.device)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            for sae in self.saes.values():
+                _drop_parallel(sae)
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss of a micro-batch: its part of the step's, in training."""
+        if not model.training:
+            outputs = model(**inputs)
+            self._add_to_evaluation(inputs, outputs)
+            loss = outputs["loss"]
+            return (loss, outputs) if return_outputs else loss
+        if isinstance(self.model, SAEGroup):
+            outputs = model(**inputs, steps=self._steps)
+            found = outputs["outputs"]
+        else:
+            outputs = model(**inputs, step=self._steps[""])
+            found = {"": outputs}
+        self._take_note(found)
+        # Gradients and logged losses are averaged over processes, and the parts add up.
+        loss = outputs["loss"] * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip the gradient, that of each SAE by itself."""
+        if not isinstance(self.model, SAEGroup):
+            return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        limit = self.args.max_grad_norm
+        norms = [self.accelerator.clip_grad_norm_(sae.parameters(), limit) for sae in self.saes.values()]
+        return torch.stack([torch.as_tensor(norm) for norm in norms]).max()
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return the names of what weight decay is for: matrices. Biases, scales and thresholds are none."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def _take_note(self, outputs: Mapping[str, Any]) -> None:
+        for name, output in outputs.items():
+            for field in ("fvu", "mse", "l0", "sparsity_loss", "aux_loss"):
+                value = getattr(output, field)
+                if value is not None:
+                    key = f"{name}/{field}" if name else field
+                    self._seen[key] = self._seen.get(key, 0) + value.detach()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with FVU, L0 and the other parts of the loss beside it: means over the steps since the last time."""
+        if "loss" in logs and self._seen:
+            steps = max(self.state.global_step - self._seen_steps, 1)
+            for key, value in self._seen.items():
+                value = summed(value) if self.args.world_size > 1 else value
+                logs[key] = float(value) / steps
+            for name, sae in self.saes.items():
+                dead = float(sae.dead_latents().float().mean())
+                logs[f"{name}/dead_fraction" if name else "dead_fraction"] = dead
+            self._seen, self._seen_steps = {}, self.state.global_step
+        super().log(logs, start_time)
+
+    # Evaluation.
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate: FVU, MSE and L0 of all tokens together, not means over batches."""
+        self._evaluated = {}
+        found: EvalLoopOutput = super().evaluation_loop(*args, **kwargs)
+        prefix, metrics = kwargs.get("metric_key_prefix", "eval"), dict(found.metrics or {})
+        saes = self.saes
+        losses = []
+        for name, sums in self._evaluated.items():
+            if self.args.world_size > 1:
+                sums = {key: summed(value) for key, value in sums.items()}
+            count = float(sums["count"])
+            variance = float(sums["squares"].sum() - sums["sum"].pow(2).sum() / max(count, 1))
+            measured = {
+                "fvu": float(sums["error"]) / variance if variance > 0 else float("nan"),
+                "mse": float(sums["error"]) / max(count, 1) / sums["sum"].numel(),
+                "l0": float(sums["active"]) / max(count, 1),
+            }
+            losses.append(measured[saes[name].config.reconstruction_loss])
+            for key, value in measured.items():
+                metrics[f"{prefix}_{name}/{key}" if name else f"{prefix}_{key}"] = value
+        if losses:
+            metrics[f"{prefix}_loss"] = sum(losses)
+        return found._replace(metrics=metrics)
+
+    @torch.no_grad()
+    def _add_to_evaluation(self, inputs: Mapping[str, Any], outputs: Any) -> None:
+        several = outputs["outputs"] if isinstance(self.model, SAEGroup) else {"": outputs}
+        for name, output in several.items():
+            sae = self.saes[name]
+            record = record_for(sae, inputs, name)
+            mask = record.get("attention_mask")
+            tokens = sae._tokens(record["activations"], mask)
+            target = sae._target(record.get("targets"), mask, tokens)
+            if target is None:
+                continue
+            rebuilt = output["reconstruction"].reshape(target.shape)
+            valid = slice(None) if tokens.valid is None else tokens.valid
+            target, rebuilt = target[valid].double(), rebuilt[valid].double()
+            sums = self._evaluated.setdefault(name, {})
+            for key, value in (
+                ("count", target.new_tensor(float(len(target)))),
+                ("error", (target - rebuilt).pow(2).sum()),
+                ("sum", target.sum(0)),
+                ("squares", target.pow(2).sum(0)),
+                ("active", output["l0"].double() * len(target)),
+            ):
+                sums[key] = sums[key] + value if key in sums else value
+
+    # Files.
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not isinstance(self.model, SAEGroup):
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            for name, sae in self.saes.items():
+                sae.save_pretrained(folder / name)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not isinstance(self.model, SAEGroup):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        for name, sae in self.saes.items():
+            saved = type(sae).from_pretrained(Path(resume_from_checkpoint) / name)
+            sae.load_state_dict(saved.state_dict())
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; see `transformers.Trainer.train`. `True` goes on from the last checkpoint that is complete."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = _last_complete(Path(str(self.args.output_dir)))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, ActivationStream):
+            os.makedirs(output_dir, exist_ok=True)
+            state = self.train_dataset.state_dict()
+            carried = state.pop("carried")
+            write_tensors(self._stream_file(output_dir), carried, {"kind": _STREAM, "state": state})
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        epochs, steps = super()._init_training_state(max_steps, *args, **kwargs)
+        # A stream is put where it was; no batch has to be skipped.
+        return (epochs, 0) if isinstance(self.train_dataset, ActivationStream) else (epochs, steps)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        prepare: Any = super()._prepare_for_training
+        prepared = prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        if isinstance(self.train_dataset, ActivationStream):
+            if resume_from_checkpoint is None:
+                self.train_dataset.rewind()
+            else:
+                carried, metadata = read_tensors(self._stream_file(resume_from_checkpoint), kind=_STREAM)
+                self.train_dataset.load_state_dict({**metadata["state"], "carried": carried})
+        return prepared
+
+    def _stream_file(self, folder: str) -> Path:
+        return Path(folder) / f"activations_{self.args.process_index}.safetensors"
+
+    # The start.
+
+    def _start(self) -> None:
+        """Fit new SAEs to the first tokens, before the first step and the first evaluation."""
+        if self.args.init == "none" or self.state.global_step:
+            return
+        new = {name: sae for name, sae in self.saes.items() if is_new(sae)}
+        if not new:
+            return
+        count = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        first = self._prepare_inputs(self._first_tokens(count))
+        for name, sae in new.items():
+            fit_start(sae, **record_for(sae, first, name), init=self.args.init)  # type: ignore[arg-type]
+            if self.args.world_size > 1:
+                for tensor in sae.state_dict().values():
+                    distributed.broadcast(tensor, 0)
+
+    def _finish(self) -> None:
+        """Fold the scale of a stream into the SAEs, which from now on take activations as the model has them."""
+        stream = self.train_dataset
+        if isinstance(stream, ActivationStream) and stream.scales:
+            for sae in self.saes.values():
+                sae.fold_scale(*scales_for(stream, sae.config.hookpoint))
+            stream.leave_as_they_are()
+
+    def _first_tokens(self, count: int) -> Any:
+        dataset: Any = self.train_dataset
+        if isinstance(dataset, ActivationStream):
+            return _joined(dataset.first(-(-count // dataset.batch_size)))
+        if isinstance(dataset, IterableDataset):
+            items = [item for item, _ in zip(dataset, range(count), strict=False)]
+        else:
+            step = max(len(dataset) // count, 1)
+            items = [dataset[index] for index in range(0, len(dataset), step)[:count]]
+        batch = self.data_collator(items)
+        # A dataset may hold whole batches.
+        return {name: value.flatten(0, -2) if value.ndim > 2 else value for name, value in batch.items()}
+
+
+class _Dictionaries(TrainerCallback):
+    """What happens to the SAEs around a step."""
+
+    def __init__(self, trainer: SAETrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer._start()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer._finish()
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        for sae in self.trainer.saes.values():
+            if sae.config.normalize_decoder and sae.W_dec.requires_grad:
+                sae.normalize_decoder()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if isinstance(self.trainer.train_dataset, ActivationStream):
+            # The Trainer counts from where it resumed.
+            state.epoch = state.global_step / state.max_steps * args.num_train_epochs
+
+
+def _joined(batches: list[Any]) -> Any:
+    """Micro-batches as one, tokens one after the other."""
+    if "activations" not in batches[0]:
+        return {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
+    joined = {}
+    masked = any(batch.get("attention_mask") is not None for batch in batches)
+    for key in batches[0].keys() - {"attention_mask"}:
+        joined[key] = torch.cat([batch[key].reshape(-1, batch[key].shape[-1]) for batch in batches])
+    if masked:
+        masks = [batch.get("attention_mask") for batch in batches]
+        joined["attention_mask"] = torch.cat(
+            [
+                batch["activations"].new_ones(batch["activations"].shape[:-1]).reshape(-1)
+                if mask is None
+                else mask.reshape(-1).to(batch["activations"].dtype)
+                for mask, batch in zip(masks, batches, strict=True)
+            ]
+        )
+    return joined
+
+
+@torch.no_grad()
+def _drop_parallel(sae: SAEModel) -> None:
+    """Take off the part of the gradient that would change the lengths of unit rows."""
+    gradient, rows = sae.W_dec.grad, sae.W_dec
+    if gradient is not None and sae.config.normalize_decoder:
+        gradient.sub_((gradient * rows).sum(1, keepdim=True) * rows)
+
+
+def _last_complete(folder: Path) -> str:
+    """The last checkpoint in which the trainer's state, written last, is whole."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+        try:
+            json.loads((path / _STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            _logger.warning("%s is not complete, and passed over.", path)
+            continue
+        return str(path)
+    raise FileFormatError(
+        str(folder), "holds no complete checkpoint", fix="Start anew, without resume_from_checkpoint."
+    )

@@ -1,0 +1,200 @@
+"""Profiles and recordings of an engine in this process: `VLLMEngine(llm)`.
+
+The engine is vLLM's own `LLM`, with the plugin and nothing else. What needs an engine to answer prompts and hand out
+routing, such as `ftri`, takes this object; it follows the protocol that `ranking` defines.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from hf_mote.errors import DataError, UnsupportedError
+from hf_mote.maps.activation_map import ActivationMap
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.serving.plugin import front_of
+from hf_mote.serving.requests import NAME, RECORD
+from hf_mote.serving.settings import config_from
+
+__all__ = ["RecordedBatch", "VLLMEngine", "maps_of"]
+
+Phase = Literal["prompt", "generation", "all"]
+
+
+class RecordedBatch(NamedTuple):
+    """Answers to a batch of prompts, with the routing that led to them.
+
+    Attributes:
+        tokens (`list[list[int]]`): Of each answer, the token that ended it included.
+        counts, weights (`torch.Tensor` of shape `(prompts, layers, experts)`, float64): As in [`ActivationMap`].
+        num_tokens (`torch.Tensor` of shape `(prompts,)`, float64): Tokens that were counted.
+    """
+
+    tokens: list[list[int]]
+    counts: torch.Tensor
+    weights: torch.Tensor
+    num_tokens: torch.Tensor
+
+
+class VLLMEngine:
+    """An engine of vLLM in this process, with its profiles and recordings.
+
+    Args:
+        llm (`vllm.LLM`): Started with `additional_config={"hf_mote": {...}}`.
+
+    Raises:
+        [`UnsupportedError`]: if it was started without.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        self.llm = llm
+        self._front = front_of(llm.llm_engine.input_processor)
+        if self._front.settings is None:
+            fix = 'Start it with additional_config={"hf_mote": {"profiles": {NAME: CONFIG}}}.'
+            raise UnsupportedError("VLLMEngine.llm", "the engine serves no profiles", fix=fix)
+        self.fingerprint: dict[str, Any] = self._rpc("mote_describe")["fingerprint"]
+
+        config = llm.llm_engine.model_config
+        ends = (config.try_get_generation_config() or {}).get("eos_token_id", config.hf_text_config.eos_token_id)
+        self._ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+    @property
+    def profiles(self) -> dict[str, MoTEConfig]:
+        """The profiles by name."""
+        return {name: profile.config for name, profile in self._front.profiles.items()}
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Absolute decoder layers that have routers."""
+        return tuple(self.fingerprint["layers"])
+
+    @property
+    def base_model(self) -> str:
+        """What the model was loaded from."""
+        return str(self.llm.llm_engine.model_config.model)
+
+    def load(self, name: str, config: MoTEConfig | str | os.PathLike[str]) -> None:
+        """Make a profile known, also while requests run; those under way keep what the name meant.
+
+        Args:
+            name (`str`): What requests call it.
+            config (`MoTEConfig`, `str` or `os.PathLike`): A config, a folder, a file or a Hub id.
+
+        Raises:
+            [`UnsupportedError`]: if the config does not fit the model or the engine; nothing has changed then.
+        """
+        profile = self._front.check_load(name, config_from(config))
+        self._drop_stale()
+        self._rpc("mote_load", {"name": name, "config": profile.config.to_dict()})
+        self._front.loaded(profile)
+        self._drop_stale()
+
+    def unload(self, name: str) -> None:
+        """Forget a profile; requests under way end as they began."""
+        self._front.forget(name)
+        self._drop_stale()
+
+    def take(self, key: str) -> dict[str, ActivationMap]:
+        """Return what was recorded of the requests that named a key, by phase, and make room for others.
+
+        Args:
+            key (`str`): What the requests gave as `extra_args["mote_record"]`; all of them have ended.
+        """
+        found = self._rpc("mote_take", self._front.slot_of(key))["recorded"]
+        del self._front.slots[key]
+        return maps_of(found, self.fingerprint, self.base_model)
+
+    def image(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        phase: Phase = "prompt",
+        max_new_tokens: int = 64,
+        profile: str | None = None,
+        seed: int | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> RecordedBatch:
+        """Answer prompts and return the routing that each took.
+
+        Args:
+            prompts (`Sequence[Sequence[int]]`): Token ids; at most as many as the engine's `record` says.
+            phase (`str`, *optional*, defaults to `"prompt"`): Tokens to count: `"prompt"`, `"generation"` or `"all"`.
+            max_new_tokens (`int`, *optional*, defaults to 64): Longest answer.
+            profile (`str`, *optional*): Profile to answer under.
+            seed (`int`, *optional*): Of sampled answers.
+            sampling (`Mapping`, *optional*): Further arguments of `vllm.SamplingParams`; greedy by default.
+        """
+        from vllm import SamplingParams
+
+        room = (self._front.settings.record if self._front.settings is not None else 0) - len(self._front.slots)
+        if len(prompts) > room:
+            fix = 'Give fewer at a time (batch_size), or start the engine with a larger "record".'
+            what = "more prompts than recordings"
+            raise UnsupportedError("VLLMEngine.image", what, got=len(prompts), expected=room, fix=fix)
+        keys = [uuid.uuid4().hex for _ in prompts]
+        params = [
+            SamplingParams(
+                **{"temperature": 0.0, **(sampling or {})},
+                max_tokens=max_new_tokens,
+                stop_token_ids=self._ends,
+                ignore_eos=True,
+                detokenize=False,
+                seed=seed,
+                extra_args={RECORD: key} | ({} if profile is None else {NAME: profile}),
+            )
+            for key in keys
+        ]
+        texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        answers = self.llm.generate(texts, params, use_tqdm=False)
+        tokens = [list(answer.outputs[0].token_ids) for answer in answers]
+        recorded = [_of_phase(self.take(key), phase) for key in keys]
+        return RecordedBatch(
+            tokens,
+            torch.stack([one.counts for one in recorded]),
+            torch.stack([one.weights for one in recorded]),
+            torch.tensor([one.num_tokens for one in recorded], dtype=torch.float64),
+        )
+
+    def _drop_stale(self) -> None:
+        for digest in sorted(self._front.stale):
+            answers = self.llm.collective_rpc("mote_unload", args=(digest,))
+            if all(answer["error"] is None for answer in answers):
+                self._front.stale.discard(digest)
+
+    def _rpc(self, method: str, *args: Any) -> dict[str, Any]:
+        answers = self.llm.collective_rpc(method, args=args)
+        for answer in answers:
+            if answer["error"] is not None:
+                raise UnsupportedError("VLLMEngine", answer["error"].rstrip("."))
+        found: dict[str, Any] = answers[0]
+        return found
+
+
+def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: str) -> dict[str, ActivationMap]:
+    """Return activation maps by phase from what a worker recorded.
+
+    Args:
+        recorded (`Mapping`): What `ProfileTables.take` returned.
+        fingerprint (`Mapping`): The model's.
+        model (`str`): Its name.
+    """
+    found = recorded["layers"]
+    layers = sorted(map(int, found))
+    if layers != sorted(fingerprint["layers"]):
+        raise DataError("recording", "lacks layers", got=layers, expected=fingerprint["layers"])
+    maps = {}
+    for place, phase in enumerate(("prompt", "generation")):
+        counts, weights = (
+            torch.tensor([found[str(layer)][kind][place] for layer in layers], dtype=torch.float64) for kind in (0, 1)
+        )
+        told: dict[str, str | int | float] = {"source": "vllm", "phase": phase, "model": model}
+        maps[phase] = ActivationMap(counts, weights, tuple(layers), float(recorded["tokens"][place]), told)
+    return maps
+
+
+def _of_phase(maps: Mapping[str, ActivationMap], phase: str) -> ActivationMap:
+    return maps["prompt"] + maps["generation"] if phase == "all" else maps[phase]

@@ -1,0 +1,65 @@
+"""The checks of numbers and names that all arguments go through."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from hf_mote.errors import ConfigError, UnknownNameError, one_of, real, whole
+
+
+@pytest.mark.parametrize("value", [2, 3, 5])
+def test_whole_returns_what_is_in_range(value: int) -> None:
+    assert whole("f.n", value, least=2, most=5) == value
+    assert whole("f.n", value) == value
+
+
+@pytest.mark.parametrize("value", [1, 6, True, 2.0, "3", None, math.nan, np.int64(3)])
+def test_whole_refuses_everything_else(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"^f\.n: must be a whole number \(got .*, expected 2 to 5\)\.$"):
+        whole("f.n", value, least=2, most=5)
+
+
+def test_whole_says_where_the_range_begins() -> None:
+    with pytest.raises(ConfigError, match=r"^f\.n: must be a whole number \(got -1, expected 0 or more\)\.$"):
+        whole("f.n", -1)
+
+
+@pytest.mark.parametrize("value", [1e-9, 0.5, 1, 1.0, np.float64(0.5)])
+def test_real_returns_what_is_in_range(value: float) -> None:
+    assert real("f.x", value, above=0, most=1) == value
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -1, 1.0000001, True, "0.5", None, math.nan, math.inf, -math.inf, 1j])
+def test_real_refuses_everything_else(value: object) -> None:
+    message = r"^f\.x: must be a number \(got .*, expected above 0, at most 1\)\. Leave it\.$"
+    with pytest.raises(ConfigError, match=message):
+        real("f.x", value, above=0, most=1, fix="Leave it.")
+
+
+@pytest.mark.parametrize(
+    ("limits", "value", "expected"),
+    [
+        ({"least": 1}, 0.9, "at least 1"),
+        ({"above": 1}, 1, "above 1"),
+        ({"most": 1}, 1.1, "at most 1"),
+        ({"below": 1}, 1, "below 1"),
+        ({}, math.inf, "a finite one"),
+        ({}, math.nan, "a finite one"),
+    ],
+)
+def test_real_keeps_to_each_limit(limits: dict[str, float], value: float, expected: str) -> None:
+    with pytest.raises(ConfigError, match=rf"must be a number \(got .*, expected {expected}\)"):
+        real("f.x", value, **limits)
+
+
+def test_one_of_returns_a_known_name_and_says_the_nearest_to_another() -> None:
+    assert one_of("f.kind", "layer", ("layer", "usage")) == "layer"
+    message = r"^f\.kind: unknown name .*one of layer, usage.* Did you mean 'layer'\?$"
+    with pytest.raises(UnknownNameError, match=message):
+        one_of("f.kind", "layers", ("layer", "usage"))
+    for value in (None, 3, ["layer"]):
+        with pytest.raises(UnknownNameError, match="unknown name"):
+            one_of("f.kind", value, ("layer", "usage"))
