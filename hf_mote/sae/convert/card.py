@@ -32,12 +32,12 @@ def _text(sae: SAEModel, format: str, lost: Sequence[str]) -> str:
     head = ["---", "tags:", "- sparse-autoencoder"]
     if config.base_model is not None:
         head.append(f"base_model: {_plain(config.base_model)}")
-    hookpoints = config.output_hookpoints or [config.output_hookpoint] if config.is_transcoder else []
+    targets = config.output_hookpoints or [config.output_hookpoint or ""]
     rows = {
         "architecture": config.model_type,
         "base model": config.base_model,
         "hookpoint": config.hookpoint,
-        "reconstructs": ", ".join(str(place) for place in hookpoints if place is not None) or None,
+        "reconstructs": ", ".join(targets) or None,
         "latents": str(config.num_latents),
         "width": str(config.hidden_size)
         if config.decoder_size == config.hidden_size
