@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 from hf_mote.errors import HFMoTEError
 from hf_mote.sae.announced import announce_saes as _announce_saes
+from hf_mote.serving.client import ServerEngine
+from hf_mote.serving.engine import VLLMEngine
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
     from hf_mote.evaluation.evaluate import evaluate_mote
     from hf_mote.evaluation.model_check import ModelCheck, check_model
     from hf_mote.evaluation.report import EvaluationReport
+    from hf_mote.evaluation.sweep import sweep_mote
     from hf_mote.hooks import Intervention
     from hf_mote.judges.choice import ChoiceJudge
     from hf_mote.judges.language import LanguageJudge
@@ -112,10 +115,12 @@ __all__ = [
     "SAEReport",
     "SAETrainer",
     "SAETrainingArguments",
+    "ServerEngine",
     "ServerJudge",
     "SteeringConfig",
     "TopKSAEConfig",
     "TopKSAEModel",
+    "VLLMEngine",
     "__version__",
     "ablate_experts",
     "apply_mote",
@@ -137,6 +142,7 @@ __all__ = [
     "search_experts",
     "splice_sae",
     "steer",
+    "sweep_mote",
 ]
 
 # Where each name is, but for those imported above. A new public name is a line here, in TYPE_CHECKING and in __all__.
@@ -203,6 +209,7 @@ _PLACES = {
     "search_experts": "hf_mote.ranking.causal.search",
     "splice_sae": "hf_mote.sae.intervene",
     "steer": "hf_mote.sae.intervene",
+    "sweep_mote": "hf_mote.evaluation.sweep",
 }
 
 if not TYPE_CHECKING:  # or a type checker would take any name for one that exists

@@ -38,8 +38,6 @@ def reporting(*, shares: bool = False) -> Iterator[None]:
     log = Console(stderr=True)
     number, processes = launched_as()
     if number > 0:
-        from transformers.utils.logging import disable_progress_bar
-
         disable_progress_bar()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -55,6 +53,13 @@ def reporting(*, shares: bool = False) -> Iterator[None]:
         finally:
             for warning in caught if number == 0 else ():
                 log.print(visible(str(warning.message)), style="yellow", markup=False, highlight=False)
+
+
+def disable_progress_bar() -> None:
+    """Have transformers show no progress bars, as of loading weights."""
+    from transformers.utils.logging import disable_progress_bar as disable
+
+    disable()
 
 
 def say(text: str) -> None:

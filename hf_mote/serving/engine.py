@@ -9,35 +9,19 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
-
-from hf_mote.errors import DataError, UnsupportedError
+from hf_mote.errors import UnsupportedError
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.serving.plugin import front_of
+from hf_mote.serving.recorded import RecordedBatch, maps_of, of_phase
 from hf_mote.serving.requests import NAME, RECORD
 from hf_mote.serving.settings import config_from
 
-__all__ = ["RecordedBatch", "VLLMEngine", "maps_of"]
+__all__ = ["VLLMEngine"]
 
 Phase = Literal["prompt", "generation", "all"]
-
-
-class RecordedBatch(NamedTuple):
-    """Answers to a batch of prompts, with the routing that led to them.
-
-    Attributes:
-        tokens (`list[list[int]]`): Of each answer, the token that ended it included.
-        counts, weights (`torch.Tensor` of shape `(prompts, layers, experts)`, float64): As in [`ActivationMap`].
-        num_tokens (`torch.Tensor` of shape `(prompts,)`, float64): Tokens that were counted.
-    """
-
-    tokens: list[list[int]]
-    counts: torch.Tensor
-    weights: torch.Tensor
-    num_tokens: torch.Tensor
 
 
 class VLLMEngine:
@@ -58,8 +42,8 @@ class VLLMEngine:
             raise UnsupportedError("VLLMEngine.llm", "the engine serves no profiles", fix=fix)
         self.fingerprint: dict[str, Any] = self._rpc("mote_describe")["fingerprint"]
 
-        config = llm.llm_engine.model_config
-        ends = (config.try_get_generation_config() or {}).get("eos_token_id", config.hf_text_config.eos_token_id)
+        ends = (llm.llm_engine.input_processor.generation_config_fields or {}).get("eos_token_id")
+        ends = llm.llm_engine.model_config.hf_text_config.eos_token_id if ends is None else ends
         self._ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
     @property
@@ -151,13 +135,7 @@ class VLLMEngine:
         texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         answers = self.llm.generate(texts, params, use_tqdm=False)
         tokens = [list(answer.outputs[0].token_ids) for answer in answers]
-        recorded = [_of_phase(self.take(key), phase) for key in keys]
-        return RecordedBatch(
-            tokens,
-            torch.stack([one.counts for one in recorded]),
-            torch.stack([one.weights for one in recorded]),
-            torch.tensor([one.num_tokens for one in recorded], dtype=torch.float64),
-        )
+        return RecordedBatch.of(tokens, [of_phase(self.take(key), phase) for key in keys])
 
     def _drop_stale(self) -> None:
         for digest in sorted(self._front.stale):
@@ -172,29 +150,3 @@ class VLLMEngine:
                 raise UnsupportedError("VLLMEngine", answer["error"].rstrip("."))
         found: dict[str, Any] = answers[0]
         return found
-
-
-def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: str) -> dict[str, ActivationMap]:
-    """Return activation maps by phase from what a worker recorded.
-
-    Args:
-        recorded (`Mapping`): What `ProfileTables.take` returned.
-        fingerprint (`Mapping`): The model's.
-        model (`str`): Its name.
-    """
-    found = recorded["layers"]
-    layers = sorted(map(int, found))
-    if layers != sorted(fingerprint["layers"]):
-        raise DataError("recording", "lacks layers", got=layers, expected=fingerprint["layers"])
-    maps = {}
-    for place, phase in enumerate(("prompt", "generation")):
-        counts, weights = (
-            torch.tensor([found[str(layer)][kind][place] for layer in layers], dtype=torch.float64) for kind in (0, 1)
-        )
-        told: dict[str, str | int | float] = {"source": "vllm", "phase": phase, "model": model}
-        maps[phase] = ActivationMap(counts, weights, tuple(layers), float(recorded["tokens"][place]), told)
-    return maps
-
-
-def _of_phase(maps: Mapping[str, ActivationMap], phase: str) -> ActivationMap:
-    return maps["prompt"] + maps["generation"] if phase == "all" else maps[phase]

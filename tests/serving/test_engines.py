@@ -59,6 +59,7 @@ def test_compiled_engine_says_what_transformers_says(family: str, tmp_path: Path
 @pytest.mark.slow
 def test_two_ranks_say_what_transformers_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     model = save_tiny("mixtral", tmp_path)
     profiles = {name: config for name, config in profiles_for(model).items() if name in NAMES}
     settings = {"profiles": {name: config.to_dict() for name, config in profiles.items()}, "record": 8}
@@ -77,7 +78,7 @@ def test_two_ranks_say_what_transformers_says(tmp_path: Path, monkeypatch: pytes
 def test_recordings_count_a_preempted_request_once(tmp_path: Path) -> None:
     save_tiny("mixtral", tmp_path)
     # So few blocks that requests are put off, and run anew from their first token.
-    llm = start(tmp_path, {"record": 16}, num_gpu_blocks_override=8, max_num_seqs=16)
+    llm = start(tmp_path, {"record": 16}, num_gpu_blocks_override=8, max_num_seqs=16, max_model_len=128)
     engine = VLLMEngine(llm)
     engine._ends = []
     preempted = []

@@ -20,8 +20,11 @@ from typing import Any
 import pytest
 import torch
 
-from hf_mote import MoTEConfig, Organism, apply_mote, load_organism, record_routing
+from hf_mote import MoTEConfig, Organism, apply_mote, ftri, load_organism, record_routing
+from hf_mote.errors import UnsupportedError
 from hf_mote.generation.prompts import encode_prompts
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.serving.client import ServerEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -250,3 +253,34 @@ def test_serve_recordings_are_what_record_routing_sees(server: Server) -> None:
     assert torch.equal(counts.double(), wanted.counts)
     assert sum(found["recorded"]["tokens"]) == wanted.num_tokens
     assert server.ask("POST", "/v1/mote/recordings/mine")[0] == 400
+
+
+def test_server_engine_images_as_transformers_does(server: Server) -> None:
+    engine = ServerEngine(f"http://127.0.0.1:{server.port}")
+    assert engine.profiles == server.configs
+    organism, train = server.organism, server.organism.prompts["train"]
+    prompts = train["sensitive"][:12] + train["neutral"][:12]
+    options: dict[str, Any] = {"max_new_tokens": 16, "progress": False, "batch_size": 8}
+    mine = ftri(engine, organism.tokenizer, prompts, organism.judge, **options)
+    theirs = ftri(organism.model, organism.tokenizer, prompts, organism.judge, **options)
+    assert mine.responses == theirs.responses
+    assert mine.fingerprint == theirs.fingerprint
+    assert torch.equal(mine.counts, theirs.counts)
+    engine.load("later", server.configs["ban"])
+    assert set(engine.profiles) == {"ban", "refuse", "later"}
+    engine.unload("later")
+    with pytest.raises(UnsupportedError, match="does not exist"):
+        engine.load("later", MoTEConfig(suppress=[[1, 999]]))
+    with pytest.raises(UnsupportedError, match="more prompts than recordings"):
+        engine.image([[5, 6]] * 9)
+
+
+def test_ftri_command_images_through_the_server(server: Server, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hf_mote", "ftri", "organism:refusal", "organism:refusal/train"]
+    command += ["--server", f"http://127.0.0.1:{server.port}", "--limit", "64", "--batch-size", "8"]
+    command += ["--max-new-tokens", "16", "--suppress", "4", "--output", str(tmp_path / "out"), "--resamples", "99"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    ranking = ExpertRanking.from_pretrained(tmp_path / "out")
+    assert len(set(ranking.top(4)) & set(server.organism.planted)) >= 3
+    assert "vLLM, serving" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ from hf_mote.judges.judge import Judge, check_judge, classify
 from hf_mote.processes import gathered, place_among_processes
 from hf_mote.ranking.imaging.engine import RecordingEngine, image_with_engine
 from hf_mote.ranking.imaging.result import FTRIResult
-from hf_mote.ranking.imaging.run_folder import ImagedBatch, RunFolder
+from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder
 from hf_mote.ranking.imaging.run_identity import digest_of, model_settings, plain
 from hf_mote.ranking.imaging.scopes import ImagingScope
 from hf_mote.routing.recording.record import record_routing
@@ -188,9 +188,19 @@ def ftri(
         record.token_filter = imaged_scope.only
         for number in mine:
             indices = [rows[position] for position in batches[number]]
-            batch = None if folder is None else folder.read(number)
+            prompts_here = [encoded[index] for index in indices]
+            batch = None
+            if folder is not None:
+                expected = ExpectedBatch(
+                    prompt_lengths=[len(tokens) for tokens in prompts_here],
+                    counts_prompts=scope in ("all", "prompt"),
+                    top_k=[site.top_k for site in sites],
+                    num_experts=max(site.num_experts for site in sites),
+                    vocab_size=getattr(model.config.get_text_config(), "vocab_size", None),
+                    max_new_tokens=int(settings["max_new_tokens"]),
+                )
+                batch = folder.read(number, expected)
             if batch is None:
-                prompts_here = [encoded[index] for index in indices]
                 imaged_scope.begin(prompts_here, None if marks is None else [marks[index] for index in indices])
                 with seeded(seed, number, settings["do_sample"], model.device):
                     answers = respond(model, prompts_here, settings, record.check_generated)

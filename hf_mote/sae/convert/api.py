@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from hf_mote.errors import ConfigError, DataError, FileFormatError, UnsupportedError
 from hf_mote.files import local_path
+from hf_mote.folders import replacing_folder
 from hf_mote.sae.convert.card import CARD, write_card
 from hf_mote.sae.convert.documents import read_document
 from hf_mote.sae.convert.download import Repository
@@ -165,7 +165,7 @@ def list_saes(
     local = local_path(path_or_repo)
     place = Repository(str(path_or_repo), revision=revision, token=token)
     if os.path.isdir(local):
-        paths = [path.relative_to(local).as_posix() for path in sorted(local.rglob("*")) if path.is_file()]
+        paths = [path.relative_to(local).as_posix() for path in sorted(local.rglob("*")) if os.path.isfile(path)]
     else:
         paths = place.files()
     found: set[str] = set()
@@ -223,24 +223,21 @@ def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str, *, card
         raise UnsupportedError(f"export_sae: {wanted.name}", f"is not written: {wanted.refusal}")
     target = local_path(path)
     check_target(target, wanted)
-    if card and (target / CARD).exists():
+    if card and os.path.exists(target / CARD):
         raise FileFormatError(str(target / CARD), "exists already, and a card would replace it")
-    try:
-        with tempfile.TemporaryDirectory(prefix=".hf_mote-", dir=_nearest_folder(target)) as temporary:
-            lost = wanted.write(sae, Path(temporary))
-            if not wanted.is_one_per_folder:
-                _check_same_set(target, Path(temporary), wanted)
-            if card:
-                write_card(sae, Path(temporary), wanted.name, lost)
-            _move(Path(temporary), target, stale=wanted.weights)
-    except OSError as error:
-        raise FileFormatError(str(target), "cannot be written", got=error.strerror or str(error)) from error
+    # Files of the same format give way, its other way of storing weights too; other layers of a set stay.
+    with replacing_folder(target, str(target), lambda _: {*wanted.files, *wanted.weights}) as folder:
+        lost = wanted.write(sae, folder)
+        if not wanted.is_one_per_folder:
+            _check_same_set(target, folder, wanted)
+        if card:
+            write_card(sae, folder, wanted.name, lost)
     return lost
 
 
 def check_file(folder: Path, file: str) -> str:
     """Return the path of a file in a folder, refusing one that is not there."""
-    if not (folder / file).is_file():
+    if not os.path.isfile(folder / file):
         raise FileFormatError(str(folder / file), "is missing")
     return file
 
@@ -322,7 +319,7 @@ def _try_on(sae: SAEModel, activations: Tensor, targets: Tensor | None) -> None:
 
 def _check_same_set(target: Path, written: Path, format: Format) -> None:
     """Refuse to change the config of a set, which other files in the folder share."""
-    if format.config is None or not (target / format.config).is_file():
+    if format.config is None or not os.path.isfile(target / format.config):
         return
     before, after = (read_document(folder / format.config) for folder in (target, written))
     kept = {name: _comparable(before.get(name)) for name in after}
@@ -339,19 +336,3 @@ def _check_same_set(target: Path, written: Path, format: Format) -> None:
 
 def _comparable(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
-
-
-def _nearest_folder(target: Path) -> Path:
-    """Return the folder, or the one above that exists: files move from there without being copied."""
-    return next(folder for folder in (target, *target.absolute().parents) if folder.is_dir())
-
-
-def _move(source: Path, target: Path, *, stale: tuple[str, ...]) -> None:
-    """Move all files of a folder to another, where files of the same format give way."""
-    target.mkdir(parents=True, exist_ok=True)
-    written = sorted(entry.name for entry in source.iterdir())
-    for name in written:
-        os.replace(source / name, target / name)
-    for name in stale:
-        if name not in written:
-            (target / name).unlink(missing_ok=True)

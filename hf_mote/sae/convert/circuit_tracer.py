@@ -9,12 +9,13 @@ Source: circuit-tracer 0.5.0, `transcoder/single_layer_transcoder.py` and `utils
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.files import replacing
@@ -62,7 +63,7 @@ def _recognises(config: Mapping[str, Any] | None) -> bool:
 
 def _read(source: Source) -> SAEModel:
     path, weights = source.folder / "config.yaml", source.path
-    config = read_document(path) if path.is_file() else {}
+    config = read_document(path) if os.path.isfile(path) else {}
     kind = config.get("model_kind", _KIND)
     if kind != _KIND:
         raise UnsupportedError(f"{path}: model_kind", "is no set of transcoders", got=repr(kind), expected=_KIND)

@@ -10,6 +10,7 @@ Source: circuit-tracer 0.5.0, `transcoder/cross_layer_transcoder.py`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +37,7 @@ def _decoder_of(file: str) -> str:
 
 def _read(source: Source) -> SAEModel:
     path, weights = source.folder / "config.yaml", source.path
-    config = read_document(path) if path.is_file() else {}
+    config = read_document(path) if os.path.isfile(path) else {}
     number = re.search(r"W_enc_(\d+)\.safetensors$", source.file)
     if number is None:
         raise FileFormatError(str(weights), "does not name its layer", expected="W_enc_{n}.safetensors")

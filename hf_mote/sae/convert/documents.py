@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from hf_mote.errors import FileFormatError
 from hf_mote.files import read_json

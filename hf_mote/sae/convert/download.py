@@ -11,7 +11,7 @@ from typing import NamedTuple
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from hf_mote.errors import FileFormatError, UnknownNameError
+from hf_mote.errors import FileFormatError, UnknownNameError, first_line
 from hf_mote.sae.convert.formats import Format
 
 __all__ = ["Repository"]
@@ -92,6 +92,9 @@ class Repository(NamedTuple):
                 error,
                 "Check the path or the id; for a private or gated repository log in or pass token.",
             ) from error
+        # What is left: no network, no space, a name that cannot be.
+        except (OSError, ValueError) as error:
+            raise self._refusal("is no folder here, and cannot be downloaded", error, "Check the path.") from error
         return Path(root, inner)
 
     def files(self) -> list[str]:
@@ -129,4 +132,4 @@ class Repository(NamedTuple):
         return inner
 
     def _refusal(self, what: str, error: Exception, fix: str) -> UnknownNameError:
-        return UnknownNameError(repr(self.repo_id), what, got=str(error).strip().splitlines()[0], fix=fix)
+        return UnknownNameError(repr(self.repo_id), what, got=first_line(error), fix=fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -161,13 +162,15 @@ class Format:
 
     def weights_in(self, folder: Path) -> list[str]:
         """Return the paths in a folder that this format has weights at."""
-        found = [path for pattern in self.weights for path in folder.glob(pattern) if path.is_file()]
+        if not os.path.isdir(folder):
+            return []
+        found = [path for pattern in self.weights for path in folder.glob(pattern) if os.path.isfile(path)]
         return sorted({str(PurePosixPath(path.relative_to(folder).as_posix())) for path in found})
 
     def describes(self, folder: Path) -> bool:
         """Whether the config in a folder, or that there is none, is of this format."""
         path = None if self.config is None else folder / self.config
-        return self.recognises(read_document(path) if path is not None and path.is_file() else None)
+        return self.recognises(read_document(path) if path is not None and os.path.isfile(path) else None)
 
 
 def build(

@@ -13,6 +13,7 @@ Source: Lieberum et al., arXiv 2408.05147; readers of SAELens 6.54.12 (`loading/
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -98,7 +99,7 @@ def _names_1(trail: str) -> dict[str, Any]:
 
 def _read_2(source: Source) -> SAEModel:
     path, weights = source.folder / "config.json", source.path
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path) if os.path.isfile(path) else {}
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise FileFormatError(
             f"{path}: architecture", "unknown", got=repr(config["architecture"]), expected="'jump_relu'"
@@ -166,7 +167,7 @@ def _names_2(trail: str) -> dict[str, str]:
 
 def _read_layer(source: Source) -> SAEModel:
     path, weights = source.folder / "config.json", source.path
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path) if os.path.isfile(path) else {}
     found = read_safetensors(weights)
     decoder, skip = found.get("w_dec"), found.get("affine_skip_connection")
     index = re.search(r"params_layer_(\d+)\.safetensors$", source.file)

@@ -117,7 +117,7 @@ def check_source(folder: Path, format: Format, file: str | None = None) -> str:
         [`FileFormatError`]: with the files found, or the folders below that hold some.
     """
     if file is not None:
-        if not (folder / file).is_file():
+        if not os.path.isfile(folder / file):
             raise FileFormatError(
                 str(folder / file), "is missing", got=", ".join(sorted(_names(folder))[:12]) or "an empty folder"
             )
@@ -169,19 +169,19 @@ def check_target(folder: Path, format: Format) -> None:
     Raises:
         [`FileFormatError`]: with the files found.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise FileFormatError(str(folder), "is a file", expected="a folder, or nothing yet")
     names = _names(folder)
-    weights = format.weights_in(folder) if folder.is_dir() else []
+    weights = format.weights_in(folder) if os.path.isdir(folder) else []
     others = [
         name
         for other in FORMATS.values()
-        if other is not format and folder.is_dir()
+        if other is not format and os.path.isdir(folder)
         for name in other.weights_in(folder)
         if not format.matches(name)
     ]
     # What is no file cannot be replaced by one.
-    others += [name for name in format.files if name not in names and (folder / name).exists()]
+    others += [name for name in format.files if name not in names and os.path.exists(folder / name)]
     own = [name for name in format.files if name in names]
     if others or (own and not weights):
         raise FileFormatError(
@@ -196,7 +196,7 @@ def _weights(format: Format, folder: Path, file: str | None) -> list[str]:
     """Return the files in a folder that may be the weights of a format."""
     if file is None:
         return format.weights_in(folder)
-    if not (folder / file).is_file():
+    if not os.path.isfile(folder / file):
         return []
     if format.matches(file):
         return [file]
@@ -247,4 +247,4 @@ def _parts(name: str) -> list[str]:
 
 
 def _names(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir() if entry.is_file()} if folder.is_dir() else set()
+    return {entry.name for entry in folder.iterdir() if entry.is_file()} if os.path.isdir(folder) else set()

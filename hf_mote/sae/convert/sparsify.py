@@ -8,6 +8,7 @@ Source: sparsify 1.3.3 (`eai-sparsify`), `sparse_coder.py` and `config.py`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,7 +106,7 @@ def _names(source: Source) -> dict[str, str | None]:
     name = source.trail.replace("\\", "/").rstrip("/").rpartition("/")[2]
     layers = re.match(r"(layers|h)\.\d+(\.|$)", name)
     path = source.folder.parent / "config.json"
-    run = read_json(path) if path.is_file() else {}
+    run = read_json(path) if os.path.isfile(path) else {}
     names: dict[str, str | None] = {}
     if isinstance(run.get("sae"), Mapping):
         names = {"base_model": text(path, run, "model"), "base_model_revision": text(path, run, "revision")}
