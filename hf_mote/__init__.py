@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from hf_mote.routing.sites.site import RouterSite
     from hf_mote.routing.unlisted.register import register_routers
     from hf_mote.sae.configuration import SAEConfig
-    from hf_mote.sae.convert import export_sae, load_sae
+    from hf_mote.sae.convert import SAELayout, export_sae, list_saes, load_sae
     from hf_mote.sae.intervene import splice_sae, steer
     from hf_mote.sae.metrics import evaluate_sae
     from hf_mote.sae.modeling import SAEModel
@@ -109,6 +109,7 @@ __all__ = [
     "RouterSite",
     "RoutingRecord",
     "SAEConfig",
+    "SAELayout",
     "SAEModel",
     "SAEOutput",
     "SAEReport",
@@ -132,6 +133,7 @@ __all__ = [
     "export_sae",
     "find_routers",
     "ftri",
+    "list_saes",
     "load_organism",
     "load_sae",
     "record_routing",
@@ -198,6 +200,8 @@ _PLACES = {
     "find_routers": "hf_mote.routing.sites.discover",
     "ftri": "hf_mote.ranking.imaging.pipeline",
     "load_organism": "hf_mote.organisms.organism",
+    "SAELayout": "hf_mote.sae.convert",
+    "list_saes": "hf_mote.sae.convert",
     "load_sae": "hf_mote.sae.convert",
     "record_routing": "hf_mote.routing.recording.record",
     "register_routers": "hf_mote.routing.unlisted.register",

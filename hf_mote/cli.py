@@ -38,6 +38,7 @@ SAE_COMMANDS = {
     "steer": "hf_mote.commands.sae.steer:steer_command",
     "top-tokens": "hf_mote.commands.sae.top_tokens:top_tokens_command",
     "convert": "hf_mote.commands.sae.convert:convert",
+    "formats": "hf_mote.commands.sae.formats:formats",
 }
 FORWARDING = {"serve"}  # commands that hand options they do not know on, in `context.args`
 

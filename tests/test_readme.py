@@ -9,6 +9,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from hf_mote.commands.families import support_markdown
+from hf_mote.commands.sae.formats import formats_markdown
 from hf_mote.version import TESTED_TRANSFORMERS
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -33,6 +34,12 @@ def test_oldest_transformers_that_is_admitted_was_run() -> None:
     assert versions == sorted(versions)
     assert f">={versions[0]}," in admitted
     assert all(version in SpecifierSet(admitted) for version in versions)
+
+
+def test_readme_table_of_formats_is_the_one_of_the_code() -> None:
+    _, _, rest = README.partition("<!-- formats:")
+    table = rest.partition("-->")[2].partition("<!-- /formats -->")[0]
+    assert table.strip() == formats_markdown(), "run: hf-mote sae formats --markdown"
 
 
 def test_readme_has_no_placeholder_and_its_pictures_exist() -> None:

@@ -8,7 +8,26 @@ from __future__ import annotations
 __all__ = ["CONTROL_KINDS", "FORMATS", "MODES", "SCORES", "WRITTEN_FORMATS"]
 
 CONTROL_KINDS = ("layer", "usage")
-FORMATS = ("saelens", "sparsify", "dictionary_learning", "gemma_scope", "gemma_scope_2", "hf_mote")
+FORMATS = (
+    "saelens",
+    "sparsify",
+    "dictionary_learning",
+    "gemma_scope",
+    "gemma_scope_2",
+    "gemma_scope_2_layers",
+    "qwen_scope",
+    "circuit_tracer",
+    "circuit_tracer_clt",
+    "llama_scope",
+    "lm_saes",
+    "hook_z",
+    "goodfire",
+    "deepseek_r1",
+    "openai",
+    "opensae",
+    "temporal",
+    "hf_mote",
+)
 MODES = ("drop", "reroute", "zero")
 SCORES = ("mean_difference", "risk_difference", "log_odds", "npmi", "weight_difference")
-WRITTEN_FORMATS = ("saelens", "sparsify", "dictionary_learning", "hf_mote")
+WRITTEN_FORMATS = ("saelens", "sparsify", "dictionary_learning", "circuit_tracer", "hf_mote")

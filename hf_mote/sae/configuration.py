@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, ModelMismatchError, first_line
 from hf_mote.sae.fields import check_known, check_positive, check_types
+from hf_mote.sae.normalization import InputNormalization
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
@@ -73,7 +75,10 @@ class SAEConfig(PreTrainedConfig):
             Path of the module whose output is encoded (`"model.layers.10"`), or whose input is
             (`"model.layers.10.mlp.gate.input"`), in the model named by `base_model`.
         output_hookpoint (`str`, *optional*):
-            Path of the module whose output is reconstructed, if it is not the input: a transcoder.
+            The same of what is reconstructed, if it is not the input: a transcoder.
+        output_hookpoints (`list[str]`, *optional*):
+            Several places that are reconstructed, side by side in equal parts of `output_size`, in the place of
+            `output_hookpoint`: one layer of a cross-layer transcoder or crosscoder.
         base_model (`str`, *optional*):
             Hub id or folder of the model that the activations are of.
         base_model_revision (`str`, *optional*):
@@ -82,6 +87,11 @@ class SAEConfig(PreTrainedConfig):
             Whether a transcoder has a linear path `W_skip` around the latents (Paulo et al., arXiv 2501.18823).
         subtract_decoder_bias (`bool`, *optional*):
             Whether `b_dec` is subtracted before encoding. By default it is, except in a transcoder.
+        input_normalization (`"center"`, `"rms_norm"`, `"standardize"` or `"layer_norm"`, *optional*):
+            What each token goes through before it is encoded (and before a skip connection), and an autoencoder's
+            reconstruction back; see `hf_mote.sae.normalization`. Such an SAE is not trained here.
+        input_normalization_eps (`float`, *optional*, defaults to 1e-5):
+            Keeps that from dividing by zero.
         normalize_decoder (`bool`, *optional*, defaults to `True`):
             Whether rows of `W_dec` are set to unit length before each training step.
         reconstruction_loss (`"fvu"` or `"mse"`, *optional*, defaults to `"fvu"`):
@@ -113,10 +123,13 @@ class SAEConfig(PreTrainedConfig):
     output_size: int | None = None
     hookpoint: str | None = None
     output_hookpoint: str | None = None
+    output_hookpoints: list[str] | None = None
     base_model: str | None = None
     base_model_revision: str | None = None
     skip_connection: bool = False
     subtract_decoder_bias: bool | None = None
+    input_normalization: InputNormalization | None = None
+    input_normalization_eps: float = 1e-5
     normalize_decoder: bool = True
     reconstruction_loss: Literal["fvu", "mse"] = "fvu"
     dead_after_tokens: int = 10_000_000
@@ -147,18 +160,35 @@ class SAEConfig(PreTrainedConfig):
     @property
     def is_transcoder(self) -> bool:
         """Whether something else than the input is reconstructed."""
-        return self.output_size is not None or self.output_hookpoint is not None
+        return any(one is not None for one in (self.output_size, self.output_hookpoint, self.output_hookpoints))
 
     @property
     def decoder_size(self) -> int:
         """Width of what is reconstructed."""
         return self.hidden_size if self.output_size is None else self.output_size
 
+    @property
+    def layer(self) -> int | None:
+        """Absolute index of the layer that `hookpoint` is in, `None` where it names none."""
+        numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", self.hookpoint or "")
+        return int(numbers[0]) if numbers else None
+
     def check(self) -> None:
         """Raise [`ConfigError`] with the field's name if a value cannot be; architectures add their own checks."""
         check_types(self, self._own_fields())
         check_positive(self, "hidden_size", "num_latents", "output_size", "dead_after_tokens")
+        check_positive(self, "input_normalization_eps", zero=True)
         where = type(self).__name__
+        if self.input_normalization in ("standardize", "layer_norm") and self.hidden_size < 2:
+            raise ConfigError(f"{where}.input_normalization", "needs a width of 2 or more", got=self.hidden_size)
+        if self.output_hookpoints is not None:
+            places = len(self.output_hookpoints)
+            if self.output_hookpoint is not None or not places or self.decoder_size % places:
+                raise ConfigError(
+                    f"{where}.output_hookpoints",
+                    "are to be some, without output_hookpoint, and to divide output_size",
+                    got=f"{places} of them, output_size {self.decoder_size}",
+                )
         for name in ("hookpoint", "output_hookpoint", "base_model", "base_model_revision"):
             value = getattr(self, name)
             if value is not None and not (value.isprintable() and 0 < len(value) <= _MOST_NAME):

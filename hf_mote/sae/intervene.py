@@ -418,6 +418,8 @@ class _Writer(AtHookpoint):
         sparse = latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
         change = self._change(sparse, row_of)
         added = None if change is None else in_blocks(change, lambda block: block @ _rows_of(sae, self._table.latents))
+        if added is not None and (scale := sae._restored_scale(tokens.values)) is not None:
+            added = added * scale
         if self.plan.keep_error:
             assert change is not None
             assert added is not None

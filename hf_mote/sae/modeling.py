@@ -18,6 +18,7 @@ from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.sae.inputs import Tokens, blocks_of, flatten, in_blocks
 from hf_mote.sae.kernels.sparse import SparseLatents, sparse_decode
 from hf_mote.sae.losses import fvu, mse
+from hf_mote.sae.normalization import normalized, restored, restored_scale
 from hf_mote.sae.output import Encoding, Penalty, SAEOutput
 from hf_mote.sae.step import TrainingStep
 from hf_mote.sae.weights import SAEWeights
@@ -149,14 +150,16 @@ class SAEModel(SAEWeights):
             latents (`torch.Tensor` of shape `(..., num_latents)`):
                 As [`encode`] returns them, or changed: decoding is linear, and differentiable in every latent.
             activations (`torch.Tensor` of shape `(..., hidden_size)`, *optional*): What was encoded; only a skip
-                connection needs it.
+                connection and an autoencoder with `config.input_normalization` need it.
 
         Returns:
             `torch.Tensor` of shape `(..., output_size)`.
 
         Raises:
-            [`DataError`]: if a shape is wrong, or a skip connection has no activations.
+            [`DataError`]: if a shape is wrong, or activations that are needed are missing.
         """
+        if self.config.input_normalization is not None and not self.config.is_transcoder and activations is None:
+            raise DataError("decode: activations", "are needed to undo config.input_normalization")
         values = flatten("decode: latents", latents, None, self.config.num_latents, self.W_dec.dtype)
         inputs = None if activations is None else self._tokens(activations, None)
         if inputs and inputs.leading != values.leading:
@@ -238,6 +241,7 @@ class SAEModel(SAEWeights):
 
     def _run(self, tokens: Tokens, target: Tensor | None, return_loss: bool, output_latents: bool) -> SAEOutput:
         if self.training:
+            self._require_plain_input()
             self._require_trainable(tokens)
             if torch.is_grad_enabled() and self.W_dec.requires_grad and self.config.normalize_decoder:
                 self.normalize_decoder()
@@ -261,6 +265,7 @@ class SAEModel(SAEWeights):
 
     def _encode(self, tokens: Tokens) -> Encoding:
         if self.training:
+            self._require_plain_input()
             return self._encode_for_training(tokens)
         self._require_ready()
         inputs = self._centred(tokens.values)
@@ -276,8 +281,23 @@ class SAEModel(SAEWeights):
         )
         return Encoding(latents if tokens.valid is None else latents.select(tokens.valid[latents.pattern.rows]))
 
+    def _require_plain_input(self) -> None:
+        if self.config.input_normalization is not None:
+            what = "is not trained with input_normalization: its losses would not be in the units of its latents"
+            raise UnsupportedError(type(self).__name__, what, fix="Call eval(), or train on normalised activations.")
+
     def _centred(self, inputs: Tensor) -> Tensor:
+        inputs = self._normalized(inputs)
         return inputs - self.b_dec if self.config.subtract_decoder_bias else inputs
+
+    def _normalized(self, inputs: Tensor) -> Tensor:
+        return normalized(inputs, self.config.input_normalization, self.config.input_normalization_eps)
+
+    def _restored_scale(self, inputs: Tensor) -> Tensor | None:
+        """What decoding multiplies dictionary rows by for each token, `(tokens, 1)`; `None` where by nothing."""
+        if self.config.input_normalization is None or self.config.is_transcoder:
+            return None
+        return restored_scale(inputs, self.config.input_normalization, self.config.input_normalization_eps)
 
     def _decode(self, latents: Tensor | SparseLatents, inputs: Tensor | None) -> Tensor:
         if isinstance(latents, SparseLatents):
@@ -286,10 +306,15 @@ class SAEModel(SAEWeights):
             decoded = sparse_decode(latents._replace(values=latents.values.to(wide)), self.W_dec) + self.b_dec
         else:
             decoded = latents @ self.W_dec + self.b_dec
+        if self.config.input_normalization is not None and not self.config.is_transcoder:
+            assert inputs is not None
+            config = self.config
+            return restored(decoded, inputs, config.input_normalization, config.input_normalization_eps)
         if not self.config.skip_connection:
             return decoded
         if inputs is None:
             raise DataError("decode: activations", "are needed for the skip connection")
+        inputs = self._normalized(inputs)
         if self.training:
             return decoded + F.linear(inputs, self.W_skip)
         return decoded + in_blocks(inputs, lambda block: F.linear(block, self.W_skip))

@@ -36,6 +36,8 @@ def digest_of(sae: SAEModel) -> str:
     digest = hashlib.sha256(sae.config.model_type.encode())
     told = {name: getattr(sae.config, name, None) for name in ("k", "subtract_decoder_bias", "skip_connection")}
     told["scaled"] = getattr(sae.config, "scale_latents_by_decoder_norm", False)
+    if sae.config.input_normalization is not None:
+        told["normalized"] = [sae.config.input_normalization, sae.config.input_normalization_eps]
     digest.update(json.dumps(told, sort_keys=True).encode())
     for name, tensor in sorted(sae.state_dict().items()):
         if name not in _NOT_TOLD:

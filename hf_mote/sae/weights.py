@@ -153,8 +153,11 @@ class SAEWeights(PreTrainedModel):
 
         Raises:
             [`DataError`]: if a scale is not a positive number, or an autoencoder is given two.
-            [`UnsupportedError`]: if the scales differ and `b_dec` is subtracted from the input, which has the other.
+            [`UnsupportedError`]: if the scales differ and `b_dec` is subtracted from the input, which has the other;
+                or if the input is normalised.
         """
+        if self.config.input_normalization is not None:
+            raise UnsupportedError("fold_scale", "has no meaning for an SAE that normalises its input")
         output_scale = scale if output_scale is None else output_scale
         for name, value in (("scale", scale), ("output_scale", output_scale)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):

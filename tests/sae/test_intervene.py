@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_mote import MoTEConfig, SAEModel, apply_mote, splice_sae, steer
 from hf_mote.errors import ConfigError, DataError, LivenessError, UnknownNameError, UnsupportedError
 from hf_mote.hooks import SharedHook
+from hf_mote.sae.steering import digest_of
 
 LAYER = "model.layers.1.output"
 IDS = torch.tensor([[10, 11, 12, 13, 14, 15], [20, 21, 22, 23, 24, 25]])
@@ -109,6 +110,29 @@ def test_steer_adds_the_difference_of_two_decodings(name: str, model: Any) -> No
     torch.testing.assert_close(
         half, rest(model, x + sae.decode(between, x) - sae.decode(latents, x)), rtol=1e-4, atol=1e-4
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["center", "rms_norm", "standardize", "layer_norm"])
+def test_an_sae_that_normalises_steers_and_splices_in_the_units_of_the_model(kind: str, model: Any) -> None:
+    sae = sae_for("topk", input_normalization=kind)
+    x = residual(model, IDS)
+    latents = sae.encode(x)
+    busiest = (latents > 0).sum((0, 1)).argsort(descending=True)[:2].tolist()
+    changed = latents.clone()
+    changed[..., busiest[0]] += 2.5
+    changed[..., busiest[1]] *= 3.0
+    edits = {busiest[0]: 2.5, busiest[1]: ("multiply", 3.0)}
+    for keep_error, expected in (
+        (True, x + sae.decode(changed, x) - sae.decode(latents, x)),
+        (False, sae.decode(changed, x)),
+    ):
+        with steer(model, sae, edits, keep_error=keep_error):
+            found = model(IDS).logits
+        torch.testing.assert_close(found, rest(model, expected), rtol=1e-4, atol=1e-4)
+    with splice_sae(model, sae):
+        torch.testing.assert_close(model(IDS).logits, rest(model, sae(x).reconstruction), rtol=1e-4, atol=1e-4)
+    assert digest_of(sae) != digest_of(sae_for("topk"))
 
 
 @torch.no_grad()

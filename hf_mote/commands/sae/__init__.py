@@ -2,7 +2,7 @@
 
 - `train.py`: from a model and a text to an SAE. `evaluate.py`: what it loses, and what the model makes of it.
 - `steer.py`: responses with latents changed. `top_tokens.py`: what activates a latent.
-- `convert.py`: from the file format of one library to that of another.
+- `convert.py`: from the file format of one library to that of another. `formats.py`: which formats there are.
 - `texts.py`: the text that they read, and files of settings.
 
 A new command is a function in a file here and a line in the table of `hf_mote/cli.py`. May import everything, but what

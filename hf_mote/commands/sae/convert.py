@@ -15,13 +15,19 @@ __all__ = ["convert"]
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder, or id of a Hub repository.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder or file, id of a Hub repository, release of SAELens' list, or Neuronpedia id."),
+    ],
     target: Annotated[Path, typer.Argument(help="Folder to write to.")],
     to: Annotated[str, typer.Option(help=f"Format to write: {', '.join(WRITTEN_FORMATS)}.")],
     from_: Annotated[
         str, typer.Option("--from", help=f"Format of the source: {', '.join(FORMATS)}; by default found out.")
     ] = "auto",
+    sae_id: Annotated[str | None, typer.Option(help="Which SAE of a release is meant.")] = None,
     subfolder: Annotated[str | None, typer.Option(help="Where the files are in the source.")] = None,
+    file: Annotated[str | None, typer.Option(help="The file with the weights, where there are several.")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Write a README.md, too, that says what is lost.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
 ) -> None:
     """Write a sparse autoencoder of one library as another writes it, and say what that format cannot hold."""
@@ -37,8 +43,9 @@ def convert(
         disable_progress_bar()
         # First, so that a slip of the pen does not cost a download.
         check_target(target, format_named(to, where="--to"))
-        sae = load_sae(source, from_, subfolder=subfolder, revision=revision)
-        lost = export_sae(sae, target, to)
+        # Of the dtype that is stored: what is written is not what was computed with.
+        sae = load_sae(source, from_, sae_id=sae_id, subfolder=subfolder, file=file, revision=revision, dtype="auto")
+        lost = export_sae(sae, target, to, card=card)
     config = sae.config
     tell(
         f"{type(sae).__name__} of {config.num_latents} latents for activations of width {config.hidden_size}, "

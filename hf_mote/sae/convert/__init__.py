@@ -2,14 +2,18 @@
 
 Files in reading order:
 
-- `api.py`: `load_sae` and `export_sae`. `registry.py`: the table of formats, and which of them a folder is in.
-- `formats.py`: what a format must say and do.
-- One format each: `native.py`, `saelens.py`, `sparsify.py`, `dictionary_learning.py`, `gemma_scope.py`.
-- `tensors.py` and `values.py`: tensors and numbers of foreign files, checked. `download.py`: files from the Hub.
+- `api.py`: `load_sae`, `export_sae`, `list_saes`. `registry.py`: the table of formats, which of them a folder is in.
+- `releases.py` with `releases.json`: public SAEs by name. `download.py`: files from the Hub.
+- `formats.py`: what a format must say and do. `names.py`: models and places as transformers has them.
+- One format each: `native.py`, `saelens.py`, `sparsify.py`, `dictionary_learning.py`, `gemma_scope.py`,
+  `qwen_scope.py`, `circuit_tracer.py`, `circuit_tracer_clt.py`, `lm_saes.py`, `hook_z.py`, `torch_releases.py`,
+  `openai.py`, `opensae.py`; `refused.py` for those that are known and not read; `layout.py` for files of none.
+- `tensors.py`, `values.py`, `documents.py`: tensors, numbers and configs of foreign files, checked. `card.py`.
 
 May import `sae` and `files`. A new format is a file here and a row in `registry.py`.
 """
 
-from hf_mote.sae.convert.api import export_sae, load_sae
+from hf_mote.sae.convert.api import export_sae, list_saes, load_sae
+from hf_mote.sae.convert.layout import SAELayout
 
-__all__ = ["export_sae", "load_sae"]
+__all__ = ["SAELayout", "export_sae", "list_saes", "load_sae"]

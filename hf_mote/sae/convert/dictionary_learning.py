@@ -19,7 +19,17 @@ from torch import Tensor
 
 from hf_mote.errors import FileFormatError, UnknownNameError, UnsupportedError
 from hf_mote.files import read_json, write_json
-from hf_mote.sae.convert.formats import Format, Source, build, computes_as, lost_fields, lost_state, origin_of
+from hf_mote.sae.convert.formats import (
+    Format,
+    Source,
+    build,
+    computes_as,
+    lost_fields,
+    lost_state,
+    origin_of,
+    require_plain_input,
+)
+from hf_mote.sae.convert.names import place_of, site_in
 from hf_mote.sae.convert.tensors import Layout, give, matrix_sizes, read_torch, take
 from hf_mote.sae.convert.values import agree, integer, section, text
 from hf_mote.sae.modeling import SAEModel
@@ -71,6 +81,8 @@ _CLASSES = {
     "JumpReluAutoEncoder": _Class("jumprelu_sae", False, {**_PLAIN, "threshold": ("threshold", False)}),
     "MatryoshkaBatchTopKSAE": _Class("matryoshka_sae", True, _PLAIN, ("group_sizes", "k", "threshold")),
 }
+# As it was spelt until 2025-01-16.
+_OLD_NAMES = {"MatroyshkaBatchTopKSAE": "MatryoshkaBatchTopKSAE"}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _NUMBERS = {*_INTEGERS, torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _MOST_GROUPS = 10_000
@@ -85,10 +97,11 @@ def _recognises(config: Mapping[str, Any] | None) -> bool:
 
 
 def _read(source: Source) -> SAEModel:
-    path, weights = source.folder / "config.json", source.folder / "ae.pt"
+    path, weights = source.folder / "config.json", source.path
     document = read_json(path)
     trainer = section(path, document, "trainer")
-    name = text(path, trainer, "dict_class")
+    said = text(path, trainer, "dict_class")
+    name = _OLD_NAMES.get(said or "", said)
     if name not in _CLASSES:
         raise UnknownNameError.of(f"{path}: trainer.dict_class", name, _CLASSES)
     kind = _CLASSES[name]
@@ -99,24 +112,28 @@ def _read(source: Source) -> SAEModel:
     if sizes.outputs != sizes.inputs:
         raise FileFormatError(f"{weights}: decoder", "wrong width", got=sizes.outputs, expected=sizes.inputs)
     tensors = take(weights, found, kind.layout, sizes, besides=kind.besides)
-    submodule = text(path, trainer, "submodule_name")
     fields: dict[str, Any] = {
         "hidden_size": sizes.inputs,
         "num_latents": sizes.latents,
         "subtract_decoder_bias": kind.subtracts,
         "normalize_decoder": _FREE_LENGTHS.isdisjoint((name, trainer.get("trainer_class"))),
-        "base_model": text(path, trainer, "lm_name"),
-        # Most runs name it in words ("resid_post_layer_3"), which is no path.
-        "hookpoint": submodule if submodule is not None and "." in submodule else None,
+        **_names(path, trainer, source.words),
     }
     origin: dict[str, Any] = {"format": DICTIONARY_LEARNING.name, "config": document}
     if "k" in kind.besides:
-        fields["k"] = int(_number(weights, found, "k"))
-        agree(path, "trainer.k", integer(path, trainer, "k"), fields["k"])
-        threshold = _number(weights, found, "threshold")
+        # Files of before 2024-12-22 hold neither; a threshold is of training in a TopK alone.
+        if "k" in found:
+            fields["k"] = int(_number(weights, found, "k"))
+            agree(path, "trainer.k", integer(path, trainer, "k"), fields["k"])
+        else:
+            fields["k"] = integer(path, trainer, "k")
+        threshold = _number(weights, found, "threshold") if "threshold" in found else None
         if kind.model_type == "topk_sae":
-            # Only used where a caller asks for it, which no file says.
-            origin["threshold"] = threshold
+            if threshold is not None:
+                # Only used where a caller asks for it, which no file says.
+                origin["threshold"] = threshold
+        elif threshold is None:
+            raise FileFormatError(f"{weights}: threshold", "missing tensor", got=", ".join(sorted(found)))
         else:
             width = torch.promote_types(found["threshold"].dtype, torch.float32)
             tensors["threshold"] = torch.tensor(torch.nan if threshold == _UNSET else threshold, dtype=width)
@@ -126,7 +143,24 @@ def _read(source: Source) -> SAEModel:
     if "group_sizes" in kind.besides:
         fields["group_sizes"] = _integers(weights, found, "group_sizes")
         agree(path, "trainer.group_sizes", trainer.get("group_sizes"), fields["group_sizes"])
-    return build(path, kind.model_type, fields, tensors, origin)
+    return build(source, path, kind.model_type, fields, tensors, origin)
+
+
+def _names(path: Path, trainer: Mapping[str, Any], words: str) -> dict[str, str | None]:
+    """Model and hookpoint: a module path, or words (`"resid_post_layer_3"`) in config or folder names."""
+    model, submodule = text(path, trainer, "lm_name"), text(path, trainer, "submodule_name")
+    if submodule is not None and "." in submodule:
+        return {"base_model": model, "hookpoint": submodule}
+    folder = re.search(r"[a-z_]+_layer_\d+", words)
+    said = submodule or (folder[0] if folder else "")
+    layer, site = trainer.get("layer"), site_in(said)
+    number = re.search(r"_(\d+)$", said)
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        layer = int(number[1]) if number else None
+    elif number is not None and int(number[1]) != layer:
+        raise FileFormatError(f"{path}: trainer.layer", "is not that of its module", got=layer, expected=said)
+    place = place_of(f"blocks.{layer}.{site}", model)
+    return {"base_model": model, "hookpoint": place and place.hookpoint}
 
 
 def _number(path: Path, tensors: Mapping[str, Tensor], name: str) -> float:
@@ -154,6 +188,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _write(sae: SAEModel, folder: Path) -> list[str]:
+    require_plain_input(sae, "dictionary_learning")
     config, origin = sae.config, origin_of(sae, DICTIONARY_LEARNING.name)
     name = _class_of(sae, origin)
     kind = _CLASSES[name]
@@ -241,11 +276,10 @@ def _document(sae: SAEModel, name: str, own: Mapping[str, Any], origin: Mapping[
     trainer = section(path, document, "trainer")
     config = sae.config
     trainer |= {"dict_class": name, "activation_dim": config.hidden_size, "dict_size": config.num_latents, **own}
-    trainer["lm_name"] = config.base_model
-    known = trainer.get("submodule_name")
-    if config.hookpoint != (known if isinstance(known, str) and "." in known else None):
+    if config.hookpoint != _names(path, trainer, "")["hookpoint"]:
         layer = re.search(r"\.(\d+)(\.|$)", config.hookpoint or "")
         trainer |= {"submodule_name": config.hookpoint, "layer": int(layer[1]) if layer else None}
+    trainer["lm_name"] = config.base_model
     return {**document, "trainer": trainer}
 
 
@@ -256,4 +290,8 @@ DICTIONARY_LEARNING = Format(
     recognises=_recognises,
     read=_read,
     write=_write,
+    loaders=("dictionary_learning_1",),
+    reads="AutoEncoder, AutoEncoderNew, Gated, JumpRelu, TopK, BatchTopK, MatryoshkaBatchTopK, older files too",
+    writes="these; `mutual_choice` as BatchTopK; JumpRelu only of SAEs that do not subtract `b_dec`",
+    oracle="dictionary_learning",
 )

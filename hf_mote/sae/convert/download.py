@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -12,86 +14,122 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from hf_mote.errors import FileFormatError, UnknownNameError, first_line
 from hf_mote.sae.convert.formats import Format
 
-__all__ = ["download", "subfolders_with"]
+__all__ = ["Repository"]
 
 
-def download(
-    repo_id: str,
-    formats: list[Format],
-    *,
-    subfolder: str | None,
-    revision: str | None,
-    token: str | bool | None,
-    cache_dir: str | os.PathLike[str] | None,
-    local_files_only: bool,
-) -> Path:
-    """Return the folder that the files of some formats in a repository were downloaded to.
+class Repository(NamedTuple):
+    """A Hub repository, or a folder in one.
 
-    Raises:
-        [`UnknownNameError`]: if there is no such repository, or it cannot be reached and is not in the cache.
-        [`FileFormatError`]: if the subfolder leads out of the repository.
+    Attributes:
+        repo_id (`str`): Its id.
+        subfolder (`str`, *optional*): The folder in it.
+        revision (`str`, *optional*): Branch, tag or commit.
+        token (`str` or `bool`, *optional*), cache_dir, local_files_only: As in `snapshot_download`.
     """
-    inner = PurePosixPath(subfolder or "")
-    if inner.is_absolute() or ".." in inner.parts:
-        raise FileFormatError(f"{repo_id}: subfolder", "leads out of the repository", got=repr(subfolder))
-    names = {name for format in formats for name in format.files}
-    patterns = [str(inner / name) for name in sorted(names)]
-    if subfolder:
-        # Of the run that the SAEs of all subfolders are from (sparsify).
-        patterns.append(str(inner.parent / "config.json"))
-    try:
-        root = snapshot_download(
-            repo_id,
-            revision=revision,
-            token=token,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-            local_files_only=local_files_only,
-            allow_patterns=[glob.escape(pattern) for pattern in patterns],
-            library_name="hf_mote",
-        )
-    except HFValidationError as error:
-        raise _refusal(
-            repo_id, "is no folder here and cannot be a Hub id", error, "Check the path, or give 'namespace/name'."
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise _refusal(
-            repo_id,
-            "is no folder here, and a Hub repository of that name is not in the cache",
-            error,
-            "Check the path or the id; to download, be online and unset HF_HUB_OFFLINE and local_files_only.",
-        ) from error
-    except HfHubHTTPError as error:
-        raise _refusal(
-            repo_id,
-            "is no folder here, and the Hub gave no repository of that name and revision",
-            error,
-            "Check the path or the id; for a private or gated repository log in or pass token.",
-        ) from error
-    # What is left: no network, no space, a name that cannot be.
-    except (OSError, ValueError) as error:
-        raise _refusal(repo_id, "is no folder here, and cannot be downloaded", error, "Check the path.") from error
-    return Path(root, inner)
 
+    repo_id: str
+    subfolder: str | None = None
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
 
-def subfolders_with(
-    formats: list[Format], repo_id: str, *, revision: str | None, token: str | bool | None
-) -> list[str]:
-    """Return the folders of a repository that hold weights of some formats; none if it cannot be asked.
+    def fetch(self, formats: list[Format], file: str | None = None) -> Path:
+        """Return the folder that the files of some formats were downloaded to.
 
-    Args:
-        formats (`list[Format]`): The formats.
-        repo_id (`str`): The repository.
-        revision (`str`, *optional*): Its branch, tag or commit.
-        token (`str` or `bool`, *optional*): As in [`download`].
-    """
-    names = {name for format in formats for name in format.weights}
-    try:
-        paths = HfApi(token=token, library_name="hf_mote").list_repo_files(repo_id, revision=revision)
-    except Exception:  # whatever the network raises: this is about a better error alone
-        return []
-    files = (PurePosixPath(path) for path in paths)
-    return [str(file.parent) for file in files if file.name in names and file.parent.parts]
+        Args:
+            formats (`list[Format]`): The formats.
+            file (`str`, *optional*):
+                The file with the weights, by its path in the folder. Without it, formats that have a file for each
+                SAE are left out: all of them together may be larger than a disk.
 
+        Raises:
+            [`UnknownNameError`]: if there is no such repository, or it cannot be reached and is not in the cache.
+            [`FileFormatError`]: if subfolder or file lead out of the repository.
+        """
+        inner = self._inside("subfolder", self.subfolder or "")
+        names: set[str] = {format.config for format in formats if format.config is not None}
+        beside: set[str] = set()
+        if file is None:
+            names |= {name for format in formats if format.is_one_per_folder for name in format.weights}
+            beside = {
+                name for format in formats for own in format.weights for name in format.beside(own) if "*" in name
+            }
+        else:
+            names |= {str(self._inside("file", file))}
+            beside = {name for format in formats for name in format.beside(file)}
+        names |= {name for name in beside if "*" not in name}
+        patterns = [glob.escape(str(inner / name)) for name in sorted(names)]
+        patterns += [
+            f"{glob.escape(str(inner))}/{name}" if self.subfolder else name for name in sorted(beside - names)
+        ]
+        if self.subfolder:
+            # Of the run that the SAEs of all subfolders are from (sparsify).
+            patterns.append(glob.escape(str(inner.parent / "config.json")))
+        try:
+            root = snapshot_download(
+                self.repo_id,
+                revision=self.revision,
+                token=self.token,
+                cache_dir=None if self.cache_dir is None else Path(self.cache_dir),
+                local_files_only=self.local_files_only,
+                allow_patterns=patterns,
+                library_name="hf_mote",
+            )
+        except HFValidationError as error:
+            raise self._refusal(
+                "is no folder here and cannot be a Hub id", error, "Check the path, or give 'namespace/name'."
+            ) from error
+        except LocalEntryNotFoundError as error:
+            raise self._refusal(
+                "is no folder here, and a Hub repository of that name is not in the cache",
+                error,
+                "Check the path or the id; to download, be online and unset HF_HUB_OFFLINE and local_files_only.",
+            ) from error
+        except HfHubHTTPError as error:
+            raise self._refusal(
+                "is no folder here, and the Hub gave no repository of that name and revision",
+                error,
+                "Check the path or the id; for a private or gated repository log in or pass token.",
+            ) from error
+        # What is left: no network, no space, a name that cannot be.
+        except (OSError, ValueError) as error:
+            raise self._refusal("is no folder here, and cannot be downloaded", error, "Check the path.") from error
+        return Path(root, inner)
 
-def _refusal(repo_id: str, what: str, error: Exception, fix: str) -> UnknownNameError:
-    return UnknownNameError(repr(repo_id), what, got=first_line(error), fix=fix)
+    def files(self) -> list[str]:
+        """Return the paths of all files in the repository; none if it cannot be asked."""
+        if self.local_files_only:
+            return []
+        try:
+            api = HfApi(token=self.token, library_name="hf_mote")
+            return list(api.list_repo_files(self.repo_id, revision=self.revision))
+        except Exception:  # whatever the network raises: a listing is for choosing and for better errors alone
+            return []
+
+    def weights_in(self, formats: list[Format], files: list[str]) -> list[tuple[str, str]]:
+        """Return the folder and the path in it of each file that may be weights of some formats.
+
+        Args:
+            formats (`list[Format]`): The formats.
+            files (`list[str]`): Of [`files`].
+        """
+        found: list[tuple[str, str]] = []
+        for path in files:
+            for pattern in sorted({name for format in formats for name in format.weights}):
+                depth = len(PurePosixPath(pattern).parts)
+                parts = PurePosixPath(path).parts
+                tail = str(PurePosixPath(*parts[-depth:])) if len(parts) >= depth else ""
+                if fnmatchcase(tail, pattern):
+                    found.append((str(PurePosixPath(*parts[:-depth])), tail))
+                    break
+        return found
+
+    def _inside(self, what: str, path: str) -> PurePosixPath:
+        inner = PurePosixPath(path)
+        if inner.is_absolute() or ".." in inner.parts:
+            raise FileFormatError(f"{self.repo_id}: {what}", "leads out of the repository", got=repr(path))
+        return inner
+
+    def _refusal(self, what: str, error: Exception, fix: str) -> UnknownNameError:
+        return UnknownNameError(repr(self.repo_id), what, got=first_line(error), fix=fix)

@@ -3,24 +3,83 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_mote.errors import ConfigError, FileFormatError, UnknownNameError
-from hf_mote.files import read_json
+from hf_mote.errors import ConfigError, FileFormatError, UnknownNameError, UnsupportedError
+from hf_mote.sae.convert.documents import read_document
+from hf_mote.sae.convert.names import hub_model, place_of
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.register import sae_class
 from hf_mote.sae.weights import SAEWeights
 
-__all__ = ["Format", "Source", "build", "computes_as", "lost_fields", "lost_state", "origin_of"]
+__all__ = [
+    "Format",
+    "Known",
+    "Source",
+    "Wanted",
+    "build",
+    "computes_as",
+    "lost_fields",
+    "lost_state",
+    "origin_of",
+    "require_plain_input",
+]
 
 # Fields of a config that say something about the config itself, which no other format needs to hold.
-_OF_THE_CONFIG = {"hf_mote_version", "origin"}
+_OF_THE_CONFIG = {"hf_mote_version", "input_normalization_eps", "origin"}
+# Fields that a caller may give whatever the files say: they change no weight.
+_FREE = {"base_model", "base_model_revision", "hookpoint", "input_normalization", "output_hookpoint"}
+
+
+class Known(NamedTuple):
+    """What a public list says about an SAE beyond its files.
+
+    Attributes:
+        repo_id (`str`): The repository.
+        path (`str`): Folder or file in it.
+        format (`str`): Name of the format.
+        release (`str`): Name of the release in the list.
+        sae_id (`str`): Name of the SAE in the release.
+        model (`str`): Name of the base model.
+        hook (`str`, *optional*): Where it is in the model, by TransformerLens, where its name says so.
+        norm_scaling_factor (`float`, *optional*): What activations are to be multiplied by.
+        normalization (`str`, *optional*): What takes the place of `normalize_activations` in its config.
+        centred (`bool`): Whether the model's activations had their mean over the width taken off.
+    """
+
+    repo_id: str
+    path: str
+    format: str
+    release: str
+    sae_id: str
+    model: str
+    hook: str | None = None
+    norm_scaling_factor: float | None = None
+    normalization: str | None = None
+    centred: bool = False
+
+
+class Wanted(NamedTuple):
+    """What a caller asks for.
+
+    Attributes:
+        dtype (`torch.dtype` or `"auto"`, *optional*): Of the model; float32 or wider by default, `"auto"`: as stored.
+        device_map (`Any`): As `from_pretrained` takes it.
+        norm_scaling_factor (`float`, *optional*): What activations are to be multiplied by.
+        fields (`Mapping[str, Any]`): Of the config.
+    """
+
+    dtype: torch.dtype | str | None = None
+    device_map: Any = None
+    norm_scaling_factor: float | None = None
+    fields: Mapping[str, Any] = {}
 
 
 class Source(NamedTuple):
@@ -29,10 +88,26 @@ class Source(NamedTuple):
     Attributes:
         folder (`Path`): The folder with its files.
         trail (`str`): Hub id and subfolder, or the folder's path: some formats say by names alone what an SAE is of.
+        file (`str`): The file with the weights, by its path in the folder.
+        known (`Known`, *optional*): What a public list says about it.
+        wanted (`Wanted`): What the caller asks for.
     """
 
     folder: Path
     trail: str
+    file: str
+    known: Known | None = None
+    wanted: Wanted = Wanted()
+
+    @property
+    def path(self) -> Path:
+        """The file with the weights."""
+        return self.folder / self.file
+
+    @property
+    def words(self) -> str:
+        """Trail and file with slashes, to look for names in."""
+        return f"{self.trail}/{self.file}".replace("\\", "/")
 
 
 @dataclass(frozen=True)
@@ -41,13 +116,20 @@ class Format:
 
     Attributes:
         name (`str`): As `load_sae` and `export_sae` take it.
-        weights (`tuple[str, ...]`): Names of the file that holds the weights; the first is the one that is written.
-        config (`str`, *optional*): Name of the JSON file beside it.
-        recognises (`Callable`): Whether the content of the JSON file, `None` if there is none, is of this format.
+        weights (`tuple[str, ...]`):
+            Paths of the file that holds the weights, one of which there is; a `*` where each SAE of a folder has its
+            own. The first is the one that is written.
+        config (`str`, *optional*): Name of the JSON or YAML file beside it.
+        recognises (`Callable`): Whether the content of the config, `None` if there is none, is of this format.
+        holds (`Callable`): Whether tensors of these names and shapes are of this format.
+        beside (`Callable`): Further files that go with one file of weights.
         read (`Callable`): From a [`Source`] to the model.
         write (`Callable`, *optional*):
             Writes a model into an empty folder and returns what the format cannot hold; `None` if it is never written.
         refusal (`str`): Why it is never written.
+        loaders (`tuple[str, ...]`): What SAELens' list of public SAEs calls it.
+        reads (`str`), writes (`str`), oracle (`str`):
+            Of the table of formats: what is read and written, and with which library it is compared.
     """
 
     name: str
@@ -55,53 +137,110 @@ class Format:
     config: str | None
     recognises: Callable[[Mapping[str, Any] | None], bool]
     read: Callable[[Source], SAEModel]
+    holds: Callable[[Mapping[str, tuple[int, ...]]], bool] = field(default=lambda shapes: True)
+    beside: Callable[[str], Sequence[str]] = field(default=lambda file: ())
     write: Callable[[SAEModel, Path], list[str]] | None = None
     refusal: str = ""
+    loaders: tuple[str, ...] = ()
+    reads: str = ""
+    writes: str = ""
+    oracle: str = ""
 
     @property
     def files(self) -> tuple[str, ...]:
         """Names of all its files."""
         return self.weights if self.config is None else (*self.weights, self.config)
 
-    def weights_in(self, folder: Path) -> bool:
-        """Whether a folder has a file with its weights' name."""
-        return any(os.path.isfile(folder / name) for name in self.weights)
+    @property
+    def is_one_per_folder(self) -> bool:
+        """Whether a folder holds no more than one SAE."""
+        return not any(set("*[") & set(name) for name in self.weights)
+
+    def matches(self, file: str) -> bool:
+        """Whether a path in a folder is one that this format has weights at."""
+        return any(fnmatchcase(file, pattern) for pattern in self.weights)
+
+    def weights_in(self, folder: Path) -> list[str]:
+        """Return the paths in a folder that this format has weights at."""
+        if not os.path.isdir(folder):
+            return []
+        found = [path for pattern in self.weights for path in folder.glob(pattern) if os.path.isfile(path)]
+        return sorted({str(PurePosixPath(path.relative_to(folder).as_posix())) for path in found})
 
     def describes(self, folder: Path) -> bool:
-        """Whether the JSON file in a folder, or that there is none, is of this format."""
+        """Whether the config in a folder, or that there is none, is of this format."""
         path = None if self.config is None else folder / self.config
-        return self.recognises(read_json(path) if path is not None and os.path.isfile(path) else None)
+        return self.recognises(read_document(path) if path is not None and os.path.isfile(path) else None)
 
 
 def build(
-    path: Path, model_type: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Mapping[str, Any]
+    source: Source,
+    path: Path,
+    model_type: str,
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    origin: Mapping[str, Any],
 ) -> SAEModel:
     """Return a model made of checked tensors.
 
     Args:
+        source (`Source`): What is known and wanted.
         path (`Path`): The file an error names.
         model_type (`str`): The architecture.
-        fields (`Mapping[str, Any]`): Of its config.
+        fields (`Mapping[str, Any]`): Of its config, as the files have them.
         tensors (`Mapping[str, torch.Tensor]`): Under the names and in the orientation of `SAEModel`, on the CPU.
         origin (`Mapping[str, Any]`): What becomes `config.origin`.
 
     Raises:
-        [`FileFormatError`]: if the config cannot be.
+        [`FileFormatError`]: if the config cannot be, or a given field contradicts the files.
     """
     model_class = sae_class(model_type)
+    said = {name: value for name, value in fields.items() if value is not None}
+    said = _with_what_is_known(source.known, said)
+    for name, value in source.wanted.fields.items():
+        if name not in _FREE and name in said and said[name] != value:
+            raise FileFormatError(f"{path}: {name}", "is not what was asked for", got=said[name], expected=value)
     try:
-        config = model_class.config_class(**fields, origin=dict(origin))
+        config = model_class.config_class(**{**said, **source.wanted.fields}, origin=dict(origin))
     except (ConfigError, UnknownNameError) as error:
         raise FileFormatError(str(path), f"describes no {model_type}: {str(error).rstrip('.')}") from error
+    dtype = _dtype(source.wanted.dtype, tensors["W_enc"].dtype)
+    cast = {
+        # The rest stays as it is: thresholds are wider than the weights.
+        name: tensor.to(dtype) if tensor.dtype == tensors["W_enc"].dtype and name != "threshold" else tensor
+        for name, tensor in tensors.items()
+    }
     # The loader of transformers itself, since there is no file that ours could check.
     load: Callable[..., SAEModel] = super(SAEWeights, model_class).from_pretrained
-    return load(None, config=config, state_dict=dict(tensors), dtype=tensors["W_enc"].dtype, trust_remote_code=False)
+    return load(
+        None,
+        config=config,
+        state_dict=cast,
+        dtype=dtype,
+        device_map=source.wanted.device_map,
+        trust_remote_code=False,
+    )
 
 
 def computes_as(sae: SAEModel, base: type[SAEModel]) -> bool:
     """Return whether a model is of an architecture and computes what it does outside training, nothing overridden."""
     rules = ("_activate", "_centred", "_decode", "_preactivations")
     return isinstance(sae, base) and all(getattr(type(sae), rule) is getattr(base, rule) for rule in rules)
+
+
+def require_plain_input(sae: SAEModel, library: str) -> None:
+    """Refuse to write a model that normalises its input for a library that does not.
+
+    Raises:
+        [`UnsupportedError`]: with the normalisation.
+    """
+    if sae.config.input_normalization is not None:
+        raise UnsupportedError(
+            f"export_sae: {type(sae).__name__}",
+            f"normalises its input, which {library} does not",
+            got=f"input_normalization={sae.config.input_normalization!r}",
+            fix="Set config.input_normalization to None, if the file is for activations that are normalised already.",
+        )
 
 
 def origin_of(sae: SAEModel, name: str) -> dict[str, Any]:
@@ -121,3 +260,23 @@ def lost_fields(sae: SAEModel, held: set[str]) -> dict[str, Any]:
 def lost_state(sae: SAEModel, held: set[str]) -> list[str]:
     """Return the names of the tensors that only training needs and that hold anything, beside those a format holds."""
     return [name for name, tensor in sae.state_dict().items() if name not in held and bool(torch.any(tensor != 0))]
+
+
+def _with_what_is_known(known: Known | None, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields with what a public list adds to them."""
+    if known is None:
+        return fields
+    added = {"base_model": hub_model(known.model)}
+    place = place_of(known.hook, fields.get("base_model") or added["base_model"])
+    if place is not None and place.rms_norm_eps is None:
+        added["hookpoint"] = place.hookpoint
+    if known.centred:
+        added["input_normalization"] = "center"
+    return {**{name: value for name, value in added.items() if value is not None}, **fields}
+
+
+def _dtype(wanted: torch.dtype | str | None, stored: torch.dtype) -> torch.dtype:
+    """Return the dtype of a model, `wanted` if that is one."""
+    if isinstance(wanted, torch.dtype):
+        return wanted
+    return stored if wanted == "auto" else torch.promote_types(stored, torch.float32)

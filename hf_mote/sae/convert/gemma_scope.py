@@ -3,6 +3,10 @@
 JumpReLU SAEs and transcoders that do not subtract the decoder's bias. The first release has no config: repository and
 folder names say what an SAE is of, and where they do not, the weights are all there is.
 
+Cross-layer transcoders and crosscoders of the second release (`params_layer_{n}.safetensors`) have latents for each
+layer that write to all layers. One file is one model here, from one layer to all of them side by side; what all files
+of a folder reconstruct together is the sum, for which the bias of a layer is in that layer's own file alone.
+
 Source: Lieberum et al., arXiv 2408.05147; readers of SAELens 6.54.12 (`loading/pretrained_sae_loaders.py`).
 """
 
@@ -14,14 +18,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+from torch.nn import functional
+
 from hf_mote.errors import FileFormatError, UnsupportedError
 from hf_mote.files import read_json
 from hf_mote.sae.convert.formats import Format, Source, build
+from hf_mote.sae.convert.names import hookpoint_of
 from hf_mote.sae.convert.tensors import Layout, matrix_sizes, read_npz, read_safetensors, take
-from hf_mote.sae.convert.values import flag, module_of, text
+from hf_mote.sae.convert.values import flag, text
 from hf_mote.sae.modeling import SAEModel
 
-__all__ = ["GEMMA_SCOPE", "GEMMA_SCOPE_2"]
+__all__ = ["GEMMA_SCOPE", "GEMMA_SCOPE_2", "GEMMA_SCOPE_2_LAYERS"]
 
 _LAYOUT: Layout = {
     "W_enc": ("w_enc", True),
@@ -34,15 +42,19 @@ _SKIP: Layout = {"W_skip": ("affine_skip_connection", True)}
 _REFUSAL = "this is the format of one release, whose config is in the names of its folders; write it for SAELens"
 
 
+# Of the norm before the MLP of Gemma 2, whose output before its weights the transcoders were trained on.
+_NORM_EPS = 1e-6
+
+
 def _read_1(source: Source) -> SAEModel:
-    path = source.folder / "params.npz"
+    path = source.path
     found = {re.sub(r"^W_", "w_", name): tensor for name, tensor in read_npz(path).items()}
     scaling = found.pop("scaling_factor", None)
     if scaling is not None and bool((scaling != 1).any()):
         raise UnsupportedError(f"{path}: scaling_factor", "cannot be read: latents would have to be scaled by it")
     sizes = matrix_sizes(path, found, _LAYOUT)
     tensors = take(path, found, _LAYOUT, sizes)
-    trail = source.trail.replace("\\", "/")
+    trail = source.words
     if "embedding" in trail.rpartition("gemma-scope")[2]:
         # Trained on embeddings divided by the root of the width, which transformers multiplies them by.
         tensors["W_enc"] = tensors["W_enc"] / math.sqrt(sizes.inputs)
@@ -55,27 +67,38 @@ def _read_1(source: Source) -> SAEModel:
         "normalize_decoder": False,
         **_names_1(trail),
     }
-    return build(path, "jumprelu_sae", fields, tensors, {"format": GEMMA_SCOPE.name})
+    return build(source, path, "jumprelu_sae", fields, tensors, {"format": GEMMA_SCOPE.name})
 
 
-def _names_1(trail: str) -> dict[str, str | None]:
-    """Model and hookpoint by the names of the release, `google/gemma-scope-2b-pt-res/layer_20/...`; else nothing."""
+def _names_1(trail: str) -> dict[str, Any]:
+    """Model and hookpoints by the names of the release, `google/gemma-scope-2b-pt-res/layer_20/...`; else nothing."""
     repository = re.search(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)\b(.*)", trail)
     if repository is None:
         return {}
     size, tuned, site, rest = repository.groups()
+    names: dict[str, Any] = {"base_model": f"google/gemma-2-{size}" + ("-it" if tuned == "it" else "")}
     layer = re.search(r"layer_(\d+)", rest)
-    block = f"model.layers.{layer[1]}" if layer else None
-    # Attention SAEs read the input of a module; transcoders read normalised activations before their weights.
-    hookpoints = {"res": block, "mlp": block and f"{block}.post_feedforward_layernorm"}
-    return {
-        "base_model": f"google/gemma-2-{size}" + ("-it" if tuned == "it" else ""),
-        "hookpoint": "model.embed_tokens" if "embedding" in rest else hookpoints.get(site),
+    if "embedding" in rest:
+        return {**names, "hookpoint": "model.embed_tokens"}
+    if layer is None:
+        return names
+    block = f"model.layers.{layer[1]}"
+    hookpoints = {
+        "res": block,
+        "mlp": f"{block}.post_feedforward_layernorm",
+        "att": f"{block}.self_attn.o_proj.input",
+        "transcoders": f"{block}.pre_feedforward_layernorm.input",
     }
+    names["hookpoint"] = hookpoints[site]
+    if site == "transcoders":
+        names["output_hookpoint"] = f"{block}.post_feedforward_layernorm"
+        # No module of transformers has what comes out of a norm before its weights; what goes in does.
+        names |= {"input_normalization": "rms_norm", "input_normalization_eps": _NORM_EPS}
+    return names
 
 
 def _read_2(source: Source) -> SAEModel:
-    path, weights = source.folder / "config.json", source.folder / "params.safetensors"
+    path, weights = source.folder / "config.json", source.path
     config = read_json(path) if os.path.isfile(path) else {}
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise FileFormatError(
@@ -85,14 +108,17 @@ def _read_2(source: Source) -> SAEModel:
     if "w_dec" in found and found["w_dec"].ndim == 3:
         raise UnsupportedError(
             f"{weights}: w_dec",
-            "is of a cross-layer transcoder, which writes to many layers; no architecture here does",
+            "is of a cross-layer transcoder, in a file named as those of one layer are not",
             got=tuple(found["w_dec"].shape),
+            expected="params_layer_{n}.safetensors",
         )
     skip = flag(path, config, "affine_connection", default="affine_skip_connection" in found)
     layout = {**_LAYOUT, **_SKIP} if skip else _LAYOUT
     sizes = matrix_sizes(weights, found, layout)
     tensors = take(weights, found, layout, sizes)
-    target = text(path, config, "hf_hook_point_out")
+    known = _names_2(source.words)
+    model = _model_2(text(path, config, "model_name")) or known.get("base_model")
+    target = text(path, config, "hf_hook_point_out") or known.get("output_hookpoint")
     transcoder = target is not None or skip or sizes.outputs != sizes.inputs or "transcoder" in source.trail
     fields = {
         "hidden_size": sizes.inputs,
@@ -101,11 +127,11 @@ def _read_2(source: Source) -> SAEModel:
         "skip_connection": skip,
         "subtract_decoder_bias": False,
         "normalize_decoder": False,
-        "base_model": _model_2(text(path, config, "model_name")),
-        "hookpoint": module_of(text(path, config, "hf_hook_point_in")),
-        "output_hookpoint": module_of(target) if transcoder else None,
+        "base_model": model,
+        "hookpoint": hookpoint_of(text(path, config, "hf_hook_point_in") or known.get("hookpoint"), model),
+        "output_hookpoint": hookpoint_of(target, model) if transcoder else None,
     }
-    return build(path, "jumprelu_sae", fields, tensors, {"format": GEMMA_SCOPE_2.name, "config": config})
+    return build(source, path, "jumprelu_sae", fields, tensors, {"format": GEMMA_SCOPE_2.name, "config": config})
 
 
 def _model_2(name: str | None) -> str | None:
@@ -117,6 +143,96 @@ def _model_2(name: str | None) -> str | None:
     return known if "/" in known else f"google/{known}"
 
 
+def _names_2(trail: str) -> dict[str, str]:
+    """Model and hookpoints by the names of the release, `google/gemma-scope-2-1b-pt/resid_post/layer_9_...`."""
+    repository = re.search(r"gemma-scope-2-(\d+[mb]-(?:pt|it))(.*)", trail)
+    if repository is None:
+        return {}
+    model, rest = repository.groups()
+    names = {"base_model": _model_2(f"gemma-3-{model}") or ""}
+    layer = re.search(r"layer_(\d+)", rest)
+    sites = {
+        "transcoder": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        "resid_post": ("", ""),
+        "attn_out": ("self_attn.o_proj.input", ""),
+        "mlp_out": ("post_feedforward_layernorm", ""),
+    }
+    site = next((ends for word, ends in sites.items() if word in rest), None)
+    if layer is None or site is None:
+        return names
+    paths = [f"model.layers.{layer[1]}.{end}".rstrip(".") for end in site]
+    names["hookpoint"] = paths[0]
+    return {**names, "output_hookpoint": paths[1]} if site[1] else names
+
+
+def _read_layer(source: Source) -> SAEModel:
+    path, weights = source.folder / "config.json", source.path
+    config = read_json(path) if os.path.isfile(path) else {}
+    found = read_safetensors(weights)
+    decoder, skip = found.get("w_dec"), found.get("affine_skip_connection")
+    index = re.search(r"params_layer_(\d+)\.safetensors$", source.file)
+    if decoder is None or decoder.ndim != 3 or index is None or int(index[1]) >= decoder.shape[1]:
+        got = "none" if decoder is None else tuple(decoder.shape)
+        what = "is not (latents, layers, width), the file's layer among them"
+        raise FileFormatError(f"{weights}: w_dec", what, got=got)
+    own, (latents, places, width) = int(index[1]), decoder.shape
+    start = own * width
+    found["w_dec"] = decoder.reshape(latents, places * width)
+    if "b_dec" in found:
+        found["b_dec"] = _placed(found["b_dec"], start, places * width)
+    layout = dict(_LAYOUT)
+    if skip is not None:
+        layout |= _SKIP
+        found["affine_skip_connection"] = _placed(skip, start, places * width)
+    sizes = matrix_sizes(weights, found, layout)
+    tensors = take(weights, found, layout, sizes)
+    model = _model_2(text(path, config, "model_name")) or _names_2(source.words).get("base_model")
+    fields: dict[str, Any] = {
+        "hidden_size": sizes.inputs,
+        "num_latents": sizes.latents,
+        "output_size": sizes.outputs,
+        "skip_connection": skip is not None,
+        "subtract_decoder_bias": False,
+        "normalize_decoder": False,
+        "base_model": model,
+    }
+    hooks = text(path, config, "hf_hook_point_in"), text(path, config, "hf_hook_point_out")
+    ends = [_places_of(hook, places, model) for hook in hooks]
+    if all(hook is None for hook in hooks):
+        ends = [_places_of(hook, places, model) for hook in _hooks_of_layers(source.words)]
+    if ends[0] is not None and ends[1] is not None:
+        fields |= {"hookpoint": ends[0][own], "output_hookpoints": ends[1]}
+    origin = {"format": GEMMA_SCOPE_2_LAYERS.name, "config": config}
+    return build(source, path, "jumprelu_sae", fields, tensors, origin)
+
+
+def _placed(tensor: Tensor, start: int, width: int) -> Tensor:
+    """Return a tensor with zeros before and behind it in its last dimension."""
+    return functional.pad(tensor, (start, max(width - start - tensor.shape[-1], 0)))
+
+
+def _places_of(hook: str | None, count: int, model: str | None) -> list[str] | None:
+    """Return the paths that a hook of several layers means, `"model.layers.{7,13}.output"`, if they are so many."""
+    layers = re.search(r"\{([\d,\s]+|all)\}", hook or "")
+    if hook is None or layers is None:
+        return None
+    numbers = range(count) if layers[1] == "all" else [int(n) for n in layers[1].split(",") if n.strip()]
+    paths = [hookpoint_of(hook.replace(layers[0], str(number)), model) for number in numbers]
+    return [path for path in paths if path is not None] if len(paths) == count else None
+
+
+def _hooks_of_layers(words: str) -> tuple[str | None, str | None]:
+    """Return the hooks that the folders of the release name: `crosscoder/layer_7_13_...`, `clt/...`."""
+    layers = re.search(r"crosscoder/layer_((?:\d+_)+)width", words)
+    if layers is not None:
+        hook = f"model.layers.{{{layers[1].rstrip('_').replace('_', ',')}}}.output"
+        return hook, hook
+    if "clt/" in words:
+        path = "model.layers.{all}"
+        return f"{path}.pre_feedforward_layernorm.output", f"{path}.post_feedforward_layernorm.output"
+    return None, None
+
+
 def _recognises_1(config: Mapping[str, Any] | None) -> bool:
     return True
 
@@ -125,6 +241,17 @@ def _recognises_2(config: Mapping[str, Any] | None) -> bool:
     return config is None or "architecture" in config
 
 
+GEMMA_SCOPE_2_LAYERS = Format(
+    name="gemma_scope_2_layers",
+    weights=("params_layer_*.safetensors",),
+    config="config.json",
+    recognises=_recognises_2,
+    holds=lambda shapes: len(shapes.get("w_dec", ())) == 3,
+    read=_read_layer,
+    refusal=_REFUSAL,
+    reads="one layer of a cross-layer transcoder or crosscoder of Gemma Scope 2, to all layers",
+    oracle="its own formulas",
+)
 GEMMA_SCOPE = Format(
     name="gemma_scope",
     weights=("params.npz",),
@@ -132,6 +259,9 @@ GEMMA_SCOPE = Format(
     recognises=_recognises_1,
     read=_read_1,
     refusal=_REFUSAL,
+    loaders=("gemma_2", "gemma_2_transcoder"),
+    reads="JumpReLU SAEs and transcoders of Gemma Scope",
+    oracle="SAELens",
 )
 GEMMA_SCOPE_2 = Format(
     name="gemma_scope_2",
@@ -140,4 +270,7 @@ GEMMA_SCOPE_2 = Format(
     recognises=_recognises_2,
     read=_read_2,
     refusal=_REFUSAL,
+    loaders=("gemma_3",),
+    reads="JumpReLU SAEs and transcoders of Gemma Scope 2, affine ones too",
+    oracle="SAELens",
 )

@@ -18,7 +18,12 @@ def _recognises(config: Mapping[str, Any] | None) -> bool:
 
 
 def _read(source: Source) -> SAEModel:
-    return cast(SAEModel, SAEModel.from_pretrained(source.folder))
+    wanted = source.wanted
+    dtype = "auto" if wanted.dtype is None else wanted.dtype
+    return cast(
+        SAEModel,
+        SAEModel.from_pretrained(source.folder, dtype=dtype, device_map=wanted.device_map, **wanted.fields),
+    )
 
 
 def _write(sae: SAEModel, folder: Path) -> list[str]:
@@ -33,4 +38,8 @@ NATIVE = Format(
     recognises=_recognises,
     read=_read,
     write=_write,
+    beside=lambda file: ("model-*-of-*.safetensors",) if file.endswith(".index.json") else (),
+    reads="all architectures",
+    writes="all architectures",
+    oracle="itself",
 )

@@ -1,9 +1,13 @@
-"""SAELens, version 6: `cfg.json` and `sae_weights.safetensors`, both ways.
+"""SAELens: `cfg.json` and `sae_weights.safetensors`, both ways; files of versions before 6 in only.
 
 SAELens saves SAEs that were trained to select across a batch as JumpReLU, and so they are written here: Feature Choice
-with a threshold for each latent, Mutual Choice, BatchTopK and Matryoshka with the same one for all. Normalisation that
-happens at run time is refused: no architecture here does it. An SAE of the outputs of attention heads (`hook_z`) takes
-them side by side. `sparsity.safetensors`, statistics that nothing needs, is left alone.
+with a threshold for each latent, Mutual Choice, BatchTopK and Matryoshka with the same one for all. Normalisation by a
+factor is folded into the weights, as SAELens does it, and what happens to each token becomes
+`config.input_normalization`. An SAE of the outputs of attention heads (`hook_z`) takes them side by side.
+`sparsity.safetensors`, statistics that nothing needs, is left alone.
+
+A config of before version 6 is rewritten as SAELens rewrites it: other names, other defaults, TopK among the arguments
+of the activation function. What it says about training is kept in `config.origin` alone.
 
 Source: SAELens 6.54.12, `saes/` and `loading/pretrained_sae_loaders.py`.
 """
@@ -19,10 +23,21 @@ from torch import Tensor
 
 from hf_mote.errors import FileFormatError, UnknownNameError, UnsupportedError
 from hf_mote.files import read_json, write_json
-from hf_mote.sae.convert.formats import Format, Source, build, computes_as, lost_fields, lost_state, origin_of
+from hf_mote.sae.convert.formats import (
+    Format,
+    Source,
+    build,
+    computes_as,
+    lost_fields,
+    lost_state,
+    origin_of,
+    require_plain_input,
+)
+from hf_mote.sae.convert.names import hook_at, hookpoint_of, hub_model, layer_of, place_of
 from hf_mote.sae.convert.tensors import Layout, Sizes, give, narrowed, read_safetensors, take, write_safetensors
-from hf_mote.sae.convert.values import check_keys, flag, integer, module_of, section, text
+from hf_mote.sae.convert.values import check_keys, flag, integer, section, text
 from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.normalization import InputNormalization
 from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
 from hf_mote.sae.variants.gated import GatedSAEModel
 from hf_mote.sae.variants.jumprelu import JumpReLUSAEModel
@@ -54,6 +69,12 @@ _LAYOUTS: dict[str, Layout] = {
     "jumprelu_transcoder": {**_PLAIN, **_THRESHOLD},
     "jumprelu_skip_transcoder": {**_PLAIN, **_THRESHOLD, **_SKIP},
 }
+# How SAELens normalises each token, with what eps.
+_NORMALIZATIONS: dict[str, tuple[InputNormalization, float]] = {
+    "layer_norm": ("layer_norm", 1e-5),
+    "constant_norm_rescale": ("rms_norm", 0.0),
+}
+_AVERAGE = "expected_average_only_in"
 _MODEL_TYPES = {"gated": "gated_sae", "jumprelu": "jumprelu_sae", "topk": "topk_sae"}
 _RESAVE = "Save it with `save_inference_model` of SAELens."
 _REFUSED = {
@@ -74,6 +95,26 @@ _KEYS = {
     "normalize_activations",
     "reshape_activations",
 }
+# What SAELens keeps of a config of before version 6 as metadata.
+_OLD_METADATA = {
+    "context_size",
+    "dataset_path",
+    "exclude_special_tokens",
+    "hf_hook_name",
+    "hf_hook_name_out",
+    "hook_head_index",
+    "hook_head_index_out",
+    "hook_name",
+    "hook_name_out",
+    "model_class_name",
+    "model_from_pretrained_kwargs",
+    "model_name",
+    "neuronpedia_id",
+    "prepend_bos",
+    "sae_lens_training_version",
+    "sae_lens_version",
+    "seqpos_slice",
+}
 _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -87,8 +128,10 @@ def _recognises(config: Mapping[str, Any] | None) -> bool:
 
 
 def _read(source: Source) -> SAEModel:
-    path, weights = source.folder / "cfg.json", source.folder / "sae_weights.safetensors"
-    cfg = read_json(path)
+    path, weights = source.folder / "cfg.json", source.path
+    document = read_json(path)
+    old = _is_old(path, document)
+    cfg = _renewed(path, document) if old else document
     architecture = _architecture(path, cfg)
     metadata = section(path, cfg, "metadata")
     transcoder = architecture.endswith("transcoder")
@@ -98,8 +141,11 @@ def _read(source: Source) -> SAEModel:
         integer(path, cfg, "d_out" if transcoder else "d_in"),
     )
     found = read_safetensors(weights)
+    if old:
+        found = _without_scaling_factor(weights, found)
     tensors = take(weights, found, _LAYOUTS[architecture], sizes)
-    _check_dtype(path, cfg, tensors["W_enc"].dtype)
+    if not old:
+        _check_dtype(path, cfg, tensors["W_enc"].dtype)
     fields: dict[str, Any] = {
         "hidden_size": sizes.inputs,
         "num_latents": sizes.latents,
@@ -113,14 +159,114 @@ def _read(source: Source) -> SAEModel:
         raise FileFormatError(
             f"{path}: apply_b_dec_to_input", "must be false in a transcoder", fix="SAELens refuses it, too."
         )
+    fields |= _normalization(path, source, cfg, tensors, transcoder=transcoder)
     if architecture == "topk":
         fields["k"] = integer(path, cfg, "k")
         fields["scale_latents_by_decoder_norm"] = flag(path, cfg, "rescale_acts_by_decoder_norm", default=False)
-    origin: dict[str, Any] = {"format": SAELENS.name, "config": cfg}
+    origin: dict[str, Any] = {"format": SAELENS.name, "config": {**cfg, "normalize_activations": "none"}}
+    if old:
+        # Written again, it is a file of version 6; what the old one said is kept beside.
+        origin["config_before_6"] = document
+    elif cfg.get("normalize_activations") in (None, *_NORMALIZATIONS):
+        origin["config"] = cfg
     if "threshold" in found and found["threshold"].dtype != tensors["W_enc"].dtype:
         origin["threshold_dtype"] = str(found["threshold"].dtype).removeprefix("torch.")
     kind = "jumprelu" if "threshold" in tensors else architecture
-    return build(path, _MODEL_TYPES.get(kind, "relu_sae"), fields, tensors, origin)
+    return build(source, path, _MODEL_TYPES.get(kind, "relu_sae"), fields, tensors, origin)
+
+
+def _is_old(path: Path, cfg: Mapping[str, Any]) -> bool:
+    """Whether a config is of a version before 6, or does not say its version, which only those do not."""
+    metadata = section(path, cfg, "metadata")
+    version = cfg.get("sae_lens_version") or metadata.get("sae_lens_version")
+    if not version:
+        return True
+    major = str(version).partition(".")[0]
+    if not major.isdecimal():
+        raise FileFormatError(f"{path}: metadata.sae_lens_version", "is no version", got=repr(version))
+    return int(major) < 6
+
+
+def _renewed(path: Path, old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config of before version 6 as SAELens 6 understands it."""
+    names = {
+        "hook_point": "hook_name",
+        "hook_point_head_index": "hook_head_index",
+        "activation_fn_str": "activation_fn",
+    }
+    cfg = {names.get(key, key): value for key, value in old.items()}
+    activation = cfg.get("activation_fn") or "relu"
+    arguments = section(path, cfg, "activation_fn_kwargs")
+    architecture = text(path, cfg, "architecture") or "standard"
+    kept = ["apply_b_dec_to_input", "d_in", "d_sae", "device", "dtype"]
+    if activation == "topk":
+        if arguments.get("signed"):
+            raise UnsupportedError(f"{path}: activation_fn_kwargs.signed", "its latents are negative, too")
+        architecture, cfg["k"] = "topk", integer(path, arguments, "k")
+    elif activation != "relu":
+        # Where SAELens 6 would compute a ReLU in its place.
+        raise UnsupportedError(
+            f"{path}: activation_fn", "cannot be read", got=repr(activation), expected="relu or topk"
+        )
+    kept += ["k", "rescale_acts_by_decoder_norm"] if architecture == "topk" else []
+    kept += ["d_out"] if architecture.endswith("transcoder") else []
+    normalize = cfg.get("normalize_activations")
+    if isinstance(normalize, bool):
+        normalize = _AVERAGE if normalize else "none"
+    hook = text(path, cfg, "hook_name") or ""
+    about = {**section(path, cfg, "metadata"), **cfg}
+    return {
+        "architecture": architecture,
+        "apply_b_dec_to_input": True,
+        **{key: cfg[key] for key in kept if key in cfg},
+        "normalize_activations": normalize or "none",
+        "reshape_activations": cfg.get("reshape_activations") or ("hook_z" if "hook_z" in hook else "none"),
+        # What it says is read as of the version that renamed it.
+        "metadata": {**{key: about[key] for key in _OLD_METADATA if key in about}, "sae_lens_version": _VERSION},
+    }
+
+
+def _without_scaling_factor(path: Path, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without the factors of latents that files of before version 6 may hold, if they are 1."""
+    factor = found.pop("scaling_factor", None)
+    if factor is not None and not torch.allclose(factor.float(), torch.ones(())):
+        raise UnsupportedError(f"{path}: scaling_factor", "cannot be read: latents would have to be scaled by it")
+    return found
+
+
+def _normalization(
+    path: Path, source: Source, cfg: Mapping[str, Any], tensors: dict[str, Tensor], *, transcoder: bool
+) -> dict[str, Any]:
+    """Return the fields of an SAE that normalises its input; a factor is folded into the tensors instead."""
+    kind = cfg.get("normalize_activations")
+    if source.known is not None and source.known.normalization is not None:
+        kind = source.known.normalization
+    if kind in (None, "none"):
+        return {}
+    if kind == _AVERAGE:
+        factor = source.wanted.norm_scaling_factor or (source.known and source.known.norm_scaling_factor)
+        if factor is None:
+            raise UnsupportedError(
+                f"{path}: normalize_activations",
+                "a factor is needed that the file does not hold",
+                got=repr(kind),
+                fix="Give norm_scaling_factor: the root of d_in divided by the mean norm of the activations.",
+            )
+        # As SAELens folds it: latents stay in the units that they were trained in.
+        tensors["W_enc"] = tensors["W_enc"] * factor
+        for name in ("W_dec", "b_dec"):
+            tensors[name] = tensors[name] / factor
+        return {}
+    if kind not in _NORMALIZATIONS or transcoder:
+        raise UnsupportedError(
+            f"{path}: normalize_activations",
+            "is not folded into the weights, so that they alone are not the SAE",
+            got=repr(kind),
+            expected=f"'none', {_AVERAGE!r} or, but not in a transcoder, {', '.join(map(repr, _NORMALIZATIONS))}",
+            fix="SAELens can fold 'covariance_whitening' (`fold_activation_whitening`).",
+        )
+    name, eps = _NORMALIZATIONS[kind]
+    return {"input_normalization": name, "input_normalization_eps": eps}
 
 
 def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
@@ -128,28 +274,11 @@ def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
     architecture = text(path, cfg, "architecture")
     if architecture in _REFUSED:
         raise UnsupportedError(f"{path}: architecture {architecture}", f"cannot be read: {_REFUSED[architecture]}")
-    version = section(path, cfg, "metadata").get("sae_lens_version")
-    if not isinstance(version, str) or not version.partition(".")[0].isdecimal() or int(version.partition(".")[0]) < 6:
-        raise UnsupportedError(
-            f"{path}: metadata.sae_lens_version",
-            "the file is not known to be of SAELens 6, and keys meant other things before",
-            got=version,
-            fix="Load it with SAELens 6 and save it again with `save_model`.",
-        )
     if architecture not in _LAYOUTS:
         raise UnknownNameError.of(f"{path}: architecture", architecture, [*_LAYOUTS, *_REFUSED])
     own = {"topk": {"k", "rescale_acts_by_decoder_norm"}}.get(architecture, set())
     own |= {"d_out"} if architecture.endswith("transcoder") else set()
     check_keys(path, cfg, _KEYS | own, fix=f"If the file is a checkpoint of training: {_RESAVE}")
-    if cfg.get("normalize_activations") not in (None, "none"):
-        raise UnsupportedError(
-            f"{path}: normalize_activations",
-            "is not folded into the weights, so that they alone are not the SAE",
-            got=repr(cfg["normalize_activations"]),
-            expected="'none'",
-            fix="SAELens can fold 'expected_average_only_in' (`fold_activation_norm_scaling_factor`) and "
-            "'covariance_whitening' (`fold_activation_whitening`); the others depend on each token.",
-        )
     if (reshape := cfg.get("reshape_activations", "none")) not in ("none", "hook_z"):
         raise UnsupportedError(f"{path}: reshape_activations", "unknown", got=repr(reshape))
     return architecture
@@ -168,22 +297,32 @@ def _check_dtype(path: Path, cfg: Mapping[str, Any], stored: torch.dtype) -> Non
 
 
 def _names(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the config that say what the SAE is of."""
-    model = text(path, metadata, "model_name")
-    one_head = metadata.get("hook_head_index") is not None
-    return {
-        # Names without a namespace are those of TransformerLens, which the Hub does not know.
-        "base_model": model if model is not None and "/" in model else None,
-        "base_model_revision": text(path, section(path, metadata, "model_from_pretrained_kwargs"), "revision"),
-        # The output of a module is never that of one head.
-        "hookpoint": None if one_head else module_of(text(path, metadata, "hf_hook_name")),
-        "output_hookpoint": module_of(text(path, metadata, "hf_hook_name_out")),
-    }
+    """Fields of the config that say what the SAE is of: by transformers' names, else by those of TransformerLens."""
+    named = text(path, metadata, "model_name")
+    # Without a namespace they are those of TransformerLens, some of which the Hub has under another name.
+    model = hub_model(named)
+    kwargs = section(path, metadata, "model_from_pretrained_kwargs")
+    names: dict[str, Any] = {"base_model": model, "base_model_revision": text(path, kwargs, "revision")}
+    if flag(path, kwargs, "center_writing_weights", default=False):
+        # Of a language model whose activations have no mean, as those of transformers have.
+        names["input_normalization"] = "center"
+    # The output of a module is never that of one head.
+    if metadata.get("hook_head_index") is None:
+        place = place_of(text(path, metadata, "hook_name"), model)
+        names["hookpoint"] = hookpoint_of(text(path, metadata, "hf_hook_name"), model)
+        if names["hookpoint"] is None and place is not None and place.rms_norm_eps is None:
+            names["hookpoint"] = place.hookpoint
+    target = place_of(text(path, metadata, "hook_name_out"), model)
+    names["output_hookpoint"] = hookpoint_of(text(path, metadata, "hf_hook_name_out"), model)
+    if names["output_hookpoint"] is None and target is not None:
+        names["output_hookpoint"] = target.hookpoint
+    return names
 
 
 def _write(sae: SAEModel, folder: Path) -> list[str]:
     config, origin = sae.config, origin_of(sae, SAELENS.name)
     architecture = _architecture_of(sae)
+    normalization = _normalization_of(sae)
     layout = _LAYOUTS[architecture]
     tensors = give(sae, {name: layout[name] for name in layout if name != "threshold"}, fold=architecture != "topk")
     if "threshold" in layout:
@@ -199,8 +338,11 @@ def _write(sae: SAEModel, folder: Path) -> list[str]:
         "dtype": str(sae.W_enc.dtype).removeprefix("torch."),
         "apply_b_dec_to_input": config.subtract_decoder_bias,
     }
+    if normalization != "none" or cfg.get("normalize_activations") is not None:
+        cfg["normalize_activations"] = normalization
     held = {"hidden_size", "num_latents", "output_size", "skip_connection", "subtract_decoder_bias"}
     held |= {"base_model", "base_model_revision", "hookpoint", "output_hookpoint", "normalize_decoder"}
+    held |= set() if config.input_normalization == "center" else {"input_normalization"}
     if "transcoder" in architecture:
         cfg["d_out"] = config.decoder_size
     if isinstance(sae, TopKSAEModel):
@@ -250,6 +392,19 @@ def _architecture_of(sae: SAEModel) -> str:
     return ("" if kind == "standard" else "jumprelu_") + ("skip_" if config.skip_connection else "") + "transcoder"
 
 
+def _normalization_of(sae: SAEModel) -> str:
+    """Return what SAELens calls the normalisation of a model's input."""
+    config = sae.config
+    kind = (config.input_normalization, config.input_normalization_eps)
+    if config.input_normalization in (None, "center"):
+        # SAELens has the language model centred, not the input of the SAE.
+        return "none"
+    name = next((name for name, ours in _NORMALIZATIONS.items() if ours == kind), None)
+    if name is None or config.is_transcoder:
+        require_plain_input(sae, f"SAELens (with an eps of {config.input_normalization_eps})")
+    return str(name)
+
+
 def _threshold(sae: SAEModel, origin: Mapping[str, Any]) -> Tensor:
     """Return a threshold for each latent, in the dtype it was read in or, as SAELens casts it, that of the weights."""
     threshold = sae.state_dict()["threshold"]
@@ -261,6 +416,9 @@ def _metadata(sae: SAEModel, metadata: dict[str, Any], lost: Mapping[str, Any]) 
     """Return the metadata of the file an SAE came from, brought up to date with its config."""
     config = sae.config
     known = _names(Path("config.origin"), metadata)
+    if config.input_normalization == "center":
+        kwargs = section(Path("config.origin"), metadata, "model_from_pretrained_kwargs")
+        metadata["model_from_pretrained_kwargs"] = {**kwargs, "center_writing_weights": True}
     if not metadata:
         metadata = {"sae_lens_version": _VERSION, "sae_lens_training_version": _VERSION}
     if config.base_model != known["base_model"]:
@@ -273,10 +431,12 @@ def _metadata(sae: SAEModel, metadata: dict[str, Any], lost: Mapping[str, Any]) 
         ("output_hookpoint", "hf_hook_name_out", "hook_name_out"),
     ):
         hookpoint = getattr(config, field)
-        if hookpoint != known[field]:
+        if hookpoint != known.get(field):
             metadata[ours] = hookpoint
             # The name in TransformerLens is of the hookpoint before.
             metadata.pop(theirs, None)
+            if (hook := hook_at(hookpoint, config.base_model)) is not None:
+                metadata[theirs] = f"blocks.{layer_of(hookpoint)}.{hook}"
     if isinstance(sae, ThresholdedSAEModel):
         metadata["training_architecture"] = config.model_type
         metadata["training_architecture_details"] = dict(lost)
@@ -290,4 +450,8 @@ SAELENS = Format(
     recognises=_recognises,
     read=_read,
     write=_write,
+    loaders=("sae_lens",),
+    reads="standard, topk, gated, jumprelu, ReLU and JumpReLU transcoders with and without skip; versions before 6",
+    writes="these; `batch_topk`, `matryoshka`, `mutual_choice` and `feature_choice` as jumprelu",
+    oracle="SAELens",
 )

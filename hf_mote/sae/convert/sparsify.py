@@ -16,7 +16,17 @@ from typing import Any
 
 from hf_mote.errors import FileFormatError, UnsupportedError
 from hf_mote.files import read_json, write_json
-from hf_mote.sae.convert.formats import Format, Source, build, computes_as, lost_fields, lost_state, origin_of
+from hf_mote.sae.convert.formats import (
+    Format,
+    Source,
+    build,
+    computes_as,
+    lost_fields,
+    lost_state,
+    origin_of,
+    require_plain_input,
+)
+from hf_mote.sae.convert.names import family_of
 from hf_mote.sae.convert.tensors import Layout, Sizes, give, read_safetensors, take, write_safetensors
 from hf_mote.sae.convert.values import check_keys, flag, integer, section, text
 from hf_mote.sae.modeling import SAEModel
@@ -43,8 +53,8 @@ _KEYS = {
     "skip_connection",
     "transcode",
 }
-# What `base_model` is called in models whose list of layers has this name.
-_PREFIXES = {"layers": "model", "h": "transformer"}
+# What `base_model` is called in models whose list of layers has this name, unless their family says otherwise.
+_ROOTS = {"layers": "model", "h": "transformer"}
 
 
 def _recognises(config: Mapping[str, Any] | None) -> bool:
@@ -52,7 +62,7 @@ def _recognises(config: Mapping[str, Any] | None) -> bool:
 
 
 def _read(source: Source) -> SAEModel:
-    path, weights = source.folder / "cfg.json", source.folder / "sae.safetensors"
+    path, weights = source.folder / "cfg.json", source.path
     cfg = read_json(path)
     _check(path, cfg)
     d_in = integer(path, cfg, "d_in")
@@ -72,7 +82,7 @@ def _read(source: Source) -> SAEModel:
         "k": integer(path, cfg, "k"),
         **_names(source),
     }
-    return build(path, "topk_sae", fields, tensors, {"format": SPARSIFY.name, "config": cfg})
+    return build(source, path, "topk_sae", fields, tensors, {"format": SPARSIFY.name, "config": cfg})
 
 
 def _check(path: Path, cfg: Mapping[str, Any]) -> None:
@@ -95,12 +105,25 @@ def _names(source: Source) -> dict[str, str | None]:
     """Fields of the config that names and the run's `config.json` say."""
     name = source.trail.replace("\\", "/").rstrip("/").rpartition("/")[2]
     layers = re.match(r"(layers|h)\.\d+(\.|$)", name)
-    names = {"hookpoint": f"{_PREFIXES[layers[1]]}.{name}" if layers else None}
     path = source.folder.parent / "config.json"
-    run = read_json(path) if layers and os.path.isfile(path) else {}
+    run = read_json(path) if os.path.isfile(path) else {}
+    names: dict[str, str | None] = {}
     if isinstance(run.get("sae"), Mapping):
-        names |= {"base_model": text(path, run, "model"), "base_model_revision": text(path, run, "revision")}
+        names = {"base_model": text(path, run, "model"), "base_model_revision": text(path, run, "revision")}
+    # A run without a config may say the model by its own name: `EleutherAI/sae-pythia-160m-32k/layers.3`.
+    family = family_of(names.get("base_model") or _model_in(source.words))
+    if layers is not None:
+        root = _ROOTS[layers[1]] if family is None or family.layers != layers[1] else family.root
+        names["hookpoint"] = f"{root}.{name}"
+    elif name == "embed_tokens" and family is not None:
+        names["hookpoint"] = f"{family.root}.{name}"
     return names
+
+
+def _model_in(words: str) -> str | None:
+    """Return the part of a path that a family with another root than most is known by."""
+    found = re.search(r"pythia-[\w.-]+", words)
+    return found[0] if found else None
 
 
 def _write(sae: SAEModel, folder: Path) -> list[str]:
@@ -110,6 +133,7 @@ def _write(sae: SAEModel, folder: Path) -> list[str]:
             "sparsify has TopK only, and another rule would give other latents",
             fix="Write it for SAELens (format='saelens').",
         )
+    require_plain_input(sae, "sparsify")
     config = sae.config
     transcode, skip = not config.subtract_decoder_bias, config.skip_connection
     if config.decoder_size != config.hidden_size or config.is_transcoder != (transcode or skip):
@@ -147,4 +171,8 @@ SPARSIFY = Format(
     recognises=_recognises,
     read=_read,
     write=_write,
+    loaders=("sparsify",),
+    reads="TopK, transcoders, skip connections",
+    writes="TopK",
+    oracle="sparsify",
 )

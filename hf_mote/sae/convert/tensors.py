@@ -9,13 +9,14 @@ import math
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_mote.errors import DataError, FileFormatError, HFMoTEError, first_line
@@ -32,6 +33,7 @@ __all__ = [
     "read_npz",
     "read_safetensors",
     "read_torch",
+    "shapes_in",
     "take",
     "write_safetensors",
 ]
@@ -73,28 +75,23 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.write_bytes(safetensors.torch.save(dict(tensors)))
 
 
-def read_torch(path: Path) -> dict[str, Tensor]:
+def read_torch(path: Path, *, others: Container[str] = ()) -> dict[str, Any]:
     """Return the tensors of a file that `torch.save` wrote, refusing one that holds anything but tensors.
 
     Sizes are known before values are read, and what would be called is known before anything is: the pickle inside may
     name the functions that make a tensor, and no others.
 
+    Args:
+        path (`Path`): The file.
+        others (`Container[str]`, *optional*): Keys whose values may be numbers, texts and dictionaries of these.
+
     Raises:
         [`FileFormatError`]: if it is damaged, of torch before 1.6, holds anything else, or would take too much memory.
     """
-    try:
-        _check_archive(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except HFMoTEError:
-        raise
-    # Whatever a damaged or hostile file raises: the loader's own errors have no common base.
-    except Exception as error:
-        raise _no_tensors(path, first_line(error)) from error
-    if not isinstance(found, Mapping):
-        raise FileFormatError(str(path), "holds no dictionary of tensors", got=type(found).__name__)
+    found = _loaded(path, mmap=False)
     for name, value in found.items():
         plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
-        if not isinstance(name, str) or not plain:
+        if not isinstance(name, str) or not (plain or (name in others and _is_plain(value))):
             raise FileFormatError(
                 f"{path}: {name if str(name).isprintable() else ascii(name)}",
                 "is no plain tensor",
@@ -103,8 +100,48 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             )
         check_name(path, name)
     # A tensor can say that it is larger than what is stored of it.
-    check_memory(path, sum(value.numel() * value.itemsize for value in found.values()), path.stat().st_size)
-    return {name: value.detach() for name, value in found.items()}
+    tensors = [value for value in found.values() if isinstance(value, Tensor)]
+    check_memory(path, sum(value.numel() * value.itemsize for value in tensors), path.stat().st_size)
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in found.items()}
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a safetensors or torch file, and `()` for what else a torch file holds.
+
+    The values are not read.
+
+    Raises:
+        [`FileFormatError`]: if the file is damaged or would run code.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, "safetensors", error) from error
+    found = _loaded(path, mmap=True)
+    return {str(name): tuple(value.shape) if isinstance(value, Tensor) else () for name, value in found.items()}
+
+
+def _is_plain(value: Any, depth: int = 4) -> bool:
+    if isinstance(value, Mapping):
+        return depth > 0 and all(isinstance(key, str) and _is_plain(item, depth - 1) for key, item in value.items())
+    return isinstance(value, str | int | float | bool)
+
+
+def _loaded(path: Path, *, mmap: bool) -> Mapping[Any, Any]:
+    """Return the dictionary in a file that `torch.save` wrote, without running anything."""
+    try:
+        _check_archive(path)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except HFMoTEError:
+        raise
+    # Whatever a damaged or hostile file raises: the loader's own errors have no common base.
+    except Exception as error:
+        raise _no_tensors(path, first_line(error)) from error
+    if not isinstance(found, Mapping):
+        raise FileFormatError(str(path), "holds no dictionary of tensors", got=type(found).__name__)
+    return found
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_mote.errors import FileFormatError
 
-__all__ = ["agree", "check_keys", "flag", "integer", "module_of", "section", "text"]
+__all__ = ["agree", "check_keys", "flag", "integer", "number", "section", "text"]
 
 
 def integer(path: Path, data: Mapping[str, Any], key: str, *, least: int = 1) -> int:
@@ -64,11 +64,12 @@ def agree(path: Path, key: str, said: object, found: object) -> None:
         raise FileFormatError(f"{path}: {key}", "contradicts the weights", got=said, expected=found)
 
 
-def module_of(hook: str | None) -> str | None:
-    """Return the path of the module whose output a hook name means, `None` if it means an input."""
-    if hook is None or hook.endswith(".input"):
-        return None
-    return hook.removesuffix(".output")
+def number(path: Path, data: Mapping[str, Any], key: str) -> float:
+    """Return a number above 0."""
+    value = data.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        raise _wrong(path, data, key, "a number above 0")
+    return float(value)
 
 
 def _wrong(path: Path, data: Mapping[str, Any], key: str, expected: str) -> FileFormatError:

@@ -77,3 +77,26 @@ def test_convert_into_a_folder_of_another_format_is_refused(folder: Path) -> Non
     code, output = run(folder / "in" / "layers.3", folder / "in" / "layers.3", "--to", "saelens")
     assert code == 1
     assert "sae.safetensors" in output
+
+
+def test_convert_takes_one_file_of_several_and_writes_a_card(tmp_path: Path) -> None:
+    sae = TinySAE("relu", "transcoder").model(
+        output_size=HIDDEN, base_model="Qwen/Qwen3-4B", hookpoint="model.layers.4.mlp.input", output_hookpoint=None
+    )
+    for layer in (4, 5):
+        sae.config.hookpoint = f"model.layers.{layer}.mlp.input"
+        export_sae(sae, tmp_path / "set", "circuit_tracer")
+    code, output = run(tmp_path / "set", tmp_path / "a", "--to", "saelens")
+    assert (code, "by file (--file" in output) == (1, True)
+    assert run(tmp_path / "set", tmp_path / "a", "--to", "saelens", "--file", "layer_5.safetensors", "--card")[0] == 0
+    assert "model.layers.5.mlp.input" in (tmp_path / "a" / "README.md").read_text()
+    assert load_sae(tmp_path / "a").config.layer == 5
+
+
+def test_formats_lists_what_is_read_and_written() -> None:
+    result = CliRunner().invoke(app, ["sae", "formats"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    for word in ("qwen_scope", "[0-9].pt", "8,784", "circuit-tracer", "nothing: latents depend"):
+        assert word in result.output
+    markdown = CliRunner().invoke(app, ["sae", "formats", "--markdown"])
+    assert markdown.output.startswith("| format | files | public SAEs |")

@@ -154,31 +154,104 @@ def run_dictionary_learning(folder: Path, inputs: torch.Tensor, again: Path) -> 
     return {"latents": latents, "reconstruction": dictionary.decode(latents)}
 
 
-# Gemma Scope, by the readers of SAELens
+# Releases, by the readers that SAELens has for them
 
 
-def run_gemma_scope(folder: Path, inputs: torch.Tensor, again: Path, **names: str) -> dict[str, torch.Tensor]:
+def run_release(
+    folder: Path,
+    inputs: torch.Tensor,
+    again: Path,
+    reader: str,
+    repo_id: str,
+    folder_name: str,
+    factor: float | None = None,
+    **overrides: Any,
+) -> dict[str, torch.Tensor]:
+    """Read an SAE as `SAE.from_pretrained` does, the repository being a folder here."""
+    from huggingface_hub.utils import EntryNotFoundError
     from sae_lens import SAE
     from sae_lens.loading import pretrained_sae_loaders as loaders
-    from sae_lens.saes.sae import SAE as Base
 
-    def local(repo_id: str, filename: str, **options: Any) -> str:
-        return str(folder / Path(filename).name)
+    def local(repo_id: str, filename: str, subfolder: str | None = None, **options: Any) -> str:
+        path = Path(folder, subfolder or "", filename)
+        if not path.is_file():
+            raise EntryNotFoundError(str(path))
+        return str(path)
 
     def shapes(repo_id: str, filename: str) -> dict[str, list[int]]:
-        return {name: list(tensor.shape) for name, tensor in load_file(folder / Path(filename).name).items()}
+        return {name: list(tensor.shape) for name, tensor in load_file(folder / filename).items()}
 
     loaders.hf_hub_download, loaders.get_safetensors_tensor_shapes = local, shapes
-    read = getattr(loaders, names.pop("reader"))
-    overrides = {"d_in": inputs.shape[1], "d_sae": F} if read is not loaders.gemma_3_sae_huggingface_loader else {}
-    if read is loaders.gemma_2_transcoder_huggingface_loader:
-        overrides["d_out"] = D
-    config, state, _ = read(device="cpu", cfg_overrides=overrides, **names)
+    read = loaders.NAMED_PRETRAINED_SAE_LOADERS[reader]
+    config, state, _ = read(
+        repo_id=repo_id, folder_name=folder_name, device="cpu", cfg_overrides={"dtype": "float32", **overrides}
+    )
     config = loaders.handle_config_defaulting(config)
-    sae_config = Base.get_sae_config_class_for_architecture(config["architecture"]).from_dict(config)
+    sae_config = SAE.get_sae_config_class_for_architecture(config["architecture"]).from_dict(config)
     sae = SAE.get_sae_class_for_architecture(config["architecture"])(sae_config)
+    sae.process_state_dict_for_loading(state)
     sae.load_state_dict(state)
-    return {"latents": sae.encode(inputs), "reconstruction": sae(inputs)}
+    if config.get("normalize_activations") == "expected_average_only_in":
+        sae.fold_activation_norm_scaling_factor(factor)
+    sae = sae.to(dtype=torch.float32)
+    if sae.cfg.reshape_activations == "hook_z":
+        sae.turn_off_forward_pass_hook_z_reshaping()
+    latents = sae.encode(inputs)
+    return {"latents": latents, "reconstruction": sae(inputs)}
+
+
+# circuit-tracer
+
+
+def run_circuit_tracer(folder: Path, inputs: torch.Tensor, again: Path, file: str) -> dict[str, torch.Tensor]:
+    from circuit_tracer.transcoder.single_layer_transcoder import load_relu_transcoder
+
+    options = {"lazy_encoder": False, "lazy_decoder": False, "device": torch.device("cpu")}
+    transcoder = load_relu_transcoder(str(folder / file), layer=0, **options)
+    again.mkdir()
+    transcoder.to_safetensors(str(again / file))
+    with torch.enable_grad():
+        reconstruction = transcoder(inputs).detach()
+    return {"latents": transcoder.encode(inputs), "reconstruction": reconstruction}
+
+
+def run_circuit_tracer_clt(folder: Path, inputs: torch.Tensor, again: Path) -> dict[str, torch.Tensor]:
+    from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
+
+    options = {"dtype": torch.float32, "device": torch.device("cpu"), "lazy_decoder": False}
+    transcoder = load_clt(str(folder), **options)
+    # The library itself applies the activation layer by layer.
+    latents = torch.stack([transcoder.encode_layer(layer, i) for i, layer in enumerate(inputs)])
+    rebuilt = transcoder.decode(latents.to_sparse(), inputs)
+    return {"latents": latents, "reconstruction": rebuilt}
+
+
+# Llamascopium, formerly lm-saes
+
+
+def make_llamascopium(folder: Path, norms: list[float], **fields: Any) -> None:
+    from llamascopium.models.sae import SAEConfig, SparseAutoEncoder
+
+    common = {"d_model": D, "expansion_factor": F / D, "dtype": torch.float32, "device": "cpu"}
+    config = SAEConfig(**common, **fields)
+    sae = SparseAutoEncoder(config)
+    fill(sae, seed=len(fields))
+    for parameter in sae.activation_function.parameters() if hasattr(sae.activation_function, "parameters") else []:
+        parameter.data = parameter.data - 1
+    sae.set_dataset_average_activation_norm(dict(zip(config.associated_hook_points, norms, strict=False)))
+    sae.save_pretrained(folder)
+    config.save_hyperparameters(folder)
+
+
+def run_llamascopium(folder: Path, inputs: torch.Tensor, again: Path) -> dict[str, torch.Tensor]:
+    from llamascopium.models.sae import SparseAutoEncoder
+
+    sae = SparseAutoEncoder.from_local(str(folder), device="cpu")
+    source, target = sae.cfg.hook_point_in, sae.cfg.hook_point_out
+    batch, scales = sae.normalize_activations({source: inputs, target: inputs}, return_scale_factor=True)
+    latents = sae.encode(batch[source])
+    rebuilt = sae.denormalize_activations({target: sae.decode(latents)}, scales)[target]
+    return {"latents": latents, "reconstruction": rebuilt}
 
 
 def answer(task: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""Makes the environment of the real libraries that tests marked `oracle` need: SAELens, sparsify, dictionary_learning.
+"""Makes the environment of the real libraries that tests marked `oracle` need: SAELens, sparsify,
+dictionary_learning, circuit-tracer, Llamascopium.
 
     HF_MOTE_ORACLES=<folder> python tests/sae/convert/oracles.py
 
@@ -15,9 +16,25 @@ import sysconfig
 import venv
 from pathlib import Path
 
-REQUIREMENTS = ["sae-lens==6.54.12", "eai-sparsify==1.3.3", "pillow", "python-socketio[client]", "zstandard"]
+REQUIREMENTS = [
+    "sae-lens==6.54.12",
+    "eai-sparsify==1.3.3",
+    "cattrs",
+    "json-repair",
+    "more-itertools",
+    "pillow",
+    "pydantic-settings",
+    "pymongo",
+    "python-socketio[client]",
+    "zstandard",
+]
 # Their own pins would bring another torch, with CUDA and 5 GB; what they import is among the above.
-WITHOUT_DEPENDENCIES = ["dictionary-learning==0.1.0", "nnsight==0.3.7"]
+WITHOUT_DEPENDENCIES = [
+    "circuit-tracer==0.5.0",
+    "dictionary-learning==0.1.0",
+    "llamascopium==2.0.0b34",
+    "nnsight==0.3.7",
+]
 
 
 def python_of(folder: Path) -> Path:

@@ -121,9 +121,13 @@ def test_sae_model_from_pretrained_folder_of_several_names_what_is_in_it(tmp_pat
     assert type(SAEModel.from_pretrained(tmp_path, subfolder="layers.2")) is type(topk)
 
 
-def test_load_sae_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "sae.safetensors").touch()
-    with pytest.raises(FileFormatError, match=r"sae\.safetensors: is a file .expected the folder"):
+def test_load_sae_file_of_a_folder_stands_for_the_folder(tmp_path: Path, topk: SAEModel) -> None:
+    export_sae(topk, tmp_path, "sparsify")
+    assert torch.equal(load_sae(tmp_path / "sae.safetensors").b_dec, topk.b_dec)
+    with pytest.raises(FileFormatError, match=r"sae\.safetensors: is a file, in which there is no other .got a"):
+        load_sae(tmp_path / "sae.safetensors", subfolder="a")
+    (tmp_path / "cfg.json").unlink()
+    with pytest.raises(FileFormatError, match=r"cfg\.json: is missing"):
         load_sae(tmp_path / "sae.safetensors")
 
 
@@ -247,3 +251,22 @@ def test_export_sae_origin_without_its_config_is_no_hindrance(tmp_path: Path, to
     topk.config.origin = origin
     export_sae(topk, tmp_path, "saelens")
     assert load_sae(tmp_path).config.k == topk.config.k
+
+
+def test_export_sae_card_says_what_it_is_of_and_what_is_lost(tmp_path: Path) -> None:
+    model = TinySAE("mutual_choice", "autoencoder").model(
+        base_model="me/model", hookpoint="model.layers.3", input_normalization=None
+    )
+    lost = export_sae(model, tmp_path / "a", "saelens", card=True)
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert card.startswith("---\ntags:\n- sparse-autoencoder\nbase_model: me/model\n---\n")
+    assert "| hookpoint | `model.layers.3` |" in card
+    assert lost
+    assert all(f"- `{one}`" in card for one in lost)
+    before = contents(tmp_path / "a")
+    with pytest.raises(FileFormatError, match=r"README\.md: exists already"):
+        export_sae(model, tmp_path / "a", "saelens", card=True)
+    assert contents(tmp_path / "a") == before
+    assert export_sae(model, tmp_path / "b", "hf_mote", card=True) == []
+    assert "Nothing is lost." in (tmp_path / "b" / "README.md").read_text()
+    assert load_sae(tmp_path / "a").config.hookpoint == "model.layers.3"

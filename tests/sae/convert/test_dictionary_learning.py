@@ -138,7 +138,6 @@ def test_load_sae_config_that_contradicts_is_refused(
         ({"decoder.weight": torch.zeros(HIDDEN + 1, LATENTS)}, "decoder: wrong width .got 13, expected 12"),
         ({"k": torch.tensor([4, 4])}, "k: is no finite number"),
         ({"k": torch.tensor(LATENTS + 1)}, r"trainer\.k: contradicts"),
-        ({"threshold": ...}, "threshold: is no finite number .got none"),
         ({"threshold": torch.tensor(torch.nan)}, "threshold: is no finite number"),
         ({"more": torch.zeros(3)}, "more: unknown tensor"),
     ],
@@ -162,7 +161,7 @@ def test_export_sae_read_again_computes_the_same(tmp_path: Path, name: str, dtyp
     model = TinySAE(name, "autoencoder").model(dtype)
     export_sae(model, tmp_path, "dictionary_learning")
     assert json.loads((tmp_path / "config.json").read_text())["trainer"]["dict_class"] == DICT_CLASSES[name]
-    again = load_sae(tmp_path)
+    again = load_sae(tmp_path, dtype="auto")
     assert again.dtype == dtype
     batch = activations(60, HIDDEN, dtype=dtype, seed=9)
     assert torch.equal(again.encode(batch), model.encode(batch))

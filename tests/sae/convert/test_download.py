@@ -9,12 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from release_files import RELEASES
 from tiny_saes import TinySAE
 
-from hf_mote import export_sae, load_sae
-from hf_mote.errors import FileFormatError, HFMoTEError, UnknownNameError
+from hf_mote import export_sae, list_saes, load_sae
+from hf_mote.errors import FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
 from hf_mote.sae.convert import download
 
 
@@ -161,3 +163,109 @@ def test_load_sae_unknown_name_offline_names_it_and_the_way_out(name: str, tmp_p
     with pytest.raises(UnknownNameError, match="Check the path") as caught:
         load_sae(name, cache_dir=tmp_path)
     assert isinstance(caught.value, HFMoTEError)
+
+
+# Repositories with a file for each SAE
+
+
+@pytest.fixture
+def files(hub: StubHub, monkeypatch: pytest.MonkeyPatch) -> StubHub:
+    """The stand-in, which can be asked what it has."""
+
+    def listed(self: object, repo_id: str, *, revision: str | None) -> list[str]:
+        return [path.relative_to(hub.repository).as_posix() for path in hub.repository.rglob("*") if path.is_file()]
+
+    monkeypatch.setattr(download.HfApi, "list_repo_files", listed)
+    hub.repository.mkdir()
+    return hub
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("qwen_scope", {"layer3.sae.pt"}),
+        ("mwhanna", {"config.yaml", "layer_4.safetensors"}),
+        (
+            "hook_z",
+            {
+                "gpt2-small_L5_Hcat_z_lr1.20e-03_l11.80e+00_ds24576_v9.pt",
+                "gpt2-small_L5_Hcat_z_lr1.20e-03_l11.80e+00_ds24576_v9_cfg.json",
+            },
+        ),
+        ("goodfire", {"Llama-3.1-8B-Instruct-SAE-l19.pth"}),
+        ("deepseek_r1", {"DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt"}),
+    ],
+)
+def test_load_sae_file_of_a_repository_is_all_that_is_downloaded(files: StubHub, name: str, needed: set[str]) -> None:
+    release = RELEASES[name](files.repository)
+    (files.repository / "other.pt").write_bytes(b"not to be downloaded")
+    sae = load_sae(release.repo_id, **release.place)
+    assert files.downloaded == needed
+    assert (sae.config.base_model, sae.config.hookpoint) == (release.base_model, release.hookpoint)
+    source = sae.config.origin["source"]
+    assert (source["repo_id"], source["file"]) == (release.repo_id, release.place["file"])
+
+
+@pytest.mark.parametrize("name", ["goodfire", "deepseek_r1", "hook_z"])
+def test_load_sae_only_file_of_a_repository_need_not_be_named(files: StubHub, name: str) -> None:
+    release = RELEASES[name](files.repository)
+    assert load_sae(release.repo_id).config.hookpoint == release.hookpoint
+    assert load_sae(release.repo_id, release.format).config.hookpoint == release.hookpoint
+
+
+@pytest.mark.parametrize("format", ["auto", "qwen_scope"])
+def test_load_sae_repository_of_many_files_lists_them_and_downloads_none(files: StubHub, format: str) -> None:
+    RELEASES["qwen_scope"](files.repository)
+    with pytest.raises(FileFormatError, match=r"several files .*got layer0\.sae\.pt, layer3\.sae\.pt\)\. .*by file"):
+        load_sae("Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_5", format)
+    assert files.downloaded == set()
+    assert list_saes("Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_5") == ["layer0.sae.pt", "layer3.sae.pt"]
+
+
+def test_load_sae_release_and_id_download_only_what_they_need(files: StubHub) -> None:
+    place = "layer_20/width_16k/average_l0_71"
+    folder = files.repository / place
+    folder.mkdir(parents=True)
+    arrays = {"W_enc": np.ones((12, 40)), "W_dec": np.ones((40, 12)), "b_dec": np.ones(12)}
+    np.savez(folder / "params.npz", **arrays, b_enc=np.ones(40), threshold=np.ones(40))
+    sae = load_sae("gemma-scope-2b-pt-res-canonical", sae_id="layer_20/width_16k/canonical")
+    assert files.downloaded == {f"{place}/params.npz"}
+    assert {call["repo_id"] for call in files.calls} == {"google/gemma-scope-2b-pt-res"}
+    assert (sae.config.base_model, sae.config.hookpoint) == ("google/gemma-2-2b", "model.layers.20")
+    assert sae.config.origin["source"] == {
+        "repo_id": "google/gemma-scope-2b-pt-res",
+        "subfolder": place,
+        "file": "params.npz",
+        "release": "gemma-scope-2b-pt-res-canonical",
+        "sae_id": "layer_20/width_16k/canonical",
+    }
+    same = load_sae("gemma-2-2b/20-gemmascope-res-16k")
+    assert same.config.origin["source"]["sae_id"] == "layer_20/width_16k/canonical"
+
+
+def test_load_sae_repository_and_folder_of_the_list_are_known_by_it(files: StubHub) -> None:
+    """As `gpt2-small-mlp-tm` needs a factor that only the list has."""
+    release = RELEASES["saelens_of_gemma_1"](files.repository)
+    repo_id, subfolder = release.repo_id, release.place["subfolder"]
+    assert load_sae(repo_id, subfolder=subfolder).config.origin["source"]["release"] == "gemma-2b-res-jb"
+    with pytest.raises(UnsupportedError, match="Give norm_scaling_factor"):
+        load_sae("somebody/else", subfolder=subfolder)
+
+
+def test_load_sae_file_out_of_the_repository_is_refused(files: StubHub) -> None:
+    with pytest.raises(FileFormatError, match="file: leads out of the repository"):
+        load_sae("somebody/saes", file="../other.pt")
+    assert files.calls == []
+
+
+def test_load_sae_sharded_model_of_our_own_comes_with_its_parts(files: StubHub) -> None:
+    TinySAE("topk", "autoencoder").model().save_pretrained(files.repository, max_shard_size="1KB")
+    sae = load_sae("somebody/ours")
+    assert sae.config.k == 4
+    assert any(name.startswith("model-00001-of-") for name in files.downloaded)
+
+
+def test_list_saes_of_a_folder(tmp_path: Path) -> None:
+    for layer in (2, 3):
+        export_sae(TinySAE("topk", "autoencoder").model(), tmp_path / "run" / f"layers.{layer}", "sparsify")
+    assert list_saes(tmp_path) == ["run/layers.2", "run/layers.3"]

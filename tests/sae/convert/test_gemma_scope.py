@@ -51,8 +51,12 @@ def second(folder: Path, config: dict[str, Any] | None = None, **changes: Any) -
         ("gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71", "google/gemma-2-2b", "model.layers.20"),
         ("gemma-scope-9b-it-res/layer_9/width_16k/l0_1", "google/gemma-2-9b-it", "model.layers.9"),
         ("gemma-scope-2b-pt-mlp/layer_4/w", "google/gemma-2-2b", "model.layers.4.post_feedforward_layernorm"),
-        ("gemma-scope-2b-pt-att/layer_4/w", "google/gemma-2-2b", None),
-        ("gemma-scope-2b-pt-transcoders/layer_4/w", "google/gemma-2-2b", None),
+        ("gemma-scope-2b-pt-att/layer_4/w", "google/gemma-2-2b", "model.layers.4.self_attn.o_proj.input"),
+        (
+            "gemma-scope-2b-pt-transcoders/layer_4/w",
+            "google/gemma-2-2b",
+            "model.layers.4.pre_feedforward_layernorm.input",
+        ),
         ("gemma-scope-2b-pt-res/embedding/width_4k/l0_3", "google/gemma-2-2b", "model.embed_tokens"),
         ("somewhere", None, None),
     ],
@@ -109,7 +113,9 @@ def test_load_sae_first_release_array_of_objects_is_refused(tmp_path: Path) -> N
 def test_load_sae_second_release_names_model_and_site(tmp_path: Path, name: str | None, model: str | None) -> None:
     config = {"architecture": "jump_relu", "model_name": name, "hf_hook_point_in": "model.layers.9.output", "l0": 60}
     sae = load_sae(second(tmp_path, config))
-    assert (sae.config.base_model, sae.config.hookpoint) == (model, "model.layers.9")
+    # Of the model with a picture tower, in which the text model is a part.
+    root = "model.language_model" if "4b" in str(name) else "model"
+    assert (sae.config.base_model, sae.config.hookpoint) == (model, f"{root}.layers.9")
     assert not sae.config.is_transcoder
     assert sae.config.origin == {"format": "gemma_scope_2", "config": config}
 

@@ -181,9 +181,12 @@ def test_load_sae_of_head_outputs_takes_them_side_by_side(oracle: Any, tmp_path:
     ("library", "options"),
     [("saelens", SAELENS["jumprelu"]), ("saelens", SAELENS["topk"]), ("sparsify", SPARSIFY["topk"])],
 )
-def test_load_sae_bfloat16_stays_bfloat16(oracle: Any, tmp_path: Path, library: str, options: dict[str, Any]) -> None:
+def test_load_sae_bfloat16_stays_bfloat16_where_that_is_asked_for(
+    oracle: Any, tmp_path: Path, library: str, options: dict[str, Any]
+) -> None:
     folder = oracle.make(library, tmp_path / "half", **{**options, "dtype": "bfloat16"})
-    sae = load_sae(folder)
+    assert load_sae(folder).dtype == torch.float32
+    sae = load_sae(folder, dtype="auto")
     assert sae.dtype == torch.bfloat16
     export_sae(sae, tmp_path / "back", library)
     assert_identical(tensors_in(tmp_path / "back"), tensors_in(folder))
@@ -199,7 +202,7 @@ def test_load_sae_bfloat16_stays_bfloat16(oracle: Any, tmp_path: Path, library: 
 def test_export_sae_bfloat16_thresholds_let_the_same_latents_through(oracle: Any, tmp_path: Path) -> None:
     model = TinySAE("feature_choice", "autoencoder").model(torch.bfloat16)
     export_sae(model, tmp_path / "out", "saelens")
-    again = load_sae(tmp_path / "out")
+    again = load_sae(tmp_path / "out", dtype="auto")
     inputs = activations(2000, HIDDEN, dtype=torch.bfloat16, seed=9)
     assert not torch.equal(again.threshold, model.threshold)
     assert torch.equal(again.encode(inputs), model.encode(inputs))
@@ -230,23 +233,3 @@ def test_export_sae_of_one_library_is_used_alike_by_another(
     inputs = activations(50, HIDDEN)
     for library, where in ((source, folder), (target, tmp_path / "out")):
         oracle.use(library, where, inputs).assert_is_what(load_sae(folder), inputs)
-
-
-def test_load_sae_file_of_older_saelens_is_read_after_the_remedy_that_its_refusal_names(
-    oracle: Any, tmp_path: Path
-) -> None:
-    folder = oracle.make("saelens", tmp_path / "old", kind="topk", k=5)
-    old = {
-        "d_in": HIDDEN,
-        "d_sae": LATENTS,
-        "dtype": "float32",
-        "device": "cpu",
-        "hook_name": "blocks.3.hook_resid_pre",
-    }
-    old |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}, "model_name": "gpt2-small"}
-    (folder / "cfg.json").write_text(json.dumps(old))
-    with pytest.raises(UnsupportedError, match="Load it with SAELens 6 and save it again"):
-        load_sae(folder)
-    inputs = activations(50, HIDDEN)
-    theirs = oracle.use("saelens", folder, inputs)
-    theirs.assert_is_what(load_sae(theirs.again), inputs)

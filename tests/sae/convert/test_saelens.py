@@ -51,15 +51,16 @@ def change_tensors(folder: Path, **changes: Callable[[torch.Tensor], torch.Tenso
         ({"architecture": "abstopk"}, UnsupportedError, "negative"),
         ({"architecture": "temporal"}, UnsupportedError, "tokens before"),
         ({"architecture": "matching_pursuit"}, UnsupportedError, "search"),
-        ({"metadata": {}}, UnsupportedError, r"sae_lens_version: .*SAELens 6 and save it"),
-        ({"metadata": {"sae_lens_version": "5.3.2"}}, UnsupportedError, r"5\.3\.2.*Load it with SAELens 6"),
-        ({"metadata": {"sae_lens_version": "x"}}, UnsupportedError, "sae_lens_version"),
+        ({"metadata": {"sae_lens_version": "x"}}, FileFormatError, "sae_lens_version: is no version .got 'x'"),
         ({"metadata": [1]}, FileFormatError, "metadata: wrong type"),
         ({"aux_loss_coefficient": 1.0}, FileFormatError, "aux_loss_coefficient: unknown key.*save_inference_model"),
         ({"d_ina": 3}, FileFormatError, "d_ina: unknown key.*Did you mean 'd_in'"),
-        ({"normalize_activations": "layer_norm"}, UnsupportedError, "normalize_activations: .*'layer_norm'"),
-        ({"normalize_activations": "constant_norm_rescale"}, UnsupportedError, "depend on each token"),
-        ({"normalize_activations": "expected_average_only_in"}, UnsupportedError, "fold_activation_norm"),
+        ({"normalize_activations": "covariance_whitening"}, UnsupportedError, "fold_activation_whitening"),
+        (
+            {"normalize_activations": "expected_average_only_in"},
+            UnsupportedError,
+            "Give norm_scaling_factor: the root",
+        ),
         ({"reshape_activations": "other"}, UnsupportedError, "reshape_activations: .*'other'"),
         ({"k": LATENTS + 1}, FileFormatError, r"cfg\.json: describes no topk_sae: TopKSAEConfig\.k: more latents"),
         ({"k": 4.5}, FileFormatError, r"cfg\.json: k: wrong type or value .got 4\.5"),
@@ -156,20 +157,24 @@ def test_load_sae_names_of_model_and_hookpoints_become_fields(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "metadata",
+    ("metadata", "model", "hookpoint"),
     [
-        {"model_name": "gpt2-small", "hook_name": "blocks.3.hook_resid_post"},
-        {"hf_hook_name": "model.layers.3.self_attn.o_proj.input"},
-        {"hf_hook_name": "model.layers.3", "hook_head_index": 0},
+        ({"model_name": "gpt2-small", "hook_name": "blocks.3.hook_resid_post"}, "gpt2", "transformer.h.3"),
+        ({"model_name": "gpt2-small", "hook_name": "blocks.3.hook_resid_pre"}, "gpt2", "transformer.h.3.input"),
+        ({"model_name": "nobody-knows", "hook_name": "blocks.3.hook_resid_post"}, None, None),
+        ({"model_name": "gpt2-small", "hook_name": "blocks.3.attn.hook_q"}, "gpt2", None),
+        ({"hf_hook_name": "model.layers.3.self_attn.o_proj.input"}, None, "model.layers.3.self_attn.o_proj.input"),
+        ({"hf_hook_name": "model.layers.3", "hook_head_index": 0}, None, None),
     ],
 )
-def test_load_sae_names_that_are_no_module_output_are_kept_and_not_used(
-    tmp_path: Path, metadata: dict[str, Any]
+def test_load_sae_names_of_transformerlens_are_translated_and_kept(
+    tmp_path: Path, metadata: dict[str, Any], model: str | None, hookpoint: str | None
 ) -> None:
-    metadata["sae_lens_version"] = "6.54.12"
+    metadata = {**metadata, "sae_lens_version": "6.54.12"}
     change_config(written(tmp_path / "a"), metadata=metadata)
     sae = load_sae(tmp_path / "a")
-    assert (sae.config.base_model, sae.config.hookpoint) == (None, None)
+    assert (sae.config.base_model, sae.config.hookpoint) == (model and f"openai-community/{model}", hookpoint)
+    assert sae.config.layer == (None if hookpoint is None else 3)
     export_sae(sae, tmp_path / "b", "saelens")
     assert json.loads((tmp_path / "b" / CONFIG).read_text())["metadata"].items() >= metadata.items()
 
@@ -195,7 +200,7 @@ def test_export_sae_changed_names_replace_those_of_the_file(tmp_path: Path) -> N
 def test_export_sae_read_again_computes_the_same(tmp_path: Path, sae: TinySAE, dtype: torch.dtype) -> None:
     model = sae.model(dtype)
     export_sae(model, tmp_path, "saelens")
-    again = load_sae(tmp_path)
+    again = load_sae(tmp_path, dtype="auto")
     assert again.dtype == dtype
     assert not again.training
     batch = activations(60, HIDDEN, dtype=dtype, seed=9)
@@ -271,7 +276,7 @@ def test_load_sae_threshold_wider_than_the_weights_comes_back_as_it_was(tmp_path
     export_sae(TinySAE("jumprelu", "autoencoder").model(torch.bfloat16), tmp_path / "a", "saelens")
     thresholds = torch.linspace(0.1, 0.2, LATENTS)
     change_tensors(tmp_path / "a", threshold=lambda tensor: thresholds)
-    sae = load_sae(tmp_path / "a")
+    sae = load_sae(tmp_path / "a", dtype="auto")
     assert torch.equal(sae.threshold, thresholds)
     export_sae(sae, tmp_path / "b", "saelens")
     assert (tmp_path / "b" / WEIGHTS).read_bytes() == (tmp_path / "a" / WEIGHTS).read_bytes()

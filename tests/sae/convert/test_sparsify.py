@@ -104,7 +104,7 @@ def test_load_sae_config_above_that_is_no_run_s_is_left_alone(tmp_path: Path) ->
 def test_export_sae_read_again_is_the_same(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
     model = TinySAE("topk", kind).model(dtype)
     assert export_sae(model, tmp_path, "sparsify") == []
-    again = load_sae(tmp_path)
+    again = load_sae(tmp_path, dtype="auto")
     assert again.dtype == dtype
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name

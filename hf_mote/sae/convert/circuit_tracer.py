@@ -1,0 +1,176 @@
+"""Transcoders of circuit-tracer: `layer_{n}.safetensors`, one for each layer, and `config.yaml`, both ways.
+
+ReLU transcoders of MLPs, or JumpReLU ones if there are thresholds, with or without a skip connection. Config and
+weights are of a whole set; here each layer is a model of its own.
+
+Source: circuit-tracer 0.5.0, `transcoder/single_layer_transcoder.py` and `utils/hf_utils.py`; reader of SAELens
+6.54.12.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_mote.errors import UnsupportedError
+from hf_mote.files import replacing
+from hf_mote.sae.convert.documents import read_document
+from hf_mote.sae.convert.formats import (
+    Format,
+    Source,
+    build,
+    computes_as,
+    lost_fields,
+    lost_state,
+    origin_of,
+    require_plain_input,
+)
+from hf_mote.sae.convert.names import hook_at, hub_model, place_of
+from hf_mote.sae.convert.tensors import Layout, give, matrix_sizes, narrowed, read_safetensors, take, write_safetensors
+from hf_mote.sae.convert.values import section, text
+from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
+from hf_mote.sae.variants.jumprelu import JumpReLUSAEModel
+from hf_mote.sae.variants.relu import ReLUSAEModel
+
+__all__ = ["CIRCUIT_TRACER"]
+
+_LAYOUT: Layout = {
+    "W_enc": ("W_enc", False),
+    "b_enc": ("b_enc", False),
+    "W_dec": ("W_dec", False),
+    "b_dec": ("b_dec", False),
+}
+_SKIP: Layout = {"W_skip": ("W_skip", False)}
+_THRESHOLD: Layout = {"threshold": ("activation_function.threshold", False)}
+# Where a set of transcoders is, if its config does not say.
+_HOOKS = ("mlp.hook_in", "hook_mlp_out")
+_KIND = "transcoder_set"
+
+
+def _holds(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return {name for name, _ in _LAYOUT.values()} <= set(shapes) and shapes["W_enc"][:1] == shapes["b_enc"]
+
+
+def _recognises(config: Mapping[str, Any] | None) -> bool:
+    return config is None or config.get("model_kind", _KIND) == _KIND
+
+
+def _read(source: Source) -> SAEModel:
+    path, weights = source.folder / "config.yaml", source.path
+    config = read_document(path) if os.path.isfile(path) else {}
+    kind = config.get("model_kind", _KIND)
+    if kind != _KIND:
+        raise UnsupportedError(f"{path}: model_kind", "is no set of transcoders", got=repr(kind), expected=_KIND)
+    found = read_safetensors(weights)
+    if "threshold" in found:
+        found["activation_function.threshold"] = found.pop("threshold")
+    layout = dict(_LAYOUT)
+    for part in (_SKIP, _THRESHOLD):
+        layout |= {ours: place for ours, place in part.items() if place[0] in found}
+    sizes = matrix_sizes(weights, found, layout)
+    tensors = take(weights, found, layout, sizes)
+    fields = {
+        "hidden_size": sizes.inputs,
+        "num_latents": sizes.latents,
+        "output_size": sizes.outputs,
+        "skip_connection": "W_skip" in tensors,
+        "subtract_decoder_bias": False,
+        "normalize_decoder": False,
+        **_names(path, config, source),
+    }
+    origin = {"format": CIRCUIT_TRACER.name, "config": config}
+    return build(source, path, "jumprelu_sae" if "threshold" in tensors else "relu_sae", fields, tensors, origin)
+
+
+def _names(path: Path, config: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """Fields of the config that say what the transcoder is of."""
+    # Of the sets without a config, by the repository's name.
+    word = re.search(r"qwen\d(?:\.\d)?-[\d.]+b", source.words, re.IGNORECASE)
+    model = hub_model(text(path, config, "model_name") or (word[0] if word else None))
+    layer = re.search(r"layer_(\d+)\.safetensors$", source.file)
+    hooks = (
+        text(path, config, "feature_input_hook") or _HOOKS[0],
+        text(path, config, "feature_output_hook") or _HOOKS[1],
+    )
+    places = [place_of(f"blocks.{layer[1]}.{hook}", model) if layer else None for hook in hooks]
+    names: dict[str, Any] = {"base_model": model, "output_hookpoint": places[1] and places[1].hookpoint}
+    if places[0] is not None:
+        names["hookpoint"] = places[0].hookpoint
+        if places[0].rms_norm_eps is not None:
+            names |= {"input_normalization": "rms_norm", "input_normalization_eps": places[0].rms_norm_eps}
+    return names
+
+
+def _write(sae: SAEModel, folder: Path) -> list[str]:
+    config, origin = sae.config, origin_of(sae, CIRCUIT_TRACER.name)
+    where = f"export_sae: {type(sae).__name__}"
+    bases = (JumpReLUSAEModel, ThresholdedSAEModel, ReLUSAEModel)
+    if not any(computes_as(sae, base) for base in bases):
+        raise UnsupportedError(where, "circuit-tracer has ReLU and JumpReLU transcoders only")
+    if isinstance(sae, ThresholdedSAEModel) and not sae.is_calibrated:
+        raise UnsupportedError(
+            where, "has no threshold yet", fix="Train it, or call calibrate_threshold(activations)."
+        )
+    if not config.is_transcoder or config.subtract_decoder_bias or config.decoder_size != config.hidden_size:
+        raise UnsupportedError(
+            where,
+            "circuit-tracer has transcoders of one width only, and they do not subtract b_dec",
+            got=f"{config.hidden_size} to {config.decoder_size}, subtract_decoder_bias={config.subtract_decoder_bias}",
+            fix="Write it for SAELens (format='saelens').",
+        )
+    if config.layer is None:
+        raise UnsupportedError(where, "does not say of which layer it is", fix="Set config.hookpoint.")
+    document = section(Path("config.origin"), origin, "config")
+    hooks = [hook_at(hookpoint, config.base_model) for hookpoint in (config.hookpoint, config.output_hookpoint)]
+    normalizes = config.input_normalization is not None
+    if normalizes and document.get("feature_input_hook") != "ln2.hook_normalized":
+        require_plain_input(sae, "circuit-tracer")
+    if document.get("feature_input_hook") is None or hooks[0] != document["feature_input_hook"]:
+        if hooks[0] is None and not normalizes:
+            raise UnsupportedError(
+                where,
+                "circuit-tracer has no name for its hookpoint",
+                got=f"hookpoint={config.hookpoint!r}, base_model={config.base_model!r}",
+            )
+        document["feature_input_hook"] = "ln2.hook_normalized" if normalizes else hooks[0]
+    document |= {"model_kind": _KIND, "model_name": config.base_model}
+    document["feature_output_hook"] = hooks[1] or document.get("feature_output_hook") or _HOOKS[1]
+    document.setdefault("scan", None)
+    layout = {**_LAYOUT, **_SKIP} if config.skip_connection else _LAYOUT
+    tensors = give(sae, layout, fold=True)
+    if "threshold" in sae.state_dict():
+        threshold = sae.state_dict()["threshold"].expand(config.num_latents)
+        tensors["activation_function.threshold"] = narrowed(threshold, sae.W_enc.dtype).contiguous()
+    write_safetensors(folder / f"layer_{config.layer}.safetensors", tensors)
+    with replacing(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(document, sort_keys=True), encoding="utf-8")
+    held = {"base_model", "hidden_size", "hookpoint", "input_normalization", "num_latents", "output_hookpoint"}
+    held |= {"normalize_decoder", "output_size", "skip_connection", "subtract_decoder_bias"}
+    held |= {"scale_latents_by_decoder_norm"}
+    becomes = [f"the selection in training: {config.model_type} is read as jumprelu_sae"]
+    return [
+        *(becomes if isinstance(sae, ThresholdedSAEModel) else []),
+        *(f"{name} = {value!r}" for name, value in lost_fields(sae, held).items()),
+        *lost_state(sae, {*layout, "threshold"}),
+    ]
+
+
+CIRCUIT_TRACER = Format(
+    name="circuit_tracer",
+    weights=("layer_*.safetensors",),
+    config="config.yaml",
+    recognises=_recognises,
+    holds=_holds,
+    read=_read,
+    write=_write,
+    loaders=("mwhanna_transcoder",),
+    reads="ReLU and JumpReLU transcoders, with and without skip",
+    writes="these; `batch_topk`, `matryoshka`, `mutual_choice` and `feature_choice` transcoders as jumprelu",
+    oracle="circuit-tracer, SAELens",
+)

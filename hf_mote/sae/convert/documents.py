@@ -1,0 +1,81 @@
+"""JSON and YAML files of other libraries, read into plain values, the one as strictly as the other."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_mote.errors import FileFormatError
+from hf_mote.files import read_json
+
+__all__ = ["read_document"]
+
+_LIMIT = 2**20  # bytes of YAML: configs take a few thousand
+_MAX_DEPTH = 32
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Plain values only; no aliases, with which a short file can stand for gigabytes, and no key twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it holds an alias")
+        self.depth = getattr(self, "depth", 0) + 1
+        if self.depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested deeper than {_MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        found: dict[Any, Any] = super().construct_mapping(node, deep=True)
+        if len(found) != len(node.value):
+            raise yaml.YAMLError("it holds a key twice")
+        return found
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON or YAML file.
+
+    Raises:
+        [`FileFormatError`]: if the file is missing, too large, damaged, no object, nested deeper than 32, or holds a
+            key twice, an alias, or a value that JSON has not.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        return read_json(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LIMIT + 1)
+    except OSError as error:
+        raise FileFormatError(str(path), "cannot be read", got=error.strerror) from error
+    if len(content) > _LIMIT:
+        raise FileFormatError(str(path), "is too large", got=f"over {_LIMIT} bytes")
+    try:
+        # A subclass of the safe loader: nothing of the file is run.
+        found = yaml.load(content.decode("utf-8"), Loader=_Loader)  # noqa: S506
+    # What the parser raises on malformed scalars (dates, numbers, surrogates) has no common base.
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FileFormatError(str(path), "is no valid YAML", got=reason[:200]) from error
+    if not isinstance(found, dict):
+        raise FileFormatError(str(path), "must hold an object", got=type(found).__name__)
+    _check(path, found)
+    return found
+
+
+def _check(path: Path, value: Any) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise FileFormatError(str(path), "has a key that is no text", got=repr(key))
+            _check(path, item)
+    elif isinstance(value, list):
+        for item in value:
+            _check(path, item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise FileFormatError(str(path), "holds NaN or an infinite number", got=value)
+    elif not isinstance(value, str | int | float | None):
+        raise FileFormatError(str(path), "holds what JSON cannot", got=type(value).__name__)

@@ -1,0 +1,249 @@
+"""Llama Scope and what else OpenMOSS' Language-Model-SAEs (now Llamascopium) wrote, in only.
+
+Two layouts: `hyperparams.json` and `checkpoints/final.safetensors` (Llama Scope), and `config.json` and
+`sae_weights.safetensors` (Llama Scope R1 and later). Input and output were scaled to norms of about the root of the
+width while they were trained, by two numbers that are folded into the weights here. A latent is active where it is
+above a threshold, with `sparsity_include_decoder_norm` times the length of its dictionary row. Latents keep the scale
+that they had in training, in which SAELens and Neuronpedia show them.
+
+Thresholds: `jump_relu_threshold` of Llama Scope, one number, is of the SAE after folding, in the units of the model's
+activations (so SAELens scales it, too); `log_jumprelu_threshold` of the later layout, one for each latent, is of
+training.
+
+Source: He et al., arXiv 2410.20526; llamascopium 2.0.0b34 (`models/sae.py`, `models/sparse_dictionary.py`) and its
+predecessor lm-saes; readers of SAELens 6.54.12. SAELens leaves `sparsity_include_decoder_norm` out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_mote.errors import FileFormatError, UnsupportedError
+from hf_mote.files import read_json
+from hf_mote.sae.convert.formats import Format, Source, build
+from hf_mote.sae.convert.names import hub_model, place_of
+from hf_mote.sae.convert.tensors import Layout, Sizes, matrix_sizes, read_safetensors, take
+from hf_mote.sae.convert.values import agree, flag, integer, number, section, text
+from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.variants.bases.thresholds import CLOSED
+
+__all__ = ["LLAMA_SCOPE", "LM_SAES"]
+
+_LINEAR: Layout = {
+    "W_enc": ("encoder.weight", False),
+    "b_enc": ("encoder.bias", False),
+    "W_dec": ("decoder.weight", True),
+    "b_dec": ("decoder.bias", False),
+}
+_PLAIN: Layout = {
+    "W_enc": ("W_E", True),
+    "b_enc": ("b_E", False),
+    "W_dec": ("W_D", False),
+    "b_dec": ("b_D", False),
+}
+_NORM = "dataset_average_activation_norm"
+_THRESHOLDS = ("log_jumprelu_threshold", "activation_function.log_jumprelu_threshold")
+_MODEL = "meta-llama/Llama-3.1-8B"
+
+
+class _Scales(NamedTuple):
+    """What the input was multiplied by before it was encoded, and what was reconstructed."""
+
+    input: float
+    output: float
+
+
+def _read(source: Source, config_name: str, format_name: str) -> SAEModel:
+    path, weights = source.folder / config_name, source.path
+    config = read_json(path)
+    _check(path, config)
+    found = read_safetensors(weights)
+    layout = dict(_LINEAR if "encoder.weight" in found else _PLAIN)
+    bias = layout["b_dec"][0]
+    if not flag(path, config, "use_decoder_bias", default=True):
+        found[bias] = torch.zeros(matrix_sizes(weights, found, layout).outputs, dtype=found[layout["W_enc"][0]].dtype)
+    norms = {name: found.pop(name) for name in list(found) if name.startswith(f"{_NORM}.")}
+    logs = [found.pop(name) for name in _THRESHOLDS if name in found]
+    sizes = matrix_sizes(weights, found, layout)
+    agree(path, "d_model", integer(path, config, "d_model"), sizes.inputs)
+    tensors = take(weights, found, layout, sizes)
+    scales = _scales(path, source, config, norms, sizes)
+    fields: dict[str, Any] = {
+        "hidden_size": sizes.inputs,
+        "num_latents": sizes.latents,
+        "subtract_decoder_bias": flag(path, config, "apply_decoder_bias_to_pre_encoder", default=False),
+        "normalize_decoder": False,
+        **_names(path, source, config),
+    }
+    if not _is_of_one_place(config):
+        fields["output_size"] = sizes.outputs
+        if fields["subtract_decoder_bias"]:
+            raise UnsupportedError(f"{path}: apply_decoder_bias_to_pre_encoder", "cannot be in a transcoder")
+    kind, threshold = _threshold(path, config, tensors, logs, scales, sizes, weights)
+    if kind == "topk_sae":
+        fields |= {"k": integer(path, config, "top_k"), "scale_latents_by_decoder_norm": _includes_norm(path, config)}
+    elif threshold is not None:
+        tensors["threshold"] = threshold
+    _fold(tensors, scales)
+    return build(source, path, kind, fields, tensors, {"format": format_name, "config": config})
+
+
+def _check(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse what means something that no architecture here computes."""
+    kind = text(path, config, "sae_type") or "sae"
+    if kind != "sae":
+        reasons = {
+            "clt": "a cross-layer transcoder writes to many layers",
+            "crosscoder": "a crosscoder reads and writes several places",
+            "lorsa": "its latents are attention heads",
+            "molt": "its latents are matrices",
+        }
+        raise UnsupportedError(f"{path}: sae_type {kind}", f"cannot be read: {reasons.get(kind, 'unknown')}")
+    if flag(path, config, "use_glu_encoder", default=False):
+        raise UnsupportedError(f"{path}: use_glu_encoder", "cannot be read: latents have a second, gating encoder")
+
+
+def _includes_norm(path: Path, config: Mapping[str, Any]) -> bool:
+    return flag(path, config, "sparsity_include_decoder_norm", default=True)
+
+
+def _scales(
+    path: Path, source: Source, config: Mapping[str, Any], norms: Mapping[str, Tensor], sizes: Sizes
+) -> _Scales:
+    """Return the two factors: from the weights' own tensors, the config, or a public list."""
+    kind = text(path, config, "norm_activation") or "dataset-wise"
+    if kind == "inference":
+        return _Scales(1.0, 1.0)
+    if kind != "dataset-wise":
+        raise UnsupportedError(
+            f"{path}: norm_activation", "cannot be read: the norm is that of each batch or token", got=repr(kind)
+        )
+    roots = math.sqrt(sizes.inputs), math.sqrt(sizes.outputs)
+    hook = text(path, config, "hook_point_in")
+    hooks = hook, text(path, config, "hook_point_out") or hook
+    if all(f"{_NORM}.{hook}" in norms for hook in hooks):
+        stored = [_positive(source.path, f"{_NORM}.{hook}", norms) for hook in hooks]
+        return _Scales(roots[0] / stored[0], roots[1] / stored[1])
+    said = section(path, config, _NORM)
+    if said:
+        return _Scales(roots[0] / number(path, said, "in"), roots[1] / number(path, said, "out"))
+    factor = source.wanted.norm_scaling_factor or (source.known and source.known.norm_scaling_factor)
+    if factor is None or hooks[0] != hooks[1]:
+        raise UnsupportedError(
+            f"{path}: {_NORM}",
+            "is needed, and neither config nor weights have it",
+            fix="Give norm_scaling_factor: the root of d_model divided by the mean norm of the activations.",
+        )
+    return _Scales(factor, factor)
+
+
+def _positive(path: Path, name: str, tensors: Mapping[str, Tensor]) -> float:
+    """Return the positive number that a tensor of one element holds."""
+    tensor = tensors[name]
+    value = float(tensor) if tensor.numel() == 1 and not tensor.is_complex() else 0.0
+    if not 0 < value < math.inf:
+        raise FileFormatError(f"{path}: {name}", "is no positive number", got=f"{tensor.dtype} {tuple(tensor.shape)}")
+    return value
+
+
+def _is_of_one_place(config: Mapping[str, Any]) -> bool:
+    """Whether what is reconstructed is the input."""
+    return config.get("hook_point_out") in (None, config.get("hook_point_in"))
+
+
+def _threshold(
+    path: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    logs: list[Tensor],
+    scales: _Scales,
+    sizes: Sizes,
+    weights: Path,
+) -> tuple[str, Tensor | None]:
+    """Return the architecture and its thresholds, in the units of the latents of training."""
+    kind = (text(path, config, "act_fn") or "relu").lower()
+    if kind == "topk" and config.get("jump_relu_threshold") and not logs:
+        # What the library itself does with such an SAE once it is trained.
+        kind = "jumprelu"
+    if kind == "relu":
+        return "relu_sae", None
+    if kind == "topk":
+        return "topk_sae", None
+    if kind != "jumprelu":
+        raise UnsupportedError(f"{path}: act_fn", "cannot be read: it looks across the batch", got=repr(kind))
+    if logs:
+        if tuple(logs[0].shape) != (sizes.latents,) or not bool(logs[0].isfinite().all()):
+            raise FileFormatError(f"{weights}: {_THRESHOLDS[0]}", "wrong shape or value", got=tuple(logs[0].shape))
+        threshold = logs[0].double().exp()
+    else:
+        # Of contributions in the units of the output, or of latents in those of the input.
+        factor = scales.output if _includes_norm(path, config) else scales.input
+        threshold = torch.full((sizes.latents,), number(path, config, "jump_relu_threshold") * factor).double()
+    if _includes_norm(path, config):
+        lengths = torch.linalg.vector_norm(tensors["W_dec"].double(), dim=1)
+        # A latent without a dictionary row is never active.
+        threshold = torch.where(lengths > 0, threshold / lengths, CLOSED)
+    return "jumprelu_sae", threshold.clamp(max=CLOSED).to(torch.promote_types(tensors["W_enc"].dtype, torch.float32))
+
+
+def _fold(tensors: dict[str, Tensor], scales: _Scales) -> None:
+    """Fold both factors into the weights, in float32 at least: latents stay in the units of training."""
+    for name, factor in (("W_enc", scales.input), ("W_dec", 1 / scales.output), ("b_dec", 1 / scales.output)):
+        tensors[name] = tensors[name].double() * factor
+    wide = torch.promote_types(tensors["b_enc"].dtype, torch.float32)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        tensors[name] = tensors[name].to(wide)
+
+
+def _names(path: Path, source: Source, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the config that say what the SAE is of."""
+    model = hub_model(text(path, config, "model_name"))
+    if model is None and source.known is not None:
+        model = hub_model(source.known.model)
+    if model is None and ("Llama3_1-8B-Base" in source.words or "Llama-Scope" in source.words):
+        model = _MODEL
+    names: dict[str, Any] = {"base_model": model}
+    place = place_of(text(path, config, "hook_point_in"), model)
+    if place is not None:
+        names["hookpoint"] = place.hookpoint
+        if place.rms_norm_eps is not None:
+            names |= {"input_normalization": "rms_norm", "input_normalization_eps": place.rms_norm_eps}
+    if not _is_of_one_place(config):
+        target = place_of(text(path, config, "hook_point_out"), model)
+        names["output_hookpoint"] = target and target.hookpoint
+    return names
+
+
+def _recognises(config: Mapping[str, Any] | None) -> bool:
+    return config is not None and "d_model" in config and ("hook_point_in" in config or "sae_type" in config)
+
+
+_REFUSAL = "its SAEs scale what they take; write it for SAELens"
+LLAMA_SCOPE = Format(
+    name="llama_scope",
+    weights=("checkpoints/final.safetensors",),
+    config="hyperparams.json",
+    recognises=_recognises,
+    read=lambda source: _read(source, "hyperparams.json", "llama_scope"),
+    refusal=_REFUSAL,
+    loaders=("llama_scope",),
+    reads="JumpReLU SAEs and transcoders, ReLU, TopK",
+    oracle="SAELens, Llamascopium",
+)
+LM_SAES = Format(
+    name="lm_saes",
+    weights=("sae_weights.safetensors",),
+    config="config.json",
+    recognises=_recognises,
+    read=lambda source: _read(source, "config.json", "lm_saes"),
+    refusal=_REFUSAL,
+    loaders=("llama_scope_r1_distill",),
+    reads="JumpReLU SAEs and transcoders, ReLU, TopK",
+    oracle="SAELens, Llamascopium",
+)
