@@ -128,17 +128,23 @@ def _finite(value: Any) -> Any:
 
 
 def check_output(folder: Path, *, force: bool) -> None:
-    """Raise unless a folder may be written to.
+    """Raise unless a folder may be, and can be, written to; nothing stays there for having tried.
 
     Args:
         folder (`Path`): It may exist if it is empty.
         force (`bool`): Whether it may hold something.
 
     Raises:
-        [`FileFormatError`]: if it is a file, or holds something.
+        [`FileFormatError`]: if it is a file, holds something, or cannot be made or written to.
     """
     if folder.exists() and not folder.is_dir():
         raise FileFormatError(f"--output {folder}", "is a file", expected="a folder")
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=_PREFIX, dir=above))
+    except OSError as error:
+        got = f"{above}: {error.strerror}"
+        raise FileFormatError(f"--output {folder}", "cannot be written to", got=got, fix="Give another.") from error
     if not force and folder.is_dir() and any(folder.iterdir()):
         fix = "Give another --output, or --force to replace what an earlier run wrote there."
         raise FileFormatError(f"--output {folder}", "holds something already", fix=fix)

@@ -72,6 +72,9 @@ def sweep_command(
         from hf_mote.reports.formats import quoted
 
         ranked = ExpertRanking.from_pretrained(ranking)
+        if numbers[-1] > len(ranked):
+            expected = f"1 to {len(ranked)}, which the ranking has"
+            raise ConfigError("--experts", "is no number of experts", got=experts, expected=expected)
         configs = _configs(ranked, numbers, doses, stimulate=stimulate, mode=mode)
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
         organisms = Organisms()

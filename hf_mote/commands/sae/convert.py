@@ -22,6 +22,9 @@ def convert(
         str, typer.Option("--from", help=f"Format of the source: {', '.join(FORMATS)}; by default found out.")
     ] = "auto",
     subfolder: Annotated[str | None, typer.Option(help="Where the files are in the source.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the sparse autoencoder that the folder holds.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
 ) -> None:
     """Write a sparse autoencoder of one library as another writes it, and say what that format cannot hold."""
@@ -36,9 +39,9 @@ def convert(
 
         disable_progress_bar()
         # First, so that a slip of the pen does not cost a download.
-        check_target(target, format_named(to, where="--to"))
+        check_target(target, format_named(to, where="--to"), force=force)
         sae = load_sae(source, from_, subfolder=subfolder, revision=revision)
-        lost = export_sae(sae, target, to)
+        lost = export_sae(sae, target, to, force=force)
     config = sae.config
     tell(
         f"{type(sae).__name__} of {config.num_latents} latents for activations of width {config.hidden_size}, "

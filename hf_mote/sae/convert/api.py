@@ -94,12 +94,11 @@ def load_sae(
     return wanted.read(Source(folder, trail))
 
 
-def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str) -> list[str]:
+def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str, *, force: bool = False) -> list[str]:
     """Write a sparse autoencoder as another library does, whole or not at all, and return what its format cannot hold.
 
     The library then encodes and decodes as the model does outside training. What is lost is state and settings of
-    training; a model that the format cannot hold without changing what it computes is refused. Files of another format
-    are not overwritten.
+    training; a model that the format cannot hold without changing what it computes is refused.
 
     Args:
         sae ([`SAEModel`]):
@@ -110,13 +109,16 @@ def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str) -> list
             A folder, made if it does not exist.
         format (`str`):
             `"saelens"`, `"sparsify"`, `"dictionary_learning"` or `"hf_mote"`.
+        force (`bool`, *optional*, defaults to `False`):
+            Replace a sparse autoencoder of the same format that the folder holds. Files of another format are never
+            overwritten.
 
     Returns:
         `list[str]`: Settings and tensors of training that the files do not hold.
 
     Raises:
         [`UnsupportedError`]: if the format cannot hold the model, with the reason.
-        [`FileFormatError`]: if the folder holds files of another format, or cannot be written to.
+        [`FileFormatError`]: if the folder holds a sparse autoencoder already, or cannot be written to.
         [`UnknownNameError`]: if there is no such format.
         [`DataError`]: if a tensor is not finite.
 
@@ -137,7 +139,7 @@ def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str) -> list
     if wanted.write is None:
         raise UnsupportedError(f"export_sae: {wanted.name}", f"is not written: {wanted.refusal}")
     target = local_path(path)
-    check_target(target, wanted)
+    check_target(target, wanted, force=force)
     try:
         with tempfile.TemporaryDirectory(prefix=".hf_mote-", dir=_nearest_folder(target)) as temporary:
             lost = wanted.write(sae, Path(temporary))

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from hf_mote.errors import FileFormatError, UnknownNameError
+from hf_mote.files import read_json
 from hf_mote.sae.convert.dictionary_learning import DICTIONARY_LEARNING
 from hf_mote.sae.convert.formats import Format
 from hf_mote.sae.convert.gemma_scope import GEMMA_SCOPE, GEMMA_SCOPE_2
@@ -48,6 +49,7 @@ def detect(folder: Path) -> Format:
     names = _names(folder)
     candidates = [format for format in FORMATS.values() if format.weights_in(folder)]
     if not candidates:
+        _refuse_other_models(folder)
         refuse_several(str(folder), below(folder))
         wanted = "; ".join(f"{format.name}: {', '.join(format.files)}" for format in FORMATS.values())
         raise FileFormatError(
@@ -65,6 +67,7 @@ def detect(folder: Path) -> Format:
         raise FileFormatError(
             str(folder), "holds files of several formats", got=listed, fix="Say which is meant, by format."
         )
+    _refuse_other_models(folder)
     config = next(format.config for format in candidates)
     raise FileFormatError(
         f"{folder}: {config}",
@@ -73,6 +76,19 @@ def detect(folder: Path) -> Format:
         expected=f"the config of {listed}",
         fix="Download the whole folder, or name the format to see what is wrong.",
     )
+
+
+def _refuse_other_models(folder: Path) -> None:
+    """Raise for the folder of another transformers model, whose weights have the name that ours have."""
+    path = folder / NATIVE.config if NATIVE.config is not None else folder
+    model_type = read_json(path).get("model_type") if path.is_file() else None
+    if isinstance(model_type, str) and model_type and not NATIVE.describes(folder):
+        raise FileFormatError(
+            str(folder),
+            "holds another model, where a sparse autoencoder is meant",
+            got=f"model_type {model_type!r}",
+            fix="Name the folder of the sparse autoencoder; a language model is the MODEL of hf-mote ftri and others.",
+        )
 
 
 def check_source(folder: Path, format: Format) -> None:
@@ -125,8 +141,13 @@ def refuse_several(where: str, subfolders: Sequence[str]) -> None:
     )
 
 
-def check_target(folder: Path, format: Format) -> None:
-    """Refuse a folder to write to that holds files of another format, or only some of this one.
+def check_target(folder: Path, format: Format, *, force: bool) -> None:
+    """Refuse a folder to write to that holds an SAE already, files of another format, or only some of this one.
+
+    Args:
+        folder (`Path`): The folder.
+        format (`Format`): What is to be written.
+        force (`bool`): Whether it may replace an SAE of the same format.
 
     Raises:
         [`FileFormatError`]: with the files found.
@@ -145,6 +166,9 @@ def check_target(folder: Path, format: Format) -> None:
             got=", ".join(sorted({*others, *own})),
             fix="Give another folder, or remove them.",
         )
+    if own and not force:
+        fix = "Give another folder, or force=True (--force on the command line) to replace it."
+        raise FileFormatError(str(folder), "holds a sparse autoencoder already", got=", ".join(own), fix=fix)
 
 
 def _is_of_a_format(folder: Path) -> bool:
