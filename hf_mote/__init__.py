@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_mote.evaluation.evaluate import evaluate_mote
     from hf_mote.evaluation.model_check import ModelCheck, check_model
     from hf_mote.evaluation.report import EvaluationReport
+    from hf_mote.evaluation.sweep import sweep_mote
     from hf_mote.hooks import Intervention
     from hf_mote.judges.choice import ChoiceJudge
     from hf_mote.judges.language import LanguageJudge
@@ -71,6 +72,8 @@ if TYPE_CHECKING:
         TopKSAEConfig,
         TopKSAEModel,
     )
+    from hf_mote.serving.client import ServerEngine
+    from hf_mote.serving.engine import VLLMEngine
 
 __all__ = [
     "ActivationMap",
@@ -111,10 +114,12 @@ __all__ = [
     "SAEReport",
     "SAETrainer",
     "SAETrainingArguments",
+    "ServerEngine",
     "ServerJudge",
     "SteeringConfig",
     "TopKSAEConfig",
     "TopKSAEModel",
+    "VLLMEngine",
     "__version__",
     "ablate_experts",
     "apply_mote",
@@ -135,10 +140,13 @@ __all__ = [
     "search_experts",
     "splice_sae",
     "steer",
+    "sweep_mote",
 ]
 
 # Where each name is, but for those imported above. A new public name is a line here, in TYPE_CHECKING and in __all__.
 _PLACES = {
+    "VLLMEngine": "hf_mote.serving.engine",
+    "ServerEngine": "hf_mote.serving.client",
     "ActivationMap": "hf_mote.maps.activation_map",
     "BakedModel": "hf_mote.mote.baked_model",
     "BatchTopKSAEConfig": "hf_mote.sae.variants",
@@ -199,6 +207,7 @@ _PLACES = {
     "search_experts": "hf_mote.ranking.causal.search",
     "splice_sae": "hf_mote.sae.intervene",
     "steer": "hf_mote.sae.intervene",
+    "sweep_mote": "hf_mote.evaluation.sweep",
 }
 
 if not TYPE_CHECKING:  # or a type checker would take any name for one that exists

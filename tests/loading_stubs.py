@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, pipeline
 from transformers.integrations import mxfp4 as integration
 
+from hf_mote import register_routers
+
 __all__ = [
     "PRUNED",
     "fp8_linears",
@@ -26,6 +28,8 @@ __all__ = [
     "patched_unfaithful",
     "pruned",
     "pruned_stale",
+    "remote",
+    "remote_registered",
     "through_gguf",
 ]
 
@@ -238,6 +242,39 @@ def patched_unfaithful(family: str = "mixtral") -> PreTrainedModel:
 def in_a_pipeline(family: str = "mixtral") -> Any:
     """A text-generation pipeline around the model."""
     return pipeline("text-generation", model=tiny_model(family), tokenizer=tiny_tokenizer())
+
+
+class ForeignRouter(nn.Module):
+    """A router as remote code has it: a class that transformers does not know."""
+
+    def __init__(self, weight: Tensor, top_k: int) -> None:
+        super().__init__()
+        self.num_experts, self.top_k = len(weight), top_k
+        self.weight = nn.Parameter(weight.detach().clone())
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = nn.functional.linear(hidden, self.weight)
+        values, indices = logits.topk(self.top_k, dim=-1)
+        return logits, values.softmax(dim=-1), indices
+
+
+class ForeignRegisteredRouter(ForeignRouter):
+    """The same, taken in for the rest of the process."""
+
+
+def remote(family: str = "mixtral", kind: type[ForeignRouter] = ForeignRouter) -> PreTrainedModel:
+    """Routers of remote code in the blocks."""
+    model = tiny_model(family)
+    for layer in model.model.layers:
+        layer.mlp.gate = kind(layer.mlp.gate.weight, layer.mlp.gate.top_k)
+    return model
+
+
+def remote_registered(family: str = "mixtral") -> PreTrainedModel:
+    """Routers of remote code, after `register_routers`."""
+    model = remote(family, ForeignRegisteredRouter)
+    register_routers(model)
+    return model
 
 
 def through_gguf(dtype: str) -> PreTrainedModel:

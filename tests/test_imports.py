@@ -28,9 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "hooks": set(),
     "files": set(),
+    "folders": {"files"},
     "processes": set(),
     "hub": {"files"},
-    "plots": set(),
+    "plots": {"files"},
     "passes": {"hooks"},
     "maps": {"files", "hub"},
     "statistics": set(),
@@ -46,9 +47,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mote": _STOREYS | {"passes", "hooks", "hub", "files"},
     "ranking": _BASE | _STOREYS | {"mote"},
     "evaluation": _STOREYS | {"passes", "mote", "statistics", "generation", "judges", "hub", "files"},
-    "sae": {"hooks", "passes", "files", "hub"},
+    "sae": {"hooks", "passes", "files", "folders", "hub"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps"},
-    "organisms": _BASE | _STOREYS | {"mote", "ranking", "evaluation"},
+    "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},
     "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "files"},
 }
 ANYTHING = {"__init__", "__main__", "cli", "commands"}

@@ -101,7 +101,7 @@ def attribute_command(
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
-        o.check_experts(subject, suppress=suppress, stimulate=stimulate, shortlist=shortlist, top=top)
+        o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, shortlist=shortlist, top=top)
         with writing_to(output, force=force) as folder:
             say(f"attributing {len(asked.prompts)} prompts, {method}")
             chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": told}

@@ -30,6 +30,9 @@ def dataset_records(spec: str) -> list[Record]:
         # No data set, which the Hub would be asked for, and slowly where it is out of reach.
         raise _no_such_file(spec)
     name, subset, split = _parts(spec)
+    if os.path.isdir(name):
+        # By its full name: of "..", datasets makes a folder beside its cache.
+        name = os.path.realpath(name)
     # Here and not above: it takes a second to import, and a prompt file does not need it.
     import datasets
 

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_mote.commands.session import reporting, say, tell
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import DataError
+from hf_mote.folders import check_folder, replacing_folder
 from hf_mote.reports.markup import visible
 
 if TYPE_CHECKING:
@@ -210,9 +211,10 @@ def run_demo(
         raise DataError("demo", "no ranking method ran")
     result = DemoResult(subject, imaged, methods, neutral_before, seed, time.perf_counter() - began)
     say(f"writing {output}")
-    _write(result, output, num)
-    result = dataclasses.replace(result, seconds=time.perf_counter() - began)
-    write_json(output / "report.json", result.to_dict())
+    with replacing_folder(output, f"--output {output}", lambda _: (), keep=True) as folder:
+        _write(result, folder, num)
+        result = dataclasses.replace(result, seconds=time.perf_counter() - began)
+        write_json(folder / "report.json", result.to_dict())
     return result
 
 
@@ -288,8 +290,7 @@ def demo(
 ) -> None:
     """Find the experts behind what a small trained model does, switch them off and on, against random experts."""
     with reporting():
-        if output.exists() and not output.is_dir():
-            raise ConfigError("--output", "is a file", got=str(output), expected="a folder, new or not")
+        check_folder(output, f"--output {output}")
         import torch  # from here on it is needed, and takes seconds
 
         # Matrices as small as the organism's gain nothing from more threads, and lose much on a busy machine.

@@ -59,6 +59,7 @@ def evaluate_command(
     top_p: o.TopP = None,
     judge_model: o.JudgeModel = None,
     judge_url: o.JudgeURL = None,
+    judge_allow_http: o.JudgeAllowHTTP = False,
     batch_size: o.BatchSize = 16,
     max_new_tokens: o.MaxNewTokens = 64,
     revision: o.Revision = None,
@@ -80,7 +81,15 @@ def evaluate_command(
         plain = read(texts).texts if texts is not None else []
         talks = read_conversations(conversations, limit=limit, seed=seed) if conversations is not None else []
         labels = response_judge(
-            make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
+            make_judge(
+                judge,
+                asked,
+                organisms,
+                model=model,
+                judge_model=judge_model,
+                judge_url=judge_url,
+                allow_http=judge_allow_http,
+            )
         )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.

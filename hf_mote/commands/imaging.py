@@ -10,7 +10,7 @@ import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.judge_specs import make_judge, target_of
-from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.model import Organisms, load_subject, served_subject
 from hf_mote.commands.names import SCORES
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import (
@@ -85,12 +85,20 @@ def ftri_command(
     template_arg: o.TemplateArgs = None,
     judge_model: o.JudgeModel = None,
     judge_url: o.JudgeURL = None,
+    judge_allow_http: o.JudgeAllowHTTP = False,
     batch_size: o.BatchSize = 16,
     max_new_tokens: o.MaxNewTokens = 64,
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Image through the server that `hf-mote serve MODEL --record N` runs there, such as "
+            "http://127.0.0.1:8000; the model is not loaded here, and no tokens are shown."
+        ),
+    ] = None,
     force: o.Force = False,
 ) -> None:
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
@@ -116,28 +124,42 @@ def ftri_command(
             prompts, organisms, prompt_field=prompt_field, class_field=class_field, limit=limit, seed=seed
         )
         pairs = None if pair_field is None else [key for key in asked.column(pair_field) for _ in range(repeats)]
-        labels = make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
+        labels = make_judge(
+            judge,
+            asked,
+            organisms,
+            model=model,
+            judge_model=judge_model,
+            judge_url=judge_url,
+            allow_http=judge_allow_http,
+        )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
         from hf_mote.ranking.imaging.pipeline import ftri
         from hf_mote.reports.imaging import Imaging, imaging_verdict
+        from hf_mote.serving.client import ServerEngine
 
-        subject = load_subject(
-            model,
-            organisms,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            chat_template=chat_template,
-            trust_remote_code=trust_remote_code,
+        engine = None if server is None else ServerEngine(server)
+        subject = (
+            load_subject(
+                model,
+                organisms,
+                revision=revision,
+                dtype=dtype,
+                device=device,
+                chat_template=chat_template,
+                trust_remote_code=trust_remote_code,
+            )
+            if engine is None
+            else served_subject(model, organisms, revision=revision, chat_template=chat_template)
         )
+        o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, top=top)
         marks = _token_ids(subject, thinking_tokens)
-        o.check_experts(subject, suppress=suppress, stimulate=stimulate, top=top)
         writes = launched_as()[0] == 0
         with writing_to(output, force=force) if writes else nullcontext() as folder:
             say(f"imaging {len(asked.prompts)} prompts")
             result = ftri(
-                subject.model,
+                subject.model if engine is None else engine,
                 subject.tokenizer,
                 asked.prompts,
                 labels,
@@ -177,10 +199,12 @@ def ftri_command(
                 rankings=rankings,
                 top=number,
                 stability=None if first is None else _stability(result, wanted, number, score[0], normalize, seed),
-                texts=_texts(subject, asked, result, wanted, first, number, traced, chat),
+                texts=_texts(subject, asked, result, wanted, first, number, traced if engine is None else 0, chat),
                 failure=None if failure is None else str(failure),
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judge or "the organism's own"}
+            if engine is not None:
+                more["engine"] = f"vLLM, serving {engine.base_model}"
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(imaging_verdict(found)[0])
         tell(f"Report: {output / PAGE}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from hf_mote.organisms.organism import Organism
 
-__all__ = ["ORGANISM", "Organisms", "Subject", "load_subject"]
+__all__ = ["ORGANISM", "Organisms", "Subject", "load_subject", "served_subject"]
 
 ORGANISM = "organism:"
 _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
@@ -100,7 +100,7 @@ def load_subject(
     # Here and not above: they take seconds, and what is wrong with the arguments is said before.
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from hf_mote.routing.sites.discover import find_routers
 
@@ -111,13 +111,11 @@ def load_subject(
         organism = organisms.get(name.removeprefix(ORGANISM))
         return Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         if not trust_remote_code:
-            _check_kernels(name, config)
+            _check_kernels(name, _config_of(name, revision))
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
             name,
-            config=config,
             revision=revision,
             dtype=dtype,
             device_map=place,
@@ -156,6 +154,8 @@ def _check_folder(name: str) -> None:
         return
     names = {entry.name for entry in folder.iterdir()}
     shown = ", ".join(sorted(names)[:12]) or "an empty folder"
+    if "config.json" not in names and "adapter_config.json" in names:
+        return  # of an adapter, config and tokenizer may be those of its base
     if "config.json" not in names:
         fix = "Give the folder that save_pretrained wrote."
         raise UnknownNameError(repr(name), "no model can be loaded from there: no config.json", got=shown, fix=fix)
@@ -166,6 +166,18 @@ def _check_folder(name: str) -> None:
     if not any(_TOKENIZER.fullmatch(entry) for entry in names):
         fix = "Save the tokenizer there, too: tokenizer.save_pretrained(folder)."
         raise FileFormatError(repr(name), "holds a model without its tokenizer", got=shown, fix=fix)
+
+
+def _config_of(name: str, revision: str | None) -> PreTrainedConfig:
+    """Return a model's config; of an adapter, that of the base which transformers would load."""
+    from transformers import AutoConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    adapter = find_adapter_config_file(name, revision=revision)
+    if adapter is not None and not os.path.isfile(os.path.join(name, "config.json")):
+        name, revision = str(read_json(adapter).get("base_model_name_or_path")), None
+    config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    return config
 
 
 def _check_kernels(name: str, config: PreTrainedConfig) -> None:
@@ -183,6 +195,36 @@ def _check_kernels(name: str, config: PreTrainedConfig) -> None:
                     fix="Take it out of the config, or pass --trust-remote-code once you have read that code.",
                 )
         pending += [part for key in one.sub_configs if (part := getattr(one, key, None)) is not None]
+
+
+def served_subject(name: str, organisms: Organisms, *, revision: str | None, chat_template: Path | None) -> Subject:
+    """Return what there is here of a model that runs elsewhere: its tokenizer, and the model without weights.
+
+    Args:
+        name (`str`): A folder, a Hub id, or "organism:NAME".
+        organisms (`Organisms`): Where organisms come from.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        chat_template (`Path`, *optional*): File of a chat template, in the place of the tokenizer's.
+
+    Raises:
+        [`UnknownNameError`]: if there is no such model.
+    """
+    template = None if chat_template is None else _template(chat_template)
+    if name.startswith(ORGANISM):
+        organism = organisms.get(name.removeprefix(ORGANISM))
+        return Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        what = "no tokenizer and config can be loaded from there"
+        raise UnknownNameError(repr(name), what, got=_first_line(error)) from error
+    return Subject(name, model, _with_template(tokenizer, template))
 
 
 def _template(path: Path) -> str:

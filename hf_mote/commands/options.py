@@ -14,7 +14,7 @@ from hf_mote.commands.names import MODES
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError
 
 if TYPE_CHECKING:
-    from hf_mote.commands.model import Subject
+    from transformers import PreTrainedModel
 
 __all__ = [
     "BatchSize",
@@ -25,6 +25,7 @@ __all__ = [
     "Device",
     "Dtype",
     "Force",
+    "JudgeAllowHTTP",
     "JudgeModel",
     "JudgeName",
     "JudgeURL",
@@ -118,6 +119,14 @@ JudgeURL: TypeAlias = Annotated[
     str | None,
     typer.Option("--judge-url", help="For lm: an OpenAI-compatible server to ask.", rich_help_panel=_JUDGING),
 ]
+JudgeAllowHTTP: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--judge-allow-http",
+        help="Ask a server on another machine by http://, which everybody on the way can read.",
+        rich_help_panel=_JUDGING,
+    ),
+]
 
 Revision: TypeAlias = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.", rich_help_panel=_MODEL)
@@ -205,6 +214,25 @@ def numbers_in(option: str, text: str, kind: type[int] | type[float]) -> list[fl
         raise ConfigError(option, "no list of numbers", got=repr(text), expected=expected) from error
 
 
+def check_experts(model: PreTrainedModel, **numbers: int | None) -> None:
+    """Refuse numbers of experts above what a model has, before it runs.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        **numbers (`int`, *optional*): By the name of their option.
+
+    Raises:
+        [`ConfigError`]: if one is too large.
+    """
+    from hf_mote.routing.sites.discover import find_routers
+
+    there = sum(site.num_experts for site in find_routers(model))
+    for name, number in numbers.items():
+        if number is not None and number > there:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(option, "asks for more experts than there are", got=number, expected=f"up to {there}")
+
+
 def check_changes(suppress: int | None, stimulate: int | None, mode: str) -> None:
     """Refuse what no config could be made of, before the model has run.
 
@@ -242,27 +270,6 @@ def check_pairs(source: str, targets: list[str], baselines: list[str]) -> None:
         if target == baseline:
             fix = "Give two responses that differ: the one that shows the behaviour, and one that does not."
             raise DataError(where, "--target and --baseline are the same", got=repr(target)[:80], fix=fix)
-
-
-def check_experts(subject: Subject, **numbers: int | None) -> None:
-    """Refuse more experts than a model has, before it has run.
-
-    Args:
-        subject (`Subject`): The model.
-        **numbers (`int`, *optional*): How many experts each option asks for, by the option's name.
-
-    Raises:
-        [`ConfigError`]: if it has fewer.
-    """
-    from hf_mote.routing.sites.discover import find_routers
-
-    asked = {name: number for name, number in numbers.items() if number is not None}
-    if not asked:
-        return
-    there = sum(site.num_experts for site in find_routers(subject.model))
-    for name, number in asked.items():
-        if number > there:
-            raise ConfigError(f"--{name}", "more experts than the model has", got=number, expected=f"1 to {there}")
 
 
 def template_args(given: list[str] | None) -> dict[str, Any]:

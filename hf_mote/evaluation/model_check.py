@@ -166,7 +166,12 @@ def check_model(
         )
     rows: list[CheckRow] = []
     parts = _parts(model, tokenizer, prompts, max_new_tokens, rounds)
-    with torch.no_grad(), logging.tqdm(total=len(parts), desc="checking", disable=not progress, leave=False) as bar:
+    device = getattr(model, "device", torch.device("cpu"))
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        logging.tqdm(total=len(parts), desc="checking", disable=not progress, leave=False) as bar,
+    ):
         was_training = model.training
         model.eval()
         try:

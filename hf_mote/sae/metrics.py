@@ -390,7 +390,8 @@ def _adaptive(l0: Tensor, loss: Tensor) -> dict[str, Any]:
     def ranks(values: Tensor) -> Tensor:
         _, group, count = values.unique(return_inverse=True, return_counts=True)
         last = count.cumsum(0).double()
-        return (last - (count.double() - 1) / 2)[group]
+        middle: Tensor = last - (count.double() - 1) / 2
+        return middle[group]
 
     tenths = [part for part in l0[loss.argsort(stable=True)].tensor_split(10) if len(part)]
     return {

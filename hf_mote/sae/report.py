@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hf_mote.errors import FileFormatError
+from hf_mote.errors import ConfigError, FileFormatError, first_line
 from hf_mote.files import read_json, write_json
 from hf_mote.hub import Shareable, card_header
+from hf_mote.sae.fields import check_types
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
@@ -188,7 +189,18 @@ class SAEReport(Shareable):
         known = {field.name for field in dataclasses.fields(cls)}
         if wrong := sorted(known.symmetric_difference(values)):
             raise FileFormatError(f"SAEReport.{wrong[0]}", "is missing, or no field of a report")
-        return cls(**values)
+        made = cls(**values)
+        try:
+            check_types(made, known)
+            made.rows()
+            made.to_saebench()
+        except ConfigError as error:
+            raise FileFormatError("SAEReport", "holds no report", got=str(error).rstrip(".")) from error
+        except KeyError as error:
+            raise FileFormatError("SAEReport", "lacks an entry", expected=error.args[0]) from error
+        except (TypeError, ValueError) as error:
+            raise FileFormatError("SAEReport", "holds another kind of value", got=first_line(error)) from error
+        return made
 
     def _l0_text(self) -> str:
         low, middle, high = (self.l0_quantiles[quantile] for quantile in ("0.05", "0.5", "0.95"))

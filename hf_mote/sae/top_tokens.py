@@ -134,11 +134,11 @@ def top_activations(
     for index, latent in enumerate(wanted):
         found = sorted(best[index], reverse=True)
         excerpts = []
-        for _, _, sequence, line, at in found:
-            start = max(at - around, 0)
-            part = slice(start, at + around + 1)
-            pieces = [tokenizer.decode([token]) for token in sequence[part]]
-            excerpts.append(Excerpt(pieces, line[part], at - start))
+        for _, _, ids_of, values_of, spot in found:
+            start = max(spot - around, 0)
+            part = slice(start, spot + around + 1)
+            pieces = [tokenizer.decode([token]) for token in ids_of[part]]
+            excerpts.append(Excerpt(pieces, values_of[part], spot - start))
         largest = found[0][0] if found else 0.0
         density = float(fired[index]) / tokens
         profiles.append(LatentProfile(latent, density, largest, excerpts, *effects[index]))
@@ -160,8 +160,8 @@ def _effects(
     model: nn.Module, sae: SAEModel, latents: list[int], tokenizer: Any, top: int
 ) -> list[tuple[list[tuple[str, float]], list[tuple[str, float]]]]:
     """What a unit of each latent adds to the logits through the unembedding: most and least."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    weight = getattr(head, "weight", None)
+    find: Any = getattr(model, "get_output_embeddings", lambda: None)
+    weight = getattr(find(), "weight", None)
     if not isinstance(weight, Tensor) or weight.shape[1] != sae.config.decoder_size:
         return [([], []) for _ in latents]
     rows = sae.W_dec[latents].to(weight.device, weight.dtype)

@@ -11,6 +11,7 @@ from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.run_files import writing_to
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
+from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import reporting, say, tell
 
 __all__ = ["SAE", "evaluate_command"]
@@ -51,7 +52,7 @@ def evaluate_command(
             subject.tokenizer,
             hookpoint=hookpoint,
             max_tokens=tokens,
-            context_length=context_length,
+            context_length=fitting(subject.model, context_length),
             text_column=text_column,
             seed=seed,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -65,7 +66,9 @@ Settings: TypeAlias = Annotated[
 
 
 def read_texts(source: str, column: str, organisms: Organisms) -> list[Any]:
-    """Return texts of a file, a folder, a data set or an organism's prompts, in order, long ones in pieces.
+    """Return texts of a file, a folder, a data set or an organism's prompts, long ones in pieces, shuffled.
+
+    The order is always the same one: whatever number is read, it is of all of them.
 
     Args:
         source (`str`): What was given.
@@ -76,6 +79,12 @@ def read_texts(source: str, column: str, organisms: Organisms) -> list[Any]:
         [`DataError`]: if there is no text.
         [`UnknownNameError`]: if there is no such file or data set.
     """
+    texts = _read(source, column, organisms)
+    random.Random(0).shuffle(texts)
+    return texts
+
+
+def _read(source: str, column: str, organisms: Organisms) -> list[Any]:
     if source.startswith(ORGANISM):
         prompts = organisms.get(source.removeprefix(ORGANISM)).prompts
         asked = [prompt for kinds in prompts.values() for kind in kinds.values() for prompt in kind]

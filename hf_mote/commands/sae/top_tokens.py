@@ -12,6 +12,7 @@ from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.run_files import finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
+from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError
 
@@ -60,7 +61,7 @@ def top_tokens_command(
             latent,
             top=top,
             max_tokens=tokens,
-            context_length=context_length,
+            context_length=fitting(subject.model, context_length),
             text_column=text_column,
             hookpoint=hookpoint,
         )

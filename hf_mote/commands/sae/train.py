@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hf_mote.sae.modeling import SAEModel
     from hf_mote.sae.training.activations import ActivationStream
 
-__all__ = ["default_hookpoint", "train_command"]
+__all__ = ["default_hookpoint", "fitting", "train_command"]
 
 # Of the texts, every so many-th is held out for the report.
 _HELD_OUT = 10
@@ -83,6 +83,7 @@ def train_command(
             raise DataError(text, "is too short to hold some out", got=f"{len(texts)} texts", expected="10", fix=fix)
         subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device, any_model=True)
         where = hookpoint or default_hookpoint(subject.model)
+        context_length = fitting(subject.model, context_length)
         with writing_to(output, force=force) as folder:
             torch.manual_seed(seed)
             sae = _new(subject, kinds[architecture], where, latents, k, option or [])
@@ -135,6 +136,12 @@ def default_hookpoint(model: nn.Module) -> str:
         raise ConfigError("--hookpoint", "this model has no list of layers", fix=fix)
     path = max(outer, key=lambda name: outer[name])
     return f"{path}.{outer[path] // 2}.output"
+
+
+def fitting(model: nn.Module, context_length: int) -> int:
+    """Return the context length, or the model's own if that is shorter."""
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return min(context_length, longest) if isinstance(longest, int) and longest > 0 else context_length
 
 
 def _new(subject: Subject, kind: str, where: str, latents: int | None, k: int | None, options: list[str]) -> SAEModel:

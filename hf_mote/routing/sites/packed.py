@@ -47,8 +47,8 @@ def packed_parts(router: nn.Module) -> dict[str, str]:
         for parameter in part._parameters.values():
             if parameter is not None and not _is_plain(parameter):
                 found[path] = type(part if type(parameter) in PLAIN else parameter).__name__
-    # A wrapper, such as LoRA's, has the two numbers of what it wraps.
-    return {path: kind for path, kind in found.items() if not any(p != path and _inside(p, path) for p in found)}
+    # A wrapper, such as LoRA's, has the two numbers of what it wraps, and does more.
+    return {path: kind for path, kind in found.items() if not any(p != path and _inside(path, p) for p in found)}
 
 
 def feed_of(router: nn.Module, block: nn.Module | None = None) -> Feed:
