@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 from hf_mote.errors import HFMoTEError
 from hf_mote.sae.announced import announce_saes as _announce_saes
-from hf_mote.serving.client import ServerEngine
-from hf_mote.serving.engine import VLLMEngine
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
@@ -74,6 +72,8 @@ if TYPE_CHECKING:
         TopKSAEConfig,
         TopKSAEModel,
     )
+    from hf_mote.serving.client import ServerEngine
+    from hf_mote.serving.engine import VLLMEngine
 
 __all__ = [
     "ActivationMap",
@@ -147,6 +147,8 @@ __all__ = [
 
 # Where each name is, but for those imported above. A new public name is a line here, in TYPE_CHECKING and in __all__.
 _PLACES = {
+    "VLLMEngine": "hf_mote.serving.engine",
+    "ServerEngine": "hf_mote.serving.client",
     "ActivationMap": "hf_mote.maps.activation_map",
     "BakedModel": "hf_mote.mote.baked_model",
     "BatchTopKSAEConfig": "hf_mote.sae.variants",

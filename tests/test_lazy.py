@@ -24,7 +24,7 @@ from hf_mote.statistics.scores import SCORES
 
 PACKAGE = Path(hf_mote.__file__).parent
 # Each takes longer to import than an answer to --help may.
-SLOW = {"accelerate", "datasets", "huggingface_hub", "matplotlib", "numpy", "pandas", "peft", "scipy", "torch"}
+SLOW = {"accelerate", "datasets", "matplotlib", "numpy", "pandas", "peft", "scipy", "torch"}
 SLOW |= {"safetensors", "transformers"}
 LOADED = "\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
 

@@ -14,7 +14,7 @@ from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import PAGE, check_output, config_of, finish, rows_of, save_config, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.errors import ConfigError, UnknownNameError
+from hf_mote.errors import ConfigError, UnknownNameError, real
 
 if TYPE_CHECKING:
     from hf_mote.commands.model import Subject
@@ -80,11 +80,13 @@ def attribute_command(
         if shortlist is not None and method != "ablation":
             raise ConfigError("--shortlist", "is for the method ablation", got=f"--method {method}")
         o.check_changes(suppress, stimulate, mode)
+        real("--gain", gain, above=0, most=1)
         told = o.template_args(template_arg)
         organisms = Organisms()
         asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         targets = _responses("--target", target, asked, target_field)
         baselines = _responses("--baseline", baseline, asked, baseline_field)
+        o.check_pairs(asked.source, targets, baselines)
         # From here on torch and transformers are needed.
         from hf_mote.ranking.causal.ablation import ablate_experts
         from hf_mote.ranking.causal.attribution import attribute_experts
@@ -99,7 +101,7 @@ def attribute_command(
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
-        o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, shortlist=shortlist)
+        o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, shortlist=shortlist, top=top)
         with writing_to(output, force=force) as folder:
             say(f"attributing {len(asked.prompts)} prompts, {method}")
             chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": told}

@@ -24,7 +24,7 @@ from hf_mote.commands.run_files import (
     writing_to,
 )
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError
+from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError, UnknownNameError, real
 from hf_mote.processes import launched_as, part
 from hf_mote.ranking.imaging.scopes import SCOPES, check_scope
 
@@ -102,9 +102,17 @@ def ftri_command(
     force: o.Force = False,
 ) -> None:
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
-    with reporting(shares=True):
+    kept = "Nothing was written; with --run-folder FOLDER, what is done is kept and the same command goes on from it."
+    if run_folder is not None:
+        kept = f"What is done is kept in {run_folder}; the same command goes on from it."
+    with reporting(shares=True, kept=kept):
         check_output(output, force=force)
-        _check(score, normalize, scope)
+        _check(score, normalize, scope, thinking_tokens)
+        real("--confidence", confidence, above=0, below=1)
+        if run_folder is not None and run_folder.exists() and not run_folder.is_dir():
+            raise FileFormatError(
+                f"--run-folder {run_folder}", "is a file", expected="a folder, new or of an earlier run"
+            )
         o.check_changes(suppress, stimulate, mode)
         sampled = o.sampling(temperature, top_p)
         chat: dict[str, Any] = {
@@ -145,7 +153,7 @@ def ftri_command(
             if engine is None
             else served_subject(model, organisms, revision=revision, chat_template=chat_template)
         )
-        o.check_experts(subject.model, suppress=suppress, stimulate=stimulate)
+        o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, top=top)
         marks = _token_ids(subject, thinking_tokens)
         writes = launched_as()[0] == 0
         with writing_to(output, force=force) if writes else nullcontext() as folder:
@@ -204,7 +212,7 @@ def ftri_command(
             raise failure
 
 
-def _check(score: list[str], normalize: bool, scope: str) -> None:
+def _check(score: list[str], normalize: bool, scope: str, thinking_tokens: str | None) -> None:
     """Refuse what would be refused only after the model has run."""
     for name in score:
         if name not in SCORES:
@@ -213,6 +221,13 @@ def _check(score: list[str], normalize: bool, scope: str) -> None:
         what = "divides counts by tokens, which every other score does by itself"
         raise ConfigError("--normalize", what, got=f"--score {' '.join(score)}", expected="mean_difference alone")
     check_scope("--scope", scope)
+    marks = None if thinking_tokens is None else [part.strip() for part in thinking_tokens.split(",")]
+    expected = "as in '<think>,</think>'"
+    if marks is None and scope in ("thinking", "answer"):
+        what = f"is missing: scope {scope!r} needs the tokens that open and close the thinking"
+        raise ConfigError("--thinking-tokens", what, expected=expected)
+    if marks is not None and (len(marks) != 2 or not all(marks)):
+        raise ConfigError("--thinking-tokens", "not two tokens", got=repr(thinking_tokens), expected=expected)
 
 
 def _token_ids(subject: Subject, names: str | None) -> tuple[int, int] | None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
+from hf_mote.files import local_path, read_json
 from hf_mote.processes import launched_as, process_state
+from hf_mote.sae.announced import ANNOUNCED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +22,7 @@ __all__ = ["ORGANISM", "Organisms", "Subject", "load_subject", "served_subject"]
 
 ORGANISM = "organism:"
 _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
+_TOKENIZER = re.compile(r".*token.*|vocab.*|merges\.txt|.*\.(model|spm|tiktoken)|tekken\.json", re.IGNORECASE)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -92,8 +95,11 @@ def load_subject(
     if dtype not in DTYPES:
         raise UnknownNameError.of("--dtype", dtype, DTYPES)
     template = None if chat_template is None else _template(chat_template)
+    if not name.startswith(ORGANISM):
+        _check_folder(name)
     # Here and not above: they take seconds, and what is wrong with the arguments is said before.
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from hf_mote.routing.sites.discover import find_routers
@@ -124,6 +130,9 @@ def load_subject(
             got=_first_line(error),
             fix=f"Give a folder with a config and weights, a Hub id, or {ORGANISM}NAME.",
         ) from error
+    except SafetensorError as error:
+        fix = "Download or save the model again."
+        raise FileFormatError(repr(name), "its weights are damaged", got=_first_line(error), fix=fix) from error
     # Of what a folder may hold, transformers and the libraries below it raise whatever they meet.
     except Exception as error:
         raise UnsupportedError(
@@ -138,12 +147,31 @@ def load_subject(
     return Subject(name, model.eval(), _with_template(tokenizer, template), trusted=trust_remote_code)
 
 
+def _check_folder(name: str) -> None:
+    """Refuse a folder that holds no language model with its tokenizer, before anything of it is loaded."""
+    folder = local_path(name)
+    if not os.path.isdir(folder):
+        return
+    names = {entry.name for entry in folder.iterdir()}
+    shown = ", ".join(sorted(names)[:12]) or "an empty folder"
+    if "config.json" not in names and "adapter_config.json" in names:
+        return  # of an adapter, config and tokenizer may be those of its base
+    if "config.json" not in names:
+        fix = "Give the folder that save_pretrained wrote."
+        raise UnknownNameError(repr(name), "no model can be loaded from there: no config.json", got=shown, fix=fix)
+    model_type = read_json(folder / "config.json").get("model_type")
+    if isinstance(model_type, str) and model_type in ANNOUNCED:
+        what = "is a sparse autoencoder, where a language model is meant"
+        raise UnsupportedError(repr(name), what, got=f"model_type {model_type!r}", fix="See hf-mote sae --help.")
+    if not any(_TOKENIZER.fullmatch(entry) for entry in names):
+        fix = "Save the tokenizer there, too: tokenizer.save_pretrained(folder)."
+        raise FileFormatError(repr(name), "holds a model without its tokenizer", got=shown, fix=fix)
+
+
 def _config_of(name: str, revision: str | None) -> PreTrainedConfig:
     """Return a model's config; of an adapter, that of the base which transformers would load."""
     from transformers import AutoConfig
     from transformers.utils.peft_utils import find_adapter_config_file
-
-    from hf_mote.files import read_json
 
     adapter = find_adapter_config_file(name, revision=revision)
     if adapter is not None and not os.path.isfile(os.path.join(name, "config.json")):

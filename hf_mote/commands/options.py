@@ -11,7 +11,7 @@ import typer
 
 from hf_mote.commands.model import DTYPES
 from hf_mote.commands.names import MODES
-from hf_mote.errors import ConfigError, UnknownNameError
+from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +51,7 @@ __all__ = [
     "TrustRemoteCode",
     "check_changes",
     "check_experts",
+    "check_pairs",
     "numbers_in",
     "sampling",
     "template_args",
@@ -201,10 +202,15 @@ def numbers_in(option: str, text: str, kind: type[int] | type[float]) -> list[fl
     Raises:
         [`ConfigError`]: if a part is no such number, or there is none.
     """
+    expected = "whole numbers, as in 1,2,5" if kind is int else "numbers, as in 0.5,1"
     try:
-        return sorted({kind(part) for part in text.split(",")})
-    except ValueError as error:
-        expected = "whole numbers, as in 1,2,5" if kind is int else "numbers, as in 0.5,1"
+        numbers = sorted({kind(part) for part in text.split(",")})
+        if not all(map(math.isfinite, numbers)):
+            raise ConfigError(option, "holds what is no finite number", got=repr(text), expected=expected)
+        return numbers
+    except HFMoTEError:
+        raise
+    except (ValueError, OverflowError) as error:
         raise ConfigError(option, "no list of numbers", got=repr(text), expected=expected) from error
 
 
@@ -243,6 +249,27 @@ def check_changes(suppress: int | None, stimulate: int | None, mode: str) -> Non
         raise ConfigError("--suppress, --stimulate", "are both given", expected="one of the two, or neither")
     if mode not in MODES:
         raise UnknownNameError.of("--mode", mode, MODES)
+
+
+def check_pairs(source: str, targets: list[str], baselines: list[str]) -> None:
+    """Refuse pairs of responses of which nothing can be learned, before the model is loaded.
+
+    Args:
+        source (`str`): Where the prompts come from.
+        targets (`list[str]`): The target response to each prompt.
+        baselines (`list[str]`): The response it is held against.
+
+    Raises:
+        [`DataError`]: if one is empty, or the two are the same; the prompt is named by its number.
+    """
+    for number, (target, baseline) in enumerate(zip(targets, baselines, strict=True), start=1):
+        where = f"{source}: prompt {number}"
+        for option, text in (("--target", target), ("--baseline", baseline)):
+            if not text.strip():
+                raise DataError(where, f"the response that {option} gives is empty", expected="text")
+        if target == baseline:
+            fix = "Give two responses that differ: the one that shows the behaviour, and one that does not."
+            raise DataError(where, "--target and --baseline are the same", got=repr(target)[:80], fix=fix)
 
 
 def template_args(given: list[str] | None) -> dict[str, Any]:

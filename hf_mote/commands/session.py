@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import platform
 import shlex
 import warnings
@@ -24,16 +25,38 @@ if TYPE_CHECKING:
 
 __all__ = ["command_line", "provenance_of", "reporting", "say", "tell"]
 
+# Places that an error names as Python knows them, and what they are on the command line.
+_OPTIONS = {
+    "ChoiceJudge": "--judge choice",
+    "LanguageJudge": "--judge language",
+    "LMJudge": "--judge lm",
+    "MoTEConfig.stimulate": "--stimulate",
+    "MoTEConfig.strength": "--strengths",
+    "MoTEConfig.suppress": "--suppress",
+    "RefusalJudge": "--judge refusal",
+    "RegexJudge": "--judge regex",
+    "ServerJudge.base_url": "--judge-url",
+    "ServerJudge": "--judge lm",
+    "attribute_experts.gain": "--gain",
+    "ftri.repeats": "--repeats",
+    "ftri.run_folder": "--run-folder",
+    "ftri.thinking_tokens": "--thinking-tokens",
+}
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+
 
 @contextmanager
-def reporting(*, shares: bool = False) -> Iterator[None]:
+def reporting(*, shares: bool = False, kept: str = "Nothing was written.") -> Iterator[None]:
     """Turn an error of this package into a message and exit code 1, and show warnings without their source line.
 
-    Under a launcher of several processes the first one alone speaks, but for errors.
+    So does a disk that is full. Ctrl-C ends with a word on what was kept, and exit code 130. Under a launcher of
+    several processes the first one alone speaks, but for errors.
 
     Args:
         shares (`bool`, *optional*, defaults to `False`):
             Whether the command shares its work out among several processes; one that does not is refused under them.
+        kept (`str`, *optional*): What to say after Ctrl-C.
     """
     log = Console(stderr=True)
     number, processes = launched_as()
@@ -48,11 +71,30 @@ def reporting(*, shares: bool = False) -> Iterator[None]:
             yield
         except HFMoTEError as error:
             who = f"process {number}: " if number > 0 else ""
-            log.print(visible(f"{who}{error}"), style="red", markup=False, highlight=False)
+            log.print(visible(f"{who}{_as_typed(error)}"), style="red", markup=False, highlight=False)
             raise typer.Exit(1) from error
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            where = error.filename or "the disk of --output, or of the temporary folder"
+            text = f"{where}: no space is left. {kept} Make room, and run the same command again."
+            log.print(visible(text), style="red", markup=False, highlight=False)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            log.print(visible(f"Stopped. {kept}"), style="yellow", markup=False, highlight=False)
+            raise typer.Exit(INTERRUPTED) from error
         finally:
             for warning in caught if number == 0 else ():
                 log.print(visible(str(warning.message)), style="yellow", markup=False, highlight=False)
+
+
+def _as_typed(error: HFMoTEError) -> str:
+    """Return an error's message with the option in the place of what Python calls it."""
+    for place, option in _OPTIONS.items():
+        rest = error.where.removeprefix(place)
+        if error.where.startswith(place) and (not rest or rest[0] in ".["):
+            return f"{option}{str(error)[len(error.where) :]}"
+    return str(error)
 
 
 def disable_progress_bar() -> None:

@@ -70,6 +70,9 @@ def sweep_command(
         from hf_mote.reports.formats import quoted
 
         ranked = ExpertRanking.from_pretrained(ranking)
+        if numbers[-1] > len(ranked):
+            expected = f"1 to {len(ranked)}, which the ranking has"
+            raise ConfigError("--experts", "is no number of experts", got=experts, expected=expected)
         action = "stimulate" if stimulate else "suppress"
         # What is wrong with a setting shows before anything runs.
         configs = settings_of(ranked, numbers, doses, action=action, suppress_mode=mode)

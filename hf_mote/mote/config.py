@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import transformers
 from torch import nn
 
-from hf_mote.errors import ConfigError, FileFormatError
+from hf_mote.errors import ConfigError, FileFormatError, one_of
 from hf_mote.hub import Shareable, card_header, public_name, read_json, write_json
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.fields import FLOAT32_MAX, checked_fingerprint, json_copy, number, pairs, token_pair, triples
@@ -184,8 +184,11 @@ class MoTEConfig(Shareable):
 
         Raises:
             [`ConfigError`]: if a field is malformed.
+            [`UnknownNameError`]: if there is no such field, with the one that may be meant.
             [`ModelMismatchError`]: if the model has no such layer or expert, or too few would be left.
         """
+        for given in fields:
+            one_of(f"{cls.__name__}.for_model", given, [known.name for known in dataclasses.fields(cls)])
         sites = find_routers(model)
         name = public_name(getattr(getattr(model, "config", None), "name_or_path", None))
         fields = {"fingerprint": fingerprint_of(model, sites), "base_model": name, **fields}

@@ -265,16 +265,16 @@ def test_sweep_can_stimulate(attribute_run: Path, tmp_path: Path) -> None:
 
 
 WRONG: list[tuple[list[object], str]] = [
-    (["ftri", "MODEL", "missing.jsonl", "--judge", "refusal"], "is no prompt file here"),
+    (["ftri", "MODEL", "missing.jsonl", "--judge", "refusal"], "no such file"),
     (["ftri", "MODEL", "PROMPTS"], "--judge: is missing"),
     (["ftri", "MODEL", "PROMPTS", "--judge", "field"], "--target: is missing"),
     (["ftri", "MODEL", "PROMPTS", "--judge", "refusal", "--scope", "half"], "--scope: unknown name"),
     (["ftri", "MODEL", "PROMPTS", "--judge", "refusal", "--score", "best"], "--score: unknown name"),
     (["ftri", "MODEL", "PROMPTS", "--judge", "refusal", "--suppress", 1, "--stimulate", 1], "are both given"),
-    (["ftri", "MODEL", "PROMPTS", "--judge", "refusal", "--mode", "half"], "suppress_mode"),
+    (["ftri", "MODEL", "PROMPTS", "--judge", "refusal", "--mode", "half"], "--mode: unknown name"),
     (["ftri", "nobody/has-this", "PROMPTS", "--judge", "refusal"], "no model can be loaded from there"),
     (["attribute", "MODEL", "PROMPTS"], "--target: is missing"),
-    (["attribute", "MODEL", "PROMPTS", "--target", "a", "--baseline", "b", "--gain", 2], "gain: must be a number"),
+    (["attribute", "MODEL", "PROMPTS", "--target", "a", "--baseline", "b", "--gain", 2], "--gain: must be a number"),
     (["attribute", "MODEL", "PROMPTS", "--target", "a", "--baseline", "b", "--method", "x"], "--method: unknown name"),
     (["attribute", "MODEL", "PROMPTS", "--target", "a", "--baseline", "b", "--shortlist", 3], "--shortlist: is for"),
     (["evaluate", "MODEL", "nowhere/config", "PROMPTS", "--judge", "refusal"], "nowhere/config"),
@@ -285,7 +285,7 @@ WRONG: list[tuple[list[object], str]] = [
     (["sweep", "MODEL", "PROMPTS", "PROMPTS", "--judge", "refusal"], "cannot be read as safetensors"),
     (["sweep", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--experts", "0"], "nothing to try"),
     (["sweep", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--experts", "999"], "is no number of experts"),
-    (["sweep", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--strengths", "2"], "MoTEConfig.strength"),
+    (["sweep", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--strengths", "2"], "--strengths: out of range"),
 ]
 
 

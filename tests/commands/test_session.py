@@ -50,7 +50,7 @@ def test_reporting_error_with_markup_is_a_message(capsys: pytest.CaptureFixture[
     with pytest.raises(typer.Exit) as caught, reporting():
         raise ConfigError("x[/red]", "is \x1b[31m wrong")
     assert caught.value.exit_code == 1
-    assert "x[/red]: is ␛[31m wrong." in capsys.readouterr().err
+    assert "x[/red]: is \\x1b[31m wrong." in capsys.readouterr().err
 
 
 def test_reporting_warning_is_a_note_without_its_source_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,14 @@ from tiny_models import TINY_MODELS, tiny_model
 
 import hf_mote.hub
 from hf_mote import MoTEConfig, find_routers
-from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, ModelMismatchError, UnsupportedError
+from hf_mote.errors import (
+    ConfigError,
+    FileFormatError,
+    HFMoTEError,
+    ModelMismatchError,
+    UnknownNameError,
+    UnsupportedError,
+)
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -413,7 +420,7 @@ def test_for_model_dense_model_is_refused() -> None:
 
 
 def test_for_model_unknown_field_is_refused_by_the_package() -> None:
-    with pytest.raises((ConfigError, TypeError), match="supress"):
+    with pytest.raises(UnknownNameError, match="supress.*Did you mean 'suppress'"):
         MoTEConfig.for_model(tiny_model("mixtral"), supress=[[2, 1]])
 
 

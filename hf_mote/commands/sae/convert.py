@@ -28,6 +28,9 @@ def convert(
     subfolder: Annotated[str | None, typer.Option(help="Where the files are in the source.")] = None,
     file: Annotated[str | None, typer.Option(help="The file with the weights, where there are several.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Write a README.md, too, that says what is lost.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the sparse autoencoder that the folder holds.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
 ) -> None:
     """Write a sparse autoencoder of one library as another writes it, and say what that format cannot hold."""
@@ -42,10 +45,10 @@ def convert(
 
         disable_progress_bar()
         # First, so that a slip of the pen does not cost a download.
-        check_target(target, format_named(to, where="--to"))
+        check_target(target, format_named(to, where="--to"), force=force)
         # Of the dtype that is stored: what is written is not what was computed with.
         sae = load_sae(source, from_, sae_id=sae_id, subfolder=subfolder, file=file, revision=revision, dtype="auto")
-        lost = export_sae(sae, target, to, card=card)
+        lost = export_sae(sae, target, to, card=card, force=force)
     config = sae.config
     tell(
         f"{type(sae).__name__} of {config.num_latents} latents for activations of width {config.hidden_size}, "

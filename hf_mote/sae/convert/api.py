@@ -176,12 +176,13 @@ def list_saes(
     return sorted(found)
 
 
-def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str, *, card: bool = False) -> list[str]:
+def export_sae(
+    sae: SAEModel, path: str | os.PathLike[str], format: str, *, card: bool = False, force: bool = False
+) -> list[str]:
     """Write a sparse autoencoder as another library does, whole or not at all, and return what its format cannot hold.
 
     The library then encodes and decodes as the model does outside training. What is lost is state and settings of
-    training; a model that the format cannot hold without changing what it computes is refused. Files of another format
-    are not overwritten.
+    training; a model that the format cannot hold without changing what it computes is refused.
 
     Args:
         sae ([`SAEModel`]):
@@ -194,14 +195,17 @@ def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str, *, card
             `"saelens"`, `"sparsify"`, `"dictionary_learning"`, `"circuit_tracer"` or `"hf_mote"`.
         card (`bool`, *optional*, defaults to `False`):
             Whether to write a `README.md`, too: what the SAE is of, where it is from, and what is lost.
+        force (`bool`, *optional*, defaults to `False`):
+            Replace a sparse autoencoder of the same format that the folder holds. Files of another format are never
+            overwritten.
 
     Returns:
         `list[str]`: Settings and tensors of training that the files do not hold.
 
     Raises:
         [`UnsupportedError`]: if the format cannot hold the model, with the reason.
-        [`FileFormatError`]: if the folder holds files of another format or, with `card`, a card, or cannot be written
-            to.
+        [`FileFormatError`]: if the folder holds a sparse autoencoder already, files of another format or, with `card`,
+            a card, or cannot be written to.
         [`UnknownNameError`]: if there is no such format.
         [`DataError`]: if a tensor is not finite.
 
@@ -222,7 +226,7 @@ def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str, *, card
     if wanted.write is None:
         raise UnsupportedError(f"export_sae: {wanted.name}", f"is not written: {wanted.refusal}")
     target = local_path(path)
-    check_target(target, wanted)
+    check_target(target, wanted, force=force)
     if card and os.path.exists(target / CARD):
         raise FileFormatError(str(target / CARD), "exists already, and a card would replace it")
     # Files of the same format give way, its other way of storing weights too; other layers of a set stay.
@@ -230,6 +234,10 @@ def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str, *, card
         lost = wanted.write(sae, folder)
         if not wanted.is_one_per_folder:
             _check_same_set(target, folder, wanted)
+            there = [name for name in wanted.weights_in(folder) if os.path.exists(target / name)]
+            if there and not force:
+                fix = "Give another folder, or force=True (--force on the command line) to replace it."
+                raise FileFormatError(str(target / there[0]), "holds a sparse autoencoder already", fix=fix)
         if card:
             write_card(sae, folder, wanted.name, lost)
     return lost

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from hf_mote.errors import FileFormatError, UnknownNameError
+from hf_mote.files import read_json
 from hf_mote.sae.convert.circuit_tracer import CIRCUIT_TRACER
 from hf_mote.sae.convert.circuit_tracer_clt import CIRCUIT_TRACER_CLT
 from hf_mote.sae.convert.dictionary_learning import DICTIONARY_LEARNING
@@ -81,6 +82,7 @@ def detect(folder: Path, file: str | None = None) -> tuple[Format, str]:
     names = _names(folder)
     candidates = {format.name: found for format in FORMATS.values() if (found := _weights(format, folder, file))}
     if not candidates:
+        _refuse_other_models(folder)
         if file is None:
             refuse_several(str(folder), below(folder))
         wanted = "; ".join(f"{format.name}: {', '.join(format.files)}" for format in FORMATS.values())
@@ -100,6 +102,7 @@ def detect(folder: Path, file: str | None = None) -> tuple[Format, str]:
         raise FileFormatError(
             str(folder), "holds files of several formats", got=listed, fix="Say which is meant, by format."
         )
+    _refuse_other_models(folder)
     config = next((FORMATS[name].config for name in candidates if FORMATS[name].config is not None), None)
     raise FileFormatError(
         f"{folder}: {config or next(iter(candidates.values()))[0]}",
@@ -108,6 +111,19 @@ def detect(folder: Path, file: str | None = None) -> tuple[Format, str]:
         expected=f"the config of {listed}" if config else f"the tensors of {listed}",
         fix="Download the whole folder, or name the format to see what is wrong.",
     )
+
+
+def _refuse_other_models(folder: Path) -> None:
+    """Raise for the folder of another transformers model, whose weights have the name that ours have."""
+    path = folder / NATIVE.config if NATIVE.config is not None else folder
+    model_type = read_json(path).get("model_type") if path.is_file() else None
+    if isinstance(model_type, str) and model_type and not NATIVE.describes(folder):
+        raise FileFormatError(
+            str(folder),
+            "holds another model, where a sparse autoencoder is meant",
+            got=f"model_type {model_type!r}",
+            fix="Name the folder of the sparse autoencoder; a language model is the MODEL of hf-mote ftri and others.",
+        )
 
 
 def check_source(folder: Path, format: Format, file: str | None = None) -> str:
@@ -163,8 +179,13 @@ def refuse_several(where: str, subfolders: Sequence[str]) -> None:
         )
 
 
-def check_target(folder: Path, format: Format) -> None:
-    """Refuse a folder to write to that holds files of another format, or only some of this one.
+def check_target(folder: Path, format: Format, *, force: bool) -> None:
+    """Refuse a folder to write to that holds an SAE already, files of another format, or only some of this one.
+
+    Args:
+        folder (`Path`): The folder.
+        format (`Format`): What is to be written.
+        force (`bool`): Whether it may replace an SAE of the same format.
 
     Raises:
         [`FileFormatError`]: with the files found.
@@ -190,6 +211,9 @@ def check_target(folder: Path, format: Format) -> None:
             got=", ".join(sorted({*others, *own})),
             fix="Give another folder, or remove them.",
         )
+    if own and not force and format.is_one_per_folder:
+        fix = "Give another folder, or force=True (--force on the command line) to replace it."
+        raise FileFormatError(str(folder), "holds a sparse autoencoder already", got=", ".join(own), fix=fix)
 
 
 def _weights(format: Format, folder: Path, file: str | None) -> list[str]:

@@ -81,7 +81,7 @@ def test_load_sae_folder_without_an_sae_is_refused(tmp_path: Path, name: str) ->
     (tmp_path / "language model").mkdir()
     (tmp_path / "language model" / "model.safetensors").touch()
     (tmp_path / "language model" / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(FileFormatError, match="holds no weights|not what belongs to the weights") as caught:
+    with pytest.raises(FileFormatError, match="holds no weights|holds another model") as caught:
         load_sae(tmp_path, subfolder=name)
     assert str(tmp_path) in str(caught.value)
 
@@ -147,11 +147,15 @@ def test_unknown_format_lists_those_there_are(tmp_path: Path, topk: SAEModel) ->
 
 
 @pytest.mark.parametrize("format", WRITTEN)
-def test_export_sae_overwrites_its_own_format(tmp_path: Path, topk: SAEModel, format: str) -> None:
+def test_export_sae_overwrites_its_own_format_only_when_told(tmp_path: Path, topk: SAEModel, format: str) -> None:
     export_sae(topk, tmp_path / "a", format)
     (tmp_path / "a" / "README.md").write_text("mine")
     topk.b_dec.data += 1
-    export_sae(topk, tmp_path / "a", format)
+    before = contents(tmp_path / "a")
+    with pytest.raises(FileFormatError, match="holds a sparse autoencoder already.*force=True"):
+        export_sae(topk, tmp_path / "a", format)
+    assert contents(tmp_path / "a") == before
+    export_sae(topk, tmp_path / "a", format, force=True)
     assert torch.equal(load_sae(tmp_path / "a").b_dec, topk.b_dec)
     assert (tmp_path / "a" / "README.md").read_text() == "mine"
     export_sae(topk, tmp_path / "b", format)
@@ -163,7 +167,7 @@ def test_export_sae_over_a_sharded_model_leaves_no_index_of_old_shards(tmp_path:
     assert (tmp_path / "model.safetensors.index.json").exists()
     assert torch.equal(load_sae(tmp_path).b_dec, topk.b_dec)
     topk.b_dec.data += 1
-    export_sae(topk, tmp_path, "hf_mote")
+    export_sae(topk, tmp_path, "hf_mote", force=True)
     assert not (tmp_path / "model.safetensors.index.json").exists()
     assert torch.equal(load_sae(tmp_path).b_dec, topk.b_dec)
 
@@ -218,7 +222,7 @@ def test_export_sae_failure_leaves_what_was_there(
     monkeypatch.setattr(saelens, "write_json", full)
     topk.b_dec.data += 1
     with pytest.raises(FileFormatError, match="out: cannot be written .got No space left"):
-        export_sae(topk, tmp_path / "out", "saelens")
+        export_sae(topk, tmp_path / "out", "saelens", force=exists)
     assert contents(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if exists else [])
 
