@@ -6,6 +6,7 @@ Importing this registers the sparse autoencoders with `AutoConfig` and `AutoMode
 from hf_mote.errors import HFMoTEError
 from hf_mote.evaluation.evaluate import evaluate_mote
 from hf_mote.evaluation.report import EvaluationReport
+from hf_mote.generation.grid import PromptGrid, prompt_grid
 from hf_mote.hooks import Intervention
 from hf_mote.judges.choice import ChoiceJudge
 from hf_mote.judges.language import LanguageJudge
@@ -21,6 +22,8 @@ from hf_mote.mote.patch import apply_mote
 from hf_mote.organisms.organism import Organism, load_organism
 from hf_mote.ranking.causal.ablation import ablate_experts
 from hf_mote.ranking.causal.attribution import attribute_experts
+from hf_mote.ranking.causal.optimization import optimize_experts
+from hf_mote.ranking.causal.optimized import OptimizedRanking
 from hf_mote.ranking.causal.search import ExpertSearch, search_experts
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.ranking.imaging.pipeline import ftri
@@ -81,7 +84,9 @@ __all__ = [
     "MoTEConfig",
     "MutualChoiceSAEConfig",
     "MutualChoiceSAEModel",
+    "OptimizedRanking",
     "Organism",
+    "PromptGrid",
     "ReLUSAEConfig",
     "ReLUSAEModel",
     "RefusalJudge",
@@ -108,6 +113,8 @@ __all__ = [
     "ftri",
     "load_organism",
     "load_sae",
+    "optimize_experts",
+    "prompt_grid",
     "record_routing",
     "register_routers",
     "register_sae",
