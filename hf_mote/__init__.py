@@ -1,63 +1,82 @@
 """Find the experts that a behaviour depends on and tune them at inference; sparse autoencoders as transformers models.
 
-Importing this registers the sparse autoencoders with `AutoConfig` and `AutoModel`, and does nothing else.
+Importing this loads neither torch nor transformers: a name is imported from its module when it is used first. The
+sparse autoencoders are known to `AutoConfig` and `AutoModel` all the same, see `hf_mote.sae.announced`.
 """
 
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
+
 from hf_mote.errors import HFMoTEError
-from hf_mote.evaluation.evaluate import evaluate_mote
-from hf_mote.evaluation.report import EvaluationReport
-from hf_mote.generation.grid import PromptGrid, prompt_grid
-from hf_mote.hooks import Intervention
-from hf_mote.judges.choice import ChoiceJudge
-from hf_mote.judges.language import LanguageJudge
-from hf_mote.judges.language_model import LMJudge
-from hf_mote.judges.refusal import RefusalJudge
-from hf_mote.judges.regex import RegexJudge
-from hf_mote.judges.server import ServerJudge
-from hf_mote.maps.activation_map import ActivationMap
-from hf_mote.mote.bake import bake_mote
-from hf_mote.mote.baked_model import BakedModel
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import apply_mote
-from hf_mote.organisms.organism import Organism, load_organism
-from hf_mote.ranking.causal.ablation import ablate_experts
-from hf_mote.ranking.causal.attribution import attribute_experts
-from hf_mote.ranking.causal.optimization import optimize_experts
-from hf_mote.ranking.causal.optimized import OptimizedRanking
-from hf_mote.ranking.causal.search import ExpertSearch, search_experts
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.ranking.imaging.pipeline import ftri
-from hf_mote.ranking.imaging.result import FTRIResult
-from hf_mote.routing.recording.record import RoutingRecord, record_routing
-from hf_mote.routing.sites.discover import find_routers
-from hf_mote.routing.sites.site import RouterSite
-from hf_mote.routing.unlisted.register import register_routers
-from hf_mote.sae.configuration import SAEConfig
-from hf_mote.sae.convert import export_sae, load_sae
-from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.output import SAEOutput
-from hf_mote.sae.register import register_sae
-from hf_mote.sae.training.activations import collect_activations
-from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
-from hf_mote.sae.variants import (
-    BatchTopKSAEConfig,
-    BatchTopKSAEModel,
-    FeatureChoiceSAEConfig,
-    FeatureChoiceSAEModel,
-    GatedSAEConfig,
-    GatedSAEModel,
-    JumpReLUSAEConfig,
-    JumpReLUSAEModel,
-    MatryoshkaSAEConfig,
-    MatryoshkaSAEModel,
-    MutualChoiceSAEConfig,
-    MutualChoiceSAEModel,
-    ReLUSAEConfig,
-    ReLUSAEModel,
-    TopKSAEConfig,
-    TopKSAEModel,
-)
+from hf_mote.sae.announced import announce_saes as _announce_saes
+from hf_mote.serving.client import ServerEngine
+from hf_mote.serving.engine import VLLMEngine
 from hf_mote.version import __version__
+
+if TYPE_CHECKING:
+    from hf_mote.evaluation.evaluate import evaluate_mote
+    from hf_mote.evaluation.model_check import ModelCheck, check_model
+    from hf_mote.evaluation.report import EvaluationReport
+    from hf_mote.evaluation.sweep import sweep_mote
+    from hf_mote.generation.grid import PromptGrid, prompt_grid
+    from hf_mote.hooks import Intervention
+    from hf_mote.judges.choice import ChoiceJudge
+    from hf_mote.judges.language import LanguageJudge
+    from hf_mote.judges.language_model import LMJudge
+    from hf_mote.judges.refusal import RefusalJudge
+    from hf_mote.judges.regex import RegexJudge
+    from hf_mote.judges.server import ServerJudge
+    from hf_mote.maps.activation_map import ActivationMap
+    from hf_mote.mote.bake import bake_mote
+    from hf_mote.mote.baked_model import BakedModel
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.mote.patch import apply_mote
+    from hf_mote.organisms.organism import Organism, load_organism
+    from hf_mote.ranking.causal.ablation import ablate_experts
+    from hf_mote.ranking.causal.attribution import attribute_experts
+    from hf_mote.ranking.causal.optimization import optimize_experts
+    from hf_mote.ranking.causal.optimized import OptimizedRanking
+    from hf_mote.ranking.causal.search import ExpertSearch, search_experts
+    from hf_mote.ranking.expert_ranking import ExpertRanking
+    from hf_mote.ranking.imaging.pipeline import ftri
+    from hf_mote.ranking.imaging.result import FTRIResult
+    from hf_mote.routing.recording.record import RoutingRecord, record_routing
+    from hf_mote.routing.sites.discover import find_routers
+    from hf_mote.routing.sites.site import RouterSite
+    from hf_mote.routing.unlisted.register import register_routers
+    from hf_mote.sae.configuration import SAEConfig
+    from hf_mote.sae.convert import export_sae, load_sae
+    from hf_mote.sae.intervene import splice_sae, steer
+    from hf_mote.sae.metrics import evaluate_sae
+    from hf_mote.sae.modeling import SAEModel
+    from hf_mote.sae.output import SAEOutput
+    from hf_mote.sae.register import register_sae
+    from hf_mote.sae.report import SAEReport
+    from hf_mote.sae.steering import SteeringConfig
+    from hf_mote.sae.training.activations import collect_activations
+    from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
+    from hf_mote.sae.variants import (
+        BatchTopKSAEConfig,
+        BatchTopKSAEModel,
+        FeatureChoiceSAEConfig,
+        FeatureChoiceSAEModel,
+        GatedSAEConfig,
+        GatedSAEModel,
+        JumpReLUSAEConfig,
+        JumpReLUSAEModel,
+        MatryoshkaSAEConfig,
+        MatryoshkaSAEModel,
+        MutualChoiceSAEConfig,
+        MutualChoiceSAEModel,
+        ReLUSAEConfig,
+        ReLUSAEModel,
+        TopKSAEConfig,
+        TopKSAEModel,
+    )
 
 __all__ = [
     "ActivationMap",
@@ -82,6 +101,7 @@ __all__ = [
     "MatryoshkaSAEConfig",
     "MatryoshkaSAEModel",
     "MoTEConfig",
+    "ModelCheck",
     "MutualChoiceSAEConfig",
     "MutualChoiceSAEModel",
     "OptimizedRanking",
@@ -96,18 +116,24 @@ __all__ = [
     "SAEConfig",
     "SAEModel",
     "SAEOutput",
+    "SAEReport",
     "SAETrainer",
     "SAETrainingArguments",
+    "ServerEngine",
     "ServerJudge",
+    "SteeringConfig",
     "TopKSAEConfig",
     "TopKSAEModel",
+    "VLLMEngine",
     "__version__",
     "ablate_experts",
     "apply_mote",
     "attribute_experts",
     "bake_mote",
+    "check_model",
     "collect_activations",
     "evaluate_mote",
+    "evaluate_sae",
     "export_sae",
     "find_routers",
     "ftri",
@@ -119,4 +145,97 @@ __all__ = [
     "register_routers",
     "register_sae",
     "search_experts",
+    "splice_sae",
+    "steer",
+    "sweep_mote",
 ]
+
+# Where each name is, but for those imported above. A new public name is a line here, in TYPE_CHECKING and in __all__.
+_PLACES = {
+    "ActivationMap": "hf_mote.maps.activation_map",
+    "BakedModel": "hf_mote.mote.baked_model",
+    "BatchTopKSAEConfig": "hf_mote.sae.variants",
+    "BatchTopKSAEModel": "hf_mote.sae.variants",
+    "ChoiceJudge": "hf_mote.judges.choice",
+    "EvaluationReport": "hf_mote.evaluation.report",
+    "ExpertRanking": "hf_mote.ranking.expert_ranking",
+    "ExpertSearch": "hf_mote.ranking.causal.search",
+    "FTRIResult": "hf_mote.ranking.imaging.result",
+    "FeatureChoiceSAEConfig": "hf_mote.sae.variants",
+    "FeatureChoiceSAEModel": "hf_mote.sae.variants",
+    "GatedSAEConfig": "hf_mote.sae.variants",
+    "GatedSAEModel": "hf_mote.sae.variants",
+    "Intervention": "hf_mote.hooks",
+    "JumpReLUSAEConfig": "hf_mote.sae.variants",
+    "JumpReLUSAEModel": "hf_mote.sae.variants",
+    "LMJudge": "hf_mote.judges.language_model",
+    "LanguageJudge": "hf_mote.judges.language",
+    "MatryoshkaSAEConfig": "hf_mote.sae.variants",
+    "MatryoshkaSAEModel": "hf_mote.sae.variants",
+    "MoTEConfig": "hf_mote.mote.config",
+    "ModelCheck": "hf_mote.evaluation.model_check",
+    "MutualChoiceSAEConfig": "hf_mote.sae.variants",
+    "MutualChoiceSAEModel": "hf_mote.sae.variants",
+    "OptimizedRanking": "hf_mote.ranking.causal.optimized",
+    "Organism": "hf_mote.organisms.organism",
+    "ReLUSAEConfig": "hf_mote.sae.variants",
+    "ReLUSAEModel": "hf_mote.sae.variants",
+    "PromptGrid": "hf_mote.generation.grid",
+    "RefusalJudge": "hf_mote.judges.refusal",
+    "RegexJudge": "hf_mote.judges.regex",
+    "RouterSite": "hf_mote.routing.sites.site",
+    "RoutingRecord": "hf_mote.routing.recording.record",
+    "SAEConfig": "hf_mote.sae.configuration",
+    "SAEModel": "hf_mote.sae.modeling",
+    "SAEOutput": "hf_mote.sae.output",
+    "SAEReport": "hf_mote.sae.report",
+    "SAETrainer": "hf_mote.sae.training.trainer",
+    "SAETrainingArguments": "hf_mote.sae.training.trainer",
+    "ServerJudge": "hf_mote.judges.server",
+    "SteeringConfig": "hf_mote.sae.steering",
+    "TopKSAEConfig": "hf_mote.sae.variants",
+    "TopKSAEModel": "hf_mote.sae.variants",
+    "ablate_experts": "hf_mote.ranking.causal.ablation",
+    "apply_mote": "hf_mote.mote.patch",
+    "attribute_experts": "hf_mote.ranking.causal.attribution",
+    "bake_mote": "hf_mote.mote.bake",
+    "check_model": "hf_mote.evaluation.model_check",
+    "collect_activations": "hf_mote.sae.training.activations",
+    "evaluate_mote": "hf_mote.evaluation.evaluate",
+    "evaluate_sae": "hf_mote.sae.metrics",
+    "export_sae": "hf_mote.sae.convert",
+    "find_routers": "hf_mote.routing.sites.discover",
+    "ftri": "hf_mote.ranking.imaging.pipeline",
+    "load_organism": "hf_mote.organisms.organism",
+    "load_sae": "hf_mote.sae.convert",
+    "optimize_experts": "hf_mote.ranking.causal.optimization",
+    "prompt_grid": "hf_mote.generation.grid",
+    "record_routing": "hf_mote.routing.recording.record",
+    "register_routers": "hf_mote.routing.unlisted.register",
+    "register_sae": "hf_mote.sae.register",
+    "search_experts": "hf_mote.ranking.causal.search",
+    "splice_sae": "hf_mote.sae.intervene",
+    "steer": "hf_mote.sae.intervene",
+    "sweep_mote": "hf_mote.evaluation.sweep",
+}
+
+if not TYPE_CHECKING:  # or a type checker would take any name for one that exists
+
+    def __getattr__(name: str) -> object:
+        """Import a public name, or a part of the package, when it is asked for first."""
+        if name in _PLACES:
+            value = getattr(importlib.import_module(_PLACES[name]), name)
+            globals()[name] = value
+            return value
+        part = f"{__name__}.{name}"
+        if name.isidentifier() and not name.startswith("_") and importlib.util.find_spec(part) is not None:
+            return importlib.import_module(part)
+        # With the module, so that Python says which name may be meant.
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_announce_saes()

@@ -1,39 +1,111 @@
-"""The `hf-mote` command: its applications, and which command is where."""
+"""The `hf-mote` command: which command is where.
+
+A command's module is imported when the command is asked for: to run it, or to print its help. So that `--help` and
+wrong arguments are answered at once, such a module imports torch, transformers and what stands on them only in its
+functions; a test sees to it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import importlib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Annotated, Any, ClassVar
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from hf_mote.commands.attribution import attribute_command
-from hf_mote.commands.bake import bake_command
-from hf_mote.commands.demo import demo
-from hf_mote.commands.evaluation import evaluate_command
-from hf_mote.commands.families import families
-from hf_mote.commands.imaging import ftri_command
-from hf_mote.commands.organisms import organisms
-from hf_mote.commands.sae.convert import convert
-from hf_mote.commands.serve import serve_command
-from hf_mote.commands.sweep import sweep_command
 from hf_mote.version import __version__
 
-__all__ = ["app"]
+__all__ = ["COMMANDS", "SAE_COMMANDS", "app", "function_at"]
 
-app = typer.Typer(
-    name="hf-mote",
-    help="Find the experts behind a behaviour in a mixture-of-experts model, and tune them at inference.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-sae_app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
+# Name of a command -> module:function. A new command is its file in commands/ and one line here.
+COMMANDS = {
+    "demo": "hf_mote.commands.demo:demo",
+    "ftri": "hf_mote.commands.imaging:ftri_command",
+    "attribute": "hf_mote.commands.attribution:attribute_command",
+    "sweep": "hf_mote.commands.sweep:sweep_command",
+    "evaluate": "hf_mote.commands.evaluation:evaluate_command",
+    "check": "hf_mote.commands.check:check_command",
+    "bake": "hf_mote.commands.bake:bake_command",
+    "serve": "hf_mote.commands.serve:serve_command",
+    "families": "hf_mote.commands.families:families",
+    "organisms": "hf_mote.commands.organisms:organisms",
+}
+SAE_COMMANDS = {
+    "train": "hf_mote.commands.sae.train:train_command",
+    "evaluate": "hf_mote.commands.sae.evaluate:evaluate_command",
+    "steer": "hf_mote.commands.sae.steer:steer_command",
+    "top-tokens": "hf_mote.commands.sae.top_tokens:top_tokens_command",
+    "convert": "hf_mote.commands.sae.convert:convert",
+}
+FORWARDING = {"serve"}  # commands that hand options they do not know on, in `context.args`
+
+
+def function_at(place: str) -> Callable[..., Any]:
+    """Return the function at `module:function`.
+
+    Args:
+        place (`str`): A value of [`COMMANDS`] or [`SAE_COMMANDS`].
+    """
+    module, _, name = place.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+class _Commands(MutableMapping[str, Any]):
+    """The commands of a group by name, each made from its function when it is asked for."""
+
+    def __init__(self, places: Mapping[str, str], others: Mapping[str, Any]) -> None:
+        self._places, self._made = dict(places), dict(others)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            forwards = {"allow_extra_args": True, "ignore_unknown_options": True} if name in FORWARDING else None
+            single.command(name, context_settings=forwards)(function_at(self._places[name]))
+            self._made[name] = get_command(single)
+        return self._made[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._made[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("commands are not taken out")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._places, *self._made]))
+
+    def __len__(self) -> int:
+        return len(dict.fromkeys([*self._places, *self._made]))
+
+
+class _Group(TyperGroup):
+    """A group whose commands stand in a table."""
+
+    places: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands(self.places, self.commands)
+
+
+class _Main(_Group):
+    places = COMMANDS
+
+
+class _SAE(_Group):
+    places = SAE_COMMANDS
+
+
+app = typer.Typer(name="hf-mote", cls=_Main, no_args_is_help=True, pretty_exceptions_enable=False)
+sae_app = typer.Typer(cls=_SAE, no_args_is_help=True)
 app.add_typer(sae_app, name="sae")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        Console().print(__version__)
+        typer.echo(__version__)
         raise typer.Exit
 
 
@@ -46,13 +118,6 @@ def main(
     """Find the experts behind a behaviour in a mixture-of-experts model, and tune them at inference."""
 
 
-app.command()(families)
-app.command()(organisms)
-app.command()(demo)
-app.command("ftri")(ftri_command)
-app.command("attribute")(attribute_command)
-app.command("evaluate")(evaluate_command)
-app.command("sweep")(sweep_command)
-app.command("bake")(bake_command)
-app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve_command)
-sae_app.command()(convert)
+@sae_app.callback()
+def sae() -> None:
+    """Sparse autoencoders."""

@@ -32,6 +32,7 @@ __all__ = [
     "RouterContractError",
     "UnknownNameError",
     "UnsupportedError",
+    "first_line",
     "one_of",
     "real",
     "whole",
@@ -123,6 +124,12 @@ class LivenessError(HFMoTEError, RuntimeError):
 
 class UnsupportedError(HFMoTEError, RuntimeError):
     """A combination that would give wrong results and is refused."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of another library says, in one line; its name if it says nothing."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0]
 
 
 def whole(where: str, value: object, *, least: int = 0, most: int | None = None) -> int:

@@ -6,22 +6,26 @@ its path and, where known, the field or line. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 import math
 import os
+import re
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
-import transformers
-from safetensors import safe_open
-
-from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError
+from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, first_line
 from hf_mote.version import __version__
+
+# torch and safetensors are imported where they are used: the command line looks at paths before it loads them.
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "READ_LIMIT",
@@ -29,6 +33,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "check_memory",
     "check_name",
+    "is_running",
     "local_path",
     "read_json",
     "read_safetensors",
@@ -55,6 +60,9 @@ _METADATA_TENSOR = "__hf_mote__"
 _HEADER_LIMIT = 16 * 2**20  # safetensors reads no header above 100 MB
 _JSON_LIMIT = 16 * 2**20
 _MAX_DEPTH = 32
+_AT_ONCE = 2**20
+_ASIDE = ".hf-mote"  # in the name of a file that is being written
+_IS_ASIDE = re.compile(r"\.[0-9a-f]{12}\.[0-9a-f]+-\d+-[0-9a-f]{12}\.hf-mote.*")
 
 
 def write_json(path: str | os.PathLike[str], data: Mapping[str, Any], *, limit: int | None = _JSON_LIMIT) -> None:
@@ -92,12 +100,20 @@ def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT) -> dict
         [`FileFormatError`]: if the file is missing, above `limit`, truncated, not UTF-8, no object, nested deeper
             than 32, or holds a key twice, NaN or an infinite number.
     """
+    content = bytearray()
     try:
+        # A pipe would be waited for.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise FileFormatError(str(path), "cannot be read", got="no regular file")
         with open(path, "rb") as file:
-            content = file.read(limit + 1)
+            # In parts, since `read` takes as much memory as it is allowed to read.
+            while len(content) <= limit and (part := file.read(_AT_ONCE)):
+                content += part
     # ValueError for a path that holds a NUL.
     except (OSError, ValueError) as error:
-        raise FileFormatError(str(path), "cannot be read", got=_reason(error)) from error
+        if isinstance(error, HFMoTEError):
+            raise
+        raise FileFormatError(str(path), "cannot be read", got=first_line(error)) from error
     if len(content) > limit:
         raise FileFormatError(str(path), "is too large", got=f"over {limit} bytes", expected=f"at most {limit} bytes")
     return _from_json(str(path), content)
@@ -123,6 +139,9 @@ def write_tensors(
     if not isinstance(metadata.get("kind"), str):
         raise FileFormatError(f"{path}: metadata.kind", "must say what the file holds", got=metadata.get("kind"))
     document = _to_json(str(path), {"schema_version": SCHEMA_VERSION, **_versions(), **metadata})
+    import safetensors.torch
+    import torch
+
     # A copy, since safetensors refuses tensors that share memory or are not contiguous.
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     header = {}
@@ -148,6 +167,8 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
         [`FileFormatError`]: if the file is missing, truncated, no safetensors, without this package's metadata, of
             another kind, or written by a newer schema.
     """
+    import torch
+
     tensors, header = _read_tensors(path)
     bytes_of = tensors.pop(_METADATA_TENSOR, None)
     if bytes_of is not None and (bytes_of.dtype != torch.uint8 or bytes_of.ndim != 1 or len(bytes_of) > RESULT_LIMIT):
@@ -161,12 +182,12 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     metadata = _from_json(f"{path}: metadata", document)
     if metadata.get("kind") != kind:
         raise FileFormatError(f"{path}: kind", "is another", got=repr(metadata.get("kind")), expected=repr(kind))
-    version = metadata.get("schema_version")
-    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
+    schema = metadata.get("schema_version")
+    if not isinstance(schema, int) or isinstance(schema, bool) or not 1 <= schema <= SCHEMA_VERSION:
         raise FileFormatError(
             f"{path}: schema_version",
             f"cannot be read by hf_mote {__version__}",
-            got=f"{version!r}, written by hf_mote {metadata.get('hf_mote_version')}",
+            got=f"{schema!r}, written by hf_mote {metadata.get('hf_mote_version')}",
             expected=f"1..{SCHEMA_VERSION}",
             fix="Upgrade hf_mote, or write the file again.",
         )
@@ -231,17 +252,50 @@ def check_name(path: str | os.PathLike[str], name: object) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` if the block succeeds, and goes if not."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    """Yield a path beside `path` to write to; it takes the place of `path` if the block succeeds, and goes if not.
+
+    What killed processes of this machine left of an earlier attempt goes, too.
+
+    Raises:
+        [`FileFormatError`]: if it cannot be written, or the disk is full; `path` is then as it was.
+    """
+    if _IS_ASIDE.fullmatch(path.name):  # within another: what is written there is aside already
+        yield path
+        return
+    # Named by what it is for and by whom, so that others can tell when nobody needs it.
+    begin = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}."
+    machine = f"{uuid.getnode():x}"
+    temporary = path.with_name(f"{begin}{machine}-{os.getpid()}-{uuid.uuid4().hex[:12]}{_ASIDE}{path.suffix}")
     try:
+        for left in path.parent.glob(f"{glob.escape(begin)}{machine}-*{_ASIDE}{glob.escape(path.suffix)}"):
+            owner = left.name[len(begin) + len(machine) + 1 :].partition("-")[0]
+            if owner.isdecimal() and not is_running(int(owner)):
+                left.unlink(missing_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        got, fix = first_line(error), "What was there before is as it was."
+        raise FileFormatError(str(path), "cannot be written", got=got, fix=fix) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Return whether a process of this machine is still there, by its id."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], str | None]:
     """Return the tensors of a safetensors file, and this package's metadata in its header."""
+    from safetensors import safe_open
+
     try:
         size = os.path.getsize(path)
         check_memory(path, size, size)
@@ -256,30 +310,22 @@ def _read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor]
         raise FileFormatError(
             str(path),
             "cannot be read as safetensors",
-            got=_reason(error),
+            got=first_line(error),
             fix="The file is missing, truncated or of another format; save or download it again.",
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (text.strip() or type(error).__name__).splitlines()[0]
-
-
 def _versions() -> dict[str, str]:
-    return {"hf_mote_version": __version__, "transformers_version": transformers.__version__}
+    return {"hf_mote_version": __version__, "transformers_version": version("transformers")}
 
 
 def _to_json(where: str, data: Mapping[str, Any]) -> bytes:
     _check_values(where, data)
     text = json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise FileFormatError(where, "holds text that is not Unicode", got=repr(error.object[error.start])) from error
+    return text.encode()
 
 
-def _from_json(where: str, content: bytes) -> dict[str, Any]:
+def _from_json(where: str, content: bytes | bytearray) -> dict[str, Any]:
     def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         data: dict[str, Any] = {}
         for key, value in pairs:
@@ -300,11 +346,19 @@ def _from_json(where: str, content: bytes) -> dict[str, Any]:
             fix="The file is truncated or was edited; save or download it again.",
         ) from error
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(where, "is no valid JSON", got=_reason(error)) from error
+        raise FileFormatError(where, "is no valid JSON", got=first_line(error)) from error
     if not isinstance(data, dict):
         raise FileFormatError(where, "must hold a JSON object", got=type(data).__name__)
     _check_values(where, data)
     return data
+
+
+def _check_text(where: str, text: str) -> None:
+    """Refuse half of a surrogate pair, which JSON's escapes can make and no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FileFormatError(where, "holds text that is not Unicode", got=ascii(text[error.start])) from error
 
 
 def _check_values(where: str, data: Any) -> None:
@@ -318,9 +372,12 @@ def _check_values(where: str, data: Any) -> None:
             for key in value:
                 if not isinstance(key, str):
                     raise FileFormatError(field, "has a key that is no text", got=repr(key), expected="str")
+                _check_text(field, key)
             pending += [(f"{place}.{key}", item, depth + 1) for key, item in value.items()]
         elif isinstance(value, list | tuple):
             pending += [(f"{place}[{i}]", item, depth + 1) for i, item in enumerate(value)]
+        elif isinstance(value, str):
+            _check_text(field, value)
         elif isinstance(value, float) and not math.isfinite(value):
             raise FileFormatError(field, "must be a finite number", got=value)
         elif not isinstance(value, str | int | float | None):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub import HfApi, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from hf_mote.errors import FileFormatError, UnknownNameError
+from hf_mote.errors import FileFormatError, UnknownNameError, first_line
 from hf_mote.files import RESULT_LIMIT, local_path, read_json, read_tensors, replacing, write_json, write_tensors
 from hf_mote.version import __version__
 
@@ -104,9 +104,9 @@ class Shareable(ABC):
         folder, card = Path(folder), self._card()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise FileFormatError(
-                str(folder), "cannot be made a folder", got=error.strerror, fix="Give a folder you may write to."
+                str(folder), "cannot be made a folder", got=first_line(error), fix="Give a folder you may write to."
             ) from error
         with replacing(folder / self.file_name) as path:
             self._to_file(path)
@@ -150,7 +150,7 @@ class Shareable(ABC):
         if os.path.isdir(local):
             path = local / (subfolder or "") / cls.file_name
             if not os.path.isfile(path):
-                found = sorted(entry.name for entry in path.parent.glob("*"))[:12]
+                found = sorted(os.listdir(path.parent))[:12] if os.path.isdir(path.parent) else []
                 raise FileFormatError(
                     str(path.parent),
                     f"holds no {cls.file_name}",
@@ -226,18 +226,20 @@ class Shareable(ABC):
         return str(commit.commit_url)
 
 
-def card_header(*, tags: Iterable[str] = (), base_model: str | None = None) -> str:
+def card_header(*, tags: Iterable[str] = (), base_model: str | None = None, about: str = "mixture-of-experts") -> str:
     """Return a card's YAML front matter, fences included.
 
     Args:
         tags (`Iterable[str]`, *optional*):
-            Added to "hf_mote" and "mixture-of-experts".
+            Added to "hf_mote" and `about`.
         base_model (`str`, *optional*):
             The model this belongs to; left out unless it reads as a Hub id, as the Hub refuses any other.
+        about (`str`, *optional*, defaults to `"mixture-of-experts"`):
+            What kind of thing it is about.
     """
     data = ModelCardData(
         library_name="hf_mote",
-        tags=list(dict.fromkeys(["hf_mote", "mixture-of-experts", *tags])),
+        tags=list(dict.fromkeys(["hf_mote", about, *tags])),
         base_model=base_model if re.fullmatch(r"[\w.-]+/[\w.-]+", base_model or "") else None,
     )
     return f"---\n{data.to_yaml().strip()}\n---\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
 from hf_mote.errors import DataError
+from hf_mote.files import replacing
 
 __all__ = ["EffectRow", "plot_effect", "plot_expert_map"]
 
@@ -115,7 +117,8 @@ def plot_expert_map(
     _color_bar(figure, axes, image, label)
     _mark(figure, axes, layers, experts, marks)
     if path is not None:
-        figure.savefig(path)
+        with replacing(Path(path)) as temporary:
+            figure.savefig(temporary)
     return figure
 
 
@@ -175,7 +178,8 @@ def plot_effect(
         axes.set_title(title, fontsize=13)
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=10, frameon=False)
     if path is not None:
-        figure.savefig(path)
+        with replacing(Path(path)) as temporary:
+            figure.savefig(temporary)
     return figure
 
 

@@ -10,9 +10,8 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
-
 if TYPE_CHECKING:
+    import torch
     from accelerate import PartialState
 
 __all__ = ["gathered", "launched_as", "part", "place_among_processes", "process_state"]
@@ -34,7 +33,8 @@ def process_state(*, cpu: bool = False) -> PartialState:
     Args:
         cpu (`bool`, *optional*, defaults to `False`): Whether to leave accelerators alone.
     """
-    # Imported here, since making its state starts the communication.
+    # Imported here: the command line asks launched_as() before it loads torch.
+    import torch
     from accelerate import PartialState
 
     # What is not launched takes no timeout.
@@ -48,6 +48,8 @@ def place_among_processes(device: torch.device) -> tuple[int, int]:
     Args:
         device (`torch.device`): Where the model is; on a CPU the processes talk through gloo.
     """
+    import torch
+
     talking = torch.distributed.is_available() and torch.distributed.is_initialized()
     if launched_as()[1] == 1 and not talking:
         return 0, 1
@@ -64,6 +66,8 @@ def gathered(items: dict[int, _Item], num_processes: int) -> dict[int, _Item]:
     """
     if num_processes == 1:
         return items
+    import torch
+
     everyone: list[dict[int, _Item]] = [{} for _ in range(num_processes)]
     torch.distributed.all_gather_object(everyone, items)
     return {number: item for part in everyone for number, item in part.items()}
@@ -71,5 +75,7 @@ def gathered(items: dict[int, _Item], num_processes: int) -> dict[int, _Item]:
 
 def part() -> None:
     """End the communication between the processes, when all have what they need; without any, do nothing."""
+    import torch
+
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

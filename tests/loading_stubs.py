@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, pipeline
 from transformers.integrations import mxfp4 as integration
 
+from hf_mote import register_routers
+
 __all__ = [
     "PRUNED",
     "fp8_linears",
@@ -26,6 +28,8 @@ __all__ = [
     "patched_unfaithful",
     "pruned",
     "pruned_stale",
+    "remote",
+    "remote_registered",
     "through_gguf",
 ]
 
@@ -34,11 +38,10 @@ PRUNED = {0: 8, 1: 7, 2: 7}
 
 
 class _Data(NamedTuple):
-    scale: Tensor
+    gate_scal: Tensor
     sizes: Tensor
     num_experts: int
     top_k: int
-    rest: Any
 
 
 class _Indices(NamedTuple):
@@ -73,19 +76,22 @@ def _product(
     return out
 
 
+def _sorted_by_expert(indices: Tensor, weights: Tensor, num_experts: int) -> Any:
+    """What `routing_from_top_k` makes; that counts integers by `torch.histc`, which a CPU has not."""
+    order = indices.flatten().argsort(stable=True)
+    data = _Data(
+        weights.flatten()[order], indices.flatten().bincount(minlength=num_experts), num_experts, indices.shape[1]
+    )
+    return data, _Indices(order, order.argsort()), _Indices(order.argsort(), order)
+
+
 def _routing(logits: Tensor, top_k: int) -> Any:
     values, indices = logits.topk(top_k, dim=-1)
-    return integration.routing_from_top_k(indices, values.softmax(dim=-1), logits.shape[-1])
+    return _sorted_by_expert(indices, values.softmax(dim=-1), logits.shape[-1])
 
 
 KERNELS = SimpleNamespace(
-    routing=SimpleNamespace(
-        routing=_routing,
-        RoutingData=_Data,
-        GatherIndx=_Indices,
-        ScatterIndx=_Indices,
-        compute_expt_data_torch=lambda *_: None,
-    ),
+    routing=SimpleNamespace(routing=_routing),
     matmul_ogs=SimpleNamespace(
         FnSpecs=lambda *_: None, FusedActivation=lambda specs, numbers, _: numbers, matmul_ogs=_product
     ),
@@ -96,7 +102,7 @@ KERNELS = SimpleNamespace(
 def mxfp4(family: str = "gpt_oss") -> PreTrainedModel:
     """The model with the blocks that MXFP4 weights get, real classes over stubbed kernels and unpacked weights."""
     model = TINY_FAMILIES[family]()
-    integration.triton_kernels_hub = KERNELS
+    integration.triton_kernels_hub, integration.routing_from_top_k = KERNELS, _sorted_by_expert
     for path, block in list(model.named_modules()):
         if path.endswith(".mlp"):
             experts = integration.Mxfp4GptOssExperts(model.config)
@@ -238,6 +244,39 @@ def in_a_pipeline(family: str = "mixtral") -> Any:
     return pipeline("text-generation", model=tiny_model(family), tokenizer=tiny_tokenizer())
 
 
+class ForeignRouter(nn.Module):
+    """A router as remote code has it: a class that transformers does not know."""
+
+    def __init__(self, weight: Tensor, top_k: int) -> None:
+        super().__init__()
+        self.num_experts, self.top_k = len(weight), top_k
+        self.weight = nn.Parameter(weight.detach().clone())
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = nn.functional.linear(hidden, self.weight)
+        values, indices = logits.topk(self.top_k, dim=-1)
+        return logits, values.softmax(dim=-1), indices
+
+
+class ForeignRegisteredRouter(ForeignRouter):
+    """The same, taken in for the rest of the process."""
+
+
+def remote(family: str = "mixtral", kind: type[ForeignRouter] = ForeignRouter) -> PreTrainedModel:
+    """Routers of remote code in the blocks."""
+    model = tiny_model(family)
+    for layer in model.model.layers:
+        layer.mlp.gate = kind(layer.mlp.gate.weight, layer.mlp.gate.top_k)
+    return model
+
+
+def remote_registered(family: str = "mixtral") -> PreTrainedModel:
+    """Routers of remote code, after `register_routers`."""
+    model = remote(family, ForeignRegisteredRouter)
+    register_routers(model)
+    return model
+
+
 def through_gguf(dtype: str) -> PreTrainedModel:
     """Qwen3-MoE written to a GGUF file as llama.cpp names its tensors, and loaded from there by transformers.
 
@@ -246,8 +285,9 @@ def through_gguf(dtype: str) -> PreTrainedModel:
     """
     import gguf
 
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64}
-    model = TINY_FAMILIES["qwen3_moe"](num_experts=32, mlp_only_layers=[], norm_topk_prob=True, **sizes)
+    # The loader reads neither the width of an expert nor whether weights are renormalised: both as configs have them.
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 768}
+    model = TINY_FAMILIES["qwen3_moe"](num_experts=8, mlp_only_layers=[], norm_topk_prob=False, **sizes)
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3MOE, config.num_hidden_layers)
     with tempfile.TemporaryDirectory() as folder:

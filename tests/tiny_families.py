@@ -23,7 +23,7 @@ _NUMBER_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "m
 
 # Every config, and every config inside it, takes from here the names that it declares.
 _COMMON: dict[str, Any] = {
-    "vocab_size": 100,
+    **dict.fromkeys(("vocab_size", "unpadded_vocab_size"), 100),
     **dict.fromkeys(("hidden_size", "d_model"), 32),
     **dict.fromkeys(("intermediate_size", "ffn_hidden_size", "dense_intermediate_size"), 48),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 24),
@@ -167,7 +167,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Inkling2LoopForCausalLM",
         # Three layers of which the middle one runs three times.
         {
-            **{"d_rel": 4, "rel_extent": 64, "unpadded_vocab_size": 100, "loop_gate_rank": 8},
+            **{"d_rel": 4, "rel_extent": 64, "loop_gate_rank": 8},
             **{"n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 2},
             "loop_num_passes": 3,
         },

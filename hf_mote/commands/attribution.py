@@ -5,33 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.model import Organisms, Subject, load_subject
-from hf_mote.commands.prompts import PromptSet, read_prompts
+from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import PAGE, check_output, config_of, finish, rows_of, save_config, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.commands.token_routing import trace_texts
 from hf_mote.errors import ConfigError, UnknownNameError
-from hf_mote.hub import public_name
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.plots import plot_expert_map
-from hf_mote.ranking.causal.ablation import ablate_experts
-from hf_mote.ranking.causal.attribution import attribute_experts
-from hf_mote.ranking.causal.optimization import optimize_experts
-from hf_mote.ranking.causal.optimized import OptimizedRanking
-from hf_mote.ranking.causal.preference import Preference
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.reports.attribution import BASELINE, TARGET, Attribution, attribution_page, attribution_verdict
-from hf_mote.reports.tokens import RoutedText
+
+if TYPE_CHECKING:
+    from hf_mote.commands.model import Subject
+    from hf_mote.commands.prompts import PromptSet
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.ranking.expert_ranking import ExpertRanking
+    from hf_mote.reports.attribution import Attribution
+    from hf_mote.reports.tokens import RoutedText
 
 __all__ = ["attribute_command"]
 
 RESAMPLES = 999
 METHODS = ("attribution", "ablation", "optimize")
+TARGET, BASELINE = "target", "baseline"  # what the two responses are called, here and on the page
 
 
 def attribute_command(
@@ -102,6 +99,14 @@ def attribute_command(
         groups = None if group_field is None else asked.column(group_field)
         targets = _responses("--target", target, asked, target_field)
         baselines = _responses("--baseline", baseline, asked, baseline_field)
+        # From here on torch and transformers are needed.
+        from hf_mote.hub import public_name
+        from hf_mote.ranking.causal.ablation import ablate_experts
+        from hf_mote.ranking.causal.attribution import attribute_experts
+        from hf_mote.ranking.causal.optimization import optimize_experts
+        from hf_mote.ranking.causal.optimized import OptimizedRanking
+        from hf_mote.reports.attribution import Attribution, attribution_verdict
+
         subject = load_subject(
             model,
             organisms,
@@ -111,6 +116,7 @@ def attribute_command(
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
+        o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, shortlist=shortlist)
         with writing_to(output, force=force) as folder:
             say(f"attributing {len(asked.prompts)} prompts, {method}")
             chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": told}
@@ -180,6 +186,8 @@ def _preference(
     chat: dict[str, Any],
 ) -> list[float]:
     """Return log p(target) - log p(baseline) of each prompt in the untouched model, in nats."""
+    from hf_mote.ranking.causal.preference import Preference
+
     preference = Preference(
         "attribute",
         subject.model,
@@ -204,6 +212,8 @@ def _texts(
     traced: int,
     chat: dict[str, Any],
 ) -> list[RoutedText]:
+    from hf_mote.commands.token_routing import trace_texts
+
     chosen = asked.prompts[:traced]
     prompts, responses = [*chosen, *chosen], [*targets[:traced], *baselines[:traced]]
     labels = [TARGET] * len(chosen) + [BASELINE] * len(chosen)
@@ -211,6 +221,10 @@ def _texts(
 
 
 def _write(folder: Path, found: Attribution, config: MoTEConfig | None, provenance: dict[str, str]) -> None:
+    from hf_mote.plots import plot_expert_map
+    from hf_mote.ranking.causal.optimized import OptimizedRanking
+    from hf_mote.reports.attribution import attribution_page, attribution_verdict
+
     ranking = found.ranking
     ranking.save_pretrained(folder)
     plot_expert_map(

@@ -11,8 +11,6 @@ from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.session import reporting, say, tell
 from hf_mote.errors import FileFormatError
-from hf_mote.mote.bake import bake_mote
-from hf_mote.mote.patch import load_config
 
 __all__ = ["bake_command"]
 
@@ -31,6 +29,9 @@ def bake_command(
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             fix = "Give a new folder."
             raise FileFormatError(str(output), "is not empty, and a folder holds one checkpoint", fix=fix)
+        from hf_mote.mote.bake import bake_mote
+        from hf_mote.mote.patch import load_config
+
         chosen = load_config(config)
         subject = load_subject(model, Organisms(), revision=revision, dtype=dtype, device=device)
         say("baking, and comparing the baked blocks with the live ones")

@@ -5,11 +5,15 @@ A record's field `turns` holds the texts. `question_id` and `category` may stand
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hf_mote.commands.prompts import drawn
 from hf_mote.commands.record_files import Record, check_unicode, read_records
 from hf_mote.errors import DataError
-from hf_mote.evaluation.conversations import Conversation
 from hf_mote.files import local_path
+
+if TYPE_CHECKING:
+    from hf_mote.evaluation.conversations import Conversation
 
 __all__ = ["read_conversations"]
 
@@ -51,6 +55,8 @@ def _conversation(record: Record) -> Conversation:
         raise DataError(where, "no turns of a conversation", got=repr(turns)[:80], expected=expected)
     for turn in turns:
         check_unicode(where, turn)
+    from hf_mote.evaluation.conversations import Conversation
+
     return Conversation(turns, id=_name(record, _ID), category=_name(record, _CATEGORY))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from hf_mote.commands.record_files import Record
 from hf_mote.errors import DataError, HFMoTEError, UnknownNameError
 
 __all__ = ["dataset_records"]
+
+_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 
 
 def dataset_records(spec: str) -> list[Record]:
@@ -20,13 +23,19 @@ def dataset_records(spec: str) -> list[Record]:
             a Hub id or a folder.
 
     Raises:
-        [`UnknownNameError`]: if there is no such data set, subset or split.
+        [`UnknownNameError`]: if there is no such data set, subset or split, or it is the name of a file.
         [`DataError`]: if the library cannot read it.
     """
+    if Path(spec).suffix.lower() in _FILES:
+        # No data set, which the Hub would be asked for, and slowly where it is out of reach.
+        raise _no_such_file(spec)
+    name, subset, split = _parts(spec)
+    if os.path.isdir(name):
+        # By its full name: of "..", datasets makes a folder beside its cache.
+        name = os.path.realpath(name)
     # Here and not above: it takes a second to import, and a prompt file does not need it.
     import datasets
 
-    name, subset, split = _parts(spec)
     try:
         if any(os.path.isfile(Path(name) / file) for file in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(name)
@@ -58,6 +67,15 @@ def _parts(spec: str) -> tuple[str, str | None, str]:
         )
     subset = others[0] if len(others) == 2 else None
     return name, subset, others[-1] if others else "train"
+
+
+def _no_such_file(name: str) -> UnknownNameError:
+    path = Path(name).expanduser()
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    place = path.parent.resolve()
+    got = f"a folder {str(place)!r} without it" if path.parent.is_dir() else f"no folder {str(place)!r} either"
+    return UnknownNameError(repr(name), "no such file", got=got, fix=f"Did you mean {near[0]!r}?" if near else None)
 
 
 def _split_of(spec: str, loaded: Any, split: str) -> Any:

@@ -12,29 +12,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from hf_mote.commands.session import reporting, say, tell
-from hf_mote.errors import ConfigError, DataError
-from hf_mote.evaluation.evaluate import evaluate_mote
-from hf_mote.evaluation.report import EvaluationReport
-from hf_mote.hub import write_json
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.organisms.organism import Organism, load_organism
-from hf_mote.organisms.recipes import RECIPES, Recipe
-from hf_mote.organisms.scoring import MAX_NEW_TOKENS, draw_prompts, num_suppressed, rank_experts
-from hf_mote.plots import EffectRow, plot_effect, plot_expert_map
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.ranking.imaging.result import FTRIResult
+from hf_mote.errors import DataError
+from hf_mote.folders import check_folder, replacing_folder
 from hf_mote.reports.markup import visible
-from hf_mote.routing.sites.discover import find_routers
-from hf_mote.routing.sites.site import RouterSite
-from hf_mote.statistics.rates import Rate
+
+if TYPE_CHECKING:
+    from hf_mote.evaluation.report import EvaluationReport
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.organisms.organism import Organism
+    from hf_mote.organisms.recipes import Recipe
+    from hf_mote.ranking.expert_ranking import ExpertRanking
+    from hf_mote.ranking.imaging.result import FTRIResult
+    from hf_mote.routing.sites.site import RouterSite
+    from hf_mote.statistics.rates import Rate
 
 __all__ = ["DemoResult", "MethodResult", "demo", "run_demo"]
 
@@ -100,6 +97,8 @@ class DemoResult:
     @property
     def recipe(self) -> Recipe:
         """What the organism is and how its behaviour is called."""
+        from hf_mote.organisms.recipes import RECIPES
+
         return RECIPES[self.organism.facts["name"]]
 
     @property
@@ -159,6 +158,13 @@ def run_demo(
     Returns:
         [`DemoResult`].
     """
+    from hf_mote.evaluation.evaluate import evaluate_mote
+    from hf_mote.files import write_json
+    from hf_mote.organisms.organism import load_organism
+    from hf_mote.organisms.recipes import RECIPES
+    from hf_mote.organisms.scoring import MAX_NEW_TOKENS, draw_prompts, num_suppressed, rank_experts
+    from hf_mote.routing.sites.discover import find_routers
+
     say = announce if announce is not None else _silent
     began = time.perf_counter()
     say("loading the organism")
@@ -205,9 +211,10 @@ def run_demo(
         raise DataError("demo", "no ranking method ran")
     result = DemoResult(subject, imaged, methods, neutral_before, seed, time.perf_counter() - began)
     say(f"writing {output}")
-    _write(result, output, num)
-    result = dataclasses.replace(result, seconds=time.perf_counter() - began)
-    write_json(output / "report.json", result.to_dict())
+    with replacing_folder(output, f"--output {output}", lambda _: (), keep=True) as folder:
+        _write(result, folder, num)
+        result = dataclasses.replace(result, seconds=time.perf_counter() - began)
+        write_json(folder / "report.json", result.to_dict())
     return result
 
 
@@ -225,6 +232,8 @@ def _stimulating(
 
 
 def _write(result: DemoResult, output: Path, num: int) -> None:
+    from hf_mote.plots import EffectRow, plot_effect, plot_expert_map
+
     best, before, target = result.methods[result.best], result.before, result.organism.judge.target
     measured = {
         f"{target}_before": before.rate,
@@ -280,11 +289,12 @@ def demo(
     ] = "refusal",
 ) -> None:
     """Find the experts behind what a small trained model does, switch them off and on, against random experts."""
-    # Matrices as small as the organism's gain nothing from more threads, and lose much on a busy machine.
-    torch.set_num_threads(1)
     with reporting():
-        if output.exists() and not output.is_dir():
-            raise ConfigError("--output", "is a file", got=str(output), expected="a folder, new or not")
+        check_folder(output, f"--output {output}")
+        import torch  # from here on it is needed, and takes seconds
+
+        # Matrices as small as the organism's gain nothing from more threads, and lose much on a busy machine.
+        torch.set_num_threads(1)
         result = run_demo(output, seed=seed, organism=organism, announce=say)
     console = Console()
     console.print(_demo_table(result))

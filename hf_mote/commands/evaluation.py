@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,16 +12,15 @@ from hf_mote.commands import options as o
 from hf_mote.commands.conversations import read_conversations
 from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
 from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.names import CONTROL_KINDS
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import PAGE, check_output, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import one_of
-from hf_mote.evaluation.controls import CONTROL_KINDS
-from hf_mote.evaluation.evaluate import evaluate_mote
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import load_config
-from hf_mote.plots import EffectRow, plot_effect
-from hf_mote.reports.evaluation import Evaluation, evaluation_page, points_of
+
+if TYPE_CHECKING:
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.reports.evaluation import Evaluation
 
 __all__ = ["evaluate_command"]
 
@@ -61,6 +60,7 @@ def evaluate_command(
     top_p: o.TopP = None,
     judge_model: o.JudgeModel = None,
     judge_url: o.JudgeURL = None,
+    judge_allow_http: o.JudgeAllowHTTP = False,
     batch_size: o.BatchSize = 16,
     max_new_tokens: o.MaxNewTokens = 64,
     revision: o.Revision = None,
@@ -82,9 +82,22 @@ def evaluate_command(
         plain = read(texts).texts if texts is not None else []
         talks = read_conversations(conversations, limit=limit, seed=seed) if conversations is not None else []
         labels = response_judge(
-            make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
+            make_judge(
+                judge,
+                asked,
+                organisms,
+                model=model,
+                judge_model=judge_model,
+                judge_url=judge_url,
+                allow_http=judge_allow_http,
+            )
         )
         wanted = target_of(labels, target, asked)
+        # From here on torch and transformers are needed.
+        from hf_mote.evaluation.evaluate import evaluate_mote
+        from hf_mote.mote.patch import load_config
+        from hf_mote.reports.evaluation import Evaluation
+
         chosen: MoTEConfig = load_config(config)
         subject = load_subject(
             model,
@@ -130,6 +143,9 @@ def evaluate_command(
 
 
 def _write(folder: Path, found: Evaluation, config: MoTEConfig, provenance: dict[str, str]) -> None:
+    from hf_mote.plots import EffectRow, plot_effect
+    from hf_mote.reports.evaluation import evaluation_page, points_of
+
     report = found.report
     report.save_pretrained(folder)
     config.save_pretrained(folder / "config")

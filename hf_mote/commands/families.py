@@ -8,9 +8,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hf_mote.routing.rules.families import REFUSED, RULES
-from hf_mote.routing.sites.special_outputs import SPECIAL_OUTPUTS
-
 __all__ = ["SupportRow", "families", "support_markdown", "support_table"]
 
 
@@ -30,6 +27,9 @@ class SupportRow(NamedTuple):
 
 def support_table() -> list[SupportRow]:
     """Return the supported families, by routing rule in the order of the table."""
+    from hf_mote.routing.rules.families import RULES
+    from hf_mote.routing.sites.special_outputs import SPECIAL_OUTPUTS
+
     return [
         SupportRow(
             rule.name,
@@ -42,6 +42,8 @@ def support_table() -> list[SupportRow]:
 
 def support_markdown() -> str:
     """Return the supported and refused families as the README shows them."""
+    from hf_mote.routing.rules.families import REFUSED
+
     lines = ["| routing rule | families | cannot |", "| --- | --- | --- |"]
     for row in support_table():
         cannot = ", ".join(row.cannot).replace("_", " ")
@@ -54,10 +56,12 @@ def families(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
 ) -> None:
     """List the supported model families by routing rule, and those that are refused with the reason."""
-    console = Console()
     if markdown:
         typer.echo(support_markdown())
         return
+    from hf_mote.routing.rules.families import REFUSED
+
+    console = Console()
     table = Table(title="Supported families", show_lines=True)
     for heading in ("routing rule", "families", "cannot"):
         table.add_column(heading)

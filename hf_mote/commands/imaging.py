@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.judge_specs import make_judge, target_of
-from hf_mote.commands.model import Organisms, Subject, load_subject
-from hf_mote.commands.prompts import PromptSet, read_prompts
+from hf_mote.commands.model import Organisms, load_subject, served_subject
+from hf_mote.commands.names import SCORES
+from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import (
     PAGE,
     check_output,
@@ -23,19 +24,19 @@ from hf_mote.commands.run_files import (
     writing_to,
 )
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.commands.token_routing import chosen_texts, trace_texts
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.plots import plot_expert_map
 from hf_mote.processes import launched_as, part
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.ranking.imaging.pipeline import ftri
-from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.ranking.imaging.scopes import SCOPES, check_scope
-from hf_mote.reports.imaging import Imaging, imaging_page, imaging_verdict
-from hf_mote.reports.tokens import RoutedText
-from hf_mote.statistics.scores import SCORES
-from hf_mote.statistics.stability import Stability
+
+if TYPE_CHECKING:
+    from hf_mote.commands.model import Subject
+    from hf_mote.commands.prompts import PromptSet
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.ranking.expert_ranking import ExpertRanking
+    from hf_mote.ranking.imaging.result import FTRIResult
+    from hf_mote.reports.imaging import Imaging
+    from hf_mote.reports.tokens import RoutedText
+    from hf_mote.statistics.stability import Stability
 
 __all__ = ["ftri_command"]
 
@@ -85,12 +86,20 @@ def ftri_command(
     template_arg: o.TemplateArgs = None,
     judge_model: o.JudgeModel = None,
     judge_url: o.JudgeURL = None,
+    judge_allow_http: o.JudgeAllowHTTP = False,
     batch_size: o.BatchSize = 16,
     max_new_tokens: o.MaxNewTokens = 64,
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Image through the server that `hf-mote serve MODEL --record N` runs there, such as "
+            "http://127.0.0.1:8000; the model is not loaded here, and no tokens are shown."
+        ),
+    ] = None,
     force: o.Force = False,
 ) -> None:
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
@@ -109,23 +118,42 @@ def ftri_command(
         )
         pairs = None if pair_field is None else [key for key in asked.column(pair_field) for _ in range(repeats)]
         groups = None if group_field is None else [key for key in asked.column(group_field) for _ in range(repeats)]
-        labels = make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
-        wanted = target_of(labels, target, asked)
-        subject = load_subject(
-            model,
+        labels = make_judge(
+            judge,
+            asked,
             organisms,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            chat_template=chat_template,
-            trust_remote_code=trust_remote_code,
+            model=model,
+            judge_model=judge_model,
+            judge_url=judge_url,
+            allow_http=judge_allow_http,
         )
+        wanted = target_of(labels, target, asked)
+        # From here on torch and transformers are needed.
+        from hf_mote.ranking.imaging.pipeline import ftri
+        from hf_mote.reports.imaging import Imaging, imaging_verdict
+        from hf_mote.serving.client import ServerEngine
+
+        engine = None if server is None else ServerEngine(server)
+        subject = (
+            load_subject(
+                model,
+                organisms,
+                revision=revision,
+                dtype=dtype,
+                device=device,
+                chat_template=chat_template,
+                trust_remote_code=trust_remote_code,
+            )
+            if engine is None
+            else served_subject(model, organisms, revision=revision, chat_template=chat_template)
+        )
+        o.check_experts(subject.model, suppress=suppress, stimulate=stimulate)
         marks = _token_ids(subject, thinking_tokens)
         writes = launched_as()[0] == 0
         with writing_to(output, force=force) if writes else nullcontext() as folder:
             say(f"imaging {len(asked.prompts)} prompts")
             result = ftri(
-                subject.model,
+                subject.model if engine is None else engine,
                 subject.tokenizer,
                 asked.prompts,
                 labels,
@@ -168,10 +196,12 @@ def ftri_command(
                 stability=None
                 if first is None
                 else _stability(result, wanted, number, score[0], normalize, groups, seed),
-                texts=_texts(subject, asked, result, wanted, first, number, traced, chat),
+                texts=_texts(subject, asked, result, wanted, first, number, traced if engine is None else 0, chat),
                 failure=None if failure is None else str(failure),
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judge or "the organism's own"}
+            if engine is not None:
+                more["engine"] = f"vLLM, serving {engine.base_model}"
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(imaging_verdict(found)[0])
         tell(f"Report: {output / PAGE}")
@@ -236,6 +266,8 @@ def _texts(
 ) -> list[RoutedText]:
     if ranking is None or not traced:
         return []
+    from hf_mote.commands.token_routing import chosen_texts, trace_texts
+
     say("tracing tokens")
     places = chosen_texts(result.classes, target, traced)
     # Where prompts were asked several times, a result has a row for each run.
@@ -253,6 +285,9 @@ def _texts(
 
 
 def _write(folder: Path, found: Imaging, config: MoTEConfig | None, provenance: dict[str, str]) -> None:
+    from hf_mote.plots import plot_expert_map
+    from hf_mote.reports.imaging import imaging_page, imaging_verdict
+
     result = found.result
     result.save_pretrained(folder / "imaging")
     holds = {f"imaging/{result.file_name}": "responses, classes and one map for each prompt (FTRIResult)"}

@@ -23,10 +23,8 @@ from hf_mote.generation.chat import Prompt
 from hf_mote.judges.choice import ChoiceJudge
 from hf_mote.judges.judge import Judge, labels_of
 from hf_mote.judges.language import LanguageJudge
-from hf_mote.judges.language_model import LMJudge
 from hf_mote.judges.refusal import RefusalJudge
 from hf_mote.judges.regex import RegexJudge
-from hf_mote.judges.server import ServerJudge
 
 __all__ = ["FieldJudge", "make_judge", "response_judge", "target_of"]
 
@@ -71,6 +69,7 @@ def make_judge(
     model: str = "",
     judge_model: str | None = None,
     judge_url: str | None = None,
+    allow_http: bool = False,
 ) -> Judge:
     """Return the judge that a specification names.
 
@@ -81,6 +80,7 @@ def make_judge(
         model (`str`, *optional*): The model that is judged; an organism has a judge of its own, which is the default.
         judge_model (`str`, *optional*): The model of `lm`: a folder, a Hub id, or a name on the server.
         judge_url (`str`, *optional*): An OpenAI-compatible server to ask.
+        allow_http (`bool`, *optional*, defaults to `False`): Whether by http:// even if it is another machine.
 
     Raises:
         [`UnknownNameError`]: if there is no such judge.
@@ -100,13 +100,15 @@ def make_judge(
         raise UnknownNameError.of("--judge", kind, KINDS)
     if kind != "lm" and (judge_model or judge_url):
         raise ConfigError("--judge-model", "is for the judge lm", got=spec, fix='Give --judge "lm:YOUR QUESTION".')
+    if allow_http and not judge_url:
+        raise ConfigError("--judge-allow-http", "is for a server", got="no --judge-url", fix="Leave it out.")
     makers: dict[str, Callable[[], Any]] = {
         "refusal": lambda: RefusalJudge(_listed(rest) or None),
         "regex": lambda: RegexJudge({"match": _needed(spec, rest, "regex:PATTERN")}),
         "choice": lambda: ChoiceJudge(_needed(spec, rest, "choice:ABCD")),
         "language": lambda: _language(spec, rest),
         "field": lambda: FieldJudge(prompts, _classes(prompts, rest)),
-        "lm": lambda: _model_judge(_needed(spec, rest, "lm:QUESTION"), judge_model, judge_url, organisms),
+        "lm": lambda: _model_judge(_needed(spec, rest, "lm:QUESTION"), judge_model, judge_url, allow_http, organisms),
     }
     judge: Judge = makers[kind]()
     return judge
@@ -188,12 +190,16 @@ def _classes(prompts: PromptSet, field: str) -> list[str]:
     return prompts.classes
 
 
-def _model_judge(question: str, model: str | None, url: str | None, organisms: Organisms) -> Judge:
+def _model_judge(question: str, model: str | None, url: str | None, allow_http: bool, organisms: Organisms) -> Judge:
     if model is None:
         raise ConfigError(
             "--judge-model", "is needed by the judge lm", expected="a folder, a Hub id, or a server's model"
         )
+    # Here and not above: they load torch.
+    from hf_mote.judges.language_model import LMJudge
+    from hf_mote.judges.server import ServerJudge
+
     if url is not None:
-        return ServerJudge(url, model, question)
+        return ServerJudge(url, model, question, allow_http=allow_http)
     subject = load_subject(model, organisms, any_model=True)
     return LMJudge(subject.model, subject.tokenizer, question)

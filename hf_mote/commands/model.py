@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from typing import TYPE_CHECKING
 
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
-from hf_mote.organisms.organism import Organism, load_organism
 from hf_mote.processes import launched_as, process_state
-from hf_mote.routing.sites.discover import find_routers
 
-__all__ = ["ORGANISM", "Organisms", "Subject", "load_subject"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_mote.organisms.organism import Organism
+
+__all__ = ["ORGANISM", "Organisms", "Subject", "load_subject", "served_subject"]
 
 ORGANISM = "organism:"
 _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
@@ -55,6 +50,8 @@ class Organisms:
 
     def get(self, name: str) -> Organism:
         """Return an organism by its name, without "organism:"."""
+        from hf_mote.organisms.organism import load_organism
+
         if name not in self._loaded:
             self._loaded[name] = load_organism(name)
         return self._loaded[name]
@@ -94,21 +91,25 @@ def load_subject(
     """
     if dtype not in DTYPES:
         raise UnknownNameError.of("--dtype", dtype, DTYPES)
-    place = _device(device)
     template = None if chat_template is None else _template(chat_template)
+    # Here and not above: they take seconds, and what is wrong with the arguments is said before.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_mote.routing.sites.discover import find_routers
+
+    place = _device(device)
     if name.startswith(ORGANISM):
         # Matrices as small as an organism's gain nothing from more threads, and lose much on a busy machine.
         torch.set_num_threads(1)
         organism = organisms.get(name.removeprefix(ORGANISM))
         return Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         if not trust_remote_code:
-            _check_kernels(name, config)
+            _check_kernels(name, _config_of(name, revision))
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
             name,
-            config=config,
             revision=revision,
             dtype=dtype,
             device_map=place,
@@ -137,6 +138,20 @@ def load_subject(
     return Subject(name, model.eval(), _with_template(tokenizer, template), trusted=trust_remote_code)
 
 
+def _config_of(name: str, revision: str | None) -> PreTrainedConfig:
+    """Return a model's config; of an adapter, that of the base which transformers would load."""
+    from transformers import AutoConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    from hf_mote.files import read_json
+
+    adapter = find_adapter_config_file(name, revision=revision)
+    if adapter is not None and not os.path.isfile(os.path.join(name, "config.json")):
+        name, revision = str(read_json(adapter).get("base_model_name_or_path")), None
+    config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    return config
+
+
 def _check_kernels(name: str, config: PreTrainedConfig) -> None:
     """Refuse a config that would have transformers fetch kernels, which are code, from a repository that it names."""
     pending = [config]
@@ -152,6 +167,36 @@ def _check_kernels(name: str, config: PreTrainedConfig) -> None:
                     fix="Take it out of the config, or pass --trust-remote-code once you have read that code.",
                 )
         pending += [part for key in one.sub_configs if (part := getattr(one, key, None)) is not None]
+
+
+def served_subject(name: str, organisms: Organisms, *, revision: str | None, chat_template: Path | None) -> Subject:
+    """Return what there is here of a model that runs elsewhere: its tokenizer, and the model without weights.
+
+    Args:
+        name (`str`): A folder, a Hub id, or "organism:NAME".
+        organisms (`Organisms`): Where organisms come from.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        chat_template (`Path`, *optional*): File of a chat template, in the place of the tokenizer's.
+
+    Raises:
+        [`UnknownNameError`]: if there is no such model.
+    """
+    template = None if chat_template is None else _template(chat_template)
+    if name.startswith(ORGANISM):
+        organism = organisms.get(name.removeprefix(ORGANISM))
+        return Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        what = "no tokenizer and config can be loaded from there"
+        raise UnknownNameError(repr(name), what, got=_first_line(error)) from error
+    return Subject(name, model, _with_template(tokenizer, template))
 
 
 def _template(path: Path) -> str:
@@ -171,6 +216,8 @@ def _with_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> 
 def _device(given: str | None) -> str:
     if given == "auto":
         return given
+    import torch
+
     if given is not None:
         try:
             torch.empty(0, device=given)  # which asks for the driver, too

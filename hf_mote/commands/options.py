@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from hf_mote.commands.model import DTYPES
-from hf_mote.errors import ConfigError
-from hf_mote.mote.config import MoTEConfig
+from hf_mote.commands.names import MODES
+from hf_mote.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "BatchSize",
@@ -23,6 +26,7 @@ __all__ = [
     "Dtype",
     "Force",
     "GroupField",
+    "JudgeAllowHTTP",
     "JudgeModel",
     "JudgeName",
     "JudgeURL",
@@ -47,6 +51,7 @@ __all__ = [
     "Traced",
     "TrustRemoteCode",
     "check_changes",
+    "check_experts",
     "numbers_in",
     "sampling",
     "template_args",
@@ -120,6 +125,14 @@ JudgeModel: TypeAlias = Annotated[
 JudgeURL: TypeAlias = Annotated[
     str | None,
     typer.Option("--judge-url", help="For lm: an OpenAI-compatible server to ask.", rich_help_panel=_JUDGING),
+]
+JudgeAllowHTTP: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--judge-allow-http",
+        help="Ask a server on another machine by http://, which everybody on the way can read.",
+        rich_help_panel=_JUDGING,
+    ),
 ]
 
 Revision: TypeAlias = Annotated[
@@ -203,6 +216,25 @@ def numbers_in(option: str, text: str, kind: type[int] | type[float]) -> list[fl
         raise ConfigError(option, "no list of numbers", got=repr(text), expected=expected) from error
 
 
+def check_experts(model: PreTrainedModel, **numbers: int | None) -> None:
+    """Refuse numbers of experts above what a model has, before it runs.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        **numbers (`int`, *optional*): By the name of their option.
+
+    Raises:
+        [`ConfigError`]: if one is too large.
+    """
+    from hf_mote.routing.sites.discover import find_routers
+
+    there = sum(site.num_experts for site in find_routers(model))
+    for name, number in numbers.items():
+        if number is not None and number > there:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(option, "asks for more experts than there are", got=number, expected=f"up to {there}")
+
+
 def check_changes(suppress: int | None, stimulate: int | None, mode: str) -> None:
     """Refuse what no config could be made of, before the model has run.
 
@@ -212,11 +244,13 @@ def check_changes(suppress: int | None, stimulate: int | None, mode: str) -> Non
         mode (`str`): As `MoTEConfig.suppress_mode`.
 
     Raises:
-        [`ConfigError`]: if both numbers are given, or there is no such mode.
+        [`ConfigError`]: if both numbers are given.
+        [`UnknownNameError`]: if there is no such mode.
     """
     if suppress is not None and stimulate is not None:
         raise ConfigError("--suppress, --stimulate", "are both given", expected="one of the two, or neither")
-    MoTEConfig(suppress_mode=mode)  # type: ignore[arg-type]
+    if mode not in MODES:
+        raise UnknownNameError.of("--mode", mode, MODES)
 
 
 def template_args(given: list[str] | None) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from hf_mote.organisms.organism import list_organisms, summarize_organism
-
 __all__ = ["organisms"]
 
 
 def organisms() -> None:
     """List the model organisms in the package: small trained models of which it is known what they do, and where."""
+    from hf_mote.organisms.organism import list_organisms, summarize_organism
+
     table = Table(title="Model organisms", show_lines=True)
     for heading in ("name", "family", "parameters", "planted", "size"):
         table.add_column(heading, no_wrap=True, justify="left" if heading in ("name", "family") else "right")

@@ -14,6 +14,7 @@ Its field `class` (or `label`), if there is one, holds the class known beforehan
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Sequence
@@ -202,4 +203,6 @@ def _unclassed(records: Sequence[Record]) -> str | None:
 
 def _filled(record: Record, name: str) -> bool:
     value = record.fields.get(name)
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     return isinstance(value, str | int | float) and bool(str(value).strip())

@@ -9,9 +9,9 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
-from hf_mote.errors import DataError, FileFormatError, HFMoTEError
+from hf_mote.errors import DataError, FileFormatError, HFMoTEError, first_line
 
 __all__ = ["Record", "check_unicode", "read_records"]
 
@@ -44,6 +44,7 @@ def read_records(path: Path) -> list[Record]:
     try:
         # newline="" as csv wants it; utf-8-sig for spreadsheets, which begin a file with a byte order mark.
         with path.open(encoding="utf-8-sig", newline="") as file:
+            _check_text(path, file)
             if suffix in (".jsonl", ".ndjson"):
                 return list(_json_lines(path, file.read()))
             if suffix == ".json":
@@ -58,8 +59,7 @@ def read_records(path: Path) -> list[Record]:
         raise
     # ValueError for a path that holds a NUL.
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise FileFormatError(str(path), "cannot be read", got=reason) from error
+        raise FileFormatError(str(path), "cannot be read", got=first_line(error)) from error
 
 
 def check_unicode(where: str, text: str) -> None:
@@ -74,6 +74,14 @@ def check_unicode(where: str, text: str) -> None:
     except UnicodeEncodeError as error:
         got = repr(text[error.start])
         raise DataError(where, "holds text that is not Unicode: half of a surrogate pair", got=got) from error
+
+
+def _check_text(path: Path, file: TextIO) -> None:
+    """Refuse what is no text but can be read as some: UTF-16, an archive, whatever holds a NUL."""
+    while part := file.read(2**20):
+        if "\0" in part:
+            raise FileFormatError(str(path), "is no text: it holds a NUL", fix="Save it as UTF-8.")
+    file.seek(0)
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Record]:
@@ -99,10 +107,20 @@ def _json_list(path: Path, text: str) -> Iterator[Record]:
 
 
 def _parsed(where: str, text: str) -> Any:
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise FileFormatError(where, "names a field twice", got=repr(twice), fix="Keep one of them.")
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=object_of)
+    except FileFormatError:
+        raise
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(where, "is no valid JSON", got=str(error).splitlines()[0]) from error
+        raise FileFormatError(where, "is no valid JSON", got=first_line(error)) from error
 
 
 def _fields(where: str, entry: object) -> dict[str, Any]:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from hf_mote.errors import FileFormatError, HFMoTEError
-from hf_mote.files import RESULT_LIMIT, read_json, write_json
-from hf_mote.hub import public_name
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.reports.markup import Html
-from hf_mote.reports.page import write_page
+from hf_mote.folders import check_folder, replacing_folder
+
+if TYPE_CHECKING:
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.ranking.expert_ranking import ExpertRanking
+    from hf_mote.reports.markup import Html
 
 __all__ = [
     "PAGE",
@@ -36,10 +32,6 @@ __all__ = [
 
 PAGE = "report.html"
 REPORT = "report.json"
-_PREFIX = ".hf-mote-"
-_LOCK = "lock"
-_MEANT_FOR = "output"  # names the output; there from when the lock is held
-_FILES = "files"
 
 
 def finish(
@@ -58,6 +50,9 @@ def finish(
         holds (`Mapping[str, str]`): What the files hold, by their path in the folder.
         page (`Callable`): From the description of all files to the page.
     """
+    from hf_mote.files import write_json
+    from hf_mote.reports.page import write_page
+
     described = {**holds, REPORT: "the figures of this page, and the list of files"}
     write_page(folder / PAGE, page(described))
     written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -90,6 +85,8 @@ def config_of(
     """
     if suppress is None and stimulate is None:
         return None
+    from hf_mote.hub import public_name
+
     return ranking.to_config(
         suppress=suppress,
         stimulate=stimulate,
@@ -126,84 +123,55 @@ def _finite(value: Any) -> Any:
 
 
 def check_output(folder: Path, *, force: bool) -> None:
-    """Raise unless a folder may be written to.
+    """Raise unless a folder may be written to; asked before anything is computed.
 
     Args:
         folder (`Path`): It may exist if it is empty.
         force (`bool`): Whether it may hold something.
 
     Raises:
-        [`FileFormatError`]: if it is a file, or holds something.
+        [`FileFormatError`]: if it is a file, holds something, or could not be put in place whole.
     """
-    if folder.exists() and not folder.is_dir():
-        raise FileFormatError(f"--output {folder}", "is a file", expected="a folder")
-    if not force and folder.is_dir() and any(folder.iterdir()):
+    check_folder(folder, f"--output {folder}")
+    if not force and os.path.isdir(folder) and any(folder.iterdir()):
         fix = "Give another --output, or --force to replace what an earlier run wrote there."
         raise FileFormatError(f"--output {folder}", "holds something already", fix=fix)
 
 
 @contextmanager
 def writing_to(folder: Path, *, force: bool) -> Iterator[Path]:
-    """Yield a folder to write to, which becomes `folder` if the block succeeds and vanishes if not.
+    """Yield a folder to write to, which becomes `folder` at once if the block succeeds.
 
-    What the report of an earlier run lists as its files is taken out of the way first; nothing else is deleted.
+    What the report of an earlier run lists as its files goes with that; nothing else is deleted. Where the block
+    fails, what it had written is kept beside.
 
     Args:
         folder (`Path`): Where everything is to be.
         force (`bool`): Whether it may hold something.
 
     Raises:
-        [`FileFormatError`]: if it may not be written to.
+        [`FileFormatError`]: if it may not be written to, or the disk is full.
     """
     check_output(folder, force=force)
-    _clear_away(folder)
-    parent = next(path for path in folder.absolute().parents if path.exists())
-    try:
-        aside = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    except OSError as error:
-        raise FileFormatError(f"--output {folder}", "cannot be made", got=error.strerror) from error
-    files = aside / _FILES
-    try:
-        with FileLock(aside / _LOCK):
-            (aside / _MEANT_FOR).write_text(_seen_from(parent, folder), encoding="utf-8")
-            files.mkdir()
-            yield files
-            for old in _earlier_files(folder):
-                old.unlink(missing_ok=True)
-            for path in sorted(path for path in files.rglob("*") if path.is_file()):
-                place = folder / path.relative_to(files)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, place)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with replacing_folder(folder, f"--output {folder}", _earlier_files, keep=True) as files:
+        yield files
 
 
-def _clear_away(folder: Path) -> None:
-    """Delete what killed runs left aside that were to write to a folder; what a running one holds stays."""
-    for parent in folder.absolute().parents:
-        for aside in parent.glob(f"{_PREFIX}*"):
-            if aside.is_symlink() or (aside / _LOCK).is_symlink():
-                continue
-            try:
-                if (aside / _MEANT_FOR).read_text(encoding="utf-8") != _seen_from(parent, folder):
-                    continue
-                with FileLock(aside / _LOCK, timeout=0):
-                    pass
-            except (OSError, UnicodeDecodeError, Timeout):
-                continue
-            shutil.rmtree(aside, ignore_errors=True)
+def _earlier_files(folder: Path) -> list[str]:
+    """Return the files that the report in a folder lists, and that lie in the folder, by their path from there."""
+    from hf_mote.files import RESULT_LIMIT, read_json
 
-
-def _seen_from(parent: Path, folder: Path) -> str:
-    return folder.absolute().relative_to(parent.absolute()).as_posix()
-
-
-def _earlier_files(folder: Path) -> list[Path]:
-    """Return the files that the report in a folder lists, and that lie in the folder."""
     try:
         listed = read_json(folder / REPORT, limit=RESULT_LIMIT).get("files")
     except HFMoTEError:
         return []
-    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list | dict) else []
-    root = folder.resolve()
-    return [path for path in (root / name for name in names) if root in path.resolve().parents and path.is_file()]
+    found = []
+    for name in listed if isinstance(listed, list | dict) else ():
+        try:
+            inner = PurePosixPath(name)
+            if not inner.is_absolute() and ".." not in inner.parts and folder in (folder / inner).resolve().parents:
+                found.append(inner.as_posix())
+        # An edited report may list what no path can be.
+        except (OSError, ValueError, TypeError, RuntimeError):
+            continue
+    return found

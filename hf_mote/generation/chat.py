@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
-
-from transformers import PreTrainedTokenizerBase
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Prompt", "check_template_kwargs", "rendered"]
 
@@ -17,6 +20,8 @@ _FIXED = (
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "padding",
     "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "truncation",
 )  # fmt: skip
+TEMPLATE_SECONDS = 10.0
+MOST_CHARACTERS = 2**24
 Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
 
 
@@ -76,7 +81,8 @@ def rendered(
         where (`str`): The prompt's place, for the error.
 
     Raises:
-        [`ConfigError`]: if a chat or a system prompt meets a tokenizer without a template, or the template fails.
+        [`ConfigError`]: if a chat or a system prompt meets a tokenizer without a template, or the template fails,
+            takes longer than 10 s or gives more than 16 Mi characters.
         [`DataError`]: if the text is not Unicode.
     """
     if tokenizer.chat_template is None:
@@ -95,11 +101,17 @@ def rendered(
         else:
             messages = [dict(message) for message in prompt]
         try:
-            text = str(
-                tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, **chat_template_kwargs
+            text = _in_time(
+                lambda: str(
+                    tokenizer.apply_chat_template(
+                        messages, tokenize=False, add_generation_prompt=True, **chat_template_kwargs
+                    )
                 )
             )
+        except _Stopped as error:
+            fix = "Look at tokenizer.chat_template."
+            what = f"the tokenizer's chat template takes longer than {TEMPLATE_SECONDS:g} s"
+            raise ConfigError(where, what, fix=fix) from error
         except Exception as error:  # a template is a program of the model's author, and raises what it likes
             roles = ", ".join(str(message["role"]) for message in messages)
             raise ConfigError(
@@ -108,6 +120,9 @@ def rendered(
                 got=f"messages of {roles}",
                 fix="Leave the system prompt out." if system else "Look at tokenizer.chat_template.",
             ) from error
+        if len(text) > MOST_CHARACTERS:
+            what, expected = "the tokenizer's chat template gives too long a text", f"at most {MOST_CHARACTERS}"
+            raise ConfigError(where, what, got=f"{len(text)} characters", expected=expected)
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -117,6 +132,32 @@ def rendered(
             fix='Replace it: text.encode("utf-8", "replace").decode().',
         ) from error  # fmt: skip
     return text
+
+
+class _Stopped(BaseException):
+    """Raised in a thread from outside; no `Exception`, so that what runs there does not hold it for its own."""
+
+
+def _in_time(render: Callable[[], str]) -> str:
+    """Return what a function returns, unless it takes too long: a template is a program, with loops if it likes."""
+    found: list[str | BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(render())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, name="chat template", daemon=True)
+    thread.start()
+    thread.join(TEMPLATE_SECONDS)
+    if thread.is_alive() and thread.ident is not None:
+        # A thread cannot be killed; it gets an exception before its next step.
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Stopped))
+        raise _Stopped
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
 
 
 def _first_line(error: Exception) -> str:

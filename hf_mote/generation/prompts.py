@@ -6,14 +6,15 @@ The one place in which prompts become tokens, so that imaging, attribution and e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from hf_mote.errors import ConfigError, DataError
 from hf_mote.generation.chat import Prompt, check_template_kwargs, rendered
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["checked_prompts", "encode_prompts", "padded", "prompt_text", "user_text_of"]
 
@@ -108,6 +109,8 @@ def padded(rows: Sequence[Sequence[int]], pad_token_id: int, *, side: str, devic
             Where the tensors go: the model's. If that is "meta", as an offloaded model's, they stay on the CPU, and
             accelerate takes them to where the model runs.
     """
+    import torch  # here, since the command line reads prompts before it loads torch
+
     if device.type == "meta":
         device = torch.device("cpu")
     longest = max(len(row) for row in rows)

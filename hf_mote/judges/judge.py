@@ -8,8 +8,12 @@ only wording: read a sample of what they label before you trust a rate.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Sequence
+from enum import Enum
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from hf_mote.errors import ConfigError, DataError
 from hf_mote.generation.chat import Prompt
@@ -33,7 +37,8 @@ def classify(judge: Judge, prompts: Sequence[Prompt], responses: Sequence[str]) 
             One response to each.
 
     Raises:
-        [`DataError`]: if the numbers differ, or the judge raises or returns `None`, with the prompt's index.
+        [`DataError`]: if the numbers differ, or the judge raises, or returns something that is no label (such as
+            `None`, NaN, bytes or a list), with the prompt's index.
         [`ConfigError`]: if the judge cannot be called with one or two arguments.
 
     Example:
@@ -66,7 +71,7 @@ def classify(judge: Judge, prompts: Sequence[Prompt], responses: Sequence[str]) 
                 expected="a label",
                 fix="Give the judge a return value for every response.",
             )
-        labels.append(str(label))
+        labels.append(_label_text(f"classify: prompt {index}", label))
     return labels
 
 
@@ -97,6 +102,23 @@ def labels_of(judge: Judge) -> list[str] | None:
     if isinstance(labels, str) or not isinstance(labels, Collection) or not labels:
         return None
     return [str(label) for label in labels]
+
+
+def _label_text(where: str, label: object) -> str:
+    """Return a label as text: of a text, a whole or finite number, a truth value or a member of an enumeration."""
+    value = label.item() if isinstance(label, np.generic) else label
+    if isinstance(value, Enum | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(label)
+    if not isinstance(value, str):
+        expected = "a text, a finite number or a truth value"
+        raise DataError(
+            where, "the judge returned no label", got=f"{type(label).__name__} {label!r}"[:80], expected=expected
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(where, "the judge's label is not Unicode", got=ascii(value[:40])) from error
+    return value
 
 
 def _takes_prompt(judge: Judge) -> bool:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 
-from hf_mote.errors import ConfigError
+import regex
+
+from hf_mote.errors import ConfigError, DataError, real
 
 __all__ = ["RegexJudge"]
+
+_FLAGS = [(getattr(re, name), getattr(regex, name)) for name in ("A", "I", "M", "S", "X")]
 
 
 class RegexJudge:
@@ -15,9 +20,13 @@ class RegexJudge:
 
     Args:
         patterns (`Mapping[str, str]`):
-            Label to regular expression, tried in this order, anywhere in the response; write `(?i)` to ignore case.
+            Label to regular expression, or one that `re` compiled; tried in this order, anywhere in the response.
+            They are those of the library `regex`: as in `re`, but for more Unicode (`\w` goes by its definition of
+            letters, so that "¼" is none) and more syntax. Write `(?i)` to ignore case.
         default (`str`, *optional*, defaults to `"other"`):
             Label where none is found.
+        timeout (`float`, *optional*, defaults to 5.0):
+            Seconds that one response may take: a pattern such as `(a+)+$` can take years.
 
     Attributes:
         target (`str`): The first label, the class of interest.
@@ -35,27 +44,53 @@ class RegexJudge:
         ```
     """
 
-    def __init__(self, patterns: Mapping[str, str], default: str = "other") -> None:
+    def __init__(self, patterns: Mapping[str, str], default: str = "other", *, timeout: float = 5.0) -> None:
         if not isinstance(patterns, Mapping):
             got = type(patterns).__name__
             raise ConfigError("RegexJudge.patterns", "no patterns by label", got=got, expected="{label: pattern}")
         if not patterns:
             raise ConfigError("RegexJudge.patterns", "is empty", expected="a label and its pattern, or more")
+        self.timeout = real("RegexJudge.timeout", timeout, above=0)
         self.default = default
         self.target = next(iter(patterns))
         self.labels = (*dict.fromkeys([*patterns, default]),)
-        self._patterns: dict[str, re.Pattern[str]] = {}
+        self._patterns: dict[str, regex.Pattern[str]] = {}
         for label, pattern in patterns.items():
             where = f"RegexJudge.patterns[{label!r}]"
             try:
-                self._patterns[label] = re.compile(pattern)
-                self._patterns[label].search("")  # one for bytes would fail only here
-            except (re.error, TypeError) as error:
+                self._patterns[label] = regex.compile(*_parts(pattern))
+                self._patterns[label].search("", timeout=timeout)  # one for bytes would fail only here
+            except (regex.error, TypeError, ValueError, OverflowError, RecursionError, TimeoutError) as error:
                 raise ConfigError(where, f"does not compile: {error}", got=repr(pattern)) from error
 
     def __call__(self, response: str) -> str:
-        """Return the label of the first pattern found, or the default."""
-        return next((label for label, pattern in self._patterns.items() if pattern.search(response)), self.default)
+        """Return the label of the first pattern found, or the default.
+
+        Raises:
+            [`DataError`]: if the patterns take longer than `timeout`.
+        """
+        left = self.timeout
+        for label, pattern in self._patterns.items():
+            begun = time.monotonic()
+            try:
+                if pattern.search(response, timeout=max(left, 0.001)):
+                    return label
+            except TimeoutError as error:
+                raise DataError(
+                    f"RegexJudge.patterns[{label!r}]",
+                    f"takes longer than {self.timeout:g} s",
+                    got=f"{pattern.pattern!r} on {len(response)} characters",
+                    fix="Write it without a repetition inside a repetition, or give a longer timeout.",
+                ) from error
+            left -= time.monotonic() - begun
+        return self.default
 
     def __repr__(self) -> str:
         return f"RegexJudge({[*self._patterns, self.default]})"
+
+
+def _parts(pattern: str | re.Pattern[str]) -> tuple[str, int]:
+    """Return the text and the flags of a pattern, which may be one that `re` compiled."""
+    if not isinstance(pattern, re.Pattern):
+        return pattern, 0
+    return pattern.pattern, sum(int(theirs) for ours, theirs in _FLAGS if pattern.flags & ours)

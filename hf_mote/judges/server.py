@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import re
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
 
 from hf_mote.errors import ConfigError, DataError, real, whole
 from hf_mote.judges.language_model import _ask, _checked
@@ -16,6 +20,8 @@ from hf_mote.judges.language_model import _ask, _checked
 __all__ = ["ServerJudge"]
 
 LONGEST_WAIT = 60.0  # seconds between two attempts
+MOST_BYTES = 2**22  # of a reply: a label, or what a reasoning model thinks before it
+_LONGEST_TIMEOUT = 86_400.0
 _LEAD = r"[\W_]*(?:(?:my|the) )?(?:final )?(?:answer|label|verdict)\b(?: is\b)?"
 
 
@@ -23,18 +29,22 @@ class ServerJudge:
     """Labels a response by what a chat model behind a server replies.
 
     Args:
-        base_url (`str`): Where the server is: "http://localhost:8000/v1". It speaks OpenAI's chat completions.
+        base_url (`str`): Where the server is: "http://localhost:8000/v1". It speaks OpenAI's chat completions. A
+            redirection is an error: prompts, responses and the key go to no other address than this one.
         model (`str`): The model's name on it.
         question (`str`): What is asked about the response.
         labels (`Sequence[str]`, *optional*, defaults to `("yes", "no")`): Two or more; the first is of interest.
         token (`str`, *optional*): The server's key, if it wants one.
-        timeout (`float`, *optional*, defaults to 60.0): Seconds to wait for a reply.
+        timeout (`float`, *optional*, defaults to 60.0): Seconds until a reply, of up to 4 MiB, must be there whole.
         retries (`int`, *optional*, defaults to 4):
             How often a request is made again after a time-out, a connection that broke off, or status 408, 429 or
             500 and above. Any other failure, and the last of these, ends the run.
         wait (`float`, *optional*, defaults to 1.0):
             Seconds before the first of them; each time twice as many, or as many as the server's `Retry-After` says
             if that is more, and 60 at most.
+        allow_http (`bool`, *optional*, defaults to `False`):
+            Whether an address of another machine may begin with "http://", where everybody on the way can read
+            prompts, responses and the key.
 
     Attributes:
         target (`str`): The first label.
@@ -60,23 +70,26 @@ class ServerJudge:
         timeout: float = 60.0,
         retries: int = 4,
         wait: float = 1.0,
+        allow_http: bool = False,
     ) -> None:
         self._asked = _checked("ServerJudge", question, labels)
         self.labels = (*dict.fromkeys([*self._asked, self.unclear]),)
         self.target = self.labels[0]
         self.retries = whole("ServerJudge.retries", retries)
         self.wait = real("ServerJudge.wait", wait, least=0)
+        self.timeout = real("ServerJudge.timeout", timeout, above=0, most=_LONGEST_TIMEOUT)
+        if not isinstance(model, str) or not model.strip():
+            raise ConfigError("ServerJudge.model", "is no name", got=repr(model), expected="as the server has it")
+        # What a header can hold; its value is not repeated in an error.
+        if token is not None and not (isinstance(token, str) and token.isascii() and token.isprintable()):
+            raise ConfigError("ServerJudge.token", "is no key", expected="printable ASCII characters")
         self.model = model
         self.question = question
-        if not str(base_url).startswith(("http://", "https://")):
-            raise ConfigError(
-                "ServerJudge.base_url", "is no web address", got=base_url, expected="http:// or https://"
-            )
-        self.url = f"{base_url.rstrip('/')}/chat/completions"
-        self.timeout = timeout
+        self.url = f"{_checked_address(base_url, allow_http)}/chat/completions"
         # Not huggingface_hub's client, which would send the Hub's token along, and nothing at all in offline mode.
         key = {"Authorization": f"Bearer {token}"} if token else {}
         self._headers = {"Content-Type": "application/json", **key}
+        self._opener = urllib.request.build_opener(_NoRedirection)
 
     def __call__(self, prompt: str, response: str) -> str:
         """Return the label of the reply, or "unclear".
@@ -93,9 +106,11 @@ class ServerJudge:
             said = json.loads(text)["choices"][0]["message"]["content"] or ""
             # What a reasoning model thinks, where the server leaves it in.
             said = said.rpartition("</think>")[2]
+        except DataError:
+            raise
         except (OSError, http.client.HTTPException) as error:
             raise DataError(f"ServerJudge: {self.url}", "the server cannot be asked", got=str(error)) from error
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             got = repr(text[:80])
             raise DataError(f"ServerJudge: {self.url}", "is no chat completion", got=got) from error
         return _label_in(said, self._asked) or self.unclear
@@ -105,17 +120,96 @@ class ServerJudge:
         retry = 0
         while True:
             try:
-                request = urllib.request.Request(self.url, asked, self._headers)
-                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                    return str(reply.read().decode())
+                return self._ask_once(asked)
             except (OSError, http.client.HTTPException) as error:
                 if retry == self.retries or not _may_pass(error):
                     raise
                 time.sleep(min(max(self.wait * 2**retry, _told_to_wait(error)), LONGEST_WAIT))
                 retry += 1
 
+    def _ask_once(self, asked: bytes) -> str:
+        """Return what the server answers within the time and the size that it has, whatever it does meanwhile."""
+        found: list[str | Exception] = []
+        late = threading.Event()
+
+        def ask() -> None:
+            try:
+                request = urllib.request.Request(self.url, asked, self._headers)
+                with self._opener.open(request, timeout=self.timeout) as reply:
+                    content = bytearray()
+                    while (part := reply.read1(2**16)) and not late.is_set():
+                        content += part
+                        if len(content) > MOST_BYTES:
+                            expected = f"at most {MOST_BYTES} bytes"
+                            raise DataError(f"ServerJudge: {self.url}", "the reply is too long", expected=expected)
+                    found.append(content.decode())
+            except Exception as error:
+                if isinstance(error, urllib.error.HTTPError) and error.fp is not None:
+                    error.close()
+                found.append(error)
+
+        # A time-out of the socket is one of each byte: a server that sends one a second would never meet it.
+        thread = threading.Thread(target=ask, name="ServerJudge", daemon=True)
+        thread.start()
+        thread.join(self.timeout)
+        late.set()
+        if not found:
+            raise TimeoutError(f"no whole reply within {self.timeout:g} s")
+        outcome = found.pop()
+        if isinstance(outcome, str):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            del outcome  # whose traceback holds this frame
+
     def __repr__(self) -> str:
         return f"ServerJudge({self.model!r}, {self.question!r}, {list(self._asked)})"
+
+
+class _NoRedirection(urllib.request.HTTPRedirectHandler):
+    """Makes an error of a redirection, which could take the key to somebody else."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        fp.close()
+        raise urllib.error.HTTPError(
+            req.full_url, code, f"the server redirects, to {newurl[:200]!r}: give that as base_url", headers, None
+        )
+
+
+def _checked_address(base_url: object, allow_http: bool) -> str:
+    """Return the address of a server, without the slash at its end."""
+    where, expected = "ServerJudge.base_url", "http:// or https://, a host and a path"
+    text = base_url.rstrip("/") if isinstance(base_url, str) else ""
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port  # which are looked at here first
+    except ValueError as error:
+        raise ConfigError(where, "is no web address", got=f"{base_url!r}: {error}", expected=expected) from error
+    plain = text.isprintable() and " " not in text and text.isascii()
+    if parts.scheme not in ("http", "https") or not host or not plain:
+        raise ConfigError(where, "is no web address", got=repr(base_url), expected=expected)
+    if parts.username is not None or parts.query or parts.fragment:
+        fix = "Give a key as token."
+        raise ConfigError(where, "holds more than host and path", expected="no user, ? or #", fix=fix)
+    if parts.scheme == "http" and not allow_http and not _is_here(host):
+        raise ConfigError(
+            where,
+            "sends prompts, responses and the key where everybody on the way can read them",
+            got=repr(base_url),
+            expected="https://, or this machine",
+            fix="Pass allow_http=True (--judge-allow-http) if the network is your own.",
+        )
+    return text
+
+
+def _is_here(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _label_in(said: str, labels: Sequence[str]) -> str | None:

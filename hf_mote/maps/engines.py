@@ -7,6 +7,7 @@ has no routing, since it was never fed back.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_mote.errors import DataError
+from hf_mote.errors import DataError, first_line
 from hf_mote.maps.grid import check_layers
 
 __all__ = ["RoutedCounts", "count_routed_experts"]
 
 _WHERE = "from_routed_experts"
+_MOST_PLACES = 2**24  # experts of all layers together
 
 
 class RoutedCounts(NamedTuple):
@@ -62,11 +64,11 @@ def count_routed_experts(
             layers without experts do.
     """
     layers = check_layers(_WHERE, layers)
-    for name, number, least in (("num_experts", num_experts, 1), ("num_tokens", num_tokens, 0)):
-        if number is not None and (not hasattr(number, "__index__") or number < least):
-            raise DataError(f"{_WHERE}: {name}", "is no number", got=repr(number), expected=f"{least} or more")
+    num_experts = _whole("num_experts", num_experts, 1, _MOST_PLACES // len(layers))
+    if num_tokens is not None:
+        num_tokens = _whole("num_tokens", num_tokens, 0, 2**53)
     chosen = _array("experts", experts)
-    if chosen.ndim != 3 or not np.issubdtype(chosen.dtype, np.integer) or 0 in chosen.shape[1:]:
+    if chosen.ndim != 3 or chosen.dtype.kind not in "iu" or 0 in chosen.shape[1:]:
         raise DataError(
             f"{_WHERE}: experts",
             "not a table of experts",
@@ -110,8 +112,7 @@ def count_routed_experts(
     weighed = torch.zeros(length, dtype=torch.float64)
     if weights is not None:
         given = _array("weights", weights)
-        numbers = np.issubdtype(given.dtype, np.number)
-        if given.shape != shape or not numbers or not np.isfinite(given).all():
+        if given.shape != shape or given.dtype.kind not in "iuf" or not np.isfinite(given).all():
             got = f"{given.dtype} of shape {given.shape}"
             raise DataError(f"{_WHERE}: weights", "not one finite number for each expert", got=got, expected=shape)
         given = _rows_of("weights", given, layers)[recorded].astype(np.float64)
@@ -124,14 +125,27 @@ def _lacks_last_token(chosen: Any) -> bool:
     return bool(chosen.shape[2] > 1 and len(chosen) > 1 and not chosen[-1].any() and chosen[-2].any())
 
 
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number <= most:
+        got = repr(value)[:80]
+        raise DataError(f"{_WHERE}: {name}", "is no number", got=got, expected=f"{least}..{most}, a whole number")
+    return number
+
+
 def _array(name: str, table: Any) -> Any:
     try:
+        if isinstance(table, np.ma.MaskedArray):
+            raise TypeError("a masked array, whose mask would be lost")
         if isinstance(table, Tensor):
             table = table.detach().cpu()
             table = table.float() if table.dtype == torch.bfloat16 else table  # which numpy does not have
         return np.asarray(table)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{_WHERE}: {name}", "not a table", got=str(error).splitlines()[0]) from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise DataError(f"{_WHERE}: {name}", "not a table", got=first_line(error)) from error
 
 
 def _rows_of(name: str, table: Any, layers: Sequence[int]) -> Any:

@@ -14,6 +14,8 @@ from hf_mote.errors import ConfigError, DataError, UnknownNameError
 
 __all__ = ["check_grid", "check_layers", "descending", "row_of"]
 
+_LAST = 2**31
+
 
 def check_layers(where: str, layers: Sequence[int]) -> tuple[int, ...]:
     """Return the layers as a tuple of ints.
@@ -21,12 +23,14 @@ def check_layers(where: str, layers: Sequence[int]) -> tuple[int, ...]:
     Raises:
         [`DataError`]: if there are none, or they are not ascending numbers from 0.
     """
-    numbers = tuple(layers)
-    whole = all(isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 for layer in numbers)
+    try:
+        numbers = tuple(layers)
+    except TypeError:
+        numbers = ()
+    whole = all(isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer < _LAST for layer in numbers)
     if not numbers or not whole or list(numbers) != sorted(set(numbers)):
-        raise DataError(
-            f"{where}.layers", "are no layers", got=numbers, expected="absolute decoder layers, ascending, each once"
-        )
+        expected = "absolute decoder layers, ascending, each once"
+        raise DataError(f"{where}.layers", "are no layers", got=numbers or repr(layers)[:80], expected=expected)
     return numbers
 
 

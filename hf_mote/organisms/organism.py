@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerFast
 
-from hf_mote.errors import FileFormatError, UnknownNameError
+from hf_mote.errors import FileFormatError, UnknownNameError, first_line
 from hf_mote.files import local_path, read_json, read_safetensors
 from hf_mote.judges.refusal import RefusalJudge
 from hf_mote.judges.regex import RegexJudge
@@ -242,15 +242,19 @@ def _read_model(folder: Path, recipe: Recipe) -> PreTrainedModel:
             raise FileFormatError(f"{weights}: {tensor_name}", "holds no finite floats", got=tensor.dtype)
     # Of a config and tensors, so that transformers acts on no file of the folder.
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    model, info = model_class.from_pretrained(
-        None,
-        config=config,
-        state_dict=tensors,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        trust_remote_code=False,
-    )
+    try:
+        model, info = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    # Experts are put together on the way, which raises whatever it meets in tensors that do not fit.
+    except Exception as error:
+        raise FileFormatError(str(weights), "does not fit the recipe", got=first_line(error)) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             got = ", ".join(sorted(str(key) for key in info[kind])[:5])
@@ -275,8 +279,7 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
         raise
     # OSError for what is missing, and whatever the libraries below meet in what is damaged.
     except Exception as error:
-        got = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileFormatError(f"{folder}: tokenizer", "cannot be loaded", got=got) from error
+        raise FileFormatError(f"{folder}: tokenizer", "cannot be loaded", got=first_line(error)) from error
     if len(tokenizer) != vocab_size or tokenizer.chat_template != CHAT_TEMPLATE:
         got = f"{len(tokenizer)} tokens, chat template {tokenizer.chat_template!r}"
         expected = f"{vocab_size} tokens, as the model has, and {CHAT_TEMPLATE!r}"

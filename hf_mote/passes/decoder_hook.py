@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -86,6 +87,10 @@ class DecoderHook(SharedHook):
             return Forward(now.batch, length, now.device, generation_from=length)
         return None
 
+    def under_way(self) -> Forward | None:
+        """Return the pass that this thread is in, whatever rows a router sees of it; `None` outside of one."""
+        return self._here.now if not is_compiling() and self._here.inside else None
+
     def defers(self, look: DeferredRead, args: tuple[Any, ...], output: Any) -> bool:
         """Return whether a look at what a router decided is put off to the end of the pass.
 
@@ -107,10 +112,17 @@ class DecoderHook(SharedHook):
         """Hear whether the pass that comes next in this thread ends in guesses of assisted decoding."""
         self._here.guessed = guessed
 
-    def count_columns(self) -> dict[Phase, int]:
-        """Return a new count of the columns that this thread's passes read as prompt and as generation from now on."""
-        self._here.columns = {"prompt": 0, "generation": 0}
-        return self._here.columns
+    @contextmanager
+    def generating(self) -> Iterator[dict[Phase, int]]:
+        """Know that the passes of this thread are those of one `generate`, and count the columns that they read."""
+        here = self._here
+        before = here.columns, here.generating
+        here.columns, here.generating, here.previous = {"prompt": 0, "generation": 0}, True, None
+        try:
+            yield here.columns
+        finally:
+            here.columns, here.generating = before
+            here.previous = None
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the arguments of a decoder's forward."""
@@ -145,16 +157,20 @@ class DecoderHook(SharedHook):
                 moved = moved_from(text.keys, keys)
         else:
             extends, moved = self._extends_previous(read)
-            if extends and not read.by_generate and read.positions is not None:
+            by_generate = read.by_generate or here.generating
+            if extends and not by_generate and read.positions is not None:
                 unclear = unclear or "the tokens of the pass before and one more can be a prompt or a generation"
-                extends = False
-            if extends and read.by_generate:
+            elif here.generating and not extends and here.columns["prompt"]:
+                unclear = unclear or "passes of one generation share no cache, and none repeats the one before"
+            if extends and by_generate:
                 first_new_column, generation_from = length - 1, here.prompt_length
             else:
                 here.run_id = next(self._runs)
                 here.prompt_length = length
         here.cache = cache
-        here.previous = ids if cache is None else None
+        # Embeddings are kept only where they can be needed: an image model makes them before its decoder.
+        kept = ids if ids is not None or not here.generating else read.tokens.detach()
+        here.previous = kept if cache is None else None
         labels: dict[ThinkingTokens, tuple[Tensor, Tensor]] = {}
         if self._marks:
             begun = {} if text is None or unread is not None else text.thinking_at(past, moved)
@@ -259,10 +275,10 @@ class DecoderHook(SharedHook):
 
     def _extends_previous(self, read: PassArguments) -> tuple[bool, Tensor | None]:
         """Whether the pass repeats the one before and adds a token, and the rows that its sequences come from."""
-        ids, before = read.ids, self._here.previous
-        if before is None or ids is None or read.cache is not None or ids[:, :-1].shape != before.shape:
+        now, before = read.tokens, self._here.previous
+        if before is None or read.cache is not None or now[:, :-1].shape != before.shape or now.dtype != before.dtype:
             return False, None
-        moved = moved_from(before, ids[:, :-1])
+        moved = moved_from(before, now[:, :-1])
         return (True, moved) if moved is None or bool((moved >= 0).all()) else (False, None)
 
     def _label(
@@ -302,6 +318,7 @@ class _Here(threading.local):
         self.prompt_length = 0
         self.previous: Tensor | None = None
         self.columns: dict[Phase, int] = {"prompt": 0, "generation": 0}
+        self.generating = False
 
 
 def _begin_alike(ids: Tensor | None, batch: int) -> bool:

@@ -19,6 +19,7 @@ from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError
 from hf_mote.hub import Shareable, card_header, read_tensors, write_tensors
 from hf_mote.maps.grid import check_grid, check_layers, descending, row_of
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.fields import checked_fingerprint
 from hf_mote.ranking.finding import Finding, finding_of, least_q_of
 from hf_mote.statistics.contrast import Contrast
 
@@ -339,6 +340,8 @@ class ExpertRanking(Shareable):
             known: dict[str, Any] = {name: metadata[name] for name in names} | {"least_p": metadata.get("least_p")}
             known |= {name: tensors[name] for name in _OPTIONAL if name in tensors}
             known |= cls._from_metadata(metadata)
+            if known["fingerprint"] is not None:
+                known["fingerprint"] = checked_fingerprint(known["fingerprint"])
             return cls(score=tensors["score"], layers=tuple(tensors["layers"].tolist()), **known)
         except KeyError as error:
             raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error

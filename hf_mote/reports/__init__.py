@@ -6,7 +6,7 @@ Files in reading order:
   `heat_map.py`, `responses.py`, `tokens.py`: the parts of pages.
 - `page.py`, with `style.css`: the page around them.
 - `rankings.py`: a ranking for people.
-- One page for each command: `imaging.py`, `attribution.py`, `evaluation.py`, `sweep.py`.
+- One page for each command: `imaging.py`, `attribution.py`, `evaluation.py`, `sweep.py`, `latents.py`.
 
 May import `ranking`, `evaluation`, `statistics`, `maps`, `sae` and `files`. A new page is a file here that the command
 calls.

@@ -57,7 +57,7 @@ class _Shortcut(SharedHook):
         super().__init__()
         self.asked = [child for child in asked if not getattr(child, MARK, False)]
 
-    def take_stock(self) -> None:
+    def participants_changed(self) -> None:
         """Set the mark, or take it away."""
         for child in self.asked:
             if self.participants:

@@ -108,6 +108,8 @@ class RouterHook(SharedHook):
         if self._suppressed is not None and none_chosen(native.indices, self._suppressed):
             return None
         forward = self.tracker.forward_of(native.indices.shape[0]) if self._always is None else None
+        if forward is None and self._always is None:
+            self._check_gets_all(native.indices.shape[0])
         edits: list[tuple[RoutingEdit, Tensor | None]] = []
         probes: list[WeightProbe] = []
         observers: list[RoutingObserver] = []
@@ -142,7 +144,25 @@ class RouterHook(SharedHook):
             participant.ran |= participant.active
         observers = [one for one in self.participants if isinstance(one, RoutingObserver) and one.active]
         if observers:
-            self._show(observers, self.tracker.forward_of(native.indices.shape[0]), native, native)
+            forward = self.tracker.forward_of(native.indices.shape[0])
+            if forward is None:
+                self._check_gets_all(native.indices.shape[0])
+            self._show(observers, forward, native, native)
+
+    def _check_gets_all(self, rows: int) -> None:
+        """Refuse a pass whose tokens do not all come here, if anybody must know which of them do."""
+        now = self.tracker.under_way()
+        knows_all = all(isinstance(one, RoutingEditor) and one.always is not None for one in self.participants)
+        if now is None or knows_all:
+            return
+        raise UnsupportedError(
+            self.site.path,
+            "the layer gives this router some of the tokens alone, so that its rows cannot be told apart; image "
+            "tokens go elsewhere where they have experts of their own",
+            got=f"{rows} of {now.batch * now.length} tokens",
+            expected="every token of the pass",
+            fix="Apply one config with scope 'all'; record, and tell phases or rows apart, on text alone.",
+        )
 
     def _check_numbers(self) -> None:
         """Refuse a pass of a router that was given other numbers than those that everything here was made for."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from transformers import PreTrainedConfig
 
-from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, ModelMismatchError
+from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, ModelMismatchError, first_line
 from hf_mote.sae.fields import check_known, check_positive, check_types
 from hf_mote.version import __version__
 
@@ -51,7 +51,10 @@ _OF_FILES = {
     "model_type",
     "torch_dtype",
     "transformers_version",
+    # What the Trainer sets in every config.
+    "use_cache",
 }
+_MOST_NAME = 4096
 _DTYPES = {"float16", "bfloat16", "float32", "float64"}
 
 
@@ -155,6 +158,11 @@ class SAEConfig(PreTrainedConfig):
         check_types(self, self._own_fields())
         check_positive(self, "hidden_size", "num_latents", "output_size", "dead_after_tokens")
         where = type(self).__name__
+        for name in ("hookpoint", "output_hookpoint", "base_model", "base_model_revision"):
+            value = getattr(self, name)
+            if value is not None and not (value.isprintable() and 0 < len(value) <= _MOST_NAME):
+                expected = f"1 to {_MOST_NAME} printable characters"
+                raise ConfigError(f"{where}.{name}", "is no name", got=ascii(value[:40]), expected=expected)
         if self.skip_connection and not self.is_transcoder:
             raise ConfigError(
                 f"{where}.skip_connection",
@@ -217,11 +225,10 @@ class SAEConfig(PreTrainedConfig):
         except Exception as error:
             if isinstance(error, HFMoTEError):
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FileFormatError(
                 str(pretrained_model_name_or_path),
                 "cannot be loaded",
-                got=reason,
+                got=first_line(error),
                 expected="a folder with config.json",
             ) from error
         if not isinstance(found[0], dict):

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from hf_mote.errors import FileFormatError, HFMoTEError, ModelMismatchError
+from hf_mote.errors import FileFormatError, HFMoTEError, ModelMismatchError, first_line
 from hf_mote.files import check_memory, check_name, read_json
 from hf_mote.sae.configuration import SAEConfig
 
@@ -27,6 +28,8 @@ __all__ = ["load_config", "load_strictly"]
 # Where to look, among what `from_pretrained` takes, and what only the model is asked for.
 _OF_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _OF_MODEL = ("code_revision", "dtype", "quantization_config", "torch_dtype", "trust_remote_code")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.int32, torch.int64)
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
 _PLAIN_NAME = re.compile(r"\w[\w.-]*\.safetensors")
@@ -100,6 +103,7 @@ def load_strictly(
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
             raise _unfit(str(path), kind.replace("_", " "), info[kind], model.state_dict())
+    _check_dtypes(str(path), kwargs["state_dict"], model)
     _check_values(str(path), model)
     return model, info
 
@@ -113,7 +117,7 @@ def _file(path: str, name: str, of_hub: Mapping[str, Any]) -> Path:
             raise _adapter(str(folder))
         if os.path.isfile(folder / name):
             return folder / name
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) if folder.is_dir() else ""
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) if os.path.isdir(folder) else ""
         fix = "Give the folder that save_pretrained wrote, or name it by subfolder."
         raise FileFormatError(f"{folder}", f"holds no {name}", got=found or "an empty or missing folder", fix=fix)
     with _own_errors(path):
@@ -182,6 +186,13 @@ def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(content.get_slice(name).get_shape()) for name in names}
 
 
+def _check_dtypes(path: str, found: Mapping[str, Tensor], model: PreTrainedModel) -> None:
+    """Refuse numbers of a kind that would be turned into others: integers or 8-bit floats where floats belong."""
+    for name, tensor in model.state_dict().items():
+        if name in found and found[name].dtype not in (_FLOATS if tensor.is_floating_point() else _INTEGERS):
+            raise FileFormatError(f"{path}: {name}", "wrong dtype", got=found[name].dtype, expected=tensor.dtype)
+
+
 def _check_values(path: str, model: PreTrainedModel) -> None:
     buffers = dict(model.named_buffers())
     for name, tensor in model.state_dict().items():
@@ -209,7 +220,7 @@ def _own_errors(path: str) -> Iterator[None]:
         raise FileFormatError(
             path,
             "cannot be loaded",
-            got=(str(error).strip() or type(error).__name__).splitlines()[0],
+            got=first_line(error),
             expected="a folder or repository with config.json and model.safetensors",
         ) from error
 

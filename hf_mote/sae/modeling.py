@@ -122,6 +122,26 @@ class SAEModel(SAEWeights):
         tokens = self._tokens(activations, attention_mask)
         return tokens.shaped(_dense(self._encode(tokens).latents))
 
+    def encode_sparse(self, activations: Tensor, attention_mask: Tensor | None = None) -> SparseLatents:
+        """Return the active latents of activations alone: values, and which token and latent each is of.
+
+        The same numbers as [`encode`] without its zeros, in memory that grows with what is active.
+
+        Args:
+            activations (`torch.Tensor` of shape `(..., hidden_size)`, any float dtype): As in [`encode`].
+            attention_mask (`torch.Tensor` of the leading shape, *optional*): Zero at padding.
+
+        Returns:
+            [`SparseLatents`]: `values` `(active,)`, `pattern.rows` (tokens, counted over the leading shape) and
+            `pattern.columns` (latents), int64 `(active,)` each, ascending; `dense()` gives `(tokens, num_latents)`.
+
+        Raises:
+            [`DataError`]: if the width or dtype is wrong, or a token is not finite.
+            [`UnsupportedError`]: outside training, if the thresholds were never set.
+        """
+        latents = self._encode(self._tokens(activations, attention_mask)).latents
+        return latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
+
     def decode(self, latents: Tensor, activations: Tensor | None = None) -> Tensor:
         """Return the reconstruction of latents.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from hf_mote.errors import ConfigError, UnknownNameError
+from hf_mote.sae.announced import import_announced, is_announced
 from hf_mote.sae.configuration import SAEConfig
 from hf_mote.sae.modeling import SAEModel
 
@@ -34,7 +35,8 @@ def register_sae(model_class: type[SAEModel]) -> type[SAEModel]:
     name = config_class.model_type
     if name == SAEConfig.model_type:
         raise ConfigError(where, f"{config_class.__name__} has no model_type of its own", got=repr(name))
-    if name in CONFIG_MAPPING or name in _MODELS:
+    taken = name in CONFIG_MAPPING and not is_announced(CONFIG_MAPPING[name], config_class)
+    if taken or name in _MODELS:
         raise ConfigError(where, "model_type is taken", got=repr(name), fix="Choose a distinctive name.")
     AutoConfig.register(name, config_class)
     AutoModel.register(config_class, model_class)
@@ -44,6 +46,7 @@ def register_sae(model_class: type[SAEModel]) -> type[SAEModel]:
 
 def registered_saes() -> dict[str, type[SAEModel]]:
     """Return the registered architectures by `model_type`."""
+    import_announced()
     return dict(_MODELS)
 
 
@@ -53,6 +56,7 @@ def sae_class(model_type: str) -> type[SAEModel]:
     Raises:
         [`UnknownNameError`]: if there is none, listing those there are.
     """
+    import_announced()
     if model_type not in _MODELS:
         raise UnknownNameError.of("model_type", model_type, _MODELS)
     return _MODELS[model_type]

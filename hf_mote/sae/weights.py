@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from hf_mote.errors import ConfigError, DataError, FileFormatError, UnsupportedE
 from hf_mote.sae.configuration import SAEConfig
 from hf_mote.sae.fields import check_known
 from hf_mote.sae.loading import load_config, load_strictly
+from hf_mote.sae.saving import save_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -205,6 +207,19 @@ class SAEWeights(PreTrainedModel):
         for name, problem in model._wrong_tensors():
             raise FileFormatError(f"{path}: {name}", problem)
         return (model, info) if kwargs.get("output_loading_info") else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Save as any transformers model, so that the folder holds the old SAE or the new one, never parts of both.
+
+        Takes what `PreTrainedModel.save_pretrained` takes.
+
+        Raises:
+            [`FileFormatError`]: if the folder cannot be written to, or the disk is full.
+        """
+        main = args[0] if args else kwargs.get("is_main_process", True)
+        if not main:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        return save_whole(super().save_pretrained, Path(save_directory), *args, **kwargs)
 
     def _wrong_tensors(self) -> Iterator[tuple[str, str]]:
         """Yield the tensors that hold what they cannot, and what that is; asked of a model that was just loaded."""

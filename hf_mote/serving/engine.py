@@ -9,35 +9,19 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
-
-from hf_mote.errors import DataError, UnsupportedError
+from hf_mote.errors import UnsupportedError
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.serving.plugin import front_of
+from hf_mote.serving.recorded import RecordedBatch, maps_of, of_phase
 from hf_mote.serving.requests import NAME, RECORD
 from hf_mote.serving.settings import config_from
 
-__all__ = ["RecordedBatch", "VLLMEngine", "maps_of"]
+__all__ = ["VLLMEngine"]
 
 Phase = Literal["prompt", "generation", "all"]
-
-
-class RecordedBatch(NamedTuple):
-    """Answers to a batch of prompts, with the routing that led to them.
-
-    Attributes:
-        tokens (`list[list[int]]`): Of each answer, without the token that ended it.
-        counts, weights (`torch.Tensor` of shape `(prompts, layers, experts)`, float64): As in [`ActivationMap`].
-        num_tokens (`torch.Tensor` of shape `(prompts,)`, float64): Tokens that were counted.
-    """
-
-    tokens: list[list[int]]
-    counts: torch.Tensor
-    weights: torch.Tensor
-    num_tokens: torch.Tensor
 
 
 class VLLMEngine:
@@ -57,6 +41,10 @@ class VLLMEngine:
             fix = 'Start it with additional_config={"hf_mote": {"profiles": {NAME: CONFIG}}}.'
             raise UnsupportedError("VLLMEngine.llm", "the engine serves no profiles", fix=fix)
         self.fingerprint: dict[str, Any] = self._rpc("mote_describe")["fingerprint"]
+
+        ends = (llm.llm_engine.input_processor.generation_config_fields or {}).get("eos_token_id")
+        ends = llm.llm_engine.model_config.hf_text_config.eos_token_id if ends is None else ends
+        self._ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
     @property
     def profiles(self) -> dict[str, MoTEConfig]:
@@ -110,7 +98,6 @@ class VLLMEngine:
         *,
         phase: Phase = "prompt",
         max_new_tokens: int = 64,
-        stop_token_ids: Sequence[int] = (),
         profile: str | None = None,
         seed: int | None = None,
         sampling: Mapping[str, Any] | None = None,
@@ -121,19 +108,23 @@ class VLLMEngine:
             prompts (`Sequence[Sequence[int]]`): Token ids; at most as many as the engine's `record` says.
             phase (`str`, *optional*, defaults to `"prompt"`): Tokens to count: `"prompt"`, `"generation"` or `"all"`.
             max_new_tokens (`int`, *optional*, defaults to 64): Longest answer.
-            stop_token_ids (`Sequence[int]`, *optional*): Tokens that end an answer.
             profile (`str`, *optional*): Profile to answer under.
             seed (`int`, *optional*): Of sampled answers.
             sampling (`Mapping`, *optional*): Further arguments of `vllm.SamplingParams`; greedy by default.
         """
         from vllm import SamplingParams
 
+        room = (self._front.settings.record if self._front.settings is not None else 0) - len(self._front.slots)
+        if len(prompts) > room:
+            fix = 'Give fewer at a time (batch_size), or start the engine with a larger "record".'
+            what = "more prompts than recordings"
+            raise UnsupportedError("VLLMEngine.image", what, got=len(prompts), expected=room, fix=fix)
         keys = [uuid.uuid4().hex for _ in prompts]
         params = [
             SamplingParams(
                 **{"temperature": 0.0, **(sampling or {})},
                 max_tokens=max_new_tokens,
-                stop_token_ids=list(stop_token_ids),
+                stop_token_ids=self._ends,
                 ignore_eos=True,
                 detokenize=False,
                 seed=seed,
@@ -144,15 +135,7 @@ class VLLMEngine:
         texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         answers = self.llm.generate(texts, params, use_tqdm=False)
         tokens = [list(answer.outputs[0].token_ids) for answer in answers]
-        ends = set(stop_token_ids)
-        tokens = [said[:-1] if said and said[-1] in ends else said for said in tokens]
-        recorded = [_of_phase(self.take(key), phase) for key in keys]
-        return RecordedBatch(
-            tokens,
-            torch.stack([one.counts for one in recorded]),
-            torch.stack([one.weights for one in recorded]),
-            torch.tensor([one.num_tokens for one in recorded], dtype=torch.float64),
-        )
+        return RecordedBatch.of(tokens, [of_phase(self.take(key), phase) for key in keys])
 
     def _drop_stale(self) -> None:
         for digest in sorted(self._front.stale):
@@ -167,32 +150,3 @@ class VLLMEngine:
                 raise UnsupportedError("VLLMEngine", answer["error"].rstrip("."))
         found: dict[str, Any] = answers[0]
         return found
-
-
-def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: str) -> dict[str, ActivationMap]:
-    """Return activation maps by phase from what a worker recorded.
-
-    Args:
-        recorded (`Mapping`): By layer, counts and weights, each by phase.
-        fingerprint (`Mapping`): The model's.
-        model (`str`): Its name.
-    """
-    layers = sorted(map(int, recorded))
-    if layers != sorted(fingerprint["layers"]):
-        raise DataError("recording", "lacks layers", got=layers, expected=fingerprint["layers"])
-    maps = {}
-    for place, phase in enumerate(("prompt", "generation")):
-        counts, weights = (
-            torch.tensor([recorded[str(layer)][kind][place] for layer in layers], dtype=torch.float64)
-            for kind in (0, 1)
-        )
-        seen = counts.sum(dim=-1) / torch.tensor(fingerprint["top_k"], dtype=torch.float64)
-        if bool((seen != seen[0]).any()):
-            raise DataError("recording", "layers saw different numbers of tokens", got=seen.tolist()[:8])
-        told: dict[str, str | int | float] = {"source": "vllm", "phase": phase, "model": model}
-        maps[phase] = ActivationMap(counts, weights, tuple(layers), float(seen[0]), told)
-    return maps
-
-
-def _of_phase(maps: Mapping[str, ActivationMap], phase: str) -> ActivationMap:
-    return maps["prompt"] + maps["generation"] if phase == "all" else maps[phase]

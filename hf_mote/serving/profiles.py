@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +51,14 @@ class _Loaded(NamedTuple):
     row: int
     scope: str
     edits: dict[int, RoutingEdit]
+
+
+class _Group(NamedTuple):
+    """Rows of a pass whose profiles change the same fields; none pays for what only others do."""
+
+    names: tuple[str, ...]
+    rows: Tensor
+    whole: bool
 
 
 @dataclass(eq=False)
@@ -109,8 +117,10 @@ class ProfileTables:
         self._loaded: dict[str, _Loaded] = {}
         self._used = 0
         self._active: dict[int, list[_Loaded]] = {}
+        self._groups: dict[int, list[_Group]] = {}
         self._one: _Loaded | None = None
         self._recording = False
+        self._tokens: dict[int, list[int]] = {}
         for number, layer in self.layers.items():
             for name in fields or () if touched is None or number in touched else ():
                 layer.tables[name] = self._table(layer, name)
@@ -192,6 +202,7 @@ class ProfileTables:
         total = sum(span.length for span in spans)
         rows, labels, place = [0] * total, [0] * total, 0
         followed: dict[str, _Loaded] = {}
+        places: dict[int, list[int]] = {}
         for span in spans:
             if span.digest is not None:
                 loaded = self._loaded[span.digest]
@@ -200,9 +211,13 @@ class ProfileTables:
                 if loaded.edits and end > start:
                     rows[start:end] = [loaded.row] * (end - start)
                     followed[span.digest] = loaded
+                    places.setdefault(loaded.row, []).extend(range(start, end))
             if span.label is not None:
                 for token in range(span.seen, span.length):
                     labels[place + token] = 1 + 2 * span.label + (token >= span.prompt)
+                tokens = self._tokens.setdefault(span.label, [0, 0])
+                tokens[0] += max(span.prompt - span.seen, 0)
+                tokens[1] += span.length - max(span.prompt, span.seen)
             place += span.length
         active: dict[int, list[_Loaded]] = {}
         for loaded in followed.values():
@@ -210,6 +225,7 @@ class ProfileTables:
                 active.setdefault(number, []).append(loaded)
         self._one = next(iter(followed.values())) if len(followed) == 1 and all(rows) else None
         self._active = active
+        self._groups = self._grouped(active, places) if self.eager and self._one is None else {}
         self._recording = any(labels)
         for buffer, values in ((self.rows, rows), (self.labels, labels)):
             used = max(total, self._used)
@@ -218,7 +234,7 @@ class ProfileTables:
 
     def end(self) -> None:
         """Hear that the pass is over; what runs outside of passes is nobody's."""
-        self._active, self._one, self._recording = {}, None, False
+        self._active, self._groups, self._one, self._recording = {}, {}, None, False
         self.rows[: self._used] = 0
         self.labels[: self._used] = 0
         self._used = 0
@@ -240,8 +256,7 @@ class ProfileTables:
             if active and self._one is not None:
                 weights, indices = self._under(layer, logits, weights, indices, active[0].edits[layer.site.layer])
             elif active:
-                names = {name for one in active for name in present_in(one.edits[layer.site.layer])}
-                weights, indices = self._by_row(layer, logits, weights, indices, names)
+                weights, indices = self._by_group(layer, logits, weights, indices)
             if self._recording:
                 self._count(layer, weights, indices)
             return weights, indices
@@ -251,24 +266,26 @@ class ProfileTables:
             self._count(layer, weights, indices)
         return weights, indices
 
-    def take(self, label: int) -> dict[int, list[list[list[float]]]]:
+    def take(self, label: int) -> dict[str, Any]:
         """Return what was recorded in a slot, and empty it.
 
         Args:
             label (`int`): The slot.
 
         Returns:
-            `dict`: by layer, counts and weights, each for prompt and generation, each `(experts,)` numbers.
+            `dict`: `tokens`, of prompt and generation; `layers`: by layer, counts and weights, each for prompt and
+            generation, each `(experts,)` numbers. As in `record_routing`, an expert that a profile left without
+            weight was not visited.
         """
-        found = {}
+        found: dict[str, Any] = {}
         for number, layer in self.layers.items():
             if layer.counts is None or layer.weights is None:
                 continue
             place = slice(1 + 2 * label, 3 + 2 * label)
-            found[number] = [layer.counts[place].tolist(), layer.weights[place].tolist()]
+            found[str(number)] = [layer.counts[place].tolist(), layer.weights[place].tolist()]
             layer.counts[place] = 0
             layer.weights[place] = 0
-        return found
+        return {"tokens": self._tokens.pop(label, [0, 0]), "layers": found}
 
     def _table(self, layer: LayerRouting, name: str) -> Tensor:
         neutral = NEUTRAL[name]
@@ -283,19 +300,44 @@ class ProfileTables:
             return edit
         return replace(edit, forced_weight=edit.forced_weight / layer.scale)
 
+    def _grouped(
+        self, active: Mapping[int, Sequence[_Loaded]], places: Mapping[int, Sequence[int]]
+    ) -> dict[int, list[_Group]]:
+        """Return the rows of the pass for each layer, by what their profiles change there."""
+        tensors: dict[tuple[int, ...], Tensor] = {}
+        found: dict[int, list[_Group]] = {}
+        for number, followed in active.items():
+            alike: dict[tuple[tuple[str, ...], bool], list[int]] = {}
+            for one in followed:
+                edit = one.edits[number]
+                alike.setdefault((tuple(present_in(edit)), edit.keeps_all_or_nothing), []).append(one.row)
+            groups = []
+            for (names, whole), members in alike.items():
+                key = tuple(members)
+                if key not in tensors:
+                    chosen = [place for row in members for place in places[row]]
+                    tensors[key] = torch.tensor(chosen, dtype=torch.int64, device=self.device)
+                groups.append(_Group(names, tensors[key], whole))
+            found[number] = groups
+        return found
+
+    def _by_group(
+        self, layer: LayerRouting, logits: Tensor, weights: Tensor, indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        native_weights, native_indices = weights, indices
+        for names, rows, whole in self._groups[layer.site.layer]:
+            profiles = self.rows[rows]
+            edit = RoutingEdit(**{name: layer.tables[name][profiles] for name in names}, keeps_all_or_nothing=whole)
+            edited = self._under(layer, logits[rows], native_weights[rows], native_indices[rows], edit)
+            weights = weights.index_copy(0, rows, edited[0])
+            indices = indices.index_copy(0, rows, edited[1])
+        return weights, indices
+
     def _by_row(
         self, layer: LayerRouting, logits: Tensor, weights: Tensor, indices: Tensor, names: set[str]
     ) -> tuple[Tensor, Tensor]:
         rows = self.rows[: logits.shape[0]]
-        whole = all(
-            one.edits[layer.site.layer].keeps_all_or_nothing
-            for one in self._loaded.values()
-            if layer.site.layer in one.edits and one.edits[layer.site.layer].drop_share is not None
-        )
-        edit = RoutingEdit(
-            **{name: layer.tables[name][rows] for name in sorted(names)},
-            keeps_all_or_nothing=self.eager and whole,
-        )
+        edit = RoutingEdit(**{name: layer.tables[name][rows] for name in sorted(names)})
         edited = self._under(layer, logits, weights, indices, edit)
         touched = (rows > 0)[:, None]
         return torch.where(touched, edited[0], weights), torch.where(touched, edited[1], indices)
@@ -314,6 +356,6 @@ class ProfileTables:
             return
         experts = layer.site.num_experts
         places = (self.labels[: indices.shape[0], None] * experts + indices.long()).reshape(-1)
-        given = weights.double().reshape(-1) * layer.scale
-        layer.counts.view(-1).index_add_(0, places, torch.ones_like(given))
-        layer.weights.view(-1).index_add_(0, places, given)
+        visited = (weights != 0) | (self.rows[: indices.shape[0]] == 0)[:, None]
+        layer.counts.view(-1).index_add_(0, places, visited.double().reshape(-1))
+        layer.weights.view(-1).index_add_(0, places, weights.double().reshape(-1) * layer.scale)

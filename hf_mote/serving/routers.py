@@ -7,7 +7,7 @@ routers get a subclass of their own class that asks a [`ProfileTables`] what to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.routing.rules.selection import select
 from hf_mote.routing.sites.discover import find_routers
-from hf_mote.routing.sites.site import RouterSite
+from hf_mote.routing.sites.site import BLOCK, RouterSite
 from hf_mote.serving.profiles import LayerRouting, ProfileTables
 
 __all__ = ["layers_of", "materialise", "meta_sites", "routers_with_a_seam"]
@@ -31,11 +31,17 @@ _LEAVE = "Serve it without profiles: leave 'hf_mote' out of additional_config."
 
 
 @contextmanager
-def routers_with_a_seam() -> Iterator[None]:
-    """Make routers that are built inside ask for profiles."""
-    from vllm.model_executor.layers.fused_moe import layer as moe
+def routers_with_a_seam(loaded: Callable[[nn.Module], None]) -> Iterator[None]:
+    """Make routers that are built inside ask for profiles.
 
-    original = moe.create_fused_moe_router
+    Args:
+        loaded (`Callable[[nn.Module], None]`): Called with the model when its weights are loaded, before vLLM brings
+            them into the form that its kernels take.
+    """
+    from vllm.model_executor.layers.fused_moe import layer as moe
+    from vllm.model_executor.model_loader import base_loader
+
+    original, pack = moe.create_fused_moe_router, base_loader.process_weights_after_loading
 
     def create(*args: Any, **kwargs: Any) -> Any:
         router = original(*args, **kwargs)
@@ -44,11 +50,17 @@ def routers_with_a_seam() -> Iterator[None]:
             router.__class__ = _with_seam(base)
         return router
 
+    def tell_and_pack(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        loaded(model)
+        return pack(model, *args, **kwargs)
+
     moe.create_fused_moe_router = create
+    base_loader.process_weights_after_loading = tell_and_pack
     try:
         yield
     finally:
         moe.create_fused_moe_router = original
+        base_loader.process_weights_after_loading = pack
 
 
 def _with_seam(base: type) -> type:
@@ -218,31 +230,41 @@ def materialise(sites: Sequence[RouterSite], model: nn.Module) -> bool:
 
     Args:
         sites (`Sequence[RouterSite]`): Routers of a model on the meta device.
-        model (`nn.Module`): vLLM's model.
+        model (`nn.Module`): vLLM's model, as its weights were loaded.
     """
-    parts = dict(model.named_parameters()) | dict(model.named_buffers())
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+    blocks = {
+        part.layer_id: model.get_submodule(path.rpartition(".")[0])
+        for path, part in model.named_modules()
+        if isinstance(part, MoERunner)
+    }
     for site in sites:
-        mine = [(name, tensor) for name, tensor in parts.items() if f".layers.{site.layer}." in f".{name}"]
+        if site.layer not in blocks:
+            return False
+        block = blocks[site.layer]
+        # Of the block itself and of its router, but of no expert.
+        mine = [
+            (path.rpartition(".")[2], tensor)
+            for path, tensor in (*block.named_parameters(), *block.named_buffers())
+            if path.count(".") <= 1 and "expert" not in path.partition(".")[0]
+        ]
         wanted = dict(site.module.named_parameters()) | dict(site.module.named_buffers())
-        block = site.rule.selection_bias or ""
-        if block.startswith("block.") and site.block is not None:
-            wanted[block] = getattr(site.block, block.removeprefix("block."))
+        bias = site.rule.selection_bias or ""
+        if bias.startswith(BLOCK) and site.selection_bias() is not None:
+            wanted[bias] = getattr(site.block, bias.removeprefix(BLOCK))
         for name, tensor in wanted.items():
             last = name.rpartition(".")[2]
-            fits = {
-                given.data_ptr(): given
-                for path, given in mine
-                if path.rpartition(".")[2] == last and given.shape == tensor.shape
-            }
+            fits = {given.data_ptr(): given for other, given in mine if other == last and given.shape == tensor.shape}
             if len(fits) != 1:
                 return False
-            _set(site, name, next(iter(fits.values())).detach())
+            _set(site, name, next(iter(fits.values())).detach().clone())
     return True
 
 
 def _set(site: RouterSite, name: str, tensor: Tensor) -> None:
-    owner: Any = site.block if name.startswith("block.") else site.module
-    *path, last = name.removeprefix("block.").split(".")
+    owner: Any = site.block if name.startswith(BLOCK) else site.module
+    *path, last = name.removeprefix(BLOCK).split(".")
     for part in path:
         owner = getattr(owner, part)
     if last in owner._parameters:

@@ -31,12 +31,13 @@ class WithProfiles:
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model with routers that ask, check them and every profile, and let them ask from then on."""
-        with routers_with_a_seam():
+        self._mote_model, self._mote_sites = meta_sites(self.vllm_config.model_config.hf_text_config)
+        found_weights = []
+        with routers_with_a_seam(lambda model: found_weights.append(materialise(self._mote_sites, model))):
             super().load_model(*args, **kwargs)  # type: ignore[misc]
         settings = ServingSettings.read(self.vllm_config.additional_config[KEY])
         model = self.model_runner.get_model()
-        self._mote_model, self._mote_sites = meta_sites(self.vllm_config.model_config.hf_text_config)
-        if not materialise(self._mote_sites, model):
+        if found_weights != [True]:
             logger.warning(
                 "The router weights were not found in vLLM's model, so that profiles are checked by layers and "
                 "experts, and not by the weights' hash."
@@ -51,7 +52,11 @@ class WithProfiles:
             self._mote_tables = ProfileTables(
                 {number: layer for number, (_, layer) in found.items()},
                 self.model_runner.device,
-                max_tokens=self.vllm_config.scheduler_config.max_num_batched_tokens,
+                # Graphs are replayed for a number of tokens that a batch is filled up to.
+                max_tokens=max(
+                    self.vllm_config.scheduler_config.max_num_batched_tokens,
+                    self.vllm_config.compilation_config.max_cudagraph_capture_size or 0,
+                ),
                 max_profiles=settings.max_profiles,
                 record=settings.record,
                 fields=None if eager else settings.fields,
@@ -89,8 +94,7 @@ class WithProfiles:
 
     def mote_take(self, slot: int) -> dict[str, Any]:
         """Return what was recorded in a slot, and empty it."""
-        found = self._mote_tables.take(slot)
-        return {"error": None, "recorded": {str(layer): numbers for layer, numbers in found.items()}}
+        return {"error": None, "recorded": self._mote_tables.take(slot)}
 
     def mote_describe(self) -> dict[str, Any]:
         """Return the routers and the model's fingerprint."""

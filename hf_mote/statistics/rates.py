@@ -13,6 +13,7 @@ from hf_mote.errors import DataError, real
 
 __all__ = ["SIGNIFICANT", "Interval", "Rate", "wilson"]
 
+_ROUNDING = 1e-9
 SIGNIFICANT = 0.05  # most that p or q can be
 
 
@@ -73,7 +74,14 @@ class Rate:
 
     def __post_init__(self) -> None:
         counts = isinstance(self.n, int) and isinstance(self.successes, int) and 0 <= self.successes <= self.n
-        if not counts or self.n == 0 or self.rate != self.successes / self.n or not 0 <= self.low <= self.high <= 1:
+        outside = not self.low - _ROUNDING <= self.rate <= self.high + _ROUNDING
+        if (
+            not counts
+            or self.n == 0
+            or self.rate != self.successes / self.n
+            or not 0 <= self.low <= self.high <= 1
+            or outside
+        ):
             got = f"{self.successes} of {self.n}, rate {self.rate}, interval {self.low} to {self.high}"
             raise DataError("Rate", "is no share with its interval", got=got)
 

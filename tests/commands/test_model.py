@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from tiny_models import tiny_tokenizer
@@ -40,3 +42,20 @@ def test_load_subject_dense_model_is_refused_but_may_judge(tmp_path: Path) -> No
     with pytest.raises(UnsupportedError, match="no routed experts found"):
         load_subject(str(tmp_path), Organisms())
     assert load_subject(str(tmp_path), Organisms(), any_model=True).name == str(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_load_subject_of_an_adapter_looks_at_the_config_of_its_base(tmp_path: Path, tiny_folder: Path) -> None:
+    model = load_subject(str(tiny_folder), Organisms()).model
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    adapter = json.loads(path.read_text())
+    base = shutil.copytree(tiny_folder, tmp_path / "base")
+    path.write_text(json.dumps({**adapter, "base_model_name_or_path": str(base)}))
+    if int(peft.__version__.split(".")[1]) >= 22:  # the oldest that transformers loads with
+        assert load_subject(str(tmp_path), Organisms()).model.active_adapters() == ["default"]
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "attn_implementation": "somebody/kernels"}))
+    with pytest.raises(UnsupportedError, match="names kernels of a repository"):
+        load_subject(str(tmp_path), Organisms())

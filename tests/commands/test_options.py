@@ -123,3 +123,19 @@ def test_record_without_a_class_is_named_by_its_line(tiny_folder: Path, tmp_path
     told = refused("ftri", tiny_folder, path, "--judge", "field", "--target", "x", "--output", tmp_path / "out")
     assert "line 3" in told
     assert "'class'" in told
+
+
+@pytest.mark.parametrize("option", ["--suppress", "--stimulate"])
+def test_more_experts_than_there_are_is_refused_before_anything_runs(
+    tiny_folder: Path, prompts: Path, tmp_path: Path, option: str
+) -> None:
+    output = tmp_path / "out"
+    for command in (
+        ["ftri", tiny_folder, prompts, *QUICK],
+        ["attribute", tiny_folder, prompts, "--target", "a", "--baseline", "b"],
+    ):
+        said = refused(*command, option, 999, "--output", output)
+        assert f"{option}: asks for more experts than there are (got 999" in said
+        assert "imaging" not in said
+        assert "attributing" not in said
+    assert not output.exists()

@@ -173,3 +173,23 @@ def test_read_prompts_organism_gives_its_questions_with_kind_and_answer() -> Non
     for wrong in ("organism:refusal", "organism:refusal/test", "organism:refusal/train/odd", "organism:nobody/train"):
         with pytest.raises(UnknownNameError):
             read_prompts(wrong, organisms)
+
+
+def test_read_prompts_folder_is_handed_to_datasets_by_its_full_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of "..", datasets would make folders beside its cache.
+    import datasets
+
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    asked = []
+
+    def load(name: str, *args: object, **kwargs: object) -> None:
+        asked.append(name)
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(UnknownNameError):
+        read_prompts("..", Organisms())
+    assert asked == [str(tmp_path)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_mote import MoTEConfig, ablate_experts, attribute_experts, evaluate_mote, ftri, search_experts
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
 from hf_mote.evaluation.conversations import run_conversations
+from hf_mote.generation import chat
 from hf_mote.generation.prompts import encode_prompts, user_text_of
 
 NO_THINKING = {"enable_thinking": False}
@@ -132,3 +135,45 @@ def test_ftri_refuses_prompts_without_tokens_and_half_surrogates_before_it_runs(
     with pytest.raises(DataError, match=r"prompts\[0\].*no token"):
         attribute_experts(model, tokenizer, ["x", "a"], logit_score=score, resamples=0, progress=False)
     assert torch.is_grad_enabled()
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_encode_prompts_gives_up_on_a_template_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.3)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% if messages[0].content == 'b' %}" + ENDLESS + "{% endif %}x"
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match=r"prompts\[1\]: .*chat template takes longer than 0.3 s"):
+        encode_prompts(tokenizer, ["a", "b"], where="prompts")
+    assert time.monotonic() - begun < 3
+    # The thread that rendered it has stopped, too.
+    for _ in range(100):
+        if not any(thread.name == "chat template" for thread in threading.enumerate()):
+            return
+        time.sleep(0.05)
+    pytest.fail("the template still runs")
+
+
+def test_encode_prompts_refuses_a_template_that_writes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "MOST_CHARACTERS", 10_000)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for a in range(20000) %}x{% endfor %}"
+    with pytest.raises(ConfigError, match=r"too long a text .got 20000 characters, expected at most 10000"):
+        encode_prompts(tokenizer, ["a"])
+
+
+def test_encode_prompts_template_cannot_reach_python(tmp_path: Any) -> None:
+    tokenizer = tiny_tokenizer()
+    for attack in (
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ cycler.__init__.__globals__.os.system('x') }}",
+        "{% include '/etc/passwd' %}",
+        "{{ lipsum.__globals__['os'].popen('id').read() }}",
+    ):
+        tokenizer.chat_template = attack
+        with pytest.raises(ConfigError, match="chat template fails"):
+            encode_prompts(tokenizer, ["a"])

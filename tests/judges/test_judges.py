@@ -1,5 +1,8 @@
+import enum
 import re
+import time
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,3 +182,86 @@ def test_classify_of_a_judge_with_other_arguments_is_refused(judge):
 def test_classify_of_something_that_cannot_be_called_is_refused():
     with pytest.raises(ConfigError, match="got str"):
         classify("refusal", ["a"], ["x"])
+
+
+def test_regex_judge_gives_up_on_a_pattern_that_would_take_years():
+    judge = RegexJudge({"match": r"(a|aa)+$"}, timeout=0.2)
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=r"patterns\['match'\]: takes longer than 0.2 s .*61 characters.*repetition"):
+        judge("a" * 60 + "b")
+    assert time.monotonic() - begun < 2
+    with pytest.raises(DataError, match="prompt 1: the judge failed: DataError: .*takes longer"):
+        classify(judge, ["x", "y"], ["a", "a" * 60 + "b"])
+    assert judge("aaa") == "match"
+
+
+def test_regex_judge_gives_all_its_patterns_one_time_together():
+    slow = {str(index): rf"(a|aa)+{index}" for index in range(20)}
+    begun = time.monotonic()
+    with pytest.raises(DataError, match="takes longer"):
+        RegexJudge(slow, timeout=0.3)("a" * 60)
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), True, "1", None])
+def test_regex_judge_timeout_that_is_none_is_refused(timeout):
+    with pytest.raises(ConfigError, match="RegexJudge.timeout"):
+        RegexJudge({"a": "b"}, timeout=timeout)
+
+
+PATTERNS = [r"\d+", r"^\W", r"(?i)straße|KELVIN", r"[a-f]{2,}\b", r"(\w)\1", r"\S+$", "."]
+
+
+@given(st.text("abAB12 _-!.\nßäſKé€漢", max_size=40), st.sampled_from(PATTERNS))
+def test_regex_judge_finds_what_re_finds(text, pattern):
+    assert (RegexJudge({"match": pattern})(text) == "match") == bool(re.search(pattern, text))
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [
+        ("yes", "yes"),
+        (True, "True"),
+        (3, "3"),
+        (0.5, "0.5"),
+        (np.str_("a"), "a"),
+        (np.int64(3), "3"),
+        (np.float32(0.5), "0.5"),
+        (np.bool_(True), "True"),
+        (Colour.RED, "Colour.RED"),
+    ],
+)
+def test_classify_takes_texts_numbers_and_truth_values(label, text):
+    assert classify(lambda response: label, ["a"], ["b"]) == [text]
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        float("nan"),
+        float("inf"),
+        np.float64("nan"),
+        b"yes",
+        ["yes"],
+        ("yes",),
+        {"yes": 1},
+        {"yes"},
+        1j,
+        object(),
+        print,
+    ]
+    + [np.array("yes"), np.datetime64("2020-01-01"), np.bytes_(b"yes")],
+    ids=repr,
+)
+def test_classify_of_what_is_no_label_names_the_prompt(label):
+    with pytest.raises(DataError, match=r"classify: prompt 1: the judge returned no label .got "):
+        classify(lambda response: label if response == "x" else "fine", ["a", "a"], ["b", "x"])
+
+
+def test_classify_of_a_label_that_is_not_unicode_names_the_prompt():
+    with pytest.raises(DataError, match=r"prompt 0: the judge's label is not Unicode"):
+        classify(lambda response: "\ud800", ["a"], ["b"])

@@ -1,11 +1,12 @@
 """Judges that choose among labels: multiple choice, a language model here, one behind a server."""
 
+import contextlib
 import json
 import threading
 import time
 import urllib.error
 import urllib.request
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -224,16 +225,26 @@ def test_server_judge_waits_twice_as_long_each_time_and_as_long_as_it_is_told(se
     replies = [told("7"), told("999"), told("soon"), TimeoutError("timed out"), urllib.error.URLError(TimeoutError())]
     waits.clear()
 
-    def urlopen(request, timeout):
+    def opened(opener, request, timeout):
         raise replies[len(waits)]
 
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", opened)
     with pytest.raises(DataError, match="timed out|urlopen"):
         ServerJudge(url, "m", "?", wait=1.0)("a", "b")
     assert waits == [7.0, 60.0, 4.0, 8.0]
 
 
-@pytest.mark.parametrize("numbers", [{"retries": -1}, {"retries": 1.5}, {"wait": -1}, {"wait": float("nan")}])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"retries": -1},
+        {"retries": 1.5},
+        {"wait": -1},
+        {"wait": float("nan")},
+        {"timeout": 0},
+        {"timeout": float("inf")},
+    ],
+)
 def test_server_judge_numbers_out_of_range_are_refused(numbers):
     with pytest.raises(ConfigError, match=next(iter(numbers))):
         ServerJudge("http://127.0.0.1:9/v1", "m", "?", **numbers)
@@ -242,7 +253,7 @@ def test_server_judge_numbers_out_of_range_are_refused(numbers):
 def test_server_judge_of_no_server_or_another_service_says_so(server):
     url, _ = server
     with pytest.raises(DataError, match="cannot be asked"):
-        ServerJudge(f"{url}/nothing-here".replace("127.0.0.1:", "127.0.0.1:1"), "m", "?", timeout=1)("a", "b")
+        ServerJudge("http://127.0.0.1:1/v1", "m", "?", timeout=1)("a", "b")
     with pytest.raises(DataError, match="404"):
         ServerJudge(f"{url}/elsewhere", "m", "?")("a", "b")
 
@@ -269,8 +280,125 @@ def test_server_judge_of_a_reply_that_is_no_text_says_so(server, reply):
 
 
 def test_server_judge_of_an_address_that_cannot_be_says_so():
-    with pytest.raises(DataError, match="ServerJudge"):
-        ServerJudge("http://[nowhere/v1", "m", "?")("a", "b")
+    for address in (
+        "http://[nowhere/v1", "http://", "https:///v1", "ftp://host/v1", "localhost:8000", "http://localhost:99999/v1",
+        "http://localhost:x/v1", "http://local host/v1", "http://localhost/v1\nX: y", "http://löcalhost/v1", 3, None,
+        "http://user:key@localhost/v1", "http://localhost/v1?x=1", "http://localhost/v1#x",
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match="ServerJudge.base_url"):
+            ServerJudge(address, "m", "?")
+
+
+def test_server_judge_asks_another_machine_by_https_unless_told_so():
+    for address in ("http://example.com/v1", "http://10.0.0.1:8000/v1", "http://127.0.0.1.example.com/v1"):
+        with pytest.raises(ConfigError, match=r"base_url: sends .*everybody on the way.*--judge-allow-http"):
+            ServerJudge(address, "m", "?")
+        assert ServerJudge(address, "m", "?", allow_http=True).url == f"{address}/chat/completions"
+    for address in ("https://example.com/v1", "http://localhost:1/v1", "http://127.0.0.9/v1", "http://[::1]:8000/v1"):
+        assert ServerJudge(address, "m", "?").url == f"{address}/chat/completions"
+
+
+@pytest.mark.parametrize("token", ["a\nX-Other: b", "ключ", 3, "\0"])
+def test_server_judge_key_that_no_header_holds_is_refused_and_not_repeated(token):
+    with pytest.raises(ConfigError, match="ServerJudge.token") as caught:
+        ServerJudge("http://localhost/v1", "m", "?", token=token)
+    assert str(token) not in str(caught.value).replace("printable", "")
+
+
+@pytest.fixture
+def odd_server():
+    """A server that does what it likes with a connection: `behave` is called with the handler."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            Handler.seen.append((self.path, self.headers.get("Authorization")))
+            with contextlib.suppress(OSError):
+                Handler.behave(self)
+
+        do_GET = do_POST
+
+        def log_message(self, *args):
+            pass
+
+    Handler.seen = []
+    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found.daemon_threads = True
+    thread = threading.Thread(target=found.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{found.server_port}/v1", Handler
+    found.shutdown()
+    thread.join()
+    found.server_close()
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_server_judge_follows_no_redirection_and_gives_its_key_to_nobody_else(server, odd_server, code):
+    other, there = server
+    url, handler = odd_server
+
+    def redirect(request):
+        request.send_response(code)
+        request.send_header("Location", f"{other}/chat/completions")
+        request.end_headers()
+
+    handler.behave = redirect
+    with pytest.raises(DataError, match="redirects|HTTP Error 30"):
+        ServerJudge(url, "m", "?", token="key", wait=0.001)("a", "b")
+    assert handler.seen == [("/v1/chat/completions", "Bearer key")]
+    assert there.seen == []
+
+
+def test_server_judge_reads_no_reply_without_end(odd_server):
+    url, handler = odd_server
+
+    def flood(request):
+        request.send_response(200)
+        request.end_headers()
+        while True:
+            request.wfile.write(b" " * 2**16)
+
+    handler.behave = flood
+    with pytest.raises(DataError, match="the reply is too long .expected at most 4194304 bytes"):
+        ServerJudge(url, "m", "?")("a", "b")
+
+
+@pytest.mark.parametrize("part", ["status", "headers", "body"])
+def test_server_judge_waits_no_longer_than_its_timeout_for_one_that_drips(odd_server, part):
+    url, handler = odd_server
+    stop = threading.Event()
+
+    def drip(request):
+        text = {"status": "", "headers": "HTTP/1.1 200 OK\r\n", "body": "HTTP/1.1 200 OK\r\n\r\n"}[part]
+        request.wfile.write(text.encode())
+        while not stop.wait(0.02):
+            request.wfile.write(b"H")
+            request.wfile.flush()
+
+    handler.behave = drip
+    begun = time.monotonic()
+    try:
+        with pytest.raises(DataError, match="cannot be asked .got no whole reply within 0.3 s"):
+            ServerJudge(url, "m", "?", timeout=0.3, retries=1, wait=0.001)("a", "b")
+        assert time.monotonic() - begun < 3
+        assert len(handler.seen) == 2
+    finally:
+        stop.set()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"choices": [' * 5000, "NaN", '{"choices": {}}', "\xff"])
+def test_server_judge_of_a_reply_that_is_nonsense_says_so(odd_server, content):
+    url, handler = odd_server
+
+    def answer(request):
+        data = content.encode("latin-1")
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        request.wfile.write(data)
+
+    handler.behave = answer
+    with pytest.raises(DataError, match="is no chat completion"):
+        ServerJudge(url, "m", "?")("a", "b")
 
 
 def test_lm_judge_takes_any_text_and_refuses_logits_that_are_no_numbers(organism):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from transformers import AutoConfig, AutoModel
 
 import hf_mote
 from hf_mote import SAEModel
+from hf_mote.errors import FileFormatError
 
 every_sae = pytest.mark.parametrize("sae", ALL_SAES, ids=str)
 some_saes = pytest.mark.parametrize("sae", SOME_SAES, ids=str)
@@ -287,3 +290,47 @@ def test_sae_model_from_pretrained_takes_fields_and_arguments_of_the_loader_toge
         tmp_path, k=2, subfolder="sub", output_loading_info=True, low_cpu_mem_usage=True
     )
     assert (model.config.k, info["missing_keys"]) == (2, set())
+
+
+def test_save_pretrained_replaces_an_earlier_sae_and_keeps_what_else_is_there(tmp_path: Path) -> None:
+    first, second = TinySAE("topk", "autoencoder").model(), TinySAE("jumprelu", "autoencoder").model()
+    first.save_pretrained(tmp_path / "sae", max_shard_size="1KB")
+    for name in ("README.md", "notes/mine.txt", "model.fp16.safetensors"):
+        (tmp_path / "sae" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "sae" / name).write_text("mine")
+    second.save_pretrained(tmp_path / "sae")
+    names = sorted(path.name for path in (tmp_path / "sae").iterdir())
+    assert names == ["README.md", "config.json", "model.fp16.safetensors", "model.safetensors", "notes"]
+    assert_equal_models(second, SAEModel.from_pretrained(tmp_path / "sae"))
+    assert [path.name for path in tmp_path.iterdir()] == ["sae"]
+
+
+def test_save_pretrained_into_the_folder_one_is_in_replaces_the_files_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = TinySAE("topk", "autoencoder").model(), TinySAE("jumprelu", "autoencoder").model()
+    monkeypatch.chdir(tmp_path)
+    first.save_pretrained(".", max_shard_size="1KB")
+    (tmp_path / "mine").write_text("x")
+    second.save_pretrained(".")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "mine", "model.safetensors"]
+    assert_equal_models(second, SAEModel.from_pretrained(tmp_path))
+
+
+def test_save_pretrained_on_a_full_disk_is_our_error_and_leaves_the_earlier_sae(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = TinySAE("topk", "autoencoder").model(), TinySAE("jumprelu", "autoencoder").model()
+    first.save_pretrained(tmp_path / "sae")
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("hf_mote.folders.os.chmod", full)
+    with pytest.raises(FileFormatError, match="cannot be written .got No space"):
+        second.save_pretrained(tmp_path / "sae")
+    assert_equal_models(first, SAEModel.from_pretrained(tmp_path / "sae"))
+    assert [path.name for path in tmp_path.iterdir()] == ["sae"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FileFormatError, match="is a file"):
+        second.save_pretrained(tmp_path / "file")

@@ -107,19 +107,18 @@ def test_recorded_routing_is_that_of_record_routing(served: Served) -> None:
     from hf_mote.serving.engine import VLLMEngine
 
     engine = VLLMEngine(served.llm)
-    for name in (None, "reroute", "number"):
+    engine._ends = []  # as `greedy` has it
+    for name in (None, "drop", "reroute", "number", "in-generation"):
         batch = engine.image(PROMPTS, phase="all", max_new_tokens=LENGTH, profile=name)
         assert batch.tokens == [tokens for tokens, _ in served.wanted[name]]
         for place, prompt in enumerate(PROMPTS):
-            text = torch.tensor([prompt + batch.tokens[place][:-1]])
-            config = served.profiles.get(name or "")
-            with torch.no_grad(), record_routing(served.model) as record:
-                if config is None:
-                    served.model(text)
-                else:
-                    with apply_mote(served.model, config):
-                        served.model(text)
+            text = torch.tensor([prompt])
+            handle = apply_mote(served.model, served.profiles[name]) if name is not None else None
+            with torch.no_grad(), record_routing(served.model, eos_token_id=[]) as record:
+                served.model.generate(text, max_new_tokens=LENGTH, do_sample=False, eos_token_id=None, pad_token_id=0)
+            if handle is not None:
+                handle.remove()
             (mine,) = record.maps()
-            assert batch.num_tokens[place] == mine.num_tokens == text.shape[1]
+            assert batch.num_tokens[place] == mine.num_tokens == len(prompt) + LENGTH - 1
             assert torch.equal(batch.counts[place], mine.counts)
             torch.testing.assert_close(batch.weights[place], mine.weights, atol=2e-5, rtol=1e-5)

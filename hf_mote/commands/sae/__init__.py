@@ -1,6 +1,10 @@
 """Commands for sparse autoencoders: `hf-mote sae ...`.
 
+- `train.py`: from a model and a text to an SAE. `evaluate.py`: what it loses, and what the model makes of it.
+- `steer.py`: responses with latents changed. `top_tokens.py`: what activates a latent.
 - `convert.py`: from the file format of one library to that of another.
+- `texts.py`: the text that they read, and files of settings.
 
-May import everything. A new command is a function in a file here; `hf_mote/cli.py` adds it to `sae_app`.
+A new command is a function in a file here and a line in the table of `hf_mote/cli.py`. May import everything, but what
+is slow (torch, transformers, matplotlib, ...) in its functions; see `hf_mote/commands`.
 """

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from transformers.utils.logging import disable_progress_bar
 
+from hf_mote.commands.names import FORMATS, WRITTEN_FORMATS
 from hf_mote.commands.session import reporting, tell
-from hf_mote.sae.convert import export_sae, load_sae
-from hf_mote.sae.convert.registry import FORMATS, check_target, format_named
+from hf_mote.errors import UnknownNameError
 
 __all__ = ["convert"]
 
@@ -18,9 +17,7 @@ __all__ = ["convert"]
 def convert(
     source: Annotated[str, typer.Argument(help="Folder, or id of a Hub repository.")],
     target: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    to: Annotated[
-        str, typer.Option(help=f"Format to write: {', '.join(name for name in FORMATS if FORMATS[name].write)}.")
-    ],
+    to: Annotated[str, typer.Option(help=f"Format to write: {', '.join(WRITTEN_FORMATS)}.")],
     from_: Annotated[
         str, typer.Option("--from", help=f"Format of the source: {', '.join(FORMATS)}; by default found out.")
     ] = "auto",
@@ -28,8 +25,16 @@ def convert(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
 ) -> None:
     """Write a sparse autoencoder of one library as another writes it, and say what that format cannot hold."""
-    disable_progress_bar()
     with reporting():
+        for option, name, known in (("--to", to, FORMATS), ("--from", from_, ("auto", *FORMATS))):
+            if name not in known:
+                raise UnknownNameError.of(option, name, known)
+        from transformers.utils.logging import disable_progress_bar
+
+        from hf_mote.sae.convert import export_sae, load_sae
+        from hf_mote.sae.convert.registry import check_target, format_named
+
+        disable_progress_bar()
         # First, so that a slip of the pen does not cost a download.
         check_target(target, format_named(to, where="--to"))
         sae = load_sae(source, from_, subfolder=subfolder, revision=revision)

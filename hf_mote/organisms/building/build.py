@@ -20,6 +20,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError
+from hf_mote.files import replacing
+from hf_mote.folders import check_folder, replacing_folder
 from hf_mote.organisms.building.gates import Pair
 from hf_mote.organisms.building.measure import measure
 from hf_mote.organisms.building.planting import choose_planted, plant
@@ -63,6 +65,7 @@ def build_organism(
         raise UnknownNameError.of("build_organism", name, RECIPES)
     if steps is not None and steps < 1:
         raise ConfigError("build_organism.steps", "out of range", got=steps, expected="1 or more")
+    check_folder(output, str(output))
     console = console or Console(stderr=True)
     started = time.perf_counter()
     recipe = RECIPES[name]
@@ -74,9 +77,6 @@ def build_organism(
     planted = choose_planted(model, recipe.num_planted, seed=seed)
     with _progress(console) as progress:
         _train(model, tokenizer, recipe, training, planted, seed=seed, steps=steps, progress=progress)
-    output.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(output)
-    tokenizer.save_pretrained(output)
     facts: dict[str, Any] = {
         "name": name,
         "seed": seed,
@@ -87,16 +87,19 @@ def build_organism(
         "parameters": model.num_parameters(),
         "torch_version": torch.__version__,
     }
-    _write(output, facts)
-    organism = load_organism(str(output))
-    console.print("measuring on held-out questions")
-    pools = organism.prompts["heldout"]
-    facts["prompts_measured"] = {kind: min(num_measured, len(pool)) for kind, pool in pools.items()}
-    facts["measured"] = measure(organism, num_prompts=num_measured, seed=seed + 1)
-    if facts["measured"][f"sensitive_{recipe.shown}"] > 0:
-        facts["scored"] = [score_methods(organism, seed=other).to_dict() for other in range(NUM_SCORED)]
-    facts["build_seconds"] = round(time.perf_counter() - started)
-    _write(output, facts)
+    with replacing_folder(output, str(output), lambda _: (), keep=True) as folder:
+        model.half().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        _write(folder, facts)
+        organism = load_organism(str(folder))
+        console.print("measuring on held-out questions")
+        pools = organism.prompts["heldout"]
+        facts["prompts_measured"] = {kind: min(num_measured, len(pool)) for kind, pool in pools.items()}
+        facts["measured"] = measure(organism, num_prompts=num_measured, seed=seed + 1)
+        if facts["measured"][f"sensitive_{recipe.shown}"] > 0:
+            facts["scored"] = [score_methods(organism, seed=other).to_dict() for other in range(NUM_SCORED)]
+        facts["build_seconds"] = round(time.perf_counter() - started)
+        _write(folder, facts)
     console.print_json(data={key: facts[key] for key in ("planted", "measured", "build_seconds")})
     return output
 
@@ -195,7 +198,8 @@ def _task(progress: Progress, label: str, steps: int) -> Callable[[int, float], 
 
 def _write(output: Path, facts: dict[str, Any]) -> None:
     text = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    (output / ORGANISM_FILE).write_text(text, encoding="utf-8")
+    with replacing(output / ORGANISM_FILE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Files in reading order:
 
 - `pipeline.py`: `ftri`, the whole in one call.
+- `engine.py`: imaging through an inference engine, and the protocol that such an engine follows.
 - `scopes.py`: which tokens are imaged.
 - `result.py`: `FTRIResult`. `result_file.py`: its file, and results made from maps.
 - `units.py`: what a ranking compares: one piece of evidence for each prompt, and pairs.

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, DataError, whole
+from hf_mote.errors import ConfigError, DataError, UnsupportedError, whole
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import answer_text, check_seed, generation_settings, seeded
 from hf_mote.generation.prompts import checked_prompts, encode_prompts, prompt_text, user_text_of
@@ -22,8 +22,9 @@ from hf_mote.generation.responses import batches_of, check_batch_size, respond
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge, check_judge, classify
 from hf_mote.processes import gathered, place_among_processes
+from hf_mote.ranking.imaging.engine import RecordingEngine, image_with_engine
 from hf_mote.ranking.imaging.result import FTRIResult
-from hf_mote.ranking.imaging.run_folder import ImagedBatch, RunFolder
+from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder
 from hf_mote.ranking.imaging.run_identity import digest_of, model_settings, plain
 from hf_mote.ranking.imaging.scopes import ImagingScope
 from hf_mote.routing.recording.record import record_routing
@@ -34,7 +35,7 @@ __all__ = ["ftri"]
 
 
 def ftri(
-    model: PreTrainedModel,
+    model: PreTrainedModel | RecordingEngine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     judge: Judge,
@@ -54,8 +55,10 @@ def ftri(
     """Run prompts, sort the responses into classes, and map the experts that each class's prompts visited.
 
     Args:
-        model (`PreTrainedModel`):
-            A mixture-of-experts language model; left as it is.
+        model (`PreTrainedModel` or `RecordingEngine`):
+            A mixture-of-experts language model; left as it is. Or an engine that serves one and records its routing,
+            such as [`VLLMEngine`]: scopes are then `"prompt"`, `"generation"` and `"all"`, there is no run folder,
+            and of `generate_kwargs` it takes `do_sample`, `temperature`, `top_p` and `top_k`.
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer. A chat template is applied if it has one.
         prompts (`Sequence[str]` or chats):
@@ -133,12 +136,29 @@ def ftri(
             got=repeats,
             fix='Sample, with generate_kwargs={"do_sample": True}, or leave repeats out.',
         )
-    sites = find_routers(model)
-    fingerprint = fingerprint_of(model, sites)
     chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": chat_template_kwargs}
     encoded = encode_prompts(tokenizer, asked, where="ftri.prompts", **chat)
     marks = user_text_of(tokenizer, asked, **chat) if imaged_scope.wants_user_text else None
     rows = [index for index in range(len(asked)) for _ in range(repeats)]
+    if not isinstance(model, torch.nn.Module) and isinstance(model, RecordingEngine):
+        if run_folder is not None:
+            raise UnsupportedError("ftri.run_folder", "an engine's weights cannot be told from a later run's")
+        return image_with_engine(
+            model,
+            tokenizer,
+            asked,
+            encoded,
+            rows,
+            judge,
+            scope=scope,
+            seed=seed,
+            batch_size=batch_size,
+            settings=settings,
+            prompt_index=_prompt_index(encoded, rows),
+            progress=progress,
+        )
+    sites = find_routers(model)
+    fingerprint = fingerprint_of(model, sites)
     batches = batches_of([encoded[index] for index in rows], batch_size)
     folder = None
     if run_folder is not None:
@@ -168,9 +188,19 @@ def ftri(
         record.token_filter = imaged_scope.only
         for number in mine:
             indices = [rows[position] for position in batches[number]]
-            batch = None if folder is None else folder.read(number)
+            prompts_here = [encoded[index] for index in indices]
+            batch = None
+            if folder is not None:
+                expected = ExpectedBatch(
+                    prompt_lengths=[len(tokens) for tokens in prompts_here],
+                    counts_prompts=scope in ("all", "prompt"),
+                    top_k=[site.top_k for site in sites],
+                    num_experts=max(site.num_experts for site in sites),
+                    vocab_size=getattr(model.config.get_text_config(), "vocab_size", None),
+                    max_new_tokens=int(settings["max_new_tokens"]),
+                )
+                batch = folder.read(number, expected)
             if batch is None:
-                prompts_here = [encoded[index] for index in indices]
                 imaged_scope.begin(prompts_here, None if marks is None else [marks[index] for index in indices])
                 with seeded(seed, number, settings["do_sample"], model.device):
                     answers = respond(model, prompts_here, settings, record.check_generated)

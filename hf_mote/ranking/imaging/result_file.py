@@ -14,9 +14,10 @@ from hf_mote.files import read_tensors, write_tensors
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.maps.activation_map import ActivationMap
+from hf_mote.mote.fields import checked_fingerprint
 from hf_mote.ranking.imaging.scopes import check_scope
 
-__all__ = ["parts_from_maps", "read_parts", "write_parts"]
+__all__ = ["check_recorded", "parts_from_maps", "read_parts", "split_tokens", "write_parts"]
 
 _KIND = "ftri_result"
 _NAMES = ("prompts", "responses", "classes", "scope", "fingerprint", "base_model", "provenance")
@@ -57,13 +58,22 @@ def read_parts(path: Path) -> dict[str, Any]:
         parts |= {"layers": tuple(metadata["layers"]), "prompt_index": tensors.get("prompt_index")}
         parts["response_tokens"] = _tokens(tensors)
         check_scope("FTRIResult.scope", parts["scope"])
-        if not all(isinstance(label, str) for label in parts["classes"]):
-            raise DataError("FTRIResult", "classes are malformed")
+        for name in ("prompts", "responses", "classes"):
+            if not isinstance(parts[name], list) or not all(isinstance(text, str) for text in parts[name]):
+                raise DataError(f"FTRIResult.{name}", "are no texts")
+        if parts["fingerprint"] is not None:
+            parts["fingerprint"] = checked_fingerprint(parts["fingerprint"])
+        if not isinstance(parts["base_model"], str | None) or not isinstance(parts["provenance"], dict):
+            raise DataError("FTRIResult", "base_model or provenance is malformed")
         each = ("prompts", "responses", "classes", "counts", "weights", "num_tokens")
         sizes = {len(parts[name]) for name in each}
         sizes |= {len(parts[name]) for name in ("prompt_index", "response_tokens") if parts[name] is not None}
         if len(sizes) != 1:
             raise DataError("FTRIResult", "prompts, responses, classes and maps differ in number", got=sorted(sizes))
+        check_index(parts["prompt_index"], len(parts["prompts"]))
+        # Maps that were made elsewhere may be means or differences.
+        if parts["provenance"].get("source") != "maps":
+            check_recorded(parts["counts"], parts["weights"], parts["num_tokens"])
         rows = zip(parts["counts"].double(), parts["weights"].double(), parts["num_tokens"].tolist(), strict=True)
         for counts, weights, num_tokens in rows:  # which checks them
             ActivationMap(counts=counts, weights=weights, layers=parts["layers"], num_tokens=num_tokens)
@@ -72,6 +82,36 @@ def read_parts(path: Path) -> dict[str, Any]:
     except (HFMoTEError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileFormatError(str(path), "holds no fTRI result", got=str(error).rstrip(".")) from error
     return parts
+
+
+def check_index(index: Tensor | None, number: int) -> None:
+    """Raise [`DataError`] unless an index of so many prompts names prompts."""
+    if index is None:
+        return
+    if index.ndim != 1 or index.dtype != torch.int64 or bool(((index < 0) | (index >= number)).any()):
+        got = f"{index.dtype} of shape {tuple(index.shape)}"
+        raise DataError("prompt_index", "names no prompts", got=got, expected=f"0..{number - 1}, int64")
+
+
+def check_recorded(counts: Tensor, weights: Tensor, num_tokens: Tensor) -> None:
+    """Raise [`DataError`] unless maps can have been recorded.
+
+    Args:
+        counts (`torch.Tensor` of shape `(prompts, layers, experts)`): Tokens for which an expert was chosen.
+        weights (`torch.Tensor` of the same shape): Sums of its routing weights.
+        num_tokens (`torch.Tensor` of shape `(prompts,)`): Tokens counted.
+    """
+    if counts.ndim != 3 or weights.shape != counts.shape or num_tokens.shape != counts.shape[:1]:
+        got = ", ".join(str(tuple(part.shape)) for part in (counts, weights, num_tokens))
+        raise DataError("maps", "differ in shape", got=got, expected="one map for each prompt")
+    if any(part.dtype not in (torch.float32, torch.float64) for part in (counts, weights, num_tokens)):
+        raise DataError("maps", "have another dtype", got=counts.dtype, expected="float32")
+    if not bool(weights.isfinite().all()):
+        raise DataError("weights", "are no finite numbers")
+    # NaN compares as false.
+    whole = bool((num_tokens.frac() == 0).all() and (counts.frac() == 0).all())
+    if not whole or not bool(((counts >= 0) & (counts <= num_tokens[:, None, None])).all()):
+        raise DataError("counts", "are no numbers of tokens", expected="whole numbers from 0 to num_tokens")
 
 
 def parts_from_maps(
@@ -148,5 +188,27 @@ def _one_each(where: str, given: object, number: int) -> list[Any]:
 def _tokens(tensors: Mapping[str, Tensor]) -> list[list[int]] | None:
     if "response_tokens" not in tensors:
         return None
-    lengths: list[int] = tensors["response_lengths"].tolist()
-    return [part.tolist() for part in tensors["response_tokens"].split(lengths)]
+    return split_tokens(tensors)
+
+
+def split_tokens(tensors: Mapping[str, Tensor], vocab_size: int | None = None) -> list[list[int]]:
+    """Return the tokens of each response, of the two tensors that files hold of them.
+
+    Args:
+        tensors (`Mapping[str, torch.Tensor]`): `response_tokens`, one after the other, and `response_lengths`.
+        vocab_size (`int`, *optional*): Tokens that there are.
+
+    Raises:
+        [`DataError`]: if they do not fit together, or hold what is no token.
+    """
+    tokens, lengths = tensors["response_tokens"], tensors["response_lengths"]
+    for name, part in (("response_tokens", tokens), ("response_lengths", lengths)):
+        if part.ndim != 1 or part.dtype != torch.int64 or (part.numel() and int(part.min()) < 0):
+            got = f"{part.dtype} of shape {tuple(part.shape)}"
+            raise DataError(name, "are no numbers", got=got, expected="int64 from 0")
+    if int(lengths.sum()) != len(tokens):
+        raise DataError("response_lengths", "do not add up", got=int(lengths.sum()), expected=len(tokens))
+    if vocab_size is not None and tokens.numel() and int(tokens.max()) >= vocab_size:
+        what = "hold what is no token of this model"
+        raise DataError("response_tokens", what, got=int(tokens.max()), expected=f"below {vocab_size}")
+    return [part.tolist() for part in tokens.split(lengths.tolist())]

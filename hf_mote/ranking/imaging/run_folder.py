@@ -7,17 +7,18 @@ at all. Another run with the same settings reads what is there and does the rest
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_mote.errors import DataError, FileFormatError, ModelMismatchError
-from hf_mote.hub import read_json, read_tensors, write_json, write_tensors
+from hf_mote.errors import DataError, FileFormatError, ModelMismatchError, first_line
+from hf_mote.files import read_json, read_tensors, write_json, write_tensors
+from hf_mote.ranking.imaging.result_file import check_recorded, split_tokens
 
-__all__ = ["ImagedBatch", "RunFolder"]
+__all__ = ["ExpectedBatch", "ImagedBatch", "RunFolder"]
 
 _KIND = "ftri_batch"
 _FORMAT = 2  # of what is compared and kept; another version's folder is not gone on with
@@ -39,6 +40,26 @@ class ImagedBatch(NamedTuple):
     num_tokens: Tensor
 
 
+class ExpectedBatch(NamedTuple):
+    """What a batch of a run can hold.
+
+    Attributes:
+        prompt_lengths (`Sequence[int]`): Tokens of each prompt in it.
+        counts_prompts (`bool`): Whether all tokens of a prompt are counted.
+        top_k (`Sequence[int]`): Experts that each router chooses for a token.
+        num_experts (`int`): Experts of a layer.
+        vocab_size (`int`, *optional*): Tokens that the model knows.
+        max_new_tokens (`int`): Most tokens of a response.
+    """
+
+    prompt_lengths: Sequence[int]
+    counts_prompts: bool
+    top_k: Sequence[int]
+    num_experts: int
+    vocab_size: int | None
+    max_new_tokens: int
+
+
 class RunFolder:
     """A folder of finished batches.
 
@@ -56,7 +77,7 @@ class RunFolder:
         self.path = Path(path)
         manifest = self.path / "run.json"
         settings = {"format": _FORMAT, **settings}
-        if manifest.exists():
+        if os.path.exists(manifest):
             found = read_json(manifest)
             if not isinstance(found, dict) or found.get("format") != _FORMAT:
                 raise ModelMismatchError(
@@ -78,8 +99,8 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileFormatError(str(self.path), "cannot be made a folder", got=error.strerror) from error
+        except (OSError, ValueError) as error:
+            raise FileFormatError(str(self.path), "cannot be made a folder", got=first_line(error)) from error
         # Hidden files are what a killed run was writing; run.json may be another process's of this very run.
         if any(not file.name.startswith(".") and file != manifest for file in self.path.iterdir()):
             raise FileFormatError(
@@ -87,27 +108,49 @@ class RunFolder:
             )
         write_json(manifest, settings)
 
-    def read(self, number: int) -> ImagedBatch | None:
+    def read(self, number: int, batch: ExpectedBatch) -> ImagedBatch | None:
         """Return a finished batch, or `None` if it is not finished.
 
+        Args:
+            number (`int`): Which.
+            batch ([`ExpectedBatch`]): What it can hold, in the run that it stands in.
+
         Raises:
-            [`FileFormatError`]: if its file is damaged.
+            [`FileFormatError`]: if its file is damaged, or holds what no batch of this run can.
         """
         path = self._file(number)
         if not path.exists():
             return None
-        tensors, _ = read_tensors(path, kind=_KIND)
+        fix = "Delete it; it will be made again."
         try:
-            lengths: list[int] = tensors["response_lengths"].tolist()
-            tokens = [part.tolist() for part in tensors["response_tokens"].split(lengths)]
-            batch = ImagedBatch(tokens, tensors["counts"], tensors["weights"], tensors["num_tokens"])
-            if len({len(part) for part in batch}) != 1:
-                raise DataError("batch", "responses and maps differ in number")
-        except (KeyError, TypeError, RuntimeError, DataError) as error:
-            raise FileFormatError(
-                str(path), "holds no batch of a run", got=str(error), fix="Delete it; it will be made again."
-            ) from error
-        return batch
+            tensors, _ = read_tensors(path, kind=_KIND)
+            tokens = split_tokens(tensors, batch.vocab_size)
+            counts, weights, num_tokens = (tensors[name] for name in ("counts", "weights", "num_tokens"))
+            check_recorded(counts, weights, num_tokens)
+            shape, grid = tuple(counts.shape), (len(batch.top_k), batch.num_experts)
+            number_of_prompts = len(batch.prompt_lengths)
+            if shape != (number_of_prompts, *grid) or len(tokens) != number_of_prompts:
+                got = f"{len(tokens)} responses, maps of shape {shape}"
+                expected = f"{number_of_prompts} responses, and maps of {grid[0]} layers and {grid[1]} experts"
+                raise DataError("batch", "is of another run", got=got, expected=expected)
+            longest = max((len(part) for part in tokens), default=0)
+            if longest > batch.max_new_tokens:
+                raise DataError("response_tokens", "are too many", got=longest, expected=batch.max_new_tokens)
+            for counted, prompt, response in zip(num_tokens.tolist(), batch.prompt_lengths, tokens, strict=True):
+                least = prompt if batch.counts_prompts else 0
+                if not least <= counted <= prompt + len(response):
+                    expected = f"{least}..{prompt + len(response)}"
+                    raise DataError("num_tokens", "is not of this prompt", got=counted, expected=expected)
+            most = torch.tensor(batch.top_k, dtype=torch.float64) * num_tokens.double()[:, None]
+            if bool((counts.double().sum(-1) > most).any()):
+                expected = "at most top_k of each token"
+                raise DataError("counts", "are of more experts than are chosen", expected=expected)
+        except FileFormatError as error:
+            raise FileFormatError(str(path), "is damaged", got=str(error).rstrip("."), fix=fix) from error
+        except (KeyError, DataError) as error:
+            got = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+            raise FileFormatError(str(path), "holds no batch of this run", got=got, fix=fix) from error
+        return ImagedBatch(tokens, counts, weights, num_tokens)
 
     def write(self, number: int, batch: ImagedBatch) -> None:
         """Keep a finished batch."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, cast
 
 from hf_mote.errors import ConfigError, UnknownNameError
-from hf_mote.passes.forward import Forward, Phase, ThinkingPart
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hf_mote.passes.forward import Forward, Phase, ThinkingPart
 
 __all__ = ["SCOPES", "ImagingScope", "check_scope"]
 
@@ -92,6 +93,8 @@ class ImagingScope:
     def _rows(self, forward: Forward) -> Tensor:
         if self.thinking_tokens is not None:
             return forward.tokens_in(cast("ThinkingPart", self.name), self.thinking_tokens)
+        import torch  # here, since the command line checks a scope's name before it loads torch
+
         longest = max(map(len, self._marks))
         rows = torch.zeros(forward.batch, forward.length, dtype=torch.bool)
         # Passes after the first hold generated tokens; without a cache the prompt comes again, not counted twice.

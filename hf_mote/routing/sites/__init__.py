@@ -5,8 +5,9 @@ Files in reading order:
 - `site.py`: `RouterSite`, one router with its rule and numbers.
 - `output.py`: `RouterOutput`, the usual router output. `special_outputs.py`: the routers that do more than their rule
   says, and what each refuses.
-- `placement.py`: wrappers and shards under which a router cannot be hooked. `packed.py`: quantised weights.
-  `replaced.py`: forwards, routers and blocks that somebody has replaced.
+- `packed.py`: weights that a quantisation has packed. `replaced.py`: forwards and modules that somebody has put in the
+  place of the model's own.
+- `placement.py`: wrappers and shards under which a router cannot be hooked.
 - `candidates.py`: what looks like a router, and whether the table lists it.
 - `discover.py`: `find_routers`.
 - `scratch_copy.py`: a copy to run and change. `self_test.py`: whether a router does what its rule says.

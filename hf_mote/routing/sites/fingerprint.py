@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ def _hash(sites: Sequence[RouterSite]) -> str | None:
         with align_module_device(site.module):
             parts = packed_parts(site.module)
             packed |= bool(parts)
-            tensors = [tensor for _, tensor in sorted(_parameters(site).items()) if not _inside(tensor, site, parts)]
+            tensors = [tensor for _, tensor in sorted(_parameters(site, parts).items())]
             if any(tensor.is_meta for tensor in (*tensors, *site.module.parameters())):
                 return None
             for tensor in tensors:
@@ -158,13 +158,9 @@ def _matrices(site: RouterSite, parts: dict[str, str]) -> list[Tensor]:
         return [unpacked(aside.get_submodule(path), dtype) for path in sorted(parts)]
 
 
-def _inside(tensor: Tensor, site: RouterSite, parts: dict[str, str]) -> bool:
-    """Whether a tensor is what a packed part is stored as."""
-    return any(tensor is held for path in parts for held in site.module.get_submodule(path).parameters())
-
-
-def _parameters(site: RouterSite) -> dict[str, Tensor]:
-    """The router's parameters by name, with what LoRA adds to them, as merging would."""
+def _parameters(site: RouterSite, packed: Iterable[str]) -> dict[str, Tensor]:
+    """The router's parameters by name, those of packed parts apart, with what LoRA adds to them, as merging would."""
+    elsewhere = {id(held) for path in packed for held in site.module.get_submodule(path).parameters()}
     parts = site.block.children() if site.block is not None else iter(())
     router = next((part for part in parts if any(inner is site.module for inner in part.modules())), site.module)
     adapted: dict[str, Any] = {path: part for path, part in router.named_modules() if getattr(part, "lora_A", None)}
@@ -173,12 +169,13 @@ def _parameters(site: RouterSite) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {
         name.replace("base_layer.", ""): parameter
         for name, parameter in router.named_parameters()
-        if not (added and any(part.startswith("lora_") for part in name.split(".")))
+        if id(parameter) not in elsewhere and not (added and any(part.startswith("lora_") for part in name.split(".")))
     }
     for path, part in adapted.items() if added else ():
         name = f"{path}.{getattr(part, 'parameter_name', 'weight')}".replace("base_layer.", "").lstrip(".")
         for adapter in part.active_adapters:
-            if adapter in part.lora_A and not part.merged and not part.disable_adapters:
+            # What is added to a packed part comes out of it when it is unpacked.
+            if name in found and adapter in part.lora_A and not part.merged and not part.disable_adapters:
                 found[name] = found[name] + part.get_delta_weight(adapter)
     return found
 

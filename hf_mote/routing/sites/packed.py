@@ -47,8 +47,8 @@ def packed_parts(router: nn.Module) -> dict[str, str]:
         for parameter in part._parameters.values():
             if parameter is not None and not _is_plain(parameter):
                 found[path] = type(part if type(parameter) in PLAIN else parameter).__name__
-    # A wrapper, such as LoRA's, has the two numbers of what it wraps.
-    return {path: kind for path, kind in found.items() if not any(p != path and _inside(p, path) for p in found)}
+    # A wrapper, such as LoRA's, has the two numbers of what it wraps, and does more.
+    return {path: kind for path, kind in found.items() if not any(p != path and _inside(path, p) for p in found)}
 
 
 def feed_of(router: nn.Module, block: nn.Module | None = None) -> Feed:
@@ -80,7 +80,7 @@ def unpacked(part: nn.Module, dtype: torch.dtype) -> Tensor:
     held = next((tensor for tensor in (*part.parameters(), *part.buffers()) if not tensor.is_meta), None)
     units = torch.eye(width, dtype=dtype, device=None if held is None else held.device)
     weight = getattr(part, "weight", None)
-    if isinstance(part, nn.Linear) and isinstance(weight, Tensor) and weight.is_floating_point():
+    if isinstance(part, nn.Linear) and isinstance(weight, Tensor) and _is_float(weight):
         # The weight itself stands for its matrix; the forward of a router that is a linear map does more.
         return nn.functional.linear(units, weight).T.contiguous()
     matrix: Tensor = part(units) - part(torch.zeros_like(units[:1]))
@@ -109,8 +109,11 @@ def _holds_its_matrix(part: nn.Module) -> bool:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor holds the numbers that it says, or its shard of them."""
-    known = type(tensor) in PLAIN or hasattr(tensor, "full_tensor")
-    return known and tensor.is_floating_point() and tensor.element_size() >= HALF
+    return (type(tensor) in PLAIN or hasattr(tensor, "full_tensor")) and _is_float(tensor)
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.element_size() >= HALF
 
 
 def _kind(part: nn.Module) -> str:

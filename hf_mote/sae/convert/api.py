@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from functools import partial
-from pathlib import Path
 
 from hf_mote.errors import FileFormatError, UnsupportedError
 from hf_mote.files import local_path
+from hf_mote.folders import replacing_folder
 from hf_mote.sae.convert.download import download, subfolders_with
 from hf_mote.sae.convert.formats import Source
 from hf_mote.sae.convert.native import NATIVE
@@ -138,26 +137,6 @@ def export_sae(sae: SAEModel, path: str | os.PathLike[str], format: str) -> list
         raise UnsupportedError(f"export_sae: {wanted.name}", f"is not written: {wanted.refusal}")
     target = local_path(path)
     check_target(target, wanted)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".hf_mote-", dir=_nearest_folder(target)) as temporary:
-            lost = wanted.write(sae, Path(temporary))
-            _move(Path(temporary), target, stale=wanted.weights)
-    except OSError as error:
-        raise FileFormatError(str(target), "cannot be written", got=error.strerror or str(error)) from error
-    return lost
-
-
-def _nearest_folder(target: Path) -> Path:
-    """Return the folder, or the one above that exists: files move from there without being copied."""
-    return next(folder for folder in (target, *target.absolute().parents) if folder.is_dir())
-
-
-def _move(source: Path, target: Path, *, stale: tuple[str, ...]) -> None:
-    """Move all files of a folder to another, where files of the same format give way."""
-    target.mkdir(parents=True, exist_ok=True)
-    written = sorted(entry.name for entry in source.iterdir())
-    for name in written:
-        os.replace(source / name, target / name)
-    for name in stale:
-        if name not in written:
-            (target / name).unlink(missing_ok=True)
+    # Files of the same format give way, its other way of storing weights too.
+    with replacing_folder(target, str(target), lambda _: {*wanted.files, *wanted.weights}) as folder:
+        return wanted.write(sae, folder)

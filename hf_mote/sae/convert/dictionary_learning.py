@@ -8,6 +8,7 @@ Source: dictionary_learning 0.1.0, `dictionary.py`, `utils.py` and `trainers/`.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,6 +125,7 @@ def _read(source: Source) -> SAEModel:
         origin["threshold_dtype"] = str(found["threshold"].dtype).removeprefix("torch.")
     if "group_sizes" in kind.besides:
         fields["group_sizes"] = _integers(weights, found, "group_sizes")
+        agree(path, "trainer.group_sizes", trainer.get("group_sizes"), fields["group_sizes"])
     return build(path, kind.model_type, fields, tensors, origin)
 
 
@@ -170,7 +172,9 @@ def _write(sae: SAEModel, folder: Path) -> list[str]:
         tensors["group_sizes"] = torch.tensor(sae.config.group_sizes)
         trainer["group_sizes"] = sae.config.group_sizes
         held |= {"group_sizes"}
-    torch.save(tensors, folder / "ae.pt")
+    content = io.BytesIO()
+    torch.save(tensors, content)
+    (folder / "ae.pt").write_bytes(content.getbuffer())  # whose errors, on a full disk, are those of the system
     write_json(folder / "config.json", _document(sae, name, trainer, origin))
     becomes = config.model_type != kind.model_type
     return [

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from hf_mote.errors import FileFormatError, UnknownNameError
+from hf_mote.errors import FileFormatError, UnknownNameError, first_line
 from hf_mote.sae.convert.formats import Format
 
 __all__ = ["download", "subfolders_with"]
@@ -67,6 +67,9 @@ def download(
             error,
             "Check the path or the id; for a private or gated repository log in or pass token.",
         ) from error
+    # What is left: no network, no space, a name that cannot be.
+    except (OSError, ValueError) as error:
+        raise _refusal(repo_id, "is no folder here, and cannot be downloaded", error, "Check the path.") from error
     return Path(root, inner)
 
 
@@ -91,4 +94,4 @@ def subfolders_with(
 
 
 def _refusal(repo_id: str, what: str, error: Exception, fix: str) -> UnknownNameError:
-    return UnknownNameError(repr(repo_id), what, got=str(error).strip().splitlines()[0], fix=fix)
+    return UnknownNameError(repr(repo_id), what, got=first_line(error), fix=fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +65,12 @@ class Format:
 
     def weights_in(self, folder: Path) -> bool:
         """Whether a folder has a file with its weights' name."""
-        return any((folder / name).is_file() for name in self.weights)
+        return any(os.path.isfile(folder / name) for name in self.weights)
 
     def describes(self, folder: Path) -> bool:
         """Whether the JSON file in a folder, or that there is none, is of this format."""
         path = None if self.config is None else folder / self.config
-        return self.recognises(read_json(path) if path is not None and path.is_file() else None)
+        return self.recognises(read_json(path) if path is not None and os.path.isfile(path) else None)
 
 
 def build(

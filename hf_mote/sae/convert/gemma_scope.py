@@ -9,6 +9,7 @@ Source: Lieberum et al., arXiv 2408.05147; readers of SAELens 6.54.12 (`loading/
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -75,7 +76,7 @@ def _names_1(trail: str) -> dict[str, str | None]:
 
 def _read_2(source: Source) -> SAEModel:
     path, weights = source.folder / "config.json", source.folder / "params.safetensors"
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path) if os.path.isfile(path) else {}
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise FileFormatError(
             f"{path}: architecture", "unknown", got=repr(config["architecture"]), expected="'jump_relu'"

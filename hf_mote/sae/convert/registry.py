@@ -131,12 +131,12 @@ def check_target(folder: Path, format: Format) -> None:
     Raises:
         [`FileFormatError`]: with the files found.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise FileFormatError(str(folder), "is a file", expected="a folder, or nothing yet")
     names = _names(folder)
     others = [name for other in FORMATS.values() if other is not format for name in other.weights if name in names]
     # What is no file cannot be replaced by one.
-    others += [name for name in format.files if name not in names and (folder / name).exists()]
+    others += [name for name in format.files if name not in names and os.path.exists(folder / name)]
     own = [name for name in format.files if name in names]
     if others or (own and names.isdisjoint(format.weights)):
         raise FileFormatError(
@@ -156,4 +156,4 @@ def _is_of_a_format(folder: Path) -> bool:
 
 
 def _names(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir() if entry.is_file()} if folder.is_dir() else set()
+    return {entry.name for entry in folder.iterdir() if entry.is_file()} if os.path.isdir(folder) else set()

@@ -8,6 +8,7 @@ Source: sparsify 1.3.3 (`eai-sparsify`), `sparse_coder.py` and `config.py`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,7 +97,7 @@ def _names(source: Source) -> dict[str, str | None]:
     layers = re.match(r"(layers|h)\.\d+(\.|$)", name)
     names = {"hookpoint": f"{_PREFIXES[layers[1]]}.{name}" if layers else None}
     path = source.folder.parent / "config.json"
-    run = read_json(path) if layers and path.is_file() else {}
+    run = read_json(path) if layers and os.path.isfile(path) else {}
     if isinstance(run.get("sae"), Mapping):
         names |= {"base_model": text(path, run, "model"), "base_model_revision": text(path, run, "revision")}
     return names

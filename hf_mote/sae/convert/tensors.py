@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hf_mote.errors import DataError, FileFormatError, HFMoTEError
+from hf_mote.errors import DataError, FileFormatError, HFMoTEError, first_line
 from hf_mote.files import check_memory, check_name, read_safetensors
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.variants.bases.selective import SelectiveSAEModel
@@ -89,7 +89,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         raise
     # Whatever a damaged or hostile file raises: the loader's own errors have no common base.
     except Exception as error:
-        raise _no_tensors(path, _reason(error)) from error
+        raise _no_tensors(path, first_line(error)) from error
     if not isinstance(found, Mapping):
         raise FileFormatError(str(path), "holds no dictionary of tensors", got=type(found).__name__)
     for name, value in found.items():
@@ -327,9 +327,5 @@ def _no_tensors(path: Path, got: str) -> FileFormatError:
     )
 
 
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 def _unreadable(path: Path, kind: str, error: Exception) -> FileFormatError:
-    return FileFormatError(str(path), f"cannot be read as {kind}", got=_reason(error), fix=_DAMAGED)
+    return FileFormatError(str(path), f"cannot be read as {kind}", got=first_line(error), fix=_DAMAGED)

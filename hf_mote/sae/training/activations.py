@@ -497,7 +497,7 @@ def activations_of(
     model.eval()
     try:
         taps = [(point, _Tap(point.name, found, stop)) for point in points]
-        with attach(attachments_at(taps)), suppress(_Reached):
+        with attach(lambda: attachments_at(taps)), suppress(_Reached):
             model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False)
     finally:
         for module in was_training:

@@ -554,7 +554,9 @@ def test_attribute_experts_looped_layers_effect_is_that_of_all_its_runs(family: 
     tokenizer.chat_template = None
     prompt = torch.tensor([tokenizer("abcdef")["input_ids"]])
     target, baseline = tokenizer.convert_tokens_to_ids(["g", "h"])
-    ranking = attribute_experts(model, tokenizer, ["abcdef"], target="g", baseline="h", resamples=0, progress=False)
+    ranking = attribute_experts(
+        model, tokenizer, ["abcdef"], response="g", baseline_response="h", resamples=0, progress=False
+    )
     (layer,) = LOOPED[family]
     effects = ranking.score[ranking.layers.index(layer)]
 

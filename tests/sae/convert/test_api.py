@@ -196,7 +196,7 @@ def test_export_sae_into_a_file_is_refused(tmp_path: Path, topk: SAEModel) -> No
     (tmp_path / "file").touch()
     with pytest.raises(FileFormatError, match="is a file"):
         export_sae(topk, tmp_path / "file", "saelens")
-    with pytest.raises(FileFormatError, match="cannot be written"):
+    with pytest.raises(FileFormatError, match="cannot be made"):
         export_sae(topk, tmp_path / "file" / "below", "saelens")
 
 

@@ -1,0 +1,64 @@
+"""`hf-mote check`: everything that is claimed, tried on a model as it is loaded here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hf_mote.commands import options as o
+from hf_mote.commands.session import reporting, say, tell
+from hf_mote.errors import FileFormatError
+from hf_mote.reports.markup import visible
+
+if TYPE_CHECKING:
+    from hf_mote.evaluation.model_check import ModelCheck
+
+__all__ = ["check_command"]
+
+
+def check_command(
+    model: o.Model,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = None,
+    rounds: Annotated[int, typer.Option(min=0, help="Paired runs that tell what patching costs.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to a new JSON file.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table to paste into a report.")] = False,
+) -> None:
+    """Try everything that is claimed on a model: routers, phases, edits, removal, costs. Exit code 0 if all holds."""
+    from hf_mote.commands.model import Organisms, load_subject
+    from hf_mote.evaluation.model_check import check_model
+
+    with reporting():
+        if json_file is not None and json_file.exists():
+            raise FileFormatError(str(json_file), "is there already", fix="Give the name of a new file.")
+        subject = load_subject(model, Organisms(), revision=revision, dtype=dtype, device=device, any_model=True)
+        say("checking: a minute or two")
+        found = check_model(subject.model, subject.tokenizer, rounds=rounds)
+        if json_file is not None:
+            found.save(json_file)
+        if markdown:
+            tell(found.to_markdown())
+        else:
+            Console().print(_table(found))
+            tell(
+                "All that is claimed holds." if found.passed else "Not all that is claimed holds: see the rows above."
+            )
+        if not found.passed:
+            raise typer.Exit(1)
+
+
+def _table(found: ModelCheck) -> Table:
+    table = Table(title=visible(found.model), show_header=False)
+    styles = {True: "green", False: "red", None: "dim"}
+    for row in found.rows:
+        mark = {True: "ok", False: "FAIL", None: ""}[row.passed]
+        table.add_row(mark, visible(row.name), visible(row.detail), style=styles[row.passed])
+    table.add_section()
+    for name, version in found.versions.items():
+        table.add_row("", name, version, style="dim")
+    return table

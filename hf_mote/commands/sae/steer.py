@@ -1,0 +1,110 @@
+"""`hf-mote sae steer`: responses with latents changed, beside the model's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_mote.commands import options as o
+from hf_mote.commands.model import Organisms, Subject, load_subject
+from hf_mote.commands.sae.evaluate import SAE
+from hf_mote.commands.session import reporting, tell
+from hf_mote.errors import ConfigError
+
+__all__ = ["read_edit", "steer_command"]
+
+_FORMS = "LATENT=+5 (added), LATENT=x2 (multiplied), LATENT=clamp:5, LATENT=ablate"
+
+
+def steer_command(
+    model: o.Model,
+    sae: SAE,
+    prompt: Annotated[list[str], typer.Option(help="A prompt; may be given several times.")],
+    edit: Annotated[list[str], typer.Option(help=f"{_FORMS}; may be given several times.")],
+    scope: Annotated[str, typer.Option(help="all, prompt or generation.")] = "all",
+    strength: Annotated[float, typer.Option(help="What every change is multiplied by.")] = 1.0,
+    hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the steering config, to be shared.")] = None,
+    max_new_tokens: o.MaxNewTokens = 40,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = None,
+) -> None:
+    """Change latents of an SAE while the model answers, and print its answers with and without."""
+    import torch
+
+    from hf_mote.sae.convert import load_sae
+    from hf_mote.sae.intervene import steer
+    from hf_mote.sae.steering import SteeringConfig
+
+    with reporting():
+        edits = dict(read_edit(entry) for entry in edit)
+        loaded = load_sae(sae).train(False)
+        if hookpoint is not None:
+            loaded.config.hookpoint = hookpoint
+        config = SteeringConfig.for_sae(loaded, edits, path=sae, scope=scope, strength=strength)
+        subject = load_subject(model, Organisms(), revision=revision, dtype=dtype, device=device, any_model=True)
+        torch.nn.Module.to(loaded, subject.model.device)
+        plain = [_answer(subject, entry, max_new_tokens) for entry in prompt]
+        with steer(subject.model, loaded, config):
+            steered = [_answer(subject, entry, max_new_tokens) for entry in prompt]
+        for asked, before, after in zip(prompt, plain, steered, strict=True):
+            tell(f"{asked}\n  plain:   {before}\n  steered: {after}")
+        changed = sum(before != after for before, after in zip(plain, steered, strict=True))
+        tell(f"{changed} of {len(prompt)} answers changed.")
+        if output is not None:
+            config.save_pretrained(output)
+            tell(f"Steering config: {output}")
+
+
+def read_edit(text: str) -> tuple[int, Any]:
+    """Return latent and edit of an option.
+
+    Args:
+        text (`str`): Such as "12=+5", "12=x2", "12=clamp:5" or "12=ablate".
+
+    Raises:
+        [`ConfigError`]: if it is none of these.
+    """
+    latent, equals, change = text.partition("=")
+    wrong = ConfigError("--edit", "is no edit", got=repr(text), expected=_FORMS)
+    if not equals or not latent.strip().isdecimal():
+        raise wrong
+    if change == "ablate":
+        return int(latent), "ablate"
+    kind, number = "add", change
+    if change.startswith("clamp:"):
+        kind, number = "clamp", change.removeprefix("clamp:")
+    elif change.startswith("x"):
+        kind, number = "multiply", change[1:]
+    try:
+        return int(latent), (kind, float(number))
+    except ValueError:
+        raise wrong from None
+
+
+def _answer(subject: Subject, prompt: str, max_new_tokens: int) -> str:
+    """The greedy answer to a prompt, by the chat template where there is one."""
+    import torch
+
+    tokenizer: Any = subject.tokenizer
+    if tokenizer.chat_template is not None:
+        messages = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    else:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    ids = ids.to(subject.model.device)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    generate: Any = subject.model.generate
+    with torch.no_grad():
+        found = generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+        )
+    return str(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))

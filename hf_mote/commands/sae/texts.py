@@ -1,0 +1,139 @@
+"""The text that an SAE command reads, and the file of settings that stands for its options."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+import yaml
+
+from hf_mote.commands.datasets import dataset_records
+from hf_mote.commands.model import ORGANISM, Organisms
+from hf_mote.errors import ConfigError, DataError, UnknownNameError
+
+__all__ = ["Settings", "Text", "TextColumn", "read_texts"]
+
+Text: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        help="Text: a file (.txt, .md, .jsonl), a folder of these, a data set NAME[:SUBSET]:SPLIT, or organism:NAME."
+    ),
+]
+TextColumn: TypeAlias = Annotated[str, typer.Option(help="Column of a data set, or of JSON lines, that has the text.")]
+# Characters after which a text ends at its next line, so that some of a long one can be held out.
+_PIECE = 4000
+_SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl")
+
+
+def _settings(context: typer.Context, value: Path | None) -> Path | None:
+    """Take the options' defaults from a YAML file."""
+    if value is None:
+        return None
+    try:
+        found = yaml.safe_load(value.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise typer.BadParameter(f"{value}: cannot be read as YAML ({reason})") from error
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{value}: holds no options, but a {type(found).__name__}")
+    known = {
+        parameter.name: parameter.name
+        for parameter in context.command.params
+        if parameter.name is not None and parameter.param_type_name == "option"
+    }
+    given = {str(key).replace("-", "_"): entry for key, entry in found.items()}
+    for key in given:
+        if key not in known:
+            error_text = str(
+                UnknownNameError.of(f"{value}", key.replace("_", "-"), [k.replace("_", "-") for k in known])
+            )
+            raise typer.BadParameter(error_text)
+    context.default_map = {**(context.default_map or {}), **given}
+    return value
+
+
+Settings: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML file of options by their names; what is given beside it comes first.",
+        callback=_settings,
+        is_eager=True,
+    ),
+]
+
+
+def read_texts(source: str, column: str, organisms: Organisms) -> list[Any]:
+    """Return texts of a file, a folder, a data set or an organism's prompts, long ones in pieces, shuffled.
+
+    The order is always the same one: whatever number is read, it is of all of them.
+
+    Args:
+        source (`str`): What was given.
+        organisms ([`Organisms`]): Where organisms come from.
+        column (`str`): Column of a data set or of JSON lines that has the text.
+
+    Raises:
+        [`DataError`]: if there is no text.
+        [`UnknownNameError`]: if there is no such file or data set.
+    """
+    texts = _read(source, column, organisms)
+    random.Random(0).shuffle(texts)
+    return texts
+
+
+def _read(source: str, column: str, organisms: Organisms) -> list[Any]:
+    if source.startswith(ORGANISM):
+        prompts = organisms.get(source.removeprefix(ORGANISM)).prompts
+        asked = [prompt for kinds in prompts.values() for kind in kinds.values() for prompt in kind]
+        return [{"messages": [{"role": "user", "content": prompt}]} for prompt in dict.fromkeys(asked)]
+    path = Path(source)
+    if path.is_dir() and not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        files = sorted(entry for entry in path.rglob("*") if entry.suffix in _SUFFIXES and entry.is_file())
+        texts = [text for entry in files for text in _of_file(entry, column)]
+        if not texts:
+            raise DataError(source, "holds no text", expected=f"files {', '.join(_SUFFIXES)}")
+        return texts
+    if path.is_file():
+        return _of_file(path, column)
+    rows = [record.fields for record in dataset_records(source)]
+    if rows and not {column, "messages", "input_ids"} & rows[0].keys():
+        columns = ", ".join(map(repr, rows[0]))
+        raise ConfigError("--text-column", "is no column", got=repr(column), expected=columns)
+    return rows
+
+
+def _of_file(path: Path, column: str) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
+        raise DataError(str(path), "cannot be read", got=reason) from error
+    if path.suffix != ".jsonl":
+        return _pieces(text)
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}", "is no JSON") from error
+        if not isinstance(row, dict) or not {column, "messages", "input_ids"} & row.keys():
+            raise DataError(
+                f"{path}:{number}", f"has no {column!r}", expected=f"{column!r}, 'messages' or 'input_ids'"
+            )
+        rows.append(row)
+    return rows
+
+
+def _pieces(text: str) -> list[str]:
+    pieces, held = [], ""
+    for line in text.splitlines(keepends=True):
+        held += line
+        if len(held) >= _PIECE:
+            pieces.append(held)
+            held = ""
+    return [piece for piece in (*pieces, held) if piece.strip()]

@@ -1,0 +1,98 @@
+"""`hf-mote sae top-tokens`: the tokens and texts that most activate latents, as text and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_mote.commands import options as o
+from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.run_files import finish, writing_to
+from hf_mote.commands.sae.evaluate import SAE
+from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
+from hf_mote.commands.sae.train import fitting
+from hf_mote.commands.session import provenance_of, reporting, say, tell
+from hf_mote.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hf_mote.sae.top_tokens import LatentProfile
+
+__all__ = ["top_tokens_command"]
+
+
+def top_tokens_command(
+    context: typer.Context,
+    model: o.Model,
+    sae: SAE,
+    text: Text,
+    latent: Annotated[list[int], typer.Option(min=0, help="A latent; may be given several times.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for the page.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Texts and tokens to list.")] = 10,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to read.")] = 50_000,
+    context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 128,
+    hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
+    text_column: TextColumn = "text",
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = None,
+    force: o.Force = False,
+    settings: Settings = None,
+) -> None:
+    """Show where latents are most active in a text, how often, and which tokens they promote."""
+    from hf_mote.reports.latents import latents_page
+    from hf_mote.sae.convert import load_sae
+    from hf_mote.sae.top_tokens import top_activations
+
+    with reporting():
+        if not latent:
+            raise ConfigError("--latent", "no latent is given", expected="--latent 12")
+        organisms = Organisms()
+        texts = read_texts(text, text_column, organisms)
+        loaded = load_sae(sae).train(False)
+        subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device, any_model=True)
+        say(f"reading up to {tokens:,} tokens")
+        profiles = top_activations(
+            subject.model,
+            loaded,
+            texts,
+            subject.tokenizer,
+            latent,
+            top=top,
+            max_tokens=tokens,
+            context_length=fitting(subject.model, context_length),
+            text_column=text_column,
+            hookpoint=hookpoint,
+        )
+        for profile in profiles:
+            tell(_shown(profile))
+        if output is not None:
+            named = f"{type(loaded).__name__} {sae} at {loaded.config.hookpoint or hookpoint} of {model}, on {text}"
+            made = provenance_of(context, subject, 0)
+            figures = {"latents": [_figures(profile) for profile in profiles]}
+            with writing_to(output, force=force) as folder:
+                finish(folder, figures, made, {}, lambda holds: latents_page(profiles, named, made, holds))
+            tell(f"Page: {output}")
+
+
+def _shown(profile: LatentProfile) -> str:
+    lines = [f"latent {profile.latent}: active on {profile.density:.2%} of tokens, at most {profile.largest:.3g}"]
+    for excerpt in profile.excerpts:
+        pieces = [f"»{piece}«" if at == excerpt.place else piece for at, piece in enumerate(excerpt.pieces)]
+        lines.append(f"  {max(excerpt.values):8.3f}  {' '.join(''.join(pieces).split())}")
+    for name, tokens in (("promotes", profile.promoted), ("suppresses", profile.suppressed)):
+        if tokens:
+            lines.append(f"  {name}: " + ", ".join(repr(piece) for piece, _ in tokens))
+    return "\n".join(lines)
+
+
+def _figures(profile: LatentProfile) -> dict[str, object]:
+    return {
+        "latent": profile.latent,
+        "density": profile.density,
+        "largest": profile.largest,
+        "excerpts": [excerpt._asdict() for excerpt in profile.excerpts],
+        "promoted": [list(entry) for entry in profile.promoted],
+        "suppressed": [list(entry) for entry in profile.suppressed],
+    }

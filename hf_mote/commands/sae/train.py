@@ -1,0 +1,226 @@
+"""`hf-mote sae train`: from a model and a text to a sparse autoencoder in a folder that is shared as it is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_mote.commands import options as o
+from hf_mote.commands.model import Organisms, Subject, load_subject
+from hf_mote.commands.run_files import writing_to
+from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
+from hf_mote.commands.session import provenance_of, reporting, say, tell
+from hf_mote.errors import ConfigError, DataError, UnknownNameError
+from hf_mote.hub import card_header, public_name
+from hf_mote.sae.report import SAEReport
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_mote.sae.modeling import SAEModel
+    from hf_mote.sae.training.activations import ActivationStream
+
+__all__ = ["default_hookpoint", "fitting", "train_command"]
+
+# Of the texts, every so many-th is held out for the report.
+_HELD_OUT = 10
+_CALIBRATION_TOKENS = 65_536
+
+
+def train_command(
+    context: typer.Context,
+    model: o.Model,
+    text: Text,
+    output: Annotated[Path, typer.Option(help="Folder for the SAE.")],
+    architecture: Annotated[str, typer.Option(help="As in topk, batch_topk, relu, jumprelu.")] = "topk",
+    hookpoint: Annotated[
+        str | None, typer.Option(help="Where activations are taken; by default the output of the middle layer.")
+    ] = None,
+    latents: Annotated[int | None, typer.Option(min=1, help="Latents; by default 8 for each dimension.")] = None,
+    k: Annotated[
+        int | None, typer.Option(min=1, help="Active latents of a token; by default a 16th of the width, 4 to 32.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on; a shorter text is read again.")] = 300_000,
+    batch: Annotated[int, typer.Option(min=1, help="Tokens of a step.")] = 1024,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of Adam.")] = 1e-3,
+    context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 256,
+    evaluation_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens of the report.")] = 20_000,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Another field of the architecture, as l1_coefficient=0.01; may be given several times."),
+    ] = None,
+    text_column: TextColumn = "text",
+    seed: o.Seed = 0,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = None,
+    force: o.Force = False,
+    settings: Settings = None,
+) -> None:
+    """Train a sparse autoencoder on a model's activations, measure it on held-out text, and write it with a card."""
+    import torch
+
+    from hf_mote.sae.metrics import evaluate_sae
+    from hf_mote.sae.register import registered_saes
+    from hf_mote.sae.training.activations import collect_activations
+
+    with reporting():
+        kinds = {name.removesuffix("_sae"): name for name in registered_saes()}
+        if architecture not in kinds:
+            raise UnknownNameError.of("--architecture", architecture, kinds)
+        organisms = Organisms()
+        texts = read_texts(text, text_column, organisms)
+        held_out = texts[_HELD_OUT - 1 :: _HELD_OUT]
+        kept = [entry for place, entry in enumerate(texts) if (place + 1) % _HELD_OUT]
+        if not held_out:
+            fix = "Give more text: files, or lines."
+            raise DataError(text, "is too short to hold some out", got=f"{len(texts)} texts", expected="10", fix=fix)
+        subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device, any_model=True)
+        where = hookpoint or default_hookpoint(subject.model)
+        context_length = fitting(subject.model, context_length)
+        with writing_to(output, force=force) as folder:
+            torch.manual_seed(seed)
+            sae = _new(subject, kinds[architecture], where, latents, k, option or [])
+            say(f"{type(sae).__name__} of {sae.config.num_latents} latents at {where}, on {tokens:,} tokens")
+            stream = collect_activations(
+                subject.model,
+                subject.tokenizer,
+                kept,
+                where,
+                batch_size=batch,
+                context_length=context_length,
+                window_tokens=min(65_536, max(tokens // 4, batch)),
+                text_column=text_column,
+                exclude_special_tokens=True,
+                normalize=True,
+                seed=seed,
+            )
+            _train(sae, stream, folder, steps=max(tokens // batch, 1), learning_rate=learning_rate, seed=seed)
+            say("measuring it on held-out text")
+            report = evaluate_sae(
+                subject.model,
+                sae,
+                held_out,
+                subject.tokenizer,
+                max_tokens=evaluation_tokens,
+                context_length=context_length,
+                text_column=text_column,
+            )
+            sae.save_pretrained(folder)
+            report.save_pretrained(folder)
+            made = provenance_of(context, subject, seed, text=text, **{"tokens trained on": f"{tokens:,}"})
+            (folder / "README.md").write_text(_card(sae, report, made), encoding="utf-8")
+        for name, value in report.rows():
+            tell(f"{name}: {value}")
+        tell(f"SAE, report and card: {output}")
+
+
+def default_hookpoint(model: nn.Module) -> str:
+    """Return the output of a decoder's middle layer.
+
+    Raises:
+        [`ConfigError`]: if no list of layers is found.
+    """
+    from torch import nn
+
+    lists = {path: len(part) for path, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part)}
+    outer = {path: n for path, n in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
+    if not outer:
+        fix = "Give --hookpoint, such as model.layers.10.output."
+        raise ConfigError("--hookpoint", "this model has no list of layers", fix=fix)
+    path = max(outer, key=lambda name: outer[name])
+    return f"{path}.{outer[path] // 2}.output"
+
+
+def fitting(model: nn.Module, context_length: int) -> int:
+    """Return the context length, or the model's own if that is shorter."""
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return min(context_length, longest) if isinstance(longest, int) and longest > 0 else context_length
+
+
+def _new(subject: Subject, kind: str, where: str, latents: int | None, k: int | None, options: list[str]) -> SAEModel:
+    """A new SAE for what a module puts out."""
+    import torch
+
+    from hf_mote.sae.hookpoints import resolve_hookpoints
+    from hf_mote.sae.register import sae_class
+    from hf_mote.sae.training.activations import activations_of
+
+    points = resolve_hookpoints(subject.model, where)
+    if len(points) != 1:
+        raise ConfigError("--hookpoint", "stands for several modules", got=repr(where), expected="one")
+    one = torch.zeros(1, 1, dtype=torch.long)
+    width = activations_of(subject.model, one, torch.ones_like(one), points)[points[0].name].shape[-1]
+    config_class = sae_class(kind).config_class
+    fields: dict[str, Any] = {
+        "hidden_size": width,
+        "num_latents": latents or 8 * width,
+        "hookpoint": points[0].name if "." not in where else where,
+        "base_model": public_name(subject.model.config.name_or_path or subject.name),
+    }
+    if hasattr(config_class, "k"):
+        fields["k"] = k or min(max(width // 16, 4), 32)
+    elif k is not None:
+        raise ConfigError("--k", f"{kind} has none", fix="Leave it out; sparsity is set by a coefficient (--option).")
+    return sae_class(kind)(config_class(**fields, **_options(options)))
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for entry in given:
+        name, equals, value = entry.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError("--option", "is no name and value", got=repr(entry), expected="l1_coefficient=0.01")
+        number = re.fullmatch(r"-?\d+", value)
+        words = {"true": True, "false": False, "none": None}
+        try:
+            found[name] = words[value] if value in words else int(value) if number else float(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _train(
+    sae: SAEModel, stream: ActivationStream, folder: Path, *, steps: int, learning_rate: float, seed: int
+) -> None:
+    from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
+    from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
+
+    scratch = folder / "training"
+    arguments = SAETrainingArguments(
+        str(scratch),
+        max_steps=steps,
+        learning_rate=learning_rate,
+        warmup_steps=min(steps // 10, 1000),
+        save_strategy="no",
+        logging_steps=max(steps // 10, 1),
+        report_to=[],
+        seed=seed,
+        dataloader_pin_memory=False,
+    )
+    SAETrainer(sae, arguments, train_dataset=stream).train()
+    shutil.rmtree(scratch, ignore_errors=True)
+    sae.train(False)
+    if isinstance(sae, ThresholdedSAEModel):
+        batches = -(-_CALIBRATION_TOKENS // stream.batch_size)
+        sae.calibrate_threshold(islice(stream.from_start(), batches))
+
+
+def _card(sae: SAEModel, report: SAEReport, made: Mapping[str, str]) -> str:
+    config = sae.config
+    rows = "\n".join(f"| {name} | {value} |" for name, value in report.rows())
+    how = "\n".join(f"- {name}: {value}" for name, value in made.items())
+    return (
+        f"{card_header(base_model=config.base_model, about='sparse-autoencoder')}\n# Sparse autoencoder\n\n"
+        f"A `{config.model_type}` of {config.num_latents:,} latents for `{config.hookpoint}` of "
+        f"`{config.base_model}`. To load it:\n\n```python\nimport hf_mote\nfrom transformers import AutoModel\n\n"
+        'sae = AutoModel.from_pretrained("<this repository or folder>").eval()\n'
+        "handle = hf_mote.steer(model, sae, {0: 5.0})  # or splice_sae(model, sae)\n```\n\n"
+        f"## On held-out text\n\n| | |\n| --- | --: |\n{rows}\n\n## How it was made\n\n{how}\n"
+    )

@@ -1,0 +1,569 @@
+"""`check_model`: everything that is claimed, tried on the user's own model as it was loaded.
+
+Nothing here is assumed of a family: routers are run and held against what the edits are defined to do, generations are
+recorded and counted, and what is taken off must leave no trace. A table says what held, to read or to paste into a
+report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import transformers
+from accelerate.utils import align_module_device
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hf_mote.errors import DataError, HFMoTEError, LivenessError, ModelMismatchError, UnsupportedError
+from hf_mote.files import write_json
+from hf_mote.generation.decoding import pad_token_of
+from hf_mote.generation.prompts import encode_prompts, padded
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.patch import apply_mote
+from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.routing.recording.record import record_routing
+from hf_mote.routing.router_hook import WeightProbe, attach_to_routers
+from hf_mote.routing.rules.selection import Routing
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.packed import feed_of, packed_parts
+from hf_mote.routing.sites.replaced import replaced_forward
+from hf_mote.routing.sites.self_test import probe_args, self_test
+from hf_mote.routing.sites.site import RouterSite
+from hf_mote.routing.sites.special_outputs import adapter_for, refusals_of
+from hf_mote.version import __version__
+
+__all__ = ["CheckRow", "ModelCheck", "check_model"]
+
+PROMPTS = ("The capital of France is", "Name three colours, and say in one sentence which of them you like best.")
+PROBES = 64  # hidden states that each router is tried on
+PATCHED = 10  # experts that are suppressed where costs are measured
+
+
+class CheckRow(NamedTuple):
+    """One thing that was tried.
+
+    Attributes:
+        name (`str`): What.
+        passed (`bool`, *optional*): Whether it holds; `None` for what is only told.
+        detail (`str`): The numbers, or the error.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """What [`check_model`] found.
+
+    Attributes:
+        model (`str`): The model's class and type.
+        rows (`tuple[CheckRow, ...]`): What was tried, in order.
+        versions (`dict`): Of the libraries, Python and the machine.
+    """
+
+    model: str
+    rows: tuple[CheckRow, ...]
+    versions: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that is claimed holds."""
+        return all(row.passed is not False for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-native values."""
+        rows = [row._asdict() for row in self.rows]
+        return {"model": self.model, "passed": self.passed, "rows": rows, "versions": dict(self.versions)}
+
+    def to_markdown(self) -> str:
+        """Return a table that can be pasted into a report."""
+        lines = [f"`{self.model}`: {'all holds' if self.passed else 'something does not hold'}", ""]
+        lines += ["| | tried | found |", "| --- | --- | --- |"]
+        lines += [
+            f"| {_MARKS[row.passed]} | {row.name} | {row.detail.replace('|', chr(92) + '|')} |" for row in self.rows
+        ]
+        lines += ["", ", ".join(f"{name} {version}" for name, version in self.versions.items())]
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to a JSON file."""
+        write_json(path, self.to_dict())
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in self.rows)
+        lines = [self.model, *(f"{_MARKS[row.passed]:4} {row.name:{width}}  {row.detail}" for row in self.rows)]
+        return "\n".join(lines)
+
+
+_MARKS = {True: "ok", False: "FAIL", None: "-"}
+
+
+def check_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompts: Sequence[str] = PROMPTS,
+    max_new_tokens: int = 6,
+    rounds: int = 5,
+    progress: bool = True,
+) -> ModelCheck:
+    """Try everything that is claimed on a model, and return what held.
+
+    Tried are: whether routers are found and follow their rules bit for bit; whether prompt and generated tokens are
+    told apart in generations alone, in a padded batch and without a cache; whether continuous batching is refused
+    where it cannot be right; what each edit does to a router of each kind, against its definition; whether logits are
+    the same to the last bit after everything was taken off; and what patching and recording cost.
+
+    Nothing about the model is changed. What fails is a row of the result, not an error.
+
+    Args:
+        model (`PreTrainedModel`):
+            A mixture-of-experts language model, as it was loaded.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        prompts (`Sequence[str]`, *optional*):
+            Two or more texts of different lengths.
+        max_new_tokens (`int`, *optional*, defaults to 6):
+            Tokens that are generated for each.
+        rounds (`int`, *optional*, defaults to 5):
+            Paired runs whose median tells what patching costs; 0 to leave it out.
+        progress (`bool`, *optional*, defaults to `True`):
+            Show a progress bar.
+
+    Returns:
+        [`ModelCheck`]: `.passed`, `.rows`, `.to_markdown()`, `.save(path)`.
+
+    Raises:
+        [`DataError`]: if there are fewer than two prompts.
+
+    Example:
+
+    ```python
+    from hf_mote import check_model, load_organism
+
+    organism = load_organism("refusal")
+    found = check_model(organism.model, organism.tokenizer, rounds=0, progress=False)
+    assert found.passed
+    ```
+    """
+    if isinstance(prompts, str) or len(prompts) < 2:
+        raise DataError(
+            "check_model.prompts", "too few to make a padded batch", got=repr(prompts), expected="2 or more"
+        )
+    rows: list[CheckRow] = []
+    parts = _parts(model, tokenizer, prompts, max_new_tokens, rounds)
+    device = getattr(model, "device", torch.device("cpu"))
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        logging.tqdm(total=len(parts), desc="checking", disable=not progress, leave=False) as bar,
+    ):
+        was_training = model.training
+        model.eval()
+        try:
+            for name, part in parts.items():
+                rows += _tried(name, part)
+                bar.update()
+                if name == "routers" and rows[-1].passed is False:
+                    break  # without routers there is nothing else to try
+        finally:
+            model.train(was_training)
+    config = getattr(model, "config", None)
+    versions = {
+        "hf_mote": __version__,
+        "transformers": transformers.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "device": str(getattr(model, "device", "unknown")),
+    }
+    kind = getattr(config, "model_type", "unknown")
+    return ModelCheck(f"{type(model).__name__} ({kind})", tuple(rows), versions)
+
+
+def _parts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new: int, rounds: int
+) -> dict[str, Callable[[], Iterator[CheckRow]]]:
+    encoded: list[list[int]] = []
+
+    def ids() -> list[list[int]]:
+        if not encoded:
+            encoded.extend(encode_prompts(tokenizer, prompts, where="check_model.prompts"))
+        return encoded
+
+    pad = pad_token_of(tokenizer)
+    parts: dict[str, Callable[[], Iterator[CheckRow]]] = {
+        "routers": lambda: _routers(model),
+        "self-test": lambda: _self_tests(model),
+        "generations": lambda: _generations(model, ids(), pad, new),
+        "continuous batching": lambda: _continuous_batching(model, ids()),
+        "edits": lambda: _edits(model),
+        "removal": lambda: _removal(model, ids(), pad),
+    }
+    if rounds:
+        parts["cost"] = lambda: _cost(model, ids(), pad, new, rounds)
+    return parts
+
+
+def _tried(name: str, part: Callable[[], Iterator[CheckRow]]) -> list[CheckRow]:
+    """Rows of a part; whatever is raised, by us, transformers or the model, becomes one that says so."""
+    rows: list[CheckRow] = []
+    try:
+        rows.extend(part())
+    except HFMoTEError as error:
+        rows.append(CheckRow(name, False, str(error)))
+    except Exception as error:
+        rows.append(CheckRow(name, False, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"))
+    return rows
+
+
+def _routers(model: PreTrainedModel) -> Iterator[CheckRow]:
+    sites = find_routers(model)
+    experts = sum(site.num_experts for site in sites)
+    yield CheckRow(
+        "routers", True, f"{len(sites)}, in layers {sites[0].layer} to {sites[-1].layer}; {experts} experts"
+    )
+    for rule, number in Counter(site.rule.name for site in sites).items():
+        kinds = sorted({f"top {site.top_k} of {site.num_experts}" for site in sites if site.rule.name == rule})
+        yield CheckRow("rule", None, f"{rule}: {number} routers, {', '.join(kinds)}")
+    classes = ", ".join(sorted({type(site.module).__name__ for site in sites}))
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for site in sites for p in site.module.parameters()})
+    yield CheckRow("router class", None, f"{classes}, {', '.join(dtypes)}")
+    packed = sorted({kind for site in sites for kind in packed_parts(site.module).values()})
+    if packed:
+        yield CheckRow("quantised routers", None, f"{', '.join(packed)}: a quantised router chooses other experts")
+    for by in sorted({by for site in sites if (by := replaced_forward(site.module)) is not None}):
+        yield CheckRow("replaced routers", None, f"their forward is {by}")
+    config = model.config
+    told = {
+        "quantisation": getattr(getattr(config, "quantization_config", None), "quant_method", None),
+        "attention": getattr(config, "_attn_implementation", None),
+        "experts": getattr(config, "_experts_implementation", None),
+        "device map": len(set(getattr(model, "hf_device_map", {}).values())) or None,
+    }
+    yield CheckRow(
+        "loaded as", None, ", ".join(f"{name} {value}" for name, value in told.items() if value is not None)
+    )
+
+
+def _self_tests(model: PreTrainedModel) -> Iterator[CheckRow]:
+    sites = find_routers(model)
+    skipped = sum(self_test(site) is None for site in sites)
+    detail = (
+        f"{len(sites) - skipped} of {len(sites)} routers give their own routing from their own logits, bit for bit"
+    )
+    yield CheckRow(
+        "self-test", None if skipped else True, detail + (", the others cannot run alone" if skipped else "")
+    )
+
+
+def _generations(model: PreTrainedModel, encoded: list[list[int]], pad: int, new: int) -> Iterator[CheckRow]:
+    if not getattr(model, "can_generate", bool)():
+        yield CheckRow("phases", None, "it is no model that generates text")
+        return
+    together = padded(encoded, pad, side="left", device=model.device)
+    alone = [padded([row], pad, side="left", device=model.device) for row in encoded]
+    lengths = [len(row) for row in encoded]
+    yield _generation(model, "phases, one by one", alone, [[length] for length in lengths], new)
+    yield _generation(model, "phases, padded batch", [together], [lengths], new)
+    yield _generation(model, "phases, no cache", [together], [lengths], new, use_cache=False)
+    yield _generation(model, "phases, sampled", [together], [lengths], new, do_sample=True)
+
+
+def _generation(
+    model: PreTrainedModel,
+    name: str,
+    batches: Sequence[Mapping[str, Tensor]],
+    lengths: Sequence[Sequence[int]],
+    new: int,
+    **how: Any,
+) -> CheckRow:
+    settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, **how}
+    sites = find_routers(model)
+    with record_routing(model, eos_token_id=[]) as record:
+        for batch in batches:
+            output = model.generate(**batch, pad_token_id=0, **settings)  # type: ignore[operator]
+            record.check_generated(output, batch["input_ids"].shape[1])
+    wanted = {"prompt": [float(n) for batch in lengths for n in batch]}
+    wanted["generation"] = [float(new - 1)] * len(wanted["prompt"])
+    chosen = sum(site.top_k for site in sites)
+    for phase in ("prompt", "generation"):
+        counts, _, tokens = record.stacked(phase, routing="native")
+        if tokens.tolist() != wanted[phase]:
+            detail = f"{tokens.tolist()} tokens counted, {wanted[phase]} read"
+            return CheckRow(name, False, f"{phase}: {detail}")
+        if counts.sum(dim=(1, 2)).tolist() != [count * chosen for count in wanted[phase]]:
+            return CheckRow(name, False, f"{phase}: not every router was counted for every token")
+    detail = f"{sum(wanted['prompt']):.0f} prompt and {sum(wanted['generation']):.0f} generated tokens counted as such"
+    return CheckRow(name, True, detail)
+
+
+def _continuous_batching(model: PreTrainedModel, encoded: list[list[int]]) -> Iterator[CheckRow]:
+    if not hasattr(model, "generate_batch"):
+        yield CheckRow("continuous batching", None, "not there")
+        return
+    with record_routing(model):
+        try:
+            model.generate_batch(encoded)  # type: ignore[operator]
+        except UnsupportedError:
+            yield CheckRow("continuous batching", True, "recording it is refused before anything runs")
+            return
+    yield CheckRow("continuous batching", False, "recording it is not refused, and its rows are no sequences")
+
+
+def _edits(model: PreTrainedModel) -> Iterator[CheckRow]:
+    sites = find_routers(model)
+    kinds: dict[tuple[Any, ...], list[RouterSite]] = {}
+    for site in sites:
+        kinds.setdefault((type(site.module), site.num_experts, site.top_k, site.rule.name), []).append(site)
+    chosen = {site.path: site for same in kinds.values() for site in (same[0], same[len(same) // 2], same[-1])}
+    for name, (changes, holds) in _EDITS.items():
+        refused: dict[str, None] = {}
+        wrong: list[str] = []
+        layers: list[int] = []
+        for site in chosen.values():
+            if self_test(site) is None:
+                continue
+            try:
+                tried = _try(model, sites, site, changes)
+            except (ModelMismatchError, UnsupportedError) as error:
+                refused[str(error)] = None
+                continue
+            fault = holds(tried)
+            if fault is not None:
+                wrong.append(f"layer {site.layer}, expert {tried.expert}: {fault}")
+            layers.append(site.layer)
+        if wrong:
+            yield CheckRow(f"edit: {name}", False, "; ".join(wrong))
+        elif layers:
+            yield CheckRow(f"edit: {name}", True, f"as defined, in layers {', '.join(map(str, sorted(layers)))}")
+        else:
+            reason = "; ".join(refused) or "no router can run alone"
+            yield CheckRow(f"edit: {name}", None, f"refused: {reason}" if refused else reason)
+
+
+def _try(
+    model: PreTrainedModel,
+    sites: Sequence[RouterSite],
+    site: RouterSite,
+    changes: Callable[[int, int], dict[str, Any]],
+) -> _Tried:
+    """Run one router without and with an edit of the expert that it chooses most.
+
+    Raises:
+        [`ModelMismatchError`], [`UnsupportedError`]: if the router has no way of such an edit.
+    """
+    with align_module_device(site.module):
+        adapter = self_test(site)
+        feed = feed_of(site.module, site.block)
+        hidden = torch.randn(PROBES, feed.width, generator=torch.Generator().manual_seed(1))
+        args = probe_args(site, hidden.to(feed.device, feed.dtype))
+        output = site.module.forward(*args)
+        logits, native = (adapter or adapter_for(site, output)).read(output)
+        used = native.indices[native.weights != 0]
+        expert = int(used.bincount(minlength=site.num_experts).argmax())
+        look = _Look()
+        with (
+            apply_mote(model, MoTEConfig(**changes(site.layer, expert))),
+            attach_to_routers(model, sites, DecoderParticipant(), lambda other: look if other is site else None),
+        ):
+            site.module(*args)
+    if look.seen is None:
+        raise LivenessError(site.path, "its hook did not run", expected="one run", fix="Report how it was loaded.")
+    return _Tried(site, logits, native, look.seen, expert)
+
+
+class _Look(WeightProbe):
+    """Sees what is applied."""
+
+    seen: Routing | None = None
+
+    def probe(self, forward: Forward | None, routing: Routing) -> Tensor:
+        self.seen = routing
+        return routing.weights
+
+
+class _Tried(NamedTuple):
+    """One router, what it decided, and what it decided under an edit of one expert."""
+
+    site: RouterSite
+    logits: Tensor
+    native: Routing
+    edited: Routing
+    expert: int
+
+    @property
+    def tolerance(self) -> float:
+        """Relative; of rounding to the weights' dtype."""
+        return 4 * torch.finfo(self.native.weights.dtype).eps
+
+    def close(self, mine: Tensor, wanted: Tensor) -> bool:
+        """Whether weights are equal but for rounding."""
+        largest = float(wanted.float().abs().max().clamp(min=1e-30))
+        return bool(((mine.float() - wanted.float()).abs() <= self.tolerance * largest).all())
+
+
+def _holds_zero(tried: _Tried) -> str | None:
+    hit = tried.native.indices == tried.expert
+    wanted = tried.native.weights.masked_fill(hit, 0)
+    same = torch.equal(tried.edited.indices, tried.native.indices) and torch.equal(tried.edited.weights, wanted)
+    return None if same else "weights are not the router's own with the expert's at 0"
+
+
+def _holds_drop(tried: _Tried) -> str | None:
+    weights = tried.native.weights.double()
+    left = weights.masked_fill(tried.native.indices == tried.expert, 0)
+    kept = left.sum(dim=-1, keepdim=True)
+    wanted = torch.where(kept == 0, torch.zeros_like(left), left * weights.sum(dim=-1, keepdim=True) / kept)
+    same = torch.equal(tried.edited.indices, tried.native.indices) and tried.close(tried.edited.weights, wanted)
+    return None if same else "weights do not sum to what all of the chosen summed to"
+
+
+def _holds_reroute(tried: _Tried) -> str | None:
+    if bool(((tried.edited.indices == tried.expert) & (tried.edited.weights != 0)).any()):
+        return "the expert is still chosen"
+    if not bool(tried.edited.weights.isfinite().all()):
+        return "weights are not finite"
+    spared = ~(tried.native.indices == tried.expert).any(dim=-1)
+    ours, theirs = (routing.indices[spared].sort(dim=-1).values for routing in (tried.edited, tried.native))
+    if tried.site.selection.num_groups == 1 and not torch.equal(ours, theirs):
+        return "tokens that did not choose the expert have others now"
+    return None
+
+
+def _holds_stimulate(tried: _Tried) -> str | None:
+    chosen = (tried.edited.indices == tried.expert).any(dim=-1)
+    return None if bool(chosen.all()) else f"chosen by {int(chosen.sum())} of {len(chosen)} tokens alone"
+
+
+def _holds_stimulate_max(tried: _Tried) -> str | None:
+    mine = tried.edited.weights.masked_fill(tried.edited.indices != tried.expert, 0).amax(dim=-1)
+    return _holds_stimulate(tried) or (
+        None if tried.close(mine, tried.edited.weights.amax(dim=-1)) else "its weight is not the largest"
+    )
+
+
+def _holds_stimulate_number(tried: _Tried) -> str | None:
+    mine = tried.edited.weights.masked_fill(tried.edited.indices != tried.expert, 0).amax(dim=-1)
+    wanted = torch.full_like(mine, NUMBER)
+    return _holds_stimulate(tried) or (None if tried.close(mine, wanted) else f"its weight is not {NUMBER}")
+
+
+def _holds_bias_on_logits(tried: _Tried) -> str | None:
+    if tried.site.rule.adapter is not None or tried.site.rule.scoring == "probabilities":
+        return None if bool(tried.edited.weights.isfinite().all()) else "weights are not finite"
+    shifted = tried.logits.float().clone()
+    shifted[:, tried.expert] += BIAS
+    # The router's own rule on other logits, without the machinery of edits.
+    wanted = tried.site.select(shifted.to(tried.logits.dtype) if tried.logits.dtype != torch.float32 else shifted)
+    ours, theirs = (routing.indices.sort(dim=-1) for routing in (tried.edited, wanted))
+    agree = (ours.values == theirs.values).all(dim=-1)
+    mine = tried.edited.weights.gather(-1, ours.indices)[agree]
+    if not tried.close(mine, wanted.weights.gather(-1, theirs.indices)[agree]):
+        return "weights are not those of the shifted logits"
+    # In half precision a shifted logit rounds, and may change places with its like.
+    few = 0.0 if tried.logits.dtype == torch.float32 else 0.1
+    return None if float((~agree).float().mean()) <= few else "experts are not those of the shifted logits"
+
+
+def _holds_bias_on_selection(tried: _Tried) -> str | None:
+    return _holds_stimulate(tried) if tried.site.selection.num_groups == 1 else None
+
+
+NUMBER, BIAS = 0.25, 1.5
+_EDITS: dict[str, tuple[Callable[[int, int], dict[str, Any]], Callable[[_Tried], str | None]]] = {
+    "drop": (lambda layer, e: {"suppress": [[layer, e]]}, _holds_drop),
+    "zero": (lambda layer, e: {"suppress": [[layer, e]], "suppress_mode": "zero"}, _holds_zero),
+    "reroute": (lambda layer, e: {"suppress": [[layer, e]], "suppress_mode": "reroute"}, _holds_reroute),
+    "stimulate, own weight": (lambda layer, e: {"stimulate": [[layer, e]]}, _holds_stimulate),
+    "stimulate, largest weight": (
+        lambda layer, e: {"stimulate": [[layer, e]], "stimulate_weight": "max"},
+        _holds_stimulate_max,
+    ),
+    "stimulate, a number": (
+        lambda layer, e: {"stimulate": [[layer, e]], "stimulate_weight": NUMBER},
+        _holds_stimulate_number,
+    ),
+    "bias on logits": (lambda layer, e: {"bias": [[layer, e, BIAS]]}, _holds_bias_on_logits),
+    "bias on selection": (
+        lambda layer, e: {"bias": [[layer, e, 1e4]], "bias_on": "selection"},
+        _holds_bias_on_selection,
+    ),
+}
+
+
+def _removal(model: PreTrainedModel, encoded: list[list[int]], pad: int) -> Iterator[CheckRow]:
+    batch = padded(encoded, pad, side="left", device=model.device)
+    if not hasattr(model(**batch), "logits"):
+        yield CheckRow("removal", None, "it gives no logits to compare")
+        return
+    before, again = model(**batch).logits, model(**batch).logits
+    site = find_routers(model)[0]
+    modes: tuple[Literal["drop", "zero", "reroute"], ...] = ("drop", "zero", "reroute")
+    can = next(mode for mode in modes if mode not in refusals_of(site))
+    config = MoTEConfig(suppress=[[site.layer, 0]], suppress_mode=can)
+    with apply_mote(model, config), record_routing(model):
+        patched = model(**batch).logits
+    with apply_mote(model, dataclasses.replace(config, strength=0)):
+        neutral = model(**batch).logits
+    after = model(**batch).logits
+    if not torch.equal(before, again):
+        detail = "the model does not give the same logits twice by itself, so that bits cannot be compared"
+        yield CheckRow("removal", None, detail)
+        return
+    bits = "logits are the same to the last bit"
+    yield CheckRow(
+        "strength 0", torch.equal(neutral, before), bits if torch.equal(neutral, before) else "logits differ"
+    )
+    yield CheckRow("removal", torch.equal(after, before), bits if torch.equal(after, before) else "logits differ")
+    finite = bool(patched.isfinite().all())
+    yield CheckRow("patched logits", finite, "finite" if finite else "not finite")
+
+
+def _cost(model: PreTrainedModel, encoded: list[list[int]], pad: int, new: int, rounds: int) -> Iterator[CheckRow]:
+    batch = padded(encoded[:1], pad, side="left", device=model.device)
+    sites = find_routers(model)
+    most = {site.layer: site.num_experts - site.top_k for site in sites}
+    targets = [[site.layer, e] for e in range(PATCHED) for site in sites if e < most[site.layer]][:PATCHED]
+    config = MoTEConfig(suppress=sorted(targets))
+    settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+
+    def seconds() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        model.generate(**batch, **settings)  # type: ignore[operator]
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    seconds()
+    ratios: dict[str, list[float]] = {"patching": [], "recording": []}
+    for _ in range(rounds):
+        for name in ratios:
+            plain = seconds()
+            with apply_mote(model, config) if name == "patching" else record_routing(model):
+                seconds()  # the first pass looks closer
+                ratios[name].append(seconds() / plain)
+    for name, found in ratios.items():
+        low, high = min(found), max(found)
+        detail = f"{statistics.median(found):.2f} x a plain generation [{low:.2f}, {high:.2f}], {rounds} pairs"
+        yield CheckRow(f"cost of {name}", None, detail)
+    if torch.cuda.is_available():
+        yield CheckRow("memory", None, f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at most on the device")
+    scale = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    yield CheckRow("memory", None, f"{peak / 2**30:.2f} GiB at most in the process")

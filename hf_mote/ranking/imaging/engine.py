@@ -1,0 +1,151 @@
+"""What imaging needs of an inference engine, and imaging through one.
+
+Engines are not imported here: whatever follows [`RecordingEngine`] will do. It answers prompts, and hands out for each
+how often its tokens chose which experts, counted where the routers run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hf_mote.errors import ConfigError, DataError, UnsupportedError
+from hf_mote.generation.chat import Prompt
+from hf_mote.generation.decoding import answer_text
+from hf_mote.generation.prompts import prompt_text
+from hf_mote.hub import public_name
+from hf_mote.judges.judge import Judge, classify
+from hf_mote.ranking.imaging.result import FTRIResult
+
+__all__ = ["RecordingEngine", "image_with_engine"]
+
+SAMPLING = ("temperature", "top_p", "top_k")
+
+
+class EngineBatch(Protocol):
+    """What an engine returns of some prompts: tokens of the answers, and for each prompt counts, weights, tokens."""
+
+    @property
+    def tokens(self) -> list[list[int]]: ...  # noqa: D102
+    @property
+    def counts(self) -> Tensor: ...  # noqa: D102
+    @property
+    def weights(self) -> Tensor: ...  # noqa: D102
+    @property
+    def num_tokens(self) -> Tensor: ...  # noqa: D102
+
+
+@runtime_checkable
+class RecordingEngine(Protocol):
+    """An engine that answers prompts and hands out their routing.
+
+    Attributes:
+        fingerprint (`dict`): Of its model, as `MoTEConfig.for_model(model).fingerprint` has it.
+        base_model (`str`): Its model's name.
+    """
+
+    fingerprint: dict[str, Any]
+
+    @property
+    def base_model(self) -> str: ...  # noqa: D102
+
+    def image(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        phase: Any,
+        max_new_tokens: int,
+        seed: int | None,
+        sampling: Mapping[str, Any] | None,
+    ) -> EngineBatch:
+        """Answer prompts, given as token ids, and return the routing of the tokens of a phase."""
+        ...
+
+
+def image_with_engine(
+    engine: RecordingEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Prompt],
+    encoded: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    judge: Judge,
+    *,
+    scope: str,
+    seed: int,
+    batch_size: int,
+    settings: Mapping[str, Any],
+    prompt_index: Tensor | None,
+    progress: bool,
+) -> FTRIResult:
+    """Return what [`ftri`] returns, through an engine.
+
+    Args:
+        engine (`RecordingEngine`): The engine.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+        asked (`Sequence[Prompt]`): The prompts.
+        encoded (`Sequence[Sequence[int]]`): Their tokens.
+        rows (`Sequence[int]`): The prompt of each run.
+        judge (`Judge`): Labels the responses.
+        scope (`str`): What to count.
+        seed (`int`): Of sampled responses.
+        batch_size (`int`): Prompts that are handed over together.
+        settings (`Mapping`): The arguments of `generate`.
+        prompt_index (`torch.Tensor`, *optional*): For each run the first prompt that is the same.
+        progress (`bool`): Whether to show a progress bar.
+
+    Raises:
+        [`UnsupportedError`]: if an engine cannot tell the scope's tokens apart.
+        [`ConfigError`]: if `generate` is asked for what engines call otherwise.
+    """
+    if scope not in ("prompt", "generation", "all"):
+        fix = "Use one of these, or image in transformers."
+        raise UnsupportedError(
+            "ftri.scope", "an engine counts whole phases", got=scope, expected="prompt, generation or all", fix=fix
+        )
+    known = {"do_sample", "max_new_tokens", "pad_token_id", *SAMPLING}
+    others = sorted(set(settings) - known)
+    if others:
+        expected = ", ".join(SAMPLING)
+        raise ConfigError("generate_kwargs", "an engine does not take it", got=others[0], expected=expected)
+    sampling = None
+    if settings["do_sample"]:
+        sampling = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
+        sampling.setdefault("temperature", 1.0)
+    batches = []
+    with logging.tqdm(total=len(rows), desc="imaging", disable=not progress, leave=False) as bar:
+        for start in range(0, len(rows), batch_size):
+            here = [encoded[index] for index in rows[start : start + batch_size]]
+            batch = engine.image(
+                here,
+                phase=scope,
+                max_new_tokens=settings["max_new_tokens"],
+                seed=seed + start if sampling is not None else None,
+                sampling=sampling,
+            )
+            if not bool(batch.weights.isfinite().all()):
+                raise DataError(
+                    "ftri", "a router gave weights that are no finite numbers", got=f"prompts from {start}"
+                )
+            batches.append(batch)
+            bar.update(len(here))
+    said = [tokens for batch in batches for tokens in batch.tokens]
+    responses = answer_text(tokenizer, said, special_tokens=bool(getattr(judge, "needs_special_tokens", False)))
+    return FTRIResult(
+        prompts=[prompt_text(asked[index]) for index in rows],
+        responses=responses,
+        classes=classify(judge, [asked[index] for index in rows], responses),
+        counts=torch.cat([batch.counts for batch in batches]).float(),
+        weights=torch.cat([batch.weights for batch in batches]).float(),
+        num_tokens=torch.cat([batch.num_tokens for batch in batches]).float(),
+        layers=tuple(engine.fingerprint["layers"]),
+        scope=scope,
+        fingerprint=engine.fingerprint,
+        base_model=public_name(engine.base_model),
+        prompt_index=prompt_index,
+        response_tokens=said,
+    )

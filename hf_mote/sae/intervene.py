@@ -1,0 +1,459 @@
+"""`splice_sae` and `steer`: an SAE in the place of a model's activations, or its latents changed, in every pass.
+
+The hooks are those of `hf_mote/hooks.py`, and which tokens a scope means is told by the decoder's hook of `passes/`,
+as for MoTE: both work on one model at once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_mote.errors import ConfigError, DataError, LivenessError, UnsupportedError
+from hf_mote.hooks import Attachment, Intervention, attach, stack_on
+from hf_mote.passes.assisted import assisted_decoding_hooks
+from hf_mote.passes.decoder_hook import DecoderHook
+from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.sae.edits import SCOPES, Edits, EditTable, LatentEdit, Scope, read_edits, table_of
+from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint, attachments_at, resolve_hookpoints
+from hf_mote.sae.inputs import in_blocks
+from hf_mote.sae.kernels.sparse import SparseLatents
+from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.steering import SteeringConfig
+from hf_mote.sae.variants.bases.selective import SelectiveSAEModel
+
+__all__ = ["sites_of", "splice_sae", "steer"]
+
+
+def splice_sae(
+    model: nn.Module,
+    sae: SAEModel | Sequence[SAEModel],
+    *,
+    hookpoint: str | None = None,
+    scope: Scope = "all",
+    thinking_tokens: tuple[int, int] | None = None,
+) -> Intervention:
+    """Put an SAE's reconstruction in the place of a model's activations, until the handle is removed.
+
+    Args:
+        model (`nn.Module`): Any model; it stays the same object, with the same weights.
+        sae ([`SAEModel`] or a list of them):
+            In evaluation mode. Each at its `config.hookpoint`; a transcoder reads there and writes at its
+            `config.output_hookpoint`.
+        hookpoint (`str`, *optional*): Where a single SAE goes instead.
+        scope (`str`, *optional*, defaults to `"all"`):
+            On which tokens: `"all"`, `"prompt"`, `"generation"`, or `"thinking"` or `"answer"`, as in [`MoTEConfig`].
+        thinking_tokens (`tuple[int, int]`, *optional*): The tokens that open and close the thinking.
+
+    Returns:
+        [`Intervention`]: usable bare (`.remove()`) or in a `with` block.
+
+    Raises:
+        [`ConfigError`]: if there is no hookpoint, or the scope is none.
+        [`UnknownNameError`]: if the model has no such module.
+
+    Example:
+
+    ```python
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from hf_mote import TopKSAEConfig, TopKSAEModel, splice_sae
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2)).eval()
+    sae = TopKSAEModel(TopKSAEConfig(hidden_size=16, num_latents=64, k=4, hookpoint="transformer.h.0")).eval()
+    tokens = torch.tensor([[1, 2, 3]])
+    before = model(tokens).logits
+    with splice_sae(model, sae):
+        assert not torch.equal(model(tokens).logits, before)
+    assert torch.equal(model(tokens).logits, before)
+    ```
+    """
+    saes = list(sae) if isinstance(sae, Sequence) else [sae]
+    if hookpoint is not None and len(saes) != 1:
+        raise ConfigError("splice_sae.hookpoint", "is for one SAE", got=len(saes), fix="Set config.hookpoint of each.")
+    plans = [
+        _Plan(model, one, [[]], False, hookpoint, scope, thinking_tokens, 1.0, "splice_sae", keep_error=False)
+        for one in saes
+    ]
+    return _attach(model, plans)
+
+
+def steer(
+    model: nn.Module,
+    sae: Any,
+    edits: Edits | Sequence[Edits | None] | SteeringConfig | None = None,
+    *,
+    hookpoint: str | None = None,
+    scope: Scope = "all",
+    thinking_tokens: tuple[int, int] | None = None,
+    strength: float = 1.0,
+    keep_error: bool = True,
+) -> Intervention:
+    """Change latents of an SAE in every pass of a model, until the handle is removed.
+
+    What is added to the activations is decode(z') - decode(z), z' the changed latents: where nothing changes, they
+    stay as they are, bit for bit.
+
+    Args:
+        model (`nn.Module`): Any model; it stays the same object, with the same weights.
+        sae ([`SAEModel`], [`SteeringConfig`], or the folder or Hub id of one):
+            In evaluation mode. A config has its edits and its SAE with it, and is given alone.
+        edits (`dict[int, Any]`, a list of these, or a [`SteeringConfig`] for the SAE at hand):
+            From a latent to a number, which is added; `("multiply", 2.0)`, `("clamp", 5.0)` or `"ablate"`. A list
+            holds one for each row of the batch, `None` for rows that stay untouched.
+        hookpoint (`str`, *optional*):
+            Where; by default the SAE's `config.hookpoint`. This and what follows is a config's own, if one is given.
+        scope (`str`, *optional*, defaults to `"all"`): On which tokens, as in [`splice_sae`].
+        thinking_tokens (`tuple[int, int]`, *optional*): The tokens that open and close the thinking.
+        strength (`float`, *optional*, defaults to 1.0): What every change is multiplied by; 0 attaches nothing.
+        keep_error (`bool`, *optional*, defaults to `True`):
+            Whether what the SAE does not reconstruct is kept; if not, activations become decode(z').
+
+    Returns:
+        [`Intervention`]: usable bare (`.remove()`) or in a `with` block; composes with others and with `apply_mote`.
+
+    Raises:
+        [`ConfigError`]: if an edit, the scope or the strength is malformed, or there is no such latent.
+        [`ModelMismatchError`]: if a config is for another SAE.
+        [`UnknownNameError`]: if the model has no such module.
+
+    Example:
+
+    ```python
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from hf_mote import TopKSAEConfig, TopKSAEModel, steer
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2)).eval()
+    sae = TopKSAEModel(TopKSAEConfig(hidden_size=16, num_latents=64, k=4, hookpoint="transformer.h.0")).eval()
+    prompt = torch.tensor([[1, 2, 3]])
+    with steer(model, sae, {7: 4.0, 12: "ablate"}, scope="generation"):
+        steered = model.generate(prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    ```
+    """
+    config = edits if isinstance(edits, SteeringConfig) else None
+    if not isinstance(sae, SAEModel):
+        if edits is not None:
+            raise ConfigError("steer.edits", "a steering config has edits of its own", fix="Give one or the other.")
+        config = SteeringConfig.from_pretrained(sae) if isinstance(sae, str | os.PathLike) else sae
+        if not isinstance(config, SteeringConfig):
+            expected = "an SAEModel, a SteeringConfig, a folder or a Hub id"
+            raise ConfigError("steer.sae", "no SAE and no config", got=type(sae).__name__, expected=expected)
+        sae = config.load_sae()
+        if (weight := next(model.parameters(), None)) is not None:
+            nn.Module.to(sae, weight.device)
+    if config is not None:
+        config.check_sae(sae)
+        # What is said beside a config would be said twice.
+        edits = {latent: (operation, value) for latent, operation, value in config.edits}
+        hookpoint, scope, strength = config.hookpoint, cast(Scope, config.scope), config.strength
+        keep_error, marks = config.keep_error, config.thinking_tokens
+        thinking_tokens = None if marks is None else (marks[0], marks[1])
+    by_row = isinstance(edits, Sequence) and not isinstance(edits, str)
+    if by_row and not edits:
+        raise ConfigError("steer.edits", "an empty list", expected="a dict or None for each row of the batch")
+    given: list[Any] = list(edits) if by_row else [edits]  # type: ignore[arg-type]
+    count = sae.config.num_latents
+    rows = [
+        read_edits(f"steer.edits[{row}]" if by_row else "steer.edits", entry, count) for row, entry in enumerate(given)
+    ]
+    plan = _Plan(model, sae, rows, by_row, hookpoint, scope, thinking_tokens, strength, "steer", keep_error=keep_error)
+    return _attach(model, [plan])
+
+
+def sites_of(model: nn.Module, sae: SAEModel, hookpoint: str | None, where: str) -> tuple[Hookpoint, Hookpoint]:
+    """Return where an SAE reads and where it writes: for an autoencoder the same.
+
+    Args:
+        model (`nn.Module`): The model.
+        sae ([`SAEModel`]): The SAE.
+        hookpoint (`str`, *optional*): Where it reads, instead of its config's.
+        where (`str`): What an error names.
+
+    Raises:
+        [`ConfigError`]: if no hookpoint is given, or it stands for several.
+        [`UnknownNameError`]: if the model has no such module.
+    """
+    config = sae.config
+    names = [hookpoint or config.hookpoint]
+    if config.is_transcoder:
+        names.append(config.output_hookpoint)
+    points = []
+    for name, field in zip(names, ("hookpoint", "output_hookpoint"), strict=False):
+        if name is None:
+            fix = f"Set config.{field}, such as 'model.layers.10.output'."
+            raise ConfigError(f"{where}.{field}", "the SAE does not say where it belongs", fix=fix)
+        found = resolve_hookpoints(model, name)
+        if len(found) != 1:
+            raise ConfigError(f"{where}.{field}", "stands for several modules", got=repr(name), expected="one")
+        points += found
+    return points[0], points[-1]
+
+
+class _Plan:
+    """One SAE's part: where, on which tokens, and what."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sae: SAEModel,
+        rows: Sequence[Sequence[LatentEdit]],
+        by_row: bool,
+        hookpoint: str | None,
+        scope: str,
+        thinking_tokens: Sequence[int] | None,
+        strength: float,
+        where: str,
+        *,
+        keep_error: bool,
+    ) -> None:
+        if scope not in SCOPES:
+            expected = ", ".join(map(repr, SCOPES))
+            raise ConfigError(f"{where}.scope", "unknown name", got=repr(scope), expected=expected)
+        if (scope in ("thinking", "answer")) != (thinking_tokens is not None):
+            raise ConfigError(
+                f"{where}.thinking_tokens",
+                "belong to the scopes 'thinking' and 'answer'",
+                got=f"{thinking_tokens} with scope {scope!r}",
+                fix="Give the ids of the tokens that open and close the thinking, or take another scope.",
+            )
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not abs(strength) < float("inf"):
+            raise ConfigError(f"{where}.strength", "no finite number", got=repr(strength))
+        if sae.training:
+            fix = "Call sae.eval() first."
+            raise UnsupportedError(where, "the SAE is in training mode, where it looks across a batch", fix=fix)
+        sae._require_ready()
+        self.sae, self.rows, self.by_row = sae, rows, by_row
+        self.scope = cast(Scope, scope)
+        self.keep_error, self.where = keep_error, where
+        opens, closes = thinking_tokens or (-1, -1)
+        self.thinking_tokens = (opens, closes)
+        self.reads, self.writes = sites_of(model, sae, hookpoint, where)
+        self.table = table_of(rows, float(strength))
+        self.empty = keep_error and (not strength or not len(self.table.latents))
+
+    @property
+    def needs_forward(self) -> bool:
+        return self.by_row or self.scope != "all"
+
+
+def _attach(model: nn.Module, plans: Sequence[_Plan]) -> Intervention:
+    plans = [plan for plan in plans if not plan.empty]
+    if not plans:
+        return attach([])
+    decoder = _decoder_of(model, [point.path for plan in plans for point in (plan.reads, plan.writes)])
+    watcher = _Watcher(plans)
+
+    def attachments() -> list[Attachment]:
+        tracker = stack_on(decoder, DecoderHook) or DecoderHook()
+        found = [Attachment(decoder, tracker, watcher)]
+        if watcher.needs_phases or watcher.needs_rows or watcher.thinking_tokens:
+            found += assisted_decoding_hooks(model, decoder, tracker, watcher)
+        places: list[tuple[Hookpoint, AtHookpoint]] = []
+        for plan in plans:
+            reader = None
+            if plan.reads.name != plan.writes.name:
+                reader = _Reader()
+                places.append((plan.reads, reader))
+                watcher.expect(plan.reads.name, reader)
+            writer = _Writer(plan, tracker, reader)
+            places.append((plan.writes, writer))
+            watcher.expect(plan.writes.name, writer)
+        return found + attachments_at(places)
+
+    return attach(attachments)
+
+
+def _decoder_of(model: nn.Module, paths: Sequence[str]) -> nn.Module:
+    """The innermost `PreTrainedModel` that has all the modules: its forward sees every token."""
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, PreTrainedModel) and all(p.startswith(f"{path}." if path else "") for p in paths)
+    ]
+    return max(found, key=lambda item: len(item[0]))[1] if found else model
+
+
+class _Watcher(DecoderParticipant):
+    def __init__(self, plans: Sequence[_Plan]) -> None:
+        super().__init__()
+        self.needs_passes = any(plan.needs_forward for plan in plans)
+        self.needs_phases = any(plan.scope in ("prompt", "generation") for plan in plans)
+        self.thinking_tokens = frozenset(
+            plan.thinking_tokens for plan in plans if plan.scope in ("thinking", "answer")
+        )
+        self._by_row = [plan for plan in plans if plan.by_row]
+        self.needs_rows = any(row != plan.rows[0] for plan in self._by_row for row in plan.rows)
+
+    def on_forward(self, forward: Forward) -> None:
+        self.on_trace(forward)
+        if not self._by_row:
+            return
+        if self.needs_rows:
+            forward.check_rows("steer.edits")
+        if forward.moved is None:
+            return
+        for plan in self._by_row:
+            for row, source in enumerate(forward.moved.tolist()):
+                if source < 0 or plan.rows[source] != plan.rows[row]:
+                    raise UnsupportedError(
+                        "steer.edits",
+                        f"the sequence in row {row} of the batch came there from a row with other edits, as beams do",
+                        expected="every sequence in a row with its own edits",
+                        fix="Give the beams of one prompt the same edits, or steer one way at a time.",
+                    )
+
+    def on_trace(self, forward: Forward) -> None:
+        for plan in self._by_row:
+            if forward.batch != len(plan.rows):
+                raise ConfigError(
+                    "steer.edits",
+                    "one dict for each row of the batch, and the batch is another size",
+                    got=forward.batch,
+                    expected=len(plan.rows),
+                    fix="Give as many as rows; with num_return_sequences or beams, repeat each as often.",
+                )
+
+    def check_alive(self) -> None:
+        if self._proven or not self.active:
+            return
+        silent = [name for name, participant in self._expected.items() if not participant.ran]
+        if silent:
+            raise LivenessError(
+                silent[0],
+                "did not run in the forward pass, so that nothing was changed",
+                expected="a module that the model calls in every pass",
+                fix="Take another hookpoint, or load without fused kernels.",
+            )
+        self._proven = True
+
+
+class _Reader(AtHookpoint):
+    """Keeps what a transcoder reads until it writes, in the thread that runs the pass."""
+
+    def __init__(self) -> None:
+        self._here = threading.local()
+
+    def apply(self, activations: Tensor) -> None:
+        self._here.seen = activations
+
+    def take(self, rows: int, where: str) -> Tensor:
+        seen: Tensor | None = getattr(self._here, "seen", None)
+        self._here.seen = None
+        if seen is None or seen.shape[:-1].numel() != rows:
+            raise UnsupportedError(
+                where,
+                "a transcoder's input did not come before its output, with a row for each token",
+                got="nothing" if seen is None else tuple(seen.shape),
+                expected=f"{rows} rows",
+            )
+        return seen.reshape(rows, -1)
+
+
+class _Writer(AtHookpoint):
+    """Puts a reconstruction, or changed latents, in the place of activations."""
+
+    def __init__(self, plan: _Plan, tracker: DecoderHook, reader: _Reader | None) -> None:
+        self.plan, self.tracker, self.reader = plan, tracker, reader
+        self._tables: dict[torch.device, EditTable] = {}
+
+    def apply(self, activations: Tensor) -> Tensor | None:
+        plan = self.plan
+        rows = activations.reshape(-1, activations.shape[-1])
+        inputs = rows if self.reader is None else self.reader.take(len(rows), plan.writes.name)
+        forward = self._forward(len(rows)) if plan.needs_forward else None
+        mask = None if forward is None else self._tokens(forward)
+        if mask is False:
+            return None
+        # What is not finite, as at padding that attends to nothing, is no activation; it stays as it is.
+        kept = inputs.detach().isfinite().all(1)
+        if isinstance(mask, Tensor):
+            kept = kept & mask.to(kept.device)
+        chosen = kept.nonzero().squeeze(1)
+        if not len(chosen):
+            return None
+        row_of = None
+        if plan.by_row and forward is not None:
+            row_of = (chosen // forward.length).to(plan.sae.W_dec.device)
+        new = self._changed(inputs[chosen], rows[chosen], row_of)
+        return rows.index_copy(0, chosen, new).reshape(activations.shape)
+
+    def _forward(self, rows: int) -> Forward:
+        forward = self.tracker.forward_of(rows)
+        if forward is None:
+            raise UnsupportedError(
+                self.plan.where,
+                "a module ran outside the model's forward, so its tokens cannot be told apart",
+                got=f"scope {self.plan.scope!r}" + (", edits by row" if self.plan.by_row else ""),
+                expected="scope 'all' and edits for all rows",
+                fix="Call the model itself rather than its parts.",
+            )
+        return forward
+
+    def _tokens(self, forward: Forward) -> Tensor | None | Literal[False]:
+        scope = self.plan.scope
+        if scope == "all":
+            return None
+        if scope == "thinking" or scope == "answer":
+            return forward.tokens_in(scope, self.plan.thinking_tokens)
+        return forward.tokens_of(scope) if scope in forward.phases else False
+
+    def _changed(self, inputs: Tensor, outputs: Tensor, row_of: Tensor | None) -> Tensor:
+        sae, device = self.plan.sae, self.plan.sae.W_dec.device
+        tokens = sae._tokens(inputs.to(device), None)
+        if outputs.shape[1] != sae.config.decoder_size:
+            raise DataError(
+                self.plan.writes.name,
+                "is of another width than the SAE",
+                got=outputs.shape[1],
+                expected=sae.config.decoder_size,
+            )
+        latents = sae._encode(tokens).latents
+        sparse = latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
+        change = self._change(sparse, row_of)
+        added = None if change is None else in_blocks(change, lambda block: block @ _rows_of(sae, self._table.latents))
+        if self.plan.keep_error:
+            assert change is not None
+            assert added is not None
+            given = outputs.to(device)
+            touched = (change != 0).any(1, keepdim=True)
+            new = torch.where(touched, given + added.to(given.dtype), given)
+        else:
+            new = sae._decode(sparse, tokens.values)
+            new = new if added is None else new + added
+        return new.to(outputs.device, outputs.dtype)
+
+    def _change(self, latents: SparseLatents, row_of: Tensor | None) -> Tensor | None:
+        """What is added to the edited latents, `(tokens, edited)`."""
+        table = self._table
+        if not len(table.latents):
+            return None
+        place = torch.full((latents.pattern.num_columns,), -1, device=table.latents.device)
+        place[table.latents] = torch.arange(len(table.latents), device=place.device)
+        columns = place[latents.pattern.columns]
+        edited = columns >= 0
+        values = latents.values.new_zeros(latents.pattern.num_rows, len(table.latents))
+        values = values.index_put((latents.pattern.rows[edited], columns[edited]), latents.values[edited])
+        return table.change(values, row_of)
+
+    @property
+    def _table(self) -> EditTable:
+        device = self.plan.sae.W_dec.device
+        if device not in self._tables:
+            self._tables[device] = self.plan.table.to(device)
+        return self._tables[device]
+
+
+def _rows_of(sae: SAEModel, latents: Tensor) -> Tensor:
+    """Dictionary rows that latents are multiplied by on decoding."""
+    rows = sae.W_dec[latents]
+    if isinstance(sae, SelectiveSAEModel) and (scale := sae._scale()) is not None:
+        lengths = scale[latents]
+        rows = rows / torch.where(lengths > 0, lengths, 1.0)[:, None]
+    return rows

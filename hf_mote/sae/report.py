@@ -1,0 +1,222 @@
+"""`SAEReport`: what `evaluate_sae` found; saved, read, and handed on under SAEBench's names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hf_mote.errors import ConfigError, FileFormatError, first_line
+from hf_mote.files import read_json, write_json
+from hf_mote.hub import Shareable, card_header
+from hf_mote.sae.fields import check_types
+from hf_mote.version import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["SAEReport"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SAEReport(Shareable):
+    """How good an SAE is, on so many tokens. What cannot be said (a division by 0) is `None`.
+
+    Attributes:
+        model (`str`, *optional*): What the model is called.
+        hookpoint (`str`): Where the SAE reads.
+        output_hookpoint (`str`, *optional*): Where a transcoder writes.
+        architecture (`str`): The SAE's `model_type`.
+        num_latents (`int`): Its latents.
+        tokens (`int`): Tokens that were measured.
+        predictions (`int`): Predictions that were scored.
+        ce (`dict[str, float]`):
+            Cross entropy of the next token, in nats: `"clean"`, with the `"sae"` spliced in, and with what it
+            reconstructs ablated to `"zero"`, to its `"mean"`, or to that of another token of the batch (`"resample"`).
+        kl (`dict[str, float]`): Divergence of the predictions from the clean ones, in nats; the same keys.
+        ce_recovered (`dict[str, float]`): (ablated - sae) / (ablated - clean), by ablation; 1 is perfect.
+        kl_recovered (`dict[str, float]`): (ablated - sae) / ablated, by ablation.
+        fvu (`float`): Squared error over squared distance from the mean: the centred convention.
+        nmse (`float`): Squared error over squared length: the uncentred convention (Gao et al.).
+        mse (`float`): Squared error of a token, summed over dimensions, mean over tokens.
+        cosine (`float`): Between activation and reconstruction, mean over tokens.
+        l2_in (`float`), l2_out (`float`): Length of activations and of reconstructions, means.
+        l2_ratio (`float`): The one over the other, mean over tokens of their ratio.
+        relative_reconstruction_bias (`float`): E‖x̂‖² / E[x · x̂]; 1 is unbiased (Rajamanoharan et al., 2404.16014).
+        l0 (`float`): Active latents of a token, mean.
+        l0_quantiles (`dict[str, float]`): By quantile.
+        l1 (`float`): Summed latents of a token, mean.
+        adaptive (`dict`): `"pearson"` and `"spearman"` correlation of a token's L0 with the loss of the prediction
+            after it, and mean L0 by tenth of that loss, from the easiest on.
+        density (`list[float]`): Share of tokens on which each latent is active.
+        dead_fraction (`float`): Share of latents that were never active.
+        dying_fraction (`float`): Share that were active on fewer than 10 tokens, but some.
+        underused_fraction (`float`, *optional*): Share below half of the fitted law at their rank.
+        zipf (`dict`, *optional*): Zipf-Mandelbrot law fitted to the densities; see `fit_zipf`.
+        freq_over_1_percent (`float`), freq_over_10_percent (`float`): Share of latents denser than that.
+        normalized_freq_over_1_percent (`float`), normalized_freq_over_10_percent (`float`): Their share of activity.
+        encoder_decoder_cosine (`float`, *optional*): Between the rows of a latent, mean; of autoencoders.
+        average_max_encoder_cosine_sim (`float`, *optional*): Between a row and the nearest other one, mean.
+        average_max_decoder_cosine_sim (`float`, *optional*): The same, of the decoder.
+    """
+
+    file_name: ClassVar[str] = "sae_report.json"
+
+    model: str | None
+    hookpoint: str
+    output_hookpoint: str | None
+    architecture: str
+    num_latents: int
+    tokens: int
+    predictions: int
+    ce: dict[str, float]
+    kl: dict[str, float]
+    ce_recovered: dict[str, float | None]
+    kl_recovered: dict[str, float | None]
+    fvu: float | None
+    nmse: float | None
+    mse: float
+    cosine: float
+    l2_in: float
+    l2_out: float
+    l2_ratio: float
+    relative_reconstruction_bias: float | None
+    l0: float
+    l0_quantiles: dict[str, float]
+    l1: float
+    adaptive: dict[str, Any]
+    density: list[float]
+    dead_fraction: float
+    dying_fraction: float
+    underused_fraction: float | None
+    zipf: dict[str, float] | None
+    freq_over_1_percent: float
+    freq_over_10_percent: float
+    normalized_freq_over_1_percent: float
+    normalized_freq_over_10_percent: float
+    encoder_decoder_cosine: float | None
+    average_max_encoder_cosine_sim: float | None
+    average_max_decoder_cosine_sim: float | None
+
+    @property
+    def explained_variance(self) -> float | None:
+        """1 - `fvu`: of all tokens together, around their common mean."""
+        return None if self.fvu is None else 1 - self.fvu
+
+    def to_saebench(self) -> dict[str, dict[str, float | None]]:
+        """Return the rows of SAEBench's `core` evaluation under its names; ablation there is to zero.
+
+        Sums over all tokens stand where SAEBench averages over batches, and tokens that are left out keep their
+        activation under ablation, too, so that values are near its own but not the same.
+        """
+        ev = self.explained_variance
+        return {
+            "model_behavior_preservation": {
+                "kl_div_score": self.kl_recovered["zero"],
+                "kl_div_with_ablation": self.kl["zero"],
+                "kl_div_with_sae": self.kl["sae"],
+            },
+            "model_performance_preservation": {
+                "ce_loss_score": self.ce_recovered["zero"],
+                "ce_loss_with_ablation": self.ce["zero"],
+                "ce_loss_with_sae": self.ce["sae"],
+                "ce_loss_without_sae": self.ce["clean"],
+            },
+            "reconstruction_quality": {"explained_variance": ev, "mse": self.mse, "cossim": self.cosine},
+            "shrinkage": {
+                "l2_norm_in": self.l2_in,
+                "l2_norm_out": self.l2_out,
+                "l2_ratio": self.l2_ratio,
+                "relative_reconstruction_bias": self.relative_reconstruction_bias,
+            },
+            "sparsity": {"l0": self.l0, "l1": self.l1},
+            "token_stats": {
+                "total_tokens_eval_reconstruction": self.predictions,
+                "total_tokens_eval_sparsity_variance": self.tokens,
+            },
+            "misc_metrics": {
+                "freq_over_1_percent": self.freq_over_1_percent,
+                "freq_over_10_percent": self.freq_over_10_percent,
+                "normalized_freq_over_1_percent": self.normalized_freq_over_1_percent,
+                "normalized_freq_over_10_percent": self.normalized_freq_over_10_percent,
+                "average_max_encoder_cosine_sim": self.average_max_encoder_cosine_sim,
+                "average_max_decoder_cosine_sim": self.average_max_decoder_cosine_sim,
+                "frac_alive": 1 - self.dead_fraction,
+            },
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what a table shows: names and values, as text."""
+
+        def text(value: float | None, form: str = ".4g") -> str:
+            return "-" if value is None else format(value, form)
+
+        recovered = self.ce_recovered
+        return [
+            ("tokens", f"{self.tokens:,}"),
+            ("FVU (centred)", text(self.fvu)),
+            ("NMSE (uncentred)", text(self.nmse)),
+            ("cosine", text(self.cosine)),
+            ("L2 ratio", text(self.l2_ratio)),
+            ("L0 (mean; 5 %, median, 95 %)", self._l0_text()),
+            ("cross entropy: clean, with the SAE", f"{text(self.ce['clean'])}, {text(self.ce['sae'])}"),
+            *((f"cross entropy recovered ({name} ablation)", text(recovered[name], ".1%")) for name in recovered),
+            ("KL with the SAE", text(self.kl["sae"])),
+            ("dead, dying latents", f"{self.dead_fraction:.1%}, {self.dying_fraction:.1%}"),
+            ("correlation of L0 and loss (Spearman)", text(self.adaptive["spearman"])),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-native values, with the version that writes them."""
+        return {"schema_version": SCHEMA_VERSION, "hf_mote_version": __version__, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the report of what [`to_dict`] returned.
+
+        Raises:
+            [`FileFormatError`]: if a field is missing or unknown, or the version is newer.
+        """
+        values = dict(data)
+        version = values.pop("schema_version", None)
+        values.pop("hf_mote_version", None)
+        if version != SCHEMA_VERSION:
+            raise FileFormatError("SAEReport.schema_version", "this version cannot be read", got=repr(version))
+        known = {field.name for field in dataclasses.fields(cls)}
+        if wrong := sorted(known.symmetric_difference(values)):
+            raise FileFormatError(f"SAEReport.{wrong[0]}", "is missing, or no field of a report")
+        made = cls(**values)
+        try:
+            check_types(made, known)
+            made.rows()
+            made.to_saebench()
+        except ConfigError as error:
+            raise FileFormatError("SAEReport", "holds no report", got=str(error).rstrip(".")) from error
+        except KeyError as error:
+            raise FileFormatError("SAEReport", "lacks an entry", expected=error.args[0]) from error
+        except (TypeError, ValueError) as error:
+            raise FileFormatError("SAEReport", "holds another kind of value", got=first_line(error)) from error
+        return made
+
+    def _l0_text(self) -> str:
+        low, middle, high = (self.l0_quantiles[quantile] for quantile in ("0.05", "0.5", "0.95"))
+        return f"{self.l0:.4g}; {low:g}, {middle:g}, {high:g}"
+
+    def _to_file(self, path: Path) -> None:
+        write_json(path, self.to_dict(), limit=None)
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Self:
+        return cls.from_dict(read_json(path, limit=2**30))
+
+    def _card(self) -> str:
+        rows = "\n".join(f"| {name} | {value} |" for name, value in self.rows())
+        return (
+            f"{card_header(base_model=self.model, about='sparse-autoencoder')}\n# Evaluation of an SAE\n\n"
+            f"`{self.architecture}`, {self.num_latents:,} latents, at `{self.hookpoint}` of `{self.model}`.\n\n"
+            f"| | |\n| --- | --: |\n{rows}\n"
+        )

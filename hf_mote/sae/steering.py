@@ -1,0 +1,229 @@
+"""`SteeringConfig`: which latents of which SAE are changed, where, how much and when; the file that is shared."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from hf_mote.errors import ConfigError, FileFormatError, ModelMismatchError
+from hf_mote.files import read_json, write_json
+from hf_mote.hub import Shareable, card_header, public_name
+from hf_mote.sae.convert import load_sae
+from hf_mote.sae.edits import SCOPES, Edits, as_json, read_edits
+from hf_mote.sae.hookpoints import canonical
+from hf_mote.sae.modeling import SAEModel
+from hf_mote.version import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["SteeringConfig", "digest_of"]
+
+SCHEMA_VERSION = 1
+# State of training, which changes nothing outside of it.
+_NOT_TOLD = ("tokens_since_fired", "threshold_steps", "threshold_k", "density", "density_tokens", "latent_rank")
+
+
+def digest_of(sae: SAEModel) -> str:
+    """Return a digest of what an SAE computes outside training: its architecture and tensors, as float32."""
+    digest = hashlib.sha256(sae.config.model_type.encode())
+    told = {name: getattr(sae.config, name, None) for name in ("k", "subtract_decoder_bias", "skip_connection")}
+    told["scaled"] = getattr(sae.config, "scale_latents_by_decoder_norm", False)
+    digest.update(json.dumps(told, sort_keys=True).encode())
+    for name, tensor in sorted(sae.state_dict().items()):
+        if name not in _NOT_TOLD:
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class SteeringConfig(Shareable):
+    """A behaviour as latents of an SAE: saved, checked and shared as a [`MoTEConfig`] is.
+
+    Args:
+        edits (`dict[int, Any]` or list of `[latent, operation, value]`):
+            From a latent to a number (added), `("multiply", x)`, `("clamp", x)` or `"ablate"`; kept as a sorted list.
+        hookpoint (`str`): Where the SAE belongs, such as `"model.layers.15.output"`.
+        sae (`str`, *optional*): Folder or Hub id of the SAE, which [`steer`] loads.
+        sae_digest (`str`, *optional*): What [`digest_of`] says of it; another SAE is refused.
+        scope (`str`, *optional*, defaults to `"all"`):
+            On which tokens: `"all"`, `"prompt"`, `"generation"`, `"thinking"` or `"answer"`.
+        thinking_tokens (`[int, int]`, *optional*): The tokens that open and close the thinking, for the last two.
+        strength (`float`, *optional*, defaults to 1.0): What every change is multiplied by.
+        keep_error (`bool`, *optional*, defaults to `True`): Whether what the SAE does not reconstruct is kept.
+        base_model (`str`, *optional*): Hub id of the model that it is for.
+        provenance (`dict`, *optional*): How it was made, in JSON-native values.
+
+    Raises:
+        [`ConfigError`]: with the field's name, if a value cannot be.
+
+    Example:
+
+    ```python
+    from hf_mote import SteeringConfig
+
+    config = SteeringConfig({7: 4.0, 3: "ablate"}, hookpoint="model.layers.15.output", scope="generation")
+    config.save_pretrained("kinder")
+    assert SteeringConfig.from_pretrained("kinder") == config
+    ```
+    """
+
+    file_name: ClassVar[str] = "steering_config.json"
+
+    edits: Any
+    hookpoint: str
+    sae: str | None = None
+    sae_digest: str | None = None
+    scope: str = "all"
+    thinking_tokens: Sequence[int] | None = None
+    strength: float = 1.0
+    keep_error: bool = True
+    base_model: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def fail(name: str, what: str, expected: str) -> ConfigError:
+            return ConfigError(f"SteeringConfig.{name}", what, got=repr(getattr(self, name))[:60], expected=expected)
+
+        read = read_edits("SteeringConfig.edits", self.edits)
+        object.__setattr__(self, "edits", as_json(read))
+        for name in ("hookpoint", "sae", "sae_digest", "base_model"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name != "hookpoint"):
+                raise fail(name, "is not text", "str")
+        if not self.hookpoint:
+            raise fail("hookpoint", "is empty", "a module's path")
+        if self.scope not in SCOPES:
+            raise fail("scope", "unknown name", ", ".join(map(repr, SCOPES)))
+        if (self.scope in ("thinking", "answer")) != (self.thinking_tokens is not None):
+            raise fail("thinking_tokens", f"and scope {self.scope!r} do not fit", "both for 'thinking' and 'answer'")
+        if self.thinking_tokens is not None:
+            tokens = list(self.thinking_tokens)
+            if len(tokens) != 2 or tokens[0] == tokens[1] or not all(type(t) is int and t >= 0 for t in tokens):
+                raise fail("thinking_tokens", "not two token ids", "[opens, closes]")
+            object.__setattr__(self, "thinking_tokens", tokens)
+        strength = self.strength
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not abs(strength) < float("inf"):
+            raise fail("strength", "no finite number", "a number")
+        object.__setattr__(self, "strength", float(strength))
+        if not isinstance(self.keep_error, bool):
+            raise fail("keep_error", "is not true or false", "bool")
+        if not isinstance(self.provenance, Mapping):
+            raise fail("provenance", "is not a dict", "dict")
+        try:
+            copied = json.loads(json.dumps(dict(self.provenance), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise fail("provenance", "holds what JSON cannot", "JSON-native values") from error
+        object.__setattr__(self, "provenance", copied)
+
+    @classmethod
+    def for_sae(cls, sae: SAEModel, edits: Edits, *, path: str | None = None, **fields: Any) -> Self:
+        """Return a config for an SAE at hand, with its digest, hookpoint and base model.
+
+        Args:
+            sae ([`SAEModel`]): The SAE.
+            edits (`dict[int, Any]`): What is done to its latents.
+            path (`str`, *optional*): Folder or Hub id where it can be loaded; by default where it was loaded from.
+            fields (`Any`): Other fields.
+
+        Raises:
+            [`ConfigError`]: if a field is malformed, or the SAE has no such latent.
+        """
+        read = read_edits("SteeringConfig.edits", edits, sae.config.num_latents)
+        known: dict[str, Any] = {
+            "hookpoint": sae.config.hookpoint or "",
+            "sae": path or sae.config.name_or_path or None,
+            "sae_digest": digest_of(sae),
+            "base_model": public_name(sae.config.base_model),
+        }
+        return cls(edits=as_json(read), **{**known, **fields})
+
+    def load_sae(self) -> SAEModel:
+        """Return the SAE that it names, in evaluation mode.
+
+        Raises:
+            [`ConfigError`]: if it names none.
+        """
+        if self.sae is None:
+            fix = "Give the SAE: steer(model, sae, config)."
+            raise ConfigError("SteeringConfig.sae", "the config does not say where its SAE is", fix=fix)
+        sae: SAEModel = load_sae(self.sae).train(False)
+        return sae
+
+    def check_sae(self, sae: SAEModel) -> None:
+        """Raise unless it is for this SAE.
+
+        Raises:
+            [`ModelMismatchError`]: if the SAE is another one.
+        """
+        if self.sae_digest is not None and (found := digest_of(sae)) != self.sae_digest:
+            raise ModelMismatchError(
+                "SteeringConfig.sae_digest",
+                "the config is for another SAE",
+                got=f"{found[:12]}…",
+                expected=f"{self.sae_digest[:12]}…",
+                fix="Load the SAE that it names, in the dtype it was saved in: latents have other meanings in others.",
+            )
+        hookpoint = sae.config.hookpoint
+        if hookpoint is not None and canonical(hookpoint) != canonical(self.hookpoint):
+            raise ModelMismatchError(
+                "SteeringConfig.hookpoint", "is not the SAE's", got=repr(self.hookpoint), expected=repr(hookpoint)
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-native values, with the version that writes them."""
+        return {"schema_version": SCHEMA_VERSION, "hf_mote_version": __version__, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the config of what [`to_dict`] returned.
+
+        Raises:
+            [`ConfigError`]: if a field is unknown or malformed, or the version is newer.
+        """
+        values = dict(data)
+        version, written_by = values.pop("schema_version", None), values.pop("hf_mote_version", "?")
+        if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+            fix = f"It was written by hf_mote {written_by}; upgrade hf_mote."
+            expected = f"1..{SCHEMA_VERSION}"
+            what = "this version cannot be read"
+            raise ConfigError("SteeringConfig.schema_version", what, got=repr(version), expected=expected, fix=fix)
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in sorted(values.keys() - set(known)):
+            raise ConfigError(f"SteeringConfig.{name}", "unknown field", expected=", ".join(known))
+        for name in ("edits", "hookpoint"):
+            if name not in values:
+                raise ConfigError(f"SteeringConfig.{name}", "is missing")
+        return cls(**values)
+
+    def _to_file(self, path: Path) -> None:
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Self:
+        try:
+            return cls.from_dict(read_json(path))
+        except ConfigError as error:
+            raise FileFormatError(str(path), "holds no valid steering config", got=str(error).rstrip(".")) from error
+
+    def _card(self) -> str:
+        rows = "\n".join(f"| {latent} | {operation} | {value:g} |" for latent, operation, value in self.edits[:50])
+        made = "\n".join(f"- {key}: {value}" for key, value in sorted(self.provenance.items())) or "- not stated"
+        header = card_header(tags=["steering"], base_model=self.base_model, about="sparse-autoencoder")
+        return (
+            f"{header}\n# Steering config\n\n"
+            f"For `{self.base_model or 'a model that is not named'}`, at `{self.hookpoint}`, with the latents of "
+            f"`{self.sae or 'an SAE that is not named'}`. Scope: {self.scope}. Strength: {self.strength:g}.\n\n"
+            f"| latent | what | value |\n| --: | --- | --: |\n{rows}\n\n"
+            "The SAE is checked by its digest when the config is applied:\n\n```python\nfrom hf_mote import steer\n\n"
+            'handle = steer(model, "<this repository or folder>")\n```\n\n'
+            f"## How it was made\n\n{made}\n"
+        )

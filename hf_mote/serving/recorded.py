@@ -1,0 +1,65 @@
+"""What an engine recorded, as this package counts: activation maps, and batches of answers with their routing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from hf_mote.errors import DataError
+from hf_mote.maps.activation_map import ActivationMap
+
+__all__ = ["RecordedBatch", "maps_of", "of_phase"]
+
+
+class RecordedBatch(NamedTuple):
+    """Answers to a batch of prompts, with the routing that led to them.
+
+    Attributes:
+        tokens (`list[list[int]]`): Of each answer, the token that ended it included.
+        counts, weights (`torch.Tensor` of shape `(prompts, layers, experts)`, float64): As in [`ActivationMap`].
+        num_tokens (`torch.Tensor` of shape `(prompts,)`, float64): Tokens that were counted.
+    """
+
+    tokens: list[list[int]]
+    counts: torch.Tensor
+    weights: torch.Tensor
+    num_tokens: torch.Tensor
+
+    @classmethod
+    def of(cls, tokens: list[list[int]], maps: Sequence[ActivationMap]) -> RecordedBatch:
+        """Return the batch of answers and of the map of each."""
+        return cls(
+            tokens,
+            torch.stack([one.counts for one in maps]),
+            torch.stack([one.weights for one in maps]),
+            torch.tensor([one.num_tokens for one in maps], dtype=torch.float64),
+        )
+
+
+def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: str) -> dict[str, ActivationMap]:
+    """Return activation maps by phase from what a worker recorded.
+
+    Args:
+        recorded (`Mapping`): What `ProfileTables.take` returned.
+        fingerprint (`Mapping`): The model's.
+        model (`str`): Its name.
+    """
+    found = recorded["layers"]
+    layers = sorted(map(int, found))
+    if layers != sorted(fingerprint["layers"]):
+        raise DataError("recording", "lacks layers", got=layers, expected=fingerprint["layers"])
+    maps = {}
+    for place, phase in enumerate(("prompt", "generation")):
+        counts, weights = (
+            torch.tensor([found[str(layer)][kind][place] for layer in layers], dtype=torch.float64) for kind in (0, 1)
+        )
+        told: dict[str, str | int | float] = {"source": "vllm", "phase": phase, "model": model}
+        maps[phase] = ActivationMap(counts, weights, tuple(layers), float(recorded["tokens"][place]), told)
+    return maps
+
+
+def of_phase(maps: Mapping[str, ActivationMap], phase: str) -> ActivationMap:
+    """Return the map of a phase, or of all tokens."""
+    return maps["prompt"] + maps["generation"] if phase == "all" else maps[phase]

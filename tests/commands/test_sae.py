@@ -1,0 +1,163 @@
+"""`hf-mote sae train`, `evaluate`, `steer` and `top-tokens`, from a tiny model and a text to a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_runs import ATTACK, ran, run, said
+from html_pages import check_page, parse_page
+from tiny_models import tiny_model, tiny_tokenizer
+from transformers import AutoModel
+
+from hf_mote import BatchTopKSAEModel, SAEReport, SteeringConfig
+from hf_mote.commands.sae.steer import read_edit
+from hf_mote.commands.sae.train import default_hookpoint
+from hf_mote.errors import ConfigError
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, and texts as JSON lines."""
+    folder = tmp_path_factory.mktemp("sae")
+    tiny_model("mixtral").save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    rows = [{"text": " ".join(WORDS[i % 9 :] + WORDS[: i % 4]) + f" {i} {ATTACK}"[:20]} for i in range(60)]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "train.yaml").write_text("architecture: batch_topk\ntokens: 3000\nbatch: 128\nk: 3\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Path:
+    ran(
+        "sae", "train", place / "model", place / "texts.jsonl", "--settings", place / "train.yaml", "--k", 4,
+        "--latents", 96, "--context-length", 32, "--output", place / "out",
+    )  # fmt: skip
+    return place / "out"
+
+
+def test_train_writes_an_sae_that_loads_with_its_report_and_card(trained: Path) -> None:
+    sae = AutoModel.from_pretrained(trained)
+    assert type(sae) is BatchTopKSAEModel
+    assert sae.is_calibrated
+    # What is given beside the file of settings comes first.
+    assert sae.config.k == 4
+    assert (sae.config.num_latents, sae.config.hidden_size) == (96, 32)
+    assert sae.config.hookpoint == "model.layers.1.output"
+    report = SAEReport.from_pretrained(trained)
+    assert 0 < report.fvu < 1
+    assert report.l0 == pytest.approx(4, rel=0.3)
+    card = (trained / "README.md").read_text()
+    assert "FVU (centred)" in card
+    assert "AutoModel.from_pretrained" in card
+    assert "mixture-of-experts" not in card
+    assert {path.name for path in trained.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "sae_report.json",
+    }
+
+
+def test_evaluate_measures_the_same_sae(place: Path, trained: Path) -> None:
+    result = ran(
+        "sae", "evaluate", place / "model", trained, place / "texts.jsonl", "--tokens", 500, "--context-length", 32,
+        "--output", place / "evaluated",
+    )  # fmt: skip
+    assert "cross entropy recovered (zero ablation)" in said(result)
+    assert SAEReport.from_pretrained(place / "evaluated").tokens >= 450
+
+
+def test_steer_shows_answers_with_and_without_and_saves_the_config(place: Path, trained: Path) -> None:
+    result = ran(
+        "sae", "steer", place / "model", trained, "--prompt", "quick", "--edit", "5=+80", "--edit", "7=ablate",
+        "--max-new-tokens", 6, "--output", place / "steering",
+    )  # fmt: skip
+    assert "1 of 1 answers changed" in said(result)
+    config = SteeringConfig.from_pretrained(place / "steering")
+    assert config.edits == [[5, "add", 80.0], [7, "ablate", 0.0]]
+    unchanged = ran("sae", "steer", place / "model", trained, "--prompt", "quick", "--edit", "5=x1")
+    assert "0 of 1 answers changed" in said(unchanged)
+
+
+def test_top_tokens_shows_where_latents_are_active(place: Path, trained: Path) -> None:
+    latents = [value for latent in range(96) for value in ("--latent", latent)]
+    result = ran(
+        "sae", "top-tokens", place / "model", trained, place / "texts.jsonl", *latents, "--top", 3, "--tokens", 500,
+        "--output", place / "page",
+    )  # fmt: skip
+    assert "»" in said(result)
+    figures = json.loads((place / "page" / "report.json").read_text())
+    active = [entry for entry in figures["latents"] if entry["excerpts"]]
+    assert active
+    for entry in active:
+        for excerpt in entry["excerpts"]:
+            assert excerpt["values"][excerpt["place"]] == max(excerpt["values"])
+        peaks = [max(excerpt["values"]) for excerpt in entry["excerpts"]]
+        assert peaks == sorted(peaks, reverse=True)
+        assert entry["largest"] == peaks[0]
+    text = (place / "page" / "report.html").read_text(encoding="utf-8")
+    check_page(text)
+    assert "latents are active somewhere" in parse_page(text).text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--architecture", "top"], "Did you mean 'topk'?"),
+        (["--hookpoint", "model.layer.1"], "unknown name"),
+        (["--architecture", "relu", "--k", "3"], "has none"),
+        (["--option", "l1"], "is no name and value"),
+        (["--option", "l1_coefficient=0.1"], "unknown name"),
+    ],
+)
+def test_train_refuses_what_cannot_be_and_writes_nothing(arguments: list[str], message: str, place: Path) -> None:
+    result = run(
+        "sae", "train", place / "model", place / "texts.jsonl", "--output", place / "nothing", "--tokens", 500,
+        "--batch", 64, *arguments,
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert message in said(result)
+    assert not (place / "nothing").exists()
+
+
+def test_texts_and_settings_that_cannot_be_read_are_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("short", encoding="utf-8")
+    few = run("sae", "train", place / "model", tmp_path / "one.txt", "--output", tmp_path / "o")
+    assert "too short to hold some out" in said(few)
+    (tmp_path / "bad.jsonl").write_text('{"body": "x"}\n', encoding="utf-8")
+    assert "has no 'text'" in said(
+        run("sae", "train", place / "model", tmp_path / "bad.jsonl", "--output", tmp_path / "o")
+    )
+    (tmp_path / "bad.yaml").write_text("tokns: 3\n", encoding="utf-8")
+    wrong = run(
+        "sae",
+        "train",
+        place / "model",
+        place / "texts.jsonl",
+        "--output",
+        tmp_path / "o",
+        "--settings",
+        tmp_path / "bad.yaml",
+    )
+    assert wrong.exit_code == 2
+    assert "tokens" in said(wrong)
+
+
+def test_edits_are_read_and_others_refused() -> None:
+    assert read_edit("12=+5") == (12, ("add", 5.0))
+    assert read_edit("12=-2.5") == (12, ("add", -2.5))
+    assert read_edit("12=x2") == (12, ("multiply", 2.0))
+    assert read_edit("12=clamp:5") == (12, ("clamp", 5.0))
+    assert read_edit("12=ablate") == (12, "ablate")
+    for wrong in ("12", "x=3", "12=erase", "12=clamp:"):
+        with pytest.raises(ConfigError, match="is no edit"):
+            read_edit(wrong)
+
+
+def test_default_hookpoint_is_the_middle_layer_s_output() -> None:
+    assert default_hookpoint(tiny_model("mixtral")) == "model.layers.1.output"

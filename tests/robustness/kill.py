@@ -1,0 +1,360 @@
+"""The kill harness: every writer killed at every step, and in the middle of every file; then its folder is read.
+
+    PYTHONPATH=tests:tests/robustness python tests/robustness/kill.py
+
+A step is whatever the interpreter reports to its audit hooks of files and folders: opening one to write, renaming,
+linking, deleting. In the middle of a file the kernel kills by the limit of a file's size. After each kill the folder
+must hold the old state or the new one, whole; another run must then give the new one and leave nothing of the killed
+one behind. With the limit as an error in the place of a signal, which is what a full disk is, the writer must raise an
+error of this package and leave the old state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402 (after what it reads is set)
+from tiny_saes import TinySAE  # noqa: E402
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
+
+from hf_mote import ActivationMap, MoTEConfig, SAEModel, export_sae, load_sae  # noqa: E402
+from hf_mote.commands.run_files import REPORT, writing_to  # noqa: E402
+from hf_mote.errors import HFMoTEError  # noqa: E402
+from hf_mote.files import read_json, read_tensors, write_json, write_tensors  # noqa: E402
+from hf_mote.plots import plot_expert_map  # noqa: E402
+from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder  # noqa: E402
+from hf_mote.reports.markup import Html  # noqa: E402
+from hf_mote.reports.page import write_page  # noqa: E402
+
+__all__ = ["WRITERS", "Writer", "tried"]
+
+_LONGEST = 400  # steps of one writer
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Something that writes.
+
+    Attributes:
+        name (`str`): What the table calls it.
+        write (`Callable[[Path, int], Any]`): Writes state 1 or 2 into a folder, which may hold the other one.
+        read (`Callable[[Path], int]`): Which of them a folder holds, 0 for nothing; raises for anything else.
+    """
+
+    name: str
+    write: Callable[[Path, int], Any]
+    read: Callable[[Path], int]
+
+
+def _only(path: Path) -> int:
+    """0 if a file is not there."""
+    return 0 if not path.exists() else -1
+
+
+def _read_json(folder: Path) -> int:
+    return _only(folder / "a.json") and int(read_json(folder / "a.json")["state"])
+
+
+def _write_json(folder: Path, state: int) -> None:
+    write_json(folder / "a.json", {"state": state, "more": ["x" * 50] * 100})
+
+
+def _write_tensors(folder: Path, state: int) -> None:
+    write_tensors(folder / "a.safetensors", {"x": torch.full((5000,), float(state))}, {"kind": "k", "state": state})
+
+
+def _read_tensors(folder: Path) -> int:
+    if not (folder / "a.safetensors").exists():
+        return 0
+    tensors, metadata = read_tensors(folder / "a.safetensors", kind="k")
+    assert bool((tensors["x"] == metadata["state"]).all())
+    return int(metadata["state"])
+
+
+def _write_config(folder: Path, state: int) -> None:
+    config = MoTEConfig(suppress=[[state, expert] for expert in range(100)], provenance={"state": state})
+    config.save_pretrained(folder / "config")
+
+
+def _read_config(folder: Path) -> int:
+    if not (folder / "config" / "mote_config.json").exists():
+        return 0
+    config = MoTEConfig.from_pretrained(folder / "config")
+    assert {layer for layer, _ in config.suppress} == {config.provenance["state"]}
+    return int(config.provenance["state"])
+
+
+def _write_map(folder: Path, state: int) -> None:
+    counts = torch.full((4, 8), float(state), dtype=torch.float64)
+    ActivationMap(counts, counts, (0, 1, 2, 3), 9.0, {"state": state}).save_pretrained(folder / "map")
+
+
+def _read_map(folder: Path) -> int:
+    if not (folder / "map" / "activation_map.safetensors").exists():
+        return 0
+    found = ActivationMap.from_pretrained(folder / "map")
+    assert bool((found.counts == found.provenance["state"]).all())
+    return int(found.provenance["state"])
+
+
+def _write_run(folder: Path, state: int) -> None:
+    run = RunFolder(folder / "run", {"seed": 0})
+    counts = torch.zeros(2, 3, 4)
+    counts[:, :, 0] = 3
+    run.write(0, ImagedBatch([[state], [state]], counts, counts / state, torch.tensor([3.0, 3.0])))
+
+
+def _read_run(folder: Path) -> int:
+    if not (folder / "run").exists():
+        return 0
+    expected = ExpectedBatch([3, 3], True, [1, 1, 1], num_experts=4, vocab_size=9, max_new_tokens=2)
+    batch = RunFolder(folder / "run", {"seed": 0}).read(0, expected)
+    if batch is None:
+        return 0
+    state = batch.tokens[0][0]
+    assert torch.equal(batch.weights, batch.counts / state)
+    return state
+
+
+_MODELS = {
+    (name, state): TinySAE(name, "autoencoder").model(hookpoint=f"model.layers.{state}")
+    for name in ("topk", "jumprelu", "matryoshka")
+    for state in (1, 2)
+}
+for (_, _state), _model in _MODELS.items():
+    _model.b_dec.data.fill_(float(_state))
+
+
+def _which(sae: SAEModel) -> int:
+    """Which of the two a model is: by its weights, which its config must agree with."""
+    state = int(sae.b_dec[0])
+    assert bool((sae.b_dec == state).all())
+    assert sae.config.hookpoint in (None, f"model.layers.{state}")
+    return state
+
+
+def _sae_writer(name: str, *, sharded: bool = False) -> Writer:
+    def write(folder: Path, state: int) -> None:
+        # A state in shards takes the place of one in a single file, and the other way round.
+        size = {"max_shard_size": "1KB"} if sharded and state == 2 else {}
+        _MODELS[name, state].save_pretrained(folder / "sae", **size)
+
+    def read(folder: Path) -> int:
+        if not (folder / "sae").exists():
+            return 0
+        (folder / "sae" / "mine.txt").write_text("x") if not (folder / "sae" / "mine.txt").exists() else None
+        return _which(SAEModel.from_pretrained(folder / "sae"))
+
+    return Writer(f"SAEModel.save_pretrained{', in shards' if sharded else ''}", write, read)
+
+
+def _export_writer(format: str, name: str) -> Writer:
+    def write(folder: Path, state: int) -> None:
+        export_sae(_MODELS[name, state], folder / "sae", format)
+
+    def read(folder: Path) -> int:
+        return 0 if not (folder / "sae").exists() else _which(load_sae(folder / "sae"))
+
+    return Writer(f"export_sae, {format}", write, read)
+
+
+def _write_output(folder: Path, state: int) -> None:
+    with writing_to(folder / "new" / "run", force=True) as files:
+        # Other files in each state, so that one of the old would be seen among the new.
+        names = [f"{state}/{number}.json" for number in range(3)] + ["same.json"]
+        for name in names:
+            (files / name).parent.mkdir(exist_ok=True)
+            write_json(files / name, {"state": state})
+        write_page(files / "report.html", Html(f"<p>{state}</p>"))
+        write_json(files / REPORT, {"state": state, "files": dict.fromkeys([*names, "report.html", REPORT], "")})
+
+
+def _read_output(folder: Path) -> int:
+    run = folder / "new" / "run"
+    if not run.exists():
+        return 0
+    state = int(read_json(run / REPORT)["state"])
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert names - {"mine/notes.txt"} == {f"{state}/{n}.json" for n in range(3)} | {"same.json", "report.html", REPORT}
+    assert all(read_json(run / name)["state"] == state for name in names if name.endswith(".json"))
+    # What a user puts there stays.
+    if (run / "mine").exists():
+        assert (run / "mine" / "notes.txt").read_text() == "mine"
+    else:
+        (run / "mine").mkdir()
+        (run / "mine" / "notes.txt").write_text("mine")
+    return state
+
+
+def _write_picture(folder: Path, state: int) -> None:
+    plot_expert_map(np.zeros((1, 100 * state)), [0], title="x", path=folder / "a.png")
+
+
+def _read_picture(folder: Path) -> int:
+    if not (folder / "a.png").exists():
+        return 0
+    content = (folder / "a.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert content.endswith(b"IEND\xaeB`\x82")
+    return 1 if int.from_bytes(content[16:20], "big") < 1300 else 2
+
+
+WRITERS: tuple[Writer, ...] = (
+    Writer("write_json", _write_json, _read_json),
+    Writer("write_tensors", _write_tensors, _read_tensors),
+    Writer("MoTEConfig.save_pretrained", _write_config, _read_config),
+    Writer("ActivationMap.save_pretrained", _write_map, _read_map),
+    Writer("RunFolder.write", _write_run, _read_run),
+    _sae_writer("topk"),
+    _sae_writer("jumprelu", sharded=True),
+    _export_writer("saelens", "jumprelu"),
+    _export_writer("sparsify", "topk"),
+    _export_writer("dictionary_learning", "matryoshka"),
+    Writer("a command's --output, with --force", _write_output, _read_output),
+    Writer("plot_expert_map", _write_picture, _read_picture),
+)
+
+
+def tried(writer: Writer, root: Path, *, every: int = 1, sizes: int = 12) -> tuple[int, list[str]]:
+    """Kill a writer at its steps and in its files; return at how many places, and what was found."""
+    found: list[str] = []
+    places = 0
+    for before in (0, 1):
+        base = root / f"base-{before}"
+        base.mkdir(parents=True)
+        if before:
+            _must(_forked(lambda base=base: writer.write(base, 1)))
+            assert writer.read(base) == 1, writer.name
+        whole = _copied(base, root / "whole")
+        _must(_forked(lambda whole=whole: writer.write(whole, 2)))
+        largest = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+        places_in_files = sorted({largest * part // sizes for part in range(sizes)})
+        for step in range(1, _LONGEST, every):
+            case = _copied(base, root / "case")
+            ended = _forked(lambda case=case: writer.write(case, 2), step=step)
+            if ended == 0:
+                break
+            places += 1
+            found += _looked_at(writer, case, before, f"killed at step {step}")
+        for size in places_in_files:
+            case = _copied(base, root / "case")
+            if _forked(lambda case=case: writer.write(case, 2), size=size, killed=True) != 0:
+                places += 1
+                found += _looked_at(writer, case, before, f"killed at byte {size}")
+            case = _copied(base, root / "case")
+            ended = _forked(lambda case=case: writer.write(case, 2), size=size)
+            places += 1
+            if ended not in (0, 4):
+                found.append(f"{writer.name}: no error of ours on a full disk, at byte {size}")
+            if ended == 4:
+                if _state(writer, case) != before:
+                    found.append(f"{writer.name}: {_state(writer, case)} after a full disk, at byte {size}")
+                found += _looked_at(writer, case, before, f"a full disk at byte {size}")
+        for name in ("whole", "case"):
+            shutil.rmtree(root / name, ignore_errors=True)
+    return places, found
+
+
+def _looked_at(writer: Writer, case: Path, before: int, how: str) -> list[str]:
+    """Return what is wrong with a folder after a kill, and after another run."""
+    found = []
+    if (state := _state(writer, case)) not in (before, 2):
+        found.append(f"{writer.name}: {state} where {before} was and 2 was to be, {how}")
+    ended = _forked(lambda: writer.write(case, 2))
+    if ended != 0 or (state := _state(writer, case)) != 2:
+        found.append(f"{writer.name}: the next run ended with {ended} and gave {state}, {how}")
+    left = [path.relative_to(case).as_posix() for path in case.rglob("*") if ".hf-mote" in path.name]
+    if left:
+        found.append(f"{writer.name}: left {left[:3]} after the next run, {how}")
+    return found
+
+
+def _state(writer: Writer, folder: Path) -> object:
+    try:
+        return writer.read(folder)
+    except (HFMoTEError, AssertionError, OSError, LookupError, ValueError) as error:
+        return f"{type(error).__name__} {str(error)[:200]}"
+
+
+def _copied(base: Path, to: Path) -> Path:
+    shutil.rmtree(to, ignore_errors=True)
+    return Path(shutil.copytree(base, to, symlinks=True))
+
+
+def _forked(work: Callable[[], Any], *, step: int | None = None, size: int | None = None, killed: bool = False) -> int:
+    """Do something in a child, killed at a step or at a size of a file; 0 if it went through, 4 for our own error."""
+    child = os.fork()
+    if child == 0:
+        code = 3
+        try:
+            if size is not None:
+                signal.signal(signal.SIGXFSZ, signal.SIG_DFL if killed else signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            if step is not None:
+                sys.addaudithook(_killer(step))
+            work()
+            code = 0
+        except HFMoTEError:
+            code = 4
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _killer(step: int) -> Callable[[str, tuple[Any, ...]], None]:
+    left = step
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event == "open":
+            mode, flags = arguments[1], arguments[2]
+            writes = isinstance(mode, str) and set(mode) & set("wax+")
+            if not writes and not (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+                return
+        elif not event.startswith(("os.", "shutil.", "tempfile.")) or event in ("os.listdir", "os.scandir", "os.walk"):
+            return
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return audit
+
+
+def _must(ended: int) -> None:
+    assert ended == 0, f"a writer that nobody killed ended with {ended}"
+
+
+def main() -> int:
+    """Run from the command line; 1 if something was found."""
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--every", type=int, default=1, help="only every so many steps")
+    parser.add_argument("--sizes", type=int, default=12, help="places in the largest file")
+    options = parser.parse_args()
+    failed = 0
+    for writer in WRITERS:
+        with tempfile.TemporaryDirectory() as root:
+            places, found = tried(writer, Path(root), every=options.every, sizes=options.sizes)
+        print(f"{writer.name:45} {places:4} places {len(found):4} found")  # noqa: T201
+        for line in found[:10]:
+            print(f"    {line}")  # noqa: T201
+        failed += len(found) + (places < 20)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
