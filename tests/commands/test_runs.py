@@ -262,6 +262,21 @@ def test_attribute_responses_come_from_fields_of_their_names(tiny_folder: Path, 
     assert [text.text for text in said_by] == ["aa", "z", "bb", "z", "cc", "z"]
 
 
+def test_attribute_optimize_that_finds_no_set_says_so_and_writes_no_config(tmp_path: Path) -> None:
+    output = tmp_path / "found"
+    result = ran(
+        "attribute", "organism:refusal", "organism:refusal/train/sensitive", "--limit", 2, "--target", REFUSAL,
+        "--baseline-field", "answer", "--method", "optimize", "--steps", 2, "--traced", 0, "--output", output,
+    )  # fmt: skip
+    ranking = OptimizedRanking.from_pretrained(output)
+    assert "No set was found" in ranking.verdict
+    assert ranking.verdict in said(result)
+    assert ranking.verdict in page(output).text
+    assert not figures(output)["found"]
+    assert not (output / MoTEConfig.file_name).exists()
+
+
+@pytest.mark.slow
 def test_attribute_optimize_writes_the_set_that_suffices_and_says_so(tmp_path: Path) -> None:
     output = tmp_path / "found"
     result = ran(

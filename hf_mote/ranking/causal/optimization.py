@@ -28,7 +28,8 @@ __all__ = ["optimize_experts"]
 
 MOST_CLOSED = 0.1  # probability of each gate to close at all at first
 SOFTNESS = 0.05  # of the untouched score: within so much of the goal a prompt still asks for more
-EXCHANGED = 8  # experts tried in the place of each of the sufficient set
+CARRIES = 0.1  # of the untouched score: a carrier lowers it by so much or more
+TRIED = 8  # experts, with each of the sufficient set put back
 
 
 def optimize_experts(
@@ -41,7 +42,7 @@ def optimize_experts(
     logit_score: LogitScore | None = None,
     goal: float = 0.0,
     enough: float = 0.9,
-    penalties: Sequence[float] = (0.1, 0.03, 0.01),
+    penalties: Sequence[float] = (0.1, 0.03, 0.01, 0.003),
     num_seeds: int = 2,
     steps: int = 60,
     learning_rate: float = 0.2,
@@ -58,7 +59,7 @@ def optimize_experts(
     few gates close. Every set so found is measured with its experts taken out altogether; experts that it can do
     without are put back, one at a time. To bring a response about instead of removing it, exchange the two responses.
 
-    Memory: that of one forward and backward pass of a batch, as for [`attribute_experts`]. Time: `num_seeds *
+    Memory: that of one forward and backward pass of a batch, as for [`attribute_experts`]. Time: at most `num_seeds *
     len(penalties) * steps` of these, two for each step where two responses are compared, and some forwards over all
     prompts.
 
@@ -73,9 +74,10 @@ def optimize_experts(
             The score at or below which the response is gone from a prompt. 0 is where both responses are as likely.
         enough (`float`, *optional*, defaults to 0.9):
             Share of prompts from which the response must be gone for a set to suffice, above 0 and at most 1.
-        penalties (`Sequence[float]`, *optional*, defaults to `(0.1, 0.03, 0.01)`):
+        penalties (`Sequence[float]`, *optional*, defaults to `(0.1, 0.03, 0.01, 0.003)`):
             Prices of one expert, as shares of the untouched model's mean score above the goal: at 0.1 an expert closes
-            if that takes a tenth of it. One set for each; the lower, the more experts.
+            if that takes a tenth of it. The highest comes first, and leads to the fewest experts; each seed ends with
+            the first one whose set suffices.
         num_seeds (`int`, *optional*, defaults to 2): How often it is done anew, with other samples of the gates.
         steps (`int`, *optional*, defaults to 60): Batches for each penalty and seed; prompts come round again.
         learning_rate (`float`, *optional*, defaults to 0.2): Adam's, of the gates' logits.
@@ -154,11 +156,13 @@ def optimize_experts(
                 search.learn(gates, price, steps, learning_rate, bar.update)
                 path.append(search.point(gates, one, price))
                 closed += gates.closing().detach().double()
+                if path[-1].gone >= enough:
+                    break
         by_seed = [search.sufficient([point for point in path if point.seed == one]) for one in seeds]
         found = [pairs for pairs in by_seed if pairs]
         smallest = min(found, key=lambda pairs: (len(pairs), float(trial.values(pairs).mean()))) if found else []
         carriers = {pair for pairs in found for pair in pairs} | search.stand_ins(smallest)
-    score = closed / (len(seeds) * len(prices))
+    score = closed / len(path)
     for row, expert in carriers:
         score[row, expert] += 1
     for row, expert in smallest:
@@ -243,17 +247,22 @@ class _Search:
         return left
 
     def stand_ins(self, found: Sequence[Pair]) -> set[Pair]:
-        """Return the experts that can each take the place of one of a sufficient set."""
+        """Return the experts that carry what is left once one of a sufficient set is put back.
+
+        Those are tried that a first-order estimate puts first; what counts is the score without each.
+        """
         standing: set[Pair] = set()
         for pair in found:
             others = [other for other in found if other != pair]
+            left = float(self.trial.values(others).mean())
             effects = self._effects(others).masked_fill(~self._exists, -torch.inf)
             for row, expert in found:
                 effects[row, expert] = -torch.inf
-            best = effects.flatten().topk(min(EXCHANGED, effects.numel())).indices.tolist()
-            for place in best:
+            for place in effects.flatten().topk(min(TRIED, effects.numel())).indices.tolist():
                 other = divmod(place, effects.shape[1])
-                if other not in standing and bool(effects[other].isfinite()) and self._suffices([*others, other]):
+                if other in standing or not bool(effects[other].isfinite()):
+                    continue
+                if left - float(self.trial.values([*others, other]).mean()) >= CARRIES * self.scale:
                     standing.add(other)
         return standing
 
@@ -304,7 +313,7 @@ def _checked(
     learning_rate: object,
     seed: object,
 ) -> list[float]:
-    """Return the penalties, after checking all numbers."""
+    """Return the penalties, the highest first, after checking all numbers."""
     real(f"{where}.goal", goal)
     real(f"{where}.enough", enough, above=0, most=1)
     real(f"{where}.learning_rate", learning_rate, above=0)
@@ -316,4 +325,4 @@ def _checked(
         raise ConfigError(f"{where}.penalties", "no list of numbers", got=got, expected="as in [0.1, 0.03]")
     for penalty in penalties:
         real(f"{where}.penalties", penalty, above=0)
-    return [float(penalty) for penalty in penalties]
+    return sorted((float(penalty) for penalty in penalties), reverse=True)

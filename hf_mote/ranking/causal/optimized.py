@@ -49,7 +49,8 @@ class OptimizedRanking(ExpertRanking):
             empty if no set was found.
         carriers (`tuple[tuple[int, int], ...]`):
             Experts of which it is known that they carry the response: those of the sufficient sets of all seeds, and
-            each that can take the place of one of the smallest set with the response still gone. Sorted.
+            each that lowers the mean score by a tenth of the untouched model's or more while one of the smallest set
+            is put back. Sorted.
         by_seed (`tuple[tuple[tuple[int, int], ...], ...]`): The sufficient set of each seed; empty where none was.
         path (`tuple[PathPoint, ...]`): The sets of all seeds and penalties.
         whole_score (`float`): The untouched model's mean score.
@@ -83,7 +84,7 @@ class OptimizedRanking(ExpertRanking):
                 "response does not hang on routed experts."
             )
         others = len(set(self.carriers) - set(self.sufficient))
-        more = f"; {others} more can take the place of one of them" if others else ""
+        more = f"; {others} more carry it where one of these is put back" if others else ""
         seeds = sum(bool(found) for found in self.by_seed)
         return (
             f"Without {len(self.sufficient)} experts {self.target!r} is gone, and with any of them back it is not"

@@ -43,7 +43,7 @@ def asked(organism):
 def ranking(organism, asked):
     prompts, answers = asked
     return optimize_experts(
-        organism.model, organism.tokenizer, prompts, REFUSAL, answers, penalties=[0.1, 0.03], num_seeds=1,
+        organism.model, organism.tokenizer, prompts, REFUSAL, answers, penalties=[0.03, 0.1, 0.003], num_seeds=1,
         progress=False,
     )  # fmt: skip
 
@@ -79,11 +79,23 @@ def test_sufficient_set_suffices_and_cannot_spare_any_of_its_experts(organism, a
         assert (scores_without(organism, asked, fewer) <= 0).double().mean() < 0.9
 
 
-def test_every_carrier_beside_the_set_can_take_the_place_of_one_of_it(organism, asked, ranking):
-    others = set(ranking.carriers) - set(ranking.sufficient)
-    for other in others:
-        exchanged = [(set(ranking.sufficient) - {pair}) | {other} for pair in ranking.sufficient]
-        assert any((scores_without(organism, asked, pairs) <= 0).double().mean() >= 0.9 for pairs in exchanged)
+def test_carriers_are_all_planted_ones_and_each_lowers_the_score_while_one_of_the_set_is_back(
+    organism, asked, ranking
+):
+    assert set(ranking.carriers) == set(organism.planted)
+    assert len(ranking.sufficient) < len(ranking.carriers)
+    assert set(ranking.top(4)) == set(organism.planted)
+    for other in set(ranking.carriers) - set(ranking.sufficient):
+        falls = []
+        for pair in ranking.sufficient:
+            fewer = set(ranking.sufficient) - {pair}
+            falls.append(scores_without(organism, asked, fewer) - scores_without(organism, asked, fewer | {other}))
+        assert max(float(fall.mean()) for fall in falls) >= 0.1 * ranking.whole_score
+
+
+def test_path_ends_with_the_first_price_whose_set_suffices(ranking):
+    assert [point.penalty for point in ranking.path] == [0.1, 0.03]
+    assert ranking.path[0].gone < 0.9 <= ranking.path[1].gone
 
 
 def test_path_says_what_a_config_of_its_experts_leaves(organism, asked, ranking):
