@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hf_mote.evaluation.model_check import ModelCheck, check_model
     from hf_mote.evaluation.report import EvaluationReport
     from hf_mote.evaluation.sweep import sweep_mote
+    from hf_mote.generation.grid import PromptGrid, prompt_grid
     from hf_mote.hooks import Intervention
     from hf_mote.judges.choice import ChoiceJudge
     from hf_mote.judges.language import LanguageJudge
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from hf_mote.organisms.organism import Organism, load_organism
     from hf_mote.ranking.causal.ablation import ablate_experts
     from hf_mote.ranking.causal.attribution import attribute_experts
+    from hf_mote.ranking.causal.optimization import optimize_experts
+    from hf_mote.ranking.causal.optimized import OptimizedRanking
     from hf_mote.ranking.causal.search import ExpertSearch, search_experts
     from hf_mote.ranking.expert_ranking import ExpertRanking
     from hf_mote.ranking.imaging.pipeline import ftri
@@ -101,7 +104,9 @@ __all__ = [
     "ModelCheck",
     "MutualChoiceSAEConfig",
     "MutualChoiceSAEModel",
+    "OptimizedRanking",
     "Organism",
+    "PromptGrid",
     "ReLUSAEConfig",
     "ReLUSAEModel",
     "RefusalJudge",
@@ -136,6 +141,8 @@ __all__ = [
     "list_saes",
     "load_organism",
     "load_sae",
+    "optimize_experts",
+    "prompt_grid",
     "record_routing",
     "register_routers",
     "register_sae",
@@ -173,9 +180,11 @@ _PLACES = {
     "ModelCheck": "hf_mote.evaluation.model_check",
     "MutualChoiceSAEConfig": "hf_mote.sae.variants",
     "MutualChoiceSAEModel": "hf_mote.sae.variants",
+    "OptimizedRanking": "hf_mote.ranking.causal.optimized",
     "Organism": "hf_mote.organisms.organism",
     "ReLUSAEConfig": "hf_mote.sae.variants",
     "ReLUSAEModel": "hf_mote.sae.variants",
+    "PromptGrid": "hf_mote.generation.grid",
     "RefusalJudge": "hf_mote.judges.refusal",
     "RegexJudge": "hf_mote.judges.regex",
     "RouterSite": "hf_mote.routing.sites.site",
@@ -205,6 +214,8 @@ _PLACES = {
     "SAELayout": "hf_mote.sae.convert",
     "list_saes": "hf_mote.sae.convert",
     "load_sae": "hf_mote.sae.convert",
+    "optimize_experts": "hf_mote.ranking.causal.optimization",
+    "prompt_grid": "hf_mote.generation.grid",
     "record_routing": "hf_mote.routing.recording.record",
     "register_routers": "hf_mote.routing.unlisted.register",
     "register_sae": "hf_mote.sae.register",

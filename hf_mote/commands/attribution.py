@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["attribute_command"]
 
-METHODS = ("attribution", "ablation")
+RESAMPLES = 999
+METHODS = ("attribution", "ablation", "optimize")
 TARGET, BASELINE = "target", "baseline"  # what the two responses are called, here and on the page
 
 
@@ -45,7 +46,10 @@ def attribute_command(
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-attribute"),
     method: Annotated[
         str,
-        typer.Option(help="attribution: gradient times weight, one pass; ablation: one expert taken out at a time."),
+        typer.Option(
+            help="attribution: gradient times weight, one pass; ablation: one expert taken out at a time; optimize: "
+            "gates learnt for all experts together, which finds those that stand in for each other."
+        ),
     ] = "attribution",
     gain: Annotated[
         float, typer.Option(help="Where the derivative is taken; below 1 where the response is all but certain.")
@@ -53,15 +57,19 @@ def attribute_command(
     shortlist: Annotated[
         int | None, typer.Option(min=1, help="Ablate only so many, the first by attribution; all by default.")
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Batches that optimize learns from, for each price and seed: 60.")
+    ] = None,
     suppress: o.Suppress = None,
     stimulate: o.Stimulate = None,
     mode: o.Mode = "drop",
     top: o.Top = None,
     traced: o.Traced = 3,
-    resamples: o.Resamples = 999,
+    resamples: o.Resamples = RESAMPLES,
     seed: o.Seed = 0,
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
+    group_field: o.GroupField = None,
     system_prompt: o.SystemPrompt = None,
     chat_template: o.ChatTemplate = None,
     template_arg: o.TemplateArgs = None,
@@ -79,17 +87,26 @@ def attribute_command(
             raise UnknownNameError.of("--method", method, METHODS)
         if shortlist is not None and method != "ablation":
             raise ConfigError("--shortlist", "is for the method ablation", got=f"--method {method}")
+        if method == "optimize" and (gain != 1.0 or resamples != RESAMPLES or group_field is not None):
+            given = "--gain" if gain != 1.0 else "--resamples" if resamples != RESAMPLES else "--group-field"
+            raise ConfigError(given, "says nothing to the method optimize", fix="Leave it out.")
+        if method != "optimize" and steps is not None:
+            raise ConfigError("--steps", "is for the method optimize", got=f"--method {method}")
         o.check_changes(suppress, stimulate, mode)
         real("--gain", gain, above=0, most=1)
         told = o.template_args(template_arg)
         organisms = Organisms()
         asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
+        groups = None if group_field is None else asked.column(group_field)
         targets = _responses("--target", target, asked, target_field)
         baselines = _responses("--baseline", baseline, asked, baseline_field)
         o.check_pairs(asked.source, targets, baselines)
         # From here on torch and transformers are needed.
+        from hf_mote.hub import public_name
         from hf_mote.ranking.causal.ablation import ablate_experts
         from hf_mote.ranking.causal.attribution import attribute_experts
+        from hf_mote.ranking.causal.optimization import optimize_experts
+        from hf_mote.ranking.causal.optimized import OptimizedRanking
         from hf_mote.reports.attribution import Attribution, attribution_verdict
 
         subject = load_subject(
@@ -106,15 +123,22 @@ def attribute_command(
             say(f"attributing {len(asked.prompts)} prompts, {method}")
             chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": told}
             shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **chat}
-            by_gradient = partial(_call, attribute_experts, subject, asked, targets, baselines, gain=gain, **shared)
+            by_gradient = partial(
+                _call, attribute_experts, subject, asked, targets, baselines, gain=gain, groups=groups, **shared
+            )
             if method == "ablation":
                 experts = by_gradient(resamples=0).top(shortlist) if shortlist is not None else None
                 by_ablation = partial(_call, ablate_experts, subject, asked, targets, baselines, **shared)
-                ranking = by_ablation(experts=experts, resamples=resamples)
+                ranking = by_ablation(experts=experts, groups=groups, resamples=resamples)
+            elif method == "optimize":
+                learning = {} if steps is None else {"steps": steps}
+                ranking = _call(optimize_experts, subject, asked, targets, baselines, **learning, **shared)
             else:
                 ranking = by_gradient(resamples=resamples)
             config = config_of(ranking, suppress=suppress, stimulate=stimulate, mode=mode, base_model=subject.name)
             number = min(top or suppress or stimulate or 5, len(ranking))
+            if config is None and isinstance(ranking, OptimizedRanking) and ranking.sufficient:
+                config = ranking.to_config(base_model=public_name(subject.name))
             found = Attribution(
                 model=subject.name,
                 ranking=ranking,
@@ -200,6 +224,7 @@ def _texts(
 
 def _write(folder: Path, found: Attribution, config: MoTEConfig | None, provenance: dict[str, str]) -> None:
     from hf_mote.plots import plot_expert_map
+    from hf_mote.ranking.causal.optimized import OptimizedRanking
     from hf_mote.reports.attribution import attribution_page, attribution_verdict
 
     ranking = found.ranking
@@ -208,7 +233,7 @@ def _write(folder: Path, found: Attribution, config: MoTEConfig | None, provenan
         ranking.matrix(),
         ranking.layers,
         title=f"{ranking.method}: what speaks for the target response",
-        label="nats",
+        label="closed" if isinstance(ranking, OptimizedRanking) else "nats",
         marked={"first experts": ranking.top(found.top)},
         path=folder / "expert_map.png",
     )

@@ -46,12 +46,13 @@ def evaluate_command(
         ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-evaluate"),
-    controls: o.Controls = 20,
+    controls: o.Controls = 40,
     control_kind: o.ControlKind = "layer",
     strengths: Annotated[str | None, typer.Option(help="Further strengths, as in 0.25,0.5,0.75.")] = None,
     seed: o.Seed = 0,
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
+    group_field: o.GroupField = None,
     system_prompt: o.SystemPrompt = None,
     chat_template: o.ChatTemplate = None,
     template_arg: o.TemplateArgs = None,
@@ -128,6 +129,7 @@ def evaluate_command(
                 system_prompt=system_prompt,
                 chat_template_kwargs=told,
                 generate_kwargs=sampled,
+                groups=None if group_field is None else asked.column(group_field),
             )
             found = Evaluation(subject.name, report)
             more = {

@@ -80,6 +80,7 @@ def ftri_command(
     prompt_field: o.PromptField = None,
     class_field: o.ClassField = None,
     pair_field: o.PairField = None,
+    group_field: o.GroupField = None,
     system_prompt: o.SystemPrompt = None,
     chat_template: o.ChatTemplate = None,
     template_arg: o.TemplateArgs = None,
@@ -124,6 +125,7 @@ def ftri_command(
             prompts, organisms, prompt_field=prompt_field, class_field=class_field, limit=limit, seed=seed
         )
         pairs = None if pair_field is None else [key for key in asked.column(pair_field) for _ in range(repeats)]
+        groups = None if group_field is None else [key for key in asked.column(group_field) for _ in range(repeats)]
         labels = make_judge(
             judge,
             asked,
@@ -183,6 +185,7 @@ def ftri_command(
                 score,
                 normalize=normalize,
                 paired=pairs or False,
+                groups=groups,
                 confidence=confidence,
                 resamples=resamples,
                 seed=seed,
@@ -198,7 +201,9 @@ def ftri_command(
                 target=wanted,
                 rankings=rankings,
                 top=number,
-                stability=None if first is None else _stability(result, wanted, number, score[0], normalize, seed),
+                stability=None
+                if first is None
+                else _stability(result, wanted, number, score[0], normalize, groups, seed),
                 texts=_texts(subject, asked, result, wanted, first, number, traced if engine is None else 0, chat),
                 failure=None if failure is None else str(failure),
             )
@@ -253,9 +258,13 @@ def _rankings(
         return {}, error
 
 
-def _stability(result: FTRIResult, target: str, n: int, score: str, normalize: bool, seed: int) -> Stability | None:
+def _stability(
+    result: FTRIResult, target: str, n: int, score: str, normalize: bool, groups: list[str] | None, seed: int
+) -> Stability | None:
     try:
-        return result.stability(target, n, score=score, normalize=normalize, resamples=STABILITY_DRAWS, seed=seed)
+        return result.stability(
+            target, n, score=score, normalize=normalize, groups=groups, resamples=STABILITY_DRAWS, seed=seed
+        )
     except DataError:  # a class of one prompt, of which nothing can be drawn anew
         return None
 

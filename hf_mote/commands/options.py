@@ -25,6 +25,7 @@ __all__ = [
     "Device",
     "Dtype",
     "Force",
+    "GroupField",
     "JudgeAllowHTTP",
     "JudgeModel",
     "JudgeName",
@@ -76,6 +77,13 @@ PromptField: TypeAlias = Annotated[
 ]
 ClassField: TypeAlias = Annotated[
     str | None, typer.Option(help="Field that holds the class; class or label by default.", rich_help_panel=_DATA)
+]
+GroupField: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Field that is equal for prompts that count as one, such as their subject: p, q and intervals are by it.",
+        rich_help_panel=_DATA,
+    ),
 ]
 PairField: TypeAlias = Annotated[
     str | None,

@@ -39,6 +39,7 @@ def sweep_command(
     seed: o.Seed = 0,
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
+    group_field: o.GroupField = None,
     system_prompt: o.SystemPrompt = None,
     chat_template: o.ChatTemplate = None,
     template_arg: o.TemplateArgs = None,
@@ -121,6 +122,7 @@ def sweep_command(
                 system_prompt=system_prompt,
                 chat_template_kwargs=told,
                 generate_kwargs=sampled,
+                groups=None if group_field is None else asked.column(group_field),
             )
             found = found._replace(model=subject.name, source=f"{ranked.method} for {quoted(ranked.target)}")
             more = {

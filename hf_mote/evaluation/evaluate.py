@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ def evaluate_mote(
     unrelated: Sequence[Prompt] = (),
     texts: Sequence[str] = (),
     conversations: Sequence[Conversation | Sequence[str]] = (),
-    num_controls: int = 20,
+    num_controls: int = 40,
     control_kind: Literal["layer", "usage"] = "layer",
     strengths: Sequence[float] = (),
     seed: int = 0,
@@ -49,6 +49,7 @@ def evaluate_mote(
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     generate_kwargs: Mapping[str, Any] | None = None,
+    groups: Sequence[Hashable] | None = None,
     progress: bool = True,
 ) -> EvaluationReport:
     """Measure a config: the target behaviour before and after, random controls, dose-response, and what else changes.
@@ -79,7 +80,7 @@ def evaluate_mote(
             The user's turns of conversations, as MT-Bench has them, that the model answers before and after, each
             time going on from its own answers. They are kept side by side, and the share of answers that stay word
             for word is counted.
-        num_controls (`int`, *optional*, defaults to 20):
+        num_controls (`int`, *optional*, defaults to 40):
             Random configs, each with as many experts in the same layers. While there are enough experts, none is the
             config's own or another control's; where there are few, controls are different sets out of all there are,
             and fewer than asked for if no more exist: 7 for one of 8 experts, which leaves p at 1/8 or above.
@@ -103,6 +104,10 @@ def evaluate_mote(
             What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
+        groups (`Sequence`, *optional*):
+            One key for each prompt, equal for those that are wordings or fillings of one thing, as its subject: the
+            intervals of the rates are then by group, wider where prompts of a group go together. By default every
+            prompt counts as independent of the others.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -148,6 +153,7 @@ def evaluate_mote(
         system_prompt=system_prompt,
         generate_kwargs=generate_kwargs,
         chat_template_kwargs=chat_template_kwargs,
+        groups=groups,
     )
     config = load_config(config)
     trial.plan([config], num_controls=num_controls, control_kind=control_kind, seed=seed)
@@ -205,7 +211,7 @@ def evaluate_settings(
     judge: Judge,
     *,
     target: object = None,
-    num_controls: int = 20,
+    num_controls: int = 40,
     control_kind: Literal["layer", "usage"] = "layer",
     seed: int = 0,
     confidence: float = 0.95,
@@ -214,6 +220,7 @@ def evaluate_settings(
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     generate_kwargs: Mapping[str, Any] | None = None,
+    groups: Sequence[Hashable] | None = None,
     progress: bool = True,
 ) -> list[EvaluationReport]:
     """Measure several settings of one choice of experts: a report for each, with the same controls for all.
@@ -244,6 +251,7 @@ def evaluate_settings(
         system_prompt=system_prompt,
         generate_kwargs=generate_kwargs,
         chat_template_kwargs=chat_template_kwargs,
+        groups=groups,
     )
     trial.plan(configs, num_controls=num_controls, control_kind=control_kind, seed=seed)
     return _reports(trial, configs, trial.run(progress=progress), seed, control_kind)
@@ -269,9 +277,13 @@ def _reports(
             seed=seed,
             control_kind=control_kind,
             unclear=trial.unclear,
-            sharing=sharing,
+            sharing=sum(sharing),
+            controls_sharing=sharing,
+            control_labels=labels,
         )
-        for config, after, controls, sharing in zip(configs, found.after, found.controls, found.sharing, strict=True)
+        for config, after, controls, sharing, labels in zip(
+            configs, found.after, found.controls, found.sharing, found.control_labels, strict=True
+        )
     ]
 
 

@@ -7,14 +7,14 @@ block of experts of like use has no other experts shows once the untouched model
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, UnknownNameError, one_of, real, whole
+from hf_mote.errors import ConfigError, DataError, UnknownNameError, one_of, real, whole
 from hf_mote.evaluation.controls import CONTROL_KINDS, random_controls
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import generation_settings
@@ -25,6 +25,7 @@ from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
 from hf_mote.routing.recording.record import record_routing
 from hf_mote.routing.sites.discover import find_routers
+from hf_mote.statistics.groups import checked_groups
 from hf_mote.statistics.rates import Rate
 
 __all__ = ["Measured", "RateMeasurement", "Rates"]
@@ -51,13 +52,15 @@ class Rates(NamedTuple):
         before (`Measured`): The untouched model's.
         after (`list[Run]`): With each config.
         controls (`list[list[float]]`): For each config the rate with each of its controls.
-        sharing (`list[int]`): For each config, how many of its controls hold some of its own experts.
+        sharing (`list[list[bool]]`): For each config, whether each of its controls holds some of its own experts.
+        control_labels (`list[list[list[str]]]`): For each config the judge's labels with each of its controls.
     """
 
     before: Measured
     after: list[Measured]
     controls: list[list[float]]
-    sharing: list[int]
+    sharing: list[list[bool]]
+    control_labels: list[list[list[str]]]
 
 
 class RateMeasurement:
@@ -86,12 +89,17 @@ class RateMeasurement:
         system_prompt: str | None,
         generate_kwargs: Mapping[str, Any] | None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        groups: Sequence[Hashable] | None = None,
     ) -> None:
         self.where = where
         self.model, self.tokenizer = model, tokenizer
         self.judge, self.confidence = judge, confidence
         self.prompts = checked_prompts(f"{where}.prompts", prompts)
         self.texts = [prompt_text(prompt) for prompt in self.prompts]
+        self.groups = checked_groups(f"{where}.groups", groups, len(self.prompts))
+        if self.groups is not None and max(self.groups) == 0:
+            what, fix = "one group does not show how far groups differ", "Ask about more subjects, or leave it out."
+            raise DataError(f"{where}.groups", what, got=f"{len(self.groups)} prompts of one", fix=fix)
         self.label = _target_label(where, judge, target)
         check_judge(judge)
         real(f"{where}.confidence", confidence, above=0, below=1)
@@ -135,8 +143,8 @@ class RateMeasurement:
             self._seen.update(labels)
             unclear = getattr(self.judge, "unclear", None)
             self.unclear += labels.count(unclear) if isinstance(unclear, str) else 0
-            rate = Rate.of(labels.count(self.label), len(responses), self.confidence)
-            self._runs[key] = Measured(rate, responses, labels) if keep else Measured(rate, [], [])
+            rate = Rate.of_groups([label == self.label for label in labels], self.groups, self.confidence)
+            self._runs[key] = Measured(rate, responses if keep else [], labels)
         return self._runs[key]
 
     def plan(self, configs: Sequence[MoTEConfig], *, num_controls: int, control_kind: str, seed: int) -> None:
@@ -190,17 +198,19 @@ class RateMeasurement:
                 after.append(self.measure(config, keep=True))
                 bar.update()
             self._check_target()
-            controls: list[list[float]] = [[] for _ in self._configs]
+            controls: list[list[Measured]] = [[] for _ in self._configs]
             for control in self._controls:
-                for rates, config in zip(controls, control, strict=True):
-                    rates.append(self.measure(config).rate.rate)
+                for measured, config in zip(controls, control, strict=True):
+                    measured.append(self.measure(config))
                     bar.update()
         own = [_experts_of(config) for config in self._configs]
         sharing = [
-            sum(not mine.isdisjoint(_experts_of(control[index])) for control in self._controls)
+            [not mine.isdisjoint(_experts_of(control[index])) for control in self._controls]
             for index, mine in enumerate(own)
         ]
-        return Rates(before, after, controls, sharing)
+        rates = [[one.rate.rate for one in measured] for measured in controls]
+        labels = [[one.labels for one in measured] for measured in controls]
+        return Rates(before, after, rates, sharing, labels)
 
     def _check_target(self) -> None:
         # One that answers yes or no can give the other answer.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from hf_mote.errors import DataError, FileFormatError
 from hf_mote.evaluation.controls import CONTROL_KINDS
@@ -21,7 +21,7 @@ from hf_mote.statistics.rates import SIGNIFICANT, Rate
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["EvaluationReport", "reaches", "too_few"]
+__all__ = ["EvaluationReport", "Flips", "reaches", "too_few"]
 
 # A rate is a count over prompts, so that equal changes differ by rounding at most.
 _ROUNDING = 1e-9
@@ -38,7 +38,23 @@ _LATER_FIELDS: dict[str, Any] = {
     "labels_before": [],
     "labels_after": [],
     "sharing": 0,
+    "controls_sharing": [],
+    "control_labels": [],
 }
+
+
+class Flips(NamedTuple):
+    """Prompts whose label changes.
+
+    Attributes:
+        lost (`int`): From the target label to another.
+        gained (`int`): From another to the target label: newly refused, say.
+        others (`int`): From one other label to another.
+    """
+
+    lost: int
+    gained: int
+    others: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,8 @@ class EvaluationReport(Shareable):
         labels_before (`list[str]`): The judge's labels of `responses_before`.
         labels_after (`list[str]`): Those of `responses_after`.
         sharing (`int`): Controls that hold some of the config's own experts, as they may where experts are few.
+        controls_sharing (`list[bool]`): For each control, whether it is one of these.
+        control_labels (`list[list[str]]`): For each control the judge's labels of its responses.
         unrelated (`list[str]`): The unrelated prompts.
         unrelated_before (`list[str]`): The untouched model's responses to them.
         unrelated_after (`list[str]`): Those with the config.
@@ -94,6 +112,8 @@ class EvaluationReport(Shareable):
     labels_before: list[str] = field(default_factory=list)
     labels_after: list[str] = field(default_factory=list)
     sharing: int = 0
+    controls_sharing: list[bool] = field(default_factory=list)
+    control_labels: list[list[str]] = field(default_factory=list)
 
     file_name: ClassVar[str] = "evaluation_report.json"
 
@@ -114,6 +134,39 @@ class EvaluationReport(Shareable):
             return None
         as_far = sum(reaches(rate - self.before.rate, self.effect) for rate in self.controls)
         return (1 + as_far) / (1 + len(self.controls))
+
+    @property
+    def disjoint_p(self) -> float | None:
+        """Like `p_value`, against the controls alone that hold none of the config's own experts; `None` without any.
+
+        A control that holds an expert of the config can do what it does because of that expert. That makes `p_value`
+        large for a config that works, and this the number to look at beside it. It does not have the guarantee of
+        `p_value`: which controls it is taken over depends on the config.
+        """
+        if len(self.controls_sharing) != len(self.controls):
+            return None
+        pairs = zip(self.controls, self.controls_sharing, strict=True)
+        others = [rate for rate, shares in pairs if not shares]
+        if not others:
+            return None
+        as_far = sum(reaches(rate - self.before.rate, self.effect) for rate in others)
+        return (1 + as_far) / (1 + len(others))
+
+    @property
+    def flips(self) -> Flips | None:
+        """Prompts whose label the config changes, both ways; `None` in a report that holds no labels."""
+        return self._flips(self.labels_after) if self.labels_before and self.labels_after else None
+
+    @property
+    def control_flips(self) -> list[Flips]:
+        """The same of each control: how much labels flip by chance; empty in a report that holds no labels."""
+        return [self._flips(labels) for labels in self.control_labels] if self.labels_before else []
+
+    def _flips(self, after: list[str]) -> Flips:
+        pairs = list(zip(self.labels_before, after, strict=True))
+        lost = sum(one == self.target != other for one, other in pairs)
+        gained = sum(one != self.target == other for one, other in pairs)
+        return Flips(lost, gained, sum(one != other for one, other in pairs) - lost - gained)
 
     def beats_controls(self, adjusted_p: float | None = None) -> bool:
         """Return whether the config beats its controls: intervals before and after apart, and p at most 0.05.
@@ -139,6 +192,8 @@ class EvaluationReport(Shareable):
         verdict = f"The config {beats} its controls: {change}, while {against}"
         if self.sharing:
             verdict += f"; {self.sharing} of them hold some of its own experts, as its layers have too few others"
+            if self.disjoint_p is not None:
+                verdict += f" (against the other {len(self.controls) - self.sharing} alone p = {self.disjoint_p:.3g})"
         if too_few(len(self.controls)):
             verdict += f"; {too_few(len(self.controls))}"
         if self.unclear:
@@ -235,6 +290,13 @@ def _check_values(values: Mapping[str, Any]) -> None:
         _check(
             name, not labels or labels.count(values["target"]) == rate.successes, labels, f"{rate.successes} targets"
         )
+    shares, kept = values["controls_sharing"], values["control_labels"]
+    right = isinstance(shares, list) and all(isinstance(one, bool) for one in shares)
+    right = right and (not shares or (len(shares) == len(values["controls"]) and sum(shares) == values["sharing"]))
+    _check("controls_sharing", right, shares, f"{values['sharing']} of {len(values['controls'])} controls")
+    right = isinstance(kept, list) and all(isinstance(labels, list) and len(labels) == asked for labels in kept)
+    right = right and len(kept) in (0, len(values["controls"]))
+    _check("control_labels", right, kept, f"{asked} labels for each of {len(values['controls'])} controls")
     for name in ("before", "after"):
         _check(name, asked in (0, values[name].n), values[name].n, f"{asked} prompts")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import product
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, Protocol
@@ -208,6 +208,7 @@ def sweep_mote(
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     generate_kwargs: Mapping[str, Any] | None = None,
+    groups: Sequence[Hashable] | None = None,
     progress: bool = True,
 ) -> Sweep:
     """Suppress or stimulate 1, 2, 5, 10, ... of a ranking's first experts, at each strength, against random controls.
@@ -251,6 +252,8 @@ def sweep_mote(
             What the chat template is told besides.
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
+        groups (`Sequence`, *optional*):
+            One key for each prompt, by which the intervals are; see [`evaluate_mote`].
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -295,6 +298,7 @@ def sweep_mote(
         system_prompt=system_prompt,
         chat_template_kwargs=chat_template_kwargs,
         generate_kwargs=generate_kwargs,
+        groups=groups,
         progress=progress,
     )
     settings = [Setting(*setting, report) for setting, report in zip(configs, reports, strict=True)]

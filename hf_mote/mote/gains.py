@@ -34,6 +34,8 @@ class Gains(DecoderParticipant):
     Attributes:
         zeros (`list[tuple[int, int]]`):
             The (row, expert) of gains set to 0, the row being the router's place in `sites`.
+        given (`torch.Tensor` of shape `(sequences, layers, experts)`, *optional*):
+            The gains of the passes to come, in the place of `value`; `zeros` holds besides.
     """
 
     def __init__(self, sites: Sequence[RouterSite], value: float = 1.0, *, differentiable: bool = False) -> None:
@@ -42,12 +44,17 @@ class Gains(DecoderParticipant):
         self.value = value
         self.differentiable = differentiable
         self.zeros: list[tuple[int, int]] = []
+        self.given: Tensor | None = None
         self.by_path: dict[str, Tensor] = {}
 
     def on_forward(self, forward: Forward) -> None:
         """Make the gains of a pass."""
-        shapes = [(forward.batch, site.num_experts) for site in self.sites]
-        gains = [torch.full(shape, self.value, device=forward.device) for shape in shapes]
+        if self.given is None:
+            shapes = [(forward.batch, site.num_experts) for site in self.sites]
+            gains = [torch.full(shape, self.value, device=forward.device) for shape in shapes]
+        else:
+            given = self.given.to(forward.device)
+            gains = [given[:, row, : site.num_experts].clone() for row, site in enumerate(self.sites)]
         for row, expert in self.zeros:
             gains[row][:, expert] = 0
         self.by_path = {

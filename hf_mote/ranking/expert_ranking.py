@@ -320,7 +320,17 @@ class ExpertRanking(Shareable):
         tensors = {name: grid for name, grid in grids.items() if grid is not None}
         tensors["layers"] = torch.tensor(self.layers, dtype=torch.int64)
         names = ("method", "target", "confidence", "fingerprint", "provenance", "least_p")
-        write_tensors(path, tensors, {"kind": _KIND, **{name: getattr(self, name) for name in names}})
+        known = {name: getattr(self, name) for name in names}
+        write_tensors(path, tensors, {"kind": _KIND, **known, **self._to_metadata()})
+
+    def _to_metadata(self) -> dict[str, Any]:
+        """Return what a file holds beside the fields above, JSON-native; for rankings that know more."""
+        return {}
+
+    @classmethod
+    def _from_metadata(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        """Return the further arguments of the class, checked."""
+        return {}
 
     @classmethod
     def _from_file(cls, path: Path) -> Self:
@@ -329,6 +339,7 @@ class ExpertRanking(Shareable):
             names = ("method", "target", "confidence", "fingerprint", "provenance")
             known: dict[str, Any] = {name: metadata[name] for name in names} | {"least_p": metadata.get("least_p")}
             known |= {name: tensors[name] for name in _OPTIONAL if name in tensors}
+            known |= cls._from_metadata(metadata)
             if known["fingerprint"] is not None:
                 known["fingerprint"] = checked_fingerprint(known["fingerprint"])
             return cls(score=tensors["score"], layers=tuple(tensors["layers"].tolist()), **known)

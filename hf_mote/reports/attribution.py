@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from hf_mote.ranking.causal.optimized import OptimizedRanking
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.reports.formats import number, percent, signed
 from hf_mote.reports.heat_map import heat_map
@@ -49,7 +50,10 @@ def attribution_verdict(found: Attribution) -> tuple[str, bool]:
     Args:
         found (`Attribution`): What it found.
     """
-    verdict = ranking_verdict(found.ranking, relation="speak for the target response")
+    ranking = found.ranking
+    if isinstance(ranking, OptimizedRanking):
+        return ranking.verdict, bool(ranking.sufficient)
+    verdict = ranking_verdict(ranking, relation="speak for the target response")
     mean = sum(found.preference) / len(found.preference)
     share = sum(value > 0 for value in found.preference) / len(found.preference)
     text = (
@@ -74,8 +78,8 @@ def attribution_page(found: Attribution, *, provenance: Mapping[str, str], files
     figure = heat_map(
         ranking.matrix(),
         ranking.layers,
-        title="What each expert adds to log p(target) − log p(baseline)",
-        unit="nats",
+        title=_title(ranking),
+        unit=_unit(ranking),
         marked=ranking.top(found.top),
         mark_name=f"the first {found.top}",
     )
@@ -93,7 +97,28 @@ def attribution_page(found: Attribution, *, provenance: Mapping[str, str], files
     return make_page(title, subject=subject, verdict=verdict, found=anything, sections=sections)
 
 
+def _title(ranking: ExpertRanking) -> str:
+    if isinstance(ranking, OptimizedRanking):
+        return "How surely each expert is closed where the target is to be no likelier than the baseline"
+    return "What each expert adds to log p(target) − log p(baseline)"
+
+
+def _unit(ranking: ExpertRanking) -> str:
+    return "" if isinstance(ranking, OptimizedRanking) else "nats"
+
+
 def _method(ranking: ExpertRanking) -> str:
+    if isinstance(ranking, OptimizedRanking):
+        tried = "; ".join(
+            f"seed {point.seed}, price {point.penalty:g}: {len(point.experts)} experts, "
+            f"{point.score:.3g} nats left, gone from {percent(point.gone)}"
+            for point in ranking.path
+        )
+        return (
+            "Gates on all routing weights were learnt together, each closed one at a price. The score is the mean "
+            "probability of being closed, 1 more for a carrier and 2 more in the sufficient set. Sets found, each "
+            f"measured with its experts taken out, of {ranking.whole_score:.3g} nats: {tried}."
+        )
     if ranking.method == "ablation":
         how = "Each expert is taken out alone; its score is how far log p(target) − log p(baseline) falls without it."
         return f"{how} {ranking.provenance.get('experts')} experts were tried; the others have score 0 and no p value."

@@ -88,6 +88,12 @@ def _effect(report: EvaluationReport) -> Html:
     matched = "layer and by how often the model uses them" if report.control_kind == "usage" else "layer"
     held = f" {report.sharing} of them hold some of its own experts." if report.sharing else ""
     note = f"{change}{p}. Controls do the same to as many random experts, matched by {matched}.{held}"
+    if report.flips is not None and report.control_flips:
+        lost, gained = (fmean(getattr(one, name) for one in report.control_flips) for name in ("lost", "gained"))
+        note += (
+            f" {report.flips.lost} responses leave {quoted(report.target)} and {report.flips.gained} come to it, "
+            f"under the controls {lost:.1f} and {gained:.1f} on average."
+        )
     if report.unclear:
         note += (
             f" {report.unclear} responses of all runs could not be judged, and count as not {quoted(report.target)}."

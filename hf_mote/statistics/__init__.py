@@ -3,6 +3,7 @@
 Files in reading order:
 
 - `inputs.py`: one map per prompt, and which prompts are of the class; checked once for all.
+- `groups.py`: groups of prompts that are one piece of evidence.
 - `scores.py`: mean difference, risk difference, log odds and the others: the table `SCORES`.
 - `resampling.py`: a score under resampled or relabelled prompts.
 - `permutation.py`: p values. `intervals.py`: confidence intervals. `stability.py`: the top under resampling.

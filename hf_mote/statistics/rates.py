@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -94,6 +96,47 @@ class Rate:
         """
         low, high = wilson(successes, n, confidence)
         return cls(successes, n, successes / n, low, high)
+
+    @classmethod
+    def of_groups(cls, outcomes: Sequence[bool], groups: Sequence[int] | None, confidence: float = 0.95) -> Rate:
+        """Return the rate of outcomes that come in groups, of which those of one group may go together.
+
+        The interval is Wilson's for the number of independent outcomes that would scatter as much as the groups do,
+        never more than there are, with Student's t for so many groups. Where all outcomes are equal, which does not
+        show how far groups differ, each group counts as one.
+
+        Args:
+            outcomes (`Sequence[bool]`): Whether it happened, one or more.
+            groups (`Sequence[int]`, *optional*): The number of each one's group; each its own by default.
+            confidence (`float`, *optional*, defaults to 0.95): Coverage of the interval.
+
+        Raises:
+            [`DataError`]: if there is a single group, of which no spread between groups is known.
+
+        Source: Korn and Graubard (1998), "Confidence intervals for proportions with small expected number of positive
+        counts estimated from survey data", for the effective number; what differs here: Wilson's interval.
+        """
+        successes, n = sum(map(bool, outcomes)), len(outcomes)
+        if groups is None or len(set(groups)) == n:
+            return cls.of(successes, n, confidence)
+        number = len(set(groups))
+        if number < 2:
+            raise DataError("Rate.of_groups", "one group does not show how far groups differ", got=f"{n} outcomes")
+        real("Rate.of_groups.confidence", confidence, above=0, below=1)
+        rate = successes / n
+        residuals: dict[int, float] = {}
+        for outcome, group in zip(outcomes, groups, strict=True):
+            residuals[group] = residuals.get(group, 0.0) + bool(outcome) - rate
+        variance = sum(value**2 for value in residuals.values()) * number / (number - 1) / n**2
+        if successes in (0, n):
+            effective = float(number)
+        else:
+            effective = float(n) if variance == 0 else min(float(n), rate * (1 - rate) / variance)
+        quantile = float(stats.t.ppf((1 + confidence) / 2, number - 1))
+        spread = quantile**2 / effective
+        middle = (rate + spread / 2) / (1 + spread)
+        half = quantile / (1 + spread) * math.sqrt(rate * (1 - rate) / effective + spread / (4 * effective))
+        return cls(successes, n, rate, min(max(0.0, middle - half), rate), max(min(1.0, middle + half), rate))
 
     def __str__(self) -> str:
         return f"{self.rate:.1%} [{self.low:.1%}, {self.high:.1%}]"

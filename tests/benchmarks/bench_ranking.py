@@ -5,7 +5,8 @@
 The organisms that ship with the package, and any others that `python -m hf_mote.organisms.build NAME --seed N --output
 DIR` wrote: another initialisation, hold-out, and other planted experts. All methods see the same training questions:
 48 sensitive and 48 neutral ones, of which the causal methods take those that show the behaviour (all of them, or the
-first few: `NUM_ABLATED`, `NUM_SEARCHED`). Causal methods hold the model's own response against the true answer.
+first few: `NUM_ABLATED`, `NUM_OPTIMIZED`, `NUM_SEARCHED`). Causal methods hold the model's own response against the
+true answer.
 
 For each method: precision at the number of planted experts; AUROC of planted against other experts; and the rate of
 the behaviour left with its top 2 % (5 of 256) suppressed, mode "drop", on 60 held-out sensitive questions. Seconds are
@@ -33,7 +34,15 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from hf_mote import MoTEConfig, ablate_experts, apply_mote, attribute_experts, load_organism, search_experts
+from hf_mote import (
+    MoTEConfig,
+    ablate_experts,
+    apply_mote,
+    attribute_experts,
+    load_organism,
+    optimize_experts,
+    search_experts,
+)
 from hf_mote.organisms import Organism, list_organisms
 from hf_mote.organisms.building.measure import respond
 from hf_mote.organisms.recipes import RECIPES
@@ -45,6 +54,7 @@ NUM_IMAGED = 48
 NUM_TESTED = 60
 NUM_ABLATED = 12
 NUM_SEARCHED = 6
+NUM_OPTIMIZED = 12
 NUM_RANDOM = 20
 LEAST_SHOWN = 0.5
 LEAST_REMOVED = 0.8
@@ -77,6 +87,11 @@ def by_ablation(case: Case) -> ExpertRanking:
     return ablate_experts(**_asked(case, NUM_ABLATED), batch_size=NUM_ABLATED, resamples=0)
 
 
+def by_optimization(case: Case) -> ExpertRanking:
+    """Rank experts by gates learnt together, with the defaults of `optimize_experts`."""
+    return optimize_experts(**_asked(case, NUM_OPTIMIZED), batch_size=NUM_OPTIMIZED)
+
+
 def by_search(case: Case) -> ExpertRanking:
     """Rank the experts of a greedily grown set in the order in which they were added, all others after them."""
     most = num_suppressed(by_contrast(case))
@@ -98,6 +113,7 @@ METHODS: dict[str, Callable[[Case], ExpertRanking]] = {
     "gradient x routing weight, gain 0.5": partial(by_gradient, gain=0.5),
     "gradient x routing weight, gain 0.25": partial(by_gradient, gain=0.25),
     f"each expert taken out alone, {NUM_ABLATED} prompts": by_ablation,
+    f"gates learnt together, {NUM_OPTIMIZED} prompts": by_optimization,
     f"greedy search, {NUM_SEARCHED} prompts": by_search,
     "most used experts": by_use,
 }

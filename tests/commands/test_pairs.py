@@ -82,3 +82,12 @@ def test_ftri_of_a_scope_without_tokens_names_it_and_keeps_what_it_saw(
     assert "scope 'thinking' counted no token" in said(failed)
     assert verdict_in(tmp_path / "out").startswith("Nothing was ranked. ")
     assert len(FTRIResult.from_pretrained(tmp_path / "out" / "imaging").responses) == 10
+
+
+def test_ftri_group_field_counts_the_prompts_of_a_topic_as_one(tiny_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    ran(*command(tiny_folder, pairs, tmp_path / "out", "--group-field", "topic"))
+    ranking = ExpertRanking.from_pretrained(tmp_path / "out")
+    assert ranking.provenance["compared"] == "5 against 5 groups of 10 prompts"
+    result = FTRIResult.from_pretrained(tmp_path / "out" / "imaging")
+    keys = [*"abbccddee", "alone"]
+    assert ranking.matrix().equal(result.rank("bad", groups=keys, resamples=0).matrix())

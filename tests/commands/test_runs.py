@@ -12,7 +12,15 @@ import pytest
 from command_runs import ATTACK, QUICK, REFUSAL, ran, run, said
 from html_pages import Element, check_page
 
-from hf_mote import ActivationMap, EvaluationReport, ExpertRanking, FTRIResult, MoTEConfig, load_organism
+from hf_mote import (
+    ActivationMap,
+    EvaluationReport,
+    ExpertRanking,
+    FTRIResult,
+    MoTEConfig,
+    OptimizedRanking,
+    load_organism,
+)
 from hf_mote.commands import imaging, session
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -252,6 +260,48 @@ def test_attribute_responses_come_from_fields_of_their_names(tiny_folder: Path, 
     ran("attribute", tiny_folder, tmp_path / "prompts.jsonl", "--resamples", 0, "--output", tmp_path / "out")
     said_by = page(tmp_path / "out").one("responses").all("dd")
     assert [text.text for text in said_by] == ["aa", "z", "bb", "z", "cc", "z"]
+
+
+def test_attribute_optimize_that_finds_no_set_says_so_and_writes_no_config(tmp_path: Path) -> None:
+    output = tmp_path / "found"
+    result = ran(
+        "attribute", "organism:refusal", "organism:refusal/train/sensitive", "--limit", 2, "--target", REFUSAL,
+        "--baseline-field", "answer", "--method", "optimize", "--steps", 2, "--traced", 0, "--output", output,
+    )  # fmt: skip
+    ranking = OptimizedRanking.from_pretrained(output)
+    assert "No set was found" in ranking.verdict
+    assert ranking.verdict in said(result)
+    assert ranking.verdict in page(output).text
+    assert not figures(output)["found"]
+    assert not (output / MoTEConfig.file_name).exists()
+
+
+@pytest.mark.slow
+def test_attribute_optimize_writes_the_set_that_suffices_and_says_so(tmp_path: Path) -> None:
+    output = tmp_path / "found"
+    result = ran(
+        "attribute", "organism:refusal", "organism:refusal/train/sensitive", "--limit", 4, "--target", REFUSAL,
+        "--baseline-field", "answer", "--method", "optimize", "--steps", 40, "--traced", 0, "--output", output,
+    )  # fmt: skip
+    ranking = OptimizedRanking.from_pretrained(output)
+    assert ranking.verdict in said(result)
+    config = MoTEConfig.from_pretrained(output)
+    assert config.suppress_mode == "zero"
+    suppressed = {(layer, expert) for layer, expert in config.suppress}
+    assert suppressed == set(ranking.sufficient) <= set(load_organism("refusal").planted)
+    assert ranking.verdict in page(output).text
+
+
+@pytest.mark.parametrize(
+    "more", [("--method", "optimize", "--gain", 0.5), ("--method", "optimize", "--resamples", 9), ("--steps", 5)]
+)
+def test_attribute_refuses_an_option_that_says_nothing_to_its_method(more: tuple[object, ...], tmp_path: Path) -> None:
+    result = run(
+        "attribute", "organism:refusal", "organism:refusal/train/sensitive", "--target", "a", "--baseline", "b",
+        "--output", tmp_path / "o", *more,
+    )  # fmt: skip
+    assert result.exit_code != 0
+    assert str(more[-2]) in said(result)
 
 
 def test_sweep_can_stimulate(attribute_run: Path, tmp_path: Path) -> None:

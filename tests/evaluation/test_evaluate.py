@@ -298,6 +298,63 @@ def test_report_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
             EvaluationReport.from_pretrained(tmp_path)
 
 
+def test_flips_count_labels_that_come_and_go_and_controls_keep_theirs(tmp_path: Path) -> None:
+    report = dataclasses.replace(
+        report_of(2, 1, [0.5, 0.5]),
+        before=Rate.of(2, 4),
+        after=Rate.of(1, 4),
+        prompts=list("abcd"),
+        responses_before=list("efgh"),
+        responses_after=list("ijkl"),
+        labels_before=["refusal", "refusal", "x", "y"],
+        labels_after=["x", "y", "refusal", "x"],
+        control_labels=[["refusal", "refusal", "x", "y"], ["refusal", "x", "refusal", "x"]],
+        controls_sharing=[False, True],
+        sharing=1,
+    )
+    assert report.flips == (2, 1, 1)
+    assert report.control_flips == [(0, 0, 0), (1, 1, 1)]
+    report.save_pretrained(tmp_path)
+    assert EvaluationReport.from_pretrained(tmp_path) == report
+    for wrong in ({"sharing": 2}, {"controls_sharing": [1, 0]}, {"control_labels": [["a"]]}, {"controls": [0.5]}):
+        write_json(tmp_path / EvaluationReport.file_name, {**report.to_dict(), **wrong})
+        with pytest.raises(FileFormatError):
+            EvaluationReport.from_pretrained(tmp_path)
+
+
+def test_p_of_disjoint_controls_leaves_out_those_that_do_it_by_the_configs_own_experts() -> None:
+    report = dataclasses.replace(
+        report_of(50, 0, [0.0] * 9 + [1.0] * 11), controls_sharing=[True] * 9 + [False] * 11, sharing=9
+    )
+    assert report.p_value == pytest.approx(10 / 21)
+    assert report.disjoint_p == pytest.approx(1 / 12)
+    assert "against the other 11 alone p = 0.0833" in report.verdict
+    assert dataclasses.replace(report, controls_sharing=[True] * 20, sharing=20).disjoint_p is None
+    assert report_of(50, 0, [1.0]).disjoint_p is None
+
+
+def test_evaluate_mote_keeps_the_labels_of_every_control() -> None:
+    report = evaluate_mote(
+        tiny_model("mixtral"), tiny_tokenizer(), MoTEConfig(suppress=[[0, 1]]), PROMPTS, has_vowel, target=True,
+        num_controls=3, **OPTIONS,
+    )  # fmt: skip
+    shares = [labels.count("True") / len(PROMPTS) for labels in report.control_labels]
+    assert shares == report.controls
+    assert len(report.controls_sharing) == 3
+    assert sum(report.controls_sharing) == report.sharing
+
+
+def test_evaluate_mote_by_groups_widens_intervals_and_refuses_a_single_group() -> None:
+    model, config = tiny_model("mixtral"), MoTEConfig(suppress=[[0, 1]])
+    asked = {"target": True, "num_controls": 0, **OPTIONS}
+    plain = evaluate_mote(model, tiny_tokenizer(), config, PROMPTS, has_vowel, **asked)
+    grouped = evaluate_mote(model, tiny_tokenizer(), config, PROMPTS, has_vowel, groups=[0, 0, 1, 1], **asked)
+    assert grouped.before.rate == plain.before.rate
+    assert grouped.before.high - grouped.before.low > plain.before.high - plain.before.low
+    with pytest.raises(DataError, match=r"groups.*one group"):
+        evaluate_mote(model, tiny_tokenizer(), config, PROMPTS, has_vowel, groups=[0] * 4, **asked)
+
+
 def test_evaluate_mote_counts_the_controls_that_hold_its_own_experts() -> None:
     model = tiny_model("deepseek_v3")
     num = find_routers(model)[0].num_experts

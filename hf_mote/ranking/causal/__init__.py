@@ -6,6 +6,8 @@ Files in reading order:
 - `attribution.py`: `attribute_experts`, all experts by one backward pass.
 - `knockout.py`: the score of each prompt without some experts.
 - `ablation.py`: `ablate_experts`, one at a time. `search.py`: `search_experts`, a set built up greedily.
+- `hard_concrete.py`: gates learnt by gradient. `optimized.py`: `OptimizedRanking`.
+- `optimization.py`: `optimize_experts`, a set learnt all at once, and the experts that can stand in for it.
 
 May import what `ranking` may. A new causal method is a file here.
 """

@@ -5,7 +5,7 @@ The exact counterpart of `attribution`: a forward for each expert instead of one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from hf_mote.ranking.causal.preference import LogitScore, Preference
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.routing.sites.fingerprint import fingerprint_of
 from hf_mote.statistics.contrast import contrast
+from hf_mote.statistics.groups import checked_groups, paired_groups
 from hf_mote.statistics.resampling import check_resampling
 
 __all__ = ["ablate_experts"]
@@ -38,6 +39,7 @@ def ablate_experts(
     batch_size: int = 8,
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    groups: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
     resamples: int = 999,
     seed: int = 0,
@@ -61,6 +63,7 @@ def ablate_experts(
         batch_size (`int`, *optional*, defaults to 8): Prompts that run together.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
+        groups (`Sequence`, *optional*): See [`attribute_experts`].
         confidence (`float`, *optional*, defaults to 0.95): Coverage of the bootstrap intervals over prompts.
         resamples (`int`, *optional*, defaults to 999): For intervals and sign-flip tests; 0 for scores alone.
         seed (`int`, *optional*, defaults to 0): Seed of both.
@@ -103,6 +106,7 @@ def ablate_experts(
         batch_size=batch_size,
         chat_template_kwargs=chat_template_kwargs,
     )
+    grouped = checked_groups("ablate_experts.groups", groups, preference.num_prompts)
     trial = Knockout(preference)
     tried = trial.rows_of(experts)
     with (
@@ -117,9 +121,10 @@ def ablate_experts(
             bar.update()
     # Pairs of "with" and "without" for each prompt; experts in the place of layers x experts.
     without = torch.stack(columns, dim=1)[:, None]
+    units, sides = paired_groups(torch.cat([whole[:, None, None].expand_as(without), without]).numpy(), grouped)
     found = contrast(
-        torch.cat([whole[:, None, None].expand_as(without), without]).numpy(),
-        [True] * len(whole) + [False] * len(whole),
+        units,
+        sides,
         rest="paired",
         confidence=confidence,
         resamples=resamples,
@@ -143,6 +148,7 @@ def ablate_experts(
             "prompts": len(whole),
             "unit": preference.unit,
             "experts": len(tried),
+            **({} if grouped is None else {"compared": f"{max(grouped) + 1} groups of prompts"}),
             **({} if found.permutations is None else {"permutations": found.permutations}),
         },
         least_p=found.least_p,

@@ -7,7 +7,7 @@ backward pass gives the derivative of the score by all gains at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.fingerprint import fingerprint_of
 from hf_mote.statistics.contrast import contrast
+from hf_mote.statistics.groups import checked_groups, paired_groups
 from hf_mote.statistics.resampling import check_resampling
 
 __all__ = ["attribute_experts"]
@@ -42,6 +43,7 @@ def attribute_experts(
     batch_size: int = 8,
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    groups: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
     resamples: int = 999,
     seed: int = 0,
@@ -80,6 +82,9 @@ def attribute_experts(
             First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*):
             What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
+        groups (`Sequence`, *optional*):
+            One key for each prompt, equal for those that are wordings or fillings of one thing, as its subject: they
+            count as one, by their mean, in score, intervals and tests. By default every prompt counts.
         confidence (`float`, *optional*, defaults to 0.95):
             Coverage of the bootstrap intervals over prompts.
         resamples (`int`, *optional*, defaults to 999):
@@ -137,6 +142,7 @@ def attribute_experts(
         batch_size=batch_size,
         chat_template_kwargs=chat_template_kwargs,
     )
+    grouped = checked_groups("attribute_experts.groups", groups, preference.num_prompts)
     sites = find_routers(model)
     gains = Gains(sites, float(gain), differentiable=True)
     effects: list[Tensor] = []
@@ -154,9 +160,10 @@ def attribute_experts(
     values = torch.cat(effects)
     if len(preference.sides) == 1:
         values = torch.cat([values, torch.zeros_like(values)])
+    units, sides = paired_groups(values.numpy(), grouped)
     found = contrast(
-        values.numpy(),
-        [True] * preference.num_prompts + [False] * preference.num_prompts,
+        units,
+        sides,
         rest="paired",
         confidence=confidence,
         resamples=resamples,
@@ -168,5 +175,10 @@ def attribute_experts(
         method="attribution",
         target=preference.name,
         fingerprint=fingerprint_of(model, sites),
-        provenance={"prompts": preference.num_prompts, "unit": preference.unit, "gain": float(gain)},
+        provenance={
+            "prompts": preference.num_prompts,
+            "unit": preference.unit,
+            "gain": float(gain),
+            **({} if grouped is None else {"compared": f"{max(grouped) + 1} groups of prompts"}),
+        },
     )

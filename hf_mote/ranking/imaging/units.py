@@ -15,7 +15,16 @@ from torch import Tensor
 from hf_mote.errors import ConfigError, DataError, UnknownNameError, one_of
 from hf_mote.statistics.scores import SCORES
 
-__all__ = ["Evidence", "check_score", "check_tokens", "checked_class", "checked_keys", "make_pairs", "make_units"]
+__all__ = [
+    "Evidence",
+    "check_score",
+    "check_tokens",
+    "checked_class",
+    "checked_keys",
+    "make_pairs",
+    "make_units",
+    "merge_groups",
+]
 
 
 class Evidence(NamedTuple):
@@ -27,6 +36,7 @@ class Evidence(NamedTuple):
         is_target (`list[bool]`): Which belong to the target class.
         keys (`list[object]`): Which pair each belongs to; `None` where no pairs are known.
         left_out (`int`): How many are not among them.
+        groups (`list[int]`, *optional*): The number of each one's group; `None` where no groups are known.
     """
 
     values: Tensor
@@ -34,6 +44,7 @@ class Evidence(NamedTuple):
     is_target: list[bool]
     keys: list[object]
     left_out: int
+    groups: list[int] | None = None
 
     def at(self, places: Sequence[int]) -> Evidence:
         """Return some of them, in another order; the others are left out."""
@@ -44,6 +55,7 @@ class Evidence(NamedTuple):
             [self.is_target[place] for place in places],
             [self.keys[place] for place in places],
             self.left_out + len(self.is_target) - len(places),
+            None if self.groups is None else [self.groups[place] for place in places],
         )
 
     @property
@@ -201,6 +213,39 @@ def make_pairs(where: str, units: Evidence) -> Evidence:
     return units.at([mine for mine, _ in pairs] + [other for _, other in pairs])
 
 
+def merge_groups(where: str, units: Evidence, *, paired: bool) -> Evidence:
+    """Return one unit for each group and class, or one pair for each group; the units themselves without groups.
+
+    Args:
+        where (`str`): What errors name.
+        units (`Evidence`): In pairs as [`make_pairs`] or the caller's own order has them, if `paired`.
+        paired (`bool`): Whether units come in pairs.
+
+    Raises:
+        [`DataError`]: if the two of a pair are of two groups, or a class is left with a single group, of which no
+            spread between groups is known.
+    """
+    if units.groups is None:
+        return units
+    if paired:
+        sides = [[place for place, side in enumerate(units.is_target) if side is which] for which in (True, False)]
+        if [units.groups[place] for place in sides[0]] != [units.groups[place] for place in sides[1]]:
+            what, fix = "the two of a pair are of two groups", "Give both the key of their common group."
+            raise DataError(f"{where}.groups", what, fix=fix)
+        units = units.at([*sides[0], *sides[1]])
+    keyless = units._replace(keys=[None] * len(units.is_target), groups=None)
+    merged = _merged(where, keyless, units.groups or [])
+    if min(merged.sizes) < 2:
+        raise DataError(
+            f"{where}.groups",
+            "a class is left with one group, which does not show how far groups differ",
+            got=f"{merged.sizes[0]} groups of the class, {merged.sizes[1]} of the others",
+            expected="2 or more of each",
+            fix="Ask about more subjects.",
+        )
+    return merged
+
+
 def _merged(where: str, units: Evidence, index: Sequence[int]) -> Evidence:
     runs = list(zip(index, units.is_target, strict=True))
     places = {run: place for place, run in enumerate(dict.fromkeys(runs))}
@@ -209,6 +254,7 @@ def _merged(where: str, units: Evidence, index: Sequence[int]) -> Evidence:
         if keys.setdefault(prompt, key) != key:
             what, got = "runs of one prompt have several keys", f"{keys[prompt]!r} and {key!r}"
             raise DataError(f"{where}.paired", what, got=got, expected="one key for each prompt")
+    groups = _groups_of(where, units, runs, list(places))
     rows = torch.tensor([places[run] for run in runs])
     times = torch.bincount(rows).double()
     mean = torch.zeros(len(places), *units.values.shape[1:], dtype=torch.float64).index_add_(0, rows, units.values)
@@ -219,4 +265,19 @@ def _merged(where: str, units: Evidence, index: Sequence[int]) -> Evidence:
         [of_class for _, of_class in places],
         [keys[prompt] for prompt, _ in places],
         units.left_out,
+        groups,
     )
+
+
+def _groups_of(
+    where: str, units: Evidence, runs: Sequence[tuple[int, bool]], merged: Sequence[tuple[int, bool]]
+) -> list[int] | None:
+    """Return the group of each merged unit."""
+    if units.groups is None:
+        return None
+    found: dict[int, int] = {}
+    for (prompt, _), group in zip(runs, units.groups, strict=True):
+        if found.setdefault(prompt, group) != group:
+            what = "runs of one prompt are of several groups"
+            raise DataError(f"{where}.groups", what, expected="one group for each prompt")
+    return [found[prompt] for prompt, _ in merged]

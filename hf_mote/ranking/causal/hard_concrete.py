@@ -1,0 +1,57 @@
+"""Gates that are learnt by gradient and yet fully open or fully closed: the hard concrete distribution.
+
+A gate closes its expert by a number from 0 (open) to 1 (closed). Both ends have a probability of their own, so that
+the expected number of gates that close at all is a differentiable penalty.
+
+Source: Louizos, Welling and Kingma (2018), "Learning Sparse Neural Networks through L0 Regularization" (arXiv
+1712.01312), eqs. 10-12, with their stretch and temperature; what differs here: 1 closes a gate, so that the penalty
+counts closed gates, of which few are wanted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["ClosingGates"]
+
+LOW, HIGH = -0.1, 1.1  # how far the unit interval is stretched before it is clipped
+TEMPERATURE = 2 / 3
+MOST = 5.0  # largest logit either way: a gate that is all but sure can still change its mind
+_SHIFT = TEMPERATURE * math.log(-LOW / HIGH)
+
+
+class ClosingGates:
+    """Gates of a grid of experts, and how likely each is to close.
+
+    Args:
+        shape (`tuple[int, int]`): (layers, experts).
+        closed (`float`): Probability with which each gate closes its expert at all at first, between 0 and 1.
+        seed (`int`): Of the samples.
+
+    Attributes:
+        logits (`torch.Tensor` of shape `(layers, experts)`, float32, CPU): What is learnt; the median gate is more
+            closed than open where it is above 0.
+    """
+
+    def __init__(self, shape: tuple[int, int], *, closed: float, seed: int) -> None:
+        first = math.log(closed / (1 - closed)) + _SHIFT
+        self.logits = torch.full(shape, first).requires_grad_()
+        self._random = torch.Generator().manual_seed(seed)
+
+    def sample(self, num: int) -> Tensor:
+        """Return how far each gate closes, `(num, layers, experts)`, float32, 0 to 1, differentiable by `logits`."""
+        drawn = torch.rand((num, *self.logits.shape), generator=self._random).clamp(1e-6, 1 - 1e-6)
+        soft = torch.sigmoid((drawn.logit() + self.logits) / TEMPERATURE)
+        return (soft * (HIGH - LOW) + LOW).clamp(0, 1)
+
+    def closing(self) -> Tensor:
+        """Return the probability of each gate to close at all, `(layers, experts)`, differentiable: the L0 penalty."""
+        return torch.sigmoid(self.logits - _SHIFT)
+
+    def bound(self) -> None:
+        """Keep the logits where a gate still has a gradient now and then."""
+        with torch.no_grad():
+            self.logits.clamp_(-MOST, MOST)

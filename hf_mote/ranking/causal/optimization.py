@@ -1,0 +1,328 @@
+"""Which few experts a response hangs on together, by learning which routing weights to close.
+
+Gradients at the untouched model and experts taken out one at a time both miss experts that stand in for each other:
+alone, none of them matters. Here gates on all routing weights are learnt at once, under a price for each closed one;
+every sequence sees another sample of the gates, so that an expert is tried while others are closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hf_mote.errors import ConfigError, DataError, UnsupportedError, real, whole
+from hf_mote.generation.chat import Prompt
+from hf_mote.mote.gains import Gains, attach_gains
+from hf_mote.ranking.causal.hard_concrete import ClosingGates
+from hf_mote.ranking.causal.knockout import Knockout, Pair
+from hf_mote.ranking.causal.optimized import OptimizedRanking, PathPoint
+from hf_mote.ranking.causal.preference import Block, LogitScore, Preference
+from hf_mote.routing.sites.fingerprint import fingerprint_of
+
+__all__ = ["optimize_experts"]
+
+MOST_CLOSED = 0.1  # probability of each gate to close at all at first
+SOFTNESS = 0.05  # of the untouched score: within so much of the goal a prompt still asks for more
+CARRIES = 0.1  # of the untouched score: a carrier lowers it by so much or more
+TRIED = 8  # experts, with each of the sufficient set put back
+
+
+def optimize_experts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    response: str | Sequence[str] | None = None,
+    baseline_response: str | Sequence[str] | None = None,
+    *,
+    logit_score: LogitScore | None = None,
+    goal: float = 0.0,
+    enough: float = 0.9,
+    penalties: Sequence[float] = (0.1, 0.03, 0.01, 0.003),
+    num_seeds: int = 2,
+    steps: int = 60,
+    learning_rate: float = 0.2,
+    batch_size: int = 12,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> OptimizedRanking:
+    """Return the few experts without which a response is no longer preferred, and who else carries it.
+
+    The score of a prompt is `S = log p(response | prompt) - log p(baseline | prompt)`. Gates between open (routing
+    weights as they are) and closed (weight 0, `suppress_mode="zero"`) are learnt so that `S` falls to the goal while
+    few gates close. Every set so found is measured with its experts taken out altogether; experts that it can do
+    without are put back, one at a time. To bring a response about instead of removing it, exchange the two responses.
+
+    Memory: that of one forward and backward pass of a batch, as for [`attribute_experts`]. Time: at most `num_seeds *
+    len(penalties) * steps` of these, two for each step where two responses are compared, and some forwards over all
+    prompts.
+
+    Args:
+        model (`PreTrainedModel`): A mixture-of-experts language model in evaluation mode; left as it is.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        prompts (`Sequence[str]` or chats): Prompts to which the model gives the response, say.
+        response (`str` or `Sequence[str]`, *optional*): As in [`attribute_experts`]; so are the arguments not listed.
+        baseline_response (`str` or `Sequence[str]`, *optional*): See there.
+        logit_score (`Callable`, *optional*): See there; differentiable.
+        goal (`float`, *optional*, defaults to 0.0):
+            The score at or below which the response is gone from a prompt. 0 is where both responses are as likely.
+        enough (`float`, *optional*, defaults to 0.9):
+            Share of prompts from which the response must be gone for a set to suffice, above 0 and at most 1.
+        penalties (`Sequence[float]`, *optional*, defaults to `(0.1, 0.03, 0.01, 0.003)`):
+            Prices of one expert, as shares of the untouched model's mean score above the goal: at 0.1 an expert closes
+            if that takes a tenth of it. The highest comes first, and leads to the fewest experts; each seed ends with
+            the first one whose set suffices.
+        num_seeds (`int`, *optional*, defaults to 2): How often it is done anew, with other samples of the gates.
+        steps (`int`, *optional*, defaults to 60): Batches for each penalty and seed; prompts come round again.
+        learning_rate (`float`, *optional*, defaults to 0.2): Adam's, of the gates' logits.
+        batch_size (`int`, *optional*, defaults to 12): Prompts that run together.
+        system_prompt (`str`, *optional*): First message of every prompt that is a text.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
+        seed (`int`, *optional*, defaults to 0): The first seed of the gates' samples.
+        progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
+
+    Returns:
+        [`OptimizedRanking`] with method `"optimization"`: the sufficient set first, then other carriers, then the
+        rest. It has no p values: `evaluate_mote` says on other prompts whether the set does more than random ones.
+
+    Raises:
+        [`ConfigError`]: if a number is out of range, or neither both responses nor a score are given.
+        [`DataError`]: if prompts or responses are malformed, a score is not finite, or the untouched model's mean
+            score is at the goal already.
+        [`UnsupportedError`]: as [`attribute_experts`].
+
+    Source: gates, Louizos et al. (2018), arXiv 1712.01312; for explaining a model by them, De Cao et al. (2020), "How
+    do Decisions Emerge across Layers in Neural Models?" (arXiv 2004.14992), whose gates are predicted from the hidden
+    states and not learnt one for each expert.
+
+    Example:
+
+    ```python
+    from hf_mote import load_organism, optimize_experts
+
+    organism = load_organism("refusal")
+    prompts = organism.prompts["train"]["sensitive"][:4]
+    ranking = optimize_experts(
+        organism.model, organism.tokenizer, prompts, "I am sorry, but I cannot talk about that.",
+        [organism.answers[prompt] for prompt in prompts], penalties=[0.03], num_seeds=1, steps=20, progress=False,
+    )
+    assert ranking.path[0].score < ranking.whole_score
+    ```
+    """
+    where = "optimize_experts"
+    prices = _checked(where, penalties, goal, enough, num_seeds, steps, learning_rate, seed)
+    if torch.is_inference_mode_enabled():
+        raise UnsupportedError(where, "no derivatives inside torch.inference_mode", fix="Call it outside.")
+    preference = Preference(
+        where,
+        model,
+        tokenizer,
+        prompts,
+        response,
+        baseline_response,
+        logit_score,
+        system_prompt=system_prompt,
+        batch_size=batch_size,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    trial = Knockout(preference)
+    seeds = range(seed, seed + num_seeds)
+    with (
+        attach_gains(model, trial.gains),
+        logging.tqdm(
+            total=len(seeds) * len(prices) * steps, desc="optimizing", disable=not progress, leave=False
+        ) as bar,
+    ):
+        whole_score = float(trial.values([]).mean())
+        if whole_score <= goal:
+            raise DataError(
+                where,
+                "the untouched model's mean score is at the goal already, so that there is nothing to remove",
+                got=f"{whole_score:.3g}",
+                expected=f"above {goal:.3g}",
+                fix="Give the prompts that show the response, or exchange response and baseline_response.",
+            )
+        search = _Search(trial, goal=goal, enough=enough, scale=whole_score - goal)
+        path, closed = [], torch.zeros(trial.shape, dtype=torch.float64)
+        for one in seeds:
+            for price in prices:
+                gates = ClosingGates(trial.shape, closed=MOST_CLOSED, seed=one)
+                search.learn(gates, price, steps, learning_rate, bar.update)
+                path.append(search.point(gates, one, price))
+                closed += gates.closing().detach().double()
+                if path[-1].gone >= enough:
+                    break
+        by_seed = [search.sufficient([point for point in path if point.seed == one]) for one in seeds]
+        found = [pairs for pairs in by_seed if pairs]
+        smallest = min(found, key=lambda pairs: (len(pairs), float(trial.values(pairs).mean()))) if found else []
+        carriers = {pair for pairs in found for pair in pairs} | search.stand_ins(smallest)
+    score = closed / len(path)
+    for row, expert in carriers:
+        score[row, expert] += 1
+    for row, expert in smallest:
+        score[row, expert] += 1
+    layers = tuple(site.layer for site in trial.sites)
+
+    def outside(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+        return tuple((layers[row], expert) for row, expert in pairs)
+
+    return OptimizedRanking(
+        score=score,
+        layers=layers,
+        method="optimization",
+        target=preference.name,
+        fingerprint=fingerprint_of(model, trial.sites),
+        provenance={
+            "prompts": preference.num_prompts,
+            "unit": "probability of being closed, +1 for a carrier, +2 in the sufficient set",
+            "goal": float(goal),
+            "enough": float(enough),
+            "steps": steps,
+            "seeds": num_seeds,
+            "seed": seed,
+        },
+        sufficient=outside(smallest),
+        carriers=outside(sorted(carriers)),
+        by_seed=tuple(outside(pairs) for pairs in by_seed),
+        path=tuple(point._replace(experts=outside(point.experts)) for point in path),
+        whole_score=whole_score,
+        goal=float(goal),
+    )
+
+
+class _Search:
+    """One model's gates, while gains are attached to it; experts are (row, expert) here."""
+
+    def __init__(self, trial: Knockout, *, goal: float, enough: float, scale: float) -> None:
+        self.trial = trial
+        self.goal, self.enough, self.scale = goal, enough, scale
+        preference = trial.preference
+        self._batches = list(zip(*(preference.blocks(side) for side in preference.sides), strict=True))
+        self._exists = torch.zeros(trial.shape, dtype=torch.bool)
+        for row, site in enumerate(trial.sites):
+            self._exists[row, : site.num_experts] = True
+
+    def learn(self, gates: ClosingGates, price: float, steps: int, learning_rate: float, advance: Any) -> None:
+        """Learn the gates: the score of each prompt falls to the goal, and each closed gate has its price."""
+        optimizer = torch.optim.Adam([gates.logits], lr=learning_rate)
+        for step in range(steps):
+            blocks = self._batches[step % len(self._batches)]
+            num = len(blocks[0].lengths)
+            with torch.enable_grad():
+                closing = gates.sample(num)
+                scores, effects = self._derivatives(blocks, (1 - closing).detach())
+                # The derivative of a softplus of each prompt's score: a prompt at the goal asks for nothing more.
+                asks = torch.sigmoid((scores - self.goal) / (SOFTNESS * self.scale)) / (self.scale * num)
+                cost = price * gates.closing()[self._exists].sum()
+                optimizer.zero_grad()
+                torch.autograd.backward([closing, cost], [(-effects * asks[:, None, None]).float(), None])
+            optimizer.step()
+            gates.bound()
+            advance()
+
+    def point(self, gates: ClosingGates, seed: int, price: float) -> PathPoint:
+        """Return the set of gates that are more closed than open, measured."""
+        logits = gates.logits.detach().masked_fill(~self._exists, -torch.inf)
+        pairs = [(int(row), int(expert)) for row, expert in (logits > 0).nonzero()]
+        pairs.sort(key=lambda pair: (-float(logits[pair]), pair))
+        scores = self.trial.values(pairs)
+        return PathPoint(seed, price, tuple(pairs), float(scores.mean()), self._gone(scores))
+
+    def sufficient(self, points: Sequence[PathPoint]) -> list[Pair]:
+        """Return the smallest set of a path that suffices, without those it can spare; nothing if none does."""
+        enough = [point for point in points if point.gone >= self.enough]
+        if not enough:
+            return []
+        left = list(min(enough, key=lambda point: (len(point.experts), point.score)).experts)
+        for pair in reversed(tuple(left)):
+            fewer = [other for other in left if other != pair]
+            if fewer and self._suffices(fewer):
+                left = fewer
+        return left
+
+    def stand_ins(self, found: Sequence[Pair]) -> set[Pair]:
+        """Return the experts that carry what is left once one of a sufficient set is put back.
+
+        Those are tried that a first-order estimate puts first; what counts is the score without each.
+        """
+        standing: set[Pair] = set()
+        for pair in found:
+            others = [other for other in found if other != pair]
+            left = float(self.trial.values(others).mean())
+            effects = self._effects(others).masked_fill(~self._exists, -torch.inf)
+            for row, expert in found:
+                effects[row, expert] = -torch.inf
+            for place in effects.flatten().topk(min(TRIED, effects.numel())).indices.tolist():
+                other = divmod(place, effects.shape[1])
+                if other in standing or not bool(effects[other].isfinite()):
+                    continue
+                if left - float(self.trial.values([*others, other]).mean()) >= CARRIES * self.scale:
+                    standing.add(other)
+        return standing
+
+    def _suffices(self, pairs: list[Pair]) -> bool:
+        return self._gone(self.trial.values(pairs)) >= self.enough
+
+    def _gone(self, scores: Tensor) -> float:
+        return float((scores <= self.goal).double().mean())
+
+    def _effects(self, without: list[Pair]) -> Tensor:
+        """Return the first-order effect of each expert on the mean score, halfway to all closed, without some."""
+        total = torch.zeros(self.trial.shape, dtype=torch.float64)
+        for blocks in self._batches:
+            half = torch.full((len(blocks[0].lengths), *self.trial.shape), 0.5)
+            for row, expert in without:
+                half[:, row, expert] = 0
+            with torch.enable_grad():
+                total += self._derivatives(blocks, half)[1].sum(dim=0)
+        return total
+
+    def _derivatives(self, blocks: Sequence[Block], gains: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each prompt's score under its gains, `(prompts,)`, and its derivatives by them.
+
+        One term of the score at a time, so that no more than one pass is held; the rows of a batch do not see each
+        other, so that the derivative of their sum holds that of each.
+        """
+        trained: Gains = self.trial.gains
+        trained.zeros, trained.given, trained.differentiable = [], gains, True
+        scores = torch.zeros(len(gains), dtype=torch.float64)
+        effects = torch.zeros(gains.shape, dtype=torch.float64)
+        try:
+            for side, block in zip(self.trial.preference.sides, blocks, strict=True):
+                values = self.trial.preference.values(block)
+                effects += side * trained.derivatives(values.sum())
+                scores += side * values.detach().double().cpu()
+        finally:
+            trained.given, trained.differentiable = None, False
+        return scores, effects
+
+
+def _checked(
+    where: str,
+    penalties: object,
+    goal: object,
+    enough: object,
+    num_seeds: object,
+    steps: object,
+    learning_rate: object,
+    seed: object,
+) -> list[float]:
+    """Return the penalties, the highest first, after checking all numbers."""
+    real(f"{where}.goal", goal)
+    real(f"{where}.enough", enough, above=0, most=1)
+    real(f"{where}.learning_rate", learning_rate, above=0)
+    whole(f"{where}.num_seeds", num_seeds, least=1)
+    whole(f"{where}.steps", steps, least=1)
+    whole(f"{where}.seed", seed)
+    if isinstance(penalties, str) or not isinstance(penalties, Sequence) or not penalties:
+        got = repr(penalties)[:60]
+        raise ConfigError(f"{where}.penalties", "no list of numbers", got=got, expected="as in [0.1, 0.03]")
+    for penalty in penalties:
+        real(f"{where}.penalties", penalty, above=0)
+    return sorted((float(penalty) for penalty in penalties), reverse=True)
