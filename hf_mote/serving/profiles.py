@@ -348,8 +348,8 @@ class ProfileTables:
         self, layer: LayerRouting, logits: Tensor, weights: Tensor, indices: Tensor, names: set[str]
     ) -> tuple[Tensor, Tensor]:
         rows = self.rows[: logits.shape[0]]
-        tables: dict[str, Any] = {name: layer.tables[name][rows] for name in sorted(names)}
-        edit = RoutingEdit(**tables)
+        fields: dict[str, Any] = {name: layer.tables[name][rows] for name in sorted(names)}
+        edit = RoutingEdit(**fields)
         edited = self._under(layer, logits, weights, indices, edit)
         touched = (rows > 0)[:, None]
         return torch.where(touched, edited[0], weights), torch.where(touched, edited[1], indices)
