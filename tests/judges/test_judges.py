@@ -255,7 +255,7 @@ def test_classify_takes_texts_numbers_and_truth_values(label, text):
         print,
     ]
     + [np.array("yes"), np.datetime64("2020-01-01"), np.bytes_(b"yes")],
-    ids=repr,
+    ids=lambda label: "object()" if type(label) is object else repr(label),  # the same in every process
 )
 def test_classify_of_what_is_no_label_names_the_prompt(label):
     with pytest.raises(DataError, match=r"classify: prompt 1: the judge returned no label .got "):
