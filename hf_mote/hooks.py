@@ -70,10 +70,10 @@ class SharedHook:
         return None
 
     def failed(self) -> None:
-        """Hear that the module's forward has raised an error, after which `after` is not run."""
+        """Called when the module's forward has raised an error; `after` is not run then."""
 
     def participants_changed(self) -> None:
-        """Hear that participants have joined or left."""
+        """Called when participants have joined or left."""
 
     def around(self, module: nn.Module, method: str, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
         """Called in the place of one of `entrances` while a participant is active; returns what `call` returns.

@@ -60,8 +60,8 @@ class _CallerStack(SharedHook):
         if torch.compiler.is_compiling():
             return
         keep = kwargs.get("logits_to_keep")
-        by_generate = kwargs.get("position_ids") is not None and next(caches_in(kwargs), None) is not None
-        self.tracker.expect_guesses(by_generate and isinstance(keep, int) and keep > 1)
+        several = isinstance(keep, int) and keep > 1 and kwargs.get("position_ids") is not None
+        self.tracker.expect_guesses(several and next(caches_in(kwargs), None) is not None)
 
     def around(self, module: nn.Module, method: str, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
         """Refuse to run many requests in one row, and a generation whose passes were taken for what they are not."""

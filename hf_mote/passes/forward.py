@@ -205,7 +205,7 @@ class DecoderParticipant(Participant):
         self._expected[path] = participant
 
     def on_forward(self, forward: Forward) -> None:
-        """Hear of a forward that begins."""
+        """Called when a forward pass begins."""
 
     def reads(self, forward: Forward) -> bool:
         """Return whether its observers have any use for what routers do in a forward that it has heard of."""
@@ -216,10 +216,10 @@ class DecoderParticipant(Participant):
         return self.active and (not self._proven or self.reads(forward))
 
     def on_trace(self, forward: Forward) -> None:
-        """Hear of a forward that is being compiled; raise if that cannot work."""
+        """Called when a forward pass is being compiled; raises if that cannot work."""
 
     def on_end(self, forward: Forward) -> None:
-        """Hear of a forward that ends."""
+        """Called when a forward pass ends."""
 
     def check_alive(self) -> None:
         """Raise [`LivenessError`] if a router did not run in the first forward since attaching."""

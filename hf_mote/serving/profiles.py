@@ -233,7 +233,7 @@ class ProfileTables:
         self._used = total
 
     def end(self) -> None:
-        """Hear that the pass is over; what runs outside of passes is nobody's."""
+        """Called when the pass is over; what runs outside of passes belongs to no request."""
         self._active, self._groups, self._one, self._recording = {}, {}, None, False
         self.rows[: self._used] = 0
         self.labels[: self._used] = 0

@@ -81,7 +81,7 @@ class Front:
         return Profile(name, config)
 
     def loaded(self, profile: Profile) -> None:
-        """Hear that the workers have a profile; its name means this one from now on."""
+        """Called when the workers have a profile; its name means this one from now on."""
         before = self.profiles.get(profile.name)
         self.profiles[profile.name] = profile
         self._may_go(before)

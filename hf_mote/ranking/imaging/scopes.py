@@ -76,7 +76,7 @@ class ImagingScope:
         return None if self.name in ("prompt", "generation", "all") else self._rows
 
     def begin(self, encoded: Sequence[Sequence[int]], user_text: Sequence[Sequence[bool]] | None) -> None:
-        """Hear of the prompts that run next, padded on the left.
+        """Take note of the prompts that run next, padded on the left.
 
         Args:
             encoded (`Sequence[Sequence[int]]`): Token ids of each prompt.

@@ -39,7 +39,7 @@ class TraceKeeper:
         self._now: dict[int, tuple[Tensor, Tensor]] = {}
 
     def begin(self) -> None:
-        """Hear of a pass that begins; what a failed one left is dropped."""
+        """Called when a pass begins; what a failed one left is dropped."""
         self._now = {}
 
     def see(self, row: int, applied: Routing) -> None:
