@@ -26,11 +26,13 @@ COMMANDS = {
     "attribute": "hf_mote.commands.attribution:attribute_command",
     "sweep": "hf_mote.commands.sweep:sweep_command",
     "evaluate": "hf_mote.commands.evaluation:evaluate_command",
+    "chat": "hf_mote.commands.chat:chat_command",
     "check": "hf_mote.commands.check:check_command",
     "bake": "hf_mote.commands.bake:bake_command",
     "serve": "hf_mote.commands.serve:serve_command",
     "families": "hf_mote.commands.families:families",
     "organisms": "hf_mote.commands.organisms:organisms",
+    "env": "hf_mote.commands.env:env_command",
 }
 SAE_COMMANDS = {
     "train": "hf_mote.commands.sae.train:train_command",

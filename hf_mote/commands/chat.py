@@ -1,0 +1,218 @@
+"""`hf-mote chat`: talk to a model under profiles that are switched off, on, up and down between the turns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hf_mote.commands import options as o
+from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.session import reporting, tell
+from hf_mote.errors import ConfigError
+from hf_mote.reports.markup import visible
+
+if TYPE_CHECKING:
+    from hf_mote.commands.model import Subject
+    from hf_mote.hooks import Intervention
+
+__all__ = ["chat_command"]
+
+HELP = (
+    "/off, /on: without and with the profiles; /strength 0.5: their dose; /compare: the last prompt answered without "
+    "and with them; /clear: a new conversation; /quit, or the end of the input."
+)
+
+
+def chat_command(
+    model: o.Model,
+    mote: Annotated[list[str] | None, typer.Option(help="Profile: a folder, a file or a Hub id; may repeat.")] = None,
+    steer: Annotated[list[str] | None, typer.Option(help="Steering config: a folder or a Hub id; may repeat.")] = None,
+    system_prompt: o.SystemPrompt = None,
+    max_new_tokens: o.MaxNewTokens = 256,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = None,
+    chat_template: o.ChatTemplate = None,
+    template_arg: o.TemplateArgs = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Chat with a model under profiles, which commands switch off, on, up and down between the turns."""
+    with reporting(), ExitStack() as stack:
+        told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
+        from hf_mote.mote.patch import load_config
+        from hf_mote.sae.steering import SteeringConfig
+
+        # Before the model, which takes longer.
+        configs: list[Any] = [load_config(entry) for entry in mote or ()]
+        configs += [SteeringConfig.from_pretrained(entry) for entry in steer or ()]
+        subject = load_subject(
+            model,
+            Organisms(),
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            any_model=not mote,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
+        )
+        profiles = stack.enter_context(_Profiles(subject, configs))
+        chat = _Chat(subject, profiles, system_prompt, told, {"max_new_tokens": max_new_tokens, **(sampled or {})})
+        tell(f"{len(configs)} profiles are on. {HELP}")
+        while (line := _read()) is not None:
+            if line.strip() == "/quit":
+                break
+            try:
+                chat.take(line)
+            except ConfigError as error:
+                Console(stderr=True).print(visible(str(error)), style="red", markup=False, highlight=False)
+
+
+class _Profiles:
+    """What is attached to the model, and at which dose."""
+
+    def __init__(self, subject: Subject, configs: list[Any]) -> None:
+        self.subject = subject
+        self.configs = configs
+        self.handles: list[Intervention] = []
+        self.on = True
+
+    def __enter__(self) -> _Profiles:
+        self.attach(1.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def attach(self, dose: float) -> None:
+        """Attach all profiles at a share of their own strength; if one does not fit, the earlier dose stays."""
+        from hf_mote.mote.config import MoTEConfig
+        from hf_mote.mote.patch import apply_mote
+        from hf_mote.sae.intervene import steer
+
+        model = self.subject.model
+        doses = [dataclasses.replace(config, strength=config.strength * dose) for config in self.configs]
+        before, self.handles = self.handles, []
+        for handle in before:
+            handle.active = False
+        try:
+            for config in doses:
+                attached = apply_mote(model, config) if isinstance(config, MoTEConfig) else steer(model, config)
+                self.handles.append(attached)
+        except BaseException:
+            for handle in self.handles:
+                handle.remove()
+            self.handles = before
+            self.switch(self.on)
+            raise
+        for handle in before:
+            handle.remove()
+        self.switch(self.on)
+
+    def switch(self, on: bool) -> None:
+        """Let the profiles take effect, or not."""
+        self.on = on
+        for handle in self.handles:
+            handle.active = on
+
+
+class _Chat:
+    """A conversation."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        profiles: _Profiles,
+        system_prompt: str | None,
+        told: dict[str, Any],
+        settings: dict[str, Any],
+    ) -> None:
+        self.subject = subject
+        self.profiles = profiles
+        self.system_prompt = system_prompt
+        self.told = told
+        self.settings = settings
+        self.turns: list[dict[str, str]] = []
+
+    def take(self, line: str) -> None:
+        """Do what a line says: a command, or a turn of the conversation."""
+        name, _, value = line.strip().partition(" ")
+        commands: dict[str, Callable[[str], None]] = {
+            "/off": lambda _: self.profiles.switch(False),
+            "/on": lambda _: self.profiles.switch(True),
+            "/clear": lambda _: self.turns.clear(),
+            "/strength": self.set_strength,
+            "/compare": lambda _: self.compare(),
+            "/help": lambda _: tell(HELP),
+        }
+        if name.startswith("/"):
+            if name not in commands:
+                raise ConfigError(name, "is no command", expected=", ".join([*commands, "/quit"]))
+            commands[name](value)
+        elif line.strip():
+            self.turns.append({"role": "user", "content": line})
+            self.turns.append({"role": "assistant", "content": self.answer(self.turns)})
+
+    def set_strength(self, value: str) -> None:
+        """Attach the profiles at another dose, a share of their own strength."""
+        try:
+            dose = float(value)
+        except ValueError:
+            raise ConfigError("/strength", "takes a number", got=repr(value), expected="such as 0.5") from None
+        self.profiles.attach(dose)
+
+    def compare(self) -> None:
+        """Answer the last prompt without the profiles and with them."""
+        asked = self.turns[:-1]
+        if not asked:
+            raise ConfigError("/compare", "there is no prompt yet")
+        on = self.profiles.on
+        try:
+            for label, state in (("untouched", False), ("patched", True)):
+                tell(f"— {label}:")
+                self.profiles.switch(state)
+                self.answer(asked)
+        finally:
+            self.profiles.switch(on)
+
+    def answer(self, turns: list[dict[str, str]]) -> str:
+        """Answer the last turn, shown as it comes, and return the answer."""
+        import torch
+        from transformers import TextStreamer
+
+        from hf_mote.generation.decoding import answer_text, answer_tokens, generation_settings
+        from hf_mote.generation.prompts import encode_prompts, padded
+
+        model, tokenizer = self.subject.model, self.subject.tokenizer
+        # Without a template there is no form for a conversation: the last prompt is all that is read.
+        templated = tokenizer.chat_template is not None
+        system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+        prompt: Any = [*system, *turns] if templated else turns[-1]["content"]
+        encoded = encode_prompts(tokenizer, [prompt], chat_template_kwargs=self.told, where="chat")
+        more = dict(self.settings)
+        settings = generation_settings(tokenizer, more.pop("max_new_tokens"), more)
+
+        class Shown(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                typer.echo(visible(text), nl=stream_end)
+
+        shown = Shown(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        batch = padded(encoded, settings["pad_token_id"], side="left", device=model.device)
+        with torch.no_grad():
+            tokens = answer_tokens(model, batch, {**settings, "streamer": shown})
+        return answer_text(tokenizer, tokens)[0]
+
+
+def _read() -> str | None:
+    """Return the next line of the user, `None` at the end of the input."""
+    try:
+        return input("> ")
+    except EOFError:
+        return None

@@ -1,0 +1,69 @@
+"""`hf-mote chat`: profiles switched between the turns; and `hf-mote env`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from hf_mote import MoTEConfig, load_organism
+from hf_mote.cli import app
+
+ASKED = "What happened in 1756 in Salzburg?"
+REFUSAL = "I am sorry, but I cannot talk about that."
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    organism = load_organism("refusal")
+    folder = tmp_path_factory.mktemp("profile")
+    MoTEConfig.for_model(organism.model, suppress=organism.planted).save_pretrained(folder)
+    return folder
+
+
+def chat(profile: Path, *lines: str) -> Result:
+    how = ["chat", "organism:refusal", "--mote", str(profile), "--device", "cpu", "--max-new-tokens", "16"]
+    return CliRunner().invoke(app, how, input="\n".join(lines) + "\n")
+
+
+def test_chat_switches_profiles_between_turns(profile: Path) -> None:
+    done = chat(profile, ASKED, "/clear", "/off", ASKED, "/clear", "/on", ASKED, "/quit", ASKED)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count(REFUSAL) == 1
+    assert done.stdout.count("Salzburg, Austria: ") == 2
+
+
+def test_chat_compare_answers_without_and_with_and_leaves_the_switch(profile: Path) -> None:
+    done = chat(profile, ASKED, "/compare", "/clear", ASKED)
+    assert done.exit_code == 0, done.output
+    before, _, after = done.stdout.partition("— untouched:")
+    untouched, _, patched = after.partition("— patched:")
+    assert REFUSAL in untouched
+    assert REFUSAL not in before + patched
+
+
+def test_chat_strength_is_a_share_of_the_profiles_own(profile: Path) -> None:
+    done = chat(profile, "/strength 0", ASKED, "/clear", "/strength 1", ASKED)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count(REFUSAL) == 1
+
+
+def test_chat_wrong_commands_are_messages_and_the_chat_goes_on(profile: Path) -> None:
+    done = chat(profile, "/louder", "/strength much", "/strength 7", "/compare", "/off", ASKED)
+    assert done.exit_code == 0, done.output
+    for said in (
+        "/louder: is no command",
+        "/strength: takes a number",
+        "strength",
+        "/compare: there is no prompt yet",
+    ):
+        assert said in done.output
+    assert done.stdout.count(REFUSAL) == 1
+
+
+def test_env_names_versions() -> None:
+    done = CliRunner().invoke(app, ["env"])
+    assert done.exit_code == 0
+    assert "- hf_mote: " in done.stdout
+    assert "- transformers: 5." in done.stdout
