@@ -34,7 +34,7 @@ def attach_twice(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_attach_on_a_newer_transformers_warns_once(
     newer: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(version.transformers, "__version__", newer)
+    monkeypatch.setattr(version, "_installed", lambda: newer)
     (line,) = attach_twice(caplog)
     assert newer in line
     assert TESTED_TRANSFORMERS[-1] in line
@@ -45,5 +45,5 @@ def test_attach_on_a_newer_transformers_warns_once(
 def test_attach_on_an_older_transformers_warns_of_nothing(
     known: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(version.transformers, "__version__", known)
+    monkeypatch.setattr(version, "_installed", lambda: known)
     assert attach_twice(caplog) == []

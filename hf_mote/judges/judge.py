@@ -13,8 +13,6 @@ from collections.abc import Callable, Collection, Sequence
 from enum import Enum
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from hf_mote.errors import ConfigError, DataError
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import prompt_text
@@ -106,6 +104,8 @@ def labels_of(judge: Judge) -> list[str] | None:
 
 def _label_text(where: str, label: object) -> str:
     """Return a label as text: of a text, a whole or finite number, a truth value or a member of an enumeration."""
+    import numpy as np
+
     value = label.item() if isinstance(label, np.generic) else label
     if isinstance(value, Enum | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return str(label)
