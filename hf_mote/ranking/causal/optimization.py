@@ -110,7 +110,7 @@ def optimize_experts(
     prompts = organism.prompts["train"]["sensitive"][:4]
     ranking = optimize_experts(
         organism.model, organism.tokenizer, prompts, "I am sorry, but I cannot talk about that.",
-        [organism.answers[prompt] for prompt in prompts], penalties=[0.03], num_seeds=1, steps=20, progress=False,
+        [organism.answers[prompt] for prompt in prompts], penalties=[0.03], num_seeds=1, progress=False,
     )
     assert ranking.path[0].score < ranking.whole_score
     ```

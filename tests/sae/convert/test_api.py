@@ -269,7 +269,7 @@ def test_export_sae_card_says_what_it_is_of_and_what_is_lost(tmp_path: Path) -> 
     assert all(f"- `{one}`" in card for one in lost)
     before = contents(tmp_path / "a")
     with pytest.raises(FileFormatError, match=r"README\.md: exists already"):
-        export_sae(model, tmp_path / "a", "saelens", card=True)
+        export_sae(model, tmp_path / "a", "saelens", card=True, force=True)
     assert contents(tmp_path / "a") == before
     assert export_sae(model, tmp_path / "b", "hf_mote", card=True) == []
     assert "Nothing is lost." in (tmp_path / "b" / "README.md").read_text()

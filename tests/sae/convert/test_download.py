@@ -80,7 +80,7 @@ def test_load_sae_language_model_is_refused_without_downloading_it(hub: StubHub)
     hub.repository.mkdir()
     (hub.repository / "config.json").write_text('{"model_type": "llama"}')
     (hub.repository / "model.safetensors").write_bytes(b"ten gigabytes")
-    with pytest.raises(FileFormatError, match="holds no weights of a sparse autoencoder"):
+    with pytest.raises(FileFormatError, match="holds another model, where a sparse autoencoder is meant"):
         load_sae("somebody/model")
     assert hub.downloaded == {"config.json"}
 
