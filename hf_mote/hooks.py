@@ -102,7 +102,7 @@ class SharedHook:
                     self._run_after, prepend=True, with_kwargs=True, always_call=self._hears_of_failures
                 )
             for method in self.entrances:
-                if hasattr(type(module), method) and method not in vars(module):
+                if hasattr(type(module), method):
                     vars(module)[method] = _Entrance(self, module, method)
         self.participants = (*self.participants, participant)
         self.participants_changed()
@@ -125,8 +125,12 @@ class SharedHook:
                     flags.pop(key, None)
         for method in self.entrances:
             entrance = vars(module).get(method)
-            if isinstance(entrance, _Entrance) and entrance.stack is self:
+            if not isinstance(entrance, _Entrance) or entrance.stack is not self:
+                continue
+            if entrance.before is None:
                 del vars(module)[method]
+            else:
+                vars(module)[method] = entrance.before
 
     def _run_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.before(module, args, kwargs) if self.participants else None
@@ -158,6 +162,8 @@ class _Entrance:
         self.stack = stack
         self.module = module
         self.method = method
+        # What somebody else has put there, or a copy of a hooked model still holds, is called, and put back.
+        self.before: Callable[..., Any] | None = vars(module).get(method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         def call() -> Any:
@@ -170,7 +176,7 @@ class _Entrance:
     @property
     def __wrapped__(self) -> Callable[..., Any]:
         """The method itself, for whoever asks for its signature."""
-        return _plain_method(self.module, self.method)
+        return _plain_method(self.module, self.method) if self.before is None else self.before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _plain_method(memo.get(id(self.module), self.module), self.method)

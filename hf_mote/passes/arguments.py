@@ -16,7 +16,7 @@ from torch.compiler import is_compiling
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache, PreTrainedConfig
 
-__all__ = ["PassArguments", "caches_in", "contradiction", "is_packed", "read_arguments"]
+__all__ = ["PassArguments", "caches_in", "contradiction", "is_packed", "read_arguments", "widest"]
 
 DEPTH = 2  # how deep containers are searched for a cache
 PLAIN = (Tensor, bool, int, float, str, torch.dtype, torch.device, BlockMask, PreTrainedConfig, type(None))
@@ -32,6 +32,7 @@ class PassArguments(NamedTuple):
         mask (`object`): The attention mask.
         positions (`torch.Tensor`, *optional*): Position ids, `(..., length)`.
         by_generate (`bool`): Whether position ids and the word that no cache is wanted came along, as from `generate`.
+        num_packed (`int`): Sequences in all rows together, as far as lengths for packed rows came along; 0 if not.
         unclear (`str`, *optional*): Why the arguments do not tell what was read before; `None` if they do.
     """
 
@@ -41,6 +42,7 @@ class PassArguments(NamedTuple):
     mask: object
     positions: Tensor | None
     by_generate: bool
+    num_packed: int
     unclear: str | None
 
 
@@ -67,7 +69,11 @@ def read_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PassArgu
     by_generate = kwargs.get("use_cache") is False and positions is not None
     mask = kwargs.get("attention_mask")
     cache = caches[0] if caches else None
-    return PassArguments(tokens, ids, cache, mask, positions, by_generate, unclear)
+    num_packed = 0
+    if not is_compiling():
+        lengths = [value for name, value in kwargs.items() if name.startswith("cu_seq_lens")]
+        num_packed = max((value.numel() - 1 for value in lengths if isinstance(value, Tensor)), default=0)
+    return PassArguments(tokens, ids, cache, mask, positions, by_generate, num_packed, unclear)
 
 
 def caches_in(values: object, depth: int = DEPTH) -> Iterator[Any]:
@@ -128,7 +134,7 @@ def contradiction(read: PassArguments, past: int, *, values: bool) -> str | None
         values (`bool`): Whether to look at values, which waits for the device, and not at shapes alone.
     """
     length = read.tokens.shape[1]
-    mask = next(iter(read.mask.values()), None) if isinstance(read.mask, dict) else read.mask
+    mask = widest(read.mask)
     if isinstance(mask, Tensor):
         width = mask.shape[-1]
         if mask.ndim == 2 and width != past + length:
@@ -148,16 +154,33 @@ def contradiction(read: PassArguments, past: int, *, values: bool) -> str | None
     return None
 
 
-def is_packed(read: PassArguments) -> bool:
-    """Return whether a row holds several sequences, one after the other, as position ids that start anew show.
+def is_packed(read: PassArguments, real: Tensor | None) -> bool:
+    """Return whether a row holds several sequences, one after the other.
+
+    Position ids that start anew among real tokens show it, and so do the lengths that kernels for packed rows take.
 
     Args:
         read (`PassArguments`): The arguments.
+        real (`torch.Tensor`, *optional*): False for padding, `(batch, length)`; `None` if there is none.
     """
+    if read.num_packed > len(read.tokens):
+        return True
     positions = read.positions
     if positions is None or positions.ndim > 2 or positions.shape[-1] < 2:
         return False
-    begins = (positions.diff(dim=-1) < 0) & (positions[..., 1:] == 0)
-    if isinstance(read.mask, Tensor) and read.mask.ndim == 2:  # padding on the right may hold position 0
-        begins = begins & read.mask[:, 1 - positions.shape[-1] :].bool()
+    begins = (positions.diff(dim=-1) <= 0) & (positions[..., 1:] == 0)
+    if real is not None:  # padding may hold position 0, on either side
+        begins = begins & real[:, 1:] & real[:, :-1]
     return bool(begins.any())
+
+
+def widest(mask: object) -> object:
+    """Return an attention mask; of a dict of masks the widest, as layers with a window have narrower ones.
+
+    Args:
+        mask (`object`): What a decoder was given as its mask.
+    """
+    if not isinstance(mask, dict):
+        return mask
+    tensors = [value for value in mask.values() if isinstance(value, Tensor)]
+    return max(tensors, key=lambda value: (value.ndim, value.shape[-1]), default=next(iter(mask.values()), None))

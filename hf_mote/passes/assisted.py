@@ -43,6 +43,8 @@ def assisted_decoding_hooks(
         for value in vars(caller).values():
             if hasattr(value, "add_requests") and getattr(value, "is_running", bool)():
                 raise _rows_are_tokens(type(value).__name__)
+    if callers:
+        tracker.watches_generate = True
     return [Attachment(caller, stack_on(caller, _CallerStack) or _CallerStack(tracker), watcher) for caller in callers]
 
 
@@ -71,6 +73,13 @@ class _CallerStack(SharedHook):
             output = call()
         # Guesses that were taken back are counted, too; where phases matter they are refused.
         if any(p.active and isinstance(p, DecoderParticipant) and p.needs_phases for p in self.participants):
+            if self.tracker.compiled_without_cache:
+                raise UnsupportedError(
+                    "generate",
+                    "in a graph compiled without a cache every step looks like a prompt",
+                    got="a compiled model that generates without a cache, under a scope",
+                    fix="Generate with a cache, or do not compile the model.",
+                )
             _check_columns(columns, output, [*args, *kwargs.values()])
         return output
 
@@ -84,12 +93,10 @@ def _check_columns(columns: Mapping[Phase, int], output: Any, given: Sequence[ob
     sequences = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
     if sequences is None or any(tensor.is_floating_point() for tensor in tensors):
         return
-    start = next((ids for ids in tensors if ids.ndim == 2 and ids.shape[1] <= sequences.shape[1]), None)
-    if start is None or len(sequences) % len(start):
+    start = next((ids for ids in tensors if _begins(sequences, ids)), None)
+    if start is None:
         return
     length = start.shape[1]
-    if not torch.equal(sequences[:: len(sequences) // len(start), :length], start.to(sequences.device)):
-        return
     prompt, generated = columns["prompt"], columns["generation"]
     whole = prompt + generated == sequences.shape[1] - 1
     if prompt > length or (whole and prompt != length):
@@ -101,6 +108,13 @@ def _check_columns(columns: Mapping[Phase, int], output: Any, given: Sequence[ob
             fix="Generate without prefill_chunk_size; if it persists, run the canaries and report the version of "
             "transformers.",
         )
+
+
+def _begins(sequences: Tensor, ids: Tensor) -> bool:
+    """Whether each row of ids begins as many sequences, one after the other."""
+    if ids.ndim != 2 or ids.shape[1] > sequences.shape[1] or not len(ids) or len(sequences) % len(ids):
+        return False
+    return torch.equal(sequences[:: len(sequences) // len(ids), : ids.shape[1]], ids.to(sequences.device))
 
 
 def _rows_are_tokens(what: str) -> UnsupportedError:

@@ -44,6 +44,10 @@ class DecoderHook(SharedHook):
     def __init__(self) -> None:
         super().__init__()
         self._here = _Here()
+        self.watches_generate = False
+        """Whether the model that `generate` is a method of is hooked, too."""
+        self.compiled_without_cache = False
+        """Whether a graph was compiled since the last change, in which a decode step looks like a prompt."""
         self._runs = itertools.count(1)
         self._texts: WeakKeyDictionary[Any, CachedText] = WeakKeyDictionary()
         # A compiled graph cannot ask in which thread it runs: the last pass of all, and what its text ended in.
@@ -56,6 +60,7 @@ class DecoderHook(SharedHook):
 
     def participants_changed(self) -> None:
         """Find out what the watchers want to know of each pass."""
+        self.compiled_without_cache = False  # attaching has everything compiled anew
         watchers = tuple(
             participant for participant in self.participants if isinstance(participant, DecoderParticipant)
         )
@@ -157,11 +162,15 @@ class DecoderHook(SharedHook):
                 moved = moved_from(text.keys, keys)
         else:
             extends, moved = self._extends_previous(read)
-            by_generate = read.by_generate or here.generating
+            # Where `generate` itself is watched, what it does not call is no generation of its own.
+            by_generate = here.generating or (read.by_generate and not self.watches_generate)
             if extends and not by_generate and read.positions is not None:
                 unclear = unclear or "the tokens of the pass before and one more can be a prompt or a generation"
             elif here.generating and not extends and here.columns["prompt"]:
-                unclear = unclear or "passes of one generation share no cache, and none repeats the one before"
+                unclear = unclear or (
+                    "inside generate a pass began a text of its own, as guidance or a stopping criterion may, or its "
+                    "cache was not found"
+                )
             if extends and by_generate:
                 first_new_column, generation_from = length - 1, here.prompt_length
             else:
@@ -169,7 +178,8 @@ class DecoderHook(SharedHook):
                 here.prompt_length = length
         here.cache = cache
         # Embeddings are kept only where they can be needed: an image model makes them before its decoder.
-        kept = ids if ids is not None or not here.generating else read.tokens.detach()
+        needed = here.generating or read.by_generate
+        kept = ids if ids is not None or not needed else read.tokens.detach()
         here.previous = kept if cache is None else None
         labels: dict[ThinkingTokens, tuple[Tensor, Tensor]] = {}
         if self._marks:
@@ -182,6 +192,7 @@ class DecoderHook(SharedHook):
             rows_may_move=self._needs_rows and (_begin_alike(ids, batch) if text is None else text.rows_may_move),
             thinking={marks: torch.cat([begin[:, None], part], dim=1) for marks, (begin, part) in labels.items()},
         )
+        real = real_tokens(read.mask, batch, length, past)
         here.now = Forward(
             batch,
             length,
@@ -189,11 +200,11 @@ class DecoderHook(SharedHook):
             run_id=here.run_id,
             generation_from=generation_from,
             first_new_column=first_new_column,
-            real=real_tokens(read.mask, batch, length, past),
+            real=real,
             ids=ids,
             unclear=unclear,
             unread=unread,
-            packed=length > 1 and is_packed(read),
+            packed=length > 1 and is_packed(read, real),
             thinking={marks: part for marks, (_, part) in labels.items()},
             moved=moved,
         )
@@ -211,6 +222,8 @@ class DecoderHook(SharedHook):
         """Say why tokens that were read right may be prompt or generation, or `None` if they can be told apart."""
         if self._here.guessed or (past and length > 1):
             return "the tokens can be a new turn, a chunk of a long prompt or guesses of assisted decoding"
+        if past and self._here.generating and not any(self._here.columns.values()):
+            return f"generate began on a cache that held {past} tokens, so that its first token may end a prompt"
         if past and text is None:
             return f"nobody saw how the {past} tokens in the cache were read"
         if text is not None and past != text.before + text.length:
@@ -223,6 +236,8 @@ class DecoderHook(SharedHook):
         ids, tokens, cache = read.ids, read.tokens, read.cache
         batch, length = tokens.shape[:2]
         continues = cache is not None and length == 1
+        if cache is None:
+            self.compiled_without_cache = True
         labels = self._label(ids, self._ends if continues else {}, begins=True)
         self._ends = {marks: part[:, -1] for marks, (_, part) in labels.items()}
         self._now = Forward(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_mote.errors import LivenessError, UnsupportedError
 from hf_mote.hooks import Participant
+from hf_mote.passes.arguments import widest
 from hf_mote.passes.cached_text import ThinkingTokens
 
 __all__ = ["DecoderParticipant", "Forward", "Phase", "ThinkingPart", "all_of", "real_tokens"]
@@ -158,15 +159,17 @@ def real_tokens(mask: object, batch: int, length: int, past: int) -> Tensor | No
     Raises:
         [`UnsupportedError`]: if the mask is of another kind.
     """
-    if isinstance(mask, dict):
-        mask = next(iter(mask.values()), None)
+    mask = widest(mask)
     if mask is None:
         return None
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length:
         return mask[:, -length:].bool()
     if isinstance(mask, Tensor) and mask.ndim == 4:
         # A static cache comes with a ready (batch, 1, length, cache) mask: a token is real if it attends to itself.
-        own = mask[:, 0].diagonal(offset=past, dim1=-2, dim2=-1)[:, :length]
+        # Past the end of a window the newest tokens stand last.
+        full = past + length > mask.shape[-1]
+        own = (mask[..., -length:] if full else mask)[:, 0].diagonal(offset=0 if full else past, dim1=-2, dim2=-1)
+        own = own[:, :length]
         return (own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2).expand(batch, length)
     raise UnsupportedError(
         "attention_mask",

@@ -82,6 +82,7 @@ def test_record_routing_of_a_cache_handed_over_in_another_way_is_right_or_refuse
     with record_routing(model, eos_token_id=[]) as usual:
         wanted = generated(model)
     pack, works = WAYS[way]
+    works = works and hidden != ("attention_mask",)  # without it, padding on the left looks like a packed text
     with_argument(model, pack, hidden)
     assert torch.equal(generated(model), wanted)
     with record_routing(model, eos_token_id=[]) as record:
@@ -92,9 +93,7 @@ def test_record_routing_of_a_cache_handed_over_in_another_way_is_right_or_refuse
                 generated(model)
     if works:
         for phase in ("prompt", "generation"):
-            padded = hidden == ("attention_mask",)  # without a mask, padding is tokens
-            tokens = [found.num_tokens for found in record.maps(phase)]
-            assert tokens == ([5, 5] if padded and phase == "prompt" else [m.num_tokens for m in usual.maps(phase)])
+            assert [m.num_tokens for m in record.maps(phase)] == [m.num_tokens for m in usual.maps(phase)]
     else:
         assert record.stacked("generation")[0].sum() == 0
 
@@ -179,6 +178,8 @@ def test_generate_whose_decode_steps_are_taken_for_prompts_is_refused(monkeypatc
     monkeypatch.setattr(hf_mote.passes.arguments, "_holder_of_tokens", lambda *_: None)
     with (
         apply_mote(model, MoTEConfig(suppress=[[1, 0]], scope="generation")),
-        pytest.raises(UnsupportedError, match="passes of one generation share no cache, and none repeats the one"),
+        pytest.raises(
+            UnsupportedError, match="inside generate a pass began a text of its own, .* or its cache was not found"
+        ),
     ):
         generated(model)

@@ -236,11 +236,15 @@ def _phases_of(where: str, phase: str) -> tuple[Phase, ...]:
 
 
 def _stop_tokens(model: nn.Module) -> list[int]:
-    for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
-        tokens = getattr(config, "eos_token_id", None)
-        if tokens is not None:
-            return _as_list(tokens)
-    return []
+    """Tokens after which a sequence has ended; padding is what `generate` feeds to one that ended by other means."""
+    found: list[int] = []
+    for name in ("eos_token_id", "pad_token_id"):
+        for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
+            tokens = getattr(config, name, None)
+            if tokens is not None:
+                found += _as_list(tokens)
+                break
+    return found
 
 
 def _as_list(tokens: int | Sequence[int]) -> list[int]:
