@@ -206,6 +206,14 @@ class _RowWatcher(DecoderParticipant):
                 expected=len(self.rows),
                 fix="Give as many configs as rows; with num_return_sequences or beams, repeat each as often.",
             )
+        if self.needs_rows and torch.compiler.is_compiling():
+            raise UnsupportedError(
+                "apply_mote.config",
+                "a compiled graph cannot see whether sequences stay in their rows",
+                got="different configs by row",
+                expected="one config, or a model that is not compiled",
+                fix="Do not compile the model; generate takes disable_compile=True.",
+            )
 
 
 def load_config(config: object) -> MoTEConfig:

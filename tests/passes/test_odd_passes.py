@@ -155,3 +155,14 @@ def test_scopes_of_a_model_compiled_without_a_cache_are_refused(model: PreTraine
                 model.generate(IDS, use_cache=False, **GREEDY)
     with apply_mote(model, MoTEConfig(suppress=[[1, 0], [1, 1]])):
         model.generate(IDS, use_cache=False, **GREEDY)
+
+
+def test_different_configs_by_row_of_a_compiled_model_are_refused(model: PreTrainedModel) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    rows = IDS.repeat(2, 1)
+    with apply_mote(model, [None, MoTEConfig(suppress=[[1, 0]])]):
+        with pytest.raises(UnsupportedError, match="cannot see whether sequences stay in their rows"):
+            compiled(rows, use_cache=False)
+        patched = model(rows).logits
+    assert torch.equal(patched[0], model(rows).logits[0])
