@@ -68,11 +68,11 @@ def formats(
     from rich.table import Table
 
     table = Table(title="Formats of sparse autoencoders", show_lines=True)
-    for heading in ("format", "files"):
-        table.add_column(heading)
+    table.add_column("format", no_wrap=True)  # a name that is cut cannot be typed
+    table.add_column("files", overflow="fold")
     table.add_column("public SAEs", justify="right")
     for heading in ("in", "out", "compared with"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for row in formats_table():
         saes = f"{row.saes:,}" if row.saes else "-"
         cells = (row.name, "\n".join(row.files), saes, row.reads, row.writes or "-", row.oracle or "-")

@@ -47,9 +47,9 @@ def steer_command(
         config = SteeringConfig.for_sae(loaded, edits, path=sae, scope=scope, strength=strength)
         subject = load_subject(model, Organisms(), revision=revision, dtype=dtype, device=device, any_model=True)
         torch.nn.Module.to(loaded, subject.model.device)
-        plain = [_answer(subject, entry, max_new_tokens) for entry in prompt]
+        plain = _answers(subject, prompt, max_new_tokens)
         with steer(subject.model, loaded, config):
-            steered = [_answer(subject, entry, max_new_tokens) for entry in prompt]
+            steered = _answers(subject, prompt, max_new_tokens)
         for asked, before, after in zip(prompt, plain, steered, strict=True):
             tell(f"{asked}\n  plain:   {before}\n  steered: {after}")
         changed = sum(before != after for before, after in zip(plain, steered, strict=True))
@@ -85,26 +85,12 @@ def read_edit(text: str) -> tuple[int, Any]:
         raise wrong from None
 
 
-def _answer(subject: Subject, prompt: str, max_new_tokens: int) -> str:
-    """The greedy answer to a prompt, by the chat template where there is one."""
-    import torch
+def _answers(subject: Subject, prompts: list[str], max_new_tokens: int) -> list[str]:
+    """The greedy answer to each prompt, by the chat template where there is one."""
+    from hf_mote.generation.responses import generate_responses
 
-    tokenizer: Any = subject.tokenizer
-    if tokenizer.chat_template is not None:
-        messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    else:
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    ids = ids.to(subject.model.device)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    generate: Any = subject.model.generate
-    with torch.no_grad():
-        found = generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad,
-        )
-    return str(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
+    found: dict[int, str] = {}
+    asked = generate_responses(subject.model, subject.tokenizer, prompts, batch_size=1, max_new_tokens=max_new_tokens)
+    for positions, answers in asked:
+        found |= zip(positions, answers, strict=True)
+    return [found[index] for index in range(len(prompts))]

@@ -100,3 +100,10 @@ def test_formats_lists_what_is_read_and_written() -> None:
         assert word in result.output
     markdown = CliRunner().invoke(app, ["sae", "formats", "--markdown"])
     assert markdown.output.startswith("| format | files | public SAEs |")
+
+
+def test_formats_cuts_no_name_in_a_narrow_terminal() -> None:
+    from hf_mote.sae.convert.registry import FORMATS
+
+    result = CliRunner().invoke(app, ["sae", "formats"], env={"COLUMNS": "80"})
+    assert all(name in result.output for name in FORMATS)
