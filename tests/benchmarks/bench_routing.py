@@ -12,16 +12,20 @@ import argparse
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 import transformers
-from caches import cache_of, taking
 from transformers import AutoModelForCausalLM, DeepseekV3Config, PreTrainedModel, Qwen3MoeConfig
 
 from hf_mote import MoTEConfig, apply_mote, find_routers, record_routing
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from caches import cache_of, taking
 
 COMMON = {
     "vocab_size": 2000,
