@@ -61,8 +61,8 @@ _HEADER_LIMIT = 16 * 2**20  # safetensors reads no header above 100 MB
 _JSON_LIMIT = 16 * 2**20
 _MAX_DEPTH = 32
 _AT_ONCE = 2**20
-_ASIDE = ".hf-mote"  # in the name of a file that is being written
-_IS_ASIDE = re.compile(r"\.[0-9a-f]{12}\.[0-9a-f]+-\d+-[0-9a-f]{12}\.hf-mote.*")
+_DRAFT = ".hf-mote"  # in the name of a file that is being written
+_IS_DRAFT = re.compile(r"\.[0-9a-f]{12}\.[0-9a-f]+-\d+-[0-9a-f]{12}\.hf-mote.*")
 
 
 def write_json(path: str | os.PathLike[str], data: Mapping[str, Any], *, limit: int | None = _JSON_LIMIT) -> None:
@@ -259,15 +259,15 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         [`FileFormatError`]: if it cannot be written, or the disk is full; `path` is then as it was.
     """
-    if _IS_ASIDE.fullmatch(path.name):  # within another: what is written there is aside already
+    if _IS_DRAFT.fullmatch(path.name):  # within another: what is written there is a draft already
         yield path
         return
     # Named by what it is for and by whom, so that others can tell when nobody needs it.
     begin = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}."
     machine = f"{uuid.getnode():x}"
-    temporary = path.with_name(f"{begin}{machine}-{os.getpid()}-{uuid.uuid4().hex[:12]}{_ASIDE}{path.suffix}")
+    temporary = path.with_name(f"{begin}{machine}-{os.getpid()}-{uuid.uuid4().hex[:12]}{_DRAFT}{path.suffix}")
     try:
-        for left in path.parent.glob(f"{glob.escape(begin)}{machine}-*{_ASIDE}{glob.escape(path.suffix)}"):
+        for left in path.parent.glob(f"{glob.escape(begin)}{machine}-*{_DRAFT}{glob.escape(path.suffix)}"):
             owner = left.name[len(begin) + len(machine) + 1 :].partition("-")[0]
             if owner.isdecimal() and not is_running(int(owner)):
                 left.unlink(missing_ok=True)

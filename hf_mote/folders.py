@@ -1,6 +1,6 @@
-"""Folders written whole or not at all: made aside, and put in place by one exchange of two names.
+"""Folders written whole or not at all: made under another name, and put in place by one exchange of two names.
 
-A killed run cannot clear its folder aside away; the next one for the same place does, if nobody holds the lock in it.
+A killed run cannot clear its draft away; the next one for the same place does, if nobody holds the lock in it.
 """
 
 from __future__ import annotations
@@ -87,16 +87,16 @@ def replacing_folder(
     clear_away(target)
     parent = _nearest(target)
     try:
-        aside = Path(tempfile.mkdtemp(prefix=f"{_prefix(parent, target)}{os.getpid()}-", dir=parent))
+        draft = Path(tempfile.mkdtemp(prefix=f"{_prefix(parent, target)}{os.getpid()}-", dir=parent))
     except OSError as error:
         raise FileFormatError(where, "cannot be made", got=first_line(error)) from error
-    files = aside / _FILES
+    files = draft / _FILES
     try:
-        with FileLock(aside / _LOCK):
+        with FileLock(draft / _LOCK):
             files.mkdir()
             try:
                 yield files
-                _put(files, target, aside / _OLD, going)
+                _put(files, target, draft / _OLD, going)
             except OSError as error:
                 kept = _keep(files, target) if keep else None
                 got = first_line(error)
@@ -107,27 +107,27 @@ def replacing_folder(
                     _keep(files, target)
                 raise
     finally:
-        _remove(aside)
+        _remove(draft)
 
 
 def clear_away(target: Path) -> None:
-    """Delete what killed runs left aside that were to write to a folder; what a running one holds stays."""
+    """Delete what killed runs left of drafts for a folder; what a running one holds stays."""
     from filelock import FileLock, Timeout
 
     for parent in target.parents:
-        for aside in parent.glob(f"{_prefix(parent, target)}*"):
-            if aside.is_symlink() or not aside.is_dir() or (aside / _LOCK).is_symlink():
+        for draft in parent.glob(f"{_prefix(parent, target)}*"):
+            if draft.is_symlink() or not draft.is_dir() or (draft / _LOCK).is_symlink():
                 continue
             try:
-                if not (aside / _LOCK).exists() and is_running(int(aside.name.split("-")[4])):
+                if not (draft / _LOCK).exists() and is_running(int(draft.name.split("-")[4])):
                     continue  # it may be about to take the lock
-                with FileLock(aside / _LOCK, timeout=0):
+                with FileLock(draft / _LOCK, timeout=0):
                     # Killed between two renames, where the system has no exchange.
-                    if (aside / _OLD).is_dir() and not target.exists():
-                        os.rename(aside / _OLD, target)
+                    if (draft / _OLD).is_dir() and not target.exists():
+                        os.rename(draft / _OLD, target)
             except (OSError, ValueError, IndexError, Timeout):
                 continue
-            _remove(aside)
+            _remove(draft)
 
 
 def _put(files: Path, target: Path, old: Path, going: set[str]) -> None:
@@ -204,11 +204,11 @@ def _keep(files: Path, target: Path) -> Path | None:
         return None
 
 
-def _remove(aside: Path) -> None:
-    """Delete a folder aside, its lock last."""
+def _remove(draft: Path) -> None:
+    """Delete a draft, its lock last."""
     for name in (_FILES, _OLD):
-        shutil.rmtree(aside / name, ignore_errors=True)
-    shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(draft / name, ignore_errors=True)
+    shutil.rmtree(draft, ignore_errors=True)
 
 
 def _nearest(target: Path) -> Path:
@@ -217,6 +217,6 @@ def _nearest(target: Path) -> Path:
 
 
 def _prefix(parent: Path, target: Path) -> str:
-    """Return how the names of folders aside begin, in a folder above: by what they are for, on this machine."""
+    """Return how the names of drafts begin, in the folder above: by what they are for, on this machine."""
     seen = hashlib.sha256(os.fsencode(target.relative_to(parent))).hexdigest()[:16]
     return f".hf-mote-{seen}-{uuid.getnode():x}-"

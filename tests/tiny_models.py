@@ -1,7 +1,8 @@
-"""Tiny random models, one per routing rule and variant, and a tokenizer for them; all built in memory.
+"""Five tiny random models that most tests run on, and a tokenizer for them; all built in memory.
 
-A new family is one entry of `TINY_MODELS`. Weights are seeded and wide enough that experts matter and that a chosen
-expert and the next best are well apart, so that a test about selection is not a test about rounding.
+A new family goes into `tiny_families.py`, where every family has one. Weights are seeded and wide enough that experts
+matter and that a chosen expert and the next best are well apart, so that a test about selection is not a test about
+rounding.
 """
 
 from __future__ import annotations

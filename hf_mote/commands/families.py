@@ -18,11 +18,13 @@ class SupportRow(NamedTuple):
         rule (`str`): The rule's name.
         families (`tuple[str, ...]`): Model families.
         cannot (`tuple[str, ...]`): Interventions that its routers have no way of.
+        id (`str`): The rule's id, as `register_routers(rule=...)` takes it.
     """
 
     rule: str
     families: tuple[str, ...]
     cannot: tuple[str, ...]
+    id: str
 
 
 def support_table() -> list[SupportRow]:
@@ -35,6 +37,7 @@ def support_table() -> list[SupportRow]:
             rule.name,
             rule.families,
             () if rule.adapter is None else tuple(sorted(SPECIAL_OUTPUTS[rule.adapter].refuses)),
+            rule.id,
         )
         for rule in RULES
     ]
@@ -63,10 +66,10 @@ def families(
 
     console = Console()
     table = Table(title="Supported families", show_lines=True)
-    for heading in ("routing rule", "families", "cannot"):
+    for heading in ("routing rule and its id", "families", "cannot"):
         table.add_column(heading)
     for row in support_table():
-        table.add_row(row.rule, ", ".join(row.families), ", ".join(row.cannot).replace("_", " ") or "-")
+        table.add_row(f"{row.rule}\n{row.id}", ", ".join(row.families), ", ".join(row.cannot).replace("_", " ") or "-")
     console.print(table)
     for refusal in REFUSED.values():
         console.print(f"[bold]{refusal.family}[/bold] is refused: {refusal.full_reason}.", highlight=False)

@@ -108,7 +108,7 @@ TemplateArgs: TypeAlias = Annotated[
     typer.Option(
         "--template-arg",
         metavar="NAME=JSON",
-        help="What the chat template is told besides, as enable_thinking=false; may be given several times.",
+        help="Further argument of the chat template, as enable_thinking=false; may be given several times.",
         rich_help_panel=_DATA,
     ),
 ]

@@ -18,10 +18,12 @@ from hf_mote.errors import ConfigError, DataError
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.responses import generate_responses
+from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import apply_mote, load_config
+from hf_mote.mote.patch import attach_config, load_config
+from hf_mote.routing.sites.routed_model import RoutedModel
 
-__all__ = ["Conversation", "checked_conversations", "run_conversations"]
+__all__ = ["Conversation", "answer_conversations", "checked_conversations", "run_conversations"]
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def run_conversations(
         system_prompt (`str`, *optional*):
             First message of every conversation.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*):
-            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
+            Further arguments of the chat template, as `{"enable_thinking": False}`; it must read each name.
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
         seed (`int`, *optional*):
@@ -187,7 +189,32 @@ def run_conversations(
     decoding = Decoding(max_new_tokens, generate_kwargs, batch_size, seed)
     asked = checked_conversations("run_conversations.conversations", conversations, tokenizer)
     config = load_config(config)
-    config.check(model)
+    routed = RoutedModel(model)
+    check_against_model(config, routed)
+    return answer_conversations(routed, chat, config, asked, decoding, progress=progress)
+
+
+def answer_conversations(
+    routed: RoutedModel,
+    chat: Chat,
+    config: MoTEConfig,
+    asked: Sequence[Conversation],
+    decoding: Decoding,
+    *,
+    progress: bool,
+) -> list[Conversation]:
+    """Return what [`run_conversations`] returns, of a model whose routers are found.
+
+    Args:
+        routed (`RoutedModel`): The model with its routers.
+        chat (`Chat`): How the conversations become tokens.
+        config (`MoTEConfig`): What to measure; it fits the model.
+        asked (`Sequence[Conversation]`): What [`checked_conversations`] returned.
+        decoding (`Decoding`): How the answers come.
+        progress (`bool`): Show a progress bar.
+    """
+    model: Any = routed.model
+    seed = decoding.seed
 
     def answers(which: str) -> list[list[str]]:
         said: list[list[str]] = [[] for _ in asked]
@@ -196,7 +223,7 @@ def run_conversations(
             for positions, responses in generate_responses(
                 model,
                 chat,
-                [_prompt(asked[index].turns[: turn + 1], said[index], system_prompt) for index in still],
+                [_prompt(asked[index].turns[: turn + 1], said[index], chat.system_prompt) for index in still],
                 dataclasses.replace(decoding, seed=None if seed is None else seed + turn),
                 progress=f"conversations {which}, turn {turn + 1}" if progress else None,
             ):
@@ -205,7 +232,7 @@ def run_conversations(
         return said
 
     before = answers("before")
-    with apply_mote(model, config):
+    with attach_config(routed, config):
         after = answers("after")
     return [
         dataclasses.replace(one, answers_before=b, answers_after=a)

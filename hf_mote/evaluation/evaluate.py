@@ -14,10 +14,10 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError
-from hf_mote.evaluation.conversations import Conversation, checked_conversations, run_conversations
+from hf_mote.evaluation.conversations import Conversation, answer_conversations, checked_conversations
 from hf_mote.evaluation.rates import RateMeasurement, Rates
 from hf_mote.evaluation.report import EvaluationReport
-from hf_mote.evaluation.side_effects import side_effects
+from hf_mote.evaluation.side_effects import measure_side_effects
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
@@ -102,7 +102,7 @@ def evaluate_mote(
         system_prompt (`str`, *optional*):
             First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*):
-            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
+            Further arguments of the chat template, as `{"enable_thinking": False}`; it must read each name.
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
         groups (`Sequence`, *optional*):
@@ -161,7 +161,9 @@ def evaluate_mote(
     # First, since it takes the least time and the model or a text can be refused.
     effects = None
     if texts:
-        effects = side_effects(model, tokenizer, config, texts, batch_size=batch_size, progress=progress)
+        effects = measure_side_effects(
+            trial.routed, tokenizer, config, texts, batch_size=batch_size, progress=progress
+        )
     found = trial.run(progress=progress)
     dose_rates = [(dose.strength, trial.measure(dose if dose.strength else None).rate.rate) for dose in doses]
     unchanged, others_before, others_after = None, [], []
@@ -171,19 +173,7 @@ def evaluate_mote(
         unchanged = Rate.of(sum(same), len(same), confidence)
     turns_unchanged = None
     if talks:
-        talks = run_conversations(
-            model,
-            tokenizer,
-            config,
-            talks,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            system_prompt=system_prompt,
-            chat_template_kwargs=chat_template_kwargs,
-            generate_kwargs=generate_kwargs,
-            seed=seed,
-            progress=progress,
-        )
+        talks = answer_conversations(trial.routed, trial.chat, config, talks, trial.decoding, progress=progress)
         kept = [same for talk in talks for same in talk.unchanged]
         turns_unchanged = Rate.of(sum(kept), len(kept), confidence)
     (report,) = _reports(trial, [config], found, control_kind)

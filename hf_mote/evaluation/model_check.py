@@ -40,6 +40,7 @@ from hf_mote.routing.rules.selection import Routing
 from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.packed import feed_of, packed_parts
 from hf_mote.routing.sites.replaced import replaced_forward
+from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.self_test import probe_args, self_test
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.sites.special_outputs import adapter_for, refusals_of
@@ -379,7 +380,9 @@ def _try(
         look = _Look()
         with (
             apply_mote(model, MoTEConfig(**changes(site.layer, expert))),
-            attach_to_routers(model, sites, DecoderParticipant(), lambda other: look if other is site else None),
+            attach_to_routers(
+                RoutedModel(model, sites), DecoderParticipant(), lambda other: look if other is site else None
+            ),
         ):
             site.module(*args)
     if look.seen is None:

@@ -21,10 +21,11 @@ from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.generation.responses import generate_responses
 from hf_mote.judges.judge import Judge, check_judge, classify, labels_of
+from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import apply_mote
-from hf_mote.routing.recording.record import record_routing
-from hf_mote.routing.sites.discover import find_routers
+from hf_mote.mote.patch import attach_config
+from hf_mote.routing.recording.record import RoutingRecord
+from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.statistics.groups import checked_groups
 from hf_mote.statistics.rates import Rate
 
@@ -110,6 +111,7 @@ class RateMeasurement:
         self.seed = whole(f"{where}.seed", decoding.seed)
         self._special_tokens = bool(getattr(judge, "needs_special_tokens", False))
         self.check(self.prompts)
+        self.routed = RoutedModel(model)
         self.unclear = 0
         # A label that the judge is known to give is one that no response need get.
         self._known = self.label == str(getattr(judge, "target", None)) or labels_of(judge) is not None
@@ -123,7 +125,7 @@ class RateMeasurement:
     def respond(self, prompts: Sequence[Prompt], config: MoTEConfig | None) -> list[str]:
         """Return the model's responses with a config, or without one."""
         responses = [""] * len(prompts)
-        with apply_mote(self.model, config if config is not None else MoTEConfig()):
+        with attach_config(self.routed, config if config is not None else MoTEConfig()):
             for positions, answers in generate_responses(
                 self.model, self.chat, prompts, self.decoding, special_tokens=self._special_tokens
             ):
@@ -161,11 +163,11 @@ class RateMeasurement:
         if not configs:
             raise ConfigError(f"{self.where}.configs", "nothing to measure", got="no configs")
         for config in configs:
-            config.check(self.model)
+            check_against_model(config, self.routed)
             if config.is_empty:
                 raise ConfigError(f"{self.where}.config", "nothing to measure", got="no targets, or strength 0")
         self._configs = list(configs)
-        self._drawn = partial(random_controls, self._configs, find_routers(self.model), num_controls, self.seed)
+        self._drawn = partial(random_controls, self._configs, self.routed.sites, num_controls, self.seed)
         # Those of kind "usage" are drawn again once usage is known.
         self._controls = self._drawn()
         self._by_usage = control_kind == "usage" and num_controls > 0
@@ -179,7 +181,7 @@ class RateMeasurement:
         total = 1 + len(self._configs) * (1 + len(self._controls))
         with logging.tqdm(total=total, desc="evaluating", disable=not progress, leave=False) as bar:
             if self._by_usage:
-                with record_routing(self.model, eos_token_id=self.decoding.stop) as record:
+                with RoutingRecord(self.routed, eos_token_id=self.decoding.stop) as record:
                     before = self.measure(None, keep=True)
                 self._controls = self._drawn(usage=dict(zip(record.layers, record.total().counts, strict=True)))
                 bar.total = 1 + len(self._configs) * (1 + len(self._controls))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,9 +19,10 @@ from hf_mote.generation.decoding import pad_token_of
 from hf_mote.generation.prompts import padded
 from hf_mote.generation.randomness import without_randomness
 from hf_mote.mote.config import CHOICES, MoTEConfig
-from hf_mote.mote.patch import apply_mote
+from hf_mote.mote.patch import attach_config
+from hf_mote.routing.sites.routed_model import RoutedModel
 
-__all__ = ["SideEffects", "perplexity_text", "side_effects"]
+__all__ = ["SideEffects", "measure_side_effects", "perplexity_text", "side_effects"]
 
 _NOT_IN_PLAIN_TEXT = ("generation", "thinking", "answer")
 
@@ -120,6 +122,34 @@ def side_effects(
     assert found.kl >= 0 and found.num_tokens > 1
     ```
     """
+    routed = RoutedModel(model)
+    return measure_side_effects(
+        routed, tokenizer, config, texts, batch_size=batch_size, max_tokens=max_tokens, progress=progress
+    )
+
+
+def measure_side_effects(
+    routed: RoutedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: MoTEConfig,
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    max_tokens: int = 512,
+    progress: bool,
+) -> SideEffects:
+    """Return what [`side_effects`] returns, of a model whose routers are found.
+
+    Args:
+        routed (`RoutedModel`): The model with its routers.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        config (`MoTEConfig`): What to measure.
+        texts (`Sequence[str]`): The texts.
+        batch_size (`int`): Texts that run together.
+        max_tokens (`int`, *optional*, defaults to 512): Each text is cut to so many tokens.
+        progress (`bool`): Show a progress bar.
+    """
+    model: Any = routed.model
     whole("batch_size", batch_size, least=1)
     encoded = _encoded(tokenizer, texts, max_tokens)
     if config.scope in _NOT_IN_PLAIN_TEXT:
@@ -127,7 +157,7 @@ def side_effects(
     pad = pad_token_of(tokenizer)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     divergence, before, after, tokens = 0.0, 0.0, 0.0, 0
-    handle = apply_mote(model, config)
+    handle = attach_config(routed, config)
     with (
         handle,
         torch.no_grad(),

@@ -250,7 +250,7 @@ def sweep_mote(
         system_prompt (`str`, *optional*):
             First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*):
-            What the chat template is told besides.
+            Further arguments of the chat template.
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
         groups (`Sequence`, *optional*):

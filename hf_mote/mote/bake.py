@@ -34,8 +34,8 @@ from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import load_config
 from hf_mote.routing.router_hook import RouterHook
-from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.placement import holder_of
+from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import BLOCK, RouterSite
 
 __all__ = ["bake_mote"]
@@ -69,8 +69,9 @@ def bake_mote(model: nn.Module, config: MoTEConfig | str) -> BakedModel:
         [`RouterContractError`]: if a baked block does not do what the live one does.
     """
     config = load_config(config)
-    sites = find_routers(model)
-    check_against_model(config, model, sites)
+    routed = RoutedModel(model)
+    sites = routed.sites
+    check_against_model(config, routed)
     if config.is_empty:
         raise ConfigError(_WHERE, "the config changes nothing", got="no targets, or strength 0")
     _check_bakeable(config)

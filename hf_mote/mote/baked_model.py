@@ -75,12 +75,12 @@ class BakedModel:
             raise FileFormatError(
                 str(folder), "is not empty, and a folder holds one checkpoint", fix="Give a new folder."
             )
-        with replacing_folder(folder, str(folder), lambda _: (), keep=True) as aside:
-            self.model.save_pretrained(aside)
+        with replacing_folder(folder, str(folder), lambda _: (), keep=True) as draft:
+            self.model.save_pretrained(draft)
             if tokenizer is not None:
-                tokenizer.save_pretrained(aside)
-            write_json(aside / RECORD, self.to_dict())
-            (aside / "README.md").write_text(self.card(), encoding="utf-8")
+                tokenizer.save_pretrained(draft)
+            write_json(draft / RECORD, self.to_dict())
+            (draft / "README.md").write_text(self.card(), encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """Return what was done and shown, JSON-native; the config in it is a record and not to be applied again."""

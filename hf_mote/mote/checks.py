@@ -6,10 +6,9 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
-from torch import nn
-
 from hf_mote.errors import ModelMismatchError, UnsupportedError
 from hf_mote.routing.sites.fingerprint import check_fingerprint
+from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.sites.special_outputs import refusals_of
 
@@ -37,23 +36,22 @@ class Intended(Protocol):
     def bias_on(self) -> str: ...
 
 
-def check_against_model(config: Intended, model: nn.Module, sites: Sequence[RouterSite]) -> None:
+def check_against_model(config: Intended, routed: RoutedModel) -> None:
     """Raise [`ModelMismatchError`] unless a config fits a model.
 
     Args:
         config (`MoTEConfig`): What is intended.
-        model (`nn.Module`): The model it meets; not touched.
-        sites (`Sequence[RouterSite]`): The model's router sites.
+        routed (`RoutedModel`): The model it meets; not touched.
     """
     if config.fingerprint is not None:
-        check_fingerprint(config.fingerprint, model, sites, where="MoTEConfig.fingerprint")
-    by_layer = {site.layer: site for site in sites}
+        check_fingerprint(config.fingerprint, routed.fingerprint, routed.sites, where="MoTEConfig.fingerprint")
+    by_layer = {site.layer: site for site in routed.sites}
     targets: dict[str, dict[int, set[int]]] = {name: defaultdict(set) for name in ("suppress", "stimulate", "bias")}
     for name, layers in targets.items():
         for layer, expert, *_ in getattr(config, name):
             _check_exists(name, layer, expert, by_layer)
             layers[layer].add(expert)
-    for site in sites:
+    for site in routed.sites:
         touched = any(targets[name][site.layer] for name in targets)
         if touched:
             _check_router_can(config, site, targets)

@@ -19,8 +19,7 @@ from hf_mote.errors import ConfigError, FileFormatError, one_of
 from hf_mote.hub import Shareable, card_header, public_name, read_json, write_json
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.fields import FLOAT32_MAX, checked_fingerprint, json_copy, number, pairs, token_pair, triples
-from hf_mote.routing.sites.discover import find_routers
-from hf_mote.routing.sites.fingerprint import fingerprint_of
+from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
@@ -189,11 +188,11 @@ class MoTEConfig(Shareable):
         """
         for given in fields:
             one_of(f"{cls.__name__}.for_model", given, [known.name for known in dataclasses.fields(cls)])
-        sites = find_routers(model)
+        routed = RoutedModel(model)
         name = public_name(getattr(getattr(model, "config", None), "name_or_path", None))
-        fields = {"fingerprint": fingerprint_of(model, sites), "base_model": name, **fields}
+        fields = {"fingerprint": routed.fingerprint, "base_model": name, **fields}
         config = cls(**fields)
-        check_against_model(config, model, sites)
+        check_against_model(config, routed)
         return config
 
     def check(self, model: nn.Module) -> None:
@@ -207,7 +206,7 @@ class MoTEConfig(Shareable):
                 expert, or a layer would be left with fewer experts than each token needs.
             [`UnsupportedError`]: if the model has no routed experts that the table knows.
         """
-        check_against_model(self, model, find_routers(model))
+        check_against_model(self, RoutedModel(model))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the versions that write them, JSON-native."""

@@ -17,6 +17,7 @@ from hf_mote.hooks import Intervention
 from hf_mote.passes.forward import DecoderParticipant, Forward
 from hf_mote.routing.router_hook import WeightProbe, attach_to_routers
 from hf_mote.routing.rules.selection import Routing
+from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.sites.special_outputs import refusals_of
 
@@ -96,8 +97,12 @@ class Gains(DecoderParticipant):
         return table
 
 
-def attach_gains(model: torch.nn.Module, gains: Gains) -> Intervention:
+def attach_gains(routed: RoutedModel, gains: Gains) -> Intervention:
     """Attach gains to a model.
+
+    Args:
+        routed (`RoutedModel`): The model with its routers.
+        gains (`Gains`): Gains of these.
 
     Raises:
         [`UnsupportedError`]: if the weights of a router are out of reach.
@@ -107,7 +112,7 @@ def attach_gains(model: torch.nn.Module, gains: Gains) -> Intervention:
         if reason is not None:
             what = f"no effect of its weights can be measured: {reason}"
             raise UnsupportedError(site.path, what, fix="Use ftri.")
-    return attach_to_routers(model, gains.sites, gains, lambda site: _GainProbe(gains, site))
+    return attach_to_routers(routed, gains, lambda site: _GainProbe(gains, site))
 
 
 class _GainProbe(WeightProbe):

@@ -17,10 +17,10 @@ from hf_mote.mote.config import MoTEConfig
 from hf_mote.passes.forward import DecoderParticipant, Forward
 from hf_mote.routing.router_hook import RouterHook, RoutingEditor, attach_to_routers
 from hf_mote.routing.rules.edits import RoutingEdit
-from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import RouterSite
 
-__all__ = ["apply_mote", "edit_of", "load_config", "targets_layer"]
+__all__ = ["apply_mote", "attach_config", "edit_of", "load_config", "targets_layer"]
 
 
 def apply_mote(
@@ -69,6 +69,18 @@ def apply_mote(
     assert torch.equal(model(tokens).logits, before)
     ```
     """
+    return attach_config(RoutedModel(model), config)
+
+
+def attach_config(
+    routed: RoutedModel, config: MoTEConfig | str | os.PathLike[str] | Sequence[MoTEConfig | str | None]
+) -> Intervention:
+    """Do what [`apply_mote`] does to a model whose routers are found.
+
+    Args:
+        routed (`RoutedModel`): The model with its routers.
+        config (`MoTEConfig`, `str`, `os.PathLike` or a list of these): As in [`apply_mote`].
+    """
     by_row = isinstance(config, Sequence) and not isinstance(config, str)
     given: Sequence[object] = list(config) if by_row else [config]  # type: ignore[arg-type]
     if by_row and not given:
@@ -76,10 +88,9 @@ def apply_mote(
             "apply_mote.config", "an empty list", expected="one config or None for each row of the batch"
         )
     configs = [None if entry is None and by_row else load_config(entry) for entry in given]
-    sites = find_routers(model)
     for entry in configs:
         if entry is not None:
-            check_against_model(entry, model, sites)
+            check_against_model(entry, routed)
     watcher = _RowWatcher(configs if by_row else None)
     watcher.needs_passes = by_row or any(entry is not None and entry.scope != "all" for entry in configs)
     watcher.needs_phases = any(entry is not None and entry.scope in ("prompt", "generation") for entry in configs)
@@ -89,7 +100,7 @@ def apply_mote(
         if entry is not None and entry.thinking_tokens is not None
     )
     editors: dict[str, _Editors] = {}
-    for site in sites:
+    for site in routed.sites:
         parts = [
             _SiteEdit(entry, site, row if by_row else None)
             for row, entry in enumerate(configs)
@@ -106,7 +117,7 @@ def apply_mote(
             _check_together(site, mine)
         return mine
 
-    return attach_to_routers(model, sites, watcher, editors_of)
+    return attach_to_routers(routed, watcher, editors_of)
 
 
 class _SiteEdit:
@@ -160,8 +171,8 @@ class _Editors(RoutingEditor):
 
     def __init__(self, parts: list[_SiteEdit]) -> None:
         self.parts = parts
-        told = [[part.row, part.config.to_dict()] for part in parts]
-        self.digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        described = [[part.row, part.config.to_dict()] for part in parts]
+        self.digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         if all(part.scope == "all" and part.row is None for part in parts):
             self.always = tuple(part.edit for part in parts)
 

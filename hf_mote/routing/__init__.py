@@ -8,5 +8,5 @@
 - `unlisted/`: `register_routers`, for routers that the table lacks. Nothing in the package imports it.
 
 Each storey's guide says what it may import; none imports `sae`. A new family is a router class in a row of
-`rules/families.py` and a tiny config in `tests/tiny_models.py`.
+`rules/families.py` and a tiny config in `tests/tiny_families.py`.
 """

@@ -5,8 +5,8 @@ fused kernels go past the router (those of MXFP4 weights) ask for the mark, and 
 other where it is set. The mark is set on such blocks alone, holds while a participant is active, and leaves with the
 last.
 
-A block whose forward is not its class's own may call its router and use nothing of what it decides. It is run aside,
-on a few tokens, with another decision: what it returns must differ.
+A block whose forward is not its class's own may call its router and use nothing of what it decides. A copy of it is
+run on a few tokens with another decision: what it returns must differ.
 """
 
 from __future__ import annotations
@@ -96,15 +96,15 @@ def check_block_follows(site: RouterSite, adapter: RouterOutput | None) -> None:
             site.path, f"{what}, and nothing can be tried on weights in shards or on the meta device", fix=fix
         )
     path = next(name for name, module in block.named_modules() if module is site.module)
-    with scratch_copy(block) as aside:
-        router = aside.get_submodule(path)
-        feed = feed_of(router, aside)
+    with scratch_copy(block) as scratch:
+        router = scratch.get_submodule(path)
+        feed = feed_of(router, scratch)
         noise = torch.randn(1, FEW_TOKENS, feed.width, generator=torch.Generator().manual_seed(0))
         hidden = noise.to(feed.device, feed.dtype)
         try:
-            native, ran = _result(aside, router, hidden, _Another(adapter, None))
+            native, ran = _result(scratch, router, hidden, _Another(adapter, None))
             others = [
-                _result(aside, router, hidden, _Another(adapter, change))[0] for change in ("weights", "experts")
+                _result(scratch, router, hidden, _Another(adapter, change))[0] for change in ("weights", "experts")
             ]
         except Exception as error:  # foreign code may ask for anything
             raise UnsupportedError(

@@ -24,8 +24,8 @@ from hf_mote.routing.rules.selection import Routing, reweigh
 from hf_mote.routing.rules.shortcuts import none_chosen, readable_now
 from hf_mote.routing.sites.output import RouterOutput
 from hf_mote.routing.sites.packed import packed_parts
-from hf_mote.routing.sites.routed_model import decoder_of
-from hf_mote.routing.sites.self_test import check_identity, self_test
+from hf_mote.routing.sites.routed_model import RoutedModel
+from hf_mote.routing.sites.self_test import check_identity
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.sites.special_outputs import adapter_for
 
@@ -253,8 +253,7 @@ class RouterHook(SharedHook):
 
 
 def attach_to_routers(
-    model: nn.Module,
-    sites: Sequence[RouterSite],
+    routed: RoutedModel,
     watcher: DecoderParticipant,
     participant_for: Callable[[RouterSite], RouterParticipant | None],
     *,
@@ -263,8 +262,7 @@ def attach_to_routers(
     """Attach a participant to every router that gets one, and the watcher to the decoder; all or nothing.
 
     Args:
-        model (`nn.Module`): The model.
-        sites (`Sequence[RouterSite]`): All its router sites.
+        routed (`RoutedModel`): The model with its routers.
         watcher (`DecoderParticipant`): The intervention's watcher.
         participant_for (`Callable[[RouterSite], RouterParticipant | None]`): The participant for a site, or `None`.
         handle (`Intervention`, *optional*): The handle to use, of nothing yet; a new one by default.
@@ -273,27 +271,27 @@ def attach_to_routers(
         [`RouterContractError`]: if a router fails its self-test; nothing is attached then.
         [`UnsupportedError`]: if a block's forward was replaced by one that does not follow its router.
     """
-    decoder = decoder_of(model, list(sites))
+    model, decoder = routed.model, routed.decoder
 
     def attachments() -> list[Attachment]:
         tracker = stack_on(decoder, DecoderHook) or DecoderHook()
         found = [Attachment(decoder, tracker, watcher)]
         if watcher.needs_phases or watcher.needs_rows or watcher.thinking_tokens:
             found += assisted_decoding_hooks(model, decoder, tracker, watcher)
-        for site in sites:
+        for site in routed.sites:
             participant = participant_for(site)
             if participant is None:
                 continue
             watcher.expect(site.path, participant)
             stack = stack_on(site.module, RouterHook)
             if stack is None:
-                adapter = self_test(site)
+                adapter = routed.tested(site)
                 check_block_follows(site, adapter)
                 stack = RouterHook(site, tracker, adapter)
             found.append(Attachment(site.module, stack, participant))
             found += shortcut_hooks(site)
         watcher.why_silent = partial(why_silent, model)
-        _tell_of_packed(model, sites)
+        _tell_of_packed(model, routed.sites)
         return found
 
     return attach(attachments, handle)

@@ -53,15 +53,15 @@ def save_whole(save: Callable[..., Any], folder: Path, *args: Any, **kwargs: Any
 
 def _save_in_place(save: Callable[..., Any], folder: Path, *args: Any, **kwargs: Any) -> Any:
     try:
-        with tempfile.TemporaryDirectory(prefix=".hf-mote-", dir=folder) as aside:
+        with tempfile.TemporaryDirectory(prefix=".hf-mote-", dir=folder) as draft:
             with _disk_errors(str(folder)):
-                saved = save(aside, *args, **kwargs)
+                saved = save(draft, *args, **kwargs)
             (folder / _CONFIG).unlink(missing_ok=True)
-            written = sorted(path.name for path in Path(aside).iterdir())
+            written = sorted(path.name for path in Path(draft).iterdir())
             for name in {*_weights_in(folder, kwargs.get("variant"))} - {*written}:
                 (folder / name).unlink(missing_ok=True)
             for name in sorted(written, key=lambda name: name == _CONFIG):
-                os.replace(Path(aside, name), folder / name)
+                os.replace(Path(draft, name), folder / name)
             return saved
     except OSError as error:
         raise FileFormatError(str(folder), "cannot be written", got=first_line(error)) from error

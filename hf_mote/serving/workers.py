@@ -12,6 +12,7 @@ from hf_mote.errors import HFMoTEError
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.routing.sites.fingerprint import fingerprint_of
+from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.serving.profiles import ProfileTables, Span
 from hf_mote.serving.requests import DIGEST, SLOT
 from hf_mote.serving.routers import attach, layers_of, materialise, meta_sites, routers_with_a_seam
@@ -101,7 +102,7 @@ class WithProfiles:
         return {"error": None, "fingerprint": fingerprint_of(self._mote_model, self._mote_sites)}
 
     def _mote_check(self, config: MoTEConfig) -> None:
-        check_against_model(config, self._mote_model, self._mote_sites)
+        check_against_model(config, RoutedModel(self._mote_model, self._mote_sites))
 
     def _mote_spans(self) -> list[Span]:
         """What the rows of the pass that begins are."""

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 import transformers
+from routing_cases import no_gradients  # noqa: F401
 from tiny_families import TINY_FAMILIES
 from tiny_models import tiny_model
 from transformers import PreTrainedModel
@@ -63,12 +63,6 @@ def watched(request: pytest.FixtureRequest) -> Watched:
 @pytest.fixture
 def mixtral() -> PreTrainedModel:
     return tiny_model("mixtral")
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from routing_cases import no_gradients  # noqa: F401
 from tiny_families import TINY_FAMILIES
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -26,12 +26,6 @@ from hf_mote.errors import (
 
 FAMILIES = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3")
 TOKENS = torch.randint(3, 95, (2, 16), generator=torch.Generator().manual_seed(5))
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 class Wrapped(torch.nn.Module):

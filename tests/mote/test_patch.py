@@ -6,7 +6,7 @@ import copy
 import pickle
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import peft
 import pytest
 import torch
 from caches import cache_of, taking
+from routing_cases import GREEDY, no_gradients, num_hooks  # noqa: F401
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -31,7 +32,6 @@ from hf_mote.errors import (
 )
 
 TOKENS = torch.randint(5, 95, (3, 9), generator=torch.Generator().manual_seed(5))
-GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 DROP = MoTEConfig(suppress=[[1, 0], [1, 3], [2, 5], [2, 1]])
 MAX = MoTEConfig(stimulate=[[1, 2], [2, 7]], stimulate_weight="max")
 BIAS = MoTEConfig(bias=[[1, 4, 2.0], [2, 6, -1.0]])
@@ -48,12 +48,6 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)
 
 
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
 def logits(model: torch.nn.Module, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
     return model(input_ids=tokens).logits
 
@@ -61,14 +55,6 @@ def logits(model: torch.nn.Module, tokens: torch.Tensor = TOKENS) -> torch.Tenso
 def logits_under(model: torch.nn.Module, config: Any, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
     with apply_mote(model, config):
         return logits(model, tokens)
-
-
-def num_hooks(model: torch.nn.Module) -> int:
-    return sum(
-        len(getattr(module, name))
-        for module in model.modules()
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_with_kwargs")
-    )
 
 
 def test_apply_mote_handle_reports_its_state(model: PreTrainedModel) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from routing_cases import no_gradients  # noqa: F401
 from tiny_families import TINY_FAMILIES
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -24,12 +24,6 @@ MODES = ["drop", "reroute", "zero"]
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     name = request.param
     return tiny_model(name) if name in TINY_MODELS else TINY_FAMILIES[name]()
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def config_for(model: PreTrainedModel, **fields: Any) -> MoTEConfig:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import peft
 import pytest
 import torch
+from routing_cases import no_gradients  # noqa: F401
 from tiny_families import TINY_FAMILIES
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import PreTrainedModel
@@ -33,12 +33,6 @@ def build(name: str) -> PreTrainedModel:
 @pytest.fixture(params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return build(request.param)
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def adapted(model: PreTrainedModel, *, trained: bool = True, **how: Any) -> peft.PeftModel:

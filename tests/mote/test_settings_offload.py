@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import accelerate
 import pytest
 import torch
 from accelerate.hooks import remove_hook_from_submodules
+from routing_cases import no_gradients  # noqa: F401
 from tiny_families import TINY_FAMILIES
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -24,12 +25,6 @@ FAMILIES = ["mixtral", "deepseek_v3", "minimax_m2"]
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     name = request.param
     return TINY_FAMILIES[name]() if name == "minimax_m2" else tiny_model(name)
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:

@@ -26,6 +26,7 @@ from hf_mote import (
     ActivationMap,
     EvaluationReport,
     ExpertRanking,
+    ExpertSearch,
     FTRIResult,
     MoTEConfig,
     SAEModel,
@@ -135,6 +136,19 @@ def _use_ranking(found: ExpertRanking) -> None:
     found.rows(min(3, len(found)))
     found.rank_of(found.layers[0], 0)
     assert found.least_q is None or 0 < found.least_q <= 1
+    found._card()
+    repr(found)
+
+
+def _search() -> ExpertSearch:
+    fingerprint = _config().fingerprint
+    assert fingerprint is not None
+    return ExpertSearch([(1, 2), (0, 3)], [2.5, 1.0, -0.5], 7, fingerprint)
+
+
+def _use_search(found: ExpertSearch) -> None:
+    if len(set(found.experts)) == len(found.experts):
+        found.to_config()
     found._card()
     repr(found)
 
@@ -612,6 +626,7 @@ READERS: tuple[Reader, ...] = (
     _one_file("mote_config", _config, _use_config, json_document),
     _one_file("activation_map", _map, _use_map, safetensors_file),
     _one_file("expert_ranking", _ranking, _use_ranking, safetensors_file),
+    _one_file("expert_search", _search, _use_search, json_document),
     _one_file("ftri_result", _result, _use_result, safetensors_file),
     _one_file("evaluation_report", _report, _use_report, json_document),
     _one_file("steering_config", _steering, _use_steering, json_document),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-__all__ = ["EXPERTS", "LAYERS", "TOKENS", "WIDTH", "SmallDecoder", "num_hooks"]
+__all__ = ["EXPERTS", "LAYERS", "TOKENS", "WIDTH", "SmallDecoder"]
 
 EXPERTS, LAYERS, VOCABULARY, WIDTH = 8, 2, 120, 32
 TOKENS = torch.arange(2, 50).view(2, 24)
@@ -82,7 +82,3 @@ class SmallDecoder(PreTrainedModel):
         for layer in self.layers:
             hidden = layer(hidden)
         return CausalLMOutput(logits=self.head(hidden))
-
-
-def num_hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())

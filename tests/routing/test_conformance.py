@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from caches import cache_of, taking
 from routing.reference import SUFFICIENT_MARGIN, dense, edit_of, family_of, observe_experts, route
+from routing_cases import GREEDY, no_gradients, num_hooks  # noqa: F401
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import PreTrainedModel
 
@@ -21,7 +21,6 @@ from hf_mote.routing.sites.self_test import self_test
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MODELS = [(name, dtype) for name in TINY_MODELS for dtype in DTYPES]
 PROMPT = torch.randint(5, 95, (2, 12), generator=torch.Generator().manual_seed(3))
-GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
 EDITS: dict[str, dict[str, Any]] = {
     "drop": {"suppress": [1, 6]},
@@ -62,12 +61,6 @@ def one_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)
 
 
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
 def fields_at(edit: dict[str, Any], layers: list[int]) -> dict[str, Any]:
     """An entry of EDITS as the fields of a config, at the layers given."""
     fields = dict(edit)
@@ -96,10 +89,6 @@ def router_logits_of(model: PreTrainedModel, tokens: torch.Tensor) -> dict[int, 
         for handle in handles:
             handle.remove()
     return found
-
-
-def num_hooks(model: torch.nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def test_find_routers_layers_are_absolute_and_dense_layers_have_none(model32: PreTrainedModel) -> None:

@@ -12,6 +12,7 @@ import loading_stubs as stubs
 import pytest
 import torch
 from loading_stubs import Fp8Linear, PackedLinear
+from routing_cases import num_hooks
 from tiny_families import TINY_FAMILIES
 from tiny_models import tiny_model
 from torch import nn
@@ -35,10 +36,6 @@ def no_gradients() -> Iterator[None]:
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
     return model(input_ids=PROMPT).logits
-
-
-def num_hooks(model: nn.Module) -> int:
-    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
 
 
 def rerouted(model: PreTrainedModel, **fields: Any) -> MoTEConfig:

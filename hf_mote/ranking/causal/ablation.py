@@ -19,7 +19,6 @@ from hf_mote.mote.gains import attach_gains
 from hf_mote.ranking.causal.knockout import Knockout, Pair
 from hf_mote.ranking.causal.preference import LogitScore, Preference
 from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.routing.sites.fingerprint import fingerprint_of
 from hf_mote.statistics.contrast import contrast
 from hf_mote.statistics.groups import checked_groups, paired_groups
 from hf_mote.statistics.resampling import check_resampling
@@ -106,17 +105,17 @@ def ablate_experts(
         batch_size=batch_size,
     )
     grouped = checked_groups("ablate_experts.groups", groups, preference.num_prompts)
-    trial = Knockout(preference)
-    tried = trial.rows_of(experts)
+    knockout = Knockout(preference)
+    tried = knockout.rows_of(experts)
     with (
-        attach_gains(model, trial.gains),
+        attach_gains(knockout.routed, knockout.gains),
         logging.tqdm(total=len(tried) + 1, desc="ablating", disable=not progress, leave=False) as bar,
     ):
-        whole = trial.values([])
+        whole = knockout.values([])
         bar.update()
         columns = []
         for pair in tried:
-            columns.append(trial.values([pair]))
+            columns.append(knockout.values([pair]))
             bar.update()
     # Pairs of "with" and "without" for each prompt; experts in the place of layers x experts.
     without = torch.stack(columns, dim=1)[:, None]
@@ -135,14 +134,14 @@ def ablate_experts(
         values = getattr(found, name)
         if values is not None:
             empty = 0.0 if name == "score" else torch.nan
-            grids[name] = torch.full(trial.shape, empty, dtype=torch.float64)
+            grids[name] = torch.full(knockout.shape, empty, dtype=torch.float64)
             grids[name][rows, places] = torch.tensor(values[0])
     return ExpertRanking(
-        layers=tuple(site.layer for site in trial.sites),
+        layers=tuple(site.layer for site in knockout.sites),
         method="ablation",
         target=preference.name,
         confidence=found.confidence,
-        fingerprint=fingerprint_of(model, trial.sites),
+        fingerprint=knockout.routed.fingerprint,
         provenance={
             "prompts": len(whole),
             "unit": preference.unit,

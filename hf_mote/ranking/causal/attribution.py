@@ -22,8 +22,7 @@ from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import Gains, attach_gains
 from hf_mote.ranking.causal.preference import LogitScore, Preference
 from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.routing.sites.discover import find_routers
-from hf_mote.routing.sites.fingerprint import fingerprint_of
+from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.statistics.contrast import contrast
 from hf_mote.statistics.groups import checked_groups, paired_groups
 from hf_mote.statistics.resampling import check_resampling
@@ -82,7 +81,7 @@ def attribute_experts(
         system_prompt (`str`, *optional*):
             First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*):
-            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
+            Further arguments of the chat template, as `{"enable_thinking": False}`; it must read each name.
         groups (`Sequence`, *optional*):
             One key for each prompt, equal for those that are wordings or fillings of one thing, as its subject: they
             count as one, by their mean, in score, intervals and tests. By default every prompt counts.
@@ -104,7 +103,7 @@ def attribute_experts(
             the response, or a score is not finite.
         [`ConfigError`]: if a number is out of range, neither both responses nor a score are given, or the chat
             template fails.
-        [`UnknownNameError`]: if the chat template does not read a name that it is told.
+        [`UnknownNameError`]: if the chat template does not read a name that it is given.
         [`UnsupportedError`]: if the model has no routed experts that the table knows, if it draws random numbers (as
             with dropout in training mode), or if no gradient reaches a router.
 
@@ -142,11 +141,11 @@ def attribute_experts(
         batch_size=batch_size,
     )
     grouped = checked_groups("attribute_experts.groups", groups, preference.num_prompts)
-    sites = find_routers(model)
-    gains = Gains(sites, float(gain), differentiable=True)
+    routed = RoutedModel(model)
+    gains = Gains(routed.sites, float(gain), differentiable=True)
     effects: list[Tensor] = []
     with (
-        attach_gains(model, gains),
+        attach_gains(routed, gains),
         torch.enable_grad(),
         logging.tqdm(
             total=preference.num_prompts * len(preference.sides), desc="attributing", disable=not progress, leave=False
@@ -170,10 +169,10 @@ def attribute_experts(
     )
     return ExpertRanking.from_contrast(
         found,
-        tuple(site.layer for site in sites),
+        routed.layers,
         method="attribution",
         target=preference.name,
-        fingerprint=fingerprint_of(model, sites),
+        fingerprint=routed.fingerprint,
         provenance={
             "prompts": preference.num_prompts,
             "unit": preference.unit,

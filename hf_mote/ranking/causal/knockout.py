@@ -12,8 +12,7 @@ from hf_mote.errors import ConfigError
 from hf_mote.maps.grid import row_of
 from hf_mote.mote.gains import Gains
 from hf_mote.ranking.causal.preference import Preference
-from hf_mote.routing.sites.discover import find_routers
-from hf_mote.routing.sites.site import RouterSite
+from hf_mote.routing.sites.routed_model import RoutedModel
 
 __all__ = ["Knockout", "Pair"]
 
@@ -30,9 +29,9 @@ class Knockout:
 
     def __init__(self, preference: Preference) -> None:
         self.preference = preference
-        self.sites: list[RouterSite] = find_routers(preference.model)
+        self.routed = RoutedModel(preference.model)
+        self.sites, self.shape = self.routed.sites, self.routed.shape
         self.gains = Gains(self.sites)
-        self.shape = (len(self.sites), max(site.num_experts for site in self.sites))
 
     def rows_of(self, experts: Iterable[Pair] | None) -> list[Pair]:
         """Return (layer, expert) as (row, expert), each once; all by default."""

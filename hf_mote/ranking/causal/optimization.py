@@ -23,7 +23,6 @@ from hf_mote.ranking.causal.hard_concrete import ClosingGates
 from hf_mote.ranking.causal.knockout import Knockout, Pair
 from hf_mote.ranking.causal.optimized import OptimizedRanking, PathPoint
 from hf_mote.ranking.causal.preference import Block, LogitScore, Preference
-from hf_mote.routing.sites.fingerprint import fingerprint_of
 
 __all__ = ["optimize_experts"]
 
@@ -130,15 +129,15 @@ def optimize_experts(
         logit_score=logit_score,
         batch_size=batch_size,
     )
-    trial = Knockout(preference)
+    knockout = Knockout(preference)
     seeds = range(seed, seed + num_seeds)
     with (
-        attach_gains(model, trial.gains),
+        attach_gains(knockout.routed, knockout.gains),
         logging.tqdm(
             total=len(seeds) * len(prices) * steps, desc="optimizing", disable=not progress, leave=False
         ) as bar,
     ):
-        whole_score = float(trial.values([]).mean())
+        whole_score = float(knockout.values([]).mean())
         if whole_score <= goal:
             raise DataError(
                 where,
@@ -147,11 +146,11 @@ def optimize_experts(
                 expected=f"above {goal:.3g}",
                 fix="Give the prompts that show the response, or exchange response and baseline_response.",
             )
-        search = _Search(trial, goal=goal, enough=enough, scale=whole_score - goal)
-        path, closed = [], torch.zeros(trial.shape, dtype=torch.float64)
+        search = _Search(knockout, goal=goal, enough=enough, scale=whole_score - goal)
+        path, closed = [], torch.zeros(knockout.shape, dtype=torch.float64)
         for one in seeds:
             for price in prices:
-                gates = ClosingGates(trial.shape, closed=MOST_CLOSED, seed=one)
+                gates = ClosingGates(knockout.shape, closed=MOST_CLOSED, seed=one)
                 search.learn(gates, price, steps, learning_rate, bar.update)
                 path.append(search.point(gates, one, price))
                 closed += gates.closing().detach().double()
@@ -159,14 +158,14 @@ def optimize_experts(
                     break
         by_seed = [search.sufficient([point for point in path if point.seed == one]) for one in seeds]
         found = [pairs for pairs in by_seed if pairs]
-        smallest = min(found, key=lambda pairs: (len(pairs), float(trial.values(pairs).mean()))) if found else []
+        smallest = min(found, key=lambda pairs: (len(pairs), float(knockout.values(pairs).mean()))) if found else []
         carriers = {pair for pairs in found for pair in pairs} | search.stand_ins(smallest)
     score = closed / len(path)
     for row, expert in carriers:
         score[row, expert] += 1
     for row, expert in smallest:
         score[row, expert] += 1
-    layers = tuple(site.layer for site in trial.sites)
+    layers = tuple(site.layer for site in knockout.sites)
 
     def outside(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
         return tuple((layers[row], expert) for row, expert in pairs)
@@ -176,7 +175,7 @@ def optimize_experts(
         layers=layers,
         method="optimization",
         target=preference.name,
-        fingerprint=fingerprint_of(model, trial.sites),
+        fingerprint=knockout.routed.fingerprint,
         provenance={
             "prompts": preference.num_prompts,
             "unit": "probability of being closed, +1 for a carrier, +2 in the sufficient set",
@@ -198,13 +197,13 @@ def optimize_experts(
 class _Search:
     """One model's gates, while gains are attached to it; experts are (row, expert) here."""
 
-    def __init__(self, trial: Knockout, *, goal: float, enough: float, scale: float) -> None:
-        self.trial = trial
+    def __init__(self, knockout: Knockout, *, goal: float, enough: float, scale: float) -> None:
+        self.knockout = knockout
         self.goal, self.enough, self.scale = goal, enough, scale
-        preference = trial.preference
+        preference = knockout.preference
         self._batches = list(zip(*(preference.blocks(side) for side in preference.sides), strict=True))
-        self._exists = torch.zeros(trial.shape, dtype=torch.bool)
-        for row, site in enumerate(trial.sites):
+        self._exists = torch.zeros(knockout.shape, dtype=torch.bool)
+        for row, site in enumerate(knockout.sites):
             self._exists[row, : site.num_experts] = True
 
     def learn(self, gates: ClosingGates, price: float, steps: int, learning_rate: float, advance: Any) -> None:
@@ -230,7 +229,7 @@ class _Search:
         logits = gates.logits.detach().masked_fill(~self._exists, -torch.inf)
         pairs = [(int(row), int(expert)) for row, expert in (logits > 0).nonzero()]
         pairs.sort(key=lambda pair: (-float(logits[pair]), pair))
-        scores = self.trial.values(pairs)
+        scores = self.knockout.values(pairs)
         return PathPoint(seed, price, tuple(pairs), float(scores.mean()), self._gone(scores))
 
     def sufficient(self, points: Sequence[PathPoint]) -> list[Pair]:
@@ -253,7 +252,7 @@ class _Search:
         standing: set[Pair] = set()
         for pair in found:
             others = [other for other in found if other != pair]
-            left = float(self.trial.values(others).mean())
+            left = float(self.knockout.values(others).mean())
             effects = self._effects(others).masked_fill(~self._exists, -torch.inf)
             for row, expert in found:
                 effects[row, expert] = -torch.inf
@@ -261,21 +260,21 @@ class _Search:
                 other = divmod(place, effects.shape[1])
                 if other in standing or not bool(effects[other].isfinite()):
                     continue
-                if left - float(self.trial.values([*others, other]).mean()) >= CARRIES * self.scale:
+                if left - float(self.knockout.values([*others, other]).mean()) >= CARRIES * self.scale:
                     standing.add(other)
         return standing
 
     def _suffices(self, pairs: list[Pair]) -> bool:
-        return self._gone(self.trial.values(pairs)) >= self.enough
+        return self._gone(self.knockout.values(pairs)) >= self.enough
 
     def _gone(self, scores: Tensor) -> float:
         return float((scores <= self.goal).double().mean())
 
     def _effects(self, without: list[Pair]) -> Tensor:
         """Return the first-order effect of each expert on the mean score, halfway to all closed, without some."""
-        total = torch.zeros(self.trial.shape, dtype=torch.float64)
+        total = torch.zeros(self.knockout.shape, dtype=torch.float64)
         for blocks in self._batches:
-            half = torch.full((len(blocks[0].lengths), *self.trial.shape), 0.5)
+            half = torch.full((len(blocks[0].lengths), *self.knockout.shape), 0.5)
             for row, expert in without:
                 half[:, row, expert] = 0
             with torch.enable_grad():
@@ -288,13 +287,13 @@ class _Search:
         One term of the score at a time, so that no more than one pass is held; the rows of a batch do not see each
         other, so that the derivative of their sum holds that of each.
         """
-        trained: Gains = self.trial.gains
+        trained: Gains = self.knockout.gains
         trained.zeros, trained.given, trained.differentiable = [], gains, True
         scores = torch.zeros(len(gains), dtype=torch.float64)
         effects = torch.zeros(gains.shape, dtype=torch.float64)
         try:
-            for side, block in zip(self.trial.preference.sides, blocks, strict=True):
-                values = self.trial.preference.values(block)
+            for side, block in zip(self.knockout.preference.sides, blocks, strict=True):
+                values = self.knockout.preference.values(block)
                 effects += side * trained.derivatives(values.sum())
                 scores += side * values.detach().double().cpu()
         finally:

@@ -7,32 +7,46 @@ what is in it already.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.deprecation import renamed_arguments
-from hf_mote.errors import ConfigError, real, whole
+from hf_mote.errors import ConfigError, DataError, FileFormatError, first_line, real, whole
 from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
+from hf_mote.hub import RESULT_LIMIT, Shareable, read_json, write_json
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.fields import checked_fingerprint
 from hf_mote.mote.gains import attach_gains
 from hf_mote.ranking.causal.knockout import Knockout, Pair
 from hf_mote.ranking.causal.preference import LogitScore, Preference
-from hf_mote.routing.sites.fingerprint import fingerprint_of
+from hf_mote.version import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ExpertSearch", "search_experts"]
 
+_KIND = "expert_search"
 
-class ExpertSearch(NamedTuple):
+
+@dataclass(frozen=True)
+class ExpertSearch(Shareable):
     """What a greedy search found.
 
-    Attributes:
+    Args:
         experts (`list[tuple[int, int]]`): (layer, expert) in the order in which they were added.
         scores (`list[float]`): The mean score without the first n of them, from n = 0 on.
         evaluations (`int`): Sets of experts that were tried.
         fingerprint (`dict`): The model's.
+
+    Raises:
+        [`DataError`]: if an expert is no pair of numbers or comes twice, or the scores are not one more.
+        [`ConfigError`]: if the fingerprint is malformed.
     """
 
     experts: list[Pair]
@@ -40,12 +54,57 @@ class ExpertSearch(NamedTuple):
     evaluations: int
     fingerprint: dict[str, Any]
 
-    def to_config(self, n: int | None = None, **fields: Any) -> MoTEConfig:
+    file_name: ClassVar[str] = "expert_search.json"
+
+    def __post_init__(self) -> None:
+        whole("ExpertSearch.evaluations", self.evaluations)
+        pairs = list(self.experts) if isinstance(self.experts, list | tuple) else [self.experts]
+        for pair in pairs:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise DataError("ExpertSearch.experts", "not an expert", got=repr(pair)[:60], expected="layer, expert")
+            for number in pair:
+                whole("ExpertSearch.experts", number)
+        if len(set(map(tuple, pairs))) < len(pairs):
+            raise DataError("ExpertSearch.experts", "names an expert twice", got=repr(pairs)[:80])
+        if not isinstance(self.scores, list | tuple) or len(self.scores) != len(pairs) + 1:
+            got = len(self.scores) if isinstance(self.scores, list | tuple) else repr(self.scores)[:60]
+            raise DataError(
+                "ExpertSearch.scores", "not one for each size", got=got, expected=f"{len(pairs) + 1} scores"
+            )
+        scores = [real("ExpertSearch.scores", score) for score in self.scores]
+        object.__setattr__(self, "experts", [(layer, expert) for layer, expert in pairs])
+        object.__setattr__(self, "scores", scores)
+        object.__setattr__(self, "fingerprint", checked_fingerprint(self.fingerprint))
+        sizes = dict(zip(self.fingerprint["layers"], self.fingerprint["num_experts"], strict=True))
+        for layer, expert in self.experts:
+            if expert >= sizes.get(layer, 0):
+                got, expected = f"({layer}, {expert})", "an expert of the model that the fingerprint names"
+                raise DataError("ExpertSearch.experts", "does not exist", got=got, expected=expected)
+
+    def _to_file(self, path: Path) -> None:
+        write_json(path, {"kind": _KIND, "version": __version__, **asdict(self)})
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Self:
+        found = read_json(path, limit=RESULT_LIMIT)
+        names = {one.name for one in fields(cls)}
+        if found.get("kind") != _KIND or not names <= set(found):
+            got, expected = (
+                sorted(map(str, found))[:8],
+                f"a file that ExpertSearch wrote, with {', '.join(sorted(names))}",
+            )
+            raise FileFormatError(str(path), "is no expert search", got=got, expected=expected)
+        try:
+            return cls(**{name: found[name] for name in names})
+        except (ConfigError, DataError) as error:
+            raise FileFormatError(str(path), "holds what is no expert search", got=first_line(error)) from error
+
+    def to_config(self, n: int | None = None, **more: Any) -> MoTEConfig:
         """Return the config that suppresses the first `n` experts, all by default, as they were tried: mode `"zero"`.
 
         Args:
             n (`int`, *optional*): How many, at most as many as were found.
-            **fields: Further fields of [`MoTEConfig`].
+            **more: Further fields of [`MoTEConfig`].
 
         Raises:
             [`ConfigError`]: if there are fewer.
@@ -59,7 +118,7 @@ class ExpertSearch(NamedTuple):
             "fingerprint": self.fingerprint,
             "provenance": {"method": "greedy search", "evaluations": self.evaluations},
         }
-        return MoTEConfig(**chosen | fields)
+        return MoTEConfig(**chosen | more)
 
 
 @renamed_arguments(target="response", baseline="baseline_response", score="logit_score")
@@ -139,8 +198,8 @@ def search_experts(
         logit_score=logit_score,
         batch_size=batch_size,
     )
-    trial = Knockout(preference)
-    left = trial.rows_of(experts)
+    knockout = Knockout(preference)
+    left = knockout.rows_of(experts)
     most = sum(max(len(left) - step, 0) for step in range(max_experts))
     allowed = most if max_evaluations is None else min(most, max_evaluations)
     if allowed < len(left):
@@ -154,15 +213,15 @@ def search_experts(
     chosen: list[Pair] = []
     evaluations = 0
     with (
-        attach_gains(model, trial.gains),
+        attach_gains(knockout.routed, knockout.gains),
         logging.tqdm(total=allowed, desc="searching", disable=not progress, leave=False) as bar,
     ):
-        scores = [float(trial.values([]).mean())]
+        scores = [float(knockout.values([]).mean())]
         while left and len(chosen) < max_experts and evaluations < allowed:
             tried = left[: allowed - evaluations]
             found = []
             for pair in tried:
-                found.append(float(trial.values([*chosen, pair]).mean()))
+                found.append(float(knockout.values([*chosen, pair]).mean()))
                 bar.update()
             evaluations += len(tried)
             if not chosen:
@@ -174,5 +233,5 @@ def search_experts(
             scores.append(found[best])
             left.remove(tried[best])
             left.sort(key=alone.__getitem__)
-    pairs = [(trial.sites[row].layer, expert) for row, expert in chosen]
-    return ExpertSearch(pairs, scores, evaluations, fingerprint_of(model, trial.sites))
+    pairs = [(knockout.sites[row].layer, expert) for row, expert in chosen]
+    return ExpertSearch(pairs, scores, evaluations, knockout.routed.fingerprint)

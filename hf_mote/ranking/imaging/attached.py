@@ -1,4 +1,4 @@
-"""What is attached to a live model that changes what it does, told so that two models can be compared.
+"""What is attached to a live model that changes what it does, described so that two models can be compared.
 
 This package's own interventions tell what they change. A hook or a replaced forward of somebody else cannot, so a
 model that carries one is refused where it matters that two models do the same.
@@ -31,7 +31,7 @@ def attached_to(where: str, model: nn.Module) -> list[list[Any]]:
     Raises:
         [`UnsupportedError`]: if something is attached that cannot tell what it changes; it is named.
 
-    Adapters of peft are told by their names and whether they are in use, beside what their parameters are.
+    Adapters of peft are described by their names and whether they are in use, beside what their parameters are.
     """
     found: list[list[Any]] = []
     for path, module in model.named_modules():

@@ -28,9 +28,8 @@ from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder
 from hf_mote.ranking.imaging.run_identity import digest_of, model_settings, plain
 from hf_mote.ranking.imaging.scopes import ImagingScope
-from hf_mote.routing.recording.record import record_routing
-from hf_mote.routing.sites.discover import find_routers
-from hf_mote.routing.sites.fingerprint import fingerprint_of
+from hf_mote.routing.recording.record import RoutingRecord
+from hf_mote.routing.sites.routed_model import RoutedModel
 
 __all__ = ["ftri"]
 
@@ -82,7 +81,7 @@ def ftri(
         run_folder (`str` or `os.PathLike`, *optional*):
             Where results are kept as they come. A run that was killed goes on from there, and gives what it would have
             given. A folder of other settings is refused: other prompts, another dtype, other weights (see
-            [`weights_digest`] for how they are told apart), another generation config, other interventions attached.
+            [`weights_digest`] for how they are compared), another generation config, other interventions attached.
         batch_size (`int`, *optional*, defaults to 16):
             Prompts that run together.
         max_new_tokens (`int`, *optional*, defaults to 64):
@@ -90,7 +89,7 @@ def ftri(
         system_prompt (`str`, *optional*):
             First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*):
-            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
+            Further arguments of the chat template, as `{"enable_thinking": False}`; it must read each name.
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
         progress (`bool`, *optional*, defaults to `True`):
@@ -101,7 +100,7 @@ def ftri(
 
     Raises:
         [`DataError`]: if there are no prompts, one has no token, the judge fails, or routing weights are not finite.
-        [`UnknownNameError`]: if there is no such scope, or the chat template does not read a name it is told.
+        [`UnknownNameError`]: if there is no such scope, or the chat template does not read a name that it is given.
         [`ConfigError`]: if a number is out of range, a scope lacks its tokens, or the chat template fails.
         [`ModelMismatchError`]: if `run_folder` is that of a run with other settings.
         [`UnsupportedError`]: if the model has no routed experts that the table knows, or, with a run folder, something
@@ -143,7 +142,7 @@ def ftri(
     rows = [index for index in range(len(asked)) for _ in range(repeats)]
     if not isinstance(model, torch.nn.Module) and isinstance(model, RecordingEngine):
         if run_folder is not None:
-            raise UnsupportedError("ftri.run_folder", "an engine's weights cannot be told from a later run's")
+            raise UnsupportedError("ftri.run_folder", "an engine's weights cannot be compared with a later run's")
         return image_with_engine(
             model,
             tokenizer,
@@ -158,23 +157,28 @@ def ftri(
             prompt_index=_prompt_index(encoded, rows),
             progress=progress,
         )
-    sites = find_routers(model)
-    fingerprint = fingerprint_of(model, sites)
+    routed = RoutedModel(model)
     batches = batches_of([encoded[index] for index in rows], batch_size)
     folder = None
     if run_folder is not None:
-        told = {"fingerprint": fingerprint, "scope": scope, "seed": seed, "batch_size": batch_size, "repeats": repeats}
-        told |= {"prompts_sha256": digest_of([encoded, marks]), **model_settings(model, settings)}
-        told |= {"chat_template_kwargs": plain("chat_template_kwargs", dict(chat.template_kwargs or {}))}
+        identity = {
+            "fingerprint": routed.fingerprint,
+            "scope": scope,
+            "seed": seed,
+            "batch_size": batch_size,
+            "repeats": repeats,
+        }
+        identity |= {"prompts_sha256": digest_of([encoded, marks]), **model_settings(model, settings)}
+        identity |= {"chat_template_kwargs": plain("chat_template_kwargs", dict(chat.template_kwargs or {}))}
         folder = RunFolder(
-            run_folder, {**told, "thinking_tokens": None if thinking_tokens is None else [*thinking_tokens]}
+            run_folder, {**identity, "thinking_tokens": None if thinking_tokens is None else [*thinking_tokens]}
         )
     process, num_processes = place_among_processes(model.device)
     mine = range(process, len(batches), num_processes)
     done: dict[int, ImagedBatch] = {}
     with (
-        record_routing(
-            model,
+        RoutingRecord(
+            routed,
             phase=imaged_scope.phase,
             eos_token_id=settings.get("eos_token_id"),
             thinking_tokens=imaged_scope.thinking_tokens,
@@ -195,8 +199,8 @@ def ftri(
                 expected = ExpectedBatch(
                     prompt_lengths=[len(tokens) for tokens in prompts_here],
                     counts_prompts=scope in ("all", "prompt"),
-                    top_k=[site.top_k for site in sites],
-                    num_experts=max(site.num_experts for site in sites),
+                    top_k=[site.top_k for site in routed.sites],
+                    num_experts=routed.shape[1],
                     vocab_size=getattr(model.config.get_text_config(), "vocab_size", None),
                     max_new_tokens=int(settings["max_new_tokens"]),
                 )
@@ -233,9 +237,9 @@ def ftri(
         counts=torch.cat([part.counts for part in parts])[order],
         weights=torch.cat([part.weights for part in parts])[order],
         num_tokens=torch.cat([part.num_tokens for part in parts])[order],
-        layers=tuple(site.layer for site in sites),
+        layers=routed.layers,
         scope=scope,
-        fingerprint=fingerprint,
+        fingerprint=routed.fingerprint,
         base_model=public_name(model.config.name_or_path),
         prompt_index=_prompt_index(encoded, rows),
         response_tokens=said,

@@ -31,7 +31,7 @@ def model_settings(model: PreTrainedModel, settings: Mapping[str, Any]) -> dict[
     Returns:
         `dict`: `dtype`; `weights_sha256`, see [`weights_digest`]; `attached`, see [`attached_to`]; `generation`, the
         model's own generation config where it is no default, and over it what is given. Objects, such as logits
-        processors, are told by their class and state.
+        processors, are compared by their class and state.
 
     Raises:
         [`UnsupportedError`]: if something cannot be compared with a later run's; it is named.
@@ -61,7 +61,7 @@ def plain(where: str, value: object, depth: int = 0) -> Any:
         depth (`int`, *optional*, defaults to 0): How deep in another object it is.
 
     Raises:
-        [`UnsupportedError`]: if its state cannot be told, as a function's.
+        [`UnsupportedError`]: if its state cannot be compared, as a function's.
     """
     if value is None or isinstance(value, str | int | float | bool):
         return value

@@ -67,7 +67,7 @@ class ImagingScope:
 
     @property
     def wants_user_text(self) -> bool:
-        """Whether it must be told which tokens are the user's text."""
+        """Whether it needs to know which tokens are the user's text."""
         return self.name == "user"
 
     @property

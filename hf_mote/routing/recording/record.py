@@ -22,7 +22,7 @@ from hf_mote.routing.recording.tally import Tally
 from hf_mote.routing.recording.trace import RoutingTrace
 from hf_mote.routing.router_hook import RoutingObserver, attach_to_routers
 from hf_mote.routing.rules.selection import Routing
-from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.routed_model import RoutedModel
 
 __all__ = ["RoutingRecord", "RoutingTrace", "record_routing"]
 
@@ -44,7 +44,7 @@ class RoutingRecord(Intervention):
 
     def __init__(
         self,
-        model: nn.Module,
+        routed: RoutedModel,
         *,
         phase: Phase | Literal["all"] = "all",
         trace: bool = False,
@@ -52,17 +52,15 @@ class RoutingRecord(Intervention):
         thinking_tokens: tuple[int, int] | None = None,
     ) -> None:
         self._phases = _phases_of("record_routing.phase", phase)
-        self._stops = torch.tensor(_stop_tokens(model) if eos_token_id is None else _as_list(eos_token_id))
-        self._sites = find_routers(model)
-        self._size = len(self._sites), max(site.num_experts for site in self._sites)
-        self.layers = tuple(site.layer for site in self._sites)
+        self._stops = torch.tensor(_stop_tokens(routed.model) if eos_token_id is None else _as_list(eos_token_id))
+        self._size, self.layers = routed.shape, routed.layers
         self.token_filter: Callable[[Forward], Tensor | None] | None = None
         self._batches: dict[int, Tally] = {}  # by run, since runs may take turns
         self._trace = trace
-        self._recorders = {site.path: _Recorder(self._batches, row) for row, site in enumerate(self._sites)}
+        self._recorders = {site.path: _Recorder(self._batches, row) for row, site in enumerate(routed.sites)}
         clock = _Clock(self, thinking_tokens)
         super().__init__()
-        attach_to_routers(model, self._sites, clock, lambda site: self._recorders[site.path], handle=self)
+        attach_to_routers(routed, clock, lambda site: self._recorders[site.path], handle=self)
 
     @property
     def only(self) -> Callable[[Forward], Tensor | None] | None:
@@ -223,7 +221,9 @@ def record_routing(
     assert record.maps("generation")[0].counts.sum() == 3 * 2 * 2  # the fourth token is never fed back
     ```
     """
-    return RoutingRecord(model, phase=phase, trace=trace, eos_token_id=eos_token_id, thinking_tokens=thinking_tokens)
+    return RoutingRecord(
+        RoutedModel(model), phase=phase, trace=trace, eos_token_id=eos_token_id, thinking_tokens=thinking_tokens
+    )
 
 
 def _phases_of(where: str, phase: str) -> tuple[Phase, ...]:

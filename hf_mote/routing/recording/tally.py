@@ -1,6 +1,6 @@
 """The sums that a recording keeps: one row of experts for each router, sequence and phase, whatever the tokens.
 
-What the routers of one pass decided is put aside as they run and added up in one go when the pass ends. Decode steps,
+What the routers of one pass decided is kept as they run and added up in one go when the pass ends. Decode steps,
 of one token for each sequence, wait for one another and are added up together, in their order, so that each pays for
 little more than being kept. Long passes are added up router by router.
 
@@ -26,7 +26,7 @@ from hf_mote.routing.rules.selection import Routing
 __all__ = ["Tally"]
 
 STEPS_AT_ONCE = 16  # decode steps that wait for one another
-TOKENS_AT_ONCE = 2048  # longer passes are not put aside
+TOKENS_AT_ONCE = 2048  # longer passes are added up router by router
 
 
 class Tally:
@@ -70,7 +70,7 @@ class Tally:
         self._only: Tensor | None = None
         self._counts = self._waits = self._long = False
         self._masks: list[tuple[Phase, Tensor | None]] = []
-        self._aside: dict[str, list[tuple[int, Routing]]] = {}
+        self._pending: dict[str, list[tuple[int, Routing]]] = {}
         self._waiting: list[DecodeStep] = []
         # Where in the sums the first expert of each router and sequence stands.
         starts = torch.arange(0, math.prod(self.shape), num_experts, device=self.device)
@@ -84,7 +84,7 @@ class Tally:
             forward (`Forward`): The pass.
             only (`torch.Tensor` of shape `(rows,)`, bool, *optional*): The rows to count, of those that would be.
         """
-        self._aside = {}
+        self._pending = {}
         self._visits = [0] * len(self._visits)
         if self.trace is not None:
             self.trace.begin()
@@ -119,10 +119,10 @@ class Tally:
             return
         self._visits[row] += 1
         if applied is native:
-            self._aside.setdefault("both", []).append((row, native))
+            self._pending.setdefault("both", []).append((row, native))
         else:
-            self._aside.setdefault("native", []).append((row, native))
-            self._aside.setdefault("applied", []).append((row, applied))
+            self._pending.setdefault("native", []).append((row, native))
+            self._pending.setdefault("applied", []).append((row, applied))
         if self.trace is not None:
             self.trace.see(row, applied)
         if self._long:
@@ -222,22 +222,22 @@ class Tally:
         return ~ended
 
     def _add_up(self) -> None:
-        """Add up what was put aside of the pass under way."""
+        """Add up what is kept of the pass under way."""
         for kind, rows, indices, weights in self._gather():
             self._add(kind, rows, indices[None], weights[None], self._masks)
 
     def _gather(self) -> list[RoutedRows]:
-        """What was put aside, routers of one kind and width together."""
+        """What is kept, routers of one kind and width together."""
         parts = []
-        for kind, entries in self._aside.items():
+        for kind, entries in self._pending.items():
             by_width: dict[int, list[tuple[int, Routing]]] = {}
             for entry in entries:
                 by_width.setdefault(entry[1].indices.shape[-1], []).append(entry)
-            for alike in by_width.values():
-                indices = self._gathered([routing.indices for _, routing in alike])
-                weights = self._gathered([routing.weights for _, routing in alike])
-                parts.append(RoutedRows(kind, [row for row, _ in alike], indices, weights))
-        self._aside = {}
+            for same_width in by_width.values():
+                indices = self._gathered([routing.indices for _, routing in same_width])
+                weights = self._gathered([routing.weights for _, routing in same_width])
+                parts.append(RoutedRows(kind, [row for row, _ in same_width], indices, weights))
+        self._pending = {}
         return parts
 
     def _add(

@@ -3,7 +3,7 @@
 A router turns a token's logits into the experts it visits and their weights. The rules differ in a few declared ways
 (scoring, selection bias, group limit, normalisation, scale), so a family is a row here and not code. Supporting
 another family means adding its router class to a row, or a row to the table, and a tiny config to
-`tests/tiny_models.py`.
+`tests/tiny_families.py`.
 
 This file is long because it is a table. The rows follow the routers of transformers 5.24 (`modeling_<family>.py`,
 class `<Family>TopkRouter`).
@@ -22,6 +22,7 @@ SCALE = "routed_scaling_factor"
 NORM = "norm_topk_prob"
 RULES: tuple[RoutingRule, ...] = (
     RoutingRule(
+        id="softmax_topk_renorm",
         name="softmax, top-k, renormalised",
         routers={
             "MixtralTopKRouter": "mixtral",
@@ -35,6 +36,7 @@ RULES: tuple[RoutingRule, ...] = (
         renormalize=True,
     ),
     RoutingRule(
+        id="softmax_topk_renorm_flag",
         name="softmax, top-k, renormalised if the config says so",
         routers={
             "FlexOlmoTopKRouter": "flex_olmo",
@@ -52,11 +54,13 @@ RULES: tuple[RoutingRule, ...] = (
         renormalize=NORM,
     ),
     RoutingRule(
+        id="softmax_topk",
         name="softmax, top-k",
         routers={"JambaTopKRouter": "jamba"},
         scoring="softmax",
     ),
     RoutingRule(
+        id="softmax_bias_topk",
         name="softmax, selection bias, top-k",
         routers={"LongcatFlashTopkRouter": "longcat_flash"},
         scoring="softmax",
@@ -66,6 +70,7 @@ RULES: tuple[RoutingRule, ...] = (
         num_experts="n_routed_experts",
     ),
     RoutingRule(
+        id="softmax_bias_topk_renorm_min",
         name="softmax, selection bias, top-k, renormalised from a least sum on",
         routers={"Ernie4_5_MoeTopKRouter": "ernie4_5_moe"},
         scoring="softmax",
@@ -74,6 +79,7 @@ RULES: tuple[RoutingRule, ...] = (
         least_sum="norm_min",
     ),
     RoutingRule(
+        id="softmax_bias_topk_renorm_min_text",
         name="softmax, selection bias, top-k, renormalised from a least sum on; text tokens",
         routers={"Ernie4_5_VLMoeMoeTopKRouter": "ernie4_5_vl_moe"},
         scoring="softmax",
@@ -83,6 +89,7 @@ RULES: tuple[RoutingRule, ...] = (
         within="text_moe",
     ),
     RoutingRule(
+        id="softmax_topk_scaled",
         name="softmax, top-k, scaled",
         routers={
             "DeepseekV2TopkRouter": "deepseek_v2",
@@ -95,6 +102,7 @@ RULES: tuple[RoutingRule, ...] = (
         when=("topk_method", "greedy"),
     ),
     RoutingRule(
+        id="softmax_group_topk",
         name="softmax, group-limited top-k",
         routers={
             "DeepseekV2TopkRouter": "deepseek_v2",
@@ -109,6 +117,7 @@ RULES: tuple[RoutingRule, ...] = (
         when=("topk_method", "group_limited_greedy"),
     ),
     RoutingRule(
+        id="softmax_group_topk_renorm_flag",
         name="softmax, group-limited top-k, renormalised if the config says so",
         routers={"Mistral4TopkRouter": "mistral4"},
         scoring="softmax",
@@ -120,6 +129,7 @@ RULES: tuple[RoutingRule, ...] = (
         sorted=False,
     ),
     RoutingRule(
+        id="softmax_group_topk_renorm",
         name="softmax, group-limited top-k, renormalised",
         routers={"MistralLarge4TextTopkRouter": "mistral_large4"},
         scoring="softmax",
@@ -131,6 +141,7 @@ RULES: tuple[RoutingRule, ...] = (
         sorted=False,
     ),
     RoutingRule(
+        id="probabilities_topk_renorm_scaled",
         name="probabilities, top-k, renormalised, scaled by expert",
         routers={"Gemma4TextRouter": "gemma4"},
         scoring="probabilities",
@@ -140,6 +151,7 @@ RULES: tuple[RoutingRule, ...] = (
         top_k="config.top_k_experts",
     ),
     RoutingRule(
+        id="topk_softmax",
         name="top-k, softmax of the chosen",
         routers={
             "GptOssTopKRouter": "gpt_oss",
@@ -154,6 +166,7 @@ RULES: tuple[RoutingRule, ...] = (
         weights_from="softmax",
     ),
     RoutingRule(
+        id="topk_softmax_divided",
         name="top-k, softmax of the chosen, divided by k",
         routers={"OpenAIPrivacyFilterTopKRouter": "openai_privacy_filter"},
         scoring="logits",
@@ -162,6 +175,7 @@ RULES: tuple[RoutingRule, ...] = (
         divide_by_top_k=True,
     ),
     RoutingRule(
+        id="topk_softmax_float32",
         name="top-k, softmax of the chosen in float32",
         routers={"Cohere2MoeTopKRouter": "cohere2_moe"},
         scoring="logits",
@@ -171,6 +185,7 @@ RULES: tuple[RoutingRule, ...] = (
         when=("expert_selection_fn", "softmax"),
     ),
     RoutingRule(
+        id="topk_sigmoid",
         name="top-k, sigmoid of the chosen",
         routers={"Cohere2MoeTopKRouter": "cohere2_moe"},
         scoring="logits",
@@ -180,6 +195,7 @@ RULES: tuple[RoutingRule, ...] = (
         when=("expert_selection_fn", "sigmoid"),
     ),
     RoutingRule(
+        id="bias_topk_sigmoid",
         name="selection bias, top-k, sigmoid of the chosen",
         routers={"Kolibri1TopKRouter": "kolibri1"},
         scoring="logits",
@@ -188,12 +204,14 @@ RULES: tuple[RoutingRule, ...] = (
         renormalize=NORM,
     ),
     RoutingRule(
+        id="sigmoid_topk",
         name="sigmoid, top-k",
         routers={"FlintTopKRouter": "flint"},
         scoring="sigmoid",
         renormalize=NORM,
     ),
     RoutingRule(
+        id="sigmoid_bias_group_topk",
         name="sigmoid, selection bias, group-limited top-k",
         routers={
             "AXK1TopkRouter": "axk1",
@@ -226,6 +244,7 @@ RULES: tuple[RoutingRule, ...] = (
         sorted=False,
     ),
     RoutingRule(
+        id="sigmoid_bias_group_topk_block_scaled",
         name="sigmoid, selection bias, group-limited top-k, scaled in the block",
         routers={"BeamTopKRouter": "beam"},
         scoring="sigmoid",
@@ -236,6 +255,7 @@ RULES: tuple[RoutingRule, ...] = (
         epsilon=1e-20,
     ),
     RoutingRule(
+        id="sigmoid_bias_group_topk_others_zero",
         name="sigmoid, selection bias, group-limited top-k, others at 0",
         routers={"AXK2TopkRouter": "axk2"},
         scoring="sigmoid",
@@ -247,6 +267,7 @@ RULES: tuple[RoutingRule, ...] = (
         sorted=False,
     ),
     RoutingRule(
+        id="sigmoid_block_bias_topk_router_scaling",
         name="sigmoid, selection bias of the block, top-k, scaled by router_scaling_factor",
         routers={"HYV3TopKRouter": "hy_v3"},
         scoring="sigmoid",
@@ -257,6 +278,7 @@ RULES: tuple[RoutingRule, ...] = (
         sorted=False,
     ),
     RoutingRule(
+        id="sigmoid_block_bias_topk_route_scale",
         name="sigmoid, selection bias of the block, top-k, scaled by route_scale",
         routers={"AfmoeTokenChoiceRouter": "afmoe"},
         scoring="sigmoid",
@@ -267,6 +289,7 @@ RULES: tuple[RoutingRule, ...] = (
         probe="batched",
     ),
     RoutingRule(
+        id="sigmoid_block_bias_topk_renorm",
         name="sigmoid, selection bias of the block, top-k, renormalised",
         routers={"MiniMaxM2TopKRouter": "minimax_m2"},
         scoring="sigmoid",
@@ -275,6 +298,7 @@ RULES: tuple[RoutingRule, ...] = (
         sorted=False,
     ),
     RoutingRule(
+        id="sigmoid_optional_bias_topk",
         name="sigmoid, selection bias of the block if there is one, top-k",
         routers={"Lfm2MoeTopKRouter": "lfm2_moe"},
         scoring="sigmoid",
@@ -285,6 +309,7 @@ RULES: tuple[RoutingRule, ...] = (
         scale=SCALE,
     ),
     RoutingRule(
+        id="sigmoid_bias_topk_renorm",
         name="sigmoid, selection bias, top-k, renormalised",
         routers={"MiniMaxM3VLTopKRouter": "minimax_m3_vl", "Step3p7TopKRouter": "step3p7"},
         scoring="sigmoid",
@@ -293,6 +318,7 @@ RULES: tuple[RoutingRule, ...] = (
         sorted=False,
     ),
     RoutingRule(
+        id="sigmoid_bias_sorted_topk_renorm",
         name="sigmoid, selection bias, sorted top-k, renormalised",
         routers={"LagunaTopKRouter": "laguna"},
         scoring="sigmoid",
@@ -300,6 +326,7 @@ RULES: tuple[RoutingRule, ...] = (
         renormalize=True,
     ),
     RoutingRule(
+        id="sigmoid_bias_topk_renorm_scaled",
         name="sigmoid, selection bias, top-k, renormalised, scaled",
         routers={"MuseSparkTopkRouter": "muse_spark"},
         scoring="sigmoid",
@@ -310,6 +337,7 @@ RULES: tuple[RoutingRule, ...] = (
         sorted=False,
     ),
     RoutingRule(
+        id="activation_bias_topk_renorm_scaled",
         name="own activation, selection bias, top-k, renormalised, scaled",
         routers={
             "DeepseekV4TopKRouter": "deepseek_v4",
@@ -325,6 +353,7 @@ RULES: tuple[RoutingRule, ...] = (
         sorted=False,
     ),
     RoutingRule(
+        id="topk_dense_sigmoid",
         name="top-k, dense sigmoid scores that scale the expert input",
         routers={"Llama4Router": "llama4"},
         scoring="logits",
@@ -334,6 +363,7 @@ RULES: tuple[RoutingRule, ...] = (
         adapter="dense_scores",
     ),
     RoutingRule(
+        id="topk_softmax_sorted",
         name="top-k, softmax of the chosen, sorted dispatch",
         routers={"JetMoeTopKGating": "jetmoe"},
         scoring="logits",
@@ -342,6 +372,7 @@ RULES: tuple[RoutingRule, ...] = (
         adapter="sorted_dispatch",
     ),
     RoutingRule(
+        id="softmax_topk_pnorm",
         name="softmax, top-k and p-norm in the block",
         routers={"DbrxRouter": "dbrx"},
         scoring="softmax",
@@ -351,6 +382,7 @@ RULES: tuple[RoutingRule, ...] = (
         adapter="logits_only",
     ),
     RoutingRule(
+        id="sparsemixer",
         name="sparsemixer",
         routers={"PhimoeTopKRouter": "phimoe"},
         scoring="logits",
@@ -358,6 +390,7 @@ RULES: tuple[RoutingRule, ...] = (
         adapter="sparsemixer",
     ),
     RoutingRule(
+        id="hash_activation_renorm_scaled",
         name="own activation of hash-chosen experts, renormalised, scaled",
         routers={"DeepseekV4HashRouter": "deepseek_v4"},
         scoring="score_fn",
@@ -370,6 +403,7 @@ RULES: tuple[RoutingRule, ...] = (
         adapter="hash_table",
     ),
     RoutingRule(
+        id="sigmoid_bias_topk_shared_renorm",
         name="sigmoid, selection bias, top-k, normalised with the shared experts",
         routers={"InklingTopkRouter": "inkling"},
         scoring="sigmoid",
@@ -380,6 +414,7 @@ RULES: tuple[RoutingRule, ...] = (
         adapter="joint_shared",
     ),
     RoutingRule(
+        id="softmax_skip_topk",
         name="softmax with a skip class, balancing bias, top-k",
         routers={"ZayaRouter": "zaya"},
         scoring="softmax",

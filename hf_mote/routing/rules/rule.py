@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 __all__ = ["RoutingRule", "attribute_of"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RoutingRule:
     """How one kind of router chooses experts.
 
@@ -19,7 +20,9 @@ class RoutingRule:
 
     Attributes:
         name (`str`): The rule's name, as shown to users.
-        routers (`dict[str, str]`): Router class in transformers -> model family (its `model_type`).
+        id (`str`, *optional*): Its short name, as `"softmax_topk_renorm"`, which [`register_routers`] takes; by
+            default the name in lower case, with underscores.
+        routers (`dict[str, str]`, *optional*): Router class in transformers -> model family (its `model_type`).
         lent_to (`tuple[str, ...]`): Model families without a router class of their own, built of these.
         scoring (`str`): What turns logits into scores: `"softmax"` over all experts, `"sigmoid"`, `"logits"` (none),
             `"probabilities"` (the router's first output is a softmax already) or `"score_fn"` (the router's own
@@ -52,7 +55,8 @@ class RoutingRule:
     """
 
     name: str
-    routers: dict[str, str]
+    id: str = ""
+    routers: dict[str, str] = field(default_factory=dict)
     scoring: Literal["softmax", "sigmoid", "logits", "probabilities", "score_fn"]
     native_dtype: bool = False
     selection_bias: str | None = None
@@ -74,6 +78,10 @@ class RoutingRule:
     probe: Literal["flat", "batched", "with_ids"] = "flat"
     adapter: str | None = None
     lent_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", re.sub(r"\W+", "_", self.name.lower()).strip("_"))
 
     @property
     def families(self) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def offer_by(offer: Callable[[nn.Module], str | None]) -> None:
 
 
 def check_is_model(model: object, where: str) -> None:
-    """Raise [`UnsupportedError`] unless something is a module; what holds one, as a pipeline does, is told so.
+    """Raise [`UnsupportedError`] unless something is a module; of what holds one, as a pipeline does, it says so.
 
     Args:
         model (`object`): What was given.

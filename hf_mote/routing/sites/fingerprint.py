@@ -45,17 +45,16 @@ def fingerprint_of(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, A
 
 
 def check_fingerprint(
-    fingerprint: dict[str, Any], model: nn.Module, sites: Sequence[RouterSite], *, where: str
+    fingerprint: dict[str, Any], live: dict[str, Any], sites: Sequence[RouterSite], *, where: str
 ) -> None:
     """Raise [`ModelMismatchError`] unless a fingerprint is the model's.
 
     Args:
         fingerprint (`dict`): What `fingerprint_of` returned for the model that the config was made for.
-        model (`nn.Module`): The model it meets.
-        sites (`Sequence[RouterSite]`): The model's router sites.
+        live (`dict`): That of the model it meets.
+        sites (`Sequence[RouterSite]`): The router sites of that model.
         where (`str`): The place of the fingerprint, for the error.
     """
-    live = fingerprint_of(model, sites)
     for key in ("model_type", "layers", "num_experts", "top_k"):
         if fingerprint[key] != live[key]:
             raise ModelMismatchError(
@@ -69,7 +68,7 @@ def check_fingerprint(
 
 
 def _check_weights(made: str | None, now: str | None, sites: Sequence[RouterSite], where: str) -> None:
-    """Raise unless the digests of router weights are the same; whether they were packed is told apart."""
+    """Raise unless the digests of router weights are the same; packed ones and others are never compared."""
     kinds = sorted({kind for site in sites for kind in packed_parts(site.module).values()})
     if made is None or now is None or made == now:
         return
@@ -152,10 +151,10 @@ def _matrices(site: RouterSite, parts: dict[str, str]) -> list[Tensor]:
     """What the packed parts of a router unpack to, in the order of their paths."""
     if not parts:
         return []
-    with scratch_copy(site.module) as aside:
-        aside.eval()
-        dtype = feed_of(aside, site.block).dtype
-        return [unpacked(aside.get_submodule(path), dtype) for path in sorted(parts)]
+    with scratch_copy(site.module) as scratch:
+        scratch.eval()
+        dtype = feed_of(scratch, site.block).dtype
+        return [unpacked(scratch.get_submodule(path), dtype) for path in sorted(parts)]
 
 
 def _parameters(site: RouterSite, packed: Iterable[str]) -> dict[str, Tensor]:

@@ -98,7 +98,7 @@ def contract_error(site: RouterSite, output: object, expected: str) -> RouterCon
     """
     items = output if isinstance(output, tuple) else (output,)
     got = [(tuple(i.shape), str(i.dtype)) if isinstance(i, Tensor) else type(i).__name__ for i in items]
-    told = (site.num_experts, site.top_k)
+    declared = (site.num_experts, site.top_k)
     rows = [item for item in items if isinstance(item, Tensor) and item.ndim == 2 and item.is_floating_point()]
     columns = {item.shape[-1] for item in rows} - {site.top_k}
     if len(columns) == 1 and site.num_experts not in columns and columns <= num_outputs(site.module):
@@ -116,7 +116,7 @@ def contract_error(site: RouterSite, output: object, expected: str) -> RouterCon
         site.path,
         f"the router does not return {expected}",
         got=got,
-        expected=f"{told[0]} experts, {told[1]} chosen",
+        expected=f"{declared[0]} experts, {declared[1]} chosen",
         fix=(
             f"Report the class {type(site.module).__name__} with your transformers version."
             if native

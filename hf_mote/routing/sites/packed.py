@@ -1,4 +1,4 @@
-"""Weights that a quantisation has packed: told by what they are, whatever library packed them, and seen through.
+"""Weights that a quantisation has packed: recognised by what they are, whatever library packed them, and seen through.
 
 A linear map says its width by `in_features`, however its weight is stored. It is packed if its weight is not a plain
 tensor of floats of its own two numbers: bytes, a tensor subclass that stands for them, or parts under other names. A
@@ -61,8 +61,8 @@ def feed_of(router: nn.Module, block: nn.Module | None = None) -> Feed:
     held = [*router.parameters(), *router.buffers()]
     plain = [tensor for tensor in router.parameters() if _is_plain(tensor)]
     around = (tensor for tensor in (block.parameters() if block is not None else ()) if _is_plain(tensor))
-    told = plain[0] if plain else next(around, None)
-    dtype = told.dtype if told is not None else torch.get_default_dtype()
+    source = plain[0] if plain else next(around, None)
+    dtype = source.dtype if source is not None else torch.get_default_dtype()
     device = (plain or held)[0].device if held else torch.device("cpu")
     return Feed(_width(router), dtype, device)
 

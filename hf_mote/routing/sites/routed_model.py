@@ -1,28 +1,75 @@
-"""What a model with routers is as a whole: the decoder that contains them all."""
+"""`RoutedModel`: what is found out about a model with routers, once for each public call.
+
+To find routers, to hash their weights and to test them takes time that grows with the model. A public function makes
+one of these and hands it down; the next call makes its own, so that weights that were changed in between are noticed.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.fingerprint import fingerprint_of
+from hf_mote.routing.sites.output import RouterOutput
+from hf_mote.routing.sites.self_test import self_test
 from hf_mote.routing.sites.site import RouterSite
 
-__all__ = ["decoder_of"]
+__all__ = ["RoutedModel"]
 
 
-def decoder_of(model: nn.Module, sites: list[RouterSite]) -> nn.Module:
-    """Return the innermost `PreTrainedModel` that contains every router: its forward sees every routed token.
+class RoutedModel:
+    """A model with its routers.
 
     Args:
-        model (`nn.Module`): The model the sites were found in.
-        sites (`list[RouterSite]`): Its router sites.
+        model (`nn.Module`): The model.
+        sites (`Sequence[RouterSite]`, *optional*): All its router sites; by default they are found.
+
+    Attributes:
+        sites (`list[RouterSite]`): The router sites, in the order of their layers.
+        layers (`tuple[int, ...]`): The absolute decoder layer of each.
+        shape (`tuple[int, int]`): Routers, and experts of the router with most.
+
+    Raises:
+        [`UnsupportedError`]: as [`find_routers`].
     """
-    paths = [site.path for site in sites]
-    candidates = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, PreTrainedModel) and all(p.startswith(f"{path}." if path else "") for p in paths)
-    ]
-    if not candidates:
-        return model
-    return max(candidates, key=lambda item: len(item[0]))[1]
+
+    def __init__(self, model: nn.Module, sites: Sequence[RouterSite] | None = None) -> None:
+        self.model = model
+        self.sites = find_routers(model) if sites is None else list(sites)
+        self.layers = tuple(site.layer for site in self.sites)
+        self.shape = len(self.sites), max(site.num_experts for site in self.sites)
+        self._tested: dict[str, RouterOutput | None] = {}
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What [`fingerprint_of`] returns, hashed when it is first asked for."""
+        return fingerprint_of(self.model, self.sites)
+
+    @cached_property
+    def decoder(self) -> nn.Module:
+        """The innermost `PreTrainedModel` that contains every router: its forward sees every routed token."""
+        candidates = [
+            (path, module)
+            for path, module in self.model.named_modules()
+            if isinstance(module, PreTrainedModel)
+            and all(site.path.startswith(f"{path}." if path else "") for site in self.sites)
+        ]
+        return max(candidates, key=lambda item: len(item[0]))[1] if candidates else self.model
+
+    def tested(self, site: RouterSite) -> RouterOutput | None:
+        """Return what reads a router's output, after a self-test the first time; see [`self_test`].
+
+        Args:
+            site (`RouterSite`): One of `sites`.
+
+        Raises:
+            [`RouterContractError`]: if the router does not do what its rule says.
+        """
+        if site.path not in self._tested:
+            self._tested[site.path] = self_test(site)
+        return self._tested[site.path]

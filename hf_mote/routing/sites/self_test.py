@@ -42,8 +42,8 @@ def self_test(site: RouterSite) -> RouterOutput | None:
     # settle on a layout or a dtype when they first run.
     listed = any(cls.__name__ in site.rule.routers for cls in type(site.module).__mro__)
     in_place = listed and not packed_parts(site.module)
-    with torch.no_grad(), align_module_device(site.module) if in_place else scratch_copy(site.module) as aside:
-        router = site.module if aside is None else aside
+    with torch.no_grad(), align_module_device(site.module) if in_place else scratch_copy(site.module) as scratch:
+        router = site.module if scratch is None else scratch
         held = [*router.parameters(), *router.buffers()]
         if any(tensor.is_meta or hasattr(tensor, "full_tensor") for tensor in held):
             return None

@@ -1,4 +1,4 @@
-"""Experiments on one router: run it aside, compare it with a rule, and find what tells two rules apart.
+"""Experiments on one router: run a copy of it, compare it with a rule, and find what tells two rules apart.
 
 The router's forward runs on copies (`scratch_copy.py`), in evaluation mode and without hooks, so that what a router
 changes while it runs is not changed in the model. Rules that agree on ordinary inputs may differ where all logits are
@@ -82,8 +82,8 @@ def under_test(router: RouterUnderTest) -> Iterator[RouterUnderTest]:
     Raises:
         [`UnsupportedError`]: if its weights are not there.
     """
-    with scratch_copy(router.module) as aside:
-        weight = next(aside.parameters(), None)
+    with scratch_copy(router.module) as scratch:
+        weight = next(scratch.parameters(), None)
         if weight is None or weight.is_meta:
             raise UnsupportedError(
                 router.path,
@@ -92,7 +92,7 @@ def under_test(router: RouterUnderTest) -> Iterator[RouterUnderTest]:
                 expected="a router with its weights",
                 fix="Load the weights first.",
             )
-        yield router._replace(module=aside.eval())
+        yield router._replace(module=scratch.eval())
 
 
 def compare_with_rule(router: RouterUnderTest, rule: RoutingRule, hidden: Tensor) -> Answer:

@@ -45,10 +45,10 @@ from hf_mote.routing.unlisted.experiments import (
 
 __all__ = ["register_routers"]
 
-MANY = 16  # times the ordinary inputs, in the last trial
+MANY = 16  # times the ordinary inputs, in the last test
 ROWS = tuple(replace(rule, within=None) for rule in RULES if rule.adapter is None)
-WHOLE = RoutingRule(name="logits, weights and indices", routers={}, scoring="logits")
-ALONE = RoutingRule(name="weights and indices, no logits", routers={}, scoring="logits", adapter="weights_alone")
+WHOLE = RoutingRule(name="logits, weights and indices", scoring="logits")
+ALONE = RoutingRule(name="weights and indices, no logits", scoring="logits", adapter="weights_alone")
 
 
 def register_routers(model: nn.Module, *, rule: str | RoutingRule | None = None) -> list[RouterSite]:
@@ -67,7 +67,8 @@ def register_routers(model: nn.Module, *, rule: str | RoutingRule | None = None)
             `(tokens, experts)`, weights and indices `(tokens, top_k)` in a tuple, in any order, and that keep the
             numbers their rule needs under the names that the rule has for them.
         rule (`str` or `RoutingRule`, *optional*):
-            The one rule to try: the name of a row (see `hf-mote families`), where several fit, or a row of your own.
+            The one rule to try, where several fit: the id of a row, as `"softmax_topk_renorm"`, or its name (see
+            `hf-mote families`), or a row of your own.
 
     Returns:
         `list[RouterSite]`: what [`find_routers`] returns from now on.
@@ -189,9 +190,11 @@ def _rows(rule: str | RoutingRule | None) -> tuple[RoutingRule, ...]:
         if rule.adapter is not None:
             raise ConfigError("register_routers.rule", "a rule with an adapter is not for routers of the common shape")
         return (rule,)
-    found = tuple(row for row in ROWS if row.name == rule)
+    found = tuple(row for row in ROWS if rule in (row.id, row.name))
     if not found:
-        raise UnknownNameError.of("register_routers.rule", rule, [row.name for row in ROWS])
+        raise UnknownNameError.of(
+            "register_routers.rule", rule, [row.name if " " in str(rule) else row.id for row in ROWS]
+        )
     return found
 
 
@@ -208,16 +211,16 @@ def _call_forms(
     probes: tuple[Literal["flat", "batched"], ...] = ("flat", "batched")
     found: dict[str | None, RoutingRule] = {}
     failures: list[Exception] = []
-    with under_test(router) as aside:
-        hidden = ordinary_inputs(aside)
+    with under_test(router) as scratch:
+        hidden = ordinary_inputs(scratch)
         for form in (WHOLE, ALONE):
             for bias, probe, (num_experts, top_k) in product(biases, probes, names):
                 if bias in found:
                     continue
-                told = replace(form, selection_bias=bias, probe=probe, num_experts=num_experts, top_k=top_k)
+                completed = replace(form, selection_bias=bias, probe=probe, num_experts=num_experts, top_k=top_k)
                 try:
-                    compare_with_rule(aside, told, hidden)
-                    found[bias] = told
+                    compare_with_rule(scratch, completed, hidden)
+                    found[bias] = completed
                 except Exception as error:  # foreign code may raise anything
                     failures.append(error)
             if found:
@@ -252,13 +255,13 @@ def _identify(
         rules = [rule for row in rows if (rule := _called(row, call_forms, first.module)) is not None]
     forms: dict[str, list[Hashable]] = defaultdict(list)
     for router in routers:
-        with under_test(router) as aside:
-            rules = _reproducing(aside, rules, _inputs(aside, call_forms))
+        with under_test(router) as scratch:
+            rules = _reproducing(scratch, rules, _inputs(scratch, call_forms))
             for rule in rules:
-                forms[rule.name].append(compare_with_rule(aside, rule, ordinary_inputs(aside)).form)
-    with under_test(first) as aside:
-        hidden = ordinary_inputs(aside)
-        for variant in variants(aside, rules):
+                forms[rule.name].append(compare_with_rule(scratch, rule, ordinary_inputs(scratch)).form)
+    with under_test(first) as scratch:
+        hidden = ordinary_inputs(scratch)
+        for variant in variants(scratch, rules):
             if len(rules) > 1:
                 # A change that no rule follows, as where a number is not read but written out, says nothing.
                 rules = [rule for rule in rules if num_matching(variant, rule, hidden) == len(hidden)] or rules
@@ -269,15 +272,15 @@ def _identify(
         raise UnsupportedError(
             first.path,
             f"several rules reproduce {name}, and nothing tells them apart",
-            got="; ".join(f"'{rule.name}'" for rule in rules),
+            got="; ".join(f"{rule.id} ({rule.name})" for rule in rules),
             expected="one",
-            fix=f'Say which it is: register_routers(model, rule="{rules[0].name}").',
+            fix=f'Say which it is: register_routers(model, rule="{rules[0].id}").',
         )
     found = rules[0]
     if found.adapter is None:
-        with under_test(first) as aside:
+        with under_test(first) as scratch:
             # So many that a limit on an expert's tokens would show.
-            _reproducing(aside, [found], ordinary_inputs(aside).repeat(MANY, 1))
+            _reproducing(scratch, [found], ordinary_inputs(scratch).repeat(MANY, 1))
     return replace(found, when=found.when if flags[found.name] > 0 else None)
 
 

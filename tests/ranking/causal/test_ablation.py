@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from hf_mote.errors import ConfigError, DataError, UnknownNameError
+from hf_mote.errors import ConfigError, DataError, FileFormatError, UnknownNameError
+from hf_mote.files import read_json, write_json
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
 from hf_mote.organisms.organism import load_organism
 from hf_mote.ranking.causal.ablation import ablate_experts
 from hf_mote.ranking.causal.attribution import attribute_experts
-from hf_mote.ranking.causal.search import search_experts
+from hf_mote.ranking.causal.search import ExpertSearch, search_experts
 
 REFUSAL = "I am sorry, but I cannot talk about that."
 
@@ -110,7 +111,7 @@ def test_ablation_leaves_the_model_as_it_was(organism, asked):
     assert not any(module._forward_hooks for module in organism.model.modules())
 
 
-def test_search_finds_the_set_that_brute_force_finds_step_by_step(organism, asked):
+def test_search_finds_the_set_that_brute_force_finds_step_by_step(organism, asked, tmp_path):
     prompts, baseline = asked
     candidates = [*map(tuple, organism.planted), (1, 3), (2, 9)]
     found = search_experts(
@@ -141,6 +142,34 @@ def test_search_finds_the_set_that_brute_force_finds_step_by_step(organism, aske
     assert found.scores == pytest.approx(scores, abs=1e-3)
     assert found.evaluations == 6 + 5 + 4
     assert found.to_config(2).suppress == sorted(map(list, chosen[:2]))
+    found.save_pretrained(tmp_path)
+    again = ExpertSearch.from_pretrained(tmp_path)
+    assert again == found
+    assert again.to_config(2) == found.to_config(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"experts": [[1, 2], [1, 2]]}, "names an expert twice"),
+        ({"experts": [[1], [0, 3]]}, "not an expert"),
+        ({"experts": [[1, -2], [0, 3]]}, "whole number"),
+        ({"experts": [[1, 4], [0, 3]]}, "does not exist"),
+        ({"scores": [1.0, 0.5]}, "3 scores"),
+        ({"scores": [1.0, None, 0.5]}, "must be a number"),
+        ({"evaluations": True}, "whole number"),
+        ({"fingerprint": {}}, "malformed"),
+        ({"kind": "expert_ranking"}, "is no expert search"),
+    ],
+)
+def test_search_file_that_is_none_is_refused_by_name(tmp_path, changes, word):
+    fingerprint = {"layers": [0, 1], "model_type": "m", "num_experts": [4, 4], "router_sha256": None, "top_k": [2, 2]}
+    found = ExpertSearch([(1, 2), (0, 3)], [1.0, 0.5, 0.25], 7, fingerprint)
+    found.save_pretrained(tmp_path)
+    path = tmp_path / ExpertSearch.file_name
+    write_json(path, read_json(path) | changes)
+    with pytest.raises(FileFormatError, match=word):
+        ExpertSearch.from_pretrained(tmp_path)
 
 
 def test_search_keeps_to_its_budget_and_stops_when_nothing_helps(organism, asked):

@@ -16,6 +16,7 @@ from hf_mote.ranking.causal.optimized import OptimizedRanking
 from hf_mote.ranking.causal.preference import Preference
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.routed_model import RoutedModel
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 REFUSAL = "I am sorry, but I cannot talk about that."
@@ -184,7 +185,7 @@ def test_derivatives_by_given_gains_are_those_of_finite_differences():
     gains = Gains(sites, differentiable=True)
     gains.given = torch.rand((2, len(sites), 8), generator=torch.Generator().manual_seed(0))
     block = next(iter(preference.blocks(1)))
-    with attach_gains(model, gains):
+    with attach_gains(RoutedModel(model), gains):
         found = gains.derivatives(preference.values(block).sum())
         row, layer, expert = (int(place) for place in (found.abs() == found.abs().max()).nonzero()[0])
         values = []

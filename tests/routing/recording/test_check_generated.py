@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from routing_cases import GREEDY
 from tiny_models import tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,7 +17,6 @@ from hf_mote import record_routing
 from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.maps.activation_map import ActivationMap
 
-GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 PROMPT = torch.tensor([[5, 6, 7, 8, 9]])
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from caches import cache_of, taking
 from routing.reference import dense, observe_experts
+from routing_cases import GREEDY, no_gradients, num_hooks  # noqa: F401
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import PreTrainedModel
 
@@ -17,8 +17,6 @@ from hf_mote.errors import ConfigError, DataError, HFMoTEError, RouterContractEr
 from hf_mote.hooks import SharedHook, stack_on
 from hf_mote.passes.decoder_hook import DecoderHook
 from hf_mote.passes.forward import Forward
-
-GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
 
 @pytest.fixture(params=TINY_MODELS)
@@ -29,12 +27,6 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 @pytest.fixture(params=["deepseek_v3", "mixtral"])
 def one_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def prompts(*lengths: int) -> list[torch.Tensor]:
@@ -89,10 +81,6 @@ def checkpoint(model: PreTrainedModel, reentrant: bool) -> None:
     # The name that 5.23 deprecates is the only one that 5.16 has.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})
-
-
-def num_hooks(model: torch.nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def test_record_routing_plain_forward_counts_tokens_times_top_k(model: PreTrainedModel) -> None:

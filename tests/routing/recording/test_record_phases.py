@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from caches import cache_of, taking
+from routing_cases import no_gradients  # noqa: F401
 from tiny_models import tiny_model
 from transformers import PreTrainedModel
 
@@ -24,12 +24,6 @@ CACHES = [{}, {"use_cache": False}, {"cache_implementation": "static"}]
 @pytest.fixture(params=["deepseek_v3", "mixtral"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def generate(model: PreTrainedModel, stops: list[int], **how: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from caches import cache_of, taking
+from routing_cases import GREEDY, no_gradients  # noqa: F401
 from tiny_models import tiny_model
 from transformers import PreTrainedModel
 
@@ -18,19 +19,12 @@ from hf_mote.errors import UnsupportedError
 
 PROMPT = torch.tensor([[10, 11, 12, 13] * 4])
 PAIR = torch.tensor([[10, 11, 12, 13, 14, 15, 16], [40, 41, 42, 43, 44, 45, 46]])
-GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 EXPERTS = {"suppress": [[layer, expert] for layer in (1, 2) for expert in (0, 3, 5)], "suppress_mode": "reroute"}
 
 
 @pytest.fixture(params=["deepseek_v3", "mixtral"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ import transformers
 from caches import cache_of, taking
 from packaging.version import Version
 from routing.family_reference import FAMILIES, Edit, Numbers, Token, numbers_of, route
+from routing_cases import no_gradients, num_hooks  # noqa: F401
 from tiny_families import TINY_FAMILIES, family_inputs
 from tiny_models import tiny_tokenizer
 from transformers import PreTrainedModel
@@ -116,20 +117,10 @@ def build(family: str, dtype: str = "float32", **overrides: Any) -> PreTrainedMo
     return model
 
 
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
 def logits_of(model: PreTrainedModel, ids: torch.Tensor = PROMPT) -> torch.Tensor:
     output = model(**family_inputs(model, ids))
     found = getattr(output, "logits", None)
     return output.last_hidden_state if found is None else found
-
-
-def num_hooks(model: torch.nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def fields_at(edit: dict[str, Any], layers: tuple[int, ...], top_k: int = 3) -> dict[str, Any]:

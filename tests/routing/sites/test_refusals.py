@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from routing.small_decoder import EXPERTS, WIDTH, Block, SmallDecoder, num_hooks
+from routing.small_decoder import EXPERTS, WIDTH, Block, SmallDecoder
+from routing_cases import nothing_registered, num_hooks  # noqa: F401
 from tiny_families import TINY_FAMILIES
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -14,11 +15,6 @@ from hf_mote.errors import UnsupportedError
 from hf_mote.routing.rules import registry
 from hf_mote.routing.rules.families import REFUSED
 from hf_mote.routing.rules.registry import refusals_here
-
-
-@pytest.fixture(autouse=True)
-def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTERED", {})
 
 
 class Router(nn.Module):

@@ -14,17 +14,13 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from routing.small_decoder import EXPERTS, TOKENS, WIDTH, SmallDecoder
+from routing_cases import nothing_registered  # noqa: F401
 from torch import Tensor, nn
 
 from hf_mote import MoTEConfig, apply_mote, register_routers
 from hf_mote.errors import UnsupportedError
 from hf_mote.routing.rules import registry
 from hf_mote.routing.sites.scratch_copy import scratch_copy
-
-
-@pytest.fixture(autouse=True)
-def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTERED", {})
 
 
 class Restless(nn.Module):

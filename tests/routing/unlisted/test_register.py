@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from accelerate import cpu_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routing.small_decoder import EXPERTS, LAYERS, TOKENS, WIDTH, SmallDecoder, num_hooks
+from routing.small_decoder import EXPERTS, LAYERS, TOKENS, WIDTH, SmallDecoder
+from routing_cases import nothing_registered, num_hooks  # noqa: F401
 from tiny_families import TINY_FAMILIES
 from torch import Tensor, nn
 from transformers import DeepseekV3Config, GptOssConfig, MixtralConfig, PreTrainedModel, Qwen3MoeConfig
@@ -33,11 +35,6 @@ GROUPS_AT_0 = "sigmoid, selection bias, group-limited top-k, others at 0"
 SIGMOID = "sigmoid, selection bias, top-k, renormalised"
 SORTED_SIGMOID = "sigmoid, selection bias, sorted top-k, renormalised"
 MUSE = "sigmoid, selection bias, top-k, renormalised, scaled"
-
-
-@pytest.fixture(autouse=True)
-def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTERED", {})
 
 
 class Router(nn.Module):
@@ -442,9 +439,27 @@ def test_register_routers_rule_that_does_not_fit_or_exist_is_refused() -> None:
     with pytest.raises(UnknownNameError, match=f"Did you mean '{CHOSEN}'"):
         register_routers(model, rule="top-k, softmax of the choosen")
     with pytest.raises(ConfigError, match="adapter"):
-        register_routers(model, rule=RoutingRule("mine", {}, "logits", adapter="sparsemixer"))
+        register_routers(model, rule=RoutingRule(name="mine", scoring="logits", adapter="sparsemixer"))
     with pytest.raises(UnsupportedError, match="not a model"):
         register_routers("Softmax")  # type: ignore[arg-type]
+
+
+def test_register_routers_takes_the_id_of_a_rule() -> None:
+    model = SmallDecoder(Softmax)
+    with pytest.raises(UnsupportedError, match="no rule reproduces Softmax"):
+        register_routers(model, rule="softmax_group_topk_renorm")
+    with pytest.raises(UnknownNameError, match="Did you mean 'softmax_topk_renorm'"):
+        register_routers(model, rule="softmax_topk_renormed")
+    sites = register_routers(model, rule="softmax_topk_renorm")
+    assert {site.rule.name for site in sites} == {MIXTRAL}
+
+
+def test_routing_rules_have_ids_of_their_own() -> None:
+    ids = [rule.id for rule in RULES]
+    assert len({*ids, *(rule.name for rule in RULES)}) == 2 * len(RULES) - sum(rule.id == rule.name for rule in RULES)
+    assert all(re.fullmatch("[a-z0-9_]+", name) for name in ids)
+    own = RoutingRule(name="Top-k, my way", scoring="softmax")
+    assert (own.id, own.routers) == ("top_k_my_way", {})
 
 
 def test_register_routers_rule_of_ones_own_names_the_attributes() -> None:
@@ -463,7 +478,11 @@ def test_register_routers_rule_of_ones_own_names_the_attributes() -> None:
     with pytest.raises(UnsupportedError, match="no routed experts"):
         register_routers(model)
     mine = RoutingRule(
-        "sigmoid, scaled", {}, "sigmoid", num_experts="experts_in_all", top_k="experts_at_once", scale="factor"
+        name="sigmoid, scaled",
+        scoring="sigmoid",
+        num_experts="experts_in_all",
+        top_k="experts_at_once",
+        scale="factor",
     )
     sites = register_routers(model, rule=mine)
     assert [(site.rule.name, site.num_experts, site.top_k) for site in sites] == [(mine.name, EXPERTS, 2)] * LAYERS

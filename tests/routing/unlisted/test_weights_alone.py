@@ -12,7 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routing.small_decoder import EXPERTS, LAYERS, TOKENS, WIDTH, Block, SmallDecoder, num_hooks
+from routing.small_decoder import EXPERTS, LAYERS, TOKENS, WIDTH, Block, SmallDecoder
+from routing_cases import nothing_registered, num_hooks  # noqa: F401
 from tiny_models import tiny_tokenizer
 from torch import Tensor, nn
 from transformers import DeepseekV3Config
@@ -25,11 +26,6 @@ from hf_mote.routing.rules import registry
 from hf_mote.routing.rules.edits import RoutingEdit
 
 TOP_K = 3
-
-
-@pytest.fixture(autouse=True)
-def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTERED", {})
 
 
 class Gate(nn.Module):
