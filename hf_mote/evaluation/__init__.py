@@ -7,6 +7,7 @@ Files in reading order:
 - `controls.py`: random controls: the same change to experts that no ranking chose.
 - `side_effects.py`: divergence and perplexity on other text. `conversations.py`: several turns.
 - `report.py`: `EvaluationReport`. `sweep.py`: a report for each setting, with p adjusted for having tried them all.
+- `router_copies.py`: what an edit must do, told by a copy of the router on changed logits.
 - `model_check.py`: `check_model`, whether all that is claimed holds on one model as it was loaded.
 
 May import `mote`, `routing`, `passes`, `statistics`, `generation`, `judges`, `hub` and `files`; not `ranking`. A new

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -19,7 +20,7 @@ from hf_mote.errors import ConfigError, DataError, LivenessError, UnsupportedErr
 from hf_mote.hooks import Attachment, Intervention, attach, stack_on
 from hf_mote.passes.assisted import assisted_decoding_hooks
 from hf_mote.passes.decoder_hook import DecoderHook
-from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.passes.forward import DecoderParticipant, Forward, why_stopped
 from hf_mote.sae.edits import SCOPES, Edits, EditTable, LatentEdit, Scope, read_edits, table_of
 from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint, attachments_at, resolve_hookpoints
 from hf_mote.sae.inputs import in_blocks
@@ -265,6 +266,7 @@ def _attach(model: nn.Module, plans: Sequence[_Plan]) -> Intervention:
             writer = _Writer(plan, tracker, reader)
             places.append((plan.writes, writer))
             watcher.expect(plan.writes.name, writer)
+        watcher.why_stopped = partial(why_stopped, model)
         return found + attachments_at(places)
 
     return attach(attachments)
@@ -321,15 +323,17 @@ class _Watcher(DecoderParticipant):
                 )
 
     def check_alive(self) -> None:
-        if self._proven or not self.active:
+        if not self.active:
             return
         silent = [name for name, participant in self._expected.items() if not participant.ran]
-        if silent:
+        if silent and self._proven:
+            self.check_stopped(silent)
+        elif silent:
             raise LivenessError(
                 silent[0],
                 "did not run in the forward pass, so that nothing was changed",
                 expected="a module that the model calls in every pass",
-                fix="Take another hookpoint, or load without fused kernels.",
+                fix="Take another hookpoint, load without fused kernels, or do not compile layers by themselves.",
             )
         self._proven = True
 
