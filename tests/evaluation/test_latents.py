@@ -25,6 +25,7 @@ from hf_mote.errors import ConfigError, ModelMismatchError, UnknownNameError
 from hf_mote.evaluation.changes import controls_of
 from hf_mote.evaluation.controls import random_latents
 from hf_mote.evaluation.rates import RateMeasurement
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.responses import generate_responses
 from hf_mote.sae.latent_use import LatentUse
 
@@ -108,7 +109,7 @@ def test_latent_use_counts_tokens_without_padding_once_each() -> None:
     with LatentUse(model, sae, hookpoint=None, skipped=tokenizer.pad_token_id) as use:
         answers = [
             (at, text)
-            for positions, texts in generate_responses(model, tokenizer, prompts, max_new_tokens=4)
+            for positions, texts in generate_responses(model, Chat(tokenizer), prompts, Decoding(max_new_tokens=4))
             for at, text in zip(positions, texts, strict=True)
         ]
     expected, tokens = torch.zeros(64, dtype=torch.long), 0
