@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "routing/unlisted": {"routing/rules", "routing/sites"},
     "mote": _STOREYS | {"passes", "hooks", "hub", "files", "folders"},
     "ranking": _BASE | _STOREYS | {"mote"},
-    "evaluation": _STOREYS | {"passes", "mote", "statistics", "generation", "judges", "hub", "files"},
+    "evaluation": _STOREYS | {"hooks", "passes", "mote", "statistics", "generation", "judges", "hub", "files"},
     "sae": {"hooks", "passes", "files", "folders", "hub"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps", "web"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},
