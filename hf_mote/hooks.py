@@ -20,7 +20,7 @@ from torch import nn
 from hf_mote.version import warn_if_untested
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["LOCK", "Attachment", "Intervention", "Participant", "SharedHook", "attach", "compiled_parts", "stack_on"]
 

@@ -19,7 +19,7 @@ from hf_mote.mote.config import MoTEConfig
 from hf_mote.statistics.rates import SIGNIFICANT, Rate
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["EvaluationReport", "Flips", "reaches", "too_few"]
 

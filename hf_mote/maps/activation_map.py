@@ -21,7 +21,7 @@ from hf_mote.maps.engines import count_routed_experts
 from hf_mote.maps.grid import check_grid, check_layers, descending, row_of
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["ActivationMap", "MapValue"]
 

@@ -24,7 +24,7 @@ from hf_mote.routing.sites.fingerprint import fingerprint_of
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["CHOICES", "MoTEConfig"]
 

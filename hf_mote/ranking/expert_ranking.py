@@ -25,8 +25,7 @@ from hf_mote.statistics.contrast import Contrast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["ExpertRanking", "RankedExpert"]
 

@@ -29,7 +29,7 @@ from hf_mote.sae.modeling import SAEModel
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["BoundSteering", "SteeringConfig", "digest_of"]
 

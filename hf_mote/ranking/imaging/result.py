@@ -34,7 +34,7 @@ from hf_mote.statistics.groups import checked_groups
 from hf_mote.statistics.stability import Stability, top_stability
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["LENGTH_CONFOUND", "FTRIResult"]
 
