@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "web": set(),
     "processes": set(),
     "hub": {"files"},
-    "plots": {"files"},
+    "drawing": set(),
+    "plots": {"drawing", "files"},
     "passes": {"hooks"},
     "maps": {"files", "hub"},
     "statistics": set(),
@@ -51,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sae": {"hooks", "passes", "files", "folders", "hub"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps", "web"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},
-    "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "files"},
+    "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "drawing", "files"},
 }
 ANYTHING = {"__init__", "__main__", "cli", "commands"}
 # But by the root and the command line.

@@ -108,6 +108,7 @@ def attribute_command(
         from hf_mote.ranking.causal.optimization import optimize_experts
         from hf_mote.ranking.causal.optimized import OptimizedRanking
         from hf_mote.reports.attribution import Attribution, attribution_verdict
+        from hf_mote.reports.explorer import traced_experts
 
         subject = load_subject(
             model,
@@ -139,6 +140,7 @@ def attribute_command(
             number = min(top or suppress or stimulate or 5, len(ranking))
             if config is None and isinstance(ranking, OptimizedRanking) and ranking.sufficient:
                 config = ranking.to_config(base_model=public_name(subject.name))
+            followed = traced_experts(ranking)
             found = Attribution(
                 model=subject.name,
                 ranking=ranking,
@@ -147,7 +149,9 @@ def attribute_command(
                 baselines=baselines,
                 preference=_preference(subject, asked, targets, baselines, batch_size, chat),
                 top=number,
-                texts=_texts(subject, asked, targets, baselines, ranking.top(number), traced, chat),
+                texts=_texts(subject, asked, targets, baselines, followed, traced, chat),
+                traced=followed,
+                config=None if config is None else config.to_dict(),
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "method": method}
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
@@ -234,7 +238,7 @@ def _write(folder: Path, found: Attribution, config: MoTEConfig | None, provenan
         ranking.layers,
         title=f"{ranking.method}: what speaks for the target response",
         label="closed" if isinstance(ranking, OptimizedRanking) else "nats",
-        marked={"first experts": ranking.top(found.top)},
+        marked={f"the first {found.top}": ranking.top(found.top)},
         path=folder / "expert_map.png",
     )
     holds = {

@@ -150,7 +150,14 @@ def _write(folder: Path, found: Evaluation, config: MoTEConfig, provenance: dict
     report.save_pretrained(folder)
     config.save_pretrained(folder / "config")
     rows = [
-        EffectRow(point.label, point.rate, point.low or 0.0, 1.0 if point.high is None else point.high, point.controls)
+        EffectRow(
+            point.label,
+            point.rate,
+            point.low or 0.0,
+            1.0 if point.high is None else point.high,
+            point.controls,
+            point.n,
+        )
         for point in points_of(report)
     ]
     target = report.target.replace("$", r"\$")

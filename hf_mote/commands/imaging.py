@@ -138,6 +138,7 @@ def ftri_command(
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
         from hf_mote.ranking.imaging.pipeline import ftri
+        from hf_mote.reports.explorer import traced_experts
         from hf_mote.reports.imaging import Imaging, imaging_verdict
         from hf_mote.serving.client import ServerEngine
 
@@ -195,6 +196,7 @@ def ftri_command(
             config = None
             if first is not None:
                 config = config_of(first, suppress=suppress, stimulate=stimulate, mode=mode, base_model=subject.name)
+            followed = [] if first is None else traced_experts(first)
             found = Imaging(
                 model=subject.name,
                 result=result,
@@ -204,8 +206,11 @@ def ftri_command(
                 stability=None
                 if first is None
                 else _stability(result, wanted, number, score[0], normalize, groups, seed),
-                texts=_texts(subject, asked, result, wanted, first, number, traced if engine is None else 0, chat),
+                texts=_texts(subject, asked, result, wanted, followed, traced if engine is None else 0, chat),
                 failure=None if failure is None else str(failure),
+                traced=followed,
+                alike=result.alike(followed),
+                config=None if config is None else config.to_dict(),
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judge or "the organism's own"}
             if engine is not None:
@@ -274,12 +279,11 @@ def _texts(
     asked: PromptSet,
     result: FTRIResult,
     target: str,
-    ranking: ExpertRanking | None,
-    number: int,
+    followed: list[tuple[int, int]],
     traced: int,
     chat: dict[str, Any],
 ) -> list[RoutedText]:
-    if ranking is None or not traced:
+    if not followed or not traced:
         return []
     from hf_mote.commands.token_routing import chosen_texts, trace_texts
 
@@ -294,7 +298,7 @@ def _texts(
         # As they were generated: of the text, tokenised anew, special tokens would be missing.
         [result.responses[index] if tokens is None else tokens[index] for index in places],
         [result.classes[index] for index in places],
-        ranking.top(number),
+        followed,
         **chat,
     )
 
@@ -326,7 +330,7 @@ def _write(folder: Path, found: Imaging, config: MoTEConfig | None, provenance: 
             found.ranking.layers,
             title=f"{found.target!r} against all others".replace("$", r"\$"),
             label=found.ranking.unit,
-            marked={"first experts": found.ranking.top(found.top)},
+            marked={f"the first {found.top}": found.ranking.top(found.top)},
             path=folder / "expert_map.png",
         )
         holds["expert_map.png"] = "heat map of the ranking"

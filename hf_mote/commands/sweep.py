@@ -136,21 +136,31 @@ def sweep_command(
 
 
 def _write(folder: Path, found: Sweep, provenance: dict[str, str]) -> None:
-    from hf_mote.plots import EffectRow, plot_effect
-    from hf_mote.reports.sweep import sweep_page
+    from hf_mote.plots import EffectRow, plot_dose
+    from hf_mote.reports.sweep import curves_of, sweep_page
 
     holds = {}
     for setting in found.settings:
         place = f"settings/first_{setting.num_experts}_at_{setting.strength:g}"
         setting.report.save_pretrained(folder / place)
         holds[f"{place}/{setting.report.file_name}"] = f"{setting}: everything measured (EvaluationReport)"
+    dose_name, curves = curves_of(found)
+    panels = {
+        title: [
+            EffectRow(label, s.report.after.rate, s.report.after.low, s.report.after.high, s.report.controls)
+            for label, s in settings
+        ]
+        for title, settings in curves.items()
+    }
     first = found.settings[0].report
-    rows = [EffectRow("untouched", first.before.rate, first.before.low, first.before.high)]
-    for setting in found.settings:
-        after = setting.report.after
-        rows.append(EffectRow(str(setting), after.rate, after.low, after.high, setting.report.controls))
     target = first.target.replace("$", r"\$")
-    plot_effect(rows, rate_name=f"responses of class {target!r}", path=folder / "sweep.png")
+    plot_dose(
+        panels,
+        rate_name=f"responses of class {target!r}",
+        dose_name=dose_name,
+        before=first.before.rate,
+        path=folder / "sweep.png",
+    )
     holds["sweep.png"] = "the rate with each setting, with the controls"
     figures = {"kind": "sweep", "found": bool(found.beating), **found.to_dict()}
     page = lambda files: sweep_page(found, provenance=provenance, files=files)  # noqa: E731

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from torch import Tensor
 from transformers.utils import logging
@@ -16,6 +16,7 @@ from hf_mote.generation.likeness import near_duplicates
 from hf_mote.generation.prompts import prompt_text
 from hf_mote.hub import Shareable
 from hf_mote.maps.activation_map import ActivationMap, MapValue
+from hf_mote.maps.grid import row_of
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.ranking.imaging.result_file import parts_from_maps, read_parts, write_parts
@@ -29,6 +30,7 @@ from hf_mote.ranking.imaging.units import (
     make_units,
     merge_groups,
 )
+from hf_mote.statistics.alike import most_alike
 from hf_mote.statistics.contrast import contrast, length_confound
 from hf_mote.statistics.groups import checked_groups
 from hf_mote.statistics.stability import Stability, top_stability
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["LENGTH_CONFOUND", "FTRIResult"]
+
+AlikeExpert: TypeAlias = tuple[tuple[int, int], float]
 
 LIKENESS = 0.2  # share of prompts that look like another one from which a ranking without groups is warned of
 LENGTH_CONFOUND = 0.1  # relative difference of lengths from which a ranking by counts is warned of
@@ -268,6 +272,34 @@ class FTRIResult(Shareable):
         units = merge_groups("FTRIResult.stability", units, paired=False)
         values, tokens = units.values.numpy(), units.tokens.numpy()
         return top_stability(values, units.is_target, n, score=score, tokens=tokens, resamples=resamples, seed=seed)
+
+    def alike(self, experts: Sequence[tuple[int, int]], n: int = 5) -> dict[tuple[int, int], list[AlikeExpert]]:
+        """Return, for some experts, those that the same prompts use.
+
+        Args:
+            experts (`Sequence[tuple[int, int]]`): (layer, expert).
+            n (`int`, *optional*, defaults to 5): How many for each at most.
+
+        Returns:
+            `dict`: for each of the experts ((layer, expert), correlation) pairs, highest first; the correlation, over
+            prompts, is of the shares of a prompt's tokens that go to the two. Empty with fewer than 3 prompts.
+
+        Raises:
+            [`UnknownNameError`]: if there is no such expert.
+        """
+        width = self.counts.shape[2]
+        chosen = [
+            row_of("FTRIResult.alike", self.layers, width, layer, expert) * width + expert for layer, expert in experts
+        ]
+        kept = self.num_tokens > 0
+        if int(kept.sum()) < 3:
+            return {}
+        shares = (self.counts[kept].double() / self.num_tokens[kept].double()[:, None, None]).flatten(1)
+        found = most_alike(shares.numpy(), chosen, n)
+        return {
+            (layer, expert): [((self.layers[other // width], other % width), r) for other, r in others]
+            for (layer, expert), others in zip(experts, found, strict=True)
+        }
 
     def to_config(self, target: object, *, suppress: int | None = None, stimulate: int | None = None) -> MoTEConfig:
         """Return the config that suppresses, or stimulates, the best experts for a class.
