@@ -288,18 +288,17 @@ def _draw_rates(axes: Axes, rows: Sequence[EffectRow], *, upright: bool = False)
     below = np.clip(rates - [row.low for row in rows], 0.0, None)
     above = np.clip([row.high for row in rows] - rates, 0.0, None)
     places = np.arange(len(rows))
-    across = (places, rates) if upright else (rates, places)
-    points = axes.errorbar(
-        *across,
-        **{"yerr" if upright else "xerr": [below, above]},
-        fmt="o",
-        color=_MEASURED,
-        markersize=8,
-        capsize=0,
-        linewidth=1.8,
-        label="measured, with its interval",
-        zorder=5,
-    )
+    spread: dict[str, Any] = {"yerr" if upright else "xerr": [below, above]}
+    style: dict[str, Any] = {
+        "color": _MEASURED,
+        "markersize": 8,
+        "capsize": 0,
+        "linewidth": 1.8,
+        "zorder": 5,
+        **spread,
+    }
+    x, y = (places, rates) if upright else (rates, places)
+    points = axes.errorbar(x, y, fmt="o", label="measured, with its interval", **style)
     for place, row in enumerate(() if upright else rows):
         decimals = 0 if row.n is not None and row.n < 200 else 1
         note = f"{row.rate:.{decimals}%}"

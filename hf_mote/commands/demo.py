@@ -166,10 +166,10 @@ def run_demo(
     Returns:
         [`DemoResult`].
     """
-    from hf_mote.commands.model import Subject
     from hf_mote.commands.token_routing import chosen_texts, trace_texts
     from hf_mote.evaluation.evaluate import evaluate_mote
     from hf_mote.files import write_json
+    from hf_mote.generation.asking import Chat
     from hf_mote.organisms.organism import load_organism
     from hf_mote.organisms.recipes import RECIPES
     from hf_mote.organisms.scoring import MAX_NEW_TOKENS, draw_prompts, num_suppressed, rank_experts
@@ -226,7 +226,8 @@ def run_demo(
     places = chosen_texts(imaged.classes, judge.target, NUM_TRACED)
     said = imaged.response_tokens or imaged.responses
     texts = trace_texts(
-        Subject(subject.name, model, tokenizer),
+        model,
+        Chat(tokenizer),
         [imaged.prompts[index] for index in places],
         [said[index] for index in places],
         [imaged.classes[index] for index in places],

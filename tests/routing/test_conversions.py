@@ -109,20 +109,16 @@ def test_apply_mote_quantised_router_is_named_once_in_a_warning(caplog: pytest.L
     with caplog.at_level(logging.WARNING, logger="hf_mote"):
         apply_mote(model, config).remove()
         apply_mote(model, config).remove()
-    assert [
-        record.getMessage()
-        for record in caplog.records
-        if "quantised themselves (PackedLinear)" in record.msg % record.args
-    ]
-    assert len(caplog.records) == 1
-    assert "router.gate" in caplog.text
+    (said,) = (record.getMessage() for record in caplog.records if record.name.startswith("hf_mote"))
+    assert "quantised themselves (PackedLinear)" in said
+    assert "router.gate" in said
 
 
 def test_apply_mote_router_left_in_full_precision_is_no_reason_to_warn(caplog: pytest.LogCaptureFixture) -> None:
     model = stubs.packed_linears("qwen3_moe")
     with caplog.at_level(logging.WARNING, logger="hf_mote"):
         apply_mote(model, rerouted(model)).remove()
-    assert caplog.records == []
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("hf_mote")] == []
 
 
 @pytest.mark.parametrize("family", ["llama4", "phimoe"])
