@@ -113,7 +113,7 @@ def plot_expert_map(
     image = axes.imshow(
         values, cmap=_BOTH_SIGNS if diverging else _ONE_SIGN, norm=norm, aspect="auto", interpolation="nearest"
     )
-    axes.set_title(title, fontsize=13)
+    axes.set_title(_plain(title), fontsize=13)
     axes.set_xlabel("expert", fontsize=11)
     axes.set_ylabel("decoder layer", fontsize=11)
     axes.xaxis.set_major_locator(MaxNLocator(16, integer=True, steps=[1, 2, 4, 5, 8, 10]))
@@ -174,13 +174,13 @@ def plot_effect(
     axes.set_ylim(len(rows) - 0.4, -0.5)
     axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=11)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel(rate_name, fontsize=11)
+    axes.set_xlabel(_plain(rate_name), fontsize=11)
     axes.tick_params(axis="x", labelsize=10)
     axes.grid(axis="x", color="#dddddd", zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     if title is not None:
-        axes.set_title(title, fontsize=13)
+        axes.set_title(_plain(title), fontsize=13)
     _finish(figure, handles, path)
     return figure
 
@@ -254,7 +254,7 @@ def plot_dose(
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(heading, fontsize=12)
     for axes in grid[:, 0]:
-        axes.set_ylabel(textwrap.fill(rate_name, 36), fontsize=11)
+        axes.set_ylabel(textwrap.fill(_plain(rate_name), 36), fontsize=11)
     _finish(figure, handles, path)
     return figure
 
@@ -346,6 +346,11 @@ def _checked_matrix(matrix: torch.Tensor | npt.ArrayLike, layers: Sequence[int])
     if not np.isfinite(values).all():
         raise DataError("plot_expert_map: matrix", "holds NaN or infinity", expected="finite values")
     return values
+
+
+def _plain(text: str) -> str:
+    """Return a text without characters that no letter stands for, which matplotlib would warn of."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def _color_bar(figure: Figure, axes: Axes, image: ScalarMappable, label: str) -> None:

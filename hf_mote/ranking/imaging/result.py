@@ -18,6 +18,7 @@ from hf_mote.hub import Shareable
 from hf_mote.maps.activation_map import ActivationMap, MapValue
 from hf_mote.maps.grid import row_of
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.printing import Printable, Summary, frame_of
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.ranking.imaging.result_file import parts_from_maps, read_parts, write_parts
 from hf_mote.ranking.imaging.units import (
@@ -36,6 +37,10 @@ from hf_mote.statistics.groups import checked_groups
 from hf_mote.statistics.stability import Stability, top_stability
 
 if TYPE_CHECKING:
+    import os
+
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
     from typing_extensions import Self
 
 __all__ = ["LENGTH_CONFOUND", "FTRIResult"]
@@ -49,7 +54,7 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FTRIResult(Shareable):
+class FTRIResult(Printable, Shareable):
     """What `ftri` saw: one response, class and activation map for each prompt.
 
     Attributes:
@@ -313,8 +318,53 @@ class FTRIResult(Shareable):
             suppress=suppress, stimulate=stimulate, base_model=self.base_model
         )
 
-    def __repr__(self) -> str:
-        return f"FTRIResult({len(self.prompts)} prompts, {self.class_sizes}, {len(self.layers)} layers)"
+    def to_dict(self) -> dict[str, Any]:
+        """Return prompts, responses, classes and tokens counted, without the maps; JSON-native."""
+        return {
+            "prompts": list(self.prompts),
+            "responses": list(self.responses),
+            "classes": list(self.classes),
+            "num_tokens": self.num_tokens.tolist(),
+            "layers": list(self.layers),
+            "scope": self.scope,
+            "base_model": self.base_model,
+            "provenance": dict(self.provenance),
+        }
+
+    def to_pandas(self) -> DataFrame:
+        """Return a `pandas.DataFrame` with a row for each prompt: prompt, response, class, tokens."""
+        return frame_of(
+            {
+                "prompt": list(self.prompts),
+                "response": list(self.responses),
+                "class": list(self.classes),
+                "tokens": self.num_tokens.tolist(),
+            }
+        )
+
+    def plot(self, target: object | None = None, *, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Return a heat map: of a class against all others, or of where all prompts go.
+
+        Args:
+            target (`str`, *optional*): The class; by default the mean map of all prompts is shown.
+            path (`str` or `os.PathLike`, *optional*): Where to write it, as PNG, SVG or PDF by its ending.
+        """
+        from hf_mote.plots import plot_expert_map
+
+        if target is not None:
+            return self.rank(target, resamples=0).plot(path=path)
+        counts = self.counts.double().mean(dim=0)
+        title = f"{len(self.prompts)} prompts"
+        return plot_expert_map(counts, self.layers, title=title, label="tokens per prompt", path=path)
+
+    def _summary(self) -> Summary:
+        shape = f"{len(self.layers)} layers x {self.counts.shape[2]} experts"
+        facts = {"classes": ", ".join(f"{size} x {name!r}" for name, size in self.class_sizes.items())}
+        facts["tokens counted"] = f"{self.scope}, {float(self.num_tokens.double().mean()):.1f} per prompt"
+        if self.base_model is not None:
+            facts["model"] = self.base_model
+        columns = {"class": self.classes, "prompt": self.prompts, "response": self.responses}
+        return Summary(f"FTRIResult: {len(self.prompts)} prompts, {shape}", facts, columns, len(self.prompts))
 
     def _units(
         self,
