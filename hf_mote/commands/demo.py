@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_mote.commands.session import reporting, say, tell
+from hf_mote.commands.verbosity import settle_progress
 from hf_mote.errors import DataError
 from hf_mote.folders import check_folder, replacing_folder
 from hf_mote.reports.markup import visible
@@ -178,6 +179,10 @@ def run_demo(
 
     say = announce if announce is not None else _silent
     began = time.perf_counter()
+    say(
+        f"the demo images {2 * NUM_IMAGED} prompts of a small model, ranks its experts in two ways, and suppresses "
+        f"and stimulates the first ones on {2 * NUM_TESTED} others: about half a minute on one processor core"
+    )
     say("loading the organism")
     subject = load_organism(organism)
     model, tokenizer, judge = subject.model, subject.tokenizer, subject.judge
@@ -372,6 +377,8 @@ def demo(
     with reporting():
         check_folder(output, f"--output {output}")
         import torch  # from here on it is needed, and takes seconds
+
+        settle_progress()
 
         # Matrices as small as the organism's gain nothing from more threads, and lose much on a busy machine.
         torch.set_num_threads(1)

@@ -66,7 +66,10 @@ def evaluate_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
 ) -> None:
     """Measure a config: rates before and after, random controls, side effects, responses side by side."""
@@ -94,7 +97,9 @@ def evaluate_command(
         )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
+        from hf_mote.commands.plan import plan_responses
         from hf_mote.evaluation.evaluate import evaluate_mote
+        from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.mote.patch import load_config
         from hf_mote.reports.evaluation import Evaluation
 
@@ -105,9 +110,28 @@ def evaluate_command(
             revision=revision,
             dtype=dtype,
             device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
+        if dry_run:
+            chosen.check(subject.model)
+            plan_responses(
+                subject,
+                asked,
+                Chat(subject.tokenizer, system_prompt, told),
+                Decoding(max_new_tokens, sampled, batch_size, seed),
+                runs={
+                    "untouched": 1,
+                    "with the config": 1,
+                    "with random controls": controls,
+                    **({"at other strengths": len(doses)} if doses else {}),
+                },
+                others=2 * (len(others) + sum(len(talk.turns) for talk in talks)),
+                judge=judge or "the organism's own",
+            )
+            return
         with writing_to(output, force=force) as folder:
             say(f"evaluating on {len(asked.prompts)} prompts, with {controls} random controls")
             report = evaluate_mote(

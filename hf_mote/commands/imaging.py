@@ -93,6 +93,8 @@ def ftri_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
     trust_remote_code: o.TrustRemoteCode = False,
     server: Annotated[
         str | None,
@@ -101,6 +103,7 @@ def ftri_command(
             "http://127.0.0.1:8000; the model is not loaded here, and no tokens are shown."
         ),
     ] = None,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
 ) -> None:
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
@@ -116,6 +119,8 @@ def ftri_command(
                 f"--run-folder {run_folder}", "is a file", expected="a folder, new or of an earlier run"
             )
         o.check_changes(suppress, stimulate, mode)
+        if dry_run and server is not None:
+            raise ConfigError("--dry-run", "times a batch of the model here", got=f"--server {server}")
         sampled = o.sampling(temperature, top_p)
         told = o.template_args(template_arg)
         organisms = Organisms()
@@ -135,10 +140,12 @@ def ftri_command(
         )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
-        from hf_mote.generation.asking import Chat
+        from hf_mote.commands.plan import plan_responses
+        from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.ranking.imaging.pipeline import ftri
         from hf_mote.reports.explorer import traced_experts
         from hf_mote.reports.imaging import Imaging, imaging_verdict
+        from hf_mote.routing.sites.discover import find_routers
         from hf_mote.serving.client import ServerEngine
 
         engine = None if server is None else ServerEngine(server)
@@ -149,6 +156,8 @@ def ftri_command(
                 revision=revision,
                 dtype=dtype,
                 device=device,
+                quantization=quantization,
+                attn_implementation=attn_implementation,
                 chat_template=chat_template,
                 trust_remote_code=trust_remote_code,
             )
@@ -157,6 +166,18 @@ def ftri_command(
         )
         o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, top=top)
         marks = _token_ids(subject, thinking_tokens)
+        if dry_run:
+            there = sum(site.num_experts for site in find_routers(subject.model))
+            plan_responses(
+                subject,
+                asked,
+                Chat(subject.tokenizer, system_prompt, told),
+                Decoding(max_new_tokens, sampled, batch_size, seed),
+                runs={"to image": repeats},
+                result=8 * repeats * len(asked.prompts) * there,
+                judge=judge or "the organism's own",
+            )
+            return
         writes = launched_as()[0] == 0
         with writing_to(output, force=force) if writes else nullcontext() as folder:
             say(f"imaging {len(asked.prompts)} prompts")

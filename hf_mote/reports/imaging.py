@@ -81,6 +81,12 @@ def imaging_verdict(found: Imaging) -> tuple[str, bool]:
         return f"Nothing to compare: {all_of_them} of class {quoted(name)} (there are {others}).", False
     verdict = ranking_verdict(found.ranking, relation=f"are used more by prompts of class {quoted(name)}")
     text = verdict.text
+    confound = _confound(found)
+    if confound and not verdict.significant:
+        text += (
+            f" Its prompts differ from the others by {confound:+.0%} in length, which shows in every expert's counts "
+            "and can hide what is there: try --normalize."
+        )
     if found.stability is not None:
         held, n = found.stability, len(found.result.classes)
         text += (
@@ -184,15 +190,22 @@ def _classes(found: Imaging) -> Html:
         rows.append([chip(name, found.target), str(size), percent(size / total, total), number(mean, decimals)])
     headings = ["class", "prompts", "share", "tokens counted, mean"]
     made = table("What the judge saw", headings, rows, numeric=(1, 2, 3), sortable=True)
-    confound = float(found.ranking.provenance.get("length_confound", 0.0)) if found.ranking else 0.0
-    normalized = bool(found.ranking and found.ranking.provenance.get("normalize"))
-    if abs(confound) <= LENGTH_CONFOUND or normalized:
+    confound = _confound(found)
+    if not confound:
         return made
     note = (
         f"Prompts of class {quoted(found.target)} differ from the others by {confound:+.0%} in length, which shows in "
         "every expert's counts. With --normalize the counts are divided by it."
     )
     return join([made, tag("p", note, class_="note")])
+
+
+def _confound(found: Imaging) -> float:
+    """Return how much longer the target's prompts are where that matters to the score, 0 elsewhere."""
+    known = {} if found.ranking is None else found.ranking.provenance
+    confound = float(known.get("length_confound", 0.0))
+    counts = known.get("score") == "mean_difference" and not known.get("normalize")
+    return confound if counts and abs(confound) > LENGTH_CONFOUND else 0.0
 
 
 def _maps(found: Imaging, explored: Explored | None) -> Html:

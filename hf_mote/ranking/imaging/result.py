@@ -207,7 +207,7 @@ class FTRIResult(Printable, Shareable):
         if abs(confound) > LENGTH_CONFOUND and not normalize and score == "mean_difference":
             logger.warning(
                 f"FTRIResult.rank: prompts of class {name!r} differ from the others by {confound:+.0%} in length, "
-                "which shows in every expert's counts. Consider normalize=True."
+                "which shows in every expert's counts. Divide by it: normalize=True."
             )
         found = contrast(
             units.values.numpy(),
