@@ -83,7 +83,10 @@ def evaluate_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
 ) -> None:
     """Measure a config: rates before and after, random controls, side effects, responses side by side.
@@ -115,7 +118,9 @@ def evaluate_command(
         )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
+        from hf_mote.commands.plan import plan_responses
         from hf_mote.evaluation.evaluate import evaluate_mote
+        from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.reports.evaluation import Evaluation
 
@@ -129,12 +134,30 @@ def evaluate_command(
             revision=revision,
             dtype=dtype,
             device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
             any_model=all(of_latents),
         )
         for change in changes:  # of both, before either is measured
             change.check(subject.model)
+        if dry_run:
+            plan_responses(
+                subject,
+                asked,
+                Chat(subject.tokenizer, system_prompt, told),
+                Decoding(max_new_tokens, sampled, batch_size, seed),
+                runs={
+                    "untouched": len(changes),
+                    "with the config": len(changes),
+                    "with random controls": controls * len(changes),
+                    **({"at other strengths": len(doses) * len(changes)} if doses else {}),
+                },
+                others=2 * len(changes) * (len(others) + sum(len(talk.turns) for talk in talks)),
+                judge=judge or "the organism's own",
+            )
+            return
         with writing_to(output, force=force) as folder:
             reports = []
             for name, change in zip((config, against), changes, strict=False):
@@ -230,7 +253,14 @@ def _write(folder: Path, found: Evaluation, changes: Sequence[Change], provenanc
             f"{AGAINST}/config/{configs[1].file_name}": f"the other config ({type(configs[1]).__name__})",
         }
     rows = [
-        EffectRow(point.label, point.rate, point.low or 0.0, 1.0 if point.high is None else point.high, point.controls)
+        EffectRow(
+            point.label,
+            point.rate,
+            point.low or 0.0,
+            1.0 if point.high is None else point.high,
+            point.controls,
+            point.n,
+        )
         for point in points_of(report)
     ]
     target = report.target.replace("$", r"\$")
