@@ -146,10 +146,6 @@ def _against(report: EvaluationReport, other: EvaluationReport) -> Html:
     )
 
 
-def _interval(rate: Rate) -> str:
-    return f"{percent(rate.low)} to {percent(rate.high)}"
-
-
 def _dose(report: EvaluationReport) -> Html:
     own, before, after = float(report.config["strength"]), report.before, report.after
     points = {strength: Point(f"{strength:g}", rate, n=after.n) for strength, rate in report.dose}
