@@ -22,6 +22,7 @@ __all__ = ["COMMANDS", "SAE_COMMANDS", "app", "function_at"]
 # Name of a command -> module:function. A new command is its file in commands/ and one line here.
 COMMANDS = {
     "demo": "hf_mote.commands.demo:demo",
+    "find": "hf_mote.commands.find:find_command",
     "ftri": "hf_mote.commands.imaging:ftri_command",
     "attribute": "hf_mote.commands.attribution:attribute_command",
     "sweep": "hf_mote.commands.sweep:sweep_command",

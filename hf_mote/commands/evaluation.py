@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +21,7 @@ from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import one_of
 
 if TYPE_CHECKING:
+    from hf_mote.commands.model import Subject
     from hf_mote.mote.config import MoTEConfig
     from hf_mote.reports.evaluation import Evaluation
 
@@ -45,6 +48,24 @@ def evaluate_command(
             "texts) and perhaps question_id and category, as MT-Bench's question.jsonl."
         ),
     ] = None,
+    opposite: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts that do not show the behaviour: the same experts are stimulated on them, and both stand in "
+            "one table. Same sources as PROMPTS."
+        ),
+    ] = None,
+    preregister: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of a pre-registration. If there is none yet, it is written and nothing is measured; the same "
+            "command then measures, if model, config, prompts, judge and settings are still those."
+        ),
+    ] = None,
+    margin: Annotated[
+        float,
+        typer.Option(min=0.001, max=1.0, help="Largest share of unrelated answers whose change would not matter."),
+    ] = 0.1,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-evaluate"),
     controls: o.Controls = 40,
     control_kind: o.ControlKind = "layer",
@@ -79,6 +100,7 @@ def evaluate_command(
         read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         asked = read(prompts)
         others = read(unrelated).prompts if unrelated is not None else []
+        turned = read(opposite).prompts if opposite is not None else []
         plain = read(texts).texts if texts is not None else []
         talks = read_conversations(conversations, limit=limit, seed=seed) if conversations is not None else []
         labels = response_judge(
@@ -94,9 +116,11 @@ def evaluate_command(
         )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
+        from hf_mote.evaluation.both_ways import BothWays, stimulating
         from hf_mote.evaluation.evaluate import evaluate_mote
         from hf_mote.mote.patch import load_config
         from hf_mote.reports.evaluation import Evaluation
+        from hf_mote.routing.sites.discover import find_routers
 
         chosen: MoTEConfig = load_config(config)
         subject = load_subject(
@@ -108,6 +132,29 @@ def evaluate_command(
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
+        groups = None if group_field is None else asked.column(group_field)
+        registered = None
+        if preregister is not None:
+            settings: dict[str, Any] = {
+                "num_controls": controls,
+                "control_kind": control_kind,
+                "strengths": doses,
+                "seed": seed,
+                "margin": margin,
+                "max_new_tokens": max_new_tokens,
+                "batch_size": batch_size,
+                "generate_kwargs": sampled,
+                "system_prompt": system_prompt,
+                "chat_template_kwargs": told,
+                "groups": groups,
+                "opposite": turned,
+                "texts": plain,
+                "conversations": [dataclasses.asdict(talk) for talk in talks],
+            }
+            registered = _registered(preregister, subject, chosen, asked.prompts, others, labels, wanted, settings)
+            if registered is None:
+                tell(f"Written: {preregister}. Nothing was measured; the same command does, if all is as it is now.")
+                return
         with writing_to(output, force=force) as folder:
             say(f"evaluating on {len(asked.prompts)} prompts, with {controls} random controls")
             report = evaluate_mote(
@@ -129,9 +176,34 @@ def evaluate_command(
                 system_prompt=system_prompt,
                 chat_template_kwargs=told,
                 generate_kwargs=sampled,
-                groups=None if group_field is None else asked.column(group_field),
+                groups=groups,
+                margin=margin,
             )
+            report = dataclasses.replace(report, preregistration=registered)
             found = Evaluation(subject.name, report)
+            both = None
+            if turned:
+                say(f"stimulating the same experts on {len(turned)} prompts")
+                both = BothWays(
+                    report,
+                    evaluate_mote(
+                        subject.model,
+                        subject.tokenizer,
+                        stimulating(chosen, {site.layer: site.top_k for site in find_routers(subject.model)}),
+                        turned,
+                        labels,
+                        target=wanted,
+                        num_controls=controls,
+                        control_kind=control_kind,  # type: ignore[arg-type]
+                        seed=seed,
+                        batch_size=batch_size,
+                        max_new_tokens=max_new_tokens,
+                        system_prompt=system_prompt,
+                        chat_template_kwargs=told,
+                        generate_kwargs=sampled,
+                    ),
+                )
+                both.stimulated.save_pretrained(folder / "stimulated")
             more = {
                 "config": config,
                 "prompts": f"{asked.source} ({len(asked.prompts)})",
@@ -139,7 +211,44 @@ def evaluate_command(
             }
             _write(folder, found, chosen, provenance_of(context, subject, seed, **more))
         tell(report.verdict)
+        for test in report.not_worse:
+            tell(f"Unrelated answers: {test}.")
+        if both is not None:
+            tell(f"Stimulated on the opposite prompts: {both.stimulated.verdict}\n\n{both.table}\n")
+        if registered is not None:
+            tell(f"As registered before: {preregister}, {registered[:12]}")
         tell(f"Report: {output / PAGE}")
+
+
+def _registered(
+    path: Path,
+    subject: Subject,
+    config: MoTEConfig,
+    prompts: Sequence[Any],
+    unrelated: Sequence[Any],
+    judge: object,
+    target: object,
+    settings: dict[str, Any],
+) -> str | None:
+    """Check what is about to be measured against a pre-registration; write one and return `None` if there is none."""
+    from hf_mote.evaluation.preregistration import Preregistration, preregister
+    from hf_mote.mote.config import MoTEConfig as Config
+
+    plan = preregister(
+        model=Config.for_model(subject.model).fingerprint or {},
+        config=config.to_dict(),
+        prompts=prompts,
+        judge=judge,
+        target=str(target),
+        unrelated=unrelated,
+        **settings,
+    )
+    if not path.exists():
+        plan.write(path)
+        return None
+    known = Preregistration.read(path)
+    known.check(plan)
+    return known.digest
 
 
 def _write(folder: Path, found: Evaluation, config: MoTEConfig, provenance: dict[str, str]) -> None:
@@ -164,6 +273,7 @@ def _write(folder: Path, found: Evaluation, config: MoTEConfig, provenance: dict
         "kind": "evaluation",
         "verdict": report.verdict,
         "found": report.beats_controls(),
+        "outcome": report.outcome(),
         "target": report.target,
         "before": report.before.rate,
         "after": report.after.rate,

@@ -17,6 +17,7 @@ from hf_mote.reports.rankings import expert_table, ranking_verdict
 from hf_mote.reports.responses import answers_by_class
 from hf_mote.reports.tables import table
 from hf_mote.reports.tokens import RoutedText, token_section
+from hf_mote.statistics.predictability import Predictability
 from hf_mote.statistics.stability import Stability
 
 __all__ = ["Imaging", "imaging_page", "imaging_verdict"]
@@ -38,6 +39,7 @@ class Imaging(NamedTuple):
         stability (`Stability`, *optional*): How the top holds when prompts are drawn anew.
         texts (`list[RoutedText]`): Texts with the routing weight of the top experts.
         failure (`str`, *optional*): Why there are no rankings, if not for want of classes.
+        predicted (`Predictability`, *optional*): Whether routing tells the classes of held-out prompts apart.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Imaging(NamedTuple):
     stability: Stability | None
     texts: list[RoutedText]
     failure: str | None = None
+    predicted: Predictability | None = None
 
     @property
     def ranking(self) -> ExpertRanking | None:
@@ -76,8 +79,12 @@ def imaging_verdict(found: Imaging) -> tuple[str, bool]:
             f" When the prompts are drawn anew, {percent(held.overlap)} of the first {held.n} stay among the first "
             f"{held.n} (by chance {percent(held.chance)})."
         )
+    if found.predicted is not None:
+        text += f" Asked beforehand, {found.predicted}."
+        if not found.predicted.shown:
+            text += " So the order of the experts rests on next to nothing."
     if verdict.significant:
-        text += " This is where these prompts go, not what causes the responses: hf-mote evaluate measures that."
+        text += " This is where these prompts go, not what causes the responses: hf-mote find proves that."
     return text, bool(verdict.significant)
 
 
