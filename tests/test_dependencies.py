@@ -9,11 +9,11 @@ import ast
 import builtins
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 from packaging.requirements import Requirement
 
 from hf_mote.errors import UnsupportedError
@@ -29,6 +29,7 @@ NAMES = {"yaml": "pyyaml", "lingua": "lingua-language-detector"}
 BROUGHT = {
     "fastapi": "vllm",
     "numpy": "transformers",
+    "pandas": "datasets",
     "pyarrow": "datasets",
     "tokenizers": "transformers",
     "triton": "torch",

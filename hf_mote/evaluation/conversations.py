@@ -15,12 +15,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, DataError
+from hf_mote.evaluation.changes import Change, SteeringLike, attached, check_change, read_change
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.responses import generate_responses
-from hf_mote.mote.checks import check_against_model
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import attach_config, load_config
 from hf_mote.routing.sites.routed_model import RoutedModel
 
 __all__ = ["Conversation", "answer_conversations", "checked_conversations", "run_conversations"]
@@ -119,7 +117,7 @@ def checked_conversations(
 def run_conversations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    config: MoTEConfig | str | os.PathLike[str],
+    config: Change | SteeringLike | str | os.PathLike[str],
     conversations: Sequence[Conversation | Sequence[str]],
     *,
     batch_size: int = 16,
@@ -151,7 +149,7 @@ def run_conversations(
         system_prompt (`str`, *optional*):
             First message of every conversation.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*):
-            Further arguments of the chat template, as `{"enable_thinking": False}`; it must read each name.
+            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
         seed (`int`, *optional*):
@@ -188,27 +186,27 @@ def run_conversations(
     chat = Chat(tokenizer, system_prompt, chat_template_kwargs)
     decoding = Decoding(max_new_tokens, generate_kwargs, batch_size, seed)
     asked = checked_conversations("run_conversations.conversations", conversations, tokenizer)
-    config = load_config(config)
+    change = read_change(config)
     routed = RoutedModel(model)
-    check_against_model(config, routed)
-    return answer_conversations(routed, chat, config, asked, decoding, progress=progress)
+    check_change(change, routed)
+    return answer_conversations(routed, chat, change, asked, decoding, progress=progress)
 
 
 def answer_conversations(
     routed: RoutedModel,
     chat: Chat,
-    config: MoTEConfig,
+    change: Change,
     asked: Sequence[Conversation],
     decoding: Decoding,
     *,
     progress: bool,
 ) -> list[Conversation]:
-    """Return what [`run_conversations`] returns, of a model whose routers are found.
+    """Return what [`run_conversations`] returns, of a model whose routers are found once.
 
     Args:
-        routed (`RoutedModel`): The model with its routers.
+        routed (`RoutedModel`): The model.
         chat (`Chat`): How the conversations become tokens.
-        config (`MoTEConfig`): What to measure; it fits the model.
+        change (`MoTEConfig` or [`LatentChange`]): What to measure; it fits the model.
         asked (`Sequence[Conversation]`): What [`checked_conversations`] returned.
         decoding (`Decoding`): How the answers come.
         progress (`bool`): Show a progress bar.
@@ -232,7 +230,7 @@ def answer_conversations(
         return said
 
     before = answers("before")
-    with attach_config(routed, config):
+    with attached(routed, change):
         after = answers("after")
     return [
         dataclasses.replace(one, answers_before=b, answers_after=a)

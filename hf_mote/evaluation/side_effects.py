@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from collections.abc import Sequence
@@ -15,11 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.errors import DataError, whole
+from hf_mote.evaluation.changes import Change, attached, with_fields
 from hf_mote.generation.decoding import pad_token_of
 from hf_mote.generation.prompts import padded
 from hf_mote.generation.randomness import without_randomness
-from hf_mote.mote.config import CHOICES, MoTEConfig
-from hf_mote.mote.patch import attach_config
+from hf_mote.mote.config import CHOICES
 from hf_mote.routing.sites.routed_model import RoutedModel
 
 __all__ = ["SideEffects", "measure_side_effects", "perplexity_text", "side_effects"]
@@ -80,7 +79,7 @@ def perplexity_text(perplexity: float | None) -> str:
 def side_effects(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    config: MoTEConfig,
+    config: Change,
     texts: Sequence[str],
     *,
     batch_size: int = 8,
@@ -94,9 +93,9 @@ def side_effects(
     the text before it changed, too. `SideEffects.scope` says which scope it was.
 
     Args:
-        model (`PreTrainedModel`): A mixture-of-experts language model; left as it is.
+        model (`PreTrainedModel`): The language model; left as it is.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer; no chat template is applied.
-        config (`MoTEConfig`): What to measure.
+        config (`MoTEConfig`, or a steering config with its SAE): What to measure.
         texts (`Sequence[str]`): Texts that have nothing to do with the behaviour.
         batch_size (`int`, *optional*, defaults to 8): Texts that run together.
         max_tokens (`int`, *optional*, defaults to 512): Each text is cut to so many tokens.
@@ -131,19 +130,19 @@ def side_effects(
 def measure_side_effects(
     routed: RoutedModel,
     tokenizer: PreTrainedTokenizerBase,
-    config: MoTEConfig,
+    config: Change,
     texts: Sequence[str],
     *,
     batch_size: int,
     max_tokens: int = 512,
     progress: bool,
 ) -> SideEffects:
-    """Return what [`side_effects`] returns, of a model whose routers are found.
+    """Return what [`side_effects`] returns, of a model whose routers are found once.
 
     Args:
-        routed (`RoutedModel`): The model with its routers.
+        routed (`RoutedModel`): The model.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        config (`MoTEConfig`): What to measure.
+        config (`MoTEConfig` or [`LatentChange`]): What to measure.
         texts (`Sequence[str]`): The texts.
         batch_size (`int`): Texts that run together.
         max_tokens (`int`, *optional*, defaults to 512): Each text is cut to so many tokens.
@@ -153,11 +152,11 @@ def measure_side_effects(
     whole("batch_size", batch_size, least=1)
     encoded = _encoded(tokenizer, texts, max_tokens)
     if config.scope in _NOT_IN_PLAIN_TEXT:
-        config = dataclasses.replace(config, scope="all", thinking_tokens=None)
+        config = with_fields(config, scope="all", thinking_tokens=None)
     pad = pad_token_of(tokenizer)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     divergence, before, after, tokens = 0.0, 0.0, 0.0, 0
-    handle = attach_config(routed, config)
+    handle = attached(routed, config)
     with (
         handle,
         torch.no_grad(),

@@ -19,7 +19,7 @@ from routing_cases import GREEDY, no_gradients, num_hooks  # noqa: F401
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import hf_mote.routing.router_hook
+import hf_mote.routing.sites.routed_model
 from hf_mote import MoTEConfig, apply_mote, find_routers, record_routing
 from hf_mote.errors import (
     ConfigError,
@@ -562,17 +562,17 @@ def test_apply_mote_attached_while_another_attaches_still_merges(
 ) -> None:
     """The moment between looking for a router's stack and joining it, in which another thread attaches."""
     wanted = logits_under(model, _merged(DROP, MAX))
-    native_test, others = hf_mote.routing.router_hook.self_test, []
+    native_test, others = hf_mote.routing.sites.routed_model.self_test, []
 
     def interrupted(site: Any) -> Any:
-        monkeypatch.setattr(hf_mote.routing.router_hook, "self_test", native_test)
+        monkeypatch.setattr(hf_mote.routing.sites.routed_model, "self_test", native_test)
         others.append(threading.Thread(target=lambda: handles.append(apply_mote(model, MAX))))
         others[0].start()
         others[0].join(timeout=0.5)  # a lock may well make it wait until the first is done
         return native_test(site)
 
     handles = []
-    monkeypatch.setattr(hf_mote.routing.router_hook, "self_test", interrupted)
+    monkeypatch.setattr(hf_mote.routing.sites.routed_model, "self_test", interrupted)
     handles.append(apply_mote(model, DROP))
     others[0].join()
     assert all(len(site.module._forward_hooks) == 1 for site in find_routers(model) if site.layer > 0)

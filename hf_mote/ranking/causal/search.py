@@ -27,7 +27,7 @@ from hf_mote.ranking.causal.preference import LogitScore, Preference
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["ExpertSearch", "search_experts"]
 
@@ -78,8 +78,8 @@ class ExpertSearch(Shareable):
         sizes = dict(zip(self.fingerprint["layers"], self.fingerprint["num_experts"], strict=True))
         for layer, expert in self.experts:
             if expert >= sizes.get(layer, 0):
-                got, expected = f"({layer}, {expert})", "an expert of the model that the fingerprint names"
-                raise DataError("ExpertSearch.experts", "does not exist", got=got, expected=expected)
+                known = "an expert of the model that the fingerprint names"
+                raise DataError("ExpertSearch.experts", "does not exist", got=(layer, expert), expected=known)
 
     def _to_file(self, path: Path) -> None:
         write_json(path, {"kind": _KIND, "version": __version__, **asdict(self)})

@@ -30,20 +30,32 @@ class RoutedModel:
         sites (`Sequence[RouterSite]`, *optional*): All its router sites; by default they are found.
 
     Attributes:
-        sites (`list[RouterSite]`): The router sites, in the order of their layers.
-        layers (`tuple[int, ...]`): The absolute decoder layer of each.
-        shape (`tuple[int, int]`): Routers, and experts of the router with most.
-
-    Raises:
-        [`UnsupportedError`]: as [`find_routers`].
+        model (`nn.Module`): The model.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[RouterSite] | None = None) -> None:
         self.model = model
-        self.sites = find_routers(model) if sites is None else list(sites)
-        self.layers = tuple(site.layer for site in self.sites)
-        self.shape = len(self.sites), max(site.num_experts for site in self.sites)
+        self._given = sites
         self._tested: dict[str, RouterOutput | None] = {}
+
+    @cached_property
+    def sites(self) -> list[RouterSite]:
+        """The router sites, in the order of their layers; found when they are first asked for.
+
+        Raises:
+            [`UnsupportedError`]: as [`find_routers`].
+        """
+        return find_routers(self.model) if self._given is None else list(self._given)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The absolute decoder layer of each router."""
+        return tuple(site.layer for site in self.sites)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Routers, and experts of the router with most."""
+        return len(self.sites), max(site.num_experts for site in self.sites)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
