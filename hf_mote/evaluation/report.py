@@ -16,10 +16,15 @@ from hf_mote.evaluation.conversations import Conversation
 from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.hub import RESULT_LIMIT, Shareable, card_header, read_json, write_json
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.printing import Printable, Summary, frame_of
 from hf_mote.statistics.rates import SIGNIFICANT, Rate
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    import os
+    from typing import Self
+
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 __all__ = ["EvaluationReport", "Flips", "reaches", "too_few"]
 
@@ -57,8 +62,8 @@ class Flips(NamedTuple):
     others: int
 
 
-@dataclass(frozen=True)
-class EvaluationReport(Shareable):
+@dataclass(frozen=True, repr=False)
+class EvaluationReport(Printable, Shareable):
     """What a config does, measured.
 
     Attributes:
@@ -116,6 +121,11 @@ class EvaluationReport(Shareable):
     control_labels: list[list[str]] = field(default_factory=list)
 
     file_name: ClassVar[str] = "evaluation_report.json"
+
+    @property
+    def units(self) -> str:
+        """What the config changes: `"experts"`, or `"latents"` of an SAE."""
+        return "latents" if "edits" in self.config else "experts"
 
     @property
     def effect(self) -> float:
@@ -185,13 +195,13 @@ class EvaluationReport(Shareable):
         """One sentence: whether the config beats its controls, with the numbers, or that so few cannot show it."""
         change = f"{self.target} goes from {self.before} to {self.after}"
         if self.p_value is None:
-            return f"{change}; without random controls that says nothing about these experts."
+            return f"{change}; without random controls that says nothing about these {self.units}."
         mean = fmean(self.controls)
         against = f"under {len(self.controls)} random controls it is {mean:.1%} on average (p = {self.p_value:.3g})"
         beats = "beats" if self.beats_controls() else "does not beat"
         verdict = f"The config {beats} its controls: {change}, while {against}"
         if self.sharing:
-            verdict += f"; {self.sharing} of them hold some of its own experts, as its layers have too few others"
+            verdict += f"; {self.sharing} of them hold some of its own {self.units}, as there are too few others"
             if self.disjoint_p is not None:
                 verdict += f" (against the other {len(self.controls) - self.sharing} alone p = {self.disjoint_p:.3g})"
         if too_few(len(self.controls)):
@@ -199,6 +209,43 @@ class EvaluationReport(Shareable):
         if self.unclear:
             verdict += f"; {self.unclear} responses of all runs could not be judged"
         return f"{verdict}."
+
+    def to_pandas(self) -> DataFrame:
+        """Return a `pandas.DataFrame` with a row for each prompt: its responses and labels, before and after."""
+        columns = {
+            "prompt": self.prompts,
+            "response_before": self.responses_before,
+            "label_before": self.labels_before,
+            "response_after": self.responses_after,
+            "label_after": self.labels_after,
+        }
+        return frame_of({name: values for name, values in columns.items() if len(values) == len(self.prompts)})
+
+    def plot(self, *, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Return the rate before and after with its controls, as [`~hf_mote.plots.plot_effect`] draws it.
+
+        Args:
+            path (`str` or `os.PathLike`, *optional*): Where to write it, as PNG, SVG or PDF by its ending.
+        """
+        from hf_mote.plots import EffectRow, plot_effect
+
+        before, after = self.before, self.after
+        rows = [
+            EffectRow("untouched", before.rate, before.low, before.high, None, before.n),
+            EffectRow("with the config", after.rate, after.low, after.high, self.controls, after.n),
+        ]
+        return plot_effect(rows, rate_name=f"responses of class {self.target!r}".replace("$", r"\$"), path=path)
+
+    def _summary(self) -> Summary:
+        facts = {"verdict": self.verdict, "before": f"{self.before}", "after": f"{self.after}"}
+        if self.controls:
+            low, high = min(self.controls), max(self.controls)
+            facts[f"{len(self.controls)} random controls"] = f"{fmean(self.controls):.1%} [{low:.1%} to {high:.1%}]"
+        if self.unrelated_unchanged is not None:
+            facts["unrelated answers unchanged"] = f"{self.unrelated_unchanged}"
+        if self.side_effects is not None:
+            facts["side effects"] = f"{self.side_effects}"
+        return Summary(f"EvaluationReport: {self.target!r} on {self.before.n} prompts", facts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, the effect, the p value and the verdict, JSON-native."""

@@ -73,8 +73,8 @@ def finding_of(
         return Finding(text, 0)
     fewest = math.ceil(least_p * tested / SIGNIFICANT)
     text = (
-        f"Nothing was found, and fewer than {fewest:,} of {tested:,} experts could not be found with {bound}: "
-        f"{least}, q of one expert alone not below {least_q:.3g}. {remedy}"
+        f"Nothing was found, but {bound} could not show less than {fewest:,} experts at once: one that stands out "
+        f"alone gets q = {least_q:.2g} at best, as {least} and {tested:,} experts were tested. {remedy}"
     )
     return Finding(text, 0)
 

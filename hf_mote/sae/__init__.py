@@ -9,9 +9,9 @@ Files in reading order:
 - `register.py`: the architectures by name; `announced.py`: known to `AutoConfig` before they are imported.
 - `kernels/`: selection and sparse products. `variants/`: one file per architecture. `convert/`: one per file format.
 - `training/`: from a model and a text to an SAE.
-- `hookpoints.py`: where in a model. `edits.py`: what is done to latents. `intervene.py`: `splice_sae`, `steer`.
-- `spliced.py`: what a model predicts with other activations.
-- `steering.py`: `SteeringConfig`. `metrics.py`: `evaluate_sae`, and its `report.py`. `top_tokens.py`: one latent.
+- `hookpoints.py`: where in a model; `latent_use.py`: how often. `edits.py`: of latents. `intervene.py`: splicing.
+- `spliced.py`: what a model predicts with other activations. `steering.py`: the config; `steer.py`.
+- `metrics.py`, `report.py`: `evaluate_sae`. `top_tokens.py`: one latent.
 
 May import `hooks`, `passes`, `files`, `folders` and `hub`; never `routing`. A new architecture goes into `variants/`,
 a new file format into `convert/`.

@@ -15,7 +15,7 @@ from hf_mote.sae.fields import check_types
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["SAEReport"]
 

@@ -20,7 +20,7 @@ from hf_mote.sae.loading import load_config, load_strictly
 from hf_mote.sae.saving import save_whole
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["SAEWeights", "wide_dtype"]
 

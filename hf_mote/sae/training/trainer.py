@@ -186,7 +186,8 @@ class SAETrainer(Trainer):
                     )
         self._end_to_end = end_to_end
         self._predictions = 0
-        # Losses are divided by the whole step already.
+        # Losses are divided by the whole step already. Earlier transformers do not ask, and divide once more.
+        self._divides_again = not hasattr(Trainer, "loss_is_scaled_for_ga")
         self.loss_is_scaled_for_ga = True
         self._steps: dict[str, TrainingStep] = {}
         self._last_k = {name: getattr(sae.config, "k", None) for name, sae in self.saes.items()}
@@ -345,6 +346,8 @@ class SAETrainer(Trainer):
                 self._add_to_log(name, {"ce": further.ce, "kl": further.kl})
         # Gradients and logged losses are averaged over processes, and the parts add up.
         loss = loss * self.args.world_size
+        if self._divides_again:
+            loss = loss * self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:

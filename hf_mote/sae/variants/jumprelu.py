@@ -21,7 +21,7 @@ from hf_mote.sae.output import Encoding, Penalty
 from hf_mote.sae.weights import wide_dtype
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["JumpReLUSAEConfig", "JumpReLUSAEModel"]
 

@@ -20,7 +20,7 @@ from hf_mote.sae.variants.bases.thresholds import CLOSED, ThresholdSearch, follo
 from hf_mote.sae.weights import wide_dtype
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["ThresholdedSAEConfig", "ThresholdedSAEModel"]
 
