@@ -1,4 +1,7 @@
-"""What every test stands on: no Hub, one thread, markers that become skips with a reason, no deprecated call."""
+"""What every test stands on.
+
+No Hub, one thread, markers that become skips with a reason, no deprecated call, nothing global left changed.
+"""
 
 from __future__ import annotations
 
@@ -81,3 +84,32 @@ def no_transformers_deprecation() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
     assert not handler.lines, f"transformers calls something deprecated: {handler.lines}"
+
+
+def _global_state() -> dict[str, object]:
+    levels = {f"level of the logger {name!r}": logging.getLogger(name).level for name in ("transformers", "hf_mote")}
+    return {
+        **levels,
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's threads": torch.get_num_threads(),
+        "torch's gradient mode": torch.is_grad_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "working directory": os.getcwd(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_global_left_changed() -> Iterator[None]:
+    """Fail the test that leaves global state changed, and put it back: tests after it must not depend on the order."""
+    before, environment = _global_state(), dict(os.environ)
+    yield
+    after = _global_state()
+    for name in ("transformers", "hf_mote"):
+        logging.getLogger(name).setLevel(before[f"level of the logger {name!r}"])  # type: ignore[arg-type]
+    changed = {name: (value, after[name]) for name, value in before.items() if after[name] != value}
+    variables = {
+        name
+        for name in environment.keys() | os.environ.keys()
+        if environment.get(name) != os.environ.get(name) and name != "PYTEST_CURRENT_TEST"
+    }
+    assert not changed and not variables, f"left changed: {changed}, environment variables {sorted(variables)}"

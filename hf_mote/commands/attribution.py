@@ -19,6 +19,7 @@ from hf_mote.errors import ConfigError, UnknownNameError, real
 if TYPE_CHECKING:
     from hf_mote.commands.model import Subject
     from hf_mote.commands.prompts import PromptSet
+    from hf_mote.generation.asking import Chat
     from hf_mote.mote.config import MoTEConfig
     from hf_mote.ranking.expert_ranking import ExpertRanking
     from hf_mote.reports.attribution import Attribution
@@ -102,6 +103,7 @@ def attribute_command(
         baselines = _responses("--baseline", baseline, asked, baseline_field)
         o.check_pairs(asked.source, targets, baselines)
         # From here on torch and transformers are needed.
+        from hf_mote.generation.asking import Chat
         from hf_mote.hub import public_name
         from hf_mote.ranking.causal.ablation import ablate_experts
         from hf_mote.ranking.causal.attribution import attribute_experts
@@ -121,8 +123,13 @@ def attribute_command(
         o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, shortlist=shortlist, top=top)
         with writing_to(output, force=force) as folder:
             say(f"attributing {len(asked.prompts)} prompts, {method}")
-            chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": told}
-            shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **chat}
+            chat = Chat(subject.tokenizer, system_prompt, told)
+            shared: dict[str, Any] = {
+                "batch_size": batch_size,
+                "seed": seed,
+                "system_prompt": system_prompt,
+                "chat_template_kwargs": told,
+            }
             by_gradient = partial(
                 _call, attribute_experts, subject, asked, targets, baselines, gain=gain, groups=groups, **shared
             )
@@ -185,7 +192,7 @@ def _preference(
     targets: list[str],
     baselines: list[str],
     batch_size: int,
-    chat: dict[str, Any],
+    chat: Chat,
 ) -> list[float]:
     """Return log p(target) - log p(baseline) of each prompt in the untouched model, in nats."""
     from hf_mote.ranking.causal.preference import Preference
@@ -193,13 +200,11 @@ def _preference(
     preference = Preference(
         "attribute",
         subject.model,
-        subject.tokenizer,
+        chat,
         asked.prompts,
-        targets,
-        baselines,
-        None,
+        response=targets,
+        baseline_response=baselines,
         batch_size=batch_size,
-        **chat,
     )
     found: list[float] = preference.scores().tolist()
     return found
@@ -212,14 +217,14 @@ def _texts(
     baselines: list[str],
     experts: list[tuple[int, int]],
     traced: int,
-    chat: dict[str, Any],
+    chat: Chat,
 ) -> list[RoutedText]:
     from hf_mote.commands.token_routing import trace_texts
 
     chosen = asked.prompts[:traced]
     prompts, responses = [*chosen, *chosen], [*targets[:traced], *baselines[:traced]]
     labels = [TARGET] * len(chosen) + [BASELINE] * len(chosen)
-    return trace_texts(subject, prompts, responses, labels, experts, **chat) if chosen else []
+    return trace_texts(subject.model, chat, prompts, responses, labels, experts) if chosen else []
 
 
 def _write(folder: Path, found: Attribution, config: MoTEConfig | None, provenance: dict[str, str]) -> None:

@@ -187,17 +187,18 @@ class _Chat:
         import torch
         from transformers import TextStreamer
 
-        from hf_mote.generation.decoding import answer_text, answer_tokens, generation_settings
-        from hf_mote.generation.prompts import encode_prompts, padded
+        from hf_mote.generation.asking import Chat, Decoding
+        from hf_mote.generation.decoding import answer_text, answer_tokens
+        from hf_mote.generation.prompts import padded
 
         model, tokenizer = self.subject.model, self.subject.tokenizer
         # Without a template there is no form for a conversation: the last prompt is all that is read.
         templated = tokenizer.chat_template is not None
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         prompt: Any = [*system, *turns] if templated else turns[-1]["content"]
-        encoded = encode_prompts(tokenizer, [prompt], chat_template_kwargs=self.told, where="chat")
+        encoded = Chat(tokenizer, template_kwargs=self.told).encode([prompt], "chat")
         more = dict(self.settings)
-        settings = generation_settings(tokenizer, more.pop("max_new_tokens"), more)
+        settings = Decoding(more.pop("max_new_tokens"), more).settings(tokenizer)
 
         class Shown(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -31,6 +31,7 @@ from hf_mote.ranking.imaging.scopes import SCOPES, check_scope
 if TYPE_CHECKING:
     from hf_mote.commands.model import Subject
     from hf_mote.commands.prompts import PromptSet
+    from hf_mote.generation.asking import Chat
     from hf_mote.mote.config import MoTEConfig
     from hf_mote.ranking.expert_ranking import ExpertRanking
     from hf_mote.ranking.imaging.result import FTRIResult
@@ -116,10 +117,7 @@ def ftri_command(
             )
         o.check_changes(suppress, stimulate, mode)
         sampled = o.sampling(temperature, top_p)
-        chat: dict[str, Any] = {
-            "system_prompt": system_prompt,
-            "chat_template_kwargs": o.template_args(template_arg),
-        }
+        told = o.template_args(template_arg)
         organisms = Organisms()
         asked = read_prompts(
             prompts, organisms, prompt_field=prompt_field, class_field=class_field, limit=limit, seed=seed
@@ -137,6 +135,7 @@ def ftri_command(
         )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
+        from hf_mote.generation.asking import Chat
         from hf_mote.ranking.imaging.pipeline import ftri
         from hf_mote.reports.imaging import Imaging, imaging_verdict
         from hf_mote.serving.client import ServerEngine
@@ -173,7 +172,8 @@ def ftri_command(
                 generate_kwargs=sampled,
                 batch_size=batch_size,
                 max_new_tokens=max_new_tokens,
-                **chat,
+                system_prompt=system_prompt,
+                chat_template_kwargs=told,
             )
             part()
             if folder is None:  # the first process writes
@@ -195,6 +195,7 @@ def ftri_command(
             config = None
             if first is not None:
                 config = config_of(first, suppress=suppress, stimulate=stimulate, mode=mode, base_model=subject.name)
+            chat = Chat(subject.tokenizer, system_prompt, told)
             found = Imaging(
                 model=subject.name,
                 result=result,
@@ -277,7 +278,7 @@ def _texts(
     ranking: ExpertRanking | None,
     number: int,
     traced: int,
-    chat: dict[str, Any],
+    chat: Chat,
 ) -> list[RoutedText]:
     if ranking is None or not traced:
         return []
@@ -289,13 +290,13 @@ def _texts(
     asked_at = range(len(asked.prompts)) if result.prompt_index is None else result.prompt_index.tolist()
     tokens = result.response_tokens
     return trace_texts(
-        subject,
+        subject.model,
+        chat,
         [asked.prompts[asked_at[index]] for index in places],
         # As they were generated: of the text, tokenised anew, special tokens would be missing.
         [result.responses[index] if tokens is None else tokens[index] for index in places],
         [result.classes[index] for index in places],
         ranking.top(number),
-        **chat,
     )
 
 

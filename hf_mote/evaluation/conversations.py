@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, DataError
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.responses import generate_responses
 from hf_mote.mote.config import MoTEConfig
@@ -182,6 +183,8 @@ def run_conversations(
     Source: the form of MT-Bench, Zheng et al., "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena" (arXiv
     2306.05685), section 2.2; its grading by a language model is left to the reader.
     """
+    chat = Chat(tokenizer, system_prompt, chat_template_kwargs)
+    decoding = Decoding(max_new_tokens, generate_kwargs, batch_size, seed)
     asked = checked_conversations("run_conversations.conversations", conversations, tokenizer)
     config = load_config(config)
     config.check(model)
@@ -192,14 +195,9 @@ def run_conversations(
             still = [index for index, one in enumerate(asked) if turn < len(one.turns)]
             for positions, responses in generate_responses(
                 model,
-                tokenizer,
+                chat,
                 [_prompt(asked[index].turns[: turn + 1], said[index], system_prompt) for index in still],
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-                system_prompt=system_prompt,
-                chat_template_kwargs=chat_template_kwargs,
-                generate_kwargs=generate_kwargs,
-                seed=None if seed is None else seed + turn,
+                dataclasses.replace(decoding, seed=None if seed is None else seed + turn),
                 progress=f"conversations {which}, turn {turn + 1}" if progress else None,
             ):
                 for position, response in zip(positions, responses, strict=True):

@@ -18,6 +18,7 @@ from hf_mote.evaluation.conversations import Conversation, checked_conversations
 from hf_mote.evaluation.rates import RateMeasurement, Rates
 from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.evaluation.side_effects import side_effects
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.judges.judge import Judge
@@ -143,20 +144,16 @@ def evaluate_mote(
     trial = RateMeasurement(
         where,
         model,
-        tokenizer,
+        Chat(tokenizer, system_prompt, chat_template_kwargs),
         prompts,
         judge,
+        Decoding(max_new_tokens, generate_kwargs, batch_size, seed),
         target=target,
         confidence=confidence,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        system_prompt=system_prompt,
-        generate_kwargs=generate_kwargs,
-        chat_template_kwargs=chat_template_kwargs,
         groups=groups,
     )
     config = load_config(config)
-    trial.plan([config], num_controls=num_controls, control_kind=control_kind, seed=seed)
+    trial.plan([config], num_controls=num_controls, control_kind=control_kind)
     others = checked_prompts(f"{where}.unrelated", unrelated) if unrelated else []
     trial.check(others)
     talks = checked_conversations(f"{where}.conversations", conversations, tokenizer) if conversations else []
@@ -189,7 +186,7 @@ def evaluate_mote(
         )
         kept = [same for talk in talks for same in talk.unchanged]
         turns_unchanged = Rate.of(sum(kept), len(kept), confidence)
-    (report,) = _reports(trial, [config], found, seed, control_kind)
+    (report,) = _reports(trial, [config], found, control_kind)
     return dataclasses.replace(
         report,
         unrelated_unchanged=unchanged,
@@ -205,21 +202,16 @@ def evaluate_mote(
 
 def evaluate_settings(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     configs: Sequence[MoTEConfig],
     prompts: Sequence[Prompt],
     judge: Judge,
+    decoding: Decoding,
     *,
     target: object = None,
     num_controls: int = 40,
     control_kind: Literal["layer", "usage"] = "layer",
-    seed: int = 0,
     confidence: float = 0.95,
-    batch_size: int = 16,
-    max_new_tokens: int = 64,
-    system_prompt: str | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    generate_kwargs: Mapping[str, Any] | None = None,
     groups: Sequence[Hashable] | None = None,
     progress: bool = True,
 ) -> list[EvaluationReport]:
@@ -230,7 +222,8 @@ def evaluate_settings(
     can then be compared by the largest change that each control makes in any setting, as `hf-mote sweep` does. Where
     experts are few, controls differ as a whole and not in every setting.
 
-    `configs` are the settings, one or more; the other arguments are those of [`evaluate_mote`].
+    `configs` are the settings, one or more; `chat` and `decoding` say how the model is asked, and the seed of
+    `decoding` is that of the controls, too; the other arguments are those of [`evaluate_mote`].
 
     Returns:
         `list[EvaluationReport]`: one for each, in order. `unclear` counts the responses of all of them.
@@ -241,24 +234,20 @@ def evaluate_settings(
     trial = RateMeasurement(
         "evaluate_settings",
         model,
-        tokenizer,
+        chat,
         prompts,
         judge,
+        decoding,
         target=target,
         confidence=confidence,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        system_prompt=system_prompt,
-        generate_kwargs=generate_kwargs,
-        chat_template_kwargs=chat_template_kwargs,
         groups=groups,
     )
-    trial.plan(configs, num_controls=num_controls, control_kind=control_kind, seed=seed)
-    return _reports(trial, configs, trial.run(progress=progress), seed, control_kind)
+    trial.plan(configs, num_controls=num_controls, control_kind=control_kind)
+    return _reports(trial, configs, trial.run(progress=progress), control_kind)
 
 
 def _reports(
-    trial: RateMeasurement, configs: Sequence[MoTEConfig], found: Rates, seed: int, control_kind: str
+    trial: RateMeasurement, configs: Sequence[MoTEConfig], found: Rates, control_kind: str
 ) -> list[EvaluationReport]:
     """Return what was measured of each config, without what is measured beside the rates."""
     return [
@@ -274,7 +263,7 @@ def _reports(
             responses_after=after.responses,
             labels_before=found.before.labels,
             labels_after=after.labels,
-            seed=seed,
+            seed=trial.seed,
             control_kind=control_kind,
             unclear=trial.unclear,
             sharing=sum(sharing),

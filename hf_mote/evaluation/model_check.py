@@ -28,8 +28,9 @@ from transformers.utils import logging
 
 from hf_mote.errors import DataError, HFMoTEError, LivenessError, ModelMismatchError, UnsupportedError
 from hf_mote.files import write_json
+from hf_mote.generation.asking import Chat
 from hf_mote.generation.decoding import pad_token_of
-from hf_mote.generation.prompts import encode_prompts, padded
+from hf_mote.generation.prompts import padded
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
 from hf_mote.passes.forward import DecoderParticipant, Forward
@@ -201,7 +202,7 @@ def _parts(
 
     def ids() -> list[list[int]]:
         if not encoded:
-            encoded.extend(encode_prompts(tokenizer, prompts, where="check_model.prompts"))
+            encoded.extend(Chat(tokenizer).encode(prompts, "check_model.prompts"))
         return encoded
 
     pad = pad_token_of(tokenizer)

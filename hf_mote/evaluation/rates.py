@@ -7,19 +7,19 @@ block of experts of like use has no other experts shows once the untouched model
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError, UnknownNameError, one_of, real, whole
 from hf_mote.evaluation.controls import CONTROL_KINDS, random_controls
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
-from hf_mote.generation.decoding import generation_settings
-from hf_mote.generation.prompts import checked_prompts, encode_prompts, prompt_text
-from hf_mote.generation.responses import check_batch_size, generate_responses
+from hf_mote.generation.prompts import checked_prompts, prompt_text
+from hf_mote.generation.responses import generate_responses
 from hf_mote.judges.judge import Judge, check_judge, classify, labels_of
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
@@ -67,7 +67,15 @@ class RateMeasurement:
     """A model, prompts and a judge to measure the rate of one label by.
 
     Args:
-        where (`str`): What an error names; the others are those of [`evaluate_mote`].
+        where (`str`): What an error names.
+        model (`PreTrainedModel`): The model; left as it is.
+        chat (`Chat`): How the prompts become tokens.
+        prompts (`Sequence[Prompt]`): The prompts.
+        judge (`Judge`): Labels the responses.
+        decoding (`Decoding`): How the responses come; its seed is the same for every config.
+        target (`object`): The label whose rate is measured; the judge's own by default.
+        confidence (`float`): Confidence of the intervals.
+        groups (`Sequence[Hashable]`, *optional*): One key for each prompt, by which the intervals are.
 
     Attributes:
         label (`str`): The label whose rate is measured.
@@ -78,21 +86,17 @@ class RateMeasurement:
         self,
         where: str,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: Chat,
         prompts: Sequence[Prompt],
         judge: Judge,
+        decoding: Decoding,
         *,
         target: object,
         confidence: float,
-        batch_size: int,
-        max_new_tokens: int,
-        system_prompt: str | None,
-        generate_kwargs: Mapping[str, Any] | None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
         groups: Sequence[Hashable] | None = None,
     ) -> None:
         self.where = where
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.chat, self.decoding = model, chat, decoding
         self.judge, self.confidence = judge, confidence
         self.prompts = checked_prompts(f"{where}.prompts", prompts)
         self.texts = [prompt_text(prompt) for prompt in self.prompts]
@@ -103,16 +107,8 @@ class RateMeasurement:
         self.label = _target_label(where, judge, target)
         check_judge(judge)
         real(f"{where}.confidence", confidence, above=0, below=1)
-        check_batch_size(batch_size)
-        generation_settings(tokenizer, max_new_tokens, generate_kwargs)
-        self._generating: dict[str, Any] = {
-            "batch_size": batch_size,
-            "max_new_tokens": max_new_tokens,
-            "system_prompt": system_prompt,
-            "chat_template_kwargs": chat_template_kwargs,
-            "generate_kwargs": generate_kwargs,
-            "special_tokens": bool(getattr(judge, "needs_special_tokens", False)),
-        }
+        self.seed = whole(f"{where}.seed", decoding.seed)
+        self._special_tokens = bool(getattr(judge, "needs_special_tokens", False))
         self.check(self.prompts)
         self.unclear = 0
         # A label that the judge is known to give is one that no response need get.
@@ -122,14 +118,15 @@ class RateMeasurement:
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise if the tokenizer cannot take prompts, as chats where it has no template."""
-        told = {name: self._generating[name] for name in ("system_prompt", "chat_template_kwargs")}
-        encode_prompts(self.tokenizer, prompts, where=f"{self.where}.prompts", **told)
+        self.chat.encode(prompts, f"{self.where}.prompts")
 
     def respond(self, prompts: Sequence[Prompt], config: MoTEConfig | None) -> list[str]:
         """Return the model's responses with a config, or without one."""
         responses = [""] * len(prompts)
         with apply_mote(self.model, config if config is not None else MoTEConfig()):
-            for positions, answers in generate_responses(self.model, self.tokenizer, prompts, **self._generating):
+            for positions, answers in generate_responses(
+                self.model, self.chat, prompts, self.decoding, special_tokens=self._special_tokens
+            ):
                 for position, answer in zip(positions, answers, strict=True):
                     responses[position] = answer
         return responses
@@ -147,22 +144,19 @@ class RateMeasurement:
             self._runs[key] = Measured(rate, responses if keep else [], labels)
         return self._runs[key]
 
-    def plan(self, configs: Sequence[MoTEConfig], *, num_controls: int, control_kind: str, seed: int) -> None:
+    def plan(self, configs: Sequence[MoTEConfig], *, num_controls: int, control_kind: str) -> None:
         """Take the configs to measure and draw their controls, which they share.
 
         Args:
             configs (`Sequence[MoTEConfig]`): The configs, one or more.
             num_controls (`int`): Controls of each.
             control_kind (`str`): "layer" or "usage".
-            seed (`int`): Of the controls, and of sampled responses.
 
         Raises:
             [`ConfigError`]: if a config has no targets, or there can be no controls.
             [`ModelMismatchError`]: if a config does not fit the model.
         """
         whole(f"{self.where}.num_controls", num_controls)
-        whole(f"{self.where}.seed", seed)
-        self._generating["seed"] = seed  # the same random numbers for every config
         one_of(f"{self.where}.control_kind", control_kind, CONTROL_KINDS)
         if not configs:
             raise ConfigError(f"{self.where}.configs", "nothing to measure", got="no configs")
@@ -171,7 +165,7 @@ class RateMeasurement:
             if config.is_empty:
                 raise ConfigError(f"{self.where}.config", "nothing to measure", got="no targets, or strength 0")
         self._configs = list(configs)
-        self._drawn = partial(random_controls, self._configs, find_routers(self.model), num_controls, seed)
+        self._drawn = partial(random_controls, self._configs, find_routers(self.model), num_controls, self.seed)
         # Those of kind "usage" are drawn again once usage is known.
         self._controls = self._drawn()
         self._by_usage = control_kind == "usage" and num_controls > 0
@@ -185,8 +179,7 @@ class RateMeasurement:
         total = 1 + len(self._configs) * (1 + len(self._controls))
         with logging.tqdm(total=total, desc="evaluating", disable=not progress, leave=False) as bar:
             if self._by_usage:
-                stop = (self._generating["generate_kwargs"] or {}).get("eos_token_id")
-                with record_routing(self.model, eos_token_id=stop) as record:
+                with record_routing(self.model, eos_token_id=self.decoding.stop) as record:
                     before = self.measure(None, keep=True)
                 self._controls = self._drawn(usage=dict(zip(record.layers, record.total().counts, strict=True)))
                 bar.total = 1 + len(self._configs) * (1 + len(self._controls))

@@ -17,7 +17,6 @@ from hf_mote.errors import DataError, whole
 from hf_mote.generation.decoding import pad_token_of
 from hf_mote.generation.prompts import padded
 from hf_mote.generation.randomness import without_randomness
-from hf_mote.generation.responses import check_batch_size
 from hf_mote.mote.config import CHOICES, MoTEConfig
 from hf_mote.mote.patch import apply_mote
 
@@ -121,7 +120,7 @@ def side_effects(
     assert found.kl >= 0 and found.num_tokens > 1
     ```
     """
-    check_batch_size(batch_size)
+    whole("batch_size", batch_size, least=1)
     encoded = _encoded(tokenizer, texts, max_tokens)
     if config.scope in _NOT_IN_PLAIN_TEXT:
         config = dataclasses.replace(config, scope="all", thinking_tokens=None)

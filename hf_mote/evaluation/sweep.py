@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_mote.errors import ConfigError, one_of, real, whole
 from hf_mote.evaluation.evaluate import evaluate_settings
 from hf_mote.evaluation.report import EvaluationReport, reaches, too_few
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge
@@ -284,20 +285,15 @@ def sweep_mote(
     configs = settings_of(ranking, num_experts, strengths, action=action, suppress_mode=suppress_mode)
     reports = evaluate_settings(
         model,
-        tokenizer,
+        Chat(tokenizer, system_prompt, chat_template_kwargs),
         list(configs.values()),
         prompts,
         judge,
+        Decoding(max_new_tokens, generate_kwargs, batch_size, seed),
         target=target,
         num_controls=num_controls,
         control_kind=control_kind,
-        seed=seed,
         confidence=confidence,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        system_prompt=system_prompt,
-        chat_template_kwargs=chat_template_kwargs,
-        generate_kwargs=generate_kwargs,
         groups=groups,
         progress=progress,
     )

@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, DataError
-from hf_mote.generation.prompts import encode_prompts, padded
+from hf_mote.generation.asking import Chat
+from hf_mote.generation.prompts import padded
 from hf_mote.generation.randomness import without_randomness
 
 __all__ = ["LMJudge"]
@@ -79,7 +80,7 @@ class LMJudge:
             [`UnsupportedError`]: if the model draws random numbers, as with dropout in training mode.
         """
         asked = _ask(self.question, prompt, response, self.labels)
-        (context,) = encode_prompts(self.tokenizer, [asked])
+        (context,) = Chat(self.tokenizer).encode([asked])
         scores = {}
         for label in self.labels:
             said = list(self.tokenizer(label, add_special_tokens=False)["input_ids"])

@@ -87,10 +87,11 @@ def read_edit(text: str) -> tuple[int, Any]:
 
 def _answers(subject: Subject, prompts: list[str], max_new_tokens: int) -> list[str]:
     """The greedy answer to each prompt, by the chat template where there is one."""
+    from hf_mote.generation.asking import Chat, Decoding
     from hf_mote.generation.responses import generate_responses
 
     found: dict[int, str] = {}
-    asked = generate_responses(subject.model, subject.tokenizer, prompts, batch_size=1, max_new_tokens=max_new_tokens)
+    asked = generate_responses(subject.model, Chat(subject.tokenizer), prompts, Decoding(max_new_tokens, batch_size=1))
     for positions, answers in asked:
         found |= zip(positions, answers, strict=True)
     return [found[index] for index in range(len(prompts))]

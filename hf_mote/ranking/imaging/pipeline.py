@@ -15,10 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError, UnsupportedError, whole
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
-from hf_mote.generation.decoding import answer_text, check_seed, generation_settings, seeded
-from hf_mote.generation.prompts import checked_prompts, encode_prompts, prompt_text, user_text_of
-from hf_mote.generation.responses import batches_of, check_batch_size, respond
+from hf_mote.generation.decoding import answer_text, check_seed, seeded
+from hf_mote.generation.prompts import checked_prompts, prompt_text
+from hf_mote.generation.responses import batches_of, respond
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge, check_judge, classify
 from hf_mote.processes import gathered, place_among_processes
@@ -125,11 +126,11 @@ def ftri(
     """
     asked = checked_prompts("ftri.prompts", prompts)
     check_judge(judge)
-    check_batch_size(batch_size)
+    decoding = Decoding(max_new_tokens, generate_kwargs, batch_size, seed)
     check_seed("ftri.seed", seed)
     whole("ftri.repeats", repeats, least=1)
     imaged_scope = ImagingScope(scope, thinking_tokens)
-    settings = generation_settings(tokenizer, max_new_tokens, generate_kwargs)
+    settings = decoding.settings(tokenizer)
     if repeats > 1 and not settings["do_sample"]:
         raise ConfigError(
             "ftri.repeats",
@@ -137,9 +138,9 @@ def ftri(
             got=repeats,
             fix='Sample, with generate_kwargs={"do_sample": True}, or leave repeats out.',
         )
-    chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": chat_template_kwargs}
-    encoded = encode_prompts(tokenizer, asked, where="ftri.prompts", **chat)
-    marks = user_text_of(tokenizer, asked, **chat) if imaged_scope.wants_user_text else None
+    chat = Chat(tokenizer, system_prompt, chat_template_kwargs)
+    encoded = chat.encode(asked, "ftri.prompts")
+    marks = chat.user_text(asked) if imaged_scope.wants_user_text else None
     rows = [index for index in range(len(asked)) for _ in range(repeats)]
     if not isinstance(model, torch.nn.Module) and isinstance(model, RecordingEngine):
         if run_folder is not None:
@@ -165,7 +166,7 @@ def ftri(
     if run_folder is not None:
         told = {"fingerprint": fingerprint, "scope": scope, "seed": seed, "batch_size": batch_size, "repeats": repeats}
         told |= {"prompts_sha256": digest_of([encoded, marks]), **model_settings(model, settings)}
-        told |= {"chat_template_kwargs": plain("chat_template_kwargs", dict(chat_template_kwargs or {}))}
+        told |= {"chat_template_kwargs": plain("chat_template_kwargs", dict(chat.template_kwargs or {}))}
         folder = RunFolder(
             run_folder, {**told, "thinking_tokens": None if thinking_tokens is None else [*thinking_tokens]}
         )

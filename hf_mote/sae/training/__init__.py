@@ -4,6 +4,7 @@ Files in reading order:
 
 - `sequences.py`: texts to sequences of tokens.
 - `activations.py`: `collect_activations`, a stream of activations.
+- `cache.py`: windows of it on disk.
 - `start.py`: where SAEs start.
 - `group.py`: several SAEs on one stream.
 - `trainer.py`: `SAETrainer`.

@@ -8,11 +8,13 @@ stream that is stopped goes on with the very same batches, whatever its window h
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
+from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,13 +23,17 @@ from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError
+from hf_mote.files import local_path
 from hf_mote.hooks import attach
 from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint, attachments_at, canonical, resolve_hookpoints
+from hf_mote.sae.training.cache import WindowCache, digest_of, fingerprint_of
 from hf_mote.sae.training.sequences import Sequences, batch_of
 
 __all__ = ["ActivationStream", "activations_of", "collect_activations", "scales_for"]
 
 _logger = logging.get_logger(__name__)
+# Of the length of activations, what another batch or machine may change in float32.
+_LEAST_ROUNDING = 1e-3
 _POSITIONS = re.compile(r"first:(\d+)|(\d*):(\d*)")
 
 
@@ -53,6 +59,7 @@ def collect_activations(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     prefetch: bool = False,
+    cache: str | os.PathLike[str] | None = None,
 ) -> ActivationStream:
     """Return a shuffled, resumable stream of a model's activations on a text.
 
@@ -90,6 +97,10 @@ def collect_activations(
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Of the batches.
         prefetch (`bool`, *optional*, defaults to `False`):
             Fill the next window in a thread while this one is used: for a model on a device of its own.
+        cache (`str` or `os.PathLike`, *optional*):
+            Folder in which windows are kept as Arrow files, in `dtype`, and looked for: a second pass, another run or
+            a resumed one reads them, and the model runs for what is not there. Runs may differ in `batch_size`,
+            `seed`, `max_tokens`, `max_norm`, `normalize` and `device`; anything else that is not the same is refused.
 
     Returns:
         [`ActivationStream`], which yields batches `{"activations": (batch_size, width)}`, with `"targets"` for
@@ -97,7 +108,8 @@ def collect_activations(
 
     Raises:
         [`UnknownNameError`]: if a hookpoint matches nothing.
-        [`ConfigError`]: if an argument is out of range.
+        [`ConfigError`]: if an argument is out of range, or the cache is another model's, text's or setting's.
+        [`FileFormatError`]: if the cache cannot be read or written; windows that were written stay.
     """
     points = resolve_hookpoints(model, hookpoints)
     target_points = [] if targets is None else resolve_hookpoints(model, targets)
@@ -145,6 +157,7 @@ def collect_activations(
         device=torch.device(device or "cpu"),
         dtype=dtype,
         prefetch=prefetch,
+        cache=None if cache is None else local_path(cache),
     )
 
 
@@ -181,6 +194,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         device: torch.device,
         dtype: torch.dtype,
         prefetch: bool,
+        cache: Path | None,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -194,6 +208,8 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         self._device, self._dtype, self._prefetch = device, dtype, prefetch
         self._share = (0, 1)
         self._first_window: _Window | None = None
+        self._cache = None if cache is None else WindowCache(cache, self._kept_with())
+        self._cache_tried = False
         self.rewind()
 
     @property
@@ -291,6 +307,20 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
             "dtype": str(self._dtype),
         }
 
+    def _kept_with(self) -> dict[str, Any]:
+        """All that decides what a window holds, but for its tokens."""
+        return {
+            "model": fingerprint_of(self._model),
+            "hookpoints": self.hookpoints,
+            "targets": None if self._target is None else self._target.name,
+            "context_length": self._sequences.context_length,
+            "sequences_per_forward": self._per_forward,
+            "forwards_per_window": self._forwards,
+            "special_tokens": sorted(self._special),
+            "positions": str(self._positions),
+            "dtype": str(self._dtype),
+        }
+
     # What it yields.
 
     def first(self, num_batches: int) -> list[dict[str, Any]]:
@@ -306,8 +336,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         try:
             for window in windows:
                 rows = self._rows_of(window)
-                count = len(next(iter(rows.values())))
-                whole = count // self.batch_size
+                whole = len(next(iter(rows.values()))) // self.batch_size
                 while self._batch < whole:
                     if self._max_tokens is not None and self._yielded >= self._max_tokens // self.batch_size:
                         break
@@ -376,12 +405,15 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         if self._normalize and not self.scales and not first:
             next(self.from_start()._windows(), None)
 
+        places = count(self._window)
+
         def fill() -> _Window | None:
-            taken = list(islice(sequences, self._forwards * self._per_forward))
-            return self._window_of(taken) if taken else None
+            place, taken = next(places), list(islice(sequences, self._forwards * self._per_forward))
+            return self._within_norm(self._kept_window(place, taken)) if taken else None
 
         if first and self._first_window is not None:
             list(islice(sequences, self._forwards * self._per_forward))
+            next(places)
             window: _Window | None = self._first_window
         else:
             window = fill()
@@ -408,7 +440,46 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
                     raise DataError(key, "activations are 0 throughout, and cannot be scaled")
                 self.scales[key] = mean_square**-0.5
 
+    def _kept_window(self, place: int, sequences: list[list[int]]) -> _Window:
+        """A window as the model gives it, from the cache if there is one and it has it."""
+        if self._cache is None:
+            return self._window_of(sequences)
+        rank, world = self._share
+        name, digest = f"window-{place:06d}-of-{rank}-{world}", digest_of(sequences)
+        found = self._cache.read(name, digest)
+        if found is None:
+            window = self._window_of(sequences)
+            self._cache.write(name, digest, window.rows, window.left_out)
+            return window
+        window = _Window(*found)
+        if not self._cache_tried:
+            self._try_cache(name, window, sequences)
+            self._cache_tried = True
+        return window
+
+    def _try_cache(self, name: str, window: _Window, sequences: list[list[int]]) -> None:
+        """Hold the start of a window that was read against what the model gives now, whatever is attached to it."""
+        now = self._window_of(sequences[: self._per_forward]).rows
+        fits = {
+            key: len(rows) >= len(now[key]) and rows.shape[1] == now[key].shape[1] for key, rows in window.rows.items()
+        }
+        if fits.keys() != now.keys() or not all(fits.values()):
+            raise ConfigError(f"cache: {name}", "has other columns than the model", fix="Empty the folder.")
+        rounding = max(_LEAST_ROUNDING, 8 * torch.finfo(next(self._model.parameters()).dtype).eps)
+        for key, rows in now.items():
+            kept = window.rows[key][: len(rows)].double()
+            off = torch.linalg.vector_norm(kept - rows.double()) / torch.linalg.vector_norm(kept).clamp(min=1e-300)
+            if len(rows) and not bool(off <= rounding):
+                raise ConfigError(
+                    f"cache: {name}",
+                    f"does not hold what the model gives at {key}",
+                    got=f"off by {float(off):.1e} of the length",
+                    expected=f"at most {rounding:.1e}, rounding",
+                    fix="Take off what is attached to the model, or name another folder.",
+                )
+
     def _window_of(self, sequences: list[list[int]]) -> _Window:
+        """Run the model on sequences; tokens too long for `max_norm` are still there."""
         points = [*self._points, *([] if self._target is None else [self._target])]
         parts: dict[str, list[Tensor]] = {point.name: [] for point in points}
         left_out = {"kept": 0, "special": 0, "position": 0, "norm": 0}
@@ -429,14 +500,26 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
                 kept = values[keep.to(values.device)]
                 if not bool(kept.isfinite().all()):
                     raise DataError(name, "the model's activations hold NaN or infinite numbers")
-                parts[name].append(kept.to("cpu", self._dtype))
-        rows = {name: torch.cat(values) for name, values in parts.items()}
+                stored = kept.to("cpu", self._dtype)
+                if not bool(stored.isfinite().all()):
+                    raise DataError(
+                        name,
+                        f"activations are too large for {self._dtype}",
+                        got=f"{float(kept.abs().max()):.3g}",
+                        expected=f"at most {torch.finfo(self._dtype).max:.3g}",
+                        fix="Take dtype=torch.float32 or torch.bfloat16.",
+                    )
+                parts[name].append(stored)
+        return _Window({name: torch.cat(values) for name, values in parts.items()}, left_out)
+
+    def _within_norm(self, window: _Window) -> _Window:
+        rows, left_out = window.rows, dict(window.left_out)
         if self._max_norm is not None:
-            count = len(next(iter(rows.values())))
-            fits = torch.ones(count, dtype=torch.bool)
+            num_tokens = len(next(iter(rows.values())))
+            fits = torch.ones(num_tokens, dtype=torch.bool)
             for point in self._points:
                 lengths = torch.linalg.vector_norm(rows[point.name], dim=1, dtype=torch.float32)
-                if count:
+                if num_tokens:
                     fits &= lengths <= self._max_norm * lengths.median()
             left_out["norm"] += int((~fits).sum())
             rows = {name: values[fits] for name, values in rows.items()}
