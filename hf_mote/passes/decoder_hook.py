@@ -292,7 +292,7 @@ class DecoderHook(SharedHook):
         unclear = unread or (_GUESSES if self.compiled_guesses else None)
         if not begins and length > 1:
             unclear = unclear or _COMPILED
-        elif not known and any(watcher.active and watcher.needs_phases for watcher in self._watchers):
+        elif isinstance(past, Tensor) and any(watcher.active and watcher.needs_phases for watcher in self._watchers):
             torch._assert_async(past > 0, _EMPTY)
         labels = self._label(ids, {}, begins=begins and unread is None)
         self._now = Forward(
