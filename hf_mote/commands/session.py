@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from hf_mote.commands.verbosity import listening, quiet, say
 from hf_mote.errors import HFMoTEError, UnsupportedError
 from hf_mote.processes import launched_as
 from hf_mote.reports.markup import visible
@@ -68,7 +69,8 @@ def reporting(*, shares: bool = False, kept: str = "Nothing was written.") -> It
             if processes > 1 and not shares:
                 fix = "Run it in one process; of the commands, ftri alone shares its work out."
                 raise UnsupportedError("hf-mote", f"was launched as {processes} processes", expected="one", fix=fix)
-            yield
+            with listening():
+                yield
         except HFMoTEError as error:
             who = f"process {number}: " if number > 0 else ""
             log.print(visible(f"{who}{_as_typed(error)}"), style="red", markup=False, highlight=False)
@@ -84,7 +86,7 @@ def reporting(*, shares: bool = False, kept: str = "Nothing was written.") -> It
             log.print(visible(f"Stopped. {kept}"), style="yellow", markup=False, highlight=False)
             raise typer.Exit(INTERRUPTED) from error
         finally:
-            for warning in caught if number == 0 else ():
+            for warning in caught if number == 0 and not quiet() else ():
                 log.print(visible(str(warning.message)), style="yellow", markup=False, highlight=False)
 
 
@@ -102,13 +104,6 @@ def disable_progress_bar() -> None:
     from transformers.utils.logging import disable_progress_bar as disable
 
     disable()
-
-
-def say(text: str) -> None:
-    """Tell, on stderr, what begins."""
-    if launched_as()[0] > 0:
-        return
-    Console(stderr=True).print(f"… {visible(text)}", style="dim", markup=False, highlight=False)
 
 
 def tell(text: str) -> None:

@@ -51,10 +51,10 @@ def _callers(among: Iterable[object], decoder: nn.Module) -> list[nn.Module]:
     A decoder does not know of the model that it is a part of. Where it is given alone, that model is looked for among
     all that there is: its `generate` would go unwatched otherwise, and read guesses for prompts.
     """
-    # By type: objects that stand for others would be made to load them.
-    found = [part for part in among if issubclass(type(part), GenerationMixin) and issubclass(type(part), nn.Module)]
-    models = cast("list[nn.Module]", found)
-    return [part for part in models if any(inner is decoder for inner in part.modules())]
+    # By type(), since isinstance() asks objects that answer for others, such as weak proxies.
+    found = [part for part in among if issubclass(type(part), GenerationMixin)]
+    modules = [cast("nn.Module", part) for part in found if issubclass(type(part), nn.Module)]
+    return [part for part in modules if any(inner is decoder for inner in part.modules())]
 
 
 class _CallerStack(SharedHook):

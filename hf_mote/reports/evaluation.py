@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.evaluation.side_effects import perplexity_text
 from hf_mote.reports.charts import Point, dose_chart, effect_chart
+from hf_mote.reports.configs import config_part
 from hf_mote.reports.formats import number, percent, probability, quoted, signed
 from hf_mote.reports.markup import Child, Html, join, tag
 from hf_mote.reports.page import Section, make_page, provenance_section
@@ -59,7 +60,7 @@ def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: 
     if report.conversations:
         body = conversations_side_by_side(report.conversations)
         sections.append(Section("conversations", "Conversations before and after", body))
-    sections += [Section("config", "Config", _config(report.config)), provenance_section(provenance, files)]
+    sections += [Section("config", "Config", config_part(report.config)), provenance_section(provenance, files)]
     return make_page(
         f"Evaluation: {report.target}",
         subject=f"{found.model}: {len(report.prompts)} prompts",
@@ -81,21 +82,21 @@ def points_of(report: EvaluationReport) -> list[Point]:
     """Return what the effect chart shows: before, and after with the controls."""
     before, after = report.before, report.after
     return [
-        Point("untouched", before.rate, before.low, before.high),
-        Point("with the config", after.rate, after.low, after.high, report.controls),
+        Point("untouched", before.rate, before.low, before.high, n=before.n),
+        Point("with the config", after.rate, after.low, after.high, report.controls, after.n),
     ]
 
 
 def _effect(report: EvaluationReport) -> Html:
-    title = f"Rate of {quoted(report.target)}"
+    title, asked = f"Rate of {quoted(report.target)}", report.before.n
     chart = effect_chart(points_of(report), title=title, rate_name=f"responses of class {quoted(report.target)}")
     rows = [_rate_row("untouched", report.before), _rate_row("with the config", report.after)]
     if report.controls:
         mean, low, high = fmean(report.controls), min(report.controls), max(report.controls)
         name = f"{len(report.controls)} random controls"
-        rows.append([name, "–", f"{percent(mean)} on average", f"{percent(low)} to {percent(high)}"])
+        rows.append([name, "mean", percent(mean, asked), f"{percent(low, asked)} to {percent(high, asked)}"])
     made = table("Measured", ["model", "responses", "rate", "interval, or range"], rows, numeric=(1, 2, 3))
-    change = f"Change {signed(100 * report.effect)} percentage points"
+    change = f"Change {signed(100 * report.effect, 0 if asked < 200 else 1)} percentage points"
     p = "" if report.p_value is None else f", p = {probability(report.p_value)} against the controls"
     held = f" {report.sharing} of them hold some of its own {report.units}." if report.sharing else ""
     matched = _MATCHED[report.units, report.control_kind]
@@ -105,6 +106,14 @@ def _effect(report: EvaluationReport) -> Html:
         note += (
             f" {report.flips.lost} responses leave {quoted(report.target)} and {report.flips.gained} come to it, "
             f"under the controls {lost:.1f} and {gained:.1f} on average."
+        )
+    if report.coherence is not None:
+        seen = report.coherence
+        note += (
+            f" No coherent text: {seen.share_before} of the untouched model's responses and {seen.share_after} of "
+            f"those with the config, by more than {number(seen.limit_surprise)} nats per token in the model that "
+            f"wrote it, more than {percent(seen.limit_repeated)} of repeated token pairs, an empty text, or the "
+            "judge's word. They count against the config."
         )
     if report.unclear:
         note += (
@@ -140,31 +149,29 @@ def _against(report: EvaluationReport, other: EvaluationReport) -> Html:
             ]
         )
     made = table("Both on the same prompts", headings, rows, numeric=range(1, 7))
-    return join([chart, made, tag("p", f"The other config: {other.verdict}"), _config(other.config)])
-
-
-def _interval(rate: Rate) -> str:
-    return f"{percent(rate.low)} to {percent(rate.high)}"
+    return join(
+        [chart, made, tag("p", f"The other config: {other.verdict}"), config_part(other.config, part="against")]
+    )
 
 
 def _dose(report: EvaluationReport) -> Html:
-    own = float(report.config["strength"])
-    points = {strength: Point(f"{strength:g}", rate) for strength, rate in report.dose}
-    points[0.0] = Point("0", report.before.rate, report.before.low, report.before.high)
-    points[own] = Point(f"{own:g}", report.after.rate, report.after.low, report.after.high, report.controls)
+    own, before, after = float(report.config["strength"]), report.before, report.after
+    points = {strength: Point(f"{strength:g}", rate, n=after.n) for strength, rate in report.dose}
+    points[0.0] = Point("0", before.rate, before.low, before.high, n=before.n)
+    points[own] = Point(f"{own:g}", after.rate, after.low, after.high, report.controls, after.n)
     ordered = [points[strength] for strength in sorted(points)]
     chart = dose_chart(
         ordered,
         title=f"Rate of {quoted(report.target)} by strength",
-        rate_name=f"rate of {report.target}",
-        dose_name="strength",
+        rate_name=f"↑ responses of class {quoted(report.target)}",
+        dose_name="strength →",
         before=report.before.rate,
     )
     rows: list[Sequence[Child]] = [
-        [point.label, percent(point.rate), percent(fmean(point.controls)) if point.controls else "–"]
+        [point.label, percent(point.rate, after.n), percent(fmean(point.controls), after.n) if point.controls else "–"]
         for point in ordered
     ]
-    made = table("By strength", ["strength", "rate", "random controls, mean"], rows, numeric=(0, 1, 2))
+    made = table("By strength", ["strength", "rate", "random controls, mean"], rows, numeric=(0, 1, 2), sortable=True)
     return join([chart, made])
 
 
@@ -172,10 +179,13 @@ def _side_effects(report: EvaluationReport) -> Html:
     rows: list[Sequence[Child]] = []
     if report.unrelated_unchanged is not None:
         kept = report.unrelated_unchanged
-        rows.append(["unrelated answers that stay word for word", f"{kept}, {kept.successes} of {kept.n}"])
+        rows.append(["unrelated answers that stay word for word", _kept(kept)])
+    rows += [[test.what, f"{test}"] for test in report.not_worse]
+    if report.selectivity is not None:
+        rows.append(["on-target change beside off-target change", str(report.selectivity)])
     if report.turns_unchanged is not None:
         kept = report.turns_unchanged
-        rows.append(["answers in conversations that stay word for word", f"{kept}, {kept.successes} of {kept.n}"])
+        rows.append(["answers in conversations that stay word for word", _kept(kept)])
     if report.side_effects is not None:
         seen = report.side_effects
         rows += [
@@ -197,34 +207,13 @@ def _scope(measured: str, own: str) -> str:
     return f"{measured}, as plain text is all prompt and the config's own, {own}, would do nothing to it"
 
 
-def _config(config: Mapping[str, Any]) -> Html:
-    """Return what the config does, without settings of what it does not do."""
-    if "edits" in config:
-        fields = ["sae", "hookpoint", "scope", "thinking_tokens", "strength", "keep_error", "base_model"]
-        rows: list[Sequence[Child]] = [[f"latent {a}", tag("code", _edit(b, c))] for a, b, c in config["edits"]]
-        rows += [[name, tag("code", str(config[name]))] for name in fields if config.get(name) is not None]
-        return table("Which latents, and how", ["field", "value"], rows)
-    fields = ["scope", "thinking_tokens", "strength", "base_model"]
-    for name, settings in (
-        ("suppress", ["suppress_mode"]),
-        ("stimulate", ["stimulate_weight"]),
-        ("bias", ["bias_on"]),
-    ):
-        if config.get(name):
-            fields = [name, *settings, *fields]
-    known: list[Sequence[Child]] = [[name, tag("code", _written(config[name]))] for name in fields if config.get(name)]
-    return table("Which experts, as layer.expert, and how", ["field", "value"], known)
-
-
-def _edit(operation: str, value: float) -> str:
-    return operation if operation == "ablate" else f"{operation} {value:g}"
-
-
-def _written(value: object) -> str:
-    if isinstance(value, list) and all(isinstance(entry, list) for entry in value):
-        return "  ".join(f"{entry[0]}.{entry[1]}" + "".join(f" ({extra})" for extra in entry[2:]) for entry in value)
-    return str(value)
-
-
 def _rate_row(name: str, rate: Rate) -> list[Child]:
-    return [name, f"{rate.successes} of {rate.n}", percent(rate.rate), f"{percent(rate.low)} to {percent(rate.high)}"]
+    return [name, f"{rate.successes} of {rate.n}", percent(rate.rate, rate.n), _interval(rate)]
+
+
+def _interval(rate: Rate) -> str:
+    return f"{percent(rate.low, rate.n)} to {percent(rate.high, rate.n)}"
+
+
+def _kept(rate: Rate) -> str:
+    return f"{percent(rate.rate, rate.n)} [{_interval(rate)}], {rate.successes} of {rate.n}"

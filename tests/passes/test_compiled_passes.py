@@ -41,7 +41,7 @@ def logits(model: Any, ids: torch.Tensor, cache: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("scope", ["prompt", "generation"])
-@pytest.mark.parametrize(("first", "fullgraph"), [(1, True), (6, False)])
+@pytest.mark.parametrize(("first", "fullgraph"), [(1, True), pytest.param(6, False, marks=pytest.mark.slow)])
 def test_scopes_of_a_compiled_model_on_a_growing_cache_equal_those_of_the_model(
     model: PreTrainedModel, scope: str, first: int, fullgraph: bool
 ) -> None:
@@ -91,7 +91,7 @@ def test_generate_that_compiles_by_itself_is_right_or_refused(model: PreTrainedM
             assert torch.allclose(torch.stack(found.logits), torch.stack(wanted.logits), atol=1e-5)
 
 
-@pytest.mark.parametrize("scope", ["thinking", "answer"])
+@pytest.mark.parametrize("scope", ["thinking", pytest.param("answer", marks=pytest.mark.slow)])
 def test_thinking_of_a_compiled_model_is_right_for_whole_texts_and_refused_on_a_cache(
     model: PreTrainedModel, scope: str
 ) -> None:

@@ -60,6 +60,9 @@ def train_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
@@ -81,7 +84,17 @@ def train_command(
         if not held_out:
             fix = "Give more text: files, or lines."
             raise DataError(text, "is too short to hold some out", got=f"{len(texts)} texts", expected="10", fix=fix)
-        subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device, any_model=True)
+        subject = load_subject(
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            any_model=True,
+        )
         where = hookpoint or default_hookpoint(subject.model)
         context_length = fitting(subject.model, context_length)
         with writing_to(output, force=force) as folder:
