@@ -114,6 +114,7 @@ def evaluate_command(
             attn_implementation=attn_implementation,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
         )
         if dry_run:
             chosen.check(subject.model)

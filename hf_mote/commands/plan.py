@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["amount", "duration", "plan_passes", "plan_responses"]
 
+_UNITS = ("B", "kB", "MB", "GB")
+
 
 def plan_responses(
     subject: Subject,
@@ -124,4 +126,5 @@ def amount(size: int) -> str:
     if size < 1000:
         return f"{size} B"
     power = min(3, int(math.log10(size) // 3))
-    return f"{size / 1000**power:.2g} {('B', 'kB', 'MB', 'GB')[power]}"
+    value = size / 1000**power
+    return f"{value:.0f} {_UNITS[power]}" if value >= 10 else f"{value:.2g} {_UNITS[power]}"
