@@ -48,12 +48,13 @@ if TYPE_CHECKING:
     from hf_mote.routing.unlisted.register import register_routers
     from hf_mote.sae.configuration import SAEConfig
     from hf_mote.sae.convert import SAELayout, export_sae, list_saes, load_sae
-    from hf_mote.sae.intervene import splice_sae, steer
+    from hf_mote.sae.intervene import splice_sae
     from hf_mote.sae.metrics import evaluate_sae
     from hf_mote.sae.modeling import SAEModel
     from hf_mote.sae.output import SAEOutput
     from hf_mote.sae.register import register_sae
     from hf_mote.sae.report import SAEReport
+    from hf_mote.sae.steer import steer
     from hf_mote.sae.steering import SteeringConfig
     from hf_mote.sae.training.activations import collect_activations
     from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
@@ -221,7 +222,7 @@ _PLACES = {
     "register_sae": "hf_mote.sae.register",
     "search_experts": "hf_mote.ranking.causal.search",
     "splice_sae": "hf_mote.sae.intervene",
-    "steer": "hf_mote.sae.intervene",
+    "steer": "hf_mote.sae.steer",
     "sweep_mote": "hf_mote.evaluation.sweep",
 }
 

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mote": _STOREYS | {"passes", "hooks", "hub", "files", "folders", "printing"},
     "ranking": _BASE | _STOREYS | {"mote", "printing", "plots"},
     "evaluation": _STOREYS
-    | {"passes", "mote", "statistics", "generation", "judges", "hub", "files", "printing", "plots"},
+    | {"hooks", "passes", "mote", "statistics", "generation", "judges", "hub", "files", "printing", "plots"},
     "sae": {"hooks", "passes", "files", "folders", "hub"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps", "web"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},

@@ -99,7 +99,7 @@ class _Profiles:
         """Attach all profiles at a share of their own strength; if one does not fit, the earlier dose stays."""
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.mote.patch import apply_mote
-        from hf_mote.sae.intervene import steer
+        from hf_mote.sae.steer import steer
 
         model = self.subject.model
         doses = [dataclasses.replace(config, strength=config.strength * dose) for config in self.configs]

@@ -213,7 +213,7 @@ Stimulate: TypeAlias = Annotated[
     int | None, typer.Option(min=1, help="Write the config that stimulates so many of the first experts.")
 ]
 Mode: TypeAlias = Annotated[
-    str, typer.Option(help="How to suppress: drop, reroute or zero; see the README.", show_default=True)
+    str, typer.Option(help="How to suppress: drop, reroute or zero; see the documentation.", show_default=True)
 ]
 Controls: TypeAlias = Annotated[
     int, typer.Option(min=0, help="Random configs to compare with, or as many as exist; a verdict takes 19.")

@@ -8,7 +8,7 @@ import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -163,6 +163,6 @@ def provenance_of(context: typer.Context, subject: Subject, seed: int, **more: s
         "torch": str(torch.__version__),
         "scipy": version("scipy"),
         "python": platform.python_version(),
-        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command_line(context),
     }

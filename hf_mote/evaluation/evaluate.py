@@ -14,6 +14,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError
+from hf_mote.evaluation.changes import Change, LatentChange, SteeringLike, read_change, with_fields
 from hf_mote.evaluation.conversations import Conversation, checked_conversations, run_conversations
 from hf_mote.evaluation.rates import RateMeasurement, Rates
 from hf_mote.evaluation.report import EvaluationReport
@@ -23,7 +24,6 @@ from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.judges.judge import Judge
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import load_config
 from hf_mote.statistics.rates import Rate
 
 __all__ = ["evaluate_mote", "evaluate_settings"]
@@ -32,7 +32,7 @@ __all__ = ["evaluate_mote", "evaluate_settings"]
 def evaluate_mote(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    config: MoTEConfig | str | os.PathLike[str],
+    config: MoTEConfig | SteeringLike | LatentChange | str | os.PathLike[str],
     prompts: Sequence[Prompt],
     judge: Judge,
     *,
@@ -41,7 +41,7 @@ def evaluate_mote(
     texts: Sequence[str] = (),
     conversations: Sequence[Conversation | Sequence[str]] = (),
     num_controls: int = 40,
-    control_kind: Literal["layer", "usage"] = "layer",
+    control_kind: Literal["layer", "usage"] | None = None,
     strengths: Sequence[float] = (),
     seed: int = 0,
     confidence: float = 0.95,
@@ -57,11 +57,13 @@ def evaluate_mote(
 
     Args:
         model (`PreTrainedModel`):
-            A mixture-of-experts language model; left as it is.
+            A language model, of a mixture of experts unless latents are steered; left as it is.
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer. A chat template is applied if it has one.
-        config (`MoTEConfig`, `str` or `os.PathLike`):
-            What to measure: a config, a folder or a Hub id.
+        config (`MoTEConfig`, [`SteeringConfig`], `str` or `os.PathLike`):
+            What to measure: a [`MoTEConfig`], its folder or Hub id, or a [`SteeringConfig`], which loads the SAE that
+            it names; with an SAE at hand, give `config.bind(sae)`. Experts and latents are measured by the same rates,
+            controls and side effects, and so can be compared on one behaviour.
         prompts (`Sequence[str]` or chats):
             Prompts on which the behaviour is to change; best ones that the experts were not found with.
         judge (`Callable`):
@@ -82,13 +84,15 @@ def evaluate_mote(
             time going on from its own answers. They are kept side by side, and the share of answers that stay word
             for word is counted.
         num_controls (`int`, *optional*, defaults to 40):
-            Random configs, each with as many experts in the same layers. While there are enough experts, none is the
-            config's own or another control's; where there are few, controls are different sets out of all there are,
-            and fewer than asked for if no more exist: 7 for one of 8 experts, which leaves p at 1/8 or above.
-        control_kind (`str`, *optional*, defaults to `"layer"`):
+            Random configs, each with as many experts in the same layers, or as many latents. While there are enough of
+            them, none is the config's own or another control's; where there are few, controls are different sets out
+            of all there are, and fewer than asked for if no more exist: 7 for one of 8 experts, which leaves p at 1/8
+            or above.
+        control_kind (`str`, *optional*, defaults to `"layer"` for experts and to `"usage"` for latents):
             `"layer"` draws any experts of the layer; `"usage"` those of the same block of 20 or more experts that the
             untouched model uses about as often on these prompts, which is the stricter control; in a layer of fewer
-            than 40 experts both are the same. See [`random_controls`].
+            than 40 experts both are the same. See [`random_controls`]. Of latents `"layer"` draws any of the SAE, and
+            `"usage"` those of like density: active on about as many tokens of these prompts and their responses.
         strengths (`Sequence[float]`, *optional*):
             Doses for a dose-response curve, besides the config's own.
         seed (`int`, *optional*, defaults to 0):
@@ -152,21 +156,21 @@ def evaluate_mote(
         confidence=confidence,
         groups=groups,
     )
-    config = load_config(config)
-    trial.plan([config], num_controls=num_controls, control_kind=control_kind)
+    change = read_change(config)
+    trial.plan([change], num_controls=num_controls, control_kind=control_kind)
     others = checked_prompts(f"{where}.unrelated", unrelated) if unrelated else []
     trial.check(others)
     talks = checked_conversations(f"{where}.conversations", conversations, tokenizer) if conversations else []
-    doses = _doses(config, strengths)
+    doses = _doses(change, strengths)
     # First, since it takes the least time and the model or a text can be refused.
     effects = None
     if texts:
-        effects = side_effects(model, tokenizer, config, texts, batch_size=batch_size, progress=progress)
+        effects = side_effects(model, tokenizer, change, texts, batch_size=batch_size, progress=progress)
     found = trial.run(progress=progress)
     dose_rates = [(dose.strength, trial.measure(dose if dose.strength else None).rate.rate) for dose in doses]
     unchanged, others_before, others_after = None, [], []
     if others:
-        others_before, others_after = trial.respond(others, None), trial.respond(others, config)
+        others_before, others_after = trial.respond(others, None), trial.respond(others, change)
         same = [a == b for a, b in zip(others_before, others_after, strict=True)]
         unchanged = Rate.of(sum(same), len(same), confidence)
     turns_unchanged = None
@@ -174,7 +178,7 @@ def evaluate_mote(
         talks = run_conversations(
             model,
             tokenizer,
-            config,
+            change,
             talks,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
@@ -186,7 +190,7 @@ def evaluate_mote(
         )
         kept = [same for talk in talks for same in talk.unchanged]
         turns_unchanged = Rate.of(sum(kept), len(kept), confidence)
-    (report,) = _reports(trial, [config], found, control_kind)
+    (report,) = _reports(trial, [change], found)
     return dataclasses.replace(
         report,
         unrelated_unchanged=unchanged,
@@ -243,12 +247,10 @@ def evaluate_settings(
         groups=groups,
     )
     trial.plan(configs, num_controls=num_controls, control_kind=control_kind)
-    return _reports(trial, configs, trial.run(progress=progress), control_kind)
+    return _reports(trial, configs, trial.run(progress=progress))
 
 
-def _reports(
-    trial: RateMeasurement, configs: Sequence[MoTEConfig], found: Rates, control_kind: str
-) -> list[EvaluationReport]:
+def _reports(trial: RateMeasurement, configs: Sequence[Change], found: Rates) -> list[EvaluationReport]:
     """Return what was measured of each config, without what is measured beside the rates."""
     return [
         EvaluationReport(
@@ -264,7 +266,7 @@ def _reports(
             labels_before=found.before.labels,
             labels_after=after.labels,
             seed=trial.seed,
-            control_kind=control_kind,
+            control_kind=trial.control_kind,
             unclear=trial.unclear,
             sharing=sum(sharing),
             controls_sharing=sharing,
@@ -276,9 +278,9 @@ def _reports(
     ]
 
 
-def _doses(config: MoTEConfig, strengths: object) -> list[MoTEConfig]:
+def _doses(config: Change, strengths: object) -> list[Change]:
     """Return the config at other strengths."""
     if isinstance(strengths, str) or not isinstance(strengths, Sequence):
         got = repr(strengths)[:60]
         raise ConfigError("evaluate_mote.strengths", "not a list of numbers", got=got, expected="as in [0.5, 0.75]")
-    return [dataclasses.replace(config, strength=strength) for strength in strengths]
+    return [with_fields(config, strength=strength) for strength in strengths]

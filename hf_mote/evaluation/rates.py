@@ -15,16 +15,15 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError, UnknownNameError, one_of, real, whole
-from hf_mote.evaluation.controls import CONTROL_KINDS, random_controls
+from hf_mote.evaluation.changes import Change, attached, controls_of, counting_use, units_of
+from hf_mote.evaluation.controls import CONTROL_KINDS
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
+from hf_mote.generation.decoding import pad_token_of
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.generation.responses import generate_responses
 from hf_mote.judges.judge import Judge, check_judge, classify, labels_of
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import apply_mote
-from hf_mote.routing.recording.record import record_routing
-from hf_mote.routing.sites.discover import find_routers
 from hf_mote.statistics.groups import checked_groups
 from hf_mote.statistics.rates import Rate
 
@@ -120,10 +119,10 @@ class RateMeasurement:
         """Raise if the tokenizer cannot take prompts, as chats where it has no template."""
         self.chat.encode(prompts, f"{self.where}.prompts")
 
-    def respond(self, prompts: Sequence[Prompt], config: MoTEConfig | None) -> list[str]:
+    def respond(self, prompts: Sequence[Prompt], config: Change | None) -> list[str]:
         """Return the model's responses with a config, or without one."""
         responses = [""] * len(prompts)
-        with apply_mote(self.model, config if config is not None else MoTEConfig()):
+        with attached(self.model, config):
             for positions, answers in generate_responses(
                 self.model, self.chat, prompts, self.decoding, special_tokens=self._special_tokens
             ):
@@ -131,7 +130,7 @@ class RateMeasurement:
                     responses[position] = answer
         return responses
 
-    def measure(self, config: MoTEConfig | None, *, keep: bool = False) -> Measured:
+    def measure(self, config: Change | None, *, keep: bool = False) -> Measured:
         """Return what the model does with a config, or without one; one that comes again is not run again."""
         key = "" if config is None else json.dumps(config.to_dict(), sort_keys=True)
         if key not in self._runs:
@@ -144,31 +143,33 @@ class RateMeasurement:
             self._runs[key] = Measured(rate, responses if keep else [], labels)
         return self._runs[key]
 
-    def plan(self, configs: Sequence[MoTEConfig], *, num_controls: int, control_kind: str) -> None:
+    def plan(self, configs: Sequence[Change], *, num_controls: int, control_kind: str | None) -> None:
         """Take the configs to measure and draw their controls, which they share.
 
         Args:
-            configs (`Sequence[MoTEConfig]`): The configs, one or more.
+            configs (`Sequence`): The configs, one or more: of experts, or of latents.
             num_controls (`int`): Controls of each.
-            control_kind (`str`): "layer" or "usage".
+            control_kind (`str`, *optional*): "layer" or "usage"; see [`evaluate_mote`].
 
         Raises:
             [`ConfigError`]: if a config has no targets, or there can be no controls.
             [`ModelMismatchError`]: if a config does not fit the model.
         """
         whole(f"{self.where}.num_controls", num_controls)
-        one_of(f"{self.where}.control_kind", control_kind, CONTROL_KINDS)
         if not configs:
             raise ConfigError(f"{self.where}.configs", "nothing to measure", got="no configs")
+        of_experts = isinstance(configs[0], MoTEConfig)
+        self.control_kind = control_kind if control_kind is not None else ("layer" if of_experts else "usage")
+        one_of(f"{self.where}.control_kind", self.control_kind, CONTROL_KINDS)
         for config in configs:
             config.check(self.model)
             if config.is_empty:
                 raise ConfigError(f"{self.where}.config", "nothing to measure", got="no targets, or strength 0")
         self._configs = list(configs)
-        self._drawn = partial(random_controls, self._configs, find_routers(self.model), num_controls, self.seed)
+        self._drawn = partial(controls_of, self._configs, self.model, num_controls, self.seed)
         # Those of kind "usage" are drawn again once usage is known.
         self._controls = self._drawn()
-        self._by_usage = control_kind == "usage" and num_controls > 0
+        self._by_usage = self.control_kind == "usage" and num_controls > 0
 
     def run(self, *, progress: bool) -> Rates:
         """Measure without a config, with each that was planned, and with their controls.
@@ -179,9 +180,11 @@ class RateMeasurement:
         total = 1 + len(self._configs) * (1 + len(self._controls))
         with logging.tqdm(total=total, desc="evaluating", disable=not progress, leave=False) as bar:
             if self._by_usage:
-                with record_routing(self.model, eos_token_id=self.decoding.stop) as record:
+                pad = pad_token_of(self.chat.tokenizer)
+                with counting_use(self.model, self._configs, stop=self.decoding.stop, pad=pad) as usage:
                     before = self.measure(None, keep=True)
-                self._controls = self._drawn(usage=dict(zip(record.layers, record.total().counts, strict=True)))
+                    counted = usage()
+                self._controls = self._drawn(usage=counted)
                 bar.total = 1 + len(self._configs) * (1 + len(self._controls))
             else:
                 before = self.measure(None, keep=True)
@@ -196,9 +199,9 @@ class RateMeasurement:
                 for measured, config in zip(controls, control, strict=True):
                     measured.append(self.measure(config))
                     bar.update()
-        own = [_experts_of(config) for config in self._configs]
+        own = [units_of(config) for config in self._configs]
         sharing = [
-            [not mine.isdisjoint(_experts_of(control[index])) for control in self._controls]
+            [not mine.isdisjoint(units_of(control[index])) for control in self._controls]
             for index, mine in enumerate(own)
         ]
         rates = [[one.rate.rate for one in measured] for measured in controls]
@@ -216,10 +219,6 @@ class RateMeasurement:
                 fix="No response got this label; the judge gave the listed ones. If it can give it, say so: set the "
                 "judge's attribute `labels` to all that it can give.",
             )
-
-
-def _experts_of(config: MoTEConfig) -> set[tuple[int, int]]:
-    return {(layer, expert) for layer, expert, *_ in (*config.suppress, *config.stimulate, *config.bias)}
 
 
 def _target_label(where: str, judge: Judge, target: object) -> str:

@@ -21,10 +21,10 @@ from hf_mote.statistics.rates import SIGNIFICANT, Rate
 
 if TYPE_CHECKING:
     import os
+    from typing import Self
 
     from matplotlib.figure import Figure
     from pandas import DataFrame
-    from typing_extensions import Self
 
 __all__ = ["EvaluationReport", "Flips", "reaches", "too_few"]
 
@@ -123,6 +123,11 @@ class EvaluationReport(Printable, Shareable):
     file_name: ClassVar[str] = "evaluation_report.json"
 
     @property
+    def units(self) -> str:
+        """What the config changes: `"experts"`, or `"latents"` of an SAE."""
+        return "latents" if "edits" in self.config else "experts"
+
+    @property
     def effect(self) -> float:
         """Change of the rate, -1 to 1."""
         return self.after.rate - self.before.rate
@@ -190,13 +195,13 @@ class EvaluationReport(Printable, Shareable):
         """One sentence: whether the config beats its controls, with the numbers, or that so few cannot show it."""
         change = f"{self.target} goes from {self.before} to {self.after}"
         if self.p_value is None:
-            return f"{change}; without random controls that says nothing about these experts."
+            return f"{change}; without random controls that says nothing about these {self.units}."
         mean = fmean(self.controls)
         against = f"under {len(self.controls)} random controls it is {mean:.1%} on average (p = {self.p_value:.3g})"
         beats = "beats" if self.beats_controls() else "does not beat"
         verdict = f"The config {beats} its controls: {change}, while {against}"
         if self.sharing:
-            verdict += f"; {self.sharing} of them hold some of its own experts, as its layers have too few others"
+            verdict += f"; {self.sharing} of them hold some of its own {self.units}, as there are too few others"
             if self.disjoint_p is not None:
                 verdict += f" (against the other {len(self.controls) - self.sharing} alone p = {self.disjoint_p:.3g})"
         if too_few(len(self.controls)):

@@ -23,10 +23,10 @@ from hf_mote.printing import Printable, Summary, frame_of, short
 
 if TYPE_CHECKING:
     import os
+    from typing import Self
 
     from matplotlib.figure import Figure
     from pandas import DataFrame
-    from typing_extensions import Self
 
 __all__ = ["ActivationMap", "MapValue"]
 

@@ -25,8 +25,9 @@ from hf_mote.routing.sites.fingerprint import fingerprint_of
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from pandas import DataFrame
-    from typing_extensions import Self
 
 __all__ = ["CHOICES", "MoTEConfig"]
 

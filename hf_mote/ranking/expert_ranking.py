@@ -27,10 +27,10 @@ from hf_mote.statistics.contrast import Contrast
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from typing import Self
 
     from matplotlib.figure import Figure
     from pandas import DataFrame
-    from typing_extensions import Self
 
 __all__ = ["ExpertRanking", "RankedExpert"]
 

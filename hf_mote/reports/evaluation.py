@@ -26,10 +26,12 @@ class Evaluation(NamedTuple):
     Attributes:
         model (`str`): The model's name.
         report (`EvaluationReport`): The report.
+        against (`EvaluationReport`, *optional*): What another config did on the same prompts.
     """
 
     model: str
     report: EvaluationReport
+    against: EvaluationReport | None = None
 
 
 def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: Mapping[str, str]) -> Html:
@@ -44,6 +46,8 @@ def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: 
     before = [Answer(*pair) for pair in zip(report.responses_before, report.labels_before, strict=True)]
     after = [Answer(*pair) for pair in zip(report.responses_after, report.labels_after, strict=True)]
     sections = [Section("effect", "Effect and controls", _effect(report))]
+    if found.against is not None:
+        sections.append(Section("against", "Against another config", _against(report, found.against)))
     if report.dose:
         sections.append(Section("dose", "Dose and response", _dose(report)))
     sections.append(Section("sides", "Side effects", _side_effects(report)))
@@ -66,6 +70,14 @@ def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: 
     )
 
 
+_MATCHED = {
+    ("experts", "layer"): "matched by layer",
+    ("experts", "usage"): "matched by layer and by how often the model uses them",
+    ("latents", "layer"): "any of the SAE",
+    ("latents", "usage"): "active on about as many tokens",
+}
+
+
 def points_of(report: EvaluationReport) -> list[Point]:
     """Return what the effect chart shows: before, and after with the controls."""
     before, after = report.before, report.after
@@ -86,9 +98,9 @@ def _effect(report: EvaluationReport) -> Html:
     made = table("Measured", ["model", "responses", "rate", "interval, or range"], rows, numeric=(1, 2, 3))
     change = f"Change {signed(100 * report.effect, 0 if asked < 200 else 1)} percentage points"
     p = "" if report.p_value is None else f", p = {probability(report.p_value)} against the controls"
-    matched = "layer and by how often the model uses them" if report.control_kind == "usage" else "layer"
-    held = f" {report.sharing} of them hold some of its own experts." if report.sharing else ""
-    note = f"{change}{p}. Controls do the same to as many random experts, matched by {matched}.{held}"
+    held = f" {report.sharing} of them hold some of its own {report.units}." if report.sharing else ""
+    matched = _MATCHED[report.units, report.control_kind]
+    note = f"{change}{p}. Controls do the same to as many random {report.units}, {matched}.{held}"
     if report.flips is not None and report.control_flips:
         lost, gained = (fmean(getattr(one, name) for one in report.control_flips) for name in ("lost", "gained"))
         note += (
@@ -100,6 +112,42 @@ def _effect(report: EvaluationReport) -> Html:
             f" {report.unclear} responses of all runs could not be judged, and count as not {quoted(report.target)}."
         )
     return join([chart, made, tag("p", note)])
+
+
+def _against(report: EvaluationReport, other: EvaluationReport) -> Html:
+    """Return two configs side by side: what they do, and what else they change."""
+    pairs = [(f"with {one.units} changed", one) for one in (report, other)]
+    if report.units == other.units:
+        pairs = [("with the config", report), ("with the other config", other)]
+    untouched = points_of(report)[0]
+    points = [untouched, *(points_of(one)[1]._replace(label=name) for name, one in pairs)]
+    title = f"Rate of {quoted(report.target)}"
+    chart = effect_chart(points, title=title, rate_name=f"responses of class {quoted(report.target)}")
+    headings = ["model", "rate", "interval", "controls, mean", "p", "unrelated unchanged", "KL per token, nats"]
+    rows: list[Sequence[Child]] = [
+        ["untouched", percent(report.before.rate), _interval(report.before), "–", "–", "–", "–"]
+    ]
+    for name, one in pairs:
+        kept, seen = one.unrelated_unchanged, one.side_effects
+        rows.append(
+            [
+                name,
+                percent(one.after.rate),
+                _interval(one.after),
+                percent(fmean(one.controls)) if one.controls else "–",
+                "–" if one.p_value is None else probability(one.p_value),
+                "–" if kept is None else percent(kept.rate),
+                "–" if seen is None else number(seen.kl),
+            ]
+        )
+    made = table("Both on the same prompts", headings, rows, numeric=range(1, 7))
+    return join(
+        [chart, made, tag("p", f"The other config: {other.verdict}"), config_part(other.config, part="against")]
+    )
+
+
+def _interval(rate: Rate) -> str:
+    return f"{percent(rate.low)} to {percent(rate.high)}"
 
 
 def _dose(report: EvaluationReport) -> Html:

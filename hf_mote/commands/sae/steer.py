@@ -39,7 +39,7 @@ def steer_command(
     import torch
 
     from hf_mote.sae.convert import load_sae
-    from hf_mote.sae.intervene import steer
+    from hf_mote.sae.steer import steer
     from hf_mote.sae.steering import SteeringConfig
 
     with reporting():

@@ -38,10 +38,10 @@ from hf_mote.statistics.stability import Stability, top_stability
 
 if TYPE_CHECKING:
     import os
+    from typing import Self
 
     from matplotlib.figure import Figure
     from pandas import DataFrame
-    from typing_extensions import Self
 
 __all__ = ["LENGTH_CONFOUND", "FTRIResult"]
 
