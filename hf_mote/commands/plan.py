@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hf_mote.commands.prompts import PromptSet
     from hf_mote.generation.asking import Chat, Decoding
 
-__all__ = ["amount", "duration", "plan_passes", "plan_responses"]
+__all__ = ["amount", "duration", "plan_passes", "plan_responses", "plan_training"]
 
 _UNITS = ("B", "kB", "MB", "GB")
 
@@ -87,6 +87,22 @@ def plan_passes(
     facts = {"prompts": f"{len(asked.prompts):,} from {asked.source}", **what}
     facts["result"] = f"{amount(result)} of memory, and about as much on disk"
     _print(facts, seconds, batches, f"one batch took {duration(seconds)}")
+
+
+def plan_training(once: Callable[[], Any], timed: int, *, steps: int, what: Mapping[str, str]) -> None:
+    """Print what training would do, having timed some steps of it.
+
+    Args:
+        once (`Callable`): Goes through some steps.
+        timed (`int`): How many these are.
+        steps (`int`): How many there are to be.
+        what (`Mapping[str, str]`): What else to say of it, by name.
+    """
+    say(f"timing {timed} steps")
+    began = time.perf_counter()
+    once()
+    seconds = time.perf_counter() - began
+    _print({**what, "steps": f"{steps:,}"}, seconds, steps / timed, f"{timed} steps took {duration(seconds)}")
 
 
 def _print(facts: Mapping[str, str], seconds: float, batches: float, measured: str) -> None:

@@ -103,9 +103,11 @@
 
   document.body.append(make("p", { id: "status", role: "status", class: "unseen" }));
 
-  if (find("config-controls")) {
-    const press = button("Copy mote_config.json", () => copy(find("config-json").textContent, press), { id: "copy-config" });
-    find("config-controls").append(press);
+  for (const code of document.querySelectorAll("pre code[id$='-json']")) {
+    const part = code.id.slice(0, -5);
+    const name = find(`${part}-file`).querySelector("summary").textContent;
+    const press = button(`Copy ${name}`, () => copy(code.textContent, press), { id: `copy-${part}` });
+    find(`${part}-controls`).append(press);
   }
 
   // ---- Experts: only in pages that hold their numbers.
