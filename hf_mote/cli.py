@@ -24,6 +24,7 @@ __all__ = ["COMMANDS", "SAE_COMMANDS", "app", "function_at"]
 COMMANDS = {
     "demo": "hf_mote.commands.demo:demo",
     "init": "hf_mote.commands.init:init_command",
+    "find": "hf_mote.commands.find:find_command",
     "ftri": "hf_mote.commands.imaging:ftri_command",
     "attribute": "hf_mote.commands.attribution:attribute_command",
     "sweep": "hf_mote.commands.sweep:sweep_command",

@@ -247,10 +247,10 @@ def _routers(model: PreTrainedModel) -> Iterator[CheckRow]:
     packed = sorted({kind for site in sites for kind in packed_parts(site.module).values()})
     if packed:
         yield CheckRow("quantised routers", None, f"{', '.join(packed)}: a quantised router chooses other experts")
-    for what, part_of in (("router", lambda site: site.module), ("block", lambda site: site.block)):
+    for what, attribute in (("router", "module"), ("block", "block")):
         layers: dict[str, list[int]] = {}
         for site in sites:
-            part = part_of(site)
+            part = getattr(site, attribute)
             by = None if part is None else replaced_forward(part)
             if by is not None:
                 layers.setdefault(by, []).append(site.layer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,10 @@ def _callers(among: Iterable[object], decoder: nn.Module) -> list[nn.Module]:
     A decoder does not know of the model that it is a part of. Where it is given alone, that model is looked for among
     all that there is: its `generate` would go unwatched otherwise, and read guesses for prompts.
     """
-    found = [part for part in among if issubclass(type(part), GenerationMixin) and issubclass(type(part), nn.Module)]
-    return [part for part in found if any(inner is decoder for inner in part.modules())]  # type: ignore[attr-defined]
+    # By type(), since isinstance() asks objects that answer for others, such as weak proxies.
+    found = [part for part in among if issubclass(type(part), GenerationMixin)]
+    modules = [cast("nn.Module", part) for part in found if issubclass(type(part), nn.Module)]
+    return [part for part in modules if any(inner is decoder for inner in part.modules())]
 
 
 class _CallerStack(SharedHook):

@@ -10,7 +10,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -293,7 +293,7 @@ class DecoderHook(SharedHook):
         if not begins and length > 1:
             unclear = unclear or _COMPILED
         elif not known and any(watcher.active and watcher.needs_phases for watcher in self._watchers):
-            torch._assert_async(past > 0, _EMPTY)
+            torch._assert_async(cast("torch.Tensor", past > 0), _EMPTY)
         labels = self._label(ids, {}, begins=begins and unread is None)
         self._now = Forward(
             batch,

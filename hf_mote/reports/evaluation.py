@@ -107,6 +107,14 @@ def _effect(report: EvaluationReport) -> Html:
             f" {report.flips.lost} responses leave {quoted(report.target)} and {report.flips.gained} come to it, "
             f"under the controls {lost:.1f} and {gained:.1f} on average."
         )
+    if report.coherence is not None:
+        seen = report.coherence
+        note += (
+            f" No coherent text: {seen.share_before} of the untouched model's responses and {seen.share_after} of "
+            f"those with the config, by more than {number(seen.limit_surprise)} nats per token in the model that "
+            f"wrote it, more than {percent(seen.limit_repeated)} of repeated token pairs, an empty text, or the "
+            "judge's word. They count against the config."
+        )
     if report.unclear:
         note += (
             f" {report.unclear} responses of all runs could not be judged, and count as not {quoted(report.target)}."
@@ -172,6 +180,9 @@ def _side_effects(report: EvaluationReport) -> Html:
     if report.unrelated_unchanged is not None:
         kept = report.unrelated_unchanged
         rows.append(["unrelated answers that stay word for word", _kept(kept)])
+    rows += [[test.what, f"{test}"] for test in report.not_worse]
+    if report.selectivity is not None:
+        rows.append(["on-target change beside off-target change", str(report.selectivity)])
     if report.turns_unchanged is not None:
         kept = report.turns_unchanged
         rows.append(["answers in conversations that stay word for word", _kept(kept)])
