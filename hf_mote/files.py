@@ -156,9 +156,7 @@ def write_tensors(
         header[_METADATA_KEY] = document.decode()
     with replacing(Path(path)) as temporary:
         temporary.touch()
-        mode = (
-            temporary.stat().st_mode
-        )  # by the umask; safetensors' own are for their owner alone
+        mode = temporary.stat().st_mode  # by the umask; safetensors' own are for their owner alone
         try:
             safetensors.torch.save_file(held, temporary, metadata=header)
         except safetensors.SafetensorError as error:  # a full disk, too

@@ -23,7 +23,7 @@ from hf_mote.files import RESULT_LIMIT, local_path, read_json, read_tensors, rep
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = [
     "RESULT_LIMIT",

@@ -39,6 +39,8 @@ def chat_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
     chat_template: o.ChatTemplate = None,
     template_arg: o.TemplateArgs = None,
     trust_remote_code: o.TrustRemoteCode = False,
@@ -58,6 +60,8 @@ def chat_command(
             revision=revision,
             dtype=dtype,
             device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
             any_model=not mote,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
@@ -95,7 +99,7 @@ class _Profiles:
         """Attach all profiles at a share of their own strength; if one does not fit, the earlier dose stays."""
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.mote.patch import apply_mote
-        from hf_mote.sae.intervene import steer
+        from hf_mote.sae.steer import steer
 
         model = self.subject.model
         doses = [dataclasses.replace(config, strength=config.strength * dose) for config in self.configs]

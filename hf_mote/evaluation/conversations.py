@@ -15,11 +15,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, DataError
+from hf_mote.evaluation.changes import Change, SteeringLike, attached, read_change
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.responses import generate_responses
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import apply_mote, load_config
 
 __all__ = ["Conversation", "checked_conversations", "run_conversations"]
 
@@ -117,7 +116,7 @@ def checked_conversations(
 def run_conversations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    config: MoTEConfig | str | os.PathLike[str],
+    config: Change | SteeringLike | str | os.PathLike[str],
     conversations: Sequence[Conversation | Sequence[str]],
     *,
     batch_size: int = 16,
@@ -186,8 +185,8 @@ def run_conversations(
     chat = Chat(tokenizer, system_prompt, chat_template_kwargs)
     decoding = Decoding(max_new_tokens, generate_kwargs, batch_size, seed)
     asked = checked_conversations("run_conversations.conversations", conversations, tokenizer)
-    config = load_config(config)
-    config.check(model)
+    change = read_change(config)
+    change.check(model)
 
     def answers(which: str) -> list[list[str]]:
         said: list[list[str]] = [[] for _ in asked]
@@ -205,7 +204,7 @@ def run_conversations(
         return said
 
     before = answers("before")
-    with apply_mote(model, config):
+    with attached(model, change):
         after = answers("after")
     return [
         dataclasses.replace(one, answers_before=b, answers_after=a)

@@ -19,12 +19,15 @@ from hf_mote.errors import ConfigError, FileFormatError, one_of
 from hf_mote.hub import Shareable, card_header, public_name, read_json, write_json
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.fields import FLOAT32_MAX, checked_fingerprint, json_copy, number, pairs, token_pair, triples
+from hf_mote.printing import Printable, Summary, experts_in_words, frame_of
 from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.fingerprint import fingerprint_of
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
+
+    from pandas import DataFrame
 
 __all__ = ["CHOICES", "MoTEConfig"]
 
@@ -36,8 +39,8 @@ CHOICES = {
 }
 
 
-@dataclass(frozen=True)
-class MoTEConfig(Shareable):
+@dataclass(frozen=True, repr=False)
+class MoTEConfig(Printable, Shareable):
     """A mixture of tunable experts: what to change in a model's routing.
 
     Layers are absolute decoder layers, experts are indices within their layer; shared experts are never targets. With
@@ -208,6 +211,33 @@ class MoTEConfig(Shareable):
             [`UnsupportedError`]: if the model has no routed experts that the table knows.
         """
         check_against_model(self, model, find_routers(model))
+
+    def to_pandas(self) -> DataFrame:
+        """Return a `pandas.DataFrame` with a row for each target: layer, expert, action, value (of a bias)."""
+        rows = [(*pair, name, None) for name in ("suppress", "stimulate") for pair in getattr(self, name)]
+        rows += [(layer, expert, "bias", value) for layer, expert, value in self.bias]
+        names = ("layer", "expert", "action", "value")
+        return frame_of({name: [row[at] for row in rows] for at, name in enumerate(names)})
+
+    def _summary(self) -> Summary:
+        facts = {
+            name: f"{experts_in_words(getattr(self, name))} ({how})"
+            for name, how in (
+                ("suppress", self.suppress_mode),
+                ("stimulate", f"weight {self.stimulate_weight}"),
+                ("bias", f"on {self.bias_on}"),
+            )
+            if getattr(self, name)
+        }
+        facts["when"] = self.scope if self.thinking_tokens is None else f"{self.scope}, between {self.thinking_tokens}"
+        if self.strength != 1.0:
+            facts["strength"] = f"{self.strength:g}"
+        if self.base_model is not None:
+            facts["model"] = self.base_model
+        if self.fingerprint is None:
+            facts["checked by"] = "layers and experts alone: it has no fingerprint"
+        number = len(self.suppress) + len(self.stimulate) + len(self.bias)
+        return Summary(f"MoTEConfig: {number} expert{'s' * (number != 1)}", facts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the versions that write them, JSON-native."""

@@ -57,7 +57,7 @@ FEW = 10
 WIDE = {"num_latents": LATENTS, "dead_after_tokens": DEAD_AFTER}
 CHOOSING = {**WIDE, "k": K}
 ZIPFIAN = {**CHOOSING, "density_window": DEAD_AFTER}
-JUMP = {"l0_target": float(K), "l0_coefficient": 0.01, "bandwidth": 0.1, "initial_threshold": 0.5}
+JUMP = {"l0_target": float(K), "l0_coefficient": 3.0, "bandwidth": 0.1, "initial_threshold": 0.5}
 # Label: model class and fields; SAELens' are trained there.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "TopK": ("TopKSAE", {**CHOOSING, "aux_loss": None}),

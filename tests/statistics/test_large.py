@@ -40,7 +40,7 @@ def in_blocks(values: Array, tokens: Array, target: npt.NDArray[np.bool_], **opt
 @pytest.mark.parametrize("score", ["mean_difference", "log_odds"])
 def test_moments_test_agrees_with_relabelling(score: str, paired: bool) -> None:
     values, tokens = routed(0, 1200, [0.1] * 24)
-    values[:500, :12] += np.random.default_rng(1).binomial(1, 0.12, (500, 12))
+    values[:500, :12] += np.random.default_rng(1).binomial(1, 0.35, (500, 12))
     chosen, others = (np.arange(600), np.arange(600, 1200)) if paired else (np.arange(500), np.arange(500, 1200))
     per_token = score != "mean_difference"
     found, enough = moments_test(values, tokens, chosen, others, per_token=per_token, paired=paired)
@@ -56,7 +56,7 @@ def test_moments_test_agrees_with_relabelling(score: str, paired: bool) -> None:
     )
     # Two-sided: twice a tail that 999 relabellings at least know to within 4 standard errors.
     assert np.all(np.abs(found - expected) <= 4 * np.sqrt(2 * expected / 999))
-    assert found.min() < 0.01 < found.max()
+    assert found.min() < 0.05 < found.max()
 
 
 def test_moments_test_sees_the_skewness_of_a_small_class() -> None:
@@ -78,7 +78,8 @@ def test_moments_test_column_that_too_few_prompts_use_is_left_to_relabelling() -
     found, enough = moments_test(
         values, np.ones(4000), np.arange(300), np.arange(300, 4000), per_token=False, paired=False
     )
-    assert enough.tolist() == [False, True, True] and found[2] == 1.0
+    assert enough.tolist() == [False, True, True]
+    assert found[2] == 1.0
 
 
 @pytest.mark.parametrize("score", list(SCORES))
@@ -97,14 +98,16 @@ def test_contrast_in_blocks_has_the_scores_and_nearly_the_intervals_of_contrast(
     width = expected.high - expected.low
     assert np.all(np.abs(found.low - expected.low) < 0.2 * width)
     assert np.all(np.abs(found.high - expected.high) < 0.2 * width)
-    assert found.permutations in (None, 9_999) and found.least_p <= found.p.min()
+    assert found.permutations in (None, 9_999)
+    assert found.least_p <= found.p.min()
 
 
 def test_contrast_in_blocks_error_rate_under_the_null() -> None:
     values, tokens = routed(3, 2400, [0.002] * 100 + [0.01] * 300 + [0.1] * 400)
     target = np.random.default_rng(4).random(2400) < 0.3
     p = in_blocks(values, tokens, target, score="risk_difference").p
-    assert 0.03 < (p <= 0.05).mean() < 0.07 and (p <= 0.001).mean() < 0.006
+    assert 0.03 < (p <= 0.05).mean() < 0.07
+    assert (p <= 0.001).mean() < 0.006
 
 
 def test_contrast_in_blocks_takes_the_relabellings_it_is_given() -> None:
@@ -112,7 +115,8 @@ def test_contrast_in_blocks_takes_the_relabellings_it_is_given() -> None:
     target = np.arange(600) < 250
     found = in_blocks(values, tokens, target, permutations=1_999)
     expected = contrast(values[:, None], target, permutations=1_999)
-    assert np.array_equal(found.p, expected.p) and found.permutations == 1_999
+    assert np.array_equal(found.p, expected.p)
+    assert found.permutations == 1_999
 
 
 def test_contrast_in_blocks_value_that_is_not_finite_is_refused() -> None:

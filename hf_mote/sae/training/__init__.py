@@ -7,6 +7,7 @@ Files in reading order:
 - `cache.py`: windows of it on disk.
 - `start.py`: where SAEs start.
 - `group.py`: several SAEs on one stream.
+- `end_to_end.py`: losses of the model with an SAE spliced in.
 - `trainer.py`: `SAETrainer`.
 
 May import what `sae` may. A new way to train is a method or a callback of `SAETrainer`.

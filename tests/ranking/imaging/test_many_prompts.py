@@ -40,7 +40,8 @@ def test_rank_many_prompts_goes_in_blocks(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("hf_mote.ranking.imaging.result.MANY", 10**6)
     whole = result.rank("refusal", score="log_odds", permutations=999)
     assert torch.equal(ranking.score, whole.score)
-    assert float(ranking.q[1, 5]) < 1e-6 and float(whole.q[1, 5]) < 0.1
+    assert float(ranking.q[1, 5]) < 1e-6
+    assert float(whole.q[1, 5]) < 0.1
 
 
 def test_stability_in_blocks_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +49,8 @@ def test_stability_in_blocks_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatc
     whole = result.stability("refusal", 3, resamples=20)
     monkeypatch.setattr("hf_mote.statistics.stability.VALUES_PER_BLOCK", 7 * 300)
     parts = result.stability("refusal", 3, resamples=20)
-    assert np.array_equal(whole.frequency, parts.frequency) and whole.overlap == parts.overlap
+    assert np.array_equal(whole.frequency, parts.frequency)
+    assert whole.overlap == parts.overlap
 
 
 def test_ftri_maps_in_a_file_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,12 +72,14 @@ def test_ftri_maps_in_a_file_are_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     held = run(None)
     monkeypatch.setattr("hf_mote.maps.storage.HELD", 0)
     filed = run(tmp_path / "run")
-    assert torch.equal(held.counts, filed.counts) and torch.equal(held.weights, filed.weights)
+    assert torch.equal(held.counts, filed.counts)
+    assert torch.equal(held.weights, filed.weights)
     assert held.responses == filed.responses
     assert not [name for name in os.listdir(tmp_path / "run") if name.startswith(".maps-")]
     filed.save_pretrained(tmp_path / "result")
     again = FTRIResult.from_pretrained(tmp_path / "result")
-    assert torch.equal(held.counts, again.counts) and again.classes == held.classes
+    assert torch.equal(held.counts, again.counts)
+    assert again.classes == held.classes
 
 
 def test_empty_maps_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
