@@ -161,6 +161,7 @@ def evaluate_command(
             attn_implementation=attn_implementation,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
             any_model=all(of_latents),
         )
         for change in changes:  # of both, before either is measured

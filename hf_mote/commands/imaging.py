@@ -161,6 +161,7 @@ def ftri_command(
                 attn_implementation=attn_implementation,
                 chat_template=chat_template,
                 trust_remote_code=trust_remote_code,
+                ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
             )
             if engine is None
             else served_subject(model, organisms, revision=revision, chat_template=chat_template)

@@ -65,6 +65,14 @@ def test_dry_run_of_attribute_says_its_passes(out: Path, method: str, runs: str)
     assert f"method {method}" in text
 
 
+def test_dry_run_of_sae_training_says_steps_and_size(out: Path) -> None:
+    words = ["sae", "train", "organism:refusal", "organism:refusal", "--tokens", 5000, "--batch", 100]
+    text = plan(out, *words, "--architecture", "topk", "--latents", 64)
+    assert "steps 50 " in text
+    assert "64 latents" in text
+    assert "4 steps took" in text
+
+
 def test_dry_run_against_a_server_is_refused(out: Path) -> None:
     words = ["ftri", "organism:refusal", TRAIN, "--limit", 2, "--server", "http://127.0.0.1:9", "--dry-run"]
     result = run(*words, "--output", out)
