@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from hf_mote.ranking.causal.optimization import optimize_experts
     from hf_mote.ranking.causal.optimized import OptimizedRanking
     from hf_mote.ranking.causal.search import ExpertSearch, search_experts
+    from hf_mote.ranking.causal.subsets import random_subsets
     from hf_mote.ranking.expert_ranking import ExpertRanking
     from hf_mote.ranking.imaging.pipeline import ftri
     from hf_mote.ranking.imaging.result import FTRIResult
@@ -146,6 +147,7 @@ __all__ = [
     "load_sae",
     "optimize_experts",
     "prompt_grid",
+    "random_subsets",
     "record_routing",
     "register_routers",
     "register_sae",
@@ -220,6 +222,7 @@ _PLACES = {
     "load_sae": "hf_mote.sae.convert",
     "optimize_experts": "hf_mote.ranking.causal.optimization",
     "prompt_grid": "hf_mote.generation.grid",
+    "random_subsets": "hf_mote.ranking.causal.subsets",
     "record_routing": "hf_mote.routing.recording.record",
     "register_routers": "hf_mote.routing.unlisted.register",
     "register_sae": "hf_mote.sae.register",

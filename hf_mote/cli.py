@@ -29,6 +29,7 @@ COMMANDS = {
     "attribute": "hf_mote.commands.attribution:attribute_command",
     "sweep": "hf_mote.commands.sweep:sweep_command",
     "evaluate": "hf_mote.commands.evaluation:evaluate_command",
+    "grid": "hf_mote.commands.grid:grid_command",
     "chat": "hf_mote.commands.chat:chat_command",
     "check": "hf_mote.commands.check:check_command",
     "bake": "hf_mote.commands.bake:bake_command",

@@ -242,6 +242,8 @@ def ftri_command(
                 more["engine"] = f"vLLM, serving {engine.base_model}"
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(imaging_verdict(found)[0])
+        if config is not None:
+            tell("The config is a guess until hf-mote evaluate measures it. hf-mote find writes none before that.")
         tell(f"Report: {output / PAGE}")
         if failure is not None:
             raise failure

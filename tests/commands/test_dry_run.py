@@ -42,8 +42,8 @@ def test_dry_run_of_evaluate_counts_its_runs(out: Path, attribute_run: Path) -> 
         "--unrelated", "organism:refusal/heldout/neutral", "--max-new-tokens", 5,
     )  # fmt: skip
     assert "1 untouched, 1 with the config, 7 with random controls, 1 at other strengths" in text
-    assert "and 8 responses to other prompts" in text
-    assert "responses 48, at most 240 tokens" in text
+    assert "and 44 responses to other prompts" in text
+    assert "responses 84, at most 420 tokens" in text
 
 
 def test_dry_run_of_sweep_counts_its_settings(out: Path, attribute_run: Path) -> None:
