@@ -24,10 +24,12 @@ __all__ = ["COMMANDS", "SAE_COMMANDS", "app", "function_at"]
 COMMANDS = {
     "demo": "hf_mote.commands.demo:demo",
     "init": "hf_mote.commands.init:init_command",
+    "find": "hf_mote.commands.find:find_command",
     "ftri": "hf_mote.commands.imaging:ftri_command",
     "attribute": "hf_mote.commands.attribution:attribute_command",
     "sweep": "hf_mote.commands.sweep:sweep_command",
     "evaluate": "hf_mote.commands.evaluation:evaluate_command",
+    "grid": "hf_mote.commands.grid:grid_command",
     "chat": "hf_mote.commands.chat:chat_command",
     "check": "hf_mote.commands.check:check_command",
     "bake": "hf_mote.commands.bake:bake_command",
