@@ -41,8 +41,10 @@ COMMANDS = {
 SAE_COMMANDS = {
     "train": "hf_mote.commands.sae.train:train_command",
     "evaluate": "hf_mote.commands.sae.evaluate:evaluate_command",
+    "adapt": "hf_mote.commands.sae.adapt:adapt_command",
     "steer": "hf_mote.commands.sae.steer:steer_command",
     "top-tokens": "hf_mote.commands.sae.top_tokens:top_tokens_command",
+    "experts": "hf_mote.commands.sae.experts:experts_command",
     "convert": "hf_mote.commands.sae.convert:convert",
     "formats": "hf_mote.commands.sae.formats:formats",
 }

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hf_mote.sae.modeling import SAEModel
     from hf_mote.sae.training.activations import ActivationStream
 
-__all__ = ["default_hookpoint", "fitting", "train_command"]
+__all__ = ["default_hookpoint", "fitting", "held_out_of", "train_command"]
 
 # Of the texts, every so many-th is held out for the report.
 _HELD_OUT = 10
@@ -83,11 +83,7 @@ def train_command(
             raise UnknownNameError.of("--architecture", architecture, kinds)
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
-        held_out = texts[_HELD_OUT - 1 :: _HELD_OUT]
-        kept = [entry for place, entry in enumerate(texts) if (place + 1) % _HELD_OUT]
-        if not held_out:
-            fix = "Give more text: files, or lines."
-            raise DataError(text, "is too short to hold some out", got=f"{len(texts)} texts", expected="10", fix=fix)
+        kept, held_out = held_out_of(text, texts)
         subject = load_subject(
             model,
             organisms,
@@ -164,6 +160,23 @@ def train_command(
         for name, value in report.rows():
             tell(f"{name}: {value}")
         tell(f"SAE, report and card: {output}")
+
+
+def held_out_of(source: str, texts: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Return the texts to train on, and a tenth that is held out.
+
+    Args:
+        source (`str`): Where they come from, for the error.
+        texts (`list`): The texts, shuffled.
+
+    Raises:
+        [`DataError`]: if there are fewer than ten.
+    """
+    held_out = texts[_HELD_OUT - 1 :: _HELD_OUT]
+    if not held_out:
+        fix = "Give more text: files, or lines."
+        raise DataError(source, "is too short to hold some out", got=f"{len(texts)} texts", expected="10", fix=fix)
+    return [entry for place, entry in enumerate(texts) if (place + 1) % _HELD_OUT], held_out
 
 
 def default_hookpoint(model: nn.Module) -> str:
