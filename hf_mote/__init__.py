@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from hf_mote.judges.refusal import RefusalJudge
     from hf_mote.judges.regex import RegexJudge
     from hf_mote.judges.server import ServerJudge
+    from hf_mote.links.latent_expert_map import LatentExpertMap
+    from hf_mote.links.link import link_latents
     from hf_mote.maps.activation_map import ActivationMap
     from hf_mote.mote.bake import bake_mote
     from hf_mote.mote.baked_model import BakedModel
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from hf_mote.ranking.causal.optimization import optimize_experts
     from hf_mote.ranking.causal.optimized import OptimizedRanking
     from hf_mote.ranking.causal.search import ExpertSearch, search_experts
+    from hf_mote.ranking.causal.subsets import random_subsets
     from hf_mote.ranking.expert_ranking import ExpertRanking
     from hf_mote.ranking.imaging.pipeline import ftri
     from hf_mote.ranking.imaging.result import FTRIResult
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from hf_mote.sae.steer import steer
     from hf_mote.sae.steering import SteeringConfig
     from hf_mote.sae.training.activations import collect_activations
+    from hf_mote.sae.training.adapt import adapt_to_sae
     from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
     from hf_mote.sae.variants import (
         BatchTopKSAEConfig,
@@ -100,6 +104,7 @@ __all__ = [
     "JumpReLUSAEModel",
     "LMJudge",
     "LanguageJudge",
+    "LatentExpertMap",
     "MatryoshkaSAEConfig",
     "MatryoshkaSAEModel",
     "MoTEConfig",
@@ -130,6 +135,7 @@ __all__ = [
     "VLLMEngine",
     "__version__",
     "ablate_experts",
+    "adapt_to_sae",
     "apply_mote",
     "attribute_experts",
     "bake_mote",
@@ -141,11 +147,13 @@ __all__ = [
     "export_sae",
     "find_routers",
     "ftri",
+    "link_latents",
     "list_saes",
     "load_organism",
     "load_sae",
     "optimize_experts",
     "prompt_grid",
+    "random_subsets",
     "record_routing",
     "register_routers",
     "register_sae",
@@ -175,6 +183,7 @@ _PLACES = {
     "JumpReLUSAEModel": "hf_mote.sae.variants",
     "LMJudge": "hf_mote.judges.language_model",
     "LanguageJudge": "hf_mote.judges.language",
+    "LatentExpertMap": "hf_mote.links.latent_expert_map",
     "MatryoshkaSAEConfig": "hf_mote.sae.variants",
     "MatryoshkaSAEModel": "hf_mote.sae.variants",
     "MoTEConfig": "hf_mote.mote.config",
@@ -204,6 +213,7 @@ _PLACES = {
     "TopKSAEModel": "hf_mote.sae.variants",
     "VLLMEngine": "hf_mote.serving.engine",
     "ablate_experts": "hf_mote.ranking.causal.ablation",
+    "adapt_to_sae": "hf_mote.sae.training.adapt",
     "apply_mote": "hf_mote.mote.patch",
     "attribute_experts": "hf_mote.ranking.causal.attribution",
     "bake_mote": "hf_mote.mote.bake",
@@ -215,11 +225,13 @@ _PLACES = {
     "export_sae": "hf_mote.sae.convert",
     "find_routers": "hf_mote.routing.sites.discover",
     "ftri": "hf_mote.ranking.imaging.pipeline",
+    "link_latents": "hf_mote.links.link",
     "list_saes": "hf_mote.sae.convert",
     "load_organism": "hf_mote.organisms.organism",
     "load_sae": "hf_mote.sae.convert",
     "optimize_experts": "hf_mote.ranking.causal.optimization",
     "prompt_grid": "hf_mote.generation.grid",
+    "random_subsets": "hf_mote.ranking.causal.subsets",
     "record_routing": "hf_mote.routing.recording.record",
     "register_routers": "hf_mote.routing.unlisted.register",
     "register_sae": "hf_mote.sae.register",

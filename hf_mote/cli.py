@@ -29,6 +29,7 @@ COMMANDS = {
     "attribute": "hf_mote.commands.attribution:attribute_command",
     "sweep": "hf_mote.commands.sweep:sweep_command",
     "evaluate": "hf_mote.commands.evaluation:evaluate_command",
+    "grid": "hf_mote.commands.grid:grid_command",
     "chat": "hf_mote.commands.chat:chat_command",
     "check": "hf_mote.commands.check:check_command",
     "bake": "hf_mote.commands.bake:bake_command",
@@ -40,8 +41,10 @@ COMMANDS = {
 SAE_COMMANDS = {
     "train": "hf_mote.commands.sae.train:train_command",
     "evaluate": "hf_mote.commands.sae.evaluate:evaluate_command",
+    "adapt": "hf_mote.commands.sae.adapt:adapt_command",
     "steer": "hf_mote.commands.sae.steer:steer_command",
     "top-tokens": "hf_mote.commands.sae.top_tokens:top_tokens_command",
+    "experts": "hf_mote.commands.sae.experts:experts_command",
     "convert": "hf_mote.commands.sae.convert:convert",
     "formats": "hf_mote.commands.sae.formats:formats",
 }

@@ -141,7 +141,7 @@ def evaluate_command(
         # From here on torch and transformers are needed.
         from hf_mote.commands.plan import plan_responses
         from hf_mote.evaluation.both_ways import BothWays, stimulating
-        from hf_mote.evaluation.evaluate import evaluate_mote
+        from hf_mote.evaluation.evaluate import OFF_TARGET, evaluate_mote
         from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.reports.evaluation import Evaluation
@@ -161,6 +161,7 @@ def evaluate_command(
             attn_implementation=attn_implementation,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
             any_model=all(of_latents),
         )
         for change in changes:  # of both, before either is measured
@@ -181,7 +182,11 @@ def evaluate_command(
                     "with random controls": controls * len(changes),
                     **({"at other strengths": len(doses) * len(changes)} if doses else {}),
                 },
-                others=2 * len(changes) * (len(others) + sum(len(talk.turns) for talk in talks)),
+                others=len(changes)
+                * (
+                    2 * (len(others) + sum(len(talk.turns) for talk in talks))
+                    + (2 + controls) * min(len(others), OFF_TARGET)
+                ),
                 judge=judge or "the organism's own",
             )
             return

@@ -46,6 +46,8 @@ MOST_OPTIMIZED = 12
 MOST_TRIED = 16  # prompts that a candidate is tried on
 SPARED = 0.02  # of the rate: what the loss of an expert that is not needed may cost
 MORE_CONTROLS = 3
+STEPPING_IN = (2, 4)  # experts that are tried beside those that they step in for
+LEAST_RISE = 0.05  # of the tokens
 LEAST_EFFECT = 0.5  # of the rate, that a candidate must take away to be worth measuring
 
 
@@ -58,7 +60,7 @@ class Candidate:
         config (`MoTEConfig`): That suppresses them.
         left (`float`): The rate of the behaviour that is left.
         broken (`float`): Share of responses that are no coherent text.
-        effect (`float`): Coherent change of the rate.
+        effect (`float`): Coherent change of the rate; 0 if the text breaks.
     """
 
     method: str
@@ -269,7 +271,8 @@ def _tried(
     asked: dict[str, Any] = {"target": label, "unrelated": aside, "num_controls": 0, "progress": False, **chat}
     report = evaluate_mote(model, tokenizer, config, prompts, judge, **asked)
     share = 0.0 if report.coherence is None else report.coherence.share_after.rate
-    return Candidate(name, config, report.after.rate, share, report.coherent_effect)
+    broken = report.coherence is not None and report.coherence.broken
+    return Candidate(name, config, report.after.rate, share, 0.0 if broken else report.coherent_effect)
 
 
 def _pruned(best: Candidate, trial: Callable[[str, MoTEConfig], Candidate]) -> Candidate:
@@ -342,6 +345,7 @@ def _candidates(
     """Return rankings, and configs that suppress their first experts, each set once."""
     from hf_mote.mote.config import MoTEConfig
     from hf_mote.ranking.causal.optimization import optimize_experts
+    from hf_mote.ranking.causal.share import routed_share
 
     sets: dict[tuple[tuple[int, int], ...], str] = {}
     rankings: dict[str, ExpertRanking] = {}
@@ -364,6 +368,21 @@ def _candidates(
     # The model's own words: what it says here, and what it says where it does not show the behaviour.
     responses = [part.responses[place] for place in asked]
     baselines = [part.responses[draw.choice(others)] for _ in asked]
+    try:
+        routed = routed_share(
+            model,
+            tokenizer,
+            [part.prompts[place] for place in asked],
+            responses,
+            baselines,
+            batch_size=chat["batch_size"],
+            gains=[0.0, 1.0],
+            system_prompt=chat["system_prompt"],
+            chat_template_kwargs=chat["chat_template_kwargs"],
+        )
+        notes.append(str(routed))
+    except HFMoTEError as error:
+        notes.append(f"how much is in routed experts cannot be measured: {error}")
     announce(f"learning gates on all experts together, on {len(asked)} prompts")
     try:
         optimized = optimize_experts(
@@ -389,12 +408,45 @@ def _candidates(
         for point in optimized.path:
             add(f"gates learnt together, at a price of {point.penalty:g}", point.experts)
     fingerprint = contrast.fingerprint
+    announce("looking for experts that step in when the first are suppressed")
+    prompts = [part.prompts[place] for place in asked]
+    number = min(max(1, round(SHARES[-1] * len(contrast))), positive)
+    if number:
+        first = contrast.top(number)
+        config = MoTEConfig(suppress=sorted(list(pair) for pair in first), fingerprint=fingerprint)
+        stepping = _stepping_in(model, tokenizer, prompts, config, chat)
+        for more in STEPPING_IN:
+            name = f"the contrast's first {number} and the first {more} that step in for them"
+            add(name, [*first, *[pair for pair in stepping if pair not in first][:more]])
     configs = {}
     for pairs, name in sets.items():
         suppress = [[layer, expert] for layer, expert in pairs]
         provenance: dict[str, Any] = {"method": name, "target": label}
         configs[name] = MoTEConfig(suppress=suppress, fingerprint=fingerprint, provenance=provenance)
     return rankings, configs
+
+
+def _stepping_in(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    config: MoTEConfig,
+    chat: dict[str, Any],
+) -> list[tuple[int, int]]:
+    """Return experts by how much more of the tokens they take while a config is at work, those that take more."""
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.mote.patch import apply_mote
+    from hf_mote.ranking.imaging.pipeline import ftri
+
+    shares = []
+    for one in (MoTEConfig(), config):
+        with apply_mote(model, one):
+            seen = ftri(model, tokenizer, prompts, lambda _: "any", scope="all", progress=False, **chat)
+        shares.append((seen.counts.double() / seen.num_tokens.double()[:, None, None]).mean(dim=0))
+    rise = shares[1] - shares[0]
+    order = rise.flatten().argsort(descending=True).tolist()
+    width = rise.shape[1]
+    return [(seen.layers[at // width], at % width) for at in order if float(rise.flatten()[at]) > LEAST_RISE]
 
 
 def find_command(

@@ -161,6 +161,7 @@ def ftri_command(
                 attn_implementation=attn_implementation,
                 chat_template=chat_template,
                 trust_remote_code=trust_remote_code,
+                ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
             )
             if engine is None
             else served_subject(model, organisms, revision=revision, chat_template=chat_template)
@@ -241,6 +242,8 @@ def ftri_command(
                 more["engine"] = f"vLLM, serving {engine.base_model}"
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(imaging_verdict(found)[0])
+        if config is not None:
+            tell("The config is a guess until hf-mote evaluate measures it. hf-mote find writes none before that.")
         tell(f"Report: {output / PAGE}")
         if failure is not None:
             raise failure

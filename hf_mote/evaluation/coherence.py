@@ -19,10 +19,12 @@ from hf_mote.errors import DataError
 from hf_mote.generation.certainty import Signs
 from hf_mote.statistics.rates import Rate
 
-__all__ = ["FALSE_ALARMS", "NEITHER", "Coherence", "Limits", "coherent_effect", "incoherent", "limits_of"]
+__all__ = ["FALSE_ALARMS", "NEITHER", "Coherence", "Limits", "coherent_effect", "incoherent", "less_sure", "limits_of"]
 
 FALSE_ALARMS = 0.05  # share of responses like the references that are called incoherent, at most
 MOST_BROKEN = 2 * FALSE_ALARMS  # a config whose share of incoherent responses is surely above it breaks the text
+LEAST_REFERENCES = 10  # to other prompts, to tell whether a model is less sure than it was
+MOST_UNSURE = 0.75
 LEAST_SURPRISE = 0.05  # nats: tokens with a probability of 0.95 are no sign of anything
 LEAST_REPEATED = 0.5  # of the token pairs
 NEITHER = "neither"
@@ -116,6 +118,9 @@ class Coherence:
         after (`list[bool]`): The same with the config.
         controls (`list[list[bool]]`): The same with each control.
         counted (`Rate`): The rate with the config, incoherent responses counted against the change.
+        unsure (`float`, *optional*): Chance that a response with the config is one of which its model is less sure
+            than the untouched model of a reference; 0.5 where they are alike.
+        unsure_low (`float`, *optional*): Lower end of its one-sided 95 % interval.
     """
 
     limit_surprise: float
@@ -125,6 +130,8 @@ class Coherence:
     after: list[bool]
     controls: list[list[bool]]
     counted: Rate
+    unsure: float | None = None
+    unsure_low: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("limit_surprise", "limit_repeated"):
@@ -150,8 +157,15 @@ class Coherence:
 
     @property
     def broken(self) -> bool:
-        """Whether the config breaks the text: surely more than 10 % are incoherent, and more than before."""
+        """Whether the config breaks the text.
+
+        It does if surely more than 10 % of the responses are incoherent, and more than before; or if the model with
+        the config is so much less sure of its responses than the untouched model of the references that three of four
+        pairs of them show it, surely.
+        """
         after, before = self.share_after, self.share_before
+        if self.unsure_low is not None and self.unsure_low > MOST_UNSURE:
+            return True
         return after.low > MOST_BROKEN and after.low > before.rate
 
     @classmethod
@@ -164,7 +178,31 @@ class Coherence:
         return cls(**{**values, "counted": Rate(**values["counted"])})
 
 
-def _quantile(values: Sequence[float]) -> float:
-    """Return the value that a further one exceeds with a chance of at most half of the false alarms."""
-    place = math.ceil((len(values) + 1) * (1 - FALSE_ALARMS / 2))
+def less_sure(signs: Sequence[Signs], references: Sequence[Signs]) -> tuple[float, float] | None:
+    """Return the chance that a response is one of which its model is less sure than of a reference, and its lower end.
+
+    What is below 0.05 nats per token counts as 0.05. The standard error is that of Hanley and McNeil
+    (1982), "The Meaning and Use of the Area under a ROC Curve".
+
+    Args:
+        signs (`Sequence[Signs]`): Of responses.
+        references (`Sequence[Signs]`): Of the untouched model's responses to other prompts.
+
+    Returns:
+        `tuple[float, float]`: 0 to 1; `None` with fewer than ten references.
+    """
+    if len(references) < LEAST_REFERENCES or not signs:
+        return None
+    above = [max(one.surprise, LEAST_SURPRISE) for one in signs]
+    below = [max(one.surprise, LEAST_SURPRISE) for one in references]
+    won = sum((one > other) + 0.5 * (one == other) for one in above for other in below)
+    chance = won / (len(above) * len(below))
+    first, second = chance / (2 - chance), 2 * chance**2 / (1 + chance)
+    spread = chance * (1 - chance) + (len(above) - 1) * (first - chance**2) + (len(below) - 1) * (second - chance**2)
+    return chance, chance - 1.645 * math.sqrt(max(0.0, spread) / (len(above) * len(below)))
+
+
+def _quantile(values: Sequence[float], level: float = 1 - FALSE_ALARMS / 2) -> float:
+    """Return the value that a further one is at or below with at least this chance, as far as so few can tell."""
+    place = math.ceil((len(values) + 1) * level)
     return sorted(values)[min(place, len(values)) - 1]

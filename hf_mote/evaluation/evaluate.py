@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, real
 from hf_mote.evaluation.changes import Change, LatentChange, SteeringLike, read_change, with_fields
-from hf_mote.evaluation.coherence import Coherence, Limits, incoherent, limits_of
+from hf_mote.evaluation.coherence import Coherence, Limits, incoherent, less_sure, limits_of
 from hf_mote.evaluation.conversations import Conversation, answer_conversations, checked_conversations
 from hf_mote.evaluation.rates import Measured, RateMeasurement, Rates
 from hf_mote.evaluation.report import EvaluationReport
@@ -299,6 +299,7 @@ def _reports(
             (label == trial.label or wrong) if falls else (label == trial.label and not wrong)
             for label, wrong in zip(after.labels, broken, strict=True)
         ]
+        unsure = less_sure(after.signs, references)
         coherence = Coherence(
             limit_surprise=limits.surprise,
             limit_repeated=limits.repeated,
@@ -307,6 +308,8 @@ def _reports(
             after=broken,
             controls=[incoherent(signs, labels, limits, trial.neither) for labels, signs in runs],
             counted=Rate.of_groups(counted, trial.groups, trial.confidence),
+            unsure=None if unsure is None else unsure[0],
+            unsure_low=None if unsure is None else unsure[1],
         )
         reports.append(
             EvaluationReport(

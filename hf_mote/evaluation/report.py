@@ -267,6 +267,8 @@ class EvaluationReport(Printable, Shareable):
         if self.coherence is not None and (outcome == "breaks the text" or any(self.coherence.after)):
             share, was = self.coherence.share_after, self.coherence.share_before
             junk = f"{share} of the responses with it are no coherent text ({was.rate:.1%} of the untouched model's)"
+            if self.coherence.unsure is not None and outcome == "breaks the text":
+                junk += f", and it is less sure of {self.coherence.unsure:.0%} than the untouched model of others"
         if self.p_value is None:
             text = f"{change}; without random controls that says nothing about these {self.units}"
             return f"{text}; {junk}." if junk else f"{text}."

@@ -133,18 +133,18 @@ def _against(report: EvaluationReport, other: EvaluationReport) -> Html:
     chart = effect_chart(points, title=title, rate_name=f"responses of class {quoted(report.target)}")
     headings = ["model", "rate", "interval", "controls, mean", "p", "unrelated unchanged", "KL per token, nats"]
     rows: list[Sequence[Child]] = [
-        ["untouched", percent(report.before.rate), _interval(report.before), "–", "–", "–", "–"]
+        ["untouched", percent(report.before.rate, report.before.n), _interval(report.before), "–", "–", "–", "–"]
     ]
     for name, one in pairs:
         kept, seen = one.unrelated_unchanged, one.side_effects
         rows.append(
             [
                 name,
-                percent(one.after.rate),
+                percent(one.after.rate, one.after.n),
                 _interval(one.after),
-                percent(fmean(one.controls)) if one.controls else "–",
+                percent(fmean(one.controls), one.after.n) if one.controls else "–",
                 "–" if one.p_value is None else probability(one.p_value),
-                "–" if kept is None else percent(kept.rate),
+                "–" if kept is None else percent(kept.rate, kept.n),
                 "–" if seen is None else number(seen.kl),
             ]
         )

@@ -53,7 +53,7 @@ def measured(organism: Organism, test: dict[str, list[str]], experts: list[Any])
     return {"left": report.after.rate, "junk": report.coherence.share_after.rate, "shown": report.before.rate}
 
 
-def scored(base: str, variant: str, seed: int) -> dict[str, Any]:
+def scored(base: str, variant: str, seed: int, skipped: tuple[str, ...] = ()) -> dict[str, Any]:
     organism = made(base, variant, seed)
     train, test = draw_prompts(organism, seed=seed, num_imaged=NUM_IMAGED, num_tested=NUM_TESTED)
     started = time.process_time()
@@ -63,7 +63,7 @@ def scored(base: str, variant: str, seed: int) -> dict[str, Any]:
     planted = set(organism.planted)
     rows: dict[str, Any] = {}
     for name, method in METHODS.items():
-        if name in SKIPPED:
+        if name in SKIPPED or any(part in name for part in skipped):
             continue
         started = time.process_time()
         ranking = method(case)
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--base", default="refusal")
     parser.add_argument("--variants", nargs="*", default=["-", *VARIANTS], help="'-' is the base itself")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--skip", nargs="*", default=[], help="methods to leave out, by a part of their names")
     parser.add_argument("--output", type=Path, help="write the figures there, as JSON")
     parser.add_argument("--table", type=Path, nargs="*", help="print the table of figures that were written")
     options = parser.parse_args()
@@ -155,7 +156,7 @@ def main() -> None:
         for variant in options.variants:
             for seed in options.seeds:
                 sys.stderr.write(f"{options.base} {variant} {seed}\n")
-                results.append(scored(options.base, variant, seed))
+                results.append(scored(options.base, variant, seed, tuple(options.skip)))
                 if options.output is not None:
                     options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(f"{table(results)}\n")

@@ -68,6 +68,7 @@ def test_find_writes_a_proven_config_and_what_it_rests_on(tmp_path):
     assert (tmp_path / "run" / "rankings" / "optimization").is_dir()
 
 
+@pytest.mark.slow
 def test_find_on_the_negative_control_says_that_it_cannot_and_why(tmp_path):
     result = ran(
         "find", "organism:diffuse-refusal", "organism:diffuse-refusal/train", "--limit", 20, "--controls", 19,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,23 @@ def test_pages_that_are_as_they_should_be_are_left_alone(tmp_path: Path) -> None
     assert changed == {"judges.md"}
 
 
-def test_a_public_name_on_no_page_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GROUPS, "judges", Group("Judges", GROUPS["judges"].names[1:]))
-    with pytest.raises(ValueError, match="RefusalJudge: on no page"):
+OF_A_PART = [("judges", "RefusalJudge"), ("patching", "apply_mote"), ("sae_use", "steer")]
+
+
+@pytest.mark.parametrize(("page", "name"), OF_A_PART)
+def test_a_public_name_that_no_group_lists_is_on_the_page_of_its_part(
+    page: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    title, names = GROUPS[page]
+    monkeypatch.setitem(GROUPS, page, Group(title, tuple(other for other in names if other != name)))
+    write_api_pages(tmp_path)
+    headings = re.findall(r"^## (.*)$", (tmp_path / f"{page}.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[-1] == name
+
+
+def test_a_public_name_on_two_pages_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GROUPS, "judges", Group("Judges", (*GROUPS["judges"].names, "ftri")))
+    with pytest.raises(ValueError, match="ftri: on two pages"):
         write_api_pages(tmp_path)
     assert not list(tmp_path.iterdir())
 

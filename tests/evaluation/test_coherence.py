@@ -7,7 +7,7 @@ import pytest
 
 from hf_mote import EvaluationReport, MoTEConfig, evaluate_mote, load_organism
 from hf_mote.errors import DataError
-from hf_mote.evaluation.coherence import FALSE_ALARMS, Coherence, coherent_effect, incoherent, limits_of
+from hf_mote.evaluation.coherence import FALSE_ALARMS, Coherence, coherent_effect, incoherent, less_sure, limits_of
 from hf_mote.generation.certainty import Signs
 from hf_mote.organisms import make_variant
 from hf_mote.statistics.rates import Rate
@@ -129,3 +129,24 @@ def test_some_of_the_planted_experts_alone_leave_junk_and_are_not_believed(exper
     report = evaluated(load_organism("refusal"), experts, controls=0, prompts=16, others=10)
     assert report.after.rate <= 0.2
     assert report.coherence.broken
+
+
+def test_model_that_is_unsure_of_most_it_writes_breaks_the_text_though_no_response_proves_it():
+    references = [sign(0.001)] * 10 + [sign(0.07 * place) for place in range(1, 11)]
+    good = {"limit_surprise": 1.0, "limit_repeated": 0.5, "references": 20, "before": [False] * 20, "controls": []}
+    for surprise, breaks in ((0.001, False), (0.2, False), (0.6, True)):
+        chance, low = less_sure([sign(surprise)] * 20, references)
+        assert low <= chance
+        kept = {"after": [False] * 20, "counted": Rate.of(0, 20), "unsure": chance, "unsure_low": low}
+        assert Coherence(**good, **kept).broken == breaks
+    assert less_sure([sign(9.0)] * 20, references[:5]) is None
+
+
+def test_model_as_sure_as_before_is_rarely_called_less_sure():
+    """500 draws of 16 responses like 24 references: a chance of three in four by accident is rare."""
+    rng = np.random.default_rng(3)
+    found = 0
+    for _ in range(500):
+        signs = [sign(value) for value in rng.exponential(0.3, 40)]
+        found += less_sure(signs[:16], signs[16:])[1] > 0.75
+    assert found <= 2
