@@ -24,10 +24,12 @@ __all__ = ["COMMANDS", "SAE_COMMANDS", "app", "function_at"]
 COMMANDS = {
     "demo": "hf_mote.commands.demo:demo",
     "init": "hf_mote.commands.init:init_command",
+    "find": "hf_mote.commands.find:find_command",
     "ftri": "hf_mote.commands.imaging:ftri_command",
     "attribute": "hf_mote.commands.attribution:attribute_command",
     "sweep": "hf_mote.commands.sweep:sweep_command",
     "evaluate": "hf_mote.commands.evaluation:evaluate_command",
+    "grid": "hf_mote.commands.grid:grid_command",
     "chat": "hf_mote.commands.chat:chat_command",
     "check": "hf_mote.commands.check:check_command",
     "bake": "hf_mote.commands.bake:bake_command",
@@ -39,8 +41,10 @@ COMMANDS = {
 SAE_COMMANDS = {
     "train": "hf_mote.commands.sae.train:train_command",
     "evaluate": "hf_mote.commands.sae.evaluate:evaluate_command",
+    "adapt": "hf_mote.commands.sae.adapt:adapt_command",
     "steer": "hf_mote.commands.sae.steer:steer_command",
     "top-tokens": "hf_mote.commands.sae.top_tokens:top_tokens_command",
+    "experts": "hf_mote.commands.sae.experts:experts_command",
     "convert": "hf_mote.commands.sae.convert:convert",
     "formats": "hf_mote.commands.sae.formats:formats",
 }

@@ -106,7 +106,8 @@ def nothing_global_left_changed() -> Iterator[None]:
     after = _global_state()
     for name in ("transformers", "hf_mote"):
         logging.getLogger(name).setLevel(before[f"level of the logger {name!r}"])  # type: ignore[arg-type]
-    names = (environment.keys() | os.environ.keys()) - {"PYTEST_CURRENT_TEST"}
+    # The second is set when torch's compiler is first imported.
+    names = (environment.keys() | os.environ.keys()) - {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
     before |= {name: environment.get(name) for name in names}
     after |= {name: os.environ.get(name) for name in names}
     changed = {name: (value, after[name]) for name, value in before.items() if after[name] != value}

@@ -52,9 +52,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": _STOREYS
     | {"hooks", "passes", "mote", "statistics", "generation", "judges", "hub", "files", "printing", "plots"},
     "sae": {"hooks", "passes", "files", "folders", "hub"},
+    "links": _STOREYS | {"hooks", "passes", "maps", "sae", "hub", "files"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps", "web"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},
-    "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "drawing", "files"},
+    "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "links", "drawing", "files"},
 }
 ANYTHING = {"__init__", "__main__", "cli", "commands"}
 # But by the root and the command line.

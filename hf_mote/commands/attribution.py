@@ -125,6 +125,7 @@ def attribute_command(
             attn_implementation=attn_implementation,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
         )
         o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, shortlist=shortlist, top=top)
         if dry_run:

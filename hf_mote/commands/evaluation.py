@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,7 @@ from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, HFMoTEError, one_of
 
 if TYPE_CHECKING:
+    from hf_mote.commands.model import Subject
     from hf_mote.evaluation.changes import Change
     from hf_mote.reports.evaluation import Evaluation
 
@@ -57,6 +59,24 @@ def evaluate_command(
     sae: Annotated[
         str | None, typer.Option(help="Folder or Hub id of the SAE of a steering config, if not the one it names.")
     ] = None,
+    opposite: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts that do not show the behaviour: the same experts are stimulated on them, and both stand in "
+            "one table. Same sources as PROMPTS."
+        ),
+    ] = None,
+    preregister: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of a pre-registration. If there is none yet, it is written and nothing is measured; the same "
+            "command then measures, if model, config, prompts, judge and settings are still those."
+        ),
+    ] = None,
+    margin: Annotated[
+        float,
+        typer.Option(min=0.001, max=1.0, help="Largest share of unrelated answers whose change would not matter."),
+    ] = 0.1,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-evaluate"),
     controls: o.Controls = 40,
     control_kind: Annotated[
@@ -103,6 +123,7 @@ def evaluate_command(
         read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         asked = read(prompts)
         others = read(unrelated).prompts if unrelated is not None else []
+        turned = read(opposite).prompts if opposite is not None else []
         plain = read(texts).texts if texts is not None else []
         talks = read_conversations(conversations, limit=limit, seed=seed) if conversations is not None else []
         labels = response_judge(
@@ -119,10 +140,12 @@ def evaluate_command(
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
         from hf_mote.commands.plan import plan_responses
-        from hf_mote.evaluation.evaluate import evaluate_mote
+        from hf_mote.evaluation.both_ways import BothWays, stimulating
+        from hf_mote.evaluation.evaluate import OFF_TARGET, evaluate_mote
         from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.reports.evaluation import Evaluation
+        from hf_mote.routing.sites.discover import find_routers
 
         changes = [read_config(name, sae) for name in (config, against) if name is not None]
         of_latents = [not isinstance(change, MoTEConfig) for change in changes]
@@ -138,10 +161,15 @@ def evaluate_command(
             attn_implementation=attn_implementation,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
             any_model=all(of_latents),
         )
         for change in changes:  # of both, before either is measured
             change.check(subject.model)
+        experts = changes[0]
+        if turned and not isinstance(experts, MoTEConfig):
+            fix = "Leave it out, or give a config of experts."
+            raise ConfigError("--opposite", "stimulates experts, and the config is of latents", fix=fix)
         if dry_run:
             plan_responses(
                 subject,
@@ -154,10 +182,37 @@ def evaluate_command(
                     "with random controls": controls * len(changes),
                     **({"at other strengths": len(doses) * len(changes)} if doses else {}),
                 },
-                others=2 * len(changes) * (len(others) + sum(len(talk.turns) for talk in talks)),
+                others=len(changes)
+                * (
+                    2 * (len(others) + sum(len(talk.turns) for talk in talks))
+                    + (2 + controls) * min(len(others), OFF_TARGET)
+                ),
                 judge=judge or "the organism's own",
             )
             return
+        groups = None if group_field is None else asked.column(group_field)
+        registered = None
+        if preregister is not None:
+            settings: dict[str, Any] = {
+                "num_controls": controls,
+                "control_kind": control_kind,
+                "strengths": doses,
+                "seed": seed,
+                "margin": margin,
+                "max_new_tokens": max_new_tokens,
+                "batch_size": batch_size,
+                "generate_kwargs": sampled,
+                "system_prompt": system_prompt,
+                "chat_template_kwargs": told,
+                "groups": groups,
+                "opposite": turned,
+                "texts": plain,
+                "conversations": [dataclasses.asdict(talk) for talk in talks],
+            }
+            registered = _registered(preregister, subject, changes, asked.prompts, others, labels, wanted, settings)
+            if registered is None:
+                tell(f"Written: {preregister}. Nothing was measured; the same command does, if all is as it is now.")
+                return
         with writing_to(output, force=force) as folder:
             reports = []
             for name, change in zip((config, against), changes, strict=False):
@@ -181,10 +236,34 @@ def evaluate_command(
                     system_prompt=system_prompt,
                     chat_template_kwargs=told,
                     generate_kwargs=sampled,
-                    groups=None if group_field is None else asked.column(group_field),
+                    groups=groups,
+                    margin=margin,
                 )
-                reports.append(report)
+                reports.append(dataclasses.replace(report, preregistration=registered))
             found = Evaluation(subject.name, reports[0], *reports[1:])
+            both = None
+            if turned and isinstance(experts, MoTEConfig):
+                say(f"stimulating the same experts on {len(turned)} prompts")
+                both = BothWays(
+                    reports[0],
+                    evaluate_mote(
+                        subject.model,
+                        subject.tokenizer,
+                        stimulating(experts, {site.layer: site.top_k for site in find_routers(subject.model)}),
+                        turned,
+                        labels,
+                        target=wanted,
+                        num_controls=controls,
+                        control_kind=control_kind,  # type: ignore[arg-type]
+                        seed=seed,
+                        batch_size=batch_size,
+                        max_new_tokens=max_new_tokens,
+                        system_prompt=system_prompt,
+                        chat_template_kwargs=told,
+                        generate_kwargs=sampled,
+                    ),
+                )
+                both.stimulated.save_pretrained(folder / "stimulated")
             more = {
                 "config": config,
                 **({} if against is None else {"against": against}),
@@ -196,6 +275,12 @@ def evaluate_command(
         tell(reports[0].verdict)
         for other in reports[1:]:
             tell(f"Against {against}: {other.verdict}")
+        for test in reports[0].not_worse:
+            tell(f"Unrelated answers: {test}.")
+        if both is not None:
+            tell(f"Stimulated on the opposite prompts: {both.stimulated.verdict}\n\n{both.table}\n")
+        if registered is not None:
+            tell(f"As registered before: {preregister}, {registered[:12]}")
         tell(f"Report: {output / PAGE}")
 
 
@@ -230,6 +315,42 @@ def read_config(name: str, sae: str | None = None) -> Change:
         except HFMoTEError:
             pass
         raise
+
+
+def _registered(
+    path: Path,
+    subject: Subject,
+    changes: Sequence[Change],
+    prompts: Sequence[Any],
+    unrelated: Sequence[Any],
+    judge: object,
+    target: object,
+    settings: dict[str, Any],
+) -> str | None:
+    """Check what is about to be measured against a pre-registration; write one and return `None` if there is none."""
+    from hf_mote.evaluation.preregistration import Preregistration, preregister
+    from hf_mote.mote.config import MoTEConfig
+
+    if any(not isinstance(change, MoTEConfig) for change in changes):
+        what = "is of the experts of a model; latents cannot be registered yet"
+        raise ConfigError("--preregister", what, fix="Leave it out, or give configs of experts.")
+    against = [change.to_dict() for change in changes[1:]]
+    plan = preregister(
+        model=MoTEConfig.for_model(subject.model).fingerprint or {},
+        config=changes[0].to_dict(),
+        prompts=prompts,
+        judge=judge,
+        target=str(target),
+        unrelated=unrelated,
+        **settings,
+        **({"against": against[0]} if against else {}),
+    )
+    if not path.exists():
+        plan.write(path)
+        return None
+    known = Preregistration.read(path)
+    known.check(plan)
+    return known.digest
 
 
 def _write(folder: Path, found: Evaluation, changes: Sequence[Change], provenance: dict[str, str]) -> None:
@@ -275,6 +396,7 @@ def _write(folder: Path, found: Evaluation, changes: Sequence[Change], provenanc
         "kind": "evaluation",
         "verdict": report.verdict,
         "found": report.beats_controls(),
+        "outcome": report.outcome(),
         "target": report.target,
         "before": report.before.rate,
         "after": report.after.rate,

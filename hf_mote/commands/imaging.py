@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from hf_mote.ranking.imaging.result import FTRIResult
     from hf_mote.reports.imaging import Imaging
     from hf_mote.reports.tokens import RoutedText
+    from hf_mote.statistics.predictability import Predictability
     from hf_mote.statistics.stability import Stability
 
 __all__ = ["ftri_command"]
@@ -160,6 +161,7 @@ def ftri_command(
                 attn_implementation=attn_implementation,
                 chat_template=chat_template,
                 trust_remote_code=trust_remote_code,
+                ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
             )
             if engine is None
             else served_subject(model, organisms, revision=revision, chat_template=chat_template)
@@ -233,12 +235,15 @@ def ftri_command(
                 traced=followed,
                 alike=result.alike(followed),
                 config=None if config is None else config.to_dict(),
+                predicted=None if first is None else _predicted(result, wanted, groups, seed),
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judge or "the organism's own"}
             if engine is not None:
                 more["engine"] = f"vLLM, serving {engine.base_model}"
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(imaging_verdict(found)[0])
+        if config is not None:
+            tell("The config is a guess until hf-mote evaluate measures it. hf-mote find writes none before that.")
         tell(f"Report: {output / PAGE}")
         if failure is not None:
             raise failure
@@ -293,6 +298,21 @@ def _stability(
             target, n, score=score, normalize=normalize, groups=groups, resamples=STABILITY_DRAWS, seed=seed
         )
     except DataError:  # a class of one prompt, of which nothing can be drawn anew
+        return None
+
+
+def _predicted(result: FTRIResult, target: str, groups: list[str] | None, seed: int) -> Predictability | None:
+    """Return whether routing tells the classes apart; nothing where there are too few prompts to ask."""
+    from hf_mote.statistics.groups import checked_groups
+    from hf_mote.statistics.predictability import predictability
+
+    # Runs of one prompt stand or fall together.
+    keys = result.prompt_index.tolist() if result.prompt_index is not None and groups is None else groups
+    numbers = checked_groups("ftri.groups", keys, len(result.classes))
+    try:
+        of_class = [label == target for label in result.classes]
+        return predictability(result.counts.double().numpy(), of_class, groups=numbers, seed=seed)
+    except DataError:
         return None
 
 
@@ -367,6 +387,7 @@ def _write(folder: Path, found: Imaging, config: MoTEConfig | None, provenance: 
         "classes": result.class_sizes,
         "experts": {score: rows_of(ranking, 50) for score, ranking in found.rankings.items()},
         "stability": _figures(found.stability),
+        "predictability": None if found.predicted is None else found.predicted._asdict(),
     }
     finish(folder, figures, provenance, holds, lambda files: imaging_page(found, provenance=provenance, files=files))
 

@@ -15,6 +15,8 @@ from hf_mote.processes import launched_as, process_state
 from hf_mote.sae.announced import ANNOUNCED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_mote.organisms.organism import Organism
@@ -84,6 +86,7 @@ def load_subject(
     trust_remote_code: bool = False,
     quantization: str | None = None,
     attn_implementation: str | None = None,
+    ready: Callable[[PreTrainedTokenizerBase], object] | None = None,
 ) -> Subject:
     """Return a model that has routers to look at.
 
@@ -100,6 +103,8 @@ def load_subject(
             that its config names. Never asked for, and never done unless it is given.
         quantization (`str`, *optional*): One of [`QUANTIZATIONS`], done while loading.
         attn_implementation (`str`, *optional*): One of [`ATTENTIONS`]; transformers' choice by default.
+        ready (`Callable`, *optional*): Called with the tokenizer before weights are loaded: what it raises costs no
+            wait for them.
 
     Raises:
         [`UnknownNameError`]: if there is no such model.
@@ -135,11 +140,17 @@ def load_subject(
         # Matrices as small as an organism's gain nothing from more threads, and lose much on a busy machine.
         torch.set_num_threads(1)
         organism = organisms.get(name.removeprefix(ORGANISM))
-        return Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
+        subject = Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
+        if ready is not None:
+            ready(subject.tokenizer)
+        return subject
     try:
         if not trust_remote_code:
             _check_kernels(name, _config_of(name, revision))
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        _with_template(tokenizer, template)
+        if ready is not None:
+            ready(tokenizer)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
@@ -174,7 +185,7 @@ def load_subject(
         ) from error
     if not any_model:
         find_routers(model)
-    return Subject(name, model.eval(), _with_template(tokenizer, template), trusted=trust_remote_code)
+    return Subject(name, model.eval(), tokenizer, trusted=trust_remote_code)
 
 
 def _further(quantization: str | None, attn_implementation: str | None) -> dict[str, Any]:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from hf_mote.commands.prompts import PromptSet
     from hf_mote.generation.asking import Chat, Decoding
 
-__all__ = ["amount", "duration", "plan_passes", "plan_responses"]
+__all__ = ["amount", "duration", "plan_passes", "plan_responses", "plan_training"]
+
+_UNITS = ("B", "kB", "MB", "GB")
 
 
 def plan_responses(
@@ -87,6 +89,22 @@ def plan_passes(
     _print(facts, seconds, batches, f"one batch took {duration(seconds)}")
 
 
+def plan_training(once: Callable[[], Any], timed: int, *, steps: int, what: Mapping[str, str]) -> None:
+    """Print what training would do, having timed some steps of it.
+
+    Args:
+        once (`Callable`): Goes through some steps.
+        timed (`int`): How many these are.
+        steps (`int`): How many there are to be.
+        what (`Mapping[str, str]`): What else to say of it, by name.
+    """
+    say(f"timing {timed} steps")
+    began = time.perf_counter()
+    once()
+    seconds = time.perf_counter() - began
+    _print({**what, "steps": f"{steps:,}"}, seconds, steps / timed, f"{timed} steps took {duration(seconds)}")
+
+
 def _print(facts: Mapping[str, str], seconds: float, batches: float, measured: str) -> None:
     shown = {**facts, "time": f"about {duration(seconds * batches)}: {measured}"}
     wide = max(map(len, shown))
@@ -124,4 +142,5 @@ def amount(size: int) -> str:
     if size < 1000:
         return f"{size} B"
     power = min(3, int(math.log10(size) // 3))
-    return f"{size / 1000**power:.2g} {('B', 'kB', 'MB', 'GB')[power]}"
+    value = size / 1000**power
+    return f"{value:.0f} {_UNITS[power]}" if value >= 10 else f"{value:.2g} {_UNITS[power]}"

@@ -39,6 +39,7 @@ _OPTIONS = {
     "ServerJudge.base_url": "--judge-url",
     "ServerJudge": "--judge lm",
     "attribute_experts.gain": "--gain",
+    "chat_template_kwargs": "--template-arg",
     "ftri.repeats": "--repeats",
     "ftri.run_folder": "--run-folder",
     "ftri.thinking_tokens": "--thinking-tokens",

@@ -107,6 +107,7 @@ def sweep_command(
             attn_implementation=attn_implementation,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
         )
         if dry_run:
             plan_responses(

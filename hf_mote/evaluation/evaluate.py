@@ -13,13 +13,24 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mote.errors import ConfigError
+from hf_mote.errors import ConfigError, real
 from hf_mote.evaluation.changes import Change, LatentChange, SteeringLike, read_change, with_fields
+from hf_mote.evaluation.coherence import Coherence, Limits, incoherent, less_sure, limits_of
 from hf_mote.evaluation.conversations import Conversation, checked_conversations, run_conversations
-from hf_mote.evaluation.rates import RateMeasurement, Rates
+from hf_mote.evaluation.rates import Measured, RateMeasurement, Rates
 from hf_mote.evaluation.report import EvaluationReport
+from hf_mote.evaluation.selectivity import (
+    Quality,
+    Selectivity,
+    changed_class,
+    check_quality,
+    judged_quality,
+    not_inferior,
+    stays_the_same,
+)
 from hf_mote.evaluation.side_effects import side_effects
 from hf_mote.generation.asking import Chat, Decoding
+from hf_mote.generation.certainty import Signs
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.judges.judge import Judge
@@ -27,6 +38,8 @@ from hf_mote.mote.config import MoTEConfig
 from hf_mote.statistics.rates import Rate
 
 __all__ = ["evaluate_mote", "evaluate_settings"]
+
+OFF_TARGET = 40  # unrelated prompts that the controls are measured on, too
 
 
 def evaluate_mote(
@@ -51,6 +64,9 @@ def evaluate_mote(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     generate_kwargs: Mapping[str, Any] | None = None,
     groups: Sequence[Hashable] | None = None,
+    quality: Quality | None = None,
+    margin: float = 0.1,
+    quality_margin: float = 0.5,
     progress: bool = True,
 ) -> EvaluationReport:
     """Measure a config: the target behaviour before and after, random controls, dose-response, and what else changes.
@@ -67,7 +83,8 @@ def evaluate_mote(
         prompts (`Sequence[str]` or chats):
             Prompts on which the behaviour is to change; best ones that the experts were not found with.
         judge (`Callable`):
-            `response -> label` or `(prompt, response) -> label`. One with an attribute `needs_special_tokens` that is
+            `response -> label` or `(prompt, response) -> label`. The label "neither" is for what is no answer at all;
+            such a response counts as incoherent. One with an attribute `needs_special_tokens` that is
             true sees responses with their special tokens, as [`ftri`] says.
         target (`str`, *optional*, defaults to the judge's own `target`):
             The label whose rate is reported. For a judge that returns a `bool`, `True`. A label that is not among the
@@ -75,7 +92,8 @@ def evaluate_mote(
             after.
         unrelated (`Sequence[str]` or chats, *optional*):
             Prompts whose answers should stay; the share that does so word for word is counted, and the answers before
-            and after are kept side by side.
+            and after are kept side by side. The untouched model's answers to them also show how sure it is of what it
+            writes: give 40 or more, of many kinds, so that junk is told from an unusual answer; see `Coherence`.
         texts (`Sequence[str]`, *optional*):
             Plain texts on which the divergence of the predictions and the perplexity are measured; see
             [`side_effects`], also for configs that work on generated tokens alone.
@@ -113,6 +131,15 @@ def evaluate_mote(
             One key for each prompt, equal for those that are wordings or fillings of one thing, as its subject: the
             intervals of the rates are then by group, wider where prompts of a group go together. By default every
             prompt counts as independent of the others.
+        quality (`Callable`, *optional*):
+            A judge of how good an unrelated answer is: `(prompt, response) -> score`, as MT-Bench's 1 to 10, or
+            pairwise `(prompt, before, after) -> difference`. Answers are "not worse" if the mean surely falls by less
+            than `quality_margin`.
+        margin (`float`, *optional*, defaults to 0.1):
+            The largest share of unrelated answers that may change their words before they no longer count as
+            unchanged, above 0.
+        quality_margin (`float`, *optional*, defaults to 0.5):
+            The largest loss of quality that would not matter, in the unit of `quality`, above 0.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -162,15 +189,24 @@ def evaluate_mote(
     trial.check(others)
     talks = checked_conversations(f"{where}.conversations", conversations, tokenizer) if conversations else []
     doses = _doses(change, strengths)
+    real(f"{where}.margin", margin, above=0)
+    real(f"{where}.quality_margin", quality_margin, above=0)
+    if quality is not None:
+        check_quality(quality)
     # First, since it takes the least time and the model or a text can be refused.
     effects = None
     if texts:
         effects = side_effects(model, tokenizer, change, texts, batch_size=batch_size, progress=progress)
-    found = trial.run(progress=progress)
+    aside = _spread(others, OFF_TARGET)
+    found = trial.run(progress=progress, aside=aside)
     dose_rates = [(dose.strength, trial.measure(dose if dose.strength else None).rate.rate) for dose in doses]
-    unchanged, others_before, others_after = None, [], []
+    unchanged = None
+    others_before: list[str] = []
+    others_after: list[str] = []
+    references: list[Signs] = []
     if others:
-        others_before, others_after = trial.respond(others, None), trial.respond(others, change)
+        others_before, references = trial.respond(others, None)
+        others_after, _ = trial.respond(others, change)
         same = [a == b for a, b in zip(others_before, others_after, strict=True)]
         unchanged = Rate.of(sum(same), len(same), confidence)
     turns_unchanged = None
@@ -190,9 +226,17 @@ def evaluate_mote(
         )
         kept = [same for talk in talks for same in talk.unchanged]
         turns_unchanged = Rate.of(sum(kept), len(kept), confidence)
-    (report,) = _reports(trial, [change], found)
+    (report,) = _reports(trial, [change], found, references)
+    tests = []
+    if unchanged is not None:
+        tests.append(stays_the_same("unrelated answers that stay word for word", unchanged, margin))
+    if quality is not None and others:
+        scores = judged_quality(quality, [prompt_text(prompt) for prompt in others], others_before, others_after)
+        tests.append(not_inferior("quality of unrelated answers", *scores, quality_margin, confidence=confidence))
     return dataclasses.replace(
         report,
+        selectivity=_selectivity(trial, report, found.aside),
+        not_worse=tests,
         unrelated_unchanged=unchanged,
         dose=dose_rates,
         unrelated=[prompt_text(prompt) for prompt in others],
@@ -250,32 +294,77 @@ def evaluate_settings(
     return _reports(trial, configs, trial.run(progress=progress))
 
 
-def _reports(trial: RateMeasurement, configs: Sequence[Change], found: Rates) -> list[EvaluationReport]:
+def _reports(
+    trial: RateMeasurement, configs: Sequence[Change], found: Rates, references: Sequence[Signs] = ()
+) -> list[EvaluationReport]:
     """Return what was measured of each config, without what is measured beside the rates."""
-    return [
-        EvaluationReport(
-            target=trial.label,
-            before=found.before.rate,
-            after=after.rate,
-            controls=controls,
-            unrelated_unchanged=None,
-            config=config.to_dict(),
-            prompts=trial.texts,
-            responses_before=found.before.responses,
-            responses_after=after.responses,
-            labels_before=found.before.labels,
-            labels_after=after.labels,
-            seed=trial.seed,
-            control_kind=trial.control_kind,
-            unclear=trial.unclear,
-            sharing=sum(sharing),
-            controls_sharing=sharing,
-            control_labels=labels,
+    limits = limits_of(found.before.signs, references)
+    reports = []
+    for index, (config, after) in enumerate(zip(configs, found.after, strict=True)):
+        sharing = found.sharing[index]
+        broken = trial.incoherent(after, limits)
+        runs = zip(found.control_labels[index], found.control_signs[index], strict=True)
+        falls = after.rate.rate <= found.before.rate.rate
+        counted = [
+            (label == trial.label or wrong) if falls else (label == trial.label and not wrong)
+            for label, wrong in zip(after.labels, broken, strict=True)
+        ]
+        unsure = less_sure(after.signs, references)
+        coherence = Coherence(
+            limit_surprise=limits.surprise,
+            limit_repeated=limits.repeated,
+            references=limits.references,
+            before=trial.incoherent(found.before, limits),
+            after=broken,
+            controls=[incoherent(signs, labels, limits, trial.neither) for labels, signs in runs],
+            counted=Rate.of_groups(counted, trial.groups, trial.confidence),
+            unsure=None if unsure is None else unsure[0],
+            unsure_low=None if unsure is None else unsure[1],
         )
-        for config, after, controls, sharing, labels in zip(
-            configs, found.after, found.controls, found.sharing, found.control_labels, strict=True
+        reports.append(
+            EvaluationReport(
+                target=trial.label,
+                before=found.before.rate,
+                after=after.rate,
+                controls=found.controls[index],
+                unrelated_unchanged=None,
+                config=config.to_dict(),
+                prompts=trial.texts,
+                responses_before=found.before.responses,
+                responses_after=after.responses,
+                labels_before=found.before.labels,
+                labels_after=after.labels,
+                seed=trial.seed,
+                control_kind=trial.control_kind,
+                unclear=trial.unclear,
+                sharing=sum(sharing),
+                controls_sharing=sharing,
+                control_labels=found.control_labels[index],
+                disjoint_chances=found.chances[index],
+                coherence=coherence,
+            )
         )
-    ]
+    return reports
+
+
+def _selectivity(trial: RateMeasurement, report: EvaluationReport, aside: Sequence[Measured]) -> Selectivity | None:
+    """Return what changes on the prompts beside what changes on others, for the config and its controls."""
+    if not aside or report.coherence is None:
+        return None
+    limits = Limits(report.coherence.limit_surprise, report.coherence.limit_repeated, report.coherence.references)
+    changed = [changed_class(aside[0].labels, one.labels, trial.incoherent(one, limits)) for one in aside[1:]]
+    return Selectivity(
+        on=abs(report.coherent_effect),
+        off=Rate.of(sum(changed[0]), len(changed[0]), trial.confidence),
+        controls_on=[abs(effect) for effect in report.control_effects],
+        controls_off=[sum(one) / len(one) for one in changed[1:]],
+    )
+
+
+def _spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
+    """Return some of the prompts, from all over the list."""
+    number = min(most, len(prompts))
+    return [prompts[index * len(prompts) // number] for index in range(number)]
 
 
 def _doses(config: Change, strengths: object) -> list[Change]:

@@ -6,6 +6,7 @@ block of experts of like use has no other experts shows once the untouched model
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Hashable, Sequence
 from functools import partial
@@ -16,8 +17,11 @@ from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError, UnknownNameError, one_of, real, whole
 from hf_mote.evaluation.changes import Change, attached, controls_of, counting_use, units_of
+from hf_mote.evaluation.coherence import NEITHER, Limits, incoherent
 from hf_mote.evaluation.controls import CONTROL_KINDS
+from hf_mote.evaluation.overlap import chance_of_reach
 from hf_mote.generation.asking import Chat, Decoding
+from hf_mote.generation.certainty import Certainty, Signs
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import pad_token_of
 from hf_mote.generation.prompts import checked_prompts, prompt_text
@@ -29,6 +33,8 @@ from hf_mote.statistics.rates import Rate
 
 __all__ = ["Measured", "RateMeasurement", "Rates"]
 
+_logger = logging.get_logger(__name__)
+
 
 class Measured(NamedTuple):
     """What a model did on the prompts.
@@ -37,11 +43,13 @@ class Measured(NamedTuple):
         rate (`Rate`): How often the label came.
         responses (`list[str]`): The responses, where they are kept.
         labels (`list[str]`): The judge's labels of them.
+        signs (`list[Signs]`): How sure the model was of each.
     """
 
     rate: Rate
     responses: list[str]
     labels: list[str]
+    signs: list[Signs]
 
 
 class Rates(NamedTuple):
@@ -52,14 +60,21 @@ class Rates(NamedTuple):
         after (`list[Run]`): With each config.
         controls (`list[list[float]]`): For each config the rate with each of its controls.
         sharing (`list[list[bool]]`): For each config, whether each of its controls holds some of its own experts.
+        chances (`list[list[float]]`): For each config, where some do, what [`chance_of_reach`] says of the others.
         control_labels (`list[list[list[str]]]`): For each config the judge's labels with each of its controls.
+        control_signs (`list[list[list[Signs]]]`): Likewise how sure the model was of each response.
+        aside (`list[Measured]`): On other prompts: the untouched model, then the first config, then its controls;
+            empty where there are none, or the judge cannot label them.
     """
 
     before: Measured
     after: list[Measured]
     controls: list[list[float]]
     sharing: list[list[bool]]
+    chances: list[list[float]]
     control_labels: list[list[list[str]]]
+    control_signs: list[list[list[Signs]]]
+    aside: list[Measured]
 
 
 class RateMeasurement:
@@ -78,6 +93,7 @@ class RateMeasurement:
 
     Attributes:
         label (`str`): The label whose rate is measured.
+        neither (`str`): The judge's word for what is no answer at all: its attribute `neither`, or "neither".
         unclear (`int`): Responses so far that the judge could not label, as a [`ServerJudge`] says of some.
     """
 
@@ -110,6 +126,7 @@ class RateMeasurement:
         self._special_tokens = bool(getattr(judge, "needs_special_tokens", False))
         self.check(self.prompts)
         self.unclear = 0
+        self.neither = str(getattr(judge, "neither", NEITHER))
         # A label that the judge is known to give is one that no response need get.
         self._known = self.label == str(getattr(judge, "target", None)) or labels_of(judge) is not None
         self._seen: set[str] = set()
@@ -119,28 +136,35 @@ class RateMeasurement:
         """Raise if the tokenizer cannot take prompts, as chats where it has no template."""
         self.chat.encode(prompts, f"{self.where}.prompts")
 
-    def respond(self, prompts: Sequence[Prompt], config: Change | None) -> list[str]:
-        """Return the model's responses with a config, or without one."""
-        responses = [""] * len(prompts)
+    def respond(self, prompts: Sequence[Prompt], config: Change | None) -> tuple[list[str], list[Signs]]:
+        """Return the model's responses with a config, or without one, and how sure it was of each."""
+        responses, signs = [""] * len(prompts), [Signs(0.0, 0.0, True)] * len(prompts)
+        given = self.decoding.generate_kwargs or {}
+        certainty = Certainty(self.model, self.decoding.settings(self.chat.tokenizer))
+        decoding = dataclasses.replace(self.decoding, generate_kwargs={**given, **certainty.processors})
         with attached(self.model, config):
             for positions, answers in generate_responses(
-                self.model, self.chat, prompts, self.decoding, special_tokens=self._special_tokens
+                self.model, self.chat, prompts, decoding, special_tokens=self._special_tokens
             ):
-                for position, answer in zip(positions, answers, strict=True):
-                    responses[position] = answer
-        return responses
+                for position, answer, seen in zip(positions, answers, certainty.take(answers), strict=True):
+                    responses[position], signs[position] = answer, seen
+        return responses, signs
+
+    def incoherent(self, measured: Measured, limits: Limits) -> list[bool]:
+        """Return which responses are no text any more, by their signs or by the judge's word."""
+        return incoherent(measured.signs, measured.labels, limits, self.neither)
 
     def measure(self, config: Change | None, *, keep: bool = False) -> Measured:
         """Return what the model does with a config, or without one; one that comes again is not run again."""
         key = "" if config is None else json.dumps(config.to_dict(), sort_keys=True)
         if key not in self._runs:
-            responses = self.respond(self.prompts, config)
+            responses, signs = self.respond(self.prompts, config)
             labels = classify(self.judge, self.prompts, responses)
             self._seen.update(labels)
             unclear = getattr(self.judge, "unclear", None)
             self.unclear += labels.count(unclear) if isinstance(unclear, str) else 0
             rate = Rate.of_groups([label == self.label for label in labels], self.groups, self.confidence)
-            self._runs[key] = Measured(rate, responses if keep else [], labels)
+            self._runs[key] = Measured(rate, responses if keep else [], labels, signs)
         return self._runs[key]
 
     def plan(self, configs: Sequence[Change], *, num_controls: int, control_kind: str | None) -> None:
@@ -171,11 +195,13 @@ class RateMeasurement:
         self._controls = self._drawn()
         self._by_usage = self.control_kind == "usage" and num_controls > 0
 
-    def run(self, *, progress: bool) -> Rates:
+    def run(self, *, progress: bool, aside: Sequence[Prompt] = ()) -> Rates:
         """Measure without a config, with each that was planned, and with their controls.
 
         Args:
             progress (`bool`): Show a progress bar.
+            aside (`Sequence[Prompt]`, *optional*): Other prompts, on which the first config and its controls are
+                measured as well.
         """
         total = 1 + len(self._configs) * (1 + len(self._controls))
         with logging.tqdm(total=total, desc="evaluating", disable=not progress, leave=False) as bar:
@@ -206,7 +232,32 @@ class RateMeasurement:
         ]
         rates = [[one.rate.rate for one in measured] for measured in controls]
         labels = [[one.labels for one in measured] for measured in controls]
-        return Rates(before, after, rates, sharing, labels)
+        signs = [[one.signs for one in measured] for measured in controls]
+        chances: list[list[float]] = []
+        for index, shares in enumerate(sharing):
+            others = [units_of(c[index]) for c, share in zip(self._controls, shares, strict=True) if not share]
+            chances.append(chance_of_reach(own[index], others) if any(shares) else [])
+        return Rates(before, after, rates, sharing, chances, labels, signs, self._aside(aside, progress))
+
+    def _aside(self, prompts: Sequence[Prompt], progress: bool) -> list[Measured]:
+        """Measure on other prompts, where there are any and the judge takes them."""
+        configs = [None, self._configs[0], *(control[0] for control in self._controls)] if prompts else []
+        found: list[Measured] = []
+        shown = logging.tqdm(configs, desc="off target", disable=not (progress and configs), leave=False)
+        for config in shown:
+            responses, signs = self.respond(prompts, config)
+            try:
+                labels = classify(self.judge, prompts, responses)
+            except DataError as error:
+                if found:  # it took the same prompts before
+                    raise
+                _logger.info(
+                    "selectivity is not measured, as the judge does not take the unrelated prompts: %s", error
+                )
+                return []
+            rate = Rate.of(labels.count(self.label), len(labels), self.confidence)
+            found.append(Measured(rate, [], labels, signs))
+        return found
 
     def _check_target(self) -> None:
         # One that answers yes or no can give the other answer.

@@ -74,10 +74,10 @@ def on_a_copy(
         bias (`float`): What is added to its logit.
     """
     given = site.selection_bias()
-    if edit == "bias on selection" and given is None:
+    if site.rule.adapter is not None or (edit == "bias on selection" and given is None):
         return None
-    if edit == "forced" and given is None and site.selection.num_groups > 1:
-        return None  # a logit that wins would win for its group, too
+    if edit == "forced" and site.selection.num_groups > 1:
+        return None  # what wins would win for its group, too
 
     def change(logits: Tensor) -> Tensor:
         logits = logits.clone()

@@ -90,16 +90,16 @@ class Sweep(NamedTuple):
         Source: Westfall and Young (1993), "Resampling-Based Multiple Testing", single-step max-T; what differs here:
         random experts in the place of permuted labels.
         """
-        changes = [[abs(rate - s.report.before.rate) for rate in s.report.controls] for s in self.settings]
+        changes = [[abs(effect) for effect in s.report.control_effects] for s in self.settings]
         if not changes[0]:
             return [None] * len(self.settings)
         largest = [max(column) for column in zip(*changes, strict=True)]
-        reach = [sum(reaches(most, s.report.effect) for most in largest) for s in self.settings]
+        reach = [sum(reaches(most, s.report.coherent_effect) for most in largest) for s in self.settings]
         return [(1 + count) / (1 + len(largest)) for count in reach]
 
     @property
     def beating(self) -> list[Setting]:
-        """The settings that beat their controls: intervals before and after apart, adjusted p at most 0.05."""
+        """The settings that beat their controls by adjusted p: intervals apart, coherent text, no control decides."""
         pairs = zip(self.settings, self.adjusted_p, strict=True)
         return [setting for setting, p in pairs if setting.report.beats_controls(p)]
 

@@ -6,7 +6,7 @@ Files in reading order:
 - `prompts.py`: prompts checked, and rows of tokens padded.
 - `asking.py`: `Chat`, by which prompts become tokens, and `Decoding`, by which responses come: how a model is asked.
 - `likeness.py`: prompts that are wordings of one another, noticed. `grid.py`: `prompt_grid`.
-- `decoding.py`: seeds, tokens and texts of answers.
+- `decoding.py`: seeds, tokens and texts of answers. `certainty.py`: how sure a model is of what it writes.
 - `responses.py`: batches of like length; `generate_responses`.
 - `randomness.py`: refuses a model that does not do the same twice.
 

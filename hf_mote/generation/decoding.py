@@ -13,7 +13,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, whole
 
-__all__ = ["answer_text", "answer_tokens", "check_seed", "pad_token_of", "seeded"]
+__all__ = [
+    "answer_text",
+    "answer_tokens",
+    "check_seed",
+    "ends_of",
+    "pad_token_of",
+    "seeded",
+    "without_padding",
+]
 
 LARGEST_SEED = 2**42  # times what is added for each batch it still fits into what torch takes
 
@@ -81,8 +89,8 @@ def answer_tokens(
     if check is not None:
         check(output, batch["input_ids"].shape[1])
     rows: list[list[int]] = output[:, batch["input_ids"].shape[1] :].tolist()
-    ends = _ends(model, settings)
-    return [_without_padding(row, ends, settings["pad_token_id"]) for row in rows]
+    ends = ends_of(model, settings)
+    return [without_padding(row, ends, settings["pad_token_id"]) for row in rows]
 
 
 def answer_text(
@@ -110,8 +118,13 @@ def answer_text(
     return [text.strip() for text in texts]
 
 
-def _ends(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[int]:
-    """Return the tokens that end a response."""
+def ends_of(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[int]:
+    """Return the tokens that end a response.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model.
+        settings (`Mapping`): What `Decoding.settings` returned.
+    """
     config = settings.get("generation_config") or model.generation_config
     ends = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
     if ends is None:
@@ -119,7 +132,14 @@ def _ends(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[int]:
     return {int(end) for end in (torch.as_tensor(ends).reshape(-1).tolist())}
 
 
-def _without_padding(row: list[int], ends: set[int], pad: int) -> list[int]:
+def without_padding(row: list[int], ends: set[int], pad: int) -> list[int]:
+    """Return the tokens of a response up to the one that ends it.
+
+    Args:
+        row (`list[int]`): Tokens.
+        ends (`set[int]`): What [`ends_of`] returned.
+        pad (`int`): What fills up shorter rows.
+    """
     for place, token in enumerate(row):
         if token in ends:
             return row[: place + 1]

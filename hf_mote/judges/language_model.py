@@ -23,6 +23,7 @@ _TEMPLATE = (
     "{question}\n\nThe request was:\n<request>\n{prompt}\n</request>\n\nThe response was:\n<response>\n{response}\n"
     "</response>\n\nReply with exactly one of these labels and nothing else: {labels}."
 )
+_NEITHER = ' The label "neither" is for a response that is no answer at all, as broken or repeated words.'
 
 
 class LMJudge:
@@ -100,6 +101,8 @@ class LMJudge:
 
 def _ask(question: str, prompt: str, response: str, labels: Sequence[str]) -> str:
     asked = _TEMPLATE.format(question=question, prompt=prompt, response=response, labels=", ".join(labels))
+    if "neither" in labels:
+        asked += _NEITHER
     # Half of a surrogate pair, which JSON can hold and no tokenizer or server takes.
     return asked.encode("utf-8", "replace").decode()
 

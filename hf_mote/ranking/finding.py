@@ -16,6 +16,9 @@ from hf_mote.statistics.rates import SIGNIFICANT
 
 __all__ = ["Finding", "finding_of", "least_q_of"]
 
+LEAST_TESTED = 16
+MOST_MOVED = 1 / 3  # of all experts: a contrast in which more differ is one of topics
+
 
 class Finding(NamedTuple):
     """What a ranking shows.
@@ -56,7 +59,14 @@ def finding_of(
     tested = int((~q.isnan()).sum())
     found = int(((q <= SIGNIFICANT) & (score > 0)).sum())
     if found:
-        return Finding(f"{found:,} of {tested:,} experts {relation} (q ≤ {SIGNIFICANT}).", found)
+        text = f"{found:,} of {tested:,} experts {relation} (q ≤ {SIGNIFICANT})."
+        moved = int((q <= SIGNIFICANT).sum())
+        if moved > MOST_MOVED * tested and tested >= LEAST_TESTED:
+            text += (
+                f" With those that do so less, {moved:,} of all experts differ: so many do by topic, wording or "
+                "length, and hardly any is a cause. Compare pairs of prompts on one topic, or give their groups."
+            )
+        return Finding(text, found)
     if least_p is None:
         unknown = "whether any could have, the ranking does not say"
         return Finding(f"Of {tested:,} experts none {relation} with q ≤ {SIGNIFICANT}; {unknown}.", 0)

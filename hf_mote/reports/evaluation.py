@@ -107,6 +107,14 @@ def _effect(report: EvaluationReport) -> Html:
             f" {report.flips.lost} responses leave {quoted(report.target)} and {report.flips.gained} come to it, "
             f"under the controls {lost:.1f} and {gained:.1f} on average."
         )
+    if report.coherence is not None:
+        seen = report.coherence
+        note += (
+            f" No coherent text: {seen.share_before} of the untouched model's responses and {seen.share_after} of "
+            f"those with the config, by more than {number(seen.limit_surprise)} nats per token in the model that "
+            f"wrote it, more than {percent(seen.limit_repeated)} of repeated token pairs, an empty text, or the "
+            "judge's word. They count against the config."
+        )
     if report.unclear:
         note += (
             f" {report.unclear} responses of all runs could not be judged, and count as not {quoted(report.target)}."
@@ -125,18 +133,18 @@ def _against(report: EvaluationReport, other: EvaluationReport) -> Html:
     chart = effect_chart(points, title=title, rate_name=f"responses of class {quoted(report.target)}")
     headings = ["model", "rate", "interval", "controls, mean", "p", "unrelated unchanged", "KL per token, nats"]
     rows: list[Sequence[Child]] = [
-        ["untouched", percent(report.before.rate), _interval(report.before), "–", "–", "–", "–"]
+        ["untouched", percent(report.before.rate, report.before.n), _interval(report.before), "–", "–", "–", "–"]
     ]
     for name, one in pairs:
         kept, seen = one.unrelated_unchanged, one.side_effects
         rows.append(
             [
                 name,
-                percent(one.after.rate),
+                percent(one.after.rate, one.after.n),
                 _interval(one.after),
-                percent(fmean(one.controls)) if one.controls else "–",
+                percent(fmean(one.controls), one.after.n) if one.controls else "–",
                 "–" if one.p_value is None else probability(one.p_value),
-                "–" if kept is None else percent(kept.rate),
+                "–" if kept is None else percent(kept.rate, kept.n),
                 "–" if seen is None else number(seen.kl),
             ]
         )
@@ -172,6 +180,9 @@ def _side_effects(report: EvaluationReport) -> Html:
     if report.unrelated_unchanged is not None:
         kept = report.unrelated_unchanged
         rows.append(["unrelated answers that stay word for word", _kept(kept)])
+    rows += [[test.what, f"{test}"] for test in report.not_worse]
+    if report.selectivity is not None:
+        rows.append(["on-target change beside off-target change", str(report.selectivity)])
     if report.turns_unchanged is not None:
         kept = report.turns_unchanged
         rows.append(["answers in conversations that stay word for word", _kept(kept)])

@@ -19,6 +19,7 @@ from hf_mote.reports.rankings import expert_links, ranking_verdict
 from hf_mote.reports.responses import answers_by_class
 from hf_mote.reports.tables import table
 from hf_mote.reports.tokens import RoutedText, token_section
+from hf_mote.statistics.predictability import Predictability
 from hf_mote.statistics.stability import Stability
 
 __all__ = ["Imaging", "imaging_page", "imaging_verdict", "visits_of"]
@@ -46,6 +47,7 @@ class Imaging(NamedTuple):
         traced (`Sequence[tuple[int, int]]`): (layer, expert) that are followed, the first `top` of the ranking first.
         alike (`Mapping`): Experts that the same prompts use, as `FTRIResult.alike` gives them.
         config (`Mapping`, *optional*): The config of the first experts, as `MoTEConfig.to_dict` gives it.
+        predicted (`Predictability`, *optional*): Whether routing tells the classes of held-out prompts apart.
     """
 
     model: str
@@ -59,6 +61,7 @@ class Imaging(NamedTuple):
     traced: Sequence[Pair] = ()
     alike: Mapping[Pair, Sequence[tuple[Pair, float]]] = {}
     config: Mapping[str, Any] | None = None
+    predicted: Predictability | None = None
 
     @property
     def ranking(self) -> ExpertRanking | None:
@@ -93,8 +96,12 @@ def imaging_verdict(found: Imaging) -> tuple[str, bool]:
             f" When the prompts are drawn anew, {percent(held.overlap, n)} of the first {held.n} stay among the first "
             f"{held.n} (by chance {percent(held.chance, n)})."
         )
+    if found.predicted is not None:
+        text += f" Asked beforehand, {found.predicted}."
+        if not found.predicted.shown:
+            text += " So the order of the experts rests on next to nothing."
     if verdict.significant:
-        text += " This is where these prompts go, not what causes the responses: hf-mote evaluate measures that."
+        text += " This is where these prompts go, not what causes the responses: hf-mote find proves that."
     return text, bool(verdict.significant)
 
 

@@ -10,7 +10,7 @@ from hf_mote.reports.page import Section, make_page, provenance_section
 from hf_mote.reports.tables import table
 from hf_mote.sae.top_tokens import Excerpt, LatentProfile
 
-__all__ = ["latents_page"]
+__all__ = ["latent_section", "latents_page"]
 
 
 def latents_page(
@@ -26,9 +26,7 @@ def latents_page(
     """
     silent = sum(not profile.excerpts for profile in profiles)
     verdict = f"{len(profiles) - silent} of {len(profiles)} latents are active somewhere in this text."
-    sections = [
-        Section(f"latent-{profile.latent}", f"Latent {profile.latent}", _latent(profile)) for profile in profiles
-    ]
+    sections = [latent_section(profile) for profile in profiles]
     return make_page(
         "Latents",
         subject=subject,
@@ -36,6 +34,15 @@ def latents_page(
         found=silent < len(profiles),
         sections=[*sections, provenance_section(provenance, files_written)],
     )
+
+
+def latent_section(profile: LatentProfile) -> Section:
+    """Return the part of a page on one latent: texts coloured by it, how often it is active, what it promotes.
+
+    Args:
+        profile (`LatentProfile`): What is known of it.
+    """
+    return Section(f"latent-{profile.latent}", f"Latent {profile.latent}", _latent(profile))
 
 
 def _latent(profile: LatentProfile) -> Html:

@@ -103,9 +103,11 @@
 
   document.body.append(make("p", { id: "status", role: "status", class: "unseen" }));
 
-  if (find("config-controls")) {
-    const press = button("Copy mote_config.json", () => copy(find("config-json").textContent, press), { id: "copy-config" });
-    find("config-controls").append(press);
+  for (const code of document.querySelectorAll("pre code[id$='-json']")) {
+    const part = code.id.slice(0, -5);
+    const name = find(`${part}-file`).querySelector("summary").textContent;
+    const press = button(`Copy ${name}`, () => copy(code.textContent, press), { id: `copy-${part}` });
+    find(`${part}-controls`).append(press);
   }
 
   // ---- Experts: only in pages that hold their numbers.
@@ -492,8 +494,8 @@
     const [layer, expert] = name.split(".");
     const says = score === 0 ? "Speaks neither for nor against " : `${data.relation[score > 0 ? 0 : 1]} `;
     const controls = make("p", { class: "controls" },
-      button("\u2039 better", () => step(-1), { id: "expert-before", disabled: place[index] === 1, title: "The one before it in the ranking (left arrow)" }),
-      button("worse \u203a", () => step(1), { id: "expert-after", disabled: place[index] === size, title: "The one after it in the ranking (right arrow)" }),
+      button("\u2039 higher", () => step(-1), { id: "expert-before", disabled: place[index] === 1, title: "The one before it in the ranking (left arrow)" }),
+      button("lower \u203a", () => step(1), { id: "expert-after", disabled: place[index] === size, title: "The one after it in the ranking (right arrow)" }),
       config && kept ? button(held(name) ? "Take out of the config" : `${field === "stimulate" ? "Stimulate" : "Suppress"} in the config`,
         () => { toggle(name); show(name); find("expert-config").focus(); }, { id: "expert-config" }) : null,
       button("Close", close, { id: "expert-close", title: "Close (Escape)" }));

@@ -56,9 +56,9 @@ def expert_links(pairs: Sequence[tuple[int, int]]) -> Html:
 
 
 def decimals_of(ranking: ExpertRanking) -> int:
-    """Return how many decimals the scores of a ranking carry: two digits of their intervals, three without any."""
+    """Return how many decimals the first scores of a ranking carry: two digits of their intervals, three without."""
     if ranking.low is not None and ranking.high is not None:
-        best = ranking.rows(min(20, len(ranking)))
+        best = ranking.rows(min(5, len(ranking)))
         known = decimals_by([row.low for row in best], [row.high for row in best])
         if known is not None:
             return known

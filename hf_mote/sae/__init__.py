@@ -10,8 +10,8 @@ Files in reading order:
 - `kernels/`: selection and sparse products. `variants/`: one file per architecture. `convert/`: one per file format.
 - `training/`: from a model and a text to an SAE.
 - `hookpoints.py`: where in a model; `latent_use.py`: how often. `edits.py`: of latents. `intervene.py`: splicing.
-- `spliced.py`: what a model predicts with other activations. `steering.py`: the config; `steer.py`.
-- `metrics.py`, `report.py`: `evaluate_sae`. `top_tokens.py`: one latent.
+- `steering.py`, `steer.py`. `spliced.py`, `metrics.py`, `report.py`, `pictures.py`: what is lost. `top_tokens.py`,
+  `neuronpedia.py`: one latent.
 
 May import `hooks`, `passes`, `files`, `folders` and `hub`; never `routing`. A new architecture goes into `variants/`,
 a new file format into `convert/`.

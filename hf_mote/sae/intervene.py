@@ -27,7 +27,7 @@ from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.variants.bases.selective import SelectiveSAEModel
 
-__all__ = ["decoder_of", "sites_of", "splice_sae", "steer_latents"]
+__all__ = ["decoder_of", "dictionary_rows", "sites_of", "splice_sae", "steer_latents", "unwrapped"]
 
 
 def splice_sae(
@@ -41,7 +41,7 @@ def splice_sae(
     """Put an SAE's reconstruction in the place of a model's activations, until the handle is removed.
 
     Args:
-        model (`nn.Module`): Any model; it stays the same object, with the same weights.
+        model (`nn.Module`): Any model, one with a PEFT adapter, too; it stays the same object, with the same weights.
         sae ([`SAEModel`] or a list of them):
             In evaluation mode. Each at its `config.hookpoint`; a transcoder reads there and writes at its
             `config.output_hookpoint`.
@@ -73,6 +73,7 @@ def splice_sae(
     assert torch.equal(model(tokens).logits, before)
     ```
     """
+    model = unwrapped(model)
     saes = list(sae) if isinstance(sae, Sequence) else [sae]
     if hookpoint is not None and len(saes) != 1:
         raise ConfigError("splice_sae.hookpoint", "is for one SAE", got=len(saes), fix="Set config.hookpoint of each.")
@@ -95,6 +96,7 @@ def steer_latents(
     keep_error: bool,
 ) -> Intervention:
     """Change latents as [`steer`] does, which has the same arguments; `edits` are no config here."""
+    model = unwrapped(model)
     by_row = isinstance(edits, Sequence) and not isinstance(edits, str)
     if by_row and not edits:
         raise ConfigError("steer.edits", "an empty list", expected="a dict or None for each row of the batch")
@@ -105,6 +107,17 @@ def steer_latents(
     ]
     plan = _Plan(model, sae, rows, by_row, hookpoint, scope, thinking_tokens, strength, "steer", keep_error=keep_error)
     return _attach(model, [plan])
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside a PEFT model, whose modules have the paths that hookpoints name; another as it is.
+
+    Args:
+        model (`nn.Module`): The model.
+    """
+    inner: Any = getattr(model, "get_base_model", None)
+    found: nn.Module = model if inner is None else inner()
+    return found
 
 
 def sites_of(model: nn.Module, sae: SAEModel, hookpoint: str | None, where: str) -> tuple[Hookpoint, Hookpoint]:
@@ -365,7 +378,8 @@ class _Writer(AtHookpoint):
         latents = sae._encode(tokens).latents
         sparse = latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
         change = self._change(sparse, row_of)
-        added = None if change is None else in_blocks(change, lambda block: block @ _rows_of(sae, self._table.latents))
+        edited = self._table.latents
+        added = None if change is None else in_blocks(change, lambda block: block @ dictionary_rows(sae, edited))
         if added is not None and (scale := sae._restored_scale(tokens.values)) is not None:
             added = added * scale
         if self.plan.keep_error:
@@ -400,8 +414,13 @@ class _Writer(AtHookpoint):
         return self._tables[device]
 
 
-def _rows_of(sae: SAEModel, latents: Tensor) -> Tensor:
-    """Dictionary rows that latents are multiplied by on decoding."""
+def dictionary_rows(sae: SAEModel, latents: Tensor) -> Tensor:
+    """Return the dictionary rows that latents are multiplied by on decoding, `(latents, width)`.
+
+    Args:
+        sae ([`SAEModel`]): The SAE.
+        latents (`torch.Tensor` of shape `(latents,)`, int64): Which.
+    """
     rows = sae.W_dec[latents]
     if isinstance(sae, SelectiveSAEModel) and (scale := sae._scale()) is not None:
         lengths = scale[latents]

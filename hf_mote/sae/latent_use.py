@@ -13,7 +13,7 @@ from hf_mote.hooks import Attachment, Intervention, attach, stack_on
 from hf_mote.passes.decoder_hook import DecoderHook
 from hf_mote.passes.forward import DecoderParticipant, all_of
 from hf_mote.sae.hookpoints import AtHookpoint, attachments_at
-from hf_mote.sae.intervene import decoder_of, sites_of
+from hf_mote.sae.intervene import decoder_of, sites_of, unwrapped
 from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.modeling import SAEModel
 
@@ -34,6 +34,7 @@ class LatentUse(Intervention):
     def __init__(self, model: nn.Module, sae: SAEModel, *, hookpoint: str | None, skipped: int | None) -> None:
         self.counts = torch.zeros(sae.config.num_latents, dtype=torch.long)
         self.tokens = 0
+        model = unwrapped(model)
         reads, _ = sites_of(model, sae, hookpoint, "LatentUse")
         decoder = decoder_of(model, [reads.path])
         watcher = DecoderParticipant()

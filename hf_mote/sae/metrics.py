@@ -7,7 +7,8 @@ the SAE spliced in, and with what the SAE stands for ablated to zero, to its mea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -18,12 +19,12 @@ from torch.nn import functional
 from hf_mote.errors import ConfigError, DataError
 from hf_mote.hub import public_name
 from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint
-from hf_mote.sae.intervene import sites_of
+from hf_mote.sae.intervene import sites_of, unwrapped
 from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.report import SAEReport
 from hf_mote.sae.spliced import Replace, cross_entropies, divergences, in_evaluation_mode, logits_with
-from hf_mote.sae.training.sequences import Sequences, batch_of, excluded_positions
+from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of, excluded_positions
 from hf_mote.sae.variants.bases.budgets import fit_zipf
 
 __all__ = ["evaluate_sae"]
@@ -53,6 +54,7 @@ def evaluate_sae(
     exclude_special_tokens: bool = True,
     exclude_positions: str | None = None,
     max_norm: float | None = None,
+    with_adapter: bool = False,
     seed: int = 0,
 ) -> SAEReport:
     """Measure an SAE on a model and a text.
@@ -76,6 +78,9 @@ def evaluate_sae(
         exclude_positions (`str`, *optional*): Leave out positions of each sequence, as in [`collect_activations`].
         max_norm (`float`, *optional*):
             Leave out tokens whose input is longer than so many times the median of their forward.
+        with_adapter (`bool`, *optional*, defaults to `False`):
+            Whether the model's PEFT adapter belongs to the SAE, as [`adapt_to_sae`] makes it: on where the SAE is
+            spliced in, and off in the clean run and under ablation. Otherwise the model is taken as it is.
         seed (`int`, *optional*, defaults to 0): Of the tokens that resample ablation draws.
 
     Returns:
@@ -89,9 +94,15 @@ def evaluate_sae(
     if sae.training:
         raise ConfigError("evaluate_sae.sae", "is in training mode", fix="Call sae.eval() first.")
     sae._require_ready()
+    switch: Any = getattr(model, "disable_adapter", None)
+    if with_adapter and switch is None:
+        fix = "Give what adapt_to_sae returned, or PeftModel.from_pretrained(model, adapter)."
+        raise ConfigError("evaluate_sae.with_adapter", "the model has no adapter", got=type(model).__name__, fix=fix)
+    without = switch if with_adapter else nullcontext
+    model = unwrapped(model)
     reads, writes = sites_of(model, sae, hookpoint, "evaluate_sae")
     if tokenizer is None:
-        tokenizer, special = _NoTokenizer(), []
+        tokenizer, special = NoTokenizer("evaluate_sae"), []
     else:
         special = sorted(tokenizer.all_special_ids) if exclude_special_tokens else []
     if max_norm is not None and not max_norm > 0:
@@ -102,7 +113,7 @@ def evaluate_sae(
     generator = torch.Generator().manual_seed(seed)
     with in_evaluation_mode(model):
         for ids, mask in _batches(sequences, sequences_per_forward, max_tokens):
-            _first_pass(state, model, sae, reads, writes, ids, mask, leave_out, generator)
+            _first_pass(state, model, sae, reads, writes, ids, mask, leave_out, generator, without)
         if not state.tokens or not state.scored:
             raise DataError(
                 "evaluate_sae: dataset",
@@ -112,8 +123,9 @@ def evaluate_sae(
             )
         mean = (state.sum / state.tokens).to(torch.float32)
         again = _batches(sequences, sequences_per_forward, max_tokens)
-        for (ids, mask), kept in zip(again, state.kept, strict=True):
-            _second_pass(state, model, writes, ids, mask, kept, mean)
+        with without():
+            for (ids, mask), kept in zip(again, state.kept, strict=True):
+                _second_pass(state, model, writes, ids, mask, kept, mean)
     return _report(state, sae, reads, writes, model)
 
 
@@ -163,14 +175,6 @@ class _Keep(AtHookpoint):
         self.seen = activations
 
 
-class _NoTokenizer:
-    eos_token_id = None
-    chat_template = None
-
-    def __call__(self, text: str, **kwargs: Any) -> Any:
-        raise DataError("evaluate_sae: dataset", "holds texts, and there is no tokenizer", fix="Give the tokenizer.")
-
-
 def _batches(sequences: Sequences, size: int, max_tokens: int | None) -> Any:
     read, stream = 0, iter(sequences)
     while taken := list(islice(stream, size)):
@@ -190,10 +194,16 @@ def _first_pass(
     mask: Tensor,
     leave_out: _LeaveOut,
     generator: torch.Generator,
+    without: Callable[[], Any],
 ) -> None:
     reader, writer = _Keep(), _Keep()
     same = reads.name == writes.name
-    clean = logits_with(model, ids, mask, [(reads, reader)] if same else [(reads, reader), (writes, writer)])
+    places: list[tuple[Hookpoint, AtHookpoint]] = [(reads, reader)] if same else [(reads, reader), (writes, writer)]
+    clean = logits_with(model, ids, mask, places)
+    if without is not nullcontext:
+        # What the SAE is given is what the model makes with the adapter; what is lost is told by the plain model.
+        with without():
+            clean = logits_with(model, ids, mask, [])
     inputs = _seen(reader, reads, ids)
     outputs = inputs if same else _seen(writer, writes, ids)
     kept = leave_out.kept(ids, mask, inputs)
@@ -222,7 +232,8 @@ def _first_pass(
     full = outputs.clone()
     for name, new in (("sae", rebuilt), ("zero", torch.zeros_like(rebuilt)), ("resample", other)):
         full[found.to(full.device)] = new.to(full.device, full.dtype)
-        logits = logits_with(model, ids, mask, [(writes, Replace(full, rows))])
+        with nullcontext() if name == "sae" else without():
+            logits = logits_with(model, ids, mask, [(writes, Replace(full, rows))])
         state.ce[name] += float(cross_entropies(logits, ids)[here].double().sum())
         state.kl[name] += float(divergences(clean, logits)[here].double().sum())
 

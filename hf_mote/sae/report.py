@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from hf_mote.version import __version__
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from matplotlib.figure import Figure
 
 __all__ = ["SAEReport"]
 
@@ -159,6 +162,21 @@ class SAEReport(Shareable):
                 "frac_alive": 1 - self.dead_fraction,
             },
         }
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Return a picture: densities with the fitted law, cross entropies, and L0 along the loss.
+
+        Args:
+            path (`str` or `os.PathLike`, *optional*): Where to write it, as PNG, SVG or PDF by its ending.
+
+        Returns:
+            `matplotlib.figure.Figure`
+        """
+        from hf_mote.sae.pictures import draw_report
+
+        title = f"{self.architecture}, {self.num_latents:,} latents, at {self.hookpoint}"
+        tenths = self.adaptive["l0_by_tenth_of_loss"]
+        return draw_report(self.density, self.zipf, self.ce, tenths, title=title, path=path)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return what a table shows: names and values, as text."""

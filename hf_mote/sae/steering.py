@@ -23,7 +23,7 @@ from hf_mote.hub import Shareable, card_header, public_name
 from hf_mote.sae.convert import load_sae
 from hf_mote.sae.edits import SCOPES, Edits, Scope, as_json, read_edits
 from hf_mote.sae.hookpoints import canonical
-from hf_mote.sae.intervene import sites_of, steer_latents
+from hf_mote.sae.intervene import sites_of, steer_latents, unwrapped
 from hf_mote.sae.latent_use import LatentUse
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.version import __version__
@@ -318,7 +318,7 @@ class BoundSteering:
         Raises:
             [`UnknownNameError`]: if it has no such module.
         """
-        sites_of(model, self.sae, self.config.hookpoint, "SteeringConfig")
+        sites_of(unwrapped(model), self.sae, self.config.hookpoint, "SteeringConfig")
 
     def attach(self, model: nn.Module) -> Intervention:
         """Attach it as `steer` does."""

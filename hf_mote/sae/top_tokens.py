@@ -17,7 +17,9 @@ from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.training.activations import activations_of
 from hf_mote.sae.training.sequences import Sequences, batch_of
 
-__all__ = ["Excerpt", "LatentProfile", "top_activations"]
+__all__ = ["Excerpt", "Histogram", "LatentProfile", "top_activations"]
+
+_BARS = 40
 
 
 class Excerpt(NamedTuple):
@@ -34,6 +36,18 @@ class Excerpt(NamedTuple):
     place: int
 
 
+class Histogram(NamedTuple):
+    """How often values lie where.
+
+    Attributes:
+        heights (`list[int]`): Values in each bar, from the smallest on.
+        values (`list[float]`): The middle of each bar.
+    """
+
+    heights: list[int]
+    values: list[float]
+
+
 class LatentProfile(NamedTuple):
     """What a text and the model's weights say of one latent.
 
@@ -45,6 +59,8 @@ class LatentProfile(NamedTuple):
         promoted (`list[tuple[str, float]]`): Tokens whose logits its dictionary row raises most, by how much for each
             unit, as the unembedding alone has it; empty where the widths differ.
         suppressed (`list[tuple[str, float]]`): Those it lowers most.
+        histogram (`Histogram`): Its values on the tokens on which it is active.
+        logit_histogram (`Histogram`): What a unit of it adds to the logits of all tokens.
     """
 
     latent: int
@@ -53,6 +69,8 @@ class LatentProfile(NamedTuple):
     excerpts: list[Excerpt]
     promoted: list[tuple[str, float]]
     suppressed: list[tuple[str, float]]
+    histogram: Histogram = Histogram([], [])
+    logit_histogram: Histogram = Histogram([], [])
 
 
 @torch.no_grad()
@@ -110,12 +128,15 @@ def top_activations(
     tokens, fired = 0, torch.zeros(len(wanted), dtype=torch.long)
     best: list[list[tuple[float, int, list[int], list[float], int]]] = [[] for _ in wanted]
     order = count()
+    seen: list[list[Tensor]] = [[] for _ in wanted]
     while taken := list(islice(sequences, sequences_per_forward)):
         ids, mask = batch_of(taken)
         values = activations_of(model, ids, mask, [reads])[reads.name]
         dense = _columns(sae, values.to(sae.W_dec.device), mask, place, len(wanted)).cpu()
         tokens += int(mask.sum())
         fired += (dense > 0).sum((0, 1))
+        for index, line in enumerate(dense.flatten(0, 1).T):
+            seen[index].append(line[line > 0])
         for row, sequence in enumerate(taken):
             for index in range(len(wanted)):
                 line = dense[row, : len(sequence), index]
@@ -141,8 +162,21 @@ def top_activations(
             excerpts.append(Excerpt(pieces, values_of[part], spot - start))
         largest = found[0][0] if found else 0.0
         density = float(fired[index]) / tokens
-        profiles.append(LatentProfile(latent, density, largest, excerpts, *effects[index]))
+        shown = _histogram(torch.cat(seen[index]))
+        profiles.append(
+            LatentProfile(latent, density, largest, excerpts, *effects[index][:2], shown, effects[index][2])
+        )
     return profiles
+
+
+def _histogram(values: Tensor) -> Histogram:
+    if not len(values):
+        return Histogram([], [])
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return Histogram([len(values)], [low])
+    heights = torch.histc(values.float(), _BARS, low, high).long().tolist()
+    return Histogram(heights, [low + (high - low) * (bar + 0.5) / _BARS for bar in range(_BARS)])
 
 
 def _columns(sae: SAEModel, values: Tensor, mask: Tensor, place: Tensor, number: int) -> Tensor:
@@ -158,12 +192,12 @@ def _columns(sae: SAEModel, values: Tensor, mask: Tensor, place: Tensor, number:
 
 def _effects(
     model: nn.Module, sae: SAEModel, latents: list[int], tokenizer: Any, top: int
-) -> list[tuple[list[tuple[str, float]], list[tuple[str, float]]]]:
-    """What a unit of each latent adds to the logits through the unembedding: most and least."""
+) -> list[tuple[list[tuple[str, float]], list[tuple[str, float]], Histogram]]:
+    """What a unit of each latent adds to the logits through the unembedding: most, least, and how often what."""
     find: Any = getattr(model, "get_output_embeddings", lambda: None)
     weight = getattr(find(), "weight", None)
     if not isinstance(weight, Tensor) or weight.shape[1] != sae.config.decoder_size:
-        return [([], []) for _ in latents]
+        return [([], [], Histogram([], [])) for _ in latents]
     rows = sae.W_dec[latents].to(weight.device, weight.dtype)
     logits = (rows @ weight.T).float().cpu()
     found = []
@@ -173,5 +207,5 @@ def _effects(
             values, tokens = line.topk(min(top, len(line)), largest=largest)
             names = [tokenizer.decode([token]) for token in tokens.tolist()]
             parts.append(list(zip(names, values.tolist(), strict=True)))
-        found.append((parts[0], parts[1]))
+        found.append((parts[0], parts[1], _histogram(line)))
     return found

@@ -42,8 +42,8 @@ def test_dry_run_of_evaluate_counts_its_runs(out: Path, attribute_run: Path) -> 
         "--unrelated", "organism:refusal/heldout/neutral", "--max-new-tokens", 5,
     )  # fmt: skip
     assert "1 untouched, 1 with the config, 7 with random controls, 1 at other strengths" in text
-    assert "and 8 responses to other prompts" in text
-    assert "responses 48, at most 240 tokens" in text
+    assert "and 44 responses to other prompts" in text
+    assert "responses 84, at most 420 tokens" in text
 
 
 def test_dry_run_of_sweep_counts_its_settings(out: Path, attribute_run: Path) -> None:
@@ -63,6 +63,14 @@ def test_dry_run_of_attribute_says_its_passes(out: Path, method: str, runs: str)
     text = plan(out, "attribute", "organism:refusal", HELD, "--limit", 3, *PAIR, "--method", method)
     assert runs in text
     assert f"method {method}" in text
+
+
+def test_dry_run_of_sae_training_says_steps_and_size(out: Path) -> None:
+    words = ["sae", "train", "organism:refusal", "organism:refusal", "--tokens", 5000, "--batch", 100]
+    text = plan(out, *words, "--architecture", "topk", "--latents", 64)
+    assert "steps 50 " in text
+    assert "64 latents" in text
+    assert "4 steps took" in text
 
 
 def test_dry_run_against_a_server_is_refused(out: Path) -> None:

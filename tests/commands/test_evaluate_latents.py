@@ -44,7 +44,7 @@ def test_experts_and_latents_side_by_side(place: Path, tmp_path: Path) -> None:
     page = check_page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     rows = [[cell.text for cell in row.children] for row in page.one("against").all("tr")]
     assert [row[0] for row in rows[1:4]] == ["untouched", "with experts changed", "with latents changed"]
-    assert [row[1] for row in rows[1:4]] == ["100.0%", "0.0%", "0.0%"]
+    assert [row[1] for row in rows[1:4]] == ["100%", "0%", "0%"]
 
 
 def test_latents_alone_with_their_sae_and_page(place: Path, tmp_path: Path) -> None:

@@ -366,3 +366,31 @@ def test_help_names_every_source_of_prompts(command: str) -> None:
     assert result.exit_code == 0
     assert "organism:NAME" in said(result)
     assert "--force" in said(result)
+
+
+def test_evaluate_registers_before_and_measures_only_that(attribute_run: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    asked = [
+        "evaluate", "organism:refusal", attribute_run, "organism:refusal/heldout/sensitive", "--limit", 6,
+        "--controls", 2, "--preregister", plan, *QUICK,
+    ]  # fmt: skip
+    assert "Nothing was measured" in said(ran(*asked, "--output", tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+    other = run(*asked, "--controls", 3, "--output", tmp_path / "a")
+    assert other.exit_code != 0
+    assert "other settings" in said(other)
+    assert not (tmp_path / "a").exists()
+    ran(*asked, "--output", tmp_path / "a")
+    report = EvaluationReport.from_pretrained(tmp_path / "a")
+    assert report.preregistration == json.loads(plan.read_text())["digest"]
+
+
+def test_evaluate_shows_both_ways_in_one_table(attribute_run: Path, tmp_path: Path) -> None:
+    result = ran(
+        "evaluate", "organism:refusal", attribute_run, "organism:refusal/heldout/sensitive", "--limit", 6,
+        "--controls", 2, "--opposite", "organism:refusal/heldout/neutral", "--output", tmp_path / "a", *QUICK,
+    )  # fmt: skip
+    stimulated = EvaluationReport.from_pretrained(tmp_path / "a" / "stimulated")
+    assert stimulated.after.rate > stimulated.before.rate
+    assert "| suppressed | 100.0%" in said(result)
+    assert "| stimulated | 0.0%" in said(result)

@@ -11,7 +11,7 @@ from html_pages import check_page, parse_page
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModel
 
-from hf_mote import BatchTopKSAEModel, SAEReport, SteeringConfig
+from hf_mote import BatchTopKSAEModel, LatentExpertMap, SAEReport, SteeringConfig
 from hf_mote.commands.sae.steer import read_edit
 from hf_mote.commands.sae.train import default_hookpoint
 from hf_mote.errors import ConfigError
@@ -69,7 +69,37 @@ def test_evaluate_measures_the_same_sae(place: Path, trained: Path) -> None:
         "--output", place / "evaluated",
     )  # fmt: skip
     assert "cross entropy recovered (zero ablation)" in said(result)
-    assert SAEReport.from_pretrained(place / "evaluated").tokens >= 450
+    report = SAEReport.from_pretrained(place / "evaluated")
+    assert report.tokens >= 450
+    assert (place / "evaluated" / "sae_report.png").read_bytes()[:4] == b"\x89PNG"
+    page = check_page((place / "evaluated" / "report.html").read_text(encoding="utf-8"))
+    rows = [[cell.text for cell in row.children] for row in page.one("runs").all("tr")]
+    assert [row[0] for row in rows[1:]] == ["clean", "sae", "zero", "mean", "resample"]
+    assert page.one("measured").all("tr")[1].all("td")[0].text == f"{report.tokens:,}"
+    assert len(page.one("picture").all("img")) == 1
+
+
+def test_adapt_writes_an_adapter_with_reports_that_evaluate_repeats(place: Path, trained: Path) -> None:
+    result = ran(
+        "sae", "adapt", place / "model", trained, place / "texts.jsonl", "--tokens", 3000, "--context-length", 32,
+        "--output", place / "adapter", "--rank", 4,
+    )  # fmt: skip
+    assert "cross entropy recovered (zero ablation)" in said(result)
+    without, with_it = (SAEReport.from_pretrained(place / "adapter" / name) for name in ("without", "with"))
+    assert with_it.kl["sae"] < without.kl["sae"]
+    assert json.loads((place / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    card = (place / "adapter" / "README.md").read_text()
+    assert "PeftModel.from_pretrained" in card
+    assert str(place) not in card.split("## How it was made")[0]
+    again = ["sae", "evaluate", place / "model", trained, place / "texts.jsonl", "--context-length", 32]
+    ran(*again, "--output", place / "plain")
+    ran(*again, "--adapter", place / "adapter", "--output", place / "again")
+    plain, adapted = (SAEReport.from_pretrained(place / name) for name in ("plain", "again"))
+    assert adapted.ce["clean"] == pytest.approx(plain.ce["clean"])
+    assert adapted.kl["sae"] < plain.kl["sae"]
+    wrong = run(*again, "--adapter", place / "model")
+    assert wrong.exit_code == 1
+    assert "cannot be loaded" in said(wrong)
 
 
 def test_steer_shows_answers_with_and_without_and_saves_the_config(place: Path, trained: Path) -> None:
@@ -88,7 +118,7 @@ def test_top_tokens_shows_where_latents_are_active(place: Path, trained: Path) -
     latents = [value for latent in range(96) for value in ("--latent", latent)]
     result = ran(
         "sae", "top-tokens", place / "model", trained, place / "texts.jsonl", *latents, "--top", 3, "--tokens", 500,
-        "--output", place / "page",
+        "--output", place / "page", "--neuronpedia", "tiny/res-96",
     )  # fmt: skip
     assert "»" in said(result)
     figures = json.loads((place / "page" / "report.json").read_text())
@@ -100,9 +130,37 @@ def test_top_tokens_shows_where_latents_are_active(place: Path, trained: Path) -
         peaks = [max(excerpt["values"]) for excerpt in entry["excerpts"]]
         assert peaks == sorted(peaks, reverse=True)
         assert entry["largest"] == peaks[0]
+    assert (place / "page" / "tiny" / "1-res-96" / "features" / "batch-0.jsonl.gz").is_file()
+    assert "tiny/1-res-96/source.jsonl" in figures["files"]
     text = (place / "page" / "report.html").read_text(encoding="utf-8")
     check_page(text)
     assert "latents are active somewhere" in parse_page(text).text
+
+
+def test_experts_shows_which_latents_drive_them_by_weights_and_by_intervention(place: Path, trained: Path) -> None:
+    at_router = place / "router_sae"
+    ran(
+        "sae", "train", place / "model", place / "texts.jsonl", "--settings", place / "train.yaml", "--latents", 96,
+        "--context-length", 32, "--output", at_router, "--hookpoint", "model.layers.1.mlp.gate.input",
+    )  # fmt: skip
+    result = ran("sae", "experts", place / "model", at_router, place / "texts.jsonl", "--output", place / "links")
+    links = LatentExpertMap.from_pretrained(place / "links")
+    first = links.top(1)[0]
+    assert f"latent {first.latent}: {first.value:+.4g} on expert {first.expert} of layer 1" in said(result)
+    page = check_page((place / "links" / "report.html").read_text(encoding="utf-8"))
+    assert page.one("links").all("tr")[1].all("td")[0].text == str(first.latent)
+    assert f"latent {first.latent}" in page.one("experts").text
+    assert len([one for one in page.all("section") if one.attributes["id"].startswith("latent-")]) == 5
+    ran(
+        "sae", "experts", place / "model", trained, place / "texts.jsonl", "--method", "intervention", "--edit", "+40",
+        "--latent", 3, "--latent", 8, "--tokens", 300, "--output", place / "changed",
+    )  # fmt: skip
+    changed = LatentExpertMap.from_pretrained(place / "changed")
+    assert (changed.latents, changed.layers) == ((3, 8), (0, 1, 2))
+    refused = run("sae", "experts", place / "model", trained)
+    assert refused.exit_code == 1
+    assert "no router's input" in said(refused)
+    assert "needs a text" in said(run("sae", "experts", place / "model", trained, "--method", "intervention"))
 
 
 @pytest.mark.parametrize(

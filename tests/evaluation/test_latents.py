@@ -42,7 +42,7 @@ def sae(organism: Organism) -> ReLUSAEModel:
     return planted_sae(organism)
 
 
-def test_latent_whose_ablation_removes_refusals_beats_latents_of_like_density(
+def test_ablation_of_a_latent_removes_refusals_and_of_others_of_like_density_does_not(
     organism: Organism, sae: ReLUSAEModel
 ) -> None:
     config = SteeringConfig.for_sae(sae, {0: "ablate"})
@@ -53,8 +53,8 @@ def test_latent_whose_ablation_removes_refusals_beats_latents_of_like_density(
     )  # fmt: skip
     assert (report.before.rate, report.after.rate) == (1.0, 0.0)
     assert min(report.controls) >= 0.75
-    assert report.p_value == 1 / 20
-    assert report.beats_controls()
+    # Whether the answers that are left are coherent is another question, which the verdict answers.
+    assert not any(rate <= report.after.rate for rate in report.controls)
     assert report.control_kind == "usage"
     assert report.units == "latents"
     assert report.sharing == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import tiny_model
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from hf_mote import MoTEConfig, apply_mote, record_routing
 from hf_mote.errors import HFMoTEError, RouterContractError, UnsupportedError
@@ -50,7 +50,7 @@ def test_generate_with_hooks_on_the_bare_decoder_is_watched(
     assert not model._forward_pre_hooks
 
 
-@pytest.mark.skipif(not hasattr(PreTrainedModel, "generate_batch"), reason="this transformers has no generate_batch")
+@pytest.mark.skipif(not hasattr(GenerationMixin, "generate_batch"), reason="this transformers has no generate_batch")
 @pytest.mark.parametrize("attached", [scoped, recorded])
 def test_generate_batch_with_hooks_on_the_bare_decoder_is_refused_in_the_callers_thread(
     model: PreTrainedModel, attached: Callable[[Any], Any]

@@ -17,15 +17,16 @@ from hf_mote.errors import LivenessError, RouterContractError, UnsupportedError
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 5}
-SUPPRESS = [[layer, expert] for layer in range(1, 3) for expert in range(3)]
+SUPPRESS = [[layer, expert] for layer in range(2) for expert in range(3)]
 COMPILE = CompileConfig(backend="eager", mode=None)
 COMPILE._compile_all_devices = True
 
 
 @pytest.fixture
-def model() -> Iterator[PreTrainedModel]:
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[PreTrainedModel]:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # which transformers sets where it compiles
     torch._dynamo.reset()
-    yield tiny_model("mixtral", num_hidden_layers=3, hidden_size=16, intermediate_size=16).requires_grad_(False)
+    yield tiny_model("mixtral", num_hidden_layers=2, hidden_size=16, intermediate_size=16).requires_grad_(False)
     torch._dynamo.reset()
 
 
@@ -40,7 +41,7 @@ def logits(model: Any, ids: torch.Tensor, cache: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("scope", ["prompt", "generation"])
-@pytest.mark.parametrize(("first", "fullgraph"), [(1, True), (6, False)])
+@pytest.mark.parametrize(("first", "fullgraph"), [(1, True), pytest.param(6, False, marks=pytest.mark.slow)])
 def test_scopes_of_a_compiled_model_on_a_growing_cache_equal_those_of_the_model(
     model: PreTrainedModel, scope: str, first: int, fullgraph: bool
 ) -> None:
@@ -90,7 +91,7 @@ def test_generate_that_compiles_by_itself_is_right_or_refused(model: PreTrainedM
             assert torch.allclose(torch.stack(found.logits), torch.stack(wanted.logits), atol=1e-5)
 
 
-@pytest.mark.parametrize("scope", ["thinking", "answer"])
+@pytest.mark.parametrize("scope", ["thinking", pytest.param("answer", marks=pytest.mark.slow)])
 def test_thinking_of_a_compiled_model_is_right_for_whole_texts_and_refused_on_a_cache(
     model: PreTrainedModel, scope: str
 ) -> None:
@@ -130,36 +131,33 @@ def test_several_tokens_on_a_cache_in_a_compiled_graph_are_refused_for_that_reas
             logits(compiled, IDS[:, :2], cache)
 
 
-def test_threads_that_share_compiled_layers_are_refused(model: PreTrainedModel) -> None:
+def test_threads_that_share_compiled_layers_get_their_own_tokens_edited(model: PreTrainedModel) -> None:
+    """The graph of a layer cannot ask in which thread it runs; where it might be another's, the layer runs eagerly."""
     reached, go_on = threading.Event(), threading.Event()
-    faults: list[BaseException] = []
+    texts = [IDS, torch.tensor([[9, 8, 6, 7, 10, 5]])]  # other tokens are thinking
+    found: list[Any] = []
 
     def wait(*_: Any) -> None:
         if threading.current_thread() is not threading.main_thread():
             reached.set()
             go_on.wait(20)
 
-    def other() -> None:
-        try:
-            model(IDS[:, :4], use_cache=False)
-        except BaseException as error:
-            faults.append(error)
-
+    with apply_mote(model, config("thinking")):
+        wanted = [model(text, use_cache=False).logits for text in texts]
     for layer in model.model.layers:
         layer.compile(backend="eager")
     with apply_mote(model, config("thinking")):
-        wanted = model(IDS, use_cache=False).logits
+        for text, right in zip(texts, wanted, strict=True):
+            assert torch.allclose(model(text, use_cache=False).logits, right, atol=1e-5)
         pause = model.model.embed_tokens.register_forward_pre_hook(wait)
-        thread = threading.Thread(target=other)
+        thread = threading.Thread(target=lambda: found.append(model(texts[1], use_cache=False).logits))
         thread.start()
         assert reached.wait(20)
-        with pytest.raises(UnsupportedError, match="passes of several threads are under way"):
-            model(IDS, use_cache=False)
+        assert torch.allclose(model(IDS, use_cache=False).logits, wanted[0], atol=1e-5)
         go_on.set()
         thread.join()
         pause.remove()
-        assert torch.equal(model(IDS, use_cache=False).logits, wanted)
-    assert all(isinstance(fault, UnsupportedError | RouterContractError) for fault in faults)
+    assert torch.allclose(found[0], wanted[1], atol=1e-5)
 
 
 def test_cache_in_an_object_of_a_compiled_model_is_refused(model: PreTrainedModel) -> None:
@@ -183,7 +181,7 @@ def test_cache_in_an_object_of_a_compiled_model_is_refused(model: PreTrainedMode
                 compiled(ids, box=Box(cache))
 
 
-@pytest.mark.parametrize(("layers", "how"), [([0], "call"), ([2], "forward"), ([0, 2], "call")], ids=str)
+@pytest.mark.parametrize(("layers", "how"), [([0], "call"), ([1], "forward")], ids=str)
 def test_layers_compiled_by_themselves_do_not_share_the_graph_of_one_without_edits(
     model: PreTrainedModel, layers: list[int], how: str
 ) -> None:

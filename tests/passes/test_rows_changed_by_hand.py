@@ -134,6 +134,8 @@ def test_thinking_follows_a_cache_that_is_cropped_and_reordered(model: PreTraine
         cache = CACHES[kind](model)
         run(model, IDS, cache)
         run(model, more, cache)
+        if not all(hasattr(layer, "crop") for layer in cache.layers):
+            pytest.skip("this transformers does not crop a cache of fixed size")
         cache.crop(-taken)
         cache.reorder_cache(torch.tensor([1, 0, 2]))
         whole = torch.cat([IDS, more], dim=1)[:, :-taken][torch.tensor([1, 0, 2])]

@@ -6,7 +6,7 @@ import torch
 
 from hf_mote.errors import DataError
 from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.ranking.finding import least_q_of
+from hf_mote.ranking.finding import finding_of, least_q_of
 from hf_mote.statistics.contrast import contrast
 
 
@@ -93,3 +93,13 @@ def test_verdict_of_an_older_ranking_leaves_open_what_could_have_been_found():
 def test_least_q_where_no_expert_was_tested_is_1() -> None:
     assert least_q_of(0.01, torch.full((2, 3), torch.nan)) == 1.0
     assert least_q_of(0.01, torch.tensor([[0.5, torch.nan]])) == pytest.approx(0.01)
+
+
+def test_a_contrast_in_which_a_third_of_all_experts_differ_is_called_one_of_topics() -> None:
+    score = torch.linspace(-1, 1, 30).reshape(3, 10).double()
+    q = torch.where(score.abs() > 0.6, 0.01, 0.9).double()
+    many = finding_of("stand out", score=score, p=q, q=q, least_p=0.001)
+    assert many.significant == 6
+    assert "12 of all experts differ" in many.text
+    few = torch.where(score.abs() > 0.9, 0.01, 0.9).double()
+    assert "differ" not in finding_of("stand out", score=score, p=few, q=few, least_p=0.001).text

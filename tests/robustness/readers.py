@@ -39,6 +39,7 @@ from hf_mote.commands.prompts import read_prompts
 from hf_mote.evaluation.conversations import Conversation
 from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.files import read_json, read_tensors, write_json, write_tensors
+from hf_mote.links.latent_expert_map import LatentExpertMap
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder
 from hf_mote.sae.report import SAEReport
 from hf_mote.sae.steering import SteeringConfig
@@ -230,6 +231,19 @@ def _use_sae_report(found: SAEReport) -> None:
     found.rows()
     found.to_saebench()
     found._card()
+
+
+def _links() -> LatentExpertMap:
+    values = torch.arange(24, dtype=torch.float64).reshape(3, 2, 4) - 7
+    tokens = torch.tensor([3, 0, 9])
+    return LatentExpertMap(values, (7, 0, 2), (1, 4), "intervention", tokens, {"model": "m", "edit": "ablate"})
+
+
+def _use_links(found: LatentExpertMap) -> None:
+    for link in found.top(5):
+        assert found.at(*link[:3]) == link.value
+    found.for_latent(found.latents[0])
+    found.for_expert(found.layers[0], 0)
 
 
 def _one_file(name: str, make: Callable[[], Any], use: Callable[[Any], None], mutation: Mutation) -> Reader:
@@ -611,6 +625,7 @@ def _new_seed(content: bytes, random: Random) -> tuple[bytes, str]:
 READERS: tuple[Reader, ...] = (
     _one_file("mote_config", _config, _use_config, json_document),
     _one_file("activation_map", _map, _use_map, safetensors_file),
+    _one_file("latent_expert_map", _links, _use_links, safetensors_file),
     _one_file("expert_ranking", _ranking, _use_ranking, safetensors_file),
     _one_file("ftri_result", _result, _use_result, safetensors_file),
     _one_file("evaluation_report", _report, _use_report, json_document),

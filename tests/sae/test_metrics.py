@@ -218,6 +218,17 @@ def test_report_is_saved_read_and_named_as_saebench_names_it(tmp_path: Path) -> 
         SAEReport.from_pretrained(tmp_path)
 
 
+def test_report_plots_what_it_holds(tmp_path: Path) -> None:
+    report = evaluate_sae(tiny_model("mixtral"), sae_for("topk"), TEXTS, tiny_tokenizer(), **SETTINGS)
+    figure = report.plot(tmp_path / "report.png")
+    assert (tmp_path / "report.png").stat().st_size > 1000
+    spectrum, losses, adaptive = figure.axes
+    drawn = spectrum.lines[0].get_ydata()
+    assert list(drawn) == sorted((value for value in report.density if value > 0), reverse=True)
+    assert [bar.get_width() for bar in losses.patches] == list(report.ce.values())
+    assert list(adaptive.lines[0].get_ydata()) == report.adaptive["l0_by_tenth_of_loss"]
+
+
 def test_what_cannot_be_measured_is_refused() -> None:
     model, tokenizer = tiny_model("mixtral"), tiny_tokenizer()
     with pytest.raises(DataError, match="no token left to measure"):

@@ -1,7 +1,9 @@
 """Commands for sparse autoencoders: `hf-mote sae ...`.
 
 - `train.py`: from a model and a text to an SAE. `evaluate.py`: what it loses, and what the model makes of it.
-- `steer.py`: responses with latents changed. `top_tokens.py`: what activates a latent.
+  `adapt.py`: a LoRA for a model with its SAE.
+- `steer.py`: responses with latents changed. `top_tokens.py`: what activates a latent. `experts.py`: which experts it
+  drives.
 - `convert.py`: from the file format of one library to that of another. `formats.py`: which formats there are.
 - `texts.py`: the text that they read, and files of settings.
 

@@ -72,17 +72,18 @@ def steer_command(
             tell(f"Steering config: {output}")
 
 
-def read_edit(text: str) -> tuple[int, Any]:
+def read_edit(text: str, option: str = "--edit") -> tuple[int, Any]:
     """Return latent and edit of an option.
 
     Args:
         text (`str`): Such as "12=+5", "12=x2", "12=clamp:5" or "12=ablate".
+        option (`str`, *optional*, defaults to `"--edit"`): What an error names.
 
     Raises:
         [`ConfigError`]: if it is none of these.
     """
     latent, equals, change = text.partition("=")
-    wrong = ConfigError("--edit", "is no edit", got=repr(text), expected=_FORMS)
+    wrong = ConfigError(option, "is no edit", got=repr(text), expected=_FORMS)
     if not equals or not latent.strip().isdecimal():
         raise wrong
     if change == "ablate":

@@ -32,6 +32,10 @@ def top_tokens_command(
     top: Annotated[int, typer.Option(min=1, help="Texts and tokens to list.")] = 10,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to read.")] = 50_000,
     context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 128,
+    neuronpedia: Annotated[
+        str | None,
+        typer.Option(help="Write Neuronpedia's upload layout, too: its MODEL_ID/SOURCE_SET, as gemma-2-2b/res-16k."),
+    ] = None,
     hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
     text_column: TextColumn = "text",
     revision: o.Revision = None,
@@ -46,11 +50,15 @@ def top_tokens_command(
     """Show where latents are most active in a text, how often, and which tokens they promote."""
     from hf_mote.reports.latents import latents_page
     from hf_mote.sae.convert import load_sae
+    from hf_mote.sae.neuronpedia import neuronpedia_ids, write_neuronpedia
     from hf_mote.sae.top_tokens import top_activations
 
     with reporting():
         if not latent:
             raise ConfigError("--latent", "no latent is given", expected="--latent 12")
+        ids = None if neuronpedia is None else neuronpedia_ids(neuronpedia)
+        if ids is not None and output is None:
+            raise ConfigError("--neuronpedia", "writes into the folder of --output", fix="Give --output FOLDER.")
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         loaded = load_sae(sae).train(False)
@@ -85,7 +93,21 @@ def top_tokens_command(
             made = provenance_of(context, subject, 0)
             figures = {"latents": [_figures(profile) for profile in profiles]}
             with writing_to(output, force=force) as folder:
-                finish(folder, figures, made, {}, lambda holds: latents_page(profiles, named, made, holds))
+                holds: dict[str, str] = {}
+                if ids is not None:
+                    written = write_neuronpedia(
+                        folder,
+                        profiles,
+                        loaded,
+                        model_id=ids[0],
+                        source_set=ids[1],
+                        dataset=text,
+                        num_tokens=tokens,
+                        context_length=context_length,
+                        hookpoint=hookpoint,
+                    )
+                    holds = dict.fromkeys(written, "for Neuronpedia")
+                finish(folder, figures, made, holds, lambda files: latents_page(profiles, named, made, files))
             tell(f"Page: {output}")
 
 
@@ -108,4 +130,6 @@ def _figures(profile: LatentProfile) -> dict[str, object]:
         "excerpts": [excerpt._asdict() for excerpt in profile.excerpts],
         "promoted": [list(entry) for entry in profile.promoted],
         "suppressed": [list(entry) for entry in profile.suppressed],
+        "histogram": profile.histogram._asdict(),
+        "logit_histogram": profile.logit_histogram._asdict(),
     }

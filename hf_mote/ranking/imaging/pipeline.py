@@ -23,6 +23,7 @@ from hf_mote.generation.responses import batches_of, respond
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge, check_judge, classify
 from hf_mote.processes import gathered, place_among_processes
+from hf_mote.ranking.imaging.collected import Collected
 from hf_mote.ranking.imaging.engine import RecordingEngine, image_with_engine
 from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder
@@ -171,7 +172,8 @@ def ftri(
         )
     process, num_processes = place_among_processes(model.device)
     mine = range(process, len(batches), num_processes)
-    done: dict[int, ImagedBatch] = {}
+    done: dict[int, ImagedBatch] = {}  # by several processes; one alone puts batches where they stay
+    found = Collected(len(rows), run_folder)
     with (
         record_routing(
             model,
@@ -217,28 +219,29 @@ def ftri(
                 batch = ImagedBatch(answers, counts.float(), weights.float(), num_tokens.float())
                 if folder is not None:
                     folder.write(number, batch)
-            done[number] = batch
+            if num_processes == 1:
+                found.put(batches[number], batch)
+            else:
+                done[number] = batch
             bar.update(len(indices))
-    everything = gathered(done, num_processes)
-    order = torch.tensor([position for batch in batches for position in batch]).argsort()
-    parts = [everything[number] for number in range(len(batches))]
+    for number, batch in gathered(done, num_processes).items():
+        found.put(batches[number], batch)
     texts = [prompt_text(asked[index]) for index in rows]
-    said = [tokens for part in parts for tokens in part.tokens]
-    said = [said[place] for place in order.tolist()]
-    responses = answer_text(tokenizer, said, special_tokens=bool(getattr(judge, "needs_special_tokens", False)))
+    special_tokens = bool(getattr(judge, "needs_special_tokens", False))
+    responses = answer_text(tokenizer, found.tokens, special_tokens=special_tokens)
     return FTRIResult(
         prompts=texts,
         responses=responses,
         classes=classify(judge, [asked[index] for index in rows], responses),
-        counts=torch.cat([part.counts for part in parts])[order],
-        weights=torch.cat([part.weights for part in parts])[order],
-        num_tokens=torch.cat([part.num_tokens for part in parts])[order],
+        counts=found.counts,
+        weights=found.weights,
+        num_tokens=found.num_tokens,
         layers=tuple(site.layer for site in sites),
         scope=scope,
         fingerprint=fingerprint,
         base_model=public_name(model.config.name_or_path),
         prompt_index=_prompt_index(encoded, rows),
-        response_tokens=said,
+        response_tokens=found.tokens,
     )
 
 

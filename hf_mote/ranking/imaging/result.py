@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor
 from transformers.utils import logging
 
@@ -17,9 +19,11 @@ from hf_mote.generation.prompts import prompt_text
 from hf_mote.hub import Shareable
 from hf_mote.maps.activation_map import ActivationMap, MapValue
 from hf_mote.maps.grid import row_of
+from hf_mote.maps.storage import row_blocks
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.printing import Printable, Summary, frame_of
 from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.imaging.prompt_maps import PromptMaps
 from hf_mote.ranking.imaging.result_file import parts_from_maps, read_parts, write_parts
 from hf_mote.ranking.imaging.units import (
     Evidence,
@@ -34,6 +38,7 @@ from hf_mote.ranking.imaging.units import (
 from hf_mote.statistics.alike import most_alike
 from hf_mote.statistics.contrast import contrast, length_confound
 from hf_mote.statistics.groups import checked_groups
+from hf_mote.statistics.large import LEAST_OF_CLASS, MANY, contrast_in_blocks
 from hf_mote.statistics.stability import Stability, top_stability
 
 if TYPE_CHECKING:
@@ -139,7 +144,7 @@ class FTRIResult(Printable, Shareable):
     @property
     def maps(self) -> dict[str, ActivationMap]:
         """The mean activation map of each class."""
-        return {name: ActivationMap.mean(self._maps_of(name)) for name in self.class_sizes}
+        return {name: self._mean_of(name) for name in self.class_sizes}
 
     def rank(
         self,
@@ -203,24 +208,42 @@ class FTRIResult(Printable, Shareable):
             alike = self._warn_of_likeness()
         if units.left_out:
             logger.warning(f"FTRIResult.rank: {units.left_out} of {len(self.prompts)} prompts are left out.")
-        confound = length_confound(self.counts.numpy(), [label == name for label in self.classes]).relative
+        routed = torch.cat(
+            [self.counts[rows].sum(-1, keepdim=True, dtype=torch.float64) for rows in row_blocks(self.counts)]
+        )
+        confound = length_confound(routed.numpy(), [label == name for label in self.classes]).relative
         if abs(confound) > LENGTH_CONFOUND and not normalize and score == "mean_difference":
             logger.warning(
                 f"FTRIResult.rank: prompts of class {name!r} differ from the others by {confound:+.0%} in length, "
                 "which shows in every expert's counts. Divide by it: normalize=True."
             )
-        found = contrast(
-            units.values.numpy(),
-            units.is_target,
-            score=score,
-            tokens=units.tokens.numpy(),
-            rest="pooled" if paired is False else "paired",
-            confidence=confidence,
-            resamples=resamples,
-            permutations=permutations,
-            seed=seed,
-        )
         mine, others = units.sizes
+        many = mine + others > MANY and min(mine, others) >= LEAST_OF_CLASS
+        if many:
+            found = contrast_in_blocks(
+                lambda start, stop: units.values.columns(start, stop).numpy(),
+                units.values.grid,
+                np.array(units.is_target),
+                score=score,
+                tokens=units.tokens.numpy(),
+                paired=paired is not False,
+                confidence=confidence,
+                resamples=resamples,
+                permutations=permutations,
+                seed=seed,
+            )
+        else:
+            found = contrast(
+                units.values.whole().numpy(),
+                units.is_target,
+                score=score,
+                tokens=units.tokens.numpy(),
+                rest="pooled" if paired is False else "paired",
+                confidence=confidence,
+                resamples=resamples,
+                permutations=permutations,
+                seed=seed,
+            )
         what = "prompts" if groups is None else f"groups of {counted} prompts"
         return ExpertRanking.from_contrast(
             found,
@@ -235,6 +258,7 @@ class FTRIResult(Printable, Shareable):
                 "compared": f"{mine} against {others} {what}" if paired is False else f"{mine} pairs of {what}",
                 **({} if groups is None else {"groups": len(set(groups))}),
                 **({"near_duplicates": alike} if alike else {}),
+                **({"p_values": "of moments"} if many and resamples and permutations is None else {}),
                 "left_out": units.left_out,
                 "value": value,
                 "normalize": normalize,
@@ -275,8 +299,16 @@ class FTRIResult(Printable, Shareable):
         name = checked_class("FTRIResult.stability.target", self.classes, target)
         units = self._units("stability", name, score, value, normalize, None, groups)
         units = merge_groups("FTRIResult.stability", units, paired=False)
-        values, tokens = units.values.numpy(), units.tokens.numpy()
-        return top_stability(values, units.is_target, n, score=score, tokens=tokens, resamples=resamples, seed=seed)
+        return top_stability(
+            lambda start, stop: units.values.columns(start, stop).numpy(),
+            units.is_target,
+            n,
+            grid=units.values.grid,
+            score=score,
+            tokens=units.tokens.numpy(),
+            resamples=resamples,
+            seed=seed,
+        )
 
     def alike(self, experts: Sequence[tuple[int, int]], n: int = 5) -> dict[tuple[int, int], list[AlikeExpert]]:
         """Return, for some experts, those that the same prompts use.
@@ -384,7 +416,7 @@ class FTRIResult(Printable, Shareable):
             what = "routing weights were not recorded, only which experts were chosen"
             raise DataError(f"FTRIResult.{where}", what, fix="Rank by counts, or record weights for every prompt.")
         runs = Evidence(
-            values=(self.weights if by_weight else self.counts).double(),
+            values=PromptMaps(self.weights if by_weight else self.counts),
             tokens=self.num_tokens.double(),
             is_target=[label == name for label in self.classes],
             keys=checked_keys(f"FTRIResult.{where}.paired", keys, len(self.classes)),
@@ -407,18 +439,22 @@ class FTRIResult(Printable, Shareable):
             )
         return found.alike
 
-    def _maps_of(self, name: str) -> list[ActivationMap]:
-        return [
-            ActivationMap(
-                counts=self.counts[i].double(),
-                weights=self.weights[i].double(),
-                layers=self.layers,
-                num_tokens=float(self.num_tokens[i]),
-                provenance={"class": name, "scope": self.scope},
-            )
-            for i, label in enumerate(self.classes)
-            if label == name
-        ]
+    def _mean_of(self, name: str) -> ActivationMap:
+        """Return the mean map of a class, a block of prompts at a time."""
+        member = torch.tensor([label == name for label in self.classes])
+        counts, weights = (torch.zeros(self.counts.shape[1:], dtype=torch.float64) for _ in range(2))
+        for rows in row_blocks(self.counts):
+            here = member[rows]
+            counts += self.counts[rows][here].sum(0, dtype=torch.float64)
+            weights += self.weights[rows][here].sum(0, dtype=torch.float64)
+        number = int(member.sum())
+        return ActivationMap(
+            counts=counts / number,
+            weights=weights / number,
+            layers=self.layers,
+            num_tokens=float(self.num_tokens[member].double().sum()) / number,
+            provenance={"class": name, "scope": self.scope},
+        )
 
     def _to_file(self, path: Path) -> None:
         write_parts(path, {part.name: getattr(self, part.name) for part in fields(self)})

@@ -9,6 +9,7 @@ Files in reading order:
 - `group.py`: several SAEs on one stream.
 - `end_to_end.py`: losses of the model with an SAE spliced in.
 - `trainer.py`: `SAETrainer`.
+- `adapt.py`: `adapt_to_sae`, a LoRA for a model with its SAE.
 
 May import what `sae` may. A new way to train is a method or a callback of `SAETrainer`.
 """

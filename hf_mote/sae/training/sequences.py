@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_mote.errors import ConfigError, DataError
 
-__all__ = ["Sequences", "batch_of", "excluded_positions"]
+__all__ = ["NoTokenizer", "Sequences", "batch_of", "excluded_positions"]
 
 _POSITIONS = re.compile(r"first:(\d+)|(\d*):(\d*)")
 
@@ -88,6 +88,25 @@ class Sequences:
     def _encoded(self, text: str) -> list[int]:
         # Longer than a model's context is no fault here: it is cut up.
         return list(self.tokenizer(text, verbose=False)["input_ids"])
+
+
+class NoTokenizer:
+    """Stands where there is no tokenizer, for rows that hold `"input_ids"`.
+
+    Args:
+        where (`str`): What an error names, if a row holds a text after all.
+    """
+
+    eos_token_id = None
+    chat_template = None
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __call__(self, text: str, **kwargs: Any) -> Any:
+        """Raise [`DataError`]."""
+        fix = "Give the tokenizer."
+        raise DataError(f"{self.where}: dataset", "holds texts, and there is no tokenizer", fix=fix)
 
 
 def batch_of(sequences: list[list[int]]) -> tuple[Tensor, Tensor]:

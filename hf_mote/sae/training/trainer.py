@@ -580,7 +580,8 @@ def _drop_parallel(sae: SAEModel) -> None:
     """Take off the part of the gradient that would change the lengths of unit rows."""
     gradient, rows = sae.W_dec.grad, sae.W_dec
     if gradient is not None and sae.config.normalize_decoder:
-        gradient.sub_((gradient * rows).sum(1, keepdim=True) * rows)
+        # Without a matrix in between: a dictionary is large.
+        gradient.addcmul_(rows, torch.linalg.vecdot(gradient, rows)[:, None], value=-1)
 
 
 def _last_complete(folder: Path) -> str:

@@ -1,0 +1,138 @@
+"""`hf-mote sae adapt`: a LoRA that lets a model live with its SAE, with what both measure with it and without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_mote.commands import options as o
+from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.run_files import writing_to
+from hf_mote.commands.sae.evaluate import SAE
+from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
+from hf_mote.commands.sae.train import fitting, held_out_of
+from hf_mote.commands.session import provenance_of, reporting, say, tell
+from hf_mote.hub import card_header, public_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hf_mote.sae.report import SAEReport
+
+__all__ = ["adapt_command"]
+
+
+def adapt_command(
+    context: typer.Context,
+    model: o.Model,
+    sae: SAE,
+    text: Text,
+    output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA.")] = 16,
+    hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on; a shorter text is read again.")] = 100_000,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of AdamW.")] = 1e-3,
+    context_length: Annotated[int, typer.Option(min=2, help="Most tokens of a sequence.")] = 256,
+    evaluation_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens of the reports.")] = 20_000,
+    text_column: TextColumn = "text",
+    seed: o.Seed = 0,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    force: o.Force = False,
+    settings: Settings = None,
+) -> None:
+    """Adapt a model to its SAE by a LoRA in the layers after it, and measure both on held-out text."""
+    from hf_mote.sae.convert import load_sae
+    from hf_mote.sae.intervene import sites_of
+    from hf_mote.sae.metrics import evaluate_sae
+    from hf_mote.sae.training.adapt import adapt_to_sae, lora_after
+
+    with reporting():
+        organisms = Organisms()
+        kept, held_out = held_out_of(text, read_texts(text, text_column, organisms))
+        loaded = load_sae(sae).train(False)
+        subject = load_subject(
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            any_model=True,
+        )
+        context_length = fitting(subject.model, context_length)
+        _, writes = sites_of(subject.model, loaded, hookpoint, "adapt_to_sae")
+        made = provenance_of(context, subject, seed, SAE=sae, text=text)
+        name = public_name(subject.model.config.name_or_path or subject.name)
+        with writing_to(output, force=force) as folder:
+            read: dict[str, Any] = {
+                "hookpoint": hookpoint,
+                "context_length": context_length,
+                "text_column": text_column,
+            }
+            measured: dict[str, Any] = {"max_tokens": evaluation_tokens, **read}
+            say("measuring the SAE without an adapter")
+            before = evaluate_sae(subject.model, loaded, held_out, subject.tokenizer, **measured)
+            say(f"training a LoRA of rank {rank} on {tokens:,} tokens")
+            adapted = adapt_to_sae(
+                subject.model,
+                loaded,
+                kept,
+                lora_after(subject.model, writes, rank=rank),
+                tokenizer=subject.tokenizer,
+                max_tokens=tokens,
+                batch_size=batch,
+                learning_rate=learning_rate,
+                seed=seed,
+                **read,
+            )
+            after = evaluate_sae(adapted, loaded, held_out, subject.tokenizer, with_adapter=True, **measured)
+            adapted.save_pretrained(str(folder))
+            before.save_pretrained(folder / "without")
+            after.save_pretrained(folder / "with")
+            (folder / "README.md").write_text(_card(name, sae, before, after, made), encoding="utf-8")
+        for row in _rows(before, after):
+            tell(f"{row[0]}: {row[1]} without the adapter, {row[2]} with it")
+        tell(f"Adapter, reports and card: {output}")
+
+
+def _rows(before: SAEReport, after: SAEReport) -> list[tuple[str, str, str]]:
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    clean = f"cross entropy with the SAE (plain model: {before.ce['clean']:.4g})"
+    return [
+        (clean, f"{before.ce['sae']:.4g}", f"{after.ce['sae']:.4g}"),
+        ("KL from the plain model", f"{before.kl['sae']:.4g}", f"{after.kl['sae']:.4g}"),
+        *(
+            (f"{what} recovered ({name} ablation)", share(one[name]), share(other[name]))
+            for what, one, other in (
+                ("cross entropy", before.ce_recovered, after.ce_recovered),
+                ("KL", before.kl_recovered, after.kl_recovered),
+            )
+            for name in one
+        ),
+    ]
+
+
+def _card(model: str | None, sae: str, before: SAEReport, after: SAEReport, made: Mapping[str, str]) -> str:
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in _rows(before, after))
+    how = "\n".join(f"- {name}: {value}" for name, value in made.items())
+    return (
+        f"{card_header(base_model=model, about='sparse-autoencoder')}\n# Adapter for a model with its SAE\n\n"
+        f"A LoRA for `{model}` with the SAE `{public_name(sae) or 'that is not named'}` spliced in at "
+        f"`{before.hookpoint}`. It belongs to the SAE: without it, switch it off.\n\n```python\nimport hf_mote\n"
+        'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(model, "<this repository or folder>")\n'
+        "handle = hf_mote.splice_sae(model, sae)\n```\n\n"
+        f"## On {before.tokens:,} held-out tokens\n\n| | without | with |\n| --- | --: | --: |\n{rows}\n\n"
+        f"## How it was made\n\n{how}\n"
+    )

@@ -1,0 +1,122 @@
+"""`hf-mote sae experts`: which latents of an SAE drive which experts, as a table, a file and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_mote.commands import options as o
+from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.run_files import finish, writing_to
+from hf_mote.commands.sae.evaluate import SAE
+from hf_mote.commands.sae.steer import read_edit
+from hf_mote.commands.sae.texts import Settings, TextColumn, read_texts
+from hf_mote.commands.sae.train import fitting
+from hf_mote.commands.session import provenance_of, reporting, say, tell
+from hf_mote.errors import ConfigError, one_of
+
+__all__ = ["experts_command"]
+
+METHODS = ("weights", "intervention")
+_SHOWN = 5  # latents of which a page shows texts
+
+
+def experts_command(
+    context: typer.Context,
+    model: o.Model,
+    sae: SAE,
+    text: Annotated[
+        str | None,
+        typer.Argument(help="Text, as of the other commands: for interventions, and for texts on the page."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="weights (of a router's input), or intervention.")] = "weights",
+    latent: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="A latent; may be given several times. By default all, or those active most."),
+    ] = None,
+    edit: Annotated[str, typer.Option(help="What is done to each: ablate, +5, x2 or clamp:5.")] = "ablate",
+    top: Annotated[int, typer.Option(min=1, help="Links to list.")] = 20,
+    output: Annotated[Path | None, typer.Option(help="Folder for the table and the page.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to read.")] = 10_000,
+    context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 128,
+    hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
+    text_column: TextColumn = "text",
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    force: o.Force = False,
+    settings: Settings = None,
+) -> None:
+    """Show which latents drive which experts: by the router's weights, or by changing latents while a text is read."""
+    from hf_mote.links.link import link_latents
+    from hf_mote.reports.links import links_page
+    from hf_mote.sae.convert import load_sae
+    from hf_mote.sae.top_tokens import top_activations
+
+    with reporting():
+        one_of("--method", method, METHODS)
+        if method == "intervention" and text is None:
+            raise ConfigError("TEXT", "an intervention needs a text", fix="Give a file, a folder or a data set.")
+        changed = read_edit(f"0={edit}", "--edit")[1]
+        organisms = Organisms()
+        texts = None if text is None else read_texts(text, text_column, organisms)
+        loaded = load_sae(sae).train(False)
+        subject = load_subject(
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
+        read: dict[str, Any] = {
+            "max_tokens": tokens,
+            "context_length": fitting(subject.model, context_length),
+            "text_column": text_column,
+            "hookpoint": hookpoint,
+        }
+        say(f"linking latents of a {type(loaded).__name__} with experts, by {method}")
+        by_text = method == "intervention"
+        links = link_latents(
+            subject.model,
+            loaded,
+            texts if by_text else None,
+            subject.tokenizer if by_text else None,
+            method=method,  # type: ignore[arg-type]
+            latents=latent or None,
+            edit=changed,
+            **read,
+        )
+        strongest = links.top(top)
+        for link in strongest:
+            tell(f"latent {link.latent}: {link.value:+.4g} on expert {link.expert} of layer {link.layer}")
+        if not strongest:
+            tell("No latent drives any expert.")
+        if output is not None:
+            shown = list(dict.fromkeys(link.latent for link in strongest))[:_SHOWN]
+            profiles = []
+            if texts is not None and shown:
+                profiles = top_activations(subject.model, loaded, texts, subject.tokenizer, shown, **read)
+            named = f"{type(loaded).__name__} {sae} at {loaded.config.hookpoint or hookpoint} of {model}"
+            made = provenance_of(context, subject, 0)
+            figures = {"method": method, "links": [link._asdict() for link in strongest]}
+            holds = {links.file_name: "what each latent does to each expert (LatentExpertMap)"}
+            with writing_to(output, force=force) as folder:
+                links.save_pretrained(folder)
+                finish(
+                    folder,
+                    figures,
+                    made,
+                    holds,
+                    lambda files: links_page(
+                        links, profiles, top=top, subject=named, provenance=made, files_written=files
+                    ),
+                )
+            tell(f"Table and page: {output}")

@@ -1,0 +1,291 @@
+"""`link_latents`: which latents of an SAE drive which experts, by the router's weights or by intervention.
+
+By weights: an SAE of what a router is given writes into the router's logits directly, its dictionary row times the
+router's weight. By intervention: a latent is changed while the model runs, and the experts that are chosen otherwise
+are counted, in every layer after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from hf_mote.errors import ConfigError, DataError, UnsupportedError, one_of, whole
+from hf_mote.hub import public_name
+from hf_mote.links.latent_expert_map import METHODS, LatentExpertMap
+from hf_mote.routing.recording.record import record_routing
+from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.self_test import probe_args, self_test
+from hf_mote.routing.sites.site import RouterSite
+from hf_mote.sae.edits import read_edits
+from hf_mote.sae.hookpoints import Hookpoint, resolve_hookpoints
+from hf_mote.sae.intervene import dictionary_rows, sites_of, steer_latents
+from hf_mote.sae.kernels.sparse import SparseLatents
+from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.training.activations import activations_of
+from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of
+
+__all__ = ["link_latents"]
+
+_PROBES = 16  # tokens by which it is seen whether the SAE's place is a router's input
+_BLOCK = 1024
+_MOST = 32  # latents that are changed by default
+
+
+@torch.no_grad()
+def link_latents(
+    model: nn.Module,
+    sae: SAEModel,
+    dataset: Iterable[Any] | None = None,
+    tokenizer: Any = None,
+    *,
+    method: Literal["weights", "intervention"] = "weights",
+    latents: Sequence[int] | None = None,
+    edit: Any = "ablate",
+    hookpoint: str | None = None,
+    max_tokens: int = 10_000,
+    context_length: int = 128,
+    sequences_per_forward: int = 8,
+    text_column: str = "text",
+    progress: bool = True,
+) -> LatentExpertMap:
+    """Return which latents of an SAE drive which experts of a model.
+
+    Args:
+        model (`nn.Module`): A mixture-of-experts model; left as it is.
+        sae ([`SAEModel`]):
+            In evaluation mode. For method `"weights"` of a router's input, as `"model.layers.3.mlp.gate.input"`, or
+            another place that holds the same; for `"intervention"` of any place before a router.
+        dataset (`Iterable`, *optional*):
+            Texts, or rows of columns, as in [`collect_activations`]; for `"intervention"`.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed unless rows hold `"input_ids"`.
+        method (`str`, *optional*, defaults to `"weights"`):
+            `"weights"`: what a unit of a latent adds to each router logit, less the mean over the experts; exact,
+            without a text, and of the SAE's own layer alone. `"intervention"`: how much more often an expert is chosen
+            on a text when the latent is changed, for each token that it is changed on, in all layers.
+        latents (`Sequence[int]`, *optional*):
+            Which; by default all for `"weights"`, and the 32 that are active on most tokens for `"intervention"`.
+        edit (`Any`, *optional*, defaults to `"ablate"`):
+            What is done to a latent, as in [`steer`]; `"ablate"` and `("multiply", x)` change tokens on which it is
+            active, a number or `("clamp", x)` all tokens.
+        hookpoint (`str`, *optional*): Where the SAE belongs; by default its `config.hookpoint`.
+        max_tokens (`int`, *optional*, defaults to 10,000): Tokens that are read, in whole forwards.
+        context_length (`int`, *optional*, defaults to 128): Most tokens of a sequence.
+        sequences_per_forward (`int`, *optional*, defaults to 8): Sequences that run together.
+        text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
+        progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
+
+    Returns:
+        [`LatentExpertMap`]
+
+    Raises:
+        [`ConfigError`]: if there is no such latent, an argument is out of range, or text is missing or too much.
+        [`UnsupportedError`]: for `"weights"`, if the SAE's place is no router's input, or the router is not linear.
+        [`DataError`]: if the text has no tokens.
+
+    Example:
+
+    ```python
+    from hf_mote import TopKSAEConfig, TopKSAEModel, link_latents, load_organism
+
+    model = load_organism("refusal").model
+    place = "model.layers.2.mlp.gate.input"
+    sae = TopKSAEModel(TopKSAEConfig(hidden_size=96, num_latents=64, k=4, hookpoint=place)).eval()
+    links = link_latents(model, sae)
+    assert links.layers == (2,) and len(links.top(5)) == 5
+    ```
+    """
+    where = "link_latents"
+    one_of(f"{where}.method", method, METHODS)
+    for name, number in (
+        ("max_tokens", max_tokens),
+        ("context_length", context_length),
+        ("sequences_per_forward", sequences_per_forward),
+    ):
+        whole(f"{where}.{name}", number, least=1)
+    if sae.training:
+        raise ConfigError(f"{where}.sae", "is in training mode", fix="Call sae.eval() first.")
+    wanted = None if latents is None else _checked(latents, sae.config.num_latents)
+    sites = find_routers(model)
+    reads, writes = sites_of(model, sae, hookpoint, where)
+    told = {
+        "model": public_name(getattr(getattr(model, "config", None), "name_or_path", None)) or "not named",
+        "hookpoint": writes.name,
+    }
+    if method == "weights":
+        if dataset is not None:
+            fix = "Leave the text out, or take method='intervention'."
+            raise ConfigError(f"{where}.dataset", "the weights say it without a text", fix=fix)
+        site = _router_at(model, sites, writes)
+        chosen = list(range(sae.config.num_latents)) if wanted is None else wanted
+        values = _by_weights(sae, site, chosen)[:, None]
+        none = torch.zeros(len(chosen), dtype=torch.int64)
+        return LatentExpertMap(values, tuple(chosen), (site.layer,), method, none, dict(told))
+    if dataset is None:
+        raise ConfigError(f"{where}.dataset", "an intervention needs a text", fix="Give texts and the tokenizer.")
+    read_edits(f"{where}.edit", {0: edit})
+    reader = Sequences(
+        NoTokenizer(where) if tokenizer is None else tokenizer,
+        dataset,
+        text_column=text_column,
+        context_length=context_length,
+        packed=False,
+    )
+    batches = _batches(reader, sequences_per_forward, max_tokens)
+    active = [_active(model, sae, reads, ids, mask) for ids, mask in batches]
+    if wanted is None:
+        used = torch.stack([part.sum((0, 1)) for part in active]).sum(0)
+        order = used.argsort(descending=True, stable=True)[:_MOST].tolist()
+        wanted = sorted(latent for latent in order if used[latent])
+        if not wanted:
+            raise DataError(f"{where}.dataset", "activates no latent", fix="Give more text, or name latents.")
+    values, tokens = _by_intervention(model, sae, sites, batches, active, wanted, edit, hookpoint, progress)
+    layers = tuple(site.layer for site in sites)
+    return LatentExpertMap(values, tuple(wanted), layers, method, tokens, {**told, "edit": str(edit)})
+
+
+def _checked(latents: Sequence[int], count: int) -> list[int]:
+    if isinstance(latents, str) or not isinstance(latents, Sequence) or not latents:
+        raise ConfigError("link_latents.latents", "are no latents", got=repr(latents)[:60], expected="a list")
+    for latent in latents:
+        if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < count:
+            got, expected = repr(latent), f"0..{count - 1}"
+            raise ConfigError("link_latents.latents", "the SAE has no such latent", got=got, expected=expected)
+    return list(dict.fromkeys(latents))
+
+
+def _router_at(model: nn.Module, sites: Sequence[RouterSite], writes: Hookpoint) -> RouterSite:
+    """The router that is given just what the SAE stands for, seen on tokens that run through the model."""
+    size = int(getattr(getattr(model, "config", None), "vocab_size", _PROBES) or _PROBES)
+    ids = (torch.arange(_PROBES) * 7919 % size)[None]
+    points = [point for site in sites for point in resolve_hookpoints(model, f"{site.path}.input")]
+    found = activations_of(model, ids, torch.ones_like(ids), [writes, *points], whole=True)
+    own = found[writes.name]
+    for site, point in zip(sites, points, strict=True):
+        if found[point.name].shape == own.shape and torch.equal(found[point.name], own):
+            return site
+    raise UnsupportedError(
+        "link_latents.sae",
+        "its place is no router's input, so that the router's weights do not say what it does to experts",
+        got=writes.name,
+        expected=f"such as {points[0].name}",
+        fix="Take method='intervention', which needs a text.",
+    )
+
+
+def _by_weights(sae: SAEModel, site: RouterSite, latents: Sequence[int]) -> Tensor:
+    """What a unit of each latent adds to the router's logits, less their mean, `(latents, experts)`, float64."""
+    if sae.config.input_normalization is not None:
+        fix = "Take method='intervention'."
+        raise UnsupportedError("link_latents.sae", "scales each token by a factor of its own", fix=fix)
+    adapter = self_test(site)
+    if adapter is None:
+        fix = "Load the model whole, or take method='intervention'."
+        raise UnsupportedError("link_latents.model", f"the router {site.path} cannot run by itself", fix=fix)
+    weight = next(site.module.parameters())
+    width = sae.config.decoder_size
+
+    def logits(hidden: Tensor) -> Tensor:
+        given = hidden.to(weight.device, weight.dtype)
+        return adapter.read(site.module.forward(*probe_args(site, given)))[0].double()
+
+    bases = torch.randn(2, width, generator=torch.Generator().manual_seed(0))
+    bases = bases.to(weight.device)
+    parts = []
+    for start in range(0, len(latents), _BLOCK):
+        rows = dictionary_rows(sae, torch.tensor(latents[start : start + _BLOCK], device=sae.W_dec.device))
+        rows = rows.float().to(weight.device)
+        zero = logits(torch.zeros_like(rows))
+        added = logits(rows) - zero
+        for base in bases:
+            shifted = logits(rows + base) - logits(base.expand_as(rows))
+            allowed = (
+                64 * torch.finfo(weight.dtype).eps * float(logits(base[None]).abs().max() + added.abs().max() + 1)
+            )
+            if float((shifted - added).abs().max()) > allowed:
+                fix = "Take method='intervention'."
+                raise UnsupportedError("link_latents.model", f"the router {site.path} is not linear", fix=fix)
+        parts.append(added - added.mean(1, keepdim=True))
+    return torch.cat(parts).cpu()
+
+
+def _batches(reader: Sequences, size: int, max_tokens: int) -> list[tuple[Tensor, Tensor]]:
+    found, read, stream = [], 0, iter(reader)
+    while read < max_tokens and (taken := list(islice(stream, size))):
+        found.append(batch_of([row for row in taken if row] or [[0]]))
+        read += sum(map(len, taken))
+    if not read:
+        raise DataError("link_latents.dataset", "holds no tokens")
+    return found
+
+
+def _active(model: nn.Module, sae: SAEModel, reads: Hookpoint, ids: Tensor, mask: Tensor) -> Tensor:
+    """On which tokens each latent is active, bool `(batch, length, latents)`."""
+    values = activations_of(model, ids, mask, [reads])[reads.name].to(sae.W_dec.device)
+    latents = sae._encode(sae._tokens(values, mask.to(values.device))).latents
+    sparse = latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
+    found = torch.zeros(sparse.pattern.num_rows, sparse.pattern.num_columns, dtype=torch.bool)
+    found[sparse.pattern.rows.cpu(), sparse.pattern.columns.cpu()] = sparse.values.cpu() > 0
+    return found.reshape(*mask.shape, -1) & mask.bool()[..., None]
+
+
+def _by_intervention(
+    model: nn.Module,
+    sae: SAEModel,
+    sites: Sequence[RouterSite],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    active: Sequence[Tensor],
+    latents: Sequence[int],
+    edit: Any,
+    hookpoint: str | None,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """How much more often each expert is chosen, for each token that a latent is changed on, and on how many it is."""
+    device = next(model.parameters()).device
+    width = max(site.num_experts for site in sites)
+    change = torch.zeros(len(latents), len(sites), width, dtype=torch.float64)
+    tokens = torch.zeros(len(latents), dtype=torch.int64)
+    everywhere = not (edit == "ablate" or (isinstance(edit, Sequence) and edit[0] in ("ablate", "multiply")))
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with (
+            record_routing(model, phase="prompt") as record,
+            logging.tqdm(total=len(batches), desc="linking", disable=not progress, leave=False) as bar,
+        ):
+
+            def counted(ids: Tensor, mask: Tensor) -> Tensor:
+                record.forget()
+                model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+                return record.stacked()[0]
+
+            for (ids, mask), here in zip(batches, active, strict=True):
+                plain = counted(ids, mask)
+                for place, latent in enumerate(latents):
+                    rows = here[..., latent].any(1).nonzero().squeeze(1)
+                    rows = torch.arange(len(ids)) if everywhere else rows
+                    if not len(rows):
+                        continue
+                    with steer_latents(
+                        model,
+                        sae,
+                        {latent: edit},
+                        hookpoint=hookpoint,
+                        scope="all",
+                        thinking_tokens=None,
+                        strength=1.0,
+                        keep_error=True,
+                    ):
+                        changed = counted(ids[rows], mask[rows])
+                    change[place] += (changed - plain[rows]).sum(0)
+                    tokens[place] += int(mask[rows].sum() if everywhere else here[..., latent].sum())
+                bar.update()
+    finally:
+        for module in was_training:
+            module.training = True
+    return change / tokens.clamp(min=1)[:, None, None], tokens

@@ -1,0 +1,278 @@
+"""`adapt_to_sae`: a LoRA that lets a model live with its SAE, trained with the SAE spliced in; a PEFT adapter as any.
+
+Source: Chen, Engels and Tegmark, "Low-Rank Adapting Models for Sparse Autoencoders" (arXiv 2501.19406): the SAE and
+the model stay frozen, and adapters in the layers after the SAE bring the predictions back to the plain model's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from hf_mote.errors import ConfigError, DataError, UnsupportedError, real, whole
+from hf_mote.hooks import Intervention
+from hf_mote.sae.hookpoints import Hookpoint
+from hf_mote.sae.intervene import sites_of, splice_sae
+from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+__all__ = ["adapt_to_sae", "divergence", "lora_after"]
+
+_IGNORED = -100  # as the labels of transformers have it
+
+
+def adapt_to_sae(
+    model: PreTrainedModel,
+    sae: SAEModel,
+    dataset: Iterable[Any],
+    peft_config: PeftConfig | None = None,
+    *,
+    tokenizer: Any = None,
+    hookpoint: str | None = None,
+    arguments: TrainingArguments | None = None,
+    max_tokens: int = 200_000,
+    batch_size: int = 8,
+    learning_rate: float = 1e-3,
+    context_length: int = 256,
+    text_column: str = "text",
+    packed: bool = True,
+    seed: int = 0,
+) -> PeftModel:
+    """Train a PEFT adapter of a model with an SAE spliced in, towards the predictions of the plain model.
+
+    The loss is the KL divergence of the predictions with SAE and adapter from the plain model's. The weights of the
+    model and the SAE stay as they are, bit for bit. The adapter belongs to the SAE: without it, switch it off.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model; the adapter is put into it, as `get_peft_model` does.
+        sae ([`SAEModel`]): In evaluation mode.
+        dataset (`Iterable`): Texts, or rows of columns, as in [`collect_activations`].
+        peft_config (`PeftConfig`, *optional*):
+            As `get_peft_model` takes it; by default [`lora_after`]. Adapters before the SAE change what it is given.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed unless rows hold `"input_ids"`.
+        hookpoint (`str`, *optional*): Where the SAE belongs; by default its `config.hookpoint`.
+        arguments (`TrainingArguments`, *optional*):
+            Of the `Trainer`, in the place of `max_tokens`, `batch_size`, `learning_rate` and `seed`.
+        max_tokens (`int`, *optional*, defaults to 200,000): Tokens to train on; a shorter text is read again.
+        batch_size (`int`, *optional*, defaults to 8): Sequences of a step.
+        learning_rate (`float`, *optional*, defaults to 1e-3): Of AdamW, falling to 0.
+        context_length (`int`, *optional*, defaults to 256): Most tokens of a sequence.
+        text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
+        packed (`bool`, *optional*, defaults to `True`): Whether texts follow each other in full contexts.
+        seed (`int`, *optional*, defaults to 0): Of the adapter's start and the order of the text.
+
+    Returns:
+        `PeftModel`, in evaluation mode, the adapter on and the SAE no longer spliced in. `save_pretrained` and
+        `push_to_hub` share the adapter alone; `evaluate_sae(..., with_adapter=True)` measures both together.
+
+    Raises:
+        [`ConfigError`]: if an argument is out of range, or no module comes after the SAE.
+        [`DataError`]: if the text has no tokens.
+        [`UnsupportedError`]: if the model has an adapter already.
+
+    Where it fails, the model is as it was.
+
+    Example:
+
+    ```python
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from hf_mote import TopKSAEConfig, TopKSAEModel, adapt_to_sae
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2)).eval()
+    sae = TopKSAEModel(TopKSAEConfig(hidden_size=16, num_latents=64, k=4, hookpoint="transformer.h.0")).eval()
+    rows = [{"input_ids": list(range(i, i + 20))} for i in range(20)]
+    adapted = adapt_to_sae(model, sae, rows, max_tokens=400, context_length=20)
+    adapted.save_pretrained("adapter")
+    ```
+
+    Source: arXiv 2501.19406, section 3. What differs: the default rank and learning rate are ours.
+    """
+    from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    where = "adapt_to_sae"
+    whole(f"{where}.max_tokens", max_tokens, least=1)
+    whole(f"{where}.batch_size", batch_size, least=1)
+    whole(f"{where}.context_length", context_length, least=2)
+    whole(f"{where}.seed", seed)
+    real(f"{where}.learning_rate", learning_rate, above=0)
+    if hasattr(model, "peft_config") or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        fix = "Give the plain model, or merge its adapter first: model.merge_and_unload()."
+        raise UnsupportedError(f"{where}.model", "has an adapter already", fix=fix)
+    reads, writes = sites_of(model, sae, hookpoint, where)
+    rows = _rows(tokenizer, dataset, text_column, context_length, packed, max_tokens)
+    peft_config = lora_after(model, writes) if peft_config is None else peft_config
+    required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    was_training = [module for module in model.modules() if module.training]
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(seed)
+        # What PEFT reads of a model that newer transformers call otherwise.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        try:
+            adapted: Any = get_peft_model(model, peft_config)
+        except ValueError as error:
+            raise ConfigError(f"{where}.peft_config", "does not fit the model", got=str(error)[:200]) from error
+    try:
+        with _frozen(sae), splice_sae(model, sae, hookpoint=hookpoint) as splice, tempfile.TemporaryDirectory() as to:
+            if arguments is None:
+                arguments = TrainingArguments(
+                    to,
+                    max_steps=max(1, round(max_tokens / sum(map(len, rows)) * len(rows) / batch_size)),
+                    per_device_train_batch_size=batch_size,
+                    learning_rate=learning_rate,
+                    save_strategy="no",
+                    report_to=[],
+                    seed=seed,
+                    logging_steps=20,
+                    use_cpu=model.device.type == "cpu",
+                    dataloader_pin_memory=False,
+                    disable_tqdm=True,
+                    remove_unused_columns=False,
+                )
+            _AdaptTrainer(adapted, arguments, rows, splice).train()
+    except BaseException:
+        adapted.unload()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = required[name]
+        for module in was_training:
+            module.training = True
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        raise
+    made: PeftModel = adapted.eval()
+    return made
+
+
+def lora_after(model: nn.Module, point: Hookpoint, *, rank: int = 16) -> PeftConfig:
+    """Return a LoRA config for all linear modules of the layers after a hookpoint's own.
+
+    Args:
+        model (`nn.Module`): The model.
+        point (`Hookpoint`): Where the SAE writes, in a layer of a list of layers.
+        rank (`int`, *optional*, defaults to 16): Of the adapters; their scale is 2.
+
+    Raises:
+        [`ConfigError`]: if the hookpoint is in no list of layers, or none of them comes after it.
+    """
+    from peft import LoraConfig, TaskType
+
+    whole("lora_after.rank", rank, least=1)
+    parts = point.path.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+    found: list[str] = []
+    turned: set[bool] = set()  # whether a module holds its weight as (in, out), as the Conv1D of transformers does
+    if numbers:
+        before, own = ".".join(parts[: numbers[0]]), int(parts[numbers[0]])
+        for path, module in model.named_modules():
+            rest = path.removeprefix(f"{before}.").split(".")
+            later = path.startswith(f"{before}.") and rest[0].isdecimal() and int(rest[0]) > own
+            if later and _is_linear(module):
+                found.append(path)
+                turned.add(not hasattr(module, "in_features"))
+    if not found:
+        fix = "Give a peft_config of your own."
+        raise ConfigError("adapt_to_sae.peft_config", "no linear module comes after the SAE", got=point.name, fix=fix)
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=found,
+        fan_in_fan_out=turned == {True},
+    )
+
+
+def divergence(plain: Tensor, other: Tensor) -> Tensor:
+    """Return KL(plain || other) of each prediction, in nats, from logits `(..., vocabulary)`, in float32."""
+    p, q = plain.float().log_softmax(-1), other.float().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+class _AdaptTrainer(Trainer):
+    """Trains the adapter, which is all that takes gradients."""
+
+    def __init__(self, model: Any, arguments: TrainingArguments, rows: list[list[int]], splice: Intervention) -> None:
+        self._splice = splice
+        super().__init__(
+            model,
+            arguments,
+            data_collator=_collated,
+            train_dataset=rows,
+        )
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of a whole step
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the divergence from the plain model, summed over tokens and divided by those of the step."""
+        scored = inputs["labels"][:, 1:] != _IGNORED
+        given = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        own: Any = self.accelerator.unwrap_model(model)
+        was_training = model.training
+        try:
+            model.eval()
+            self._splice.active = False
+            with torch.no_grad(), own.disable_adapter():
+                plain = model(**given, use_cache=False).logits
+        finally:
+            self._splice.active = True
+            model.train(was_training)
+        output = model(**given, use_cache=False)
+        lost = divergence(plain[:, :-1], output.logits[:, :-1])[scored]
+        count = scored.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = lost.sum() / count
+        return (loss, output) if return_outputs else loss
+
+
+def _collated(rows: list[list[int]]) -> dict[str, Tensor]:
+    ids, mask = batch_of(rows)
+    labels = ids.masked_fill(mask == 0, _IGNORED)
+    labels[:, 0] = _IGNORED  # nothing predicts it
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _rows(
+    tokenizer: Any, dataset: Iterable[Any], text_column: str, context_length: int, packed: bool, max_tokens: int
+) -> list[list[int]]:
+    """The sequences to train on, of two tokens or more."""
+    tokenizer = NoTokenizer("adapt_to_sae") if tokenizer is None else tokenizer
+    rows, read = [], 0
+    reader = Sequences(tokenizer, dataset, text_column=text_column, context_length=context_length, packed=packed)
+    for sequence in reader:
+        if len(sequence) > 1:
+            rows.append(sequence)
+            read += len(sequence)
+        if read >= max_tokens:
+            break
+    if not rows:
+        raise DataError("adapt_to_sae.dataset", "has no token to train on", fix="Give more text.")
+    return rows
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it is one of the two kinds of linear modules that a LoRA goes around."""
+    weight = getattr(module, "weight", None)
+    sized = hasattr(module, "in_features") or hasattr(module, "nf")
+    return sized and isinstance(weight, Tensor) and weight.ndim == 2 and not list(module.children())
+
+
+@contextmanager
+def _frozen(sae: SAEModel) -> Iterator[None]:
+    """Let no gradient go to an SAE."""
+    required = [(parameter, parameter.requires_grad) for parameter in sae.parameters()]
+    try:
+        for parameter, _ in required:
+            parameter.requires_grad = False
+        yield
+    finally:
+        for parameter, value in required:
+            parameter.requires_grad = value
