@@ -21,7 +21,7 @@ FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.pa
 # reading order; of routing each storey is one. The root only gathers names, so nothing imports it.
 ALWAYS = {"errors", "version", "deprecation"}
 _STOREYS = {"routing/rules", "routing/sites", "routing/router_hook", "routing/recording"}
-_BASE = {"hooks", "files", "hub", "processes", "passes", "maps", "statistics", "generation", "judges"}
+_BASE = {"hooks", "files", "hub", "sharing", "processes", "passes", "maps", "statistics", "generation", "judges"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "deprecation": set(),
@@ -31,10 +31,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "folders": {"files"},
     "web": set(),
     "processes": set(),
-    "hub": {"files"},
     "plots": {"files"},
+    "sharing": {"files", "plots"},
+    "hub": {"files", "sharing"},
     "passes": {"hooks"},
-    "maps": {"files", "hub"},
+    "maps": {"files", "hub", "sharing"},
     "statistics": set(),
     "generation": set(),
     "judges": {"generation", "web"},
@@ -45,10 +46,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "routing/router_hook": {"routing/rules", "routing/sites", "routing/detour", "passes", "hooks"},
     "routing/recording": {"routing/rules", "routing/sites", "routing/router_hook", "passes", "hooks", "maps"},
     "routing/unlisted": {"routing/rules", "routing/sites"},
-    "mote": _STOREYS | {"passes", "hooks", "hub", "files", "folders"},
+    "mote": _STOREYS | {"passes", "hooks", "hub", "sharing", "files", "folders"},
     "ranking": _BASE | _STOREYS | {"mote"},
-    "evaluation": _STOREYS | {"passes", "mote", "statistics", "generation", "judges", "hub", "files"},
-    "sae": {"hooks", "passes", "files", "folders", "hub"},
+    "evaluation": _STOREYS | {"passes", "mote", "statistics", "generation", "judges", "hub", "sharing", "files"},
+    "sae": {"hooks", "passes", "files", "folders", "hub", "sharing"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps", "web"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},
     "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "files"},

@@ -1,7 +1,7 @@
 """The `hf-mote` command: one file for each command, and what they share.
 
 - Commands: `families.py`, `organisms.py`, `demo.py`, `imaging.py` (`ftri`), `attribution.py`, `evaluation.py`,
-  `sweep.py`, `chat.py`, `check.py`, `env.py`, `bake.py`, `serve.py`, and `sae/`.
+  `sweep.py`, `chat.py`, `check.py`, `env.py`, `bake.py`, `serve.py`, `configs.py`, `validate.py`, `push.py`, `sae/`.
 - What they take: `options.py`, `names.py` (names shown in the help), `model.py`, `prompts.py`, `conversations.py`,
   `record_files.py`, `datasets.py`, `judge_specs.py`.
 - What they do around their work: `session.py` (messages, errors), `run_files.py` (the output folder),

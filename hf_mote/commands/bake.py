@@ -23,6 +23,7 @@ def bake_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
+    allow_other_weights: o.AllowOtherWeights = False,
 ) -> None:
     """Fold a config into a plain checkpoint: mode zero, and reroute or bias where the routers have a place for it."""
     with reporting():
@@ -37,7 +38,7 @@ def bake_command(
         chosen = load_config(config)
         subject = load_subject(model, Organisms(), revision=revision, dtype=dtype, device=device)
         say("baking, and comparing the baked blocks with the live ones")
-        baked = bake_mote(subject.model, chosen)
+        baked = bake_mote(subject.model, chosen, allow_other_weights=allow_other_weights)
         baked.save_pretrained(output, subject.tokenizer)
         shown = "bit for bit" if baked.proof.exact else f"within {baked.proof.block_difference:.1e}"
         tell(f"{len(baked.changes)} tensors changed; every changed block gives what the live profile gives, {shown}.")

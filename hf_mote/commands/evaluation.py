@@ -67,6 +67,7 @@ def evaluate_command(
     dtype: o.Dtype = "auto",
     device: o.Device = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    allow_other_weights: o.AllowOtherWeights = False,
     force: o.Force = False,
 ) -> None:
     """Measure a config: rates before and after, random controls, side effects, responses side by side."""
@@ -108,6 +109,8 @@ def evaluate_command(
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
+        if allow_other_weights:
+            chosen = chosen.for_other_weights(subject.model)
         with writing_to(output, force=force) as folder:
             say(f"evaluating on {len(asked.prompts)} prompts, with {controls} random controls")
             report = evaluate_mote(
@@ -136,6 +139,7 @@ def evaluate_command(
                 "config": config,
                 "prompts": f"{asked.source} ({len(asked.prompts)})",
                 "judge": judge or "the organism's own",
+                **({} if chosen.on_other_weights is None else {"config is used": chosen.on_other_weights}),
             }
             _write(folder, found, chosen, provenance_of(context, subject, seed, **more))
         tell(report.verdict)

@@ -9,7 +9,6 @@ Files in reading order:
 - `report.py`: `EvaluationReport`. `sweep.py`: a report for each setting, with p adjusted for having tried them all.
 - `model_check.py`: `check_model`, whether all that is claimed holds on one model as it was loaded.
 
-May import `mote`, `routing`, `passes`, `statistics`, `generation`, `judges`, `hub` and `files`; not `ranking`. A new
-measurement
-is a file here and a field of the report.
+May import `mote`, `routing`, `passes`, `statistics`, `generation`, `judges`, `hub`, `sharing` and `files`; not
+`ranking`. A new measurement is a file here and a field of the report.
 """

@@ -50,6 +50,7 @@ def evaluate_mote(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     generate_kwargs: Mapping[str, Any] | None = None,
     groups: Sequence[Hashable] | None = None,
+    allow_other_weights: bool = False,
     progress: bool = True,
 ) -> EvaluationReport:
     """Measure a config: the target behaviour before and after, random controls, dose-response, and what else changes.
@@ -108,6 +109,8 @@ def evaluate_mote(
             One key for each prompt, equal for those that are wordings or fillings of one thing, as its subject: the
             intervals of the rates are then by group, wider where prompts of a group go together. By default every
             prompt counts as independent of the others.
+        allow_other_weights (`bool`, *optional*, defaults to `False`):
+            As in [`apply_mote`]; the report says so.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -156,6 +159,8 @@ def evaluate_mote(
         groups=groups,
     )
     config = load_config(config)
+    if allow_other_weights:
+        config = config.for_other_weights(model)
     trial.plan([config], num_controls=num_controls, control_kind=control_kind, seed=seed)
     others = checked_prompts(f"{where}.unrelated", unrelated) if unrelated else []
     trial.check(others)

@@ -24,7 +24,10 @@ __all__ = ["apply_mote", "edit_of", "load_config", "targets_layer"]
 
 
 def apply_mote(
-    model: nn.Module, config: MoTEConfig | str | os.PathLike[str] | Sequence[MoTEConfig | str | None]
+    model: nn.Module,
+    config: MoTEConfig | str | os.PathLike[str] | Sequence[MoTEConfig | str | None],
+    *,
+    allow_other_weights: bool = False,
 ) -> Intervention:
     """Attach a config to a model and return the handle.
 
@@ -40,6 +43,9 @@ def apply_mote(
         config (`MoTEConfig`, `str`, `os.PathLike` or a list of these):
             A config, the folder or file it was saved in, or the Hub repository it was pushed to. A list holds one for
             each row of the batch, `None` for rows that stay untouched.
+        allow_other_weights (`bool`, *optional*, defaults to `False`):
+            Apply it to a model of the same type, layers, experts and top-k with other weights, as a fine-tune of the
+            one it was made for, or though it is marked as unverified. The handle and its reports then say so.
 
     Returns:
         [`Intervention`]: usable bare (`.remove()`) or in a `with` block. A config without targets or with strength 0
@@ -76,6 +82,8 @@ def apply_mote(
             "apply_mote.config", "an empty list", expected="one config or None for each row of the batch"
         )
     configs = [None if entry is None and by_row else load_config(entry) for entry in given]
+    if allow_other_weights:
+        configs = [entry if entry is None else entry.for_other_weights(model) for entry in configs]
     sites = find_routers(model)
     for entry in configs:
         if entry is not None:
@@ -98,7 +106,7 @@ def apply_mote(
         if parts:
             editors[site.path] = _Editors(parts)
     if not editors:
-        return attach([])
+        return _noted(attach([]), configs)
 
     def editors_of(site: RouterSite) -> _Editors | None:
         mine = editors.get(site.path)
@@ -106,7 +114,14 @@ def apply_mote(
             _check_together(site, mine)
         return mine
 
-    return attach_to_routers(model, sites, watcher, editors_of)
+    return _noted(attach_to_routers(model, sites, watcher, editors_of), configs)
+
+
+def _noted(handle: Intervention, configs: Sequence[MoTEConfig | None]) -> Intervention:
+    """Let a handle say that a config is used on weights it was not made for."""
+    notes = [entry.on_other_weights for entry in configs if entry is not None]
+    handle.note = "; ".join(dict.fromkeys(note for note in notes if note is not None))
+    return handle
 
 
 class _SiteEdit:

@@ -3,7 +3,7 @@
 Files in reading order:
 
 - `configuration.py`: `SAEConfig`; `fields.py`: checks of its fields. `loading.py`: nothing is left at random.
-  `saving.py`: no mixture of old and new is left.
+  `saving.py`: no mixture of old and new is left. `sharing.py`: pushed to the Hub with its card.
 - `modeling.py`: `SAEModel`, with its tensors (`weights.py`), inputs (`inputs.py`), `output.py` and `losses.py`.
 - `normalization.py`: what an SAE from elsewhere does to each token before it encodes it.
 - `step.py`: the optimizer step that a training batch is a part of. `register.py`: the architectures by name;
@@ -13,6 +13,6 @@ Files in reading order:
 - `hookpoints.py`: where in a model. `edits.py`: what is done to latents. `intervene.py`: `splice_sae`, `steer`.
 - `steering.py`: `SteeringConfig`. `metrics.py`: `evaluate_sae`, and its `report.py`. `top_tokens.py`: one latent.
 
-May import `hooks`, `passes`, `files`, `folders` and `hub`; never `routing`. A new architecture goes into `variants/`,
-a new file format into `convert/`.
+May import `hooks`, `passes`, `files`, `folders`, `sharing` and `hub`; never `routing`. A new architecture goes into
+`variants/`, a new file format into `convert/`.
 """

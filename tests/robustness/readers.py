@@ -42,6 +42,7 @@ from hf_mote.files import read_json, read_tensors, write_json, write_tensors
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder
 from hf_mote.sae.report import SAEReport
 from hf_mote.sae.steering import SteeringConfig
+from hf_mote.sharing.cards import CardNotes
 from hf_mote.statistics.rates import Rate
 
 __all__ = ["READERS", "Reader"]
@@ -96,7 +97,7 @@ def _config() -> MoTEConfig:
 
 def _use_config(config: MoTEConfig) -> None:
     assert MoTEConfig.from_dict(config.to_dict()) == config
-    config._card()
+    config._card(CardNotes(), [])
     repr(config)
 
 
@@ -108,7 +109,7 @@ def _map() -> ActivationMap:
 def _use_map(found: ActivationMap) -> None:
     found.top(1)
     (found + found - found * 0.5).top(2, "weight")
-    found._card()
+    found._card(CardNotes(), [])
     repr(found)
 
 
@@ -135,7 +136,7 @@ def _use_ranking(found: ExpertRanking) -> None:
     found.rows(min(3, len(found)))
     found.rank_of(found.layers[0], 0)
     assert found.least_q is None or 0 < found.least_q <= 1
-    found._card()
+    found._card(CardNotes(), [])
     repr(found)
 
 
@@ -195,7 +196,7 @@ def _use_report(found: EvaluationReport) -> None:
     assert isinstance(found.verdict, str)
     found.beats_controls()
     found.to_dict()
-    found._card()
+    found._card(CardNotes(), [])
     str(found.side_effects)
 
 
@@ -206,7 +207,7 @@ def _steering() -> SteeringConfig:
 
 def _use_steering(found: SteeringConfig) -> None:
     assert SteeringConfig.from_dict(found.to_dict()) == found
-    found._card()
+    found._card(CardNotes(), [])
 
 
 def _sae_report() -> SAEReport:
@@ -229,7 +230,7 @@ def _sae_report() -> SAEReport:
 def _use_sae_report(found: SAEReport) -> None:
     found.rows()
     found.to_saebench()
-    found._card()
+    found._card(CardNotes(), [])
 
 
 def _one_file(name: str, make: Callable[[], Any], use: Callable[[Any], None], mutation: Mutation) -> Reader:
