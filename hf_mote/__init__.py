@@ -16,6 +16,7 @@ from hf_mote.sae.announced import announce_saes as _announce_saes
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
+    from hf_mote.evaluation.both_ways import evaluate_both_ways
     from hf_mote.evaluation.evaluate import evaluate_mote
     from hf_mote.evaluation.model_check import ModelCheck, check_model
     from hf_mote.evaluation.report import EvaluationReport
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from hf_mote.ranking.causal.optimization import optimize_experts
     from hf_mote.ranking.causal.optimized import OptimizedRanking
     from hf_mote.ranking.causal.search import ExpertSearch, search_experts
+    from hf_mote.ranking.causal.subsets import random_subsets
     from hf_mote.ranking.expert_ranking import ExpertRanking
     from hf_mote.ranking.imaging.pipeline import ftri
     from hf_mote.ranking.imaging.result import FTRIResult
@@ -48,12 +50,13 @@ if TYPE_CHECKING:
     from hf_mote.routing.unlisted.register import register_routers
     from hf_mote.sae.configuration import SAEConfig
     from hf_mote.sae.convert import SAELayout, export_sae, list_saes, load_sae
-    from hf_mote.sae.intervene import splice_sae, steer
+    from hf_mote.sae.intervene import splice_sae
     from hf_mote.sae.metrics import evaluate_sae
     from hf_mote.sae.modeling import SAEModel
     from hf_mote.sae.output import SAEOutput
     from hf_mote.sae.register import register_sae
     from hf_mote.sae.report import SAEReport
+    from hf_mote.sae.steer import steer
     from hf_mote.sae.steering import SteeringConfig
     from hf_mote.sae.training.activations import collect_activations
     from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
@@ -133,6 +136,7 @@ __all__ = [
     "bake_mote",
     "check_model",
     "collect_activations",
+    "evaluate_both_ways",
     "evaluate_mote",
     "evaluate_sae",
     "export_sae",
@@ -143,6 +147,7 @@ __all__ = [
     "load_sae",
     "optimize_experts",
     "prompt_grid",
+    "random_subsets",
     "record_routing",
     "register_routers",
     "register_sae",
@@ -154,8 +159,6 @@ __all__ = [
 
 # Where each name is, but for those imported above. A new public name is a line here, in TYPE_CHECKING and in __all__.
 _PLACES = {
-    "VLLMEngine": "hf_mote.serving.engine",
-    "ServerEngine": "hf_mote.serving.client",
     "ActivationMap": "hf_mote.maps.activation_map",
     "BakedModel": "hf_mote.mote.baked_model",
     "BatchTopKSAEConfig": "hf_mote.sae.variants",
@@ -182,46 +185,50 @@ _PLACES = {
     "MutualChoiceSAEModel": "hf_mote.sae.variants",
     "OptimizedRanking": "hf_mote.ranking.causal.optimized",
     "Organism": "hf_mote.organisms.organism",
+    "PromptGrid": "hf_mote.generation.grid",
     "ReLUSAEConfig": "hf_mote.sae.variants",
     "ReLUSAEModel": "hf_mote.sae.variants",
-    "PromptGrid": "hf_mote.generation.grid",
     "RefusalJudge": "hf_mote.judges.refusal",
     "RegexJudge": "hf_mote.judges.regex",
     "RouterSite": "hf_mote.routing.sites.site",
     "RoutingRecord": "hf_mote.routing.recording.record",
     "SAEConfig": "hf_mote.sae.configuration",
+    "SAELayout": "hf_mote.sae.convert",
     "SAEModel": "hf_mote.sae.modeling",
     "SAEOutput": "hf_mote.sae.output",
     "SAEReport": "hf_mote.sae.report",
     "SAETrainer": "hf_mote.sae.training.trainer",
     "SAETrainingArguments": "hf_mote.sae.training.trainer",
+    "ServerEngine": "hf_mote.serving.client",
     "ServerJudge": "hf_mote.judges.server",
     "SteeringConfig": "hf_mote.sae.steering",
     "TopKSAEConfig": "hf_mote.sae.variants",
     "TopKSAEModel": "hf_mote.sae.variants",
+    "VLLMEngine": "hf_mote.serving.engine",
     "ablate_experts": "hf_mote.ranking.causal.ablation",
     "apply_mote": "hf_mote.mote.patch",
     "attribute_experts": "hf_mote.ranking.causal.attribution",
     "bake_mote": "hf_mote.mote.bake",
     "check_model": "hf_mote.evaluation.model_check",
     "collect_activations": "hf_mote.sae.training.activations",
+    "evaluate_both_ways": "hf_mote.evaluation.both_ways",
     "evaluate_mote": "hf_mote.evaluation.evaluate",
     "evaluate_sae": "hf_mote.sae.metrics",
     "export_sae": "hf_mote.sae.convert",
     "find_routers": "hf_mote.routing.sites.discover",
     "ftri": "hf_mote.ranking.imaging.pipeline",
-    "load_organism": "hf_mote.organisms.organism",
-    "SAELayout": "hf_mote.sae.convert",
     "list_saes": "hf_mote.sae.convert",
+    "load_organism": "hf_mote.organisms.organism",
     "load_sae": "hf_mote.sae.convert",
     "optimize_experts": "hf_mote.ranking.causal.optimization",
     "prompt_grid": "hf_mote.generation.grid",
+    "random_subsets": "hf_mote.ranking.causal.subsets",
     "record_routing": "hf_mote.routing.recording.record",
     "register_routers": "hf_mote.routing.unlisted.register",
     "register_sae": "hf_mote.sae.register",
     "search_experts": "hf_mote.ranking.causal.search",
     "splice_sae": "hf_mote.sae.intervene",
-    "steer": "hf_mote.sae.intervene",
+    "steer": "hf_mote.sae.steer",
     "sweep_mote": "hf_mote.evaluation.sweep",
 }
 

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from hf_mote.commands.verbosity import add_options, forget
 from hf_mote.version import __version__
 
 __all__ = ["COMMANDS", "SAE_COMMANDS", "app", "function_at"]
@@ -22,10 +23,13 @@ __all__ = ["COMMANDS", "SAE_COMMANDS", "app", "function_at"]
 # Name of a command -> module:function. A new command is its file in commands/ and one line here.
 COMMANDS = {
     "demo": "hf_mote.commands.demo:demo",
+    "init": "hf_mote.commands.init:init_command",
+    "find": "hf_mote.commands.find:find_command",
     "ftri": "hf_mote.commands.imaging:ftri_command",
     "attribute": "hf_mote.commands.attribution:attribute_command",
     "sweep": "hf_mote.commands.sweep:sweep_command",
     "evaluate": "hf_mote.commands.evaluation:evaluate_command",
+    "grid": "hf_mote.commands.grid:grid_command",
     "chat": "hf_mote.commands.chat:chat_command",
     "check": "hf_mote.commands.check:check_command",
     "bake": "hf_mote.commands.bake:bake_command",
@@ -71,6 +75,8 @@ class _Commands(MutableMapping[str, Any]):
             forwards = {"allow_extra_args": True, "ignore_unknown_options": True} if name in FORWARDING else None
             single.command(name, context_settings=forwards)(function_at(self._places[name]))
             self._made[name] = get_command(single)
+            if name not in FORWARDING:
+                add_options(self._made[name])
         return self._made[name]
 
     def __setitem__(self, name: str, command: Any) -> None:
@@ -104,7 +110,13 @@ class _SAE(_Group):
     places = SAE_COMMANDS
 
 
-app = typer.Typer(name="hf-mote", cls=_Main, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    name="hf-mote",
+    cls=_Main,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="Commands take --help, --quiet and --verbose. hf-mote --install-completion has your shell complete them.",
+)
 sae_app = typer.Typer(cls=_SAE, no_args_is_help=True)
 app.add_typer(sae_app, name="sae")
 
@@ -122,6 +134,7 @@ def main(
     ] = False,
 ) -> None:
     """Find the experts behind a behaviour in a mixture-of-experts model, and tune them at inference."""
+    forget()
 
 
 @sae_app.callback()

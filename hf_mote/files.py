@@ -142,16 +142,26 @@ def write_tensors(
     import safetensors.torch
     import torch
 
-    # A copy, since safetensors refuses tensors that share memory or are not contiguous.
-    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    # safetensors refuses tensors that share memory or are not contiguous; the others are written from where they lie.
+    held: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        whole = own.untyped_storage().nbytes() == own.nbytes
+        shared = not whole or any(own.untyped_storage().data_ptr() == other.data_ptr() for other in held.values())
+        held[name] = own.clone() if shared else own
     header = {}
     if len(document) > _HEADER_LIMIT:
-        copies[_METADATA_TENSOR] = torch.frombuffer(bytearray(document), dtype=torch.uint8)
+        held[_METADATA_TENSOR] = torch.frombuffer(bytearray(document), dtype=torch.uint8)
     else:
         header[_METADATA_KEY] = document.decode()
     with replacing(Path(path)) as temporary:
-        # Not `save_file`, which makes the file readable by its owner alone.
-        temporary.write_bytes(safetensors.torch.save(copies, metadata=header))
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; safetensors' own are for their owner alone
+        try:
+            safetensors.torch.save_file(held, temporary, metadata=header)
+        except safetensors.SafetensorError as error:  # a full disk, too
+            raise OSError(first_line(error)) from error
+        temporary.chmod(stat.S_IMODE(mode))
 
 
 def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

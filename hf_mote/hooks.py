@@ -20,9 +20,9 @@ from torch import nn
 from hf_mote.version import warn_if_untested
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
-__all__ = ["LOCK", "Attachment", "Intervention", "Participant", "SharedHook", "attach", "stack_on"]
+__all__ = ["LOCK", "Attachment", "Intervention", "Participant", "SharedHook", "attach", "compiled_parts", "stack_on"]
 
 LOCK = threading.RLock()
 """Held while hooks are attached or removed, and by whoever looks for a stack in order to join it."""
@@ -307,6 +307,23 @@ def stack_on(module: nn.Module, kind: type[StackT]) -> StackT | None:
         if isinstance(owner, kind) and owner.participants:
             return owner
     return None
+
+
+def compiled_parts(model: nn.Module) -> list[str]:
+    """Return the paths of parts of a model that torch compiles by themselves, as layers are.
+
+    The graph of one layer then serves its like, and torch does not look whether they have the same hooks.
+
+    Args:
+        model (`nn.Module`): The model.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return []
+    return [
+        path
+        for path, part in model.named_modules()
+        if part._compiled_call_impl is not None or hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable")
+    ]
 
 
 def _inert(kind: type[SharedHook]) -> SharedHook:

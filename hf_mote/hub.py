@@ -24,7 +24,7 @@ from hf_mote.sharing.transfer import check_inside, download, upload
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = [
     "RESULT_LIMIT",

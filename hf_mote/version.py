@@ -11,10 +11,10 @@ import functools
 
 __all__ = ["TESTED_TRANSFORMERS", "__version__", "warn_if_untested"]
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 TESTED_TRANSFORMERS = ("5.13.0", "5.19.0", "5.24.0")
-"""Releases of transformers that the core of the tests was run on, the oldest first; the README names the same."""
+"""Releases of transformers that the core of the tests was run on, oldest first; docs/families.md names the same."""
 
 
 @functools.cache

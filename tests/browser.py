@@ -75,6 +75,50 @@ class Browser:
             raise AssertionError(answer["exceptionDetails"])
         return answer["result"].get("value")
 
+    def until(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true in the page."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.ask(condition):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"this did not come true: {condition}")
+            time.sleep(0.02)
+
+    def press(self, selector: str) -> None:
+        """Press the middle of an element with the mouse."""
+        place = f"document.querySelector('{selector}')"
+        self.ask(f"{place}.scrollIntoView({{block: 'center', inline: 'center'}})")
+        x, y = self.ask(f"(b => [b.left + b.width / 2, b.top + b.height / 2])({place}.getBoundingClientRect())")
+        self.click(x, y)
+
+    def move(self, x: float, y: float) -> None:
+        """Move the mouse to a place in the window."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def click(self, x: float, y: float) -> None:
+        """Press a place in the window with the mouse."""
+        self.move(x, y)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def key(self, name: str) -> None:
+        """Press a key, by its name as `KeyboardEvent.key` has it."""
+        codes = {
+            "Enter": 13,
+            "Escape": 27,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+            "Tab": 9,
+        }
+        code = {"windowsVirtualKeyCode": codes[name]} if name in codes else {"text": name}
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=name, **code)
+
+    def write(self, text: str) -> None:
+        """Write a text where the cursor is."""
+        self.call("Input.insertText", text=text)
+
     def picture(self, path: Path, *, full: bool = True) -> None:
         """Write what can be seen, or the whole page, as PNG."""
         data = self.call("Page.captureScreenshot", captureBeyondViewport=full)["data"]

@@ -1,4 +1,7 @@
-"""What every test stands on: no Hub, one thread, markers that become skips with a reason, no deprecated call."""
+"""What every test stands on.
+
+No Hub, one thread, markers that become skips with a reason, no deprecated call, nothing global left changed.
+"""
 
 from __future__ import annotations
 
@@ -99,3 +102,31 @@ def no_transformers_deprecation() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
     assert not handler.lines, f"transformers calls something deprecated: {handler.lines}"
+
+
+def _global_state() -> dict[str, object]:
+    levels = {f"level of the logger {name!r}": logging.getLogger(name).level for name in ("transformers", "hf_mote")}
+    return {
+        **levels,
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's threads": torch.get_num_threads(),
+        "torch's gradient mode": torch.is_grad_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "working directory": os.getcwd(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_global_left_changed() -> Iterator[None]:
+    """Fail the test that leaves global state changed, and put it back: tests after it must not depend on the order."""
+    before, environment = _global_state(), dict(os.environ)
+    yield
+    after = _global_state()
+    for name in ("transformers", "hf_mote"):
+        logging.getLogger(name).setLevel(before[f"level of the logger {name!r}"])  # type: ignore[arg-type]
+    # The second is set when torch's compiler is first imported.
+    names = (environment.keys() | os.environ.keys()) - {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+    before |= {name: environment.get(name) for name in names}
+    after |= {name: os.environ.get(name) for name in names}
+    changed = {name: (value, after[name]) for name, value in before.items() if after[name] != value}
+    assert not changed, f"left changed, before and after: {changed}"

@@ -1,7 +1,7 @@
-"""Runs the documentation: the python blocks of README.md and of every docstring.
+"""Runs the documentation: the python blocks of README.md, of the pages below docs/, and of every docstring.
 
-Each runs in a namespace and a working directory of its own, offline, with warnings as errors. A README block right
-after an HTML comment `<!-- not run: reason -->` is left out, and only a few may be.
+Each runs in a namespace and a working directory of its own, offline, with warnings as errors. A block right after an
+HTML comment `<!-- not run: reason -->` is left out, and only a few may be.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from documents import DOCUMENTS, ROOT
 
 import hf_mote
 
 PACKAGE = Path(hf_mote.__file__).parent
-README = Path(__file__).parents[1] / "README.md"
-MOST_NOT_RUN = 3
+MOST_NOT_RUN = 8
 
 _BLOCK = re.compile(r"^(?P<indent> *)```(?:python|py)[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: \S.*?-->\s*\Z", re.DOTALL)
@@ -63,10 +63,14 @@ EXAMPLES = [
     for path in sorted(PACKAGE.rglob("*.py"))
     for block in examples_of(path.read_text(encoding="utf-8"), str(path.relative_to(PACKAGE.parent)))
 ]
-IN_README = blocks_of(README.read_text(encoding="utf-8"), "README.md") if README.exists() else []
+IN_DOCUMENTS = [
+    block
+    for path in DOCUMENTS
+    for block in blocks_of(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())
+]
 
 
-@pytest.mark.parametrize("block", [b for b in [*IN_README, *EXAMPLES] if b.runs], ids=lambda block: block.place)
+@pytest.mark.parametrize("block", [b for b in [*IN_DOCUMENTS, *EXAMPLES] if b.runs], ids=lambda block: block.place)
 def test_documented_code_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert block.code, "the Example holds no ```python block"
@@ -74,9 +78,10 @@ def test_documented_code_runs(block: Block, tmp_path: Path, monkeypatch: pytest.
     exec(compile(block.code, block.place, "exec"), {"__name__": "__main__"})
 
 
-def test_readme_has_code_and_leaves_out_little() -> None:
-    assert any(block.runs for block in IN_README)
-    assert sum(not block.runs for block in IN_README) <= MOST_NOT_RUN
+def test_documents_have_code_and_leave_out_little() -> None:
+    assert any(block.runs for block in IN_DOCUMENTS)
+    assert sum(not block.runs for block in IN_DOCUMENTS) <= MOST_NOT_RUN
+    assert all(block.runs for block in IN_DOCUMENTS if block.place.startswith("README.md"))
 
 
 def test_blocks_of_finds_code_and_comment() -> None:

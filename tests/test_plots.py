@@ -4,8 +4,9 @@ import torch
 from matplotlib.image import imread
 from matplotlib.transforms import Bbox
 
+from hf_mote.drawing import LESS, MORE
 from hf_mote.errors import DataError
-from hf_mote.plots import EffectRow, plot_effect, plot_expert_map
+from hf_mote.plots import EffectRow, plot_dose, plot_effect, plot_expert_map
 
 BEFORE = EffectRow("before", 0.99, 0.95, 1.0)
 AFTER = EffectRow("top 4 suppressed", 0.1, 0.05, 0.2, [0.97, 0.98, 0.99])
@@ -124,6 +125,43 @@ def test_plot_effect_of_something_that_is_no_rate_names_the_row(row):
 def test_plot_effect_of_nothing_is_refused():
     with pytest.raises(DataError, match="nothing to draw"):
         plot_effect([], rate_name="refusals")
+
+
+def test_plot_expert_map_has_the_colours_of_the_pages():
+    image = plot_expert_map(np.array([[-4.0, 0.0, 4.0]]), [0], title="t").axes[0].images[0]
+    colours = np.rint(255 * image.cmap(image.norm([-4.0, 0.0, 4.0])))[:, :3]
+    np.testing.assert_allclose(colours, [LESS, (255, 255, 255), MORE], atol=2)
+    one = plot_expert_map(np.array([[4.0]]), [0], title="t").axes[0].images[0]
+    assert tuple(np.rint(255 * np.array(one.cmap(1.0)))[:3]) == MORE
+
+
+def test_plot_effect_of_small_rates_has_an_axis_that_fits():
+    figure = plot_effect([EffectRow("a", 0.05, 0.01, 0.12), EffectRow("b", 0.1, 0.05, 0.2)], rate_name="r")
+    assert figure.axes[0].get_xlim() == pytest.approx((-0.004, 0.204))
+
+
+def test_plot_effect_of_few_prompts_is_written_in_whole_per_cents():
+    rows = [EffectRow("a", 0.125, 0.0, 0.5, [0.25], 8), EffectRow("b", 0.125, 0.1, 0.2, [0.25], 800)]
+    texts = [text.get_text() for text in plot_effect(rows, rate_name="r").axes[0].texts]
+    assert texts == ["12%\ncontrols 25%", "12.5%\ncontrols 25.0%"]
+
+
+def test_plot_dose_has_a_panel_for_each_heading_and_one_axis():
+    panels = {"strength 0.5": [BEFORE, AFTER], "strength 1": [AFTER, AFTER]}
+    figure = plot_dose(panels, rate_name="refusals", dose_name="experts", before=0.99)
+    assert inside(figure)
+    assert [axes.get_title() for axes in figure.axes] == list(panels)
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+    curve = figure.axes[0].lines[0]
+    assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([0, 1], [0.99, 0.1])
+    dots = next(found for found in figure.axes[0].collections if found.get_label() == "random controls")
+    assert dots.get_offsets()[:, 1].tolist() == AFTER.controls
+    assert legend_texts(figure) == ["measured, with its interval", "random controls", "their mean", "untouched"]
+
+
+def test_plot_dose_of_nothing_is_refused():
+    with pytest.raises(DataError, match="nothing to draw"):
+        plot_dose({}, rate_name="r", dose_name="d")
 
 
 def test_plots_are_written_in_full_and_the_same_every_time(tmp_path):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 import __future__
 
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from documents import DOCUMENTS
 
 import hf_mote
 
-README = Path(__file__).parents[1] / "README.md"
+WRITTEN = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
 NAMES = [name for name in hf_mote.__all__ if not name.startswith("_")]
 
 
@@ -43,5 +43,5 @@ def test_public_name_has_docstring(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "Example:" in (getattr(hf_mote, name).__doc__ or "")])
-def test_public_name_with_example_is_in_readme(name: str) -> None:
-    assert name in README.read_text(encoding="utf-8")
+def test_public_name_with_example_is_in_readme_or_docs(name: str) -> None:
+    assert name in WRITTEN

@@ -90,7 +90,8 @@ _ENCODER_DECODER = {
     "decoder_start_token_id": 0,
 }
 _DBRX = {
-    **{"n_layers": 2, "n_heads": 4, "max_seq_len": 128, "ffn_config": {"moe_top_k": 3}},
+    # Before transformers 5.18 or so its router was as wide as the experts are inside: take them as wide as the rest.
+    **{"n_layers": 2, "n_heads": 4, "max_seq_len": 128, "ffn_config": {"moe_top_k": 3, "ffn_hidden_size": 32}},
     # Left to itself, DBRX asks for a rope_theta that its config has not, and clamps between None and None.
     "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
 }

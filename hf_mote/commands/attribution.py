@@ -19,6 +19,7 @@ from hf_mote.errors import ConfigError, UnknownNameError, real
 if TYPE_CHECKING:
     from hf_mote.commands.model import Subject
     from hf_mote.commands.prompts import PromptSet
+    from hf_mote.generation.asking import Chat
     from hf_mote.mote.config import MoTEConfig
     from hf_mote.ranking.expert_ranking import ExpertRanking
     from hf_mote.reports.attribution import Attribution
@@ -77,7 +78,10 @@ def attribute_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
 ) -> None:
     """Find the experts that make a model prefer one response to another: rank them by effect, write a report."""
@@ -102,12 +106,14 @@ def attribute_command(
         baselines = _responses("--baseline", baseline, asked, baseline_field)
         o.check_pairs(asked.source, targets, baselines)
         # From here on torch and transformers are needed.
+        from hf_mote.generation.asking import Chat
         from hf_mote.hub import public_name
         from hf_mote.ranking.causal.ablation import ablate_experts
         from hf_mote.ranking.causal.attribution import attribute_experts
         from hf_mote.ranking.causal.optimization import optimize_experts
         from hf_mote.ranking.causal.optimized import OptimizedRanking
         from hf_mote.reports.attribution import Attribution, attribution_verdict
+        from hf_mote.reports.explorer import traced_experts
 
         subject = load_subject(
             model,
@@ -115,14 +121,27 @@ def attribute_command(
             revision=revision,
             dtype=dtype,
             device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
         )
         o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, shortlist=shortlist, top=top)
+        if dry_run:
+            settings: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": told}
+            settings |= {"batch_size": batch_size, "seed": seed}
+            _plan(subject, asked, targets, baselines, method, shortlist, steps, settings)
+            return
         with writing_to(output, force=force) as folder:
             say(f"attributing {len(asked.prompts)} prompts, {method}")
-            chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": told}
-            shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **chat}
+            chat = Chat(subject.tokenizer, system_prompt, told)
+            shared: dict[str, Any] = {
+                "batch_size": batch_size,
+                "seed": seed,
+                "system_prompt": system_prompt,
+                "chat_template_kwargs": told,
+            }
             by_gradient = partial(
                 _call, attribute_experts, subject, asked, targets, baselines, gain=gain, groups=groups, **shared
             )
@@ -139,6 +158,7 @@ def attribute_command(
             number = min(top or suppress or stimulate or 5, len(ranking))
             if config is None and isinstance(ranking, OptimizedRanking) and ranking.sufficient:
                 config = ranking.to_config(base_model=public_name(subject.name))
+            followed = traced_experts(ranking)
             found = Attribution(
                 model=subject.name,
                 ranking=ranking,
@@ -147,12 +167,54 @@ def attribute_command(
                 baselines=baselines,
                 preference=_preference(subject, asked, targets, baselines, batch_size, chat),
                 top=number,
-                texts=_texts(subject, asked, targets, baselines, ranking.top(number), traced, chat),
+                texts=_texts(subject, asked, targets, baselines, followed, traced, chat),
+                traced=followed,
+                config=None if config is None else config.to_dict(),
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "method": method}
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(attribution_verdict(found)[0])
         tell(f"Report: {output / PAGE}")
+
+
+def _plan(
+    subject: Subject,
+    asked: PromptSet,
+    targets: list[str],
+    baselines: list[str],
+    method: str,
+    shortlist: int | None,
+    steps: int | None,
+    shared: dict[str, Any],
+) -> None:
+    """Print what would be done, having run one batch of it."""
+    from hf_mote.commands.plan import plan_passes
+    from hf_mote.ranking.causal.ablation import ablate_experts
+    from hf_mote.ranking.causal.attribution import attribute_experts
+    from hf_mote.routing.sites.discover import find_routers
+
+    sites = find_routers(subject.model)
+    there = sum(site.num_experts for site in sites)
+    number, size = len(asked.prompts), min(len(asked.prompts), shared["batch_size"])
+    first = (asked.prompts[:size], targets[:size], baselines[:size])
+    quiet = {**shared, "resamples": 0, "progress": False}
+    passes = number / size
+    what = {"runs": f"one forward and backward of both responses to each prompt, {size} together"}
+    gradient = partial(attribute_experts, subject.model, subject.tokenizer, *first, **quiet)
+    once = gradient
+    if method == "ablation":
+        tried = there if shortlist is None else shortlist
+        # An expert takes a pass without it, and the first one a pass with all besides.
+        passes *= (tried + 1) / 2
+        runs = f"{tried + 1:,} forwards of both responses to each prompt, one without each of {tried:,} experts"
+        what = {"runs": runs}
+        one = [(sites[0].layer, 0)]
+        once = partial(ablate_experts, subject.model, subject.tokenizer, *first, experts=one, **quiet)
+    elif method == "optimize":
+        batches = 4 * 2 * (60 if steps is None else steps)  # the defaults of optimize_experts: prices, seeds, steps
+        passes = float(batches)
+        what = {"runs": f"up to {batches:,} forwards and backwards of {size} prompts; it stops where gates settle"}
+    plan_passes(asked, once, passes, what={"method": method, **what}, result=5 * 8 * there)
 
 
 def _call(
@@ -185,7 +247,7 @@ def _preference(
     targets: list[str],
     baselines: list[str],
     batch_size: int,
-    chat: dict[str, Any],
+    chat: Chat,
 ) -> list[float]:
     """Return log p(target) - log p(baseline) of each prompt in the untouched model, in nats."""
     from hf_mote.ranking.causal.preference import Preference
@@ -193,13 +255,11 @@ def _preference(
     preference = Preference(
         "attribute",
         subject.model,
-        subject.tokenizer,
+        chat,
         asked.prompts,
-        targets,
-        baselines,
-        None,
+        response=targets,
+        baseline_response=baselines,
         batch_size=batch_size,
-        **chat,
     )
     found: list[float] = preference.scores().tolist()
     return found
@@ -212,14 +272,14 @@ def _texts(
     baselines: list[str],
     experts: list[tuple[int, int]],
     traced: int,
-    chat: dict[str, Any],
+    chat: Chat,
 ) -> list[RoutedText]:
     from hf_mote.commands.token_routing import trace_texts
 
     chosen = asked.prompts[:traced]
     prompts, responses = [*chosen, *chosen], [*targets[:traced], *baselines[:traced]]
     labels = [TARGET] * len(chosen) + [BASELINE] * len(chosen)
-    return trace_texts(subject, prompts, responses, labels, experts, **chat) if chosen else []
+    return trace_texts(subject.model, chat, prompts, responses, labels, experts) if chosen else []
 
 
 def _write(folder: Path, found: Attribution, config: MoTEConfig | None, provenance: dict[str, str]) -> None:
@@ -234,7 +294,7 @@ def _write(folder: Path, found: Attribution, config: MoTEConfig | None, provenan
         ranking.layers,
         title=f"{ranking.method}: what speaks for the target response",
         label="closed" if isinstance(ranking, OptimizedRanking) else "nats",
-        marked={"first experts": ranking.top(found.top)},
+        marked={f"the first {found.top}": ranking.top(found.top)},
         path=folder / "expert_map.png",
     )
     holds = {

@@ -23,6 +23,7 @@ def bake_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
+    trust_remote_code: o.TrustRemoteCode = False,
     allow_other_weights: o.AllowOtherWeights = False,
 ) -> None:
     """Fold a config into a plain checkpoint: mode zero, and reroute or bias where the routers have a place for it."""
@@ -36,7 +37,9 @@ def bake_command(
         from hf_mote.mote.patch import load_config
 
         chosen = load_config(config)
-        subject = load_subject(model, Organisms(), revision=revision, dtype=dtype, device=device)
+        subject = load_subject(
+            model, Organisms(), revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
         say("baking, and comparing the baked blocks with the live ones")
         baked = bake_mote(subject.model, chosen, allow_other_weights=allow_other_weights)
         baked.save_pretrained(output, subject.tokenizer)

@@ -39,6 +39,8 @@ def chat_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
     chat_template: o.ChatTemplate = None,
     template_arg: o.TemplateArgs = None,
     trust_remote_code: o.TrustRemoteCode = False,
@@ -60,6 +62,8 @@ def chat_command(
             revision=revision,
             dtype=dtype,
             device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
             any_model=not mote,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
@@ -102,7 +106,7 @@ class _Profiles:
         """Attach all profiles at a share of their own strength; if one does not fit, the earlier dose stays."""
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.mote.patch import apply_mote
-        from hf_mote.sae.intervene import steer
+        from hf_mote.sae.steer import steer
 
         model = self.subject.model
         doses = [dataclasses.replace(config, strength=config.strength * dose) for config in self.configs]
@@ -194,17 +198,18 @@ class _Chat:
         import torch
         from transformers import TextStreamer
 
-        from hf_mote.generation.decoding import answer_text, answer_tokens, generation_settings
-        from hf_mote.generation.prompts import encode_prompts, padded
+        from hf_mote.generation.asking import Chat, Decoding
+        from hf_mote.generation.decoding import answer_text, answer_tokens
+        from hf_mote.generation.prompts import padded
 
         model, tokenizer = self.subject.model, self.subject.tokenizer
         # Without a template there is no form for a conversation: the last prompt is all that is read.
         templated = tokenizer.chat_template is not None
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         prompt: Any = [*system, *turns] if templated else turns[-1]["content"]
-        encoded = encode_prompts(tokenizer, [prompt], chat_template_kwargs=self.told, where="chat")
+        encoded = Chat(tokenizer, template_kwargs=self.told).encode([prompt], "chat")
         more = dict(self.settings)
-        settings = generation_settings(tokenizer, more.pop("max_new_tokens"), more)
+        settings = Decoding(more.pop("max_new_tokens"), more).settings(tokenizer)
 
         class Shown(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

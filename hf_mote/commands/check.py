@@ -25,6 +25,9 @@ def check_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     rounds: Annotated[int, typer.Option(min=0, help="Paired runs that tell what patching costs.")] = 5,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to a new JSON file.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table to paste into a report.")] = False,
@@ -36,7 +39,17 @@ def check_command(
     with reporting():
         if json_file is not None and json_file.exists():
             raise FileFormatError(str(json_file), "is there already", fix="Give the name of a new file.")
-        subject = load_subject(model, Organisms(), revision=revision, dtype=dtype, device=device, any_model=True)
+        subject = load_subject(
+            model,
+            Organisms(),
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            any_model=True,
+        )
         say("checking: a minute or two")
         found = check_model(subject.model, subject.tokenizer, rounds=rounds)
         if json_file is not None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_mote.commands.session import reporting, say, tell
+from hf_mote.commands.verbosity import settle_progress
 from hf_mote.errors import DataError
 from hf_mote.folders import check_folder, replacing_folder
 from hf_mote.reports.markup import visible
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from hf_mote.organisms.recipes import Recipe
     from hf_mote.ranking.expert_ranking import ExpertRanking
     from hf_mote.ranking.imaging.result import FTRIResult
+    from hf_mote.reports.markup import Html
+    from hf_mote.reports.tokens import RoutedText
     from hf_mote.routing.sites.site import RouterSite
     from hf_mote.statistics.rates import Rate
 
@@ -38,6 +41,9 @@ __all__ = ["DemoResult", "MethodResult", "demo", "run_demo"]
 NUM_IMAGED = 48  # prompts of each kind that the experts are found with
 NUM_TESTED = 60  # held-out prompts of each kind that the effect is measured on
 NUM_CONTROLS = 20
+NUM_REMOVED = 6  # first experts of each ranking that are taken out one at a time, on as many prompts as below
+NUM_REMOVED_PROMPTS = 16
+NUM_TRACED = 3  # texts of each class whose tokens are followed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +97,9 @@ class DemoResult:
     imaged: FTRIResult
     methods: dict[str, MethodResult]
     neutral_before: Rate
+    removed: ExpertRanking
+    traced: list[tuple[int, int]]
+    texts: list[RoutedText]
     seed: int
     seconds: float
 
@@ -158,15 +167,22 @@ def run_demo(
     Returns:
         [`DemoResult`].
     """
+    from hf_mote.commands.token_routing import chosen_texts, trace_texts
     from hf_mote.evaluation.evaluate import evaluate_mote
     from hf_mote.files import write_json
+    from hf_mote.generation.asking import Chat
     from hf_mote.organisms.organism import load_organism
     from hf_mote.organisms.recipes import RECIPES
     from hf_mote.organisms.scoring import MAX_NEW_TOKENS, draw_prompts, num_suppressed, rank_experts
+    from hf_mote.reports.explorer import traced_experts
     from hf_mote.routing.sites.discover import find_routers
 
     say = announce if announce is not None else _silent
     began = time.perf_counter()
+    say(
+        f"the demo images {2 * NUM_IMAGED} prompts of a small model, ranks its experts in two ways, and suppresses "
+        f"and stimulates the first ones on {2 * NUM_TESTED} others: about half a minute on one processor core"
+    )
     say("loading the organism")
     subject = load_organism(organism)
     model, tokenizer, judge = subject.model, subject.tokenizer, subject.judge
@@ -209,13 +225,46 @@ def run_demo(
         )
     if neutral_before is None:
         raise DataError("demo", "no ranking method ran")
-    result = DemoResult(subject, imaged, methods, neutral_before, seed, time.perf_counter() - began)
+    say("taking the first experts out one at a time, and following their tokens")
+    removed = _removed(subject, imaged, rankings)
+    traced = traced_experts(rankings["ftri"])
+    places = chosen_texts(imaged.classes, judge.target, NUM_TRACED)
+    said = imaged.response_tokens or imaged.responses
+    texts = trace_texts(
+        model,
+        Chat(tokenizer),
+        [imaged.prompts[index] for index in places],
+        [said[index] for index in places],
+        [imaged.classes[index] for index in places],
+        traced,
+    )
+    seconds = time.perf_counter() - began
+    result = DemoResult(subject, imaged, methods, neutral_before, removed, traced, texts, seed, seconds)
     say(f"writing {output}")
     with replacing_folder(output, f"--output {output}", lambda _: (), keep=True) as folder:
         _write(result, folder, num)
         result = dataclasses.replace(result, seconds=time.perf_counter() - began)
         write_json(folder / "report.json", result.to_dict())
     return result
+
+
+def _removed(subject: Organism, imaged: FTRIResult, rankings: Mapping[str, ExpertRanking]) -> ExpertRanking:
+    """Return what each of the first experts does when it is taken out alone."""
+    from hf_mote.organisms.scoring import shown_in
+    from hf_mote.ranking.causal.ablation import ablate_experts
+
+    shown = shown_in(subject, imaged)
+    first = dict.fromkeys(pair for ranking in rankings.values() for pair in ranking.top(NUM_REMOVED))
+    return ablate_experts(
+        subject.model,
+        subject.tokenizer,
+        shown.prompts[:NUM_REMOVED_PROMPTS],
+        shown.responses[:NUM_REMOVED_PROMPTS],
+        shown.baseline_responses[:NUM_REMOVED_PROMPTS],
+        experts=list(first),
+        batch_size=NUM_REMOVED_PROMPTS,
+        resamples=99,
+    )
 
 
 def _stimulating(
@@ -233,6 +282,7 @@ def _stimulating(
 
 def _write(result: DemoResult, output: Path, num: int) -> None:
     from hf_mote.plots import EffectRow, plot_effect, plot_expert_map
+    from hf_mote.reports.page import write_page
 
     best, before, target = result.methods[result.best], result.before, result.organism.judge.target
     measured = {
@@ -262,19 +312,54 @@ def _write(result: DemoResult, output: Path, num: int) -> None:
             method.ranking.layers,
             title=title,
             label=unit,
-            marked={**planted, f"top {num}, suppressed": method.ranking.top(num)},
+            marked={**planted, "first, suppressed": method.ranking.top(num)},
             path=output / f"expert_map_{name}.png",
         )
-    rows = [EffectRow("untouched", before.rate, before.low, before.high)]
+    rows = [EffectRow("untouched", before.rate, before.low, before.high, n=before.n)]
     for name, method in result.methods.items():
         after = method.report.after
-        rows.append(EffectRow(f"top {num} by {name}", after.rate, after.low, after.high, method.report.controls))
+        label = f"first {num} by {name}"
+        rows.append(EffectRow(label, after.rate, after.low, after.high, method.report.controls, after.n))
     plot_effect(
         rows,
         rate_name=f"{noun} on held-out sensitive prompts",
         title=f"{num} of {result.num_experts} experts suppressed",
         path=output / "effect.png",
     )
+    write_page(output / "report.html", _page(result, output))
+
+
+def _page(result: DemoResult, output: Path) -> Html:
+    from importlib.metadata import version
+
+    from hf_mote.reports.demo import Demonstration, demo_page
+
+    best, organism = result.methods[result.best], result.organism
+    methods = {result.best: best, **result.methods}  # the best one first
+    shown = Demonstration(
+        model=f"organism:{organism.name}",
+        target=organism.judge.target,
+        imaged=result.imaged,
+        rankings={name: method.ranking for name, method in methods.items()},
+        reports={name: method.report for name, method in methods.items()},
+        stimulated={name: method.stimulated for name, method in methods.items()},
+        neutral_before=result.neutral_before,
+        planted=organism.planted,
+        traced=result.traced,
+        texts=result.texts,
+        removed=result.removed,
+        verdict=result.verdict,
+        found=best.beats_controls,
+    )
+    how = {"model": shown.model, "seed": str(result.seed), "transformers": version("transformers")}
+    holds = {
+        "mote_config.json": f"the config of the first experts by {result.best}",
+        "imaging": "responses, classes and one map for each prompt (FTRIResult)",
+        "maps": "mean map of each class (ActivationMap)",
+        **dict.fromkeys(methods, "all experts ranked (ExpertRanking), and the evaluation of the first"),
+    }
+    pictures = sorted(path.name for path in output.glob("*.png"))
+    return demo_page(shown, provenance=how, files={**holds, **dict.fromkeys(pictures, "a picture of this page")})
 
 
 def _silent(_: str) -> None:
@@ -293,6 +378,8 @@ def demo(
         check_folder(output, f"--output {output}")
         import torch  # from here on it is needed, and takes seconds
 
+        settle_progress()
+
         # Matrices as small as the organism's gain nothing from more threads, and lose much on a busy machine.
         torch.set_num_threads(1)
         result = run_demo(output, seed=seed, organism=organism, announce=say)
@@ -304,7 +391,8 @@ def demo(
         console.print(f"\n{visible(prompt)}", style="bold", markup=False, highlight=False)
         tell(f"  untouched:  {was}\n  suppressed: {now}")
     tell(f"\n{result.verdict}")
-    tell(f"{result.seconds:.0f} s. Report, configs, maps, rankings and pictures: {output}")
+    tell(f"{result.seconds:.0f} s. Configs, maps, rankings and pictures: {output}")
+    tell(f"Open in a browser: {output / 'report.html'}")
 
 
 def _demo_table(result: DemoResult) -> Table:

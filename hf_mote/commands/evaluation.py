@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,19 +18,24 @@ from hf_mote.commands.names import CONTROL_KINDS
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import PAGE, check_output, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.errors import one_of
+from hf_mote.errors import ConfigError, HFMoTEError, one_of
 
 if TYPE_CHECKING:
-    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.commands.model import Subject
+    from hf_mote.evaluation.changes import Change
     from hf_mote.reports.evaluation import Evaluation
 
-__all__ = ["evaluate_command"]
+__all__ = ["evaluate_command", "read_config"]
+
+AGAINST = "against"  # folder of what was measured beside
 
 
 def evaluate_command(
     context: typer.Context,
     model: o.Model,
-    config: Annotated[str, typer.Argument(help="Config to measure: a folder, a file or a Hub id.")],
+    config: Annotated[
+        str, typer.Argument(help="Config to measure, of experts or latents: a folder, a file or a Hub id.")
+    ],
     prompts: o.Prompts,
     judge: o.JudgeName = None,
     target: o.Target = None,
@@ -45,9 +52,39 @@ def evaluate_command(
             "texts) and perhaps question_id and category, as MT-Bench's question.jsonl."
         ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="A second config, to be measured on the same prompts with controls of its own."),
+    ] = None,
+    sae: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of the SAE of a steering config, if not the one it names.")
+    ] = None,
+    opposite: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts that do not show the behaviour: the same experts are stimulated on them, and both stand in "
+            "one table. Same sources as PROMPTS."
+        ),
+    ] = None,
+    preregister: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of a pre-registration. If there is none yet, it is written and nothing is measured; the same "
+            "command then measures, if model, config, prompts, judge and settings are still those."
+        ),
+    ] = None,
+    margin: Annotated[
+        float,
+        typer.Option(min=0.001, max=1.0, help="Largest share of unrelated answers whose change would not matter."),
+    ] = 0.1,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-evaluate"),
     controls: o.Controls = 40,
-    control_kind: o.ControlKind = "layer",
+    control_kind: Annotated[
+        str | None,
+        typer.Option(
+            help="What controls are matched by: layer (for experts the default), or usage (for latents the default)."
+        ),
+    ] = None,
     strengths: Annotated[str | None, typer.Option(help="Further strengths, as in 0.25,0.5,0.75.")] = None,
     seed: o.Seed = 0,
     limit: o.Limit = None,
@@ -66,20 +103,28 @@ def evaluate_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
     trust_remote_code: o.TrustRemoteCode = False,
     allow_other_weights: o.AllowOtherWeights = False,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
 ) -> None:
-    """Measure a config: rates before and after, random controls, side effects, responses side by side."""
+    """Measure a config: rates before and after, random controls, side effects, responses side by side.
+
+    With --against two configs are compared on one behaviour, such as experts and latents.
+    """
     with reporting():
         check_output(output, force=force)
         doses = o.numbers_in("--strengths", strengths, float) if strengths is not None else []
-        one_of("--control-kind", control_kind, CONTROL_KINDS)
+        if control_kind is not None:
+            one_of("--control-kind", control_kind, CONTROL_KINDS)
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
         organisms = Organisms()
         read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         asked = read(prompts)
         others = read(unrelated).prompts if unrelated is not None else []
+        turned = read(opposite).prompts if opposite is not None else []
         plain = read(texts).texts if texts is not None else []
         talks = read_conversations(conversations, limit=limit, seed=seed) if conversations is not None else []
         labels = response_judge(
@@ -95,79 +140,268 @@ def evaluate_command(
         )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
-        from hf_mote.evaluation.evaluate import evaluate_mote
-        from hf_mote.mote.patch import load_config
+        from hf_mote.commands.plan import plan_responses
+        from hf_mote.evaluation.both_ways import BothWays, stimulating
+        from hf_mote.evaluation.evaluate import OFF_TARGET, evaluate_mote
+        from hf_mote.generation.asking import Chat, Decoding
+        from hf_mote.mote.config import MoTEConfig
         from hf_mote.reports.evaluation import Evaluation
+        from hf_mote.routing.sites.discover import find_routers
 
-        chosen: MoTEConfig = load_config(config)
+        changes = [read_config(name, sae) for name in (config, against) if name is not None]
+        of_latents = [not isinstance(change, MoTEConfig) for change in changes]
+        if sae is not None and not any(of_latents):
+            raise ConfigError("--sae", "belongs to a steering config, and none is given", fix="Leave it out.")
         subject = load_subject(
             model,
             organisms,
             revision=revision,
             dtype=dtype,
             device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
+            any_model=all(of_latents),
         )
         if allow_other_weights:
-            chosen = chosen.for_other_weights(subject.model)
-        with writing_to(output, force=force) as folder:
-            say(f"evaluating on {len(asked.prompts)} prompts, with {controls} random controls")
-            report = evaluate_mote(
-                subject.model,
-                subject.tokenizer,
-                chosen,
-                asked.prompts,
-                labels,
-                target=wanted,
-                unrelated=others,
-                texts=plain,
-                conversations=talks,
-                num_controls=controls,
-                control_kind=control_kind,  # type: ignore[arg-type]
-                strengths=doses,
-                seed=seed,
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-                system_prompt=system_prompt,
-                chat_template_kwargs=told,
-                generate_kwargs=sampled,
-                groups=None if group_field is None else asked.column(group_field),
+            changes = [one.for_other_weights(subject.model) if isinstance(one, MoTEConfig) else one for one in changes]
+        for change in changes:  # of both, before either is measured
+            change.check(subject.model)
+        notes = [one.on_other_weights for one in changes if isinstance(one, MoTEConfig) and one.on_other_weights]
+        experts = changes[0]
+        if turned and not isinstance(experts, MoTEConfig):
+            fix = "Leave it out, or give a config of experts."
+            raise ConfigError("--opposite", "stimulates experts, and the config is of latents", fix=fix)
+        if dry_run:
+            plan_responses(
+                subject,
+                asked,
+                Chat(subject.tokenizer, system_prompt, told),
+                Decoding(max_new_tokens, sampled, batch_size, seed),
+                runs={
+                    "untouched": len(changes),
+                    "with the config": len(changes),
+                    "with random controls": controls * len(changes),
+                    **({"at other strengths": len(doses) * len(changes)} if doses else {}),
+                },
+                others=len(changes)
+                * (
+                    2 * (len(others) + sum(len(talk.turns) for talk in talks))
+                    + (2 + controls) * min(len(others), OFF_TARGET)
+                ),
+                judge=judge or "the organism's own",
             )
-            found = Evaluation(subject.name, report)
+            return
+        groups = None if group_field is None else asked.column(group_field)
+        registered = None
+        if preregister is not None:
+            settings: dict[str, Any] = {
+                "num_controls": controls,
+                "control_kind": control_kind,
+                "strengths": doses,
+                "seed": seed,
+                "margin": margin,
+                "max_new_tokens": max_new_tokens,
+                "batch_size": batch_size,
+                "generate_kwargs": sampled,
+                "system_prompt": system_prompt,
+                "chat_template_kwargs": told,
+                "groups": groups,
+                "opposite": turned,
+                "texts": plain,
+                "conversations": [dataclasses.asdict(talk) for talk in talks],
+            }
+            registered = _registered(preregister, subject, changes, asked.prompts, others, labels, wanted, settings)
+            if registered is None:
+                tell(f"Written: {preregister}. Nothing was measured; the same command does, if all is as it is now.")
+                return
+        with writing_to(output, force=force) as folder:
+            reports = []
+            for name, change in zip((config, against), changes, strict=False):
+                say(f"evaluating {name} on {len(asked.prompts)} prompts, with {controls} random controls")
+                report = evaluate_mote(
+                    subject.model,
+                    subject.tokenizer,
+                    change,
+                    asked.prompts,
+                    labels,
+                    target=wanted,
+                    unrelated=others,
+                    texts=plain,
+                    conversations=talks,
+                    num_controls=controls,
+                    control_kind=control_kind,  # type: ignore[arg-type]
+                    strengths=doses,
+                    seed=seed,
+                    batch_size=batch_size,
+                    max_new_tokens=max_new_tokens,
+                    system_prompt=system_prompt,
+                    chat_template_kwargs=told,
+                    generate_kwargs=sampled,
+                    groups=groups,
+                    margin=margin,
+                )
+                reports.append(dataclasses.replace(report, preregistration=registered))
+            found = Evaluation(subject.name, reports[0], *reports[1:])
+            both = None
+            if turned and isinstance(experts, MoTEConfig):
+                say(f"stimulating the same experts on {len(turned)} prompts")
+                both = BothWays(
+                    reports[0],
+                    evaluate_mote(
+                        subject.model,
+                        subject.tokenizer,
+                        stimulating(experts, {site.layer: site.top_k for site in find_routers(subject.model)}),
+                        turned,
+                        labels,
+                        target=wanted,
+                        num_controls=controls,
+                        control_kind=control_kind,  # type: ignore[arg-type]
+                        seed=seed,
+                        batch_size=batch_size,
+                        max_new_tokens=max_new_tokens,
+                        system_prompt=system_prompt,
+                        chat_template_kwargs=told,
+                        generate_kwargs=sampled,
+                    ),
+                )
+                both.stimulated.save_pretrained(folder / "stimulated")
             more = {
                 "config": config,
+                **({} if against is None else {"against": against}),
+                **({} if sae is None else {"SAE": sae}),
                 "prompts": f"{asked.source} ({len(asked.prompts)})",
                 "judge": judge or "the organism's own",
-                **({} if chosen.on_other_weights is None else {"config is used": chosen.on_other_weights}),
+                **({"config is used": "; ".join(notes)} if notes else {}),
             }
-            _write(folder, found, chosen, provenance_of(context, subject, seed, **more))
-        tell(report.verdict)
+            _write(folder, found, changes, provenance_of(context, subject, seed, **more))
+        tell(reports[0].verdict)
+        for other in reports[1:]:
+            tell(f"Against {against}: {other.verdict}")
+        for test in reports[0].not_worse:
+            tell(f"Unrelated answers: {test}.")
+        if both is not None:
+            tell(f"Stimulated on the opposite prompts: {both.stimulated.verdict}\n\n{both.table}\n")
+        if registered is not None:
+            tell(f"As registered before: {preregister}, {registered[:12]}")
         tell(f"Report: {output / PAGE}")
 
 
-def _write(folder: Path, found: Evaluation, config: MoTEConfig, provenance: dict[str, str]) -> None:
+def read_config(name: str, sae: str | None = None) -> Change:
+    """Return a config of experts, or one of latents with its SAE.
+
+    Args:
+        name (`str`): A folder, a file or a Hub id.
+        sae (`str`, *optional*): Folder or Hub id of the SAE, instead of the one that a steering config names.
+
+    Raises:
+        [`FileFormatError`]: if it holds neither.
+    """
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.sae.convert import load_sae
+    from hf_mote.sae.steering import SteeringConfig
+
+    def steering() -> Change:
+        config = SteeringConfig.from_pretrained(name)
+        return config.bind(None if sae is None else load_sae(sae).train(False))
+
+    path = Path(name)
+    if (path / SteeringConfig.file_name).is_file() or path.name == SteeringConfig.file_name:
+        return steering()
+    try:
+        return MoTEConfig.from_pretrained(name)
+    except HFMoTEError:
+        if path.exists():
+            raise
+        try:  # a Hub repository may hold the one or the other
+            return steering()
+        except HFMoTEError:
+            pass
+        raise
+
+
+def _registered(
+    path: Path,
+    subject: Subject,
+    changes: Sequence[Change],
+    prompts: Sequence[Any],
+    unrelated: Sequence[Any],
+    judge: object,
+    target: object,
+    settings: dict[str, Any],
+) -> str | None:
+    """Check what is about to be measured against a pre-registration; write one and return `None` if there is none."""
+    from hf_mote.evaluation.preregistration import Preregistration, preregister
+    from hf_mote.mote.config import MoTEConfig
+
+    if any(not isinstance(change, MoTEConfig) for change in changes):
+        what = "is of the experts of a model; latents cannot be registered yet"
+        raise ConfigError("--preregister", what, fix="Leave it out, or give configs of experts.")
+    against = [change.to_dict() for change in changes[1:]]
+    plan = preregister(
+        model=MoTEConfig.for_model(subject.model).fingerprint or {},
+        config=changes[0].to_dict(),
+        prompts=prompts,
+        judge=judge,
+        target=str(target),
+        unrelated=unrelated,
+        **settings,
+        **({"against": against[0]} if against else {}),
+    )
+    if not path.exists():
+        plan.write(path)
+        return None
+    known = Preregistration.read(path)
+    known.check(plan)
+    return known.digest
+
+
+def _write(folder: Path, found: Evaluation, changes: Sequence[Change], provenance: dict[str, str]) -> None:
+    from hf_mote.mote.config import MoTEConfig
     from hf_mote.plots import EffectRow, plot_effect
     from hf_mote.reports.evaluation import evaluation_page, points_of
+    from hf_mote.sae.steering import SteeringConfig
 
     report = found.report
+    configs = [
+        change if isinstance(change, MoTEConfig) else SteeringConfig.from_dict(change.to_dict()) for change in changes
+    ]
     report.save_pretrained(folder)
-    config.save_pretrained(folder / "config")
+    configs[0].save_pretrained(folder / "config")
+    beside = {}
+    if found.against is not None:
+        found.against.save_pretrained(folder / AGAINST)
+        configs[1].save_pretrained(folder / AGAINST / "config")
+        beside = {
+            f"{AGAINST}/{report.file_name}": "the same, of the other config",
+            f"{AGAINST}/config/{configs[1].file_name}": f"the other config ({type(configs[1]).__name__})",
+        }
     rows = [
-        EffectRow(point.label, point.rate, point.low or 0.0, 1.0 if point.high is None else point.high, point.controls)
+        EffectRow(
+            point.label,
+            point.rate,
+            point.low or 0.0,
+            1.0 if point.high is None else point.high,
+            point.controls,
+            point.n,
+        )
         for point in points_of(report)
     ]
     target = report.target.replace("$", r"\$")
     plot_effect(rows, rate_name=f"responses of class {target!r}", path=folder / "effect.png")
     holds = {
         report.file_name: "everything measured, with all responses (EvaluationReport)",
-        f"config/{config.file_name}": "the config that was measured (MoTEConfig)",
+        f"config/{configs[0].file_name}": f"the config that was measured ({type(configs[0]).__name__})",
         "effect.png": "the rate before and after, with the controls",
+        **beside,
     }
-    figures = {
+    figures: dict[str, object] = {
         "kind": "evaluation",
         "verdict": report.verdict,
         "found": report.beats_controls(),
+        "outcome": report.outcome(),
         "target": report.target,
         "before": report.before.rate,
         "after": report.after.rate,
@@ -176,5 +410,15 @@ def _write(folder: Path, found: Evaluation, config: MoTEConfig, provenance: dict
         "labels_before": report.labels_before,
         "labels_after": report.labels_after,
     }
+    if found.against is not None:
+        other = found.against
+        figures["against"] = {
+            "verdict": other.verdict,
+            "found": other.beats_controls(),
+            "after": other.after.rate,
+            "controls": list(other.controls),
+            "p_value": other.p_value,
+            "labels_after": other.labels_after,
+        }
     page = lambda files: evaluation_page(found, provenance=provenance, files=files)  # noqa: E731
     finish(folder, figures, provenance, holds, page)

@@ -1,4 +1,4 @@
-"""`hf-mote families`: what is supported, what is not, and why; one list for the README and the command line."""
+"""`hf-mote families`: what is supported, what is not, and why; one list for the documentation and the command line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def support_table() -> list[SupportRow]:
 
 
 def support_markdown() -> str:
-    """Return the supported and refused families as the README shows them."""
+    """Return the supported and refused families as the documentation shows them."""
     from hf_mote.routing.rules.families import REFUSED
 
     lines = ["| routing rule | families | cannot |", "| --- | --- | --- |"]
@@ -53,7 +53,7 @@ def support_markdown() -> str:
 
 
 def families(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the documentation.")] = False,
 ) -> None:
     """List the supported model families by routing rule, and those that are refused with the reason."""
     if markdown:

@@ -31,11 +31,13 @@ from hf_mote.ranking.imaging.scopes import SCOPES, check_scope
 if TYPE_CHECKING:
     from hf_mote.commands.model import Subject
     from hf_mote.commands.prompts import PromptSet
+    from hf_mote.generation.asking import Chat
     from hf_mote.mote.config import MoTEConfig
     from hf_mote.ranking.expert_ranking import ExpertRanking
     from hf_mote.ranking.imaging.result import FTRIResult
     from hf_mote.reports.imaging import Imaging
     from hf_mote.reports.tokens import RoutedText
+    from hf_mote.statistics.predictability import Predictability
     from hf_mote.statistics.stability import Stability
 
 __all__ = ["ftri_command"]
@@ -92,6 +94,8 @@ def ftri_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
     trust_remote_code: o.TrustRemoteCode = False,
     server: Annotated[
         str | None,
@@ -100,6 +104,7 @@ def ftri_command(
             "http://127.0.0.1:8000; the model is not loaded here, and no tokens are shown."
         ),
     ] = None,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
 ) -> None:
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
@@ -115,11 +120,10 @@ def ftri_command(
                 f"--run-folder {run_folder}", "is a file", expected="a folder, new or of an earlier run"
             )
         o.check_changes(suppress, stimulate, mode)
+        if dry_run and server is not None:
+            raise ConfigError("--dry-run", "times a batch of the model here", got=f"--server {server}")
         sampled = o.sampling(temperature, top_p)
-        chat: dict[str, Any] = {
-            "system_prompt": system_prompt,
-            "chat_template_kwargs": o.template_args(template_arg),
-        }
+        told = o.template_args(template_arg)
         organisms = Organisms()
         asked = read_prompts(
             prompts, organisms, prompt_field=prompt_field, class_field=class_field, limit=limit, seed=seed
@@ -137,8 +141,12 @@ def ftri_command(
         )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
+        from hf_mote.commands.plan import plan_responses
+        from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.ranking.imaging.pipeline import ftri
+        from hf_mote.reports.explorer import traced_experts
         from hf_mote.reports.imaging import Imaging, imaging_verdict
+        from hf_mote.routing.sites.discover import find_routers
         from hf_mote.serving.client import ServerEngine
 
         engine = None if server is None else ServerEngine(server)
@@ -149,14 +157,29 @@ def ftri_command(
                 revision=revision,
                 dtype=dtype,
                 device=device,
+                quantization=quantization,
+                attn_implementation=attn_implementation,
                 chat_template=chat_template,
                 trust_remote_code=trust_remote_code,
+                ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
             )
             if engine is None
             else served_subject(model, organisms, revision=revision, chat_template=chat_template)
         )
         o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, top=top)
         marks = _token_ids(subject, thinking_tokens)
+        if dry_run:
+            there = sum(site.num_experts for site in find_routers(subject.model))
+            plan_responses(
+                subject,
+                asked,
+                Chat(subject.tokenizer, system_prompt, told),
+                Decoding(max_new_tokens, sampled, batch_size, seed),
+                runs={"to image": repeats},
+                result=8 * repeats * len(asked.prompts) * there,
+                judge=judge or "the organism's own",
+            )
+            return
         writes = launched_as()[0] == 0
         with writing_to(output, force=force) if writes else nullcontext() as folder:
             say(f"imaging {len(asked.prompts)} prompts")
@@ -173,7 +196,8 @@ def ftri_command(
                 generate_kwargs=sampled,
                 batch_size=batch_size,
                 max_new_tokens=max_new_tokens,
-                **chat,
+                system_prompt=system_prompt,
+                chat_template_kwargs=told,
             )
             part()
             if folder is None:  # the first process writes
@@ -195,6 +219,8 @@ def ftri_command(
             config = None
             if first is not None:
                 config = config_of(first, suppress=suppress, stimulate=stimulate, mode=mode, base_model=subject.name)
+            followed = [] if first is None else traced_experts(first)
+            chat = Chat(subject.tokenizer, system_prompt, told)
             found = Imaging(
                 model=subject.name,
                 result=result,
@@ -204,14 +230,20 @@ def ftri_command(
                 stability=None
                 if first is None
                 else _stability(result, wanted, number, score[0], normalize, groups, seed),
-                texts=_texts(subject, asked, result, wanted, first, number, traced if engine is None else 0, chat),
+                texts=_texts(subject, asked, result, wanted, followed, traced if engine is None else 0, chat),
                 failure=None if failure is None else str(failure),
+                traced=followed,
+                alike=result.alike(followed),
+                config=None if config is None else config.to_dict(),
+                predicted=None if first is None else _predicted(result, wanted, groups, seed),
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judge or "the organism's own"}
             if engine is not None:
                 more["engine"] = f"vLLM, serving {engine.base_model}"
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(imaging_verdict(found)[0])
+        if config is not None:
+            tell("The config is a guess until hf-mote evaluate measures it. hf-mote find writes none before that.")
         tell(f"Report: {output / PAGE}")
         if failure is not None:
             raise failure
@@ -269,17 +301,31 @@ def _stability(
         return None
 
 
+def _predicted(result: FTRIResult, target: str, groups: list[str] | None, seed: int) -> Predictability | None:
+    """Return whether routing tells the classes apart; nothing where there are too few prompts to ask."""
+    from hf_mote.statistics.groups import checked_groups
+    from hf_mote.statistics.predictability import predictability
+
+    # Runs of one prompt stand or fall together.
+    keys = result.prompt_index.tolist() if result.prompt_index is not None and groups is None else groups
+    numbers = checked_groups("ftri.groups", keys, len(result.classes))
+    try:
+        of_class = [label == target for label in result.classes]
+        return predictability(result.counts.double().numpy(), of_class, groups=numbers, seed=seed)
+    except DataError:
+        return None
+
+
 def _texts(
     subject: Subject,
     asked: PromptSet,
     result: FTRIResult,
     target: str,
-    ranking: ExpertRanking | None,
-    number: int,
+    followed: list[tuple[int, int]],
     traced: int,
-    chat: dict[str, Any],
+    chat: Chat,
 ) -> list[RoutedText]:
-    if ranking is None or not traced:
+    if not followed or not traced:
         return []
     from hf_mote.commands.token_routing import chosen_texts, trace_texts
 
@@ -289,13 +335,13 @@ def _texts(
     asked_at = range(len(asked.prompts)) if result.prompt_index is None else result.prompt_index.tolist()
     tokens = result.response_tokens
     return trace_texts(
-        subject,
+        subject.model,
+        chat,
         [asked.prompts[asked_at[index]] for index in places],
         # As they were generated: of the text, tokenised anew, special tokens would be missing.
         [result.responses[index] if tokens is None else tokens[index] for index in places],
         [result.classes[index] for index in places],
-        ranking.top(number),
-        **chat,
+        followed,
     )
 
 
@@ -326,7 +372,7 @@ def _write(folder: Path, found: Imaging, config: MoTEConfig | None, provenance: 
             found.ranking.layers,
             title=f"{found.target!r} against all others".replace("$", r"\$"),
             label=found.ranking.unit,
-            marked={"first experts": found.ranking.top(found.top)},
+            marked={f"the first {found.top}": found.ranking.top(found.top)},
             path=folder / "expert_map.png",
         )
         holds["expert_map.png"] = "heat map of the ranking"
@@ -341,6 +387,7 @@ def _write(folder: Path, found: Imaging, config: MoTEConfig | None, provenance: 
         "classes": result.class_sizes,
         "experts": {score: rows_of(ranking, 50) for score, ranking in found.rankings.items()},
         "stability": _figures(found.stability),
+        "predictability": None if found.predicted is None else found.predicted._asdict(),
     }
     finish(folder, figures, provenance, holds, lambda files: imaging_page(found, provenance=provenance, files=files))
 

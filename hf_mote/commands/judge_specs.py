@@ -7,7 +7,7 @@
 | `language:en,de`, with `:thinking` or `:answer` for a part | en, de, unknown | the first |
 | `choice:ABCD` | A, B, C, D, none | what `--target` says |
 | `field`, `field:NAME` | the prompt's own class in the file, whatever the response | what `--target` says |
-| `lm:QUESTION` with `--judge-model` | yes, no | yes |
+| `lm:QUESTION` with `--judge-model` | yes, no, neither | yes |
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from hf_mote.judges.regex import RegexJudge
 
 __all__ = ["FieldJudge", "make_judge", "response_judge", "target_of"]
 
+LABELS = ("yes", "no", "neither")  # what is no answer at all is neither
 KINDS = ("choice", "field", "language", "lm", "refusal", "regex")
 
 
@@ -200,6 +201,6 @@ def _model_judge(question: str, model: str | None, url: str | None, allow_http: 
     from hf_mote.judges.server import ServerJudge
 
     if url is not None:
-        return ServerJudge(url, model, question, allow_http=allow_http)
+        return ServerJudge(url, model, question, LABELS, allow_http=allow_http)
     subject = load_subject(model, organisms, any_model=True)
-    return LMJudge(subject.model, subject.tokenizer, question)
+    return LMJudge(subject.model, subject.tokenizer, question, LABELS)

@@ -6,14 +6,17 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hf_mote.commands.verbosity import say, settle_progress
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
 from hf_mote.files import local_path, read_json
 from hf_mote.processes import launched_as, process_state
 from hf_mote.sae.announced import ANNOUNCED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_mote.organisms.organism import Organism
@@ -24,6 +27,16 @@ ORGANISM = "organism:"
 _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
 _TOKENIZER = re.compile(r".*token.*|vocab.*|merges\.txt|.*\.(model|spm|tiktoken)|tekken\.json", re.IGNORECASE)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+# What `--quantization` stands for: a class of transformers and its arguments.
+QUANTIZATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bnb-8bit": ("BitsAndBytesConfig", {"load_in_8bit": True}),
+    "bnb-4bit": ("BitsAndBytesConfig", {"load_in_4bit": True}),
+    "quanto-int8": ("QuantoConfig", {"weights": "int8"}),
+    "quanto-int4": ("QuantoConfig", {"weights": "int4"}),
+    "hqq-8bit": ("HqqConfig", {"nbits": 8, "group_size": 64}),
+    "hqq-4bit": ("HqqConfig", {"nbits": 4, "group_size": 64}),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,7 @@ class Organisms:
         from hf_mote.organisms.organism import load_organism
 
         if name not in self._loaded:
+            settle_progress()
             self._loaded[name] = load_organism(name)
         return self._loaded[name]
 
@@ -70,6 +84,9 @@ def load_subject(
     any_model: bool = False,
     chat_template: Path | None = None,
     trust_remote_code: bool = False,
+    quantization: str | None = None,
+    attn_implementation: str | None = None,
+    ready: Callable[[PreTrainedTokenizerBase], object] | None = None,
 ) -> Subject:
     """Return a model that has routers to look at.
 
@@ -84,6 +101,10 @@ def load_subject(
         chat_template (`Path`, *optional*): File of a chat template, in the place of the tokenizer's.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Run code of the model's repository, and kernels
             that its config names. Never asked for, and never done unless it is given.
+        quantization (`str`, *optional*): One of [`QUANTIZATIONS`], done while loading.
+        attn_implementation (`str`, *optional*): One of [`ATTENTIONS`]; transformers' choice by default.
+        ready (`Callable`, *optional*): Called with the tokenizer before weights are loaded: what it raises costs no
+            wait for them.
 
     Raises:
         [`UnknownNameError`]: if there is no such model.
@@ -94,6 +115,15 @@ def load_subject(
     """
     if dtype not in DTYPES:
         raise UnknownNameError.of("--dtype", dtype, DTYPES)
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise UnknownNameError.of("--quantization", quantization, QUANTIZATIONS)
+    if attn_implementation is not None and attn_implementation not in ATTENTIONS:
+        raise UnknownNameError.of("--attn-implementation", attn_implementation, ATTENTIONS)
+    if name.startswith(ORGANISM) and (quantization or attn_implementation):
+        option = "--quantization" if quantization else "--attn-implementation"
+        raise ConfigError(option, "is for models, not for organisms", got=name, fix="Leave it out.")
+    if trust_remote_code:
+        say(f"--trust-remote-code: code of {name} itself runs on this machine, with your rights")
     template = None if chat_template is None else _template(chat_template)
     if not name.startswith(ORGANISM):
         _check_folder(name)
@@ -104,22 +134,30 @@ def load_subject(
 
     from hf_mote.routing.sites.discover import find_routers
 
+    settle_progress()
     place = _device(device)
     if name.startswith(ORGANISM):
         # Matrices as small as an organism's gain nothing from more threads, and lose much on a busy machine.
         torch.set_num_threads(1)
         organism = organisms.get(name.removeprefix(ORGANISM))
-        return Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
+        subject = Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
+        if ready is not None:
+            ready(subject.tokenizer)
+        return subject
     try:
         if not trust_remote_code:
             _check_kernels(name, _config_of(name, revision))
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        _with_template(tokenizer, template)
+        if ready is not None:
+            ready(tokenizer)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             dtype=dtype,
             device_map=place,
             trust_remote_code=trust_remote_code,
+            **_further(quantization, attn_implementation),
         )
     except HFMoTEError:
         raise
@@ -133,6 +171,9 @@ def load_subject(
     except SafetensorError as error:
         fix = "Download or save the model again."
         raise FileFormatError(repr(name), "its weights are damaged", got=_first_line(error), fix=fix) from error
+    except ImportError as error:
+        fix = "Install what it names, or leave --quantization and --attn-implementation out."
+        raise UnsupportedError(repr(name), "a library is missing", got=_first_line(error), fix=fix) from error
     # Of what a folder may hold, transformers and the libraries below it raise whatever they meet.
     except Exception as error:
         raise UnsupportedError(
@@ -144,7 +185,20 @@ def load_subject(
         ) from error
     if not any_model:
         find_routers(model)
-    return Subject(name, model.eval(), _with_template(tokenizer, template), trusted=trust_remote_code)
+    return Subject(name, model.eval(), tokenizer, trusted=trust_remote_code)
+
+
+def _further(quantization: str | None, attn_implementation: str | None) -> dict[str, Any]:
+    """Return the further arguments of `from_pretrained`; what was not given is left to transformers."""
+    found: dict[str, Any] = {}
+    if attn_implementation is not None:
+        found["attn_implementation"] = attn_implementation
+    if quantization is not None:
+        import transformers
+
+        kind, settings = QUANTIZATIONS[quantization]
+        found["quantization_config"] = getattr(transformers, kind)(**settings)
+    return found
 
 
 def _check_folder(name: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from hf_mote.commands.model import DTYPES
+from hf_mote.commands.model import ATTENTIONS, DTYPES, QUANTIZATIONS
 from hf_mote.commands.names import MODES
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError
 
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AllowOtherWeights",
+    "AttnImplementation",
     "BatchSize",
     "ChatTemplate",
     "ClassField",
     "ControlKind",
     "Controls",
     "Device",
+    "DryRun",
     "Dtype",
     "Force",
     "GroupField",
@@ -38,6 +40,7 @@ __all__ = [
     "PairField",
     "PromptField",
     "Prompts",
+    "Quantization",
     "Resamples",
     "Revision",
     "Seed",
@@ -143,7 +146,20 @@ Revision: TypeAlias = Annotated[
 Dtype: TypeAlias = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.", rich_help_panel=_MODEL)]
 Device: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda:0, ..., or auto to spread it; by default the accelerator.", rich_help_panel=_MODEL),
+    typer.Option(
+        "--device",
+        "--device-map",
+        help="cpu, cuda:0, ..., or auto to spread it; by default the accelerator.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Quantization: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help=f"Quantize while loading: one of {', '.join(QUANTIZATIONS)}.", rich_help_panel=_MODEL),
+]
+AttnImplementation: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help=f"How attention is computed: one of {', '.join(ATTENTIONS)}.", rich_help_panel=_MODEL),
 ]
 TrustRemoteCode: TypeAlias = Annotated[
     bool,
@@ -178,6 +194,14 @@ TopP: TypeAlias = Annotated[
     ),
 ]
 
+DryRun: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print what would be done, what it takes, and how long by one timed batch; write nothing.",
+        rich_help_panel=_OUT,
+    ),
+]
 Force: TypeAlias = Annotated[
     bool, typer.Option("--force", help="Replace what an earlier run wrote to the folder.", rich_help_panel=_OUT)
 ]
@@ -199,7 +223,7 @@ Stimulate: TypeAlias = Annotated[
     int | None, typer.Option(min=1, help="Write the config that stimulates so many of the first experts.")
 ]
 Mode: TypeAlias = Annotated[
-    str, typer.Option(help="How to suppress: drop, reroute or zero; see the README.", show_default=True)
+    str, typer.Option(help="How to suppress: drop, reroute or zero; see the documentation.", show_default=True)
 ]
 Controls: TypeAlias = Annotated[
     int, typer.Option(min=0, help="Random configs to compare with, or as many as exist; a verdict takes 19.")

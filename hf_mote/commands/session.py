@@ -8,13 +8,14 @@ import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
+from hf_mote.commands.verbosity import listening, quiet, say
 from hf_mote.errors import HFMoTEError, UnsupportedError
 from hf_mote.processes import launched_as
 from hf_mote.reports.markup import visible
@@ -38,6 +39,7 @@ _OPTIONS = {
     "ServerJudge.base_url": "--judge-url",
     "ServerJudge": "--judge lm",
     "attribute_experts.gain": "--gain",
+    "chat_template_kwargs": "--template-arg",
     "ftri.repeats": "--repeats",
     "ftri.run_folder": "--run-folder",
     "ftri.thinking_tokens": "--thinking-tokens",
@@ -68,7 +70,8 @@ def reporting(*, shares: bool = False, kept: str = "Nothing was written.") -> It
             if processes > 1 and not shares:
                 fix = "Run it in one process; of the commands, ftri alone shares its work out."
                 raise UnsupportedError("hf-mote", f"was launched as {processes} processes", expected="one", fix=fix)
-            yield
+            with listening():
+                yield
         except HFMoTEError as error:
             who = f"process {number}: " if number > 0 else ""
             log.print(visible(f"{who}{_as_typed(error)}"), style="red", markup=False, highlight=False)
@@ -84,7 +87,7 @@ def reporting(*, shares: bool = False, kept: str = "Nothing was written.") -> It
             log.print(visible(f"Stopped. {kept}"), style="yellow", markup=False, highlight=False)
             raise typer.Exit(INTERRUPTED) from error
         finally:
-            for warning in caught if number == 0 else ():
+            for warning in caught if number == 0 and not quiet() else ():
                 log.print(visible(str(warning.message)), style="yellow", markup=False, highlight=False)
 
 
@@ -102,13 +105,6 @@ def disable_progress_bar() -> None:
     from transformers.utils.logging import disable_progress_bar as disable
 
     disable()
-
-
-def say(text: str) -> None:
-    """Tell, on stderr, what begins."""
-    if launched_as()[0] > 0:
-        return
-    Console(stderr=True).print(f"… {visible(text)}", style="dim", markup=False, highlight=False)
 
 
 def tell(text: str) -> None:
@@ -167,6 +163,6 @@ def provenance_of(context: typer.Context, subject: Subject, seed: int, **more: s
         "torch": str(torch.__version__),
         "scipy": version("scipy"),
         "python": platform.python_version(),
-        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command_line(context),
     }

@@ -53,7 +53,10 @@ def sweep_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
 ) -> None:
     """Try a ranking: suppress 1, 2, 5, 10, ... of its first experts, at each strength, against random controls."""
@@ -66,7 +69,9 @@ def sweep_command(
             raise ConfigError("--experts, --strengths", "nothing to try", got=got, expected="numbers above 0")
         one_of("--control-kind", control_kind, CONTROL_KINDS)
         # From here on torch and transformers are needed.
+        from hf_mote.commands.plan import plan_responses
         from hf_mote.evaluation.sweep import settings_of, sweep_mote
+        from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.ranking.expert_ranking import ExpertRanking
         from hf_mote.reports.formats import quoted
 
@@ -98,9 +103,26 @@ def sweep_command(
             revision=revision,
             dtype=dtype,
             device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
         )
+        if dry_run:
+            plan_responses(
+                subject,
+                asked,
+                Chat(subject.tokenizer, system_prompt, told),
+                Decoding(max_new_tokens, sampled, batch_size, seed),
+                runs={
+                    "untouched": 1,
+                    "with a setting": len(configs),
+                    "with random controls": len(configs) * controls,
+                },
+                judge=judge or "the organism's own",
+            )
+            return
         with writing_to(output, force=force) as folder:
             say(f"{len(configs)} settings on {len(asked.prompts)} prompts, with {controls} random controls")
             found = sweep_mote(
@@ -136,21 +158,31 @@ def sweep_command(
 
 
 def _write(folder: Path, found: Sweep, provenance: dict[str, str]) -> None:
-    from hf_mote.plots import EffectRow, plot_effect
-    from hf_mote.reports.sweep import sweep_page
+    from hf_mote.plots import EffectRow, plot_dose
+    from hf_mote.reports.sweep import curves_of, sweep_page
 
     holds = {}
     for setting in found.settings:
         place = f"settings/first_{setting.num_experts}_at_{setting.strength:g}"
         setting.report.save_pretrained(folder / place)
         holds[f"{place}/{setting.report.file_name}"] = f"{setting}: everything measured (EvaluationReport)"
+    dose_name, curves = curves_of(found)
+    panels = {
+        title: [
+            EffectRow(label, s.report.after.rate, s.report.after.low, s.report.after.high, s.report.controls)
+            for label, s in settings
+        ]
+        for title, settings in curves.items()
+    }
     first = found.settings[0].report
-    rows = [EffectRow("untouched", first.before.rate, first.before.low, first.before.high)]
-    for setting in found.settings:
-        after = setting.report.after
-        rows.append(EffectRow(str(setting), after.rate, after.low, after.high, setting.report.controls))
     target = first.target.replace("$", r"\$")
-    plot_effect(rows, rate_name=f"responses of class {target!r}", path=folder / "sweep.png")
+    plot_dose(
+        panels,
+        rate_name=f"responses of class {target!r}",
+        dose_name=dose_name,
+        before=first.before.rate,
+        path=folder / "sweep.png",
+    )
     holds["sweep.png"] = "the rate with each setting, with the controls"
     figures = {"kind": "sweep", "found": bool(found.beating), **found.to_dict()}
     page = lambda files: sweep_page(found, provenance=provenance, files=files)  # noqa: E731

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mote.commands.model import Subject
+from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
-from hf_mote.generation.prompts import encode_prompts
 from hf_mote.reports.tokens import RoutedText
 from hf_mote.routing.recording.record import record_routing
 
@@ -37,35 +35,32 @@ def chosen_texts(classes: Sequence[str], target: str, number: int) -> list[int]:
 
 
 def trace_texts(
-    subject: Subject,
+    model: PreTrainedModel,
+    chat: Chat,
     prompts: Sequence[Prompt],
     responses: Sequence[str | Sequence[int]],
     labels: Sequence[str],
     experts: Sequence[tuple[int, int]],
-    *,
-    system_prompt: str | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[RoutedText]:
     """Return the routing weight of some experts on each token of some prompts and their responses.
 
     Prompt and response run in one plain forward each, so that both are seen as `generate` sees them.
 
     Args:
-        subject (`Subject`): The model.
+        model (`PreTrainedModel`): The model.
+        chat (`Chat`): How its prompts become tokens.
         prompts (`Sequence[Prompt]`): The prompts.
         responses (`Sequence[str]` or of tokens): The response to each: its tokens as they were generated, or a text.
         labels (`Sequence[str]`): The class of each.
         experts (`Sequence[tuple[int, int]]`): (layer, expert) to follow.
-        system_prompt (`str`, *optional*): First message of every prompt that is a text.
-        chat_template_kwargs (`Mapping[str, Any]`, *optional*): What the chat template is told besides.
 
     Returns:
         `list[RoutedText]`: one for each prompt; none if there are no experts to follow.
     """
-    model, tokenizer = subject.model, subject.tokenizer
+    tokenizer = chat.tokenizer
     if not experts:
         return []
-    asked = encode_prompts(tokenizer, prompts, system_prompt=system_prompt, chat_template_kwargs=chat_template_kwargs)
+    asked = chat.encode(prompts)
     texts = []
     for ids, response, label in zip(asked, responses, labels, strict=True):
         if isinstance(response, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -199,7 +200,7 @@ def _beside(folder: Path) -> Iterator[str]:
         (place, ActivationMap) for place in sorted(folder.glob("maps/*/activation_map.safetensors"))
     ]:
         if path.is_file():
-            held, wrong = _said(lambda path=path, kind=kind: kind.from_pretrained(path))
+            held, wrong = _said(partial(kind.from_pretrained, path))
             yield from wrong
             if held is not None and layers is not None and held.layers != layers:
                 yield f"{path.relative_to(folder).as_posix()}: is of other layers than the config's model"
@@ -214,7 +215,8 @@ def _card(folder: Path) -> Iterator[str]:
 
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        data = ModelCard(text).data.to_dict()
+        found: Any = ModelCard(text).data
+        data = found.to_dict()
     except Exception as error:  # whatever the library raises on metadata that it cannot read
         yield f"README.md: its metadata cannot be read ({str(error).splitlines()[0]})"
         return

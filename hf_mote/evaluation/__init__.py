@@ -3,12 +3,16 @@
 Files in reading order:
 
 - `evaluate.py`: `evaluate_mote`, the whole in one call.
+- `changes.py`: what can be measured: a config of experts, or of latents.
 - `rates.py`: how often a behaviour shows, before, after and under controls.
-- `controls.py`: random controls: the same change to experts that no ranking chose.
+- `controls.py`: random controls; `overlap.py`: what p is worth where they overlap.
 - `side_effects.py`: divergence and perplexity on other text. `conversations.py`: several turns.
+- `coherence.py`: which responses are no text. `selectivity.py`: what changes elsewhere. `verdict.py`: what it proves.
+- `both_ways.py`: suppressed and stimulated. `preregistration.py`: what will be measured, written down before.
 - `report.py`: `EvaluationReport`. `sweep.py`: a report for each setting, with p adjusted for having tried them all.
+- `router_copies.py`: what an edit must do, told by a copy of the router on changed logits.
 - `model_check.py`: `check_model`, whether all that is claimed holds on one model as it was loaded.
 
-May import `mote`, `routing`, `passes`, `statistics`, `generation`, `judges`, `hub`, `sharing` and `files`; not
-`ranking`. A new measurement is a file here and a field of the report.
+May import `mote`, `routing`, `passes`, `hooks`, `statistics`, `generation`, `judges`, `hub`, `sharing` and `files`;
+not `ranking` and not `sae`, whose configs bring what is asked. A new measurement is a file here and a report's field.
 """

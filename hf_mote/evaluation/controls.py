@@ -23,7 +23,7 @@ from hf_mote.mote.checks import check_router
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.routing.sites.site import RouterSite
 
-__all__ = ["CONTROL_KINDS", "random_controls"]
+__all__ = ["CONTROL_KINDS", "random_controls", "random_latents"]
 
 CONTROL_KINDS = ("layer", "usage")
 BLOCK_SIZE = 20  # least size of the blocks of experts of like use
@@ -107,6 +107,66 @@ def random_controls(
             fix="Give num_controls=0, or suppress_mode 'drop'.",
         )
     return [[_swapped(config, swap) for config in configs] for swap in swaps]
+
+
+def random_latents(
+    roles: Sequence[Mapping[int, Hashable]], num_latents: int, num: int, seed: int, *, used: Tensor | None = None
+) -> list[dict[int, int]]:
+    """Return exchanges of latents of an SAE for others, as [`random_controls`] has them for experts.
+
+    Args:
+        roles (`Sequence[Mapping[int, Hashable]]`): For each of the configs to match, what it does to which latent.
+        num_latents (`int`): Latents of the SAE.
+        num (`int`): How many controls, 0 or more.
+        seed (`int`): Seed of the draw.
+        used (`torch.Tensor` of shape `(latents,)`, *optional*):
+            On how many tokens each latent is active. Latents that never are stand for each other; the others, in order
+            of their density, are split into blocks of `2 * (num + 1)` or more, within which they do. Without it any
+            latent stands for any other.
+
+    Returns:
+        `list[dict[int, int]]`: for each control the latent that takes each one's part.
+
+    Raises:
+        [`ConfigError`]: if all latents of a block are changed.
+    """
+    if not num:
+        return []
+    together: dict[_Pair, list[Any]] = {}
+    for index, one in enumerate(roles):
+        for latent, role in one.items():
+            together.setdefault((0, latent), []).append((index, role))
+    cast: dict[_Pair, Hashable] = {pair: tuple(together[pair]) for pair in sorted(together)}
+    pools = []
+    for members in _blocks_of_latents(num_latents, num, used):
+        targets = [latent for latent in members if (0, latent) in cast]
+        if targets and len(targets) == len(members):
+            raise ConfigError(
+                "evaluate_mote.num_controls",
+                "there are no other latents of like density to draw controls from",
+                got=f"0 others for {len(targets)} latents",
+                fix="Give num_controls=0, control_kind='layer', or a config of fewer latents.",
+            )
+        if targets:
+            pools.append(_Pool(0, members, targets))
+    draw = random.Random(seed)
+    if all(len(pool.members) // len(pool.targets) > num for pool in pools):
+        swaps = _disjoint(pools, num, draw)
+    else:
+        swaps = _distinct(pools, cast, num, draw, lambda swap: True)
+    return [{target: other for (_, target), (_, other) in swap.items()} for swap in swaps]
+
+
+def _blocks_of_latents(num_latents: int, num: int, used: Tensor | None) -> list[list[int]]:
+    """Return latents that may stand for each other; by their use alone, whatever is changed."""
+    if used is None:
+        return [list(range(num_latents))]
+    counts = used.tolist()
+    silent = [latent for latent in range(num_latents) if not counts[latent]]
+    order = sorted((latent for latent in range(num_latents) if counts[latent]), key=lambda one: (counts[one], one))
+    number = max(1, len(order) // (2 * (num + 1)))
+    cuts = [len(order) * block // number for block in range(number + 1)]
+    return [block for block in (silent, *(sorted(order[a:b]) for a, b in itertools.pairwise(cuts))) if block]
 
 
 def _roles(configs: Sequence[MoTEConfig]) -> dict[_Pair, Hashable]:

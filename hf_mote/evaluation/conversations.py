@@ -15,10 +15,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, DataError
+from hf_mote.evaluation.changes import Change, SteeringLike, attached, read_change
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.responses import generate_responses
-from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import apply_mote, load_config
 
 __all__ = ["Conversation", "checked_conversations", "run_conversations"]
 
@@ -116,7 +116,7 @@ def checked_conversations(
 def run_conversations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    config: MoTEConfig | str | os.PathLike[str],
+    config: Change | SteeringLike | str | os.PathLike[str],
     conversations: Sequence[Conversation | Sequence[str]],
     *,
     batch_size: int = 16,
@@ -182,9 +182,11 @@ def run_conversations(
     Source: the form of MT-Bench, Zheng et al., "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena" (arXiv
     2306.05685), section 2.2; its grading by a language model is left to the reader.
     """
+    chat = Chat(tokenizer, system_prompt, chat_template_kwargs)
+    decoding = Decoding(max_new_tokens, generate_kwargs, batch_size, seed)
     asked = checked_conversations("run_conversations.conversations", conversations, tokenizer)
-    config = load_config(config)
-    config.check(model)
+    change = read_change(config)
+    change.check(model)
 
     def answers(which: str) -> list[list[str]]:
         said: list[list[str]] = [[] for _ in asked]
@@ -192,14 +194,9 @@ def run_conversations(
             still = [index for index, one in enumerate(asked) if turn < len(one.turns)]
             for positions, responses in generate_responses(
                 model,
-                tokenizer,
+                chat,
                 [_prompt(asked[index].turns[: turn + 1], said[index], system_prompt) for index in still],
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-                system_prompt=system_prompt,
-                chat_template_kwargs=chat_template_kwargs,
-                generate_kwargs=generate_kwargs,
-                seed=None if seed is None else seed + turn,
+                dataclasses.replace(decoding, seed=None if seed is None else seed + turn),
                 progress=f"conversations {which}, turn {turn + 1}" if progress else None,
             ):
                 for position, response in zip(positions, responses, strict=True):
@@ -207,7 +204,7 @@ def run_conversations(
         return said
 
     before = answers("before")
-    with apply_mote(model, config):
+    with attached(model, change):
         after = answers("after")
     return [
         dataclasses.replace(one, answers_before=b, answers_after=a)

@@ -13,25 +13,39 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mote.errors import ConfigError
+from hf_mote.errors import ConfigError, real
+from hf_mote.evaluation.changes import Change, LatentChange, SteeringLike, read_change, with_fields
+from hf_mote.evaluation.coherence import Coherence, Limits, incoherent, less_sure, limits_of
 from hf_mote.evaluation.conversations import Conversation, checked_conversations, run_conversations
-from hf_mote.evaluation.rates import RateMeasurement, Rates
+from hf_mote.evaluation.rates import Measured, RateMeasurement, Rates
 from hf_mote.evaluation.report import EvaluationReport
+from hf_mote.evaluation.selectivity import (
+    Quality,
+    Selectivity,
+    changed_class,
+    check_quality,
+    judged_quality,
+    not_inferior,
+    stays_the_same,
+)
 from hf_mote.evaluation.side_effects import side_effects
+from hf_mote.generation.asking import Chat, Decoding
+from hf_mote.generation.certainty import Signs
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.judges.judge import Judge
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import load_config
 from hf_mote.statistics.rates import Rate
 
 __all__ = ["evaluate_mote", "evaluate_settings"]
+
+OFF_TARGET = 40  # unrelated prompts that the controls are measured on, too
 
 
 def evaluate_mote(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    config: MoTEConfig | str | os.PathLike[str],
+    config: MoTEConfig | SteeringLike | LatentChange | str | os.PathLike[str],
     prompts: Sequence[Prompt],
     judge: Judge,
     *,
@@ -40,7 +54,7 @@ def evaluate_mote(
     texts: Sequence[str] = (),
     conversations: Sequence[Conversation | Sequence[str]] = (),
     num_controls: int = 40,
-    control_kind: Literal["layer", "usage"] = "layer",
+    control_kind: Literal["layer", "usage"] | None = None,
     strengths: Sequence[float] = (),
     seed: int = 0,
     confidence: float = 0.95,
@@ -51,21 +65,27 @@ def evaluate_mote(
     generate_kwargs: Mapping[str, Any] | None = None,
     groups: Sequence[Hashable] | None = None,
     allow_other_weights: bool = False,
+    quality: Quality | None = None,
+    margin: float = 0.1,
+    quality_margin: float = 0.5,
     progress: bool = True,
 ) -> EvaluationReport:
     """Measure a config: the target behaviour before and after, random controls, dose-response, and what else changes.
 
     Args:
         model (`PreTrainedModel`):
-            A mixture-of-experts language model; left as it is.
+            A language model, of a mixture of experts unless latents are steered; left as it is.
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer. A chat template is applied if it has one.
-        config (`MoTEConfig`, `str` or `os.PathLike`):
-            What to measure: a config, a folder or a Hub id.
+        config (`MoTEConfig`, [`SteeringConfig`], `str` or `os.PathLike`):
+            What to measure: a [`MoTEConfig`], its folder or Hub id, or a [`SteeringConfig`], which loads the SAE that
+            it names; with an SAE at hand, give `config.bind(sae)`. Experts and latents are measured by the same rates,
+            controls and side effects, and so can be compared on one behaviour.
         prompts (`Sequence[str]` or chats):
             Prompts on which the behaviour is to change; best ones that the experts were not found with.
         judge (`Callable`):
-            `response -> label` or `(prompt, response) -> label`. One with an attribute `needs_special_tokens` that is
+            `response -> label` or `(prompt, response) -> label`. The label "neither" is for what is no answer at all;
+            such a response counts as incoherent. One with an attribute `needs_special_tokens` that is
             true sees responses with their special tokens, as [`ftri`] says.
         target (`str`, *optional*, defaults to the judge's own `target`):
             The label whose rate is reported. For a judge that returns a `bool`, `True`. A label that is not among the
@@ -73,7 +93,8 @@ def evaluate_mote(
             after.
         unrelated (`Sequence[str]` or chats, *optional*):
             Prompts whose answers should stay; the share that does so word for word is counted, and the answers before
-            and after are kept side by side.
+            and after are kept side by side. The untouched model's answers to them also show how sure it is of what it
+            writes: give 40 or more, of many kinds, so that junk is told from an unusual answer; see `Coherence`.
         texts (`Sequence[str]`, *optional*):
             Plain texts on which the divergence of the predictions and the perplexity are measured; see
             [`side_effects`], also for configs that work on generated tokens alone.
@@ -82,13 +103,15 @@ def evaluate_mote(
             time going on from its own answers. They are kept side by side, and the share of answers that stay word
             for word is counted.
         num_controls (`int`, *optional*, defaults to 40):
-            Random configs, each with as many experts in the same layers. While there are enough experts, none is the
-            config's own or another control's; where there are few, controls are different sets out of all there are,
-            and fewer than asked for if no more exist: 7 for one of 8 experts, which leaves p at 1/8 or above.
-        control_kind (`str`, *optional*, defaults to `"layer"`):
+            Random configs, each with as many experts in the same layers, or as many latents. While there are enough of
+            them, none is the config's own or another control's; where there are few, controls are different sets out
+            of all there are, and fewer than asked for if no more exist: 7 for one of 8 experts, which leaves p at 1/8
+            or above.
+        control_kind (`str`, *optional*, defaults to `"layer"` for experts and to `"usage"` for latents):
             `"layer"` draws any experts of the layer; `"usage"` those of the same block of 20 or more experts that the
             untouched model uses about as often on these prompts, which is the stricter control; in a layer of fewer
-            than 40 experts both are the same. See [`random_controls`].
+            than 40 experts both are the same. See [`random_controls`]. Of latents `"layer"` draws any of the SAE, and
+            `"usage"` those of like density: active on about as many tokens of these prompts and their responses.
         strengths (`Sequence[float]`, *optional*):
             Doses for a dose-response curve, besides the config's own.
         seed (`int`, *optional*, defaults to 0):
@@ -111,6 +134,15 @@ def evaluate_mote(
             prompt counts as independent of the others.
         allow_other_weights (`bool`, *optional*, defaults to `False`):
             As in [`apply_mote`]; the report says so.
+        quality (`Callable`, *optional*):
+            A judge of how good an unrelated answer is: `(prompt, response) -> score`, as MT-Bench's 1 to 10, or
+            pairwise `(prompt, before, after) -> difference`. Answers are "not worse" if the mean surely falls by less
+            than `quality_margin`.
+        margin (`float`, *optional*, defaults to 0.1):
+            The largest share of unrelated answers that may change their words before they no longer count as
+            unchanged, above 0.
+        quality_margin (`float`, *optional*, defaults to 0.5):
+            The largest loss of quality that would not matter, in the unit of `quality`, above 0.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -146,35 +178,40 @@ def evaluate_mote(
     trial = RateMeasurement(
         where,
         model,
-        tokenizer,
+        Chat(tokenizer, system_prompt, chat_template_kwargs),
         prompts,
         judge,
+        Decoding(max_new_tokens, generate_kwargs, batch_size, seed),
         target=target,
         confidence=confidence,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        system_prompt=system_prompt,
-        generate_kwargs=generate_kwargs,
-        chat_template_kwargs=chat_template_kwargs,
         groups=groups,
     )
-    config = load_config(config)
-    if allow_other_weights:
-        config = config.for_other_weights(model)
-    trial.plan([config], num_controls=num_controls, control_kind=control_kind, seed=seed)
+    change = read_change(config)
+    if allow_other_weights and isinstance(change, MoTEConfig):
+        change = change.for_other_weights(model)
+    trial.plan([change], num_controls=num_controls, control_kind=control_kind)
     others = checked_prompts(f"{where}.unrelated", unrelated) if unrelated else []
     trial.check(others)
     talks = checked_conversations(f"{where}.conversations", conversations, tokenizer) if conversations else []
-    doses = _doses(config, strengths)
+    doses = _doses(change, strengths)
+    real(f"{where}.margin", margin, above=0)
+    real(f"{where}.quality_margin", quality_margin, above=0)
+    if quality is not None:
+        check_quality(quality)
     # First, since it takes the least time and the model or a text can be refused.
     effects = None
     if texts:
-        effects = side_effects(model, tokenizer, config, texts, batch_size=batch_size, progress=progress)
-    found = trial.run(progress=progress)
+        effects = side_effects(model, tokenizer, change, texts, batch_size=batch_size, progress=progress)
+    aside = _spread(others, OFF_TARGET)
+    found = trial.run(progress=progress, aside=aside)
     dose_rates = [(dose.strength, trial.measure(dose if dose.strength else None).rate.rate) for dose in doses]
-    unchanged, others_before, others_after = None, [], []
+    unchanged = None
+    others_before: list[str] = []
+    others_after: list[str] = []
+    references: list[Signs] = []
     if others:
-        others_before, others_after = trial.respond(others, None), trial.respond(others, config)
+        others_before, references = trial.respond(others, None)
+        others_after, _ = trial.respond(others, change)
         same = [a == b for a, b in zip(others_before, others_after, strict=True)]
         unchanged = Rate.of(sum(same), len(same), confidence)
     turns_unchanged = None
@@ -182,7 +219,7 @@ def evaluate_mote(
         talks = run_conversations(
             model,
             tokenizer,
-            config,
+            change,
             talks,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
@@ -194,9 +231,17 @@ def evaluate_mote(
         )
         kept = [same for talk in talks for same in talk.unchanged]
         turns_unchanged = Rate.of(sum(kept), len(kept), confidence)
-    (report,) = _reports(trial, [config], found, seed, control_kind)
+    (report,) = _reports(trial, [change], found, references)
+    tests = []
+    if unchanged is not None:
+        tests.append(stays_the_same("unrelated answers that stay word for word", unchanged, margin))
+    if quality is not None and others:
+        scores = judged_quality(quality, [prompt_text(prompt) for prompt in others], others_before, others_after)
+        tests.append(not_inferior("quality of unrelated answers", *scores, quality_margin, confidence=confidence))
     return dataclasses.replace(
         report,
+        selectivity=_selectivity(trial, report, found.aside),
+        not_worse=tests,
         unrelated_unchanged=unchanged,
         dose=dose_rates,
         unrelated=[prompt_text(prompt) for prompt in others],
@@ -210,21 +255,16 @@ def evaluate_mote(
 
 def evaluate_settings(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     configs: Sequence[MoTEConfig],
     prompts: Sequence[Prompt],
     judge: Judge,
+    decoding: Decoding,
     *,
     target: object = None,
     num_controls: int = 40,
     control_kind: Literal["layer", "usage"] = "layer",
-    seed: int = 0,
     confidence: float = 0.95,
-    batch_size: int = 16,
-    max_new_tokens: int = 64,
-    system_prompt: str | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    generate_kwargs: Mapping[str, Any] | None = None,
     groups: Sequence[Hashable] | None = None,
     progress: bool = True,
 ) -> list[EvaluationReport]:
@@ -235,7 +275,8 @@ def evaluate_settings(
     can then be compared by the largest change that each control makes in any setting, as `hf-mote sweep` does. Where
     experts are few, controls differ as a whole and not in every setting.
 
-    `configs` are the settings, one or more; the other arguments are those of [`evaluate_mote`].
+    `configs` are the settings, one or more; `chat` and `decoding` say how the model is asked, and the seed of
+    `decoding` is that of the controls, too; the other arguments are those of [`evaluate_mote`].
 
     Returns:
         `list[EvaluationReport]`: one for each, in order. `unclear` counts the responses of all of them.
@@ -246,55 +287,94 @@ def evaluate_settings(
     trial = RateMeasurement(
         "evaluate_settings",
         model,
-        tokenizer,
+        chat,
         prompts,
         judge,
+        decoding,
         target=target,
         confidence=confidence,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        system_prompt=system_prompt,
-        generate_kwargs=generate_kwargs,
-        chat_template_kwargs=chat_template_kwargs,
         groups=groups,
     )
-    trial.plan(configs, num_controls=num_controls, control_kind=control_kind, seed=seed)
-    return _reports(trial, configs, trial.run(progress=progress), seed, control_kind)
+    trial.plan(configs, num_controls=num_controls, control_kind=control_kind)
+    return _reports(trial, configs, trial.run(progress=progress))
 
 
 def _reports(
-    trial: RateMeasurement, configs: Sequence[MoTEConfig], found: Rates, seed: int, control_kind: str
+    trial: RateMeasurement, configs: Sequence[Change], found: Rates, references: Sequence[Signs] = ()
 ) -> list[EvaluationReport]:
     """Return what was measured of each config, without what is measured beside the rates."""
-    return [
-        EvaluationReport(
-            target=trial.label,
-            before=found.before.rate,
-            after=after.rate,
-            controls=controls,
-            unrelated_unchanged=None,
-            config=config.to_dict(),
-            prompts=trial.texts,
-            responses_before=found.before.responses,
-            responses_after=after.responses,
-            labels_before=found.before.labels,
-            labels_after=after.labels,
-            seed=seed,
-            control_kind=control_kind,
-            unclear=trial.unclear,
-            sharing=sum(sharing),
-            controls_sharing=sharing,
-            control_labels=labels,
+    limits = limits_of(found.before.signs, references)
+    reports = []
+    for index, (config, after) in enumerate(zip(configs, found.after, strict=True)):
+        sharing = found.sharing[index]
+        broken = trial.incoherent(after, limits)
+        runs = zip(found.control_labels[index], found.control_signs[index], strict=True)
+        falls = after.rate.rate <= found.before.rate.rate
+        counted = [
+            (label == trial.label or wrong) if falls else (label == trial.label and not wrong)
+            for label, wrong in zip(after.labels, broken, strict=True)
+        ]
+        unsure = less_sure(after.signs, references)
+        coherence = Coherence(
+            limit_surprise=limits.surprise,
+            limit_repeated=limits.repeated,
+            references=limits.references,
+            before=trial.incoherent(found.before, limits),
+            after=broken,
+            controls=[incoherent(signs, labels, limits, trial.neither) for labels, signs in runs],
+            counted=Rate.of_groups(counted, trial.groups, trial.confidence),
+            unsure=None if unsure is None else unsure[0],
+            unsure_low=None if unsure is None else unsure[1],
         )
-        for config, after, controls, sharing, labels in zip(
-            configs, found.after, found.controls, found.sharing, found.control_labels, strict=True
+        reports.append(
+            EvaluationReport(
+                target=trial.label,
+                before=found.before.rate,
+                after=after.rate,
+                controls=found.controls[index],
+                unrelated_unchanged=None,
+                config=config.to_dict(),
+                prompts=trial.texts,
+                responses_before=found.before.responses,
+                responses_after=after.responses,
+                labels_before=found.before.labels,
+                labels_after=after.labels,
+                seed=trial.seed,
+                control_kind=trial.control_kind,
+                unclear=trial.unclear,
+                sharing=sum(sharing),
+                controls_sharing=sharing,
+                control_labels=found.control_labels[index],
+                disjoint_chances=found.chances[index],
+                coherence=coherence,
+            )
         )
-    ]
+    return reports
 
 
-def _doses(config: MoTEConfig, strengths: object) -> list[MoTEConfig]:
+def _selectivity(trial: RateMeasurement, report: EvaluationReport, aside: Sequence[Measured]) -> Selectivity | None:
+    """Return what changes on the prompts beside what changes on others, for the config and its controls."""
+    if not aside or report.coherence is None:
+        return None
+    limits = Limits(report.coherence.limit_surprise, report.coherence.limit_repeated, report.coherence.references)
+    changed = [changed_class(aside[0].labels, one.labels, trial.incoherent(one, limits)) for one in aside[1:]]
+    return Selectivity(
+        on=abs(report.coherent_effect),
+        off=Rate.of(sum(changed[0]), len(changed[0]), trial.confidence),
+        controls_on=[abs(effect) for effect in report.control_effects],
+        controls_off=[sum(one) / len(one) for one in changed[1:]],
+    )
+
+
+def _spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
+    """Return some of the prompts, from all over the list."""
+    number = min(most, len(prompts))
+    return [prompts[index * len(prompts) // number] for index in range(number)]
+
+
+def _doses(config: Change, strengths: object) -> list[Change]:
     """Return the config at other strengths."""
     if isinstance(strengths, str) or not isinstance(strengths, Sequence):
         got = repr(strengths)[:60]
         raise ConfigError("evaluate_mote.strengths", "not a list of numbers", got=got, expected="as in [0.5, 0.75]")
-    return [dataclasses.replace(config, strength=strength) for strength in strengths]
+    return [with_fields(config, strength=strength) for strength in strengths]

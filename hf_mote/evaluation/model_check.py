@@ -27,9 +27,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.errors import DataError, HFMoTEError, LivenessError, ModelMismatchError, UnsupportedError
+from hf_mote.evaluation.router_copies import CopiedEdit, on_a_copy, same_routing
 from hf_mote.files import write_json
+from hf_mote.generation.asking import Chat
 from hf_mote.generation.decoding import pad_token_of
-from hf_mote.generation.prompts import encode_prompts, padded
+from hf_mote.generation.prompts import padded
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
 from hf_mote.passes.forward import DecoderParticipant, Forward
@@ -201,7 +203,7 @@ def _parts(
 
     def ids() -> list[list[int]]:
         if not encoded:
-            encoded.extend(encode_prompts(tokenizer, prompts, where="check_model.prompts"))
+            encoded.extend(Chat(tokenizer).encode(prompts, "check_model.prompts"))
         return encoded
 
     pad = pad_token_of(tokenizer)
@@ -245,8 +247,16 @@ def _routers(model: PreTrainedModel) -> Iterator[CheckRow]:
     packed = sorted({kind for site in sites for kind in packed_parts(site.module).values()})
     if packed:
         yield CheckRow("quantised routers", None, f"{', '.join(packed)}: a quantised router chooses other experts")
-    for by in sorted({by for site in sites if (by := replaced_forward(site.module)) is not None}):
-        yield CheckRow("replaced routers", None, f"their forward is {by}")
+    for what, attribute in (("router", "module"), ("block", "block")):
+        layers: dict[str, list[int]] = {}
+        for site in sites:
+            part = getattr(site, attribute)
+            by = None if part is None else replaced_forward(part)
+            if by is not None:
+                layers.setdefault(by, []).append(site.layer)
+        for by, where in sorted(layers.items()):
+            detail = f"in {len(where)} of {len(sites)} layers ({_ranges(where)}) the forward is {by}"
+            yield CheckRow(f"replaced {what}s", None, detail)
     config = model.config
     told = {
         "quantisation": getattr(getattr(config, "quantization_config", None), "quant_method", None),
@@ -257,6 +267,17 @@ def _routers(model: PreTrainedModel) -> Iterator[CheckRow]:
     yield CheckRow(
         "loaded as", None, ", ".join(f"{name} {value}" for name, value in told.items() if value is not None)
     )
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Numbers in words, as in `0, 2 to 5`."""
+    found: list[list[int]] = []
+    for layer in sorted(layers):
+        if found and layer == found[-1][-1] + 1:
+            found[-1].append(layer)
+        else:
+            found.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in found)
 
 
 def _self_tests(model: PreTrainedModel) -> Iterator[CheckRow]:
@@ -334,22 +355,27 @@ def _edits(model: PreTrainedModel) -> Iterator[CheckRow]:
         refused: dict[str, None] = {}
         wrong: list[str] = []
         layers: list[int] = []
+        copies = 0
         for site in chosen.values():
             if self_test(site) is None:
                 continue
             try:
-                tried = _try(model, sites, site, changes)
+                tried = _try(model, sites, site, changes, _COPIED.get(name))
             except (ModelMismatchError, UnsupportedError) as error:
                 refused[str(error)] = None
                 continue
-            fault = holds(tried)
+            fault = holds(tried) or _differs_from_copy(tried, name)
+            copies += tried.copied is not None
             if fault is not None:
                 wrong.append(f"layer {site.layer}, expert {tried.expert}: {fault}")
             layers.append(site.layer)
         if wrong:
             yield CheckRow(f"edit: {name}", False, "; ".join(wrong))
         elif layers:
-            yield CheckRow(f"edit: {name}", True, f"as defined, in layers {', '.join(map(str, sorted(layers)))}")
+            detail = f"as defined, in layers {', '.join(map(str, sorted(layers)))}"
+            if name in _COPIED:
+                detail += f"; {copies} of {len(layers)} equal a copy whose own code decides on changed logits"
+            yield CheckRow(f"edit: {name}", True, detail)
         else:
             reason = "; ".join(refused) or "no router can run alone"
             yield CheckRow(f"edit: {name}", None, f"refused: {reason}" if refused else reason)
@@ -360,6 +386,7 @@ def _try(
     sites: Sequence[RouterSite],
     site: RouterSite,
     changes: Callable[[int, int], dict[str, Any]],
+    copied: CopiedEdit | None = None,
 ) -> _Tried:
     """Run one router without and with an edit of the expert that it chooses most.
 
@@ -372,7 +399,8 @@ def _try(
         hidden = torch.randn(PROBES, feed.width, generator=torch.Generator().manual_seed(1))
         args = probe_args(site, hidden.to(feed.device, feed.dtype))
         output = site.module.forward(*args)
-        logits, native = (adapter or adapter_for(site, output)).read(output)
+        adapter = adapter or adapter_for(site, output)
+        logits, native = adapter.read(output)
         used = native.indices[native.weights != 0]
         expert = int(used.bincount(minlength=site.num_experts).argmax())
         look = _Look()
@@ -381,9 +409,20 @@ def _try(
             attach_to_routers(model, sites, DecoderParticipant(), lambda other: look if other is site else None),
         ):
             site.module(*args)
+        told = None if copied is None else on_a_copy(site, adapter, args, expert, copied, bias=BIAS)
     if look.seen is None:
         raise LivenessError(site.path, "its hook did not run", expected="one run", fix="Report how it was loaded.")
-    return _Tried(site, logits, native, look.seen, expert)
+    return _Tried(site, logits, native, look.seen, expert, told)
+
+
+def _differs_from_copy(tried: _Tried, name: str) -> str | None:
+    if tried.copied is None:
+        return None
+    # In half precision a changed logit rounds in another place than the copy's.
+    tolerance = max(1e-5, 8 * torch.finfo(tried.logits.dtype).eps)
+    if name.startswith("stimulate"):
+        return same_routing(tried.edited, tried.copied, tolerance=tolerance, weights=False)
+    return same_routing(tried.edited, tried.copied, tolerance=tolerance)
 
 
 class _Look(WeightProbe):
@@ -404,6 +443,7 @@ class _Tried(NamedTuple):
     native: Routing
     edited: Routing
     expert: int
+    copied: Routing | None = None
 
     @property
     def tolerance(self) -> float:
@@ -502,6 +542,16 @@ _EDITS: dict[str, tuple[Callable[[int, int], dict[str, Any]], Callable[[_Tried],
         lambda layer, e: {"bias": [[layer, e, 1e4]], "bias_on": "selection"},
         _holds_bias_on_selection,
     ),
+}
+
+
+_COPIED: dict[str, CopiedEdit] = {
+    "reroute": "banned",
+    "stimulate, own weight": "forced",
+    "stimulate, largest weight": "forced",
+    "stimulate, a number": "forced",
+    "bias on logits": "bias on logits",
+    "bias on selection": "bias on selection",
 }
 
 

@@ -6,29 +6,34 @@ block of experts of like use has no other experts shows once the untouched model
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError, UnknownNameError, one_of, real, whole
-from hf_mote.evaluation.controls import CONTROL_KINDS, random_controls
+from hf_mote.evaluation.changes import Change, attached, controls_of, counting_use, units_of
+from hf_mote.evaluation.coherence import NEITHER, Limits, incoherent
+from hf_mote.evaluation.controls import CONTROL_KINDS
+from hf_mote.evaluation.overlap import chance_of_reach
+from hf_mote.generation.asking import Chat, Decoding
+from hf_mote.generation.certainty import Certainty, Signs
 from hf_mote.generation.chat import Prompt
-from hf_mote.generation.decoding import generation_settings
-from hf_mote.generation.prompts import checked_prompts, encode_prompts, prompt_text
-from hf_mote.generation.responses import check_batch_size, generate_responses
+from hf_mote.generation.decoding import pad_token_of
+from hf_mote.generation.prompts import checked_prompts, prompt_text
+from hf_mote.generation.responses import generate_responses
 from hf_mote.judges.judge import Judge, check_judge, classify, labels_of
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.patch import apply_mote
-from hf_mote.routing.recording.record import record_routing
-from hf_mote.routing.sites.discover import find_routers
 from hf_mote.statistics.groups import checked_groups
 from hf_mote.statistics.rates import Rate
 
 __all__ = ["Measured", "RateMeasurement", "Rates"]
+
+_logger = logging.get_logger(__name__)
 
 
 class Measured(NamedTuple):
@@ -38,11 +43,13 @@ class Measured(NamedTuple):
         rate (`Rate`): How often the label came.
         responses (`list[str]`): The responses, where they are kept.
         labels (`list[str]`): The judge's labels of them.
+        signs (`list[Signs]`): How sure the model was of each.
     """
 
     rate: Rate
     responses: list[str]
     labels: list[str]
+    signs: list[Signs]
 
 
 class Rates(NamedTuple):
@@ -53,24 +60,40 @@ class Rates(NamedTuple):
         after (`list[Run]`): With each config.
         controls (`list[list[float]]`): For each config the rate with each of its controls.
         sharing (`list[list[bool]]`): For each config, whether each of its controls holds some of its own experts.
+        chances (`list[list[float]]`): For each config, where some do, what [`chance_of_reach`] says of the others.
         control_labels (`list[list[list[str]]]`): For each config the judge's labels with each of its controls.
+        control_signs (`list[list[list[Signs]]]`): Likewise how sure the model was of each response.
+        aside (`list[Measured]`): On other prompts: the untouched model, then the first config, then its controls;
+            empty where there are none, or the judge cannot label them.
     """
 
     before: Measured
     after: list[Measured]
     controls: list[list[float]]
     sharing: list[list[bool]]
+    chances: list[list[float]]
     control_labels: list[list[list[str]]]
+    control_signs: list[list[list[Signs]]]
+    aside: list[Measured]
 
 
 class RateMeasurement:
     """A model, prompts and a judge to measure the rate of one label by.
 
     Args:
-        where (`str`): What an error names; the others are those of [`evaluate_mote`].
+        where (`str`): What an error names.
+        model (`PreTrainedModel`): The model; left as it is.
+        chat (`Chat`): How the prompts become tokens.
+        prompts (`Sequence[Prompt]`): The prompts.
+        judge (`Judge`): Labels the responses.
+        decoding (`Decoding`): How the responses come; its seed is the same for every config.
+        target (`object`): The label whose rate is measured; the judge's own by default.
+        confidence (`float`): Confidence of the intervals.
+        groups (`Sequence[Hashable]`, *optional*): One key for each prompt, by which the intervals are.
 
     Attributes:
         label (`str`): The label whose rate is measured.
+        neither (`str`): The judge's word for what is no answer at all: its attribute `neither`, or "neither".
         unclear (`int`): Responses so far that the judge could not label, as a [`ServerJudge`] says of some.
     """
 
@@ -78,21 +101,17 @@ class RateMeasurement:
         self,
         where: str,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: Chat,
         prompts: Sequence[Prompt],
         judge: Judge,
+        decoding: Decoding,
         *,
         target: object,
         confidence: float,
-        batch_size: int,
-        max_new_tokens: int,
-        system_prompt: str | None,
-        generate_kwargs: Mapping[str, Any] | None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
         groups: Sequence[Hashable] | None = None,
     ) -> None:
         self.where = where
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.chat, self.decoding = model, chat, decoding
         self.judge, self.confidence = judge, confidence
         self.prompts = checked_prompts(f"{where}.prompts", prompts)
         self.texts = [prompt_text(prompt) for prompt in self.prompts]
@@ -103,18 +122,11 @@ class RateMeasurement:
         self.label = _target_label(where, judge, target)
         check_judge(judge)
         real(f"{where}.confidence", confidence, above=0, below=1)
-        check_batch_size(batch_size)
-        generation_settings(tokenizer, max_new_tokens, generate_kwargs)
-        self._generating: dict[str, Any] = {
-            "batch_size": batch_size,
-            "max_new_tokens": max_new_tokens,
-            "system_prompt": system_prompt,
-            "chat_template_kwargs": chat_template_kwargs,
-            "generate_kwargs": generate_kwargs,
-            "special_tokens": bool(getattr(judge, "needs_special_tokens", False)),
-        }
+        self.seed = whole(f"{where}.seed", decoding.seed)
+        self._special_tokens = bool(getattr(judge, "needs_special_tokens", False))
         self.check(self.prompts)
         self.unclear = 0
+        self.neither = str(getattr(judge, "neither", NEITHER))
         # A label that the judge is known to give is one that no response need get.
         self._known = self.label == str(getattr(judge, "target", None)) or labels_of(judge) is not None
         self._seen: set[str] = set()
@@ -122,73 +134,83 @@ class RateMeasurement:
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise if the tokenizer cannot take prompts, as chats where it has no template."""
-        told = {name: self._generating[name] for name in ("system_prompt", "chat_template_kwargs")}
-        encode_prompts(self.tokenizer, prompts, where=f"{self.where}.prompts", **told)
+        self.chat.encode(prompts, f"{self.where}.prompts")
 
-    def respond(self, prompts: Sequence[Prompt], config: MoTEConfig | None) -> list[str]:
-        """Return the model's responses with a config, or without one."""
-        responses = [""] * len(prompts)
-        with apply_mote(self.model, config if config is not None else MoTEConfig()):
-            for positions, answers in generate_responses(self.model, self.tokenizer, prompts, **self._generating):
-                for position, answer in zip(positions, answers, strict=True):
-                    responses[position] = answer
-        return responses
+    def respond(self, prompts: Sequence[Prompt], config: Change | None) -> tuple[list[str], list[Signs]]:
+        """Return the model's responses with a config, or without one, and how sure it was of each."""
+        responses, signs = [""] * len(prompts), [Signs(0.0, 0.0, True)] * len(prompts)
+        given = self.decoding.generate_kwargs or {}
+        certainty = Certainty(self.model, self.decoding.settings(self.chat.tokenizer))
+        decoding = dataclasses.replace(self.decoding, generate_kwargs={**given, **certainty.processors})
+        with attached(self.model, config):
+            for positions, answers in generate_responses(
+                self.model, self.chat, prompts, decoding, special_tokens=self._special_tokens
+            ):
+                for position, answer, seen in zip(positions, answers, certainty.take(answers), strict=True):
+                    responses[position], signs[position] = answer, seen
+        return responses, signs
 
-    def measure(self, config: MoTEConfig | None, *, keep: bool = False) -> Measured:
+    def incoherent(self, measured: Measured, limits: Limits) -> list[bool]:
+        """Return which responses are no text any more, by their signs or by the judge's word."""
+        return incoherent(measured.signs, measured.labels, limits, self.neither)
+
+    def measure(self, config: Change | None, *, keep: bool = False) -> Measured:
         """Return what the model does with a config, or without one; one that comes again is not run again."""
         key = "" if config is None else json.dumps(config.to_dict(), sort_keys=True)
         if key not in self._runs:
-            responses = self.respond(self.prompts, config)
+            responses, signs = self.respond(self.prompts, config)
             labels = classify(self.judge, self.prompts, responses)
             self._seen.update(labels)
             unclear = getattr(self.judge, "unclear", None)
             self.unclear += labels.count(unclear) if isinstance(unclear, str) else 0
             rate = Rate.of_groups([label == self.label for label in labels], self.groups, self.confidence)
-            self._runs[key] = Measured(rate, responses if keep else [], labels)
+            self._runs[key] = Measured(rate, responses if keep else [], labels, signs)
         return self._runs[key]
 
-    def plan(self, configs: Sequence[MoTEConfig], *, num_controls: int, control_kind: str, seed: int) -> None:
+    def plan(self, configs: Sequence[Change], *, num_controls: int, control_kind: str | None) -> None:
         """Take the configs to measure and draw their controls, which they share.
 
         Args:
-            configs (`Sequence[MoTEConfig]`): The configs, one or more.
+            configs (`Sequence`): The configs, one or more: of experts, or of latents.
             num_controls (`int`): Controls of each.
-            control_kind (`str`): "layer" or "usage".
-            seed (`int`): Of the controls, and of sampled responses.
+            control_kind (`str`, *optional*): "layer" or "usage"; see [`evaluate_mote`].
 
         Raises:
             [`ConfigError`]: if a config has no targets, or there can be no controls.
             [`ModelMismatchError`]: if a config does not fit the model.
         """
         whole(f"{self.where}.num_controls", num_controls)
-        whole(f"{self.where}.seed", seed)
-        self._generating["seed"] = seed  # the same random numbers for every config
-        one_of(f"{self.where}.control_kind", control_kind, CONTROL_KINDS)
         if not configs:
             raise ConfigError(f"{self.where}.configs", "nothing to measure", got="no configs")
+        of_experts = isinstance(configs[0], MoTEConfig)
+        self.control_kind = control_kind if control_kind is not None else ("layer" if of_experts else "usage")
+        one_of(f"{self.where}.control_kind", self.control_kind, CONTROL_KINDS)
         for config in configs:
             config.check(self.model)
             if config.is_empty:
                 raise ConfigError(f"{self.where}.config", "nothing to measure", got="no targets, or strength 0")
         self._configs = list(configs)
-        self._drawn = partial(random_controls, self._configs, find_routers(self.model), num_controls, seed)
+        self._drawn = partial(controls_of, self._configs, self.model, num_controls, self.seed)
         # Those of kind "usage" are drawn again once usage is known.
         self._controls = self._drawn()
-        self._by_usage = control_kind == "usage" and num_controls > 0
+        self._by_usage = self.control_kind == "usage" and num_controls > 0
 
-    def run(self, *, progress: bool) -> Rates:
+    def run(self, *, progress: bool, aside: Sequence[Prompt] = ()) -> Rates:
         """Measure without a config, with each that was planned, and with their controls.
 
         Args:
             progress (`bool`): Show a progress bar.
+            aside (`Sequence[Prompt]`, *optional*): Other prompts, on which the first config and its controls are
+                measured as well.
         """
         total = 1 + len(self._configs) * (1 + len(self._controls))
         with logging.tqdm(total=total, desc="evaluating", disable=not progress, leave=False) as bar:
             if self._by_usage:
-                stop = (self._generating["generate_kwargs"] or {}).get("eos_token_id")
-                with record_routing(self.model, eos_token_id=stop) as record:
+                pad = pad_token_of(self.chat.tokenizer)
+                with counting_use(self.model, self._configs, stop=self.decoding.stop, pad=pad) as usage:
                     before = self.measure(None, keep=True)
-                self._controls = self._drawn(usage=dict(zip(record.layers, record.total().counts, strict=True)))
+                    counted = usage()
+                self._controls = self._drawn(usage=counted)
                 bar.total = 1 + len(self._configs) * (1 + len(self._controls))
             else:
                 before = self.measure(None, keep=True)
@@ -203,14 +225,39 @@ class RateMeasurement:
                 for measured, config in zip(controls, control, strict=True):
                     measured.append(self.measure(config))
                     bar.update()
-        own = [_experts_of(config) for config in self._configs]
+        own = [units_of(config) for config in self._configs]
         sharing = [
-            [not mine.isdisjoint(_experts_of(control[index])) for control in self._controls]
+            [not mine.isdisjoint(units_of(control[index])) for control in self._controls]
             for index, mine in enumerate(own)
         ]
         rates = [[one.rate.rate for one in measured] for measured in controls]
         labels = [[one.labels for one in measured] for measured in controls]
-        return Rates(before, after, rates, sharing, labels)
+        signs = [[one.signs for one in measured] for measured in controls]
+        chances: list[list[float]] = []
+        for index, shares in enumerate(sharing):
+            others = [units_of(c[index]) for c, share in zip(self._controls, shares, strict=True) if not share]
+            chances.append(chance_of_reach(own[index], others) if any(shares) else [])
+        return Rates(before, after, rates, sharing, chances, labels, signs, self._aside(aside, progress))
+
+    def _aside(self, prompts: Sequence[Prompt], progress: bool) -> list[Measured]:
+        """Measure on other prompts, where there are any and the judge takes them."""
+        configs = [None, self._configs[0], *(control[0] for control in self._controls)] if prompts else []
+        found: list[Measured] = []
+        shown = logging.tqdm(configs, desc="off target", disable=not (progress and configs), leave=False)
+        for config in shown:
+            responses, signs = self.respond(prompts, config)
+            try:
+                labels = classify(self.judge, prompts, responses)
+            except DataError as error:
+                if found:  # it took the same prompts before
+                    raise
+                _logger.info(
+                    "selectivity is not measured, as the judge does not take the unrelated prompts: %s", error
+                )
+                return []
+            rate = Rate.of(labels.count(self.label), len(labels), self.confidence)
+            found.append(Measured(rate, [], labels, signs))
+        return found
 
     def _check_target(self) -> None:
         # One that answers yes or no can give the other answer.
@@ -223,10 +270,6 @@ class RateMeasurement:
                 fix="No response got this label; the judge gave the listed ones. If it can give it, say so: set the "
                 "judge's attribute `labels` to all that it can give.",
             )
-
-
-def _experts_of(config: MoTEConfig) -> set[tuple[int, int]]:
-    return {(layer, expert) for layer, expert, *_ in (*config.suppress, *config.stimulate, *config.bias)}
 
 
 def _target_label(where: str, judge: Judge, target: object) -> str:

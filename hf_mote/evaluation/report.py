@@ -11,22 +11,31 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from hf_mote.errors import DataError, FileFormatError
+from hf_mote.evaluation.coherence import Coherence, coherent_effect
 from hf_mote.evaluation.controls import CONTROL_KINDS
 from hf_mote.evaluation.conversations import Conversation
+from hf_mote.evaluation.selectivity import NonInferiority, Selectivity
 from hf_mote.evaluation.side_effects import SideEffects
+from hf_mote.evaluation.verdict import Outcome, decide
 from hf_mote.hub import RESULT_LIMIT, Shareable, read_json, write_json
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.printing import Printable, Summary, frame_of
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, effect_plot
 from hf_mote.sharing.privacy import without_places
 from hf_mote.statistics.rates import SIGNIFICANT, Rate
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    import os
+    from typing import Self
+
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 __all__ = ["EvaluationReport", "Flips", "reaches", "too_few"]
 
 # A rate is a count over prompts, so that equal changes differ by rounding at most.
 _ROUNDING = 1e-9
+_DERIVED = {"effect", "coherent_effect", "p_value", "outcome", "verdict"}
 _TEXTS = (
     *("prompts", "responses_before", "responses_after"),
     *("unrelated", "unrelated_before", "unrelated_after"),
@@ -42,6 +51,11 @@ _LATER_FIELDS: dict[str, Any] = {
     "sharing": 0,
     "controls_sharing": [],
     "control_labels": [],
+    "disjoint_chances": [],
+    "coherence": None,
+    "selectivity": None,
+    "not_worse": [],
+    "preregistration": None,
 }
 
 
@@ -59,8 +73,8 @@ class Flips(NamedTuple):
     others: int
 
 
-@dataclass(frozen=True)
-class EvaluationReport(Shareable):
+@dataclass(frozen=True, repr=False)
+class EvaluationReport(Printable, Shareable):
     """What a config does, measured.
 
     Attributes:
@@ -83,6 +97,15 @@ class EvaluationReport(Shareable):
         sharing (`int`): Controls that hold some of the config's own experts, as they may where experts are few.
         controls_sharing (`list[bool]`): For each control, whether it is one of these.
         control_labels (`list[list[str]]`): For each control the judge's labels of its responses.
+        disjoint_chances (`list[float]`): Where some controls share experts with the config: for each number of the
+            others the chance that at most so many come as far, as [`chance_of_reach`] has it.
+        coherence (`Coherence`, *optional*): Which responses are no text any more; without it, junk that is not of the
+            target class counts as a change like any other.
+        selectivity (`Selectivity`, *optional*): What changes on the prompts beside what changes on unrelated ones, for
+            the config and its controls.
+        not_worse (`list[NonInferiority]`): Tests, with a margin stated before, that unrelated answers stay as they are
+            or as good.
+        preregistration (`str`, *optional*): SHA-256 of the file in which all of this was written down before.
         unrelated (`list[str]`): The unrelated prompts.
         unrelated_before (`list[str]`): The untouched model's responses to them.
         unrelated_after (`list[str]`): Those with the config.
@@ -116,8 +139,18 @@ class EvaluationReport(Shareable):
     sharing: int = 0
     controls_sharing: list[bool] = field(default_factory=list)
     control_labels: list[list[str]] = field(default_factory=list)
+    disjoint_chances: list[float] = field(default_factory=list)
+    coherence: Coherence | None = None
+    selectivity: Selectivity | None = None
+    not_worse: list[NonInferiority] = field(default_factory=list)
+    preregistration: str | None = None
 
     file_name: ClassVar[str] = "evaluation_report.json"
+
+    @property
+    def units(self) -> str:
+        """What the config changes: `"experts"`, or `"latents"` of an SAE."""
+        return "latents" if "edits" in self.config else "experts"
 
     @property
     def effect(self) -> float:
@@ -125,34 +158,60 @@ class EvaluationReport(Shareable):
         return self.after.rate - self.before.rate
 
     @property
+    def coherent_effect(self) -> float:
+        """Change of the rate with every incoherent response counted against it, -1 to 1; see [`coherent_effect`]."""
+        if self.coherence is None:
+            return self.effect
+        return coherent_effect(self.before.rate, self.labels_after, self.coherence.after, self.target)
+
+    @property
+    def control_effects(self) -> list[float]:
+        """The same of each control."""
+        if self.coherence is None:
+            return [rate - self.before.rate for rate in self.controls]
+        runs = zip(self.control_labels, self.coherence.controls, strict=True)
+        return [coherent_effect(self.before.rate, labels, broken, self.target) for labels, broken in runs]
+
+    @property
     def p_value(self) -> float | None:
         """Share of controls, itself counted among them, that change the rate at least as much; `None` without any.
 
-        If the experts were picked at random among matched ones, without a look at these prompts, it is at most `a` in
-        at most a share `a` of cases, for every `a`: the config and its controls are exchangeable then, see
-        [`random_controls`]. It is never below `1 / (1 + number of controls)`.
+        Changes are those of `coherent_effect`. If the experts were picked at random among matched ones, without a look
+        at these prompts, it is at most `a` in at most a share `a` of cases, for every `a`: the config and its controls
+        are exchangeable then, see [`random_controls`]. It is never below `1 / (1 + number of controls)`.
         """
-        if not self.controls:
-            return None
-        as_far = sum(reaches(rate - self.before.rate, self.effect) for rate in self.controls)
-        return (1 + as_far) / (1 + len(self.controls))
+        return self._p(self.control_effects)
 
     @property
     def disjoint_p(self) -> float | None:
         """Like `p_value`, against the controls alone that hold none of the config's own experts; `None` without any.
 
         A control that holds an expert of the config can do what it does because of that expert. That makes `p_value`
-        large for a config that works, and this the number to look at beside it. It does not have the guarantee of
-        `p_value`: which controls it is taken over depends on the config.
+        large for a config that works. Where experts are alike, so that none does more than another but by chance, it
+        is calibrated as `p_value` is, and allows for controls that overlap each other; see [`chance_of_reach`]. It
+        says that these experts do more than others do. It does not say that a random choice would not have found one
+        of them, which `p_value` does.
         """
+        found = self._disjoint
+        return None if found is None else found[0]
+
+    @property
+    def _disjoint(self) -> tuple[float, float] | None:
+        """`disjoint_p`, and what it would be if one control fewer came as far."""
         if len(self.controls_sharing) != len(self.controls):
             return None
-        pairs = zip(self.controls, self.controls_sharing, strict=True)
-        others = [rate for rate, shares in pairs if not shares]
+        pairs = zip(self.control_effects, self.controls_sharing, strict=True)
+        others = [effect for effect, shares in pairs if not shares]
         if not others:
             return None
-        as_far = sum(reaches(rate - self.before.rate, self.effect) for rate in others)
-        return (1 + as_far) / (1 + len(others))
+        reached = sum(reaches(effect, self.coherent_effect) for effect in others)
+        chances = self.disjoint_chances or [(1 + few) / (1 + len(others)) for few in range(len(others) + 1)]
+        return chances[reached], chances[max(0, reached - 1)]
+
+    def _p(self, others: Sequence[float]) -> float | None:
+        if not others:
+            return None
+        return (1 + sum(reaches(effect, self.coherent_effect) for effect in others)) / (1 + len(others))
 
     @property
     def flips(self) -> Flips | None:
@@ -170,36 +229,74 @@ class EvaluationReport(Shareable):
         gained = sum(one != self.target == other for one, other in pairs)
         return Flips(lost, gained, sum(one != other for one, other in pairs) - lost - gained)
 
-    def beats_controls(self, adjusted_p: float | None = None) -> bool:
-        """Return whether the config beats its controls: intervals before and after apart, and p at most 0.05.
+    def outcome(self, adjusted_p: float | None = None) -> Outcome:
+        """Return what may be said of the config, as [`decide`] has it.
 
-        That takes 19 controls or more, of which none comes as far (with 39 or more, a few may).
+        It is held against the controls that share none of its experts where there are any that do, and incoherent
+        responses count against it.
 
         Args:
-            adjusted_p (`float`, *optional*, defaults to `p_value`): p, adjusted for other configs that were tried.
+            adjusted_p (`float`, *optional*): p against all controls, adjusted for other configs that were tried.
         """
-        apart = self.after.high < self.before.low or self.after.low > self.before.high
+        counted = self.after if self.coherence is None else self.coherence.counted
+        apart = counted.high < self.before.low or counted.low > self.before.high
+        broken = self.coherence is not None and self.coherence.broken
         p = self.p_value if adjusted_p is None else adjusted_p
-        return apart and p is not None and p <= SIGNIFICANT
+        one = 1 / (1 + len(self.controls))
+        p_less = 0.0 if p is None else max(one, p - one)
+        if adjusted_p is None and self.sharing:
+            found = self._disjoint
+            p, p_less = (None, 0.0) if found is None else found
+        said = decide(p, p_less, apart=apart, broken=broken)
+        # None of those that share no expert comes as far, but they overlap, or are too few, to say so.
+        short = adjusted_p is None and self.sharing > 0 and p is not None and p_less == p
+        return "undecided" if short and apart and said == "does not beat" else said
+
+    def beats_controls(self, adjusted_p: float | None = None) -> bool:
+        """Return whether the config beats its controls, by `outcome`: never if what it writes is no text any more.
+
+        Args:
+            adjusted_p (`float`, *optional*): p against all controls, adjusted for other configs that were tried.
+        """
+        return self.outcome(adjusted_p) == "beats"
 
     @property
     def verdict(self) -> str:
-        """One sentence: whether the config beats its controls, with the numbers, or that so few cannot show it."""
+        """One sentence or two: whether the config beats its controls, with the numbers, or why that cannot be said."""
         change = f"{self.target} goes from {self.before} to {self.after}{self._other_weights}"
+        outcome = self.outcome()
+        junk = ""
+        if self.coherence is not None and (outcome == "breaks the text" or any(self.coherence.after)):
+            share, was = self.coherence.share_after, self.coherence.share_before
+            junk = f"{share} of the responses with it are no coherent text ({was.rate:.1%} of the untouched model's)"
+            if self.coherence.unsure is not None and outcome == "breaks the text":
+                junk += f", and it is less sure of {self.coherence.unsure:.0%} than the untouched model of others"
         if self.p_value is None:
-            return f"{change}; without random controls that says nothing about these experts."
+            text = f"{change}; without random controls that says nothing about these {self.units}"
+            return f"{text}; {junk}." if junk else f"{text}."
         mean = fmean(self.controls)
         against = f"under {len(self.controls)} random controls it is {mean:.1%} on average (p = {self.p_value:.3g})"
-        beats = "beats" if self.beats_controls() else "does not beat"
-        verdict = f"The config {beats} its controls: {change}, while {against}"
+        said = {
+            "beats": "beats its controls",
+            "undecided": "may beat its controls, or not, which more of them would tell (100, say)",
+            "breaks the text": "breaks the text, which is no effect on the behaviour",
+        }.get(outcome, "does not beat its controls")
+        verdict = f"The config {said}: "
+        verdict += (
+            f"{junk}; {change}, while {against}" if outcome == "breaks the text" else f"{change}, while {against}"
+        )
         if self.sharing:
-            verdict += f"; {self.sharing} of them hold some of its own experts, as its layers have too few others"
+            verdict += f"; {self.sharing} of them hold some of its own {self.units}, as there are too few others"
             if self.disjoint_p is not None:
                 verdict += f" (against the other {len(self.controls) - self.sharing} alone p = {self.disjoint_p:.3g})"
-        if too_few(len(self.controls)):
-            verdict += f"; {too_few(len(self.controls))}"
+        if too_few(len(self.controls) - self.sharing):
+            verdict += f"; {too_few(len(self.controls) - self.sharing)}"
+        if junk and outcome != "breaks the text":
+            verdict += f"; {junk}, and count against it"
         if self.unclear:
             verdict += f"; {self.unclear} responses of all runs could not be judged"
+        if self.selectivity is not None and self.selectivity.p_value is not None:
+            verdict += f"; {self.selectivity}"
         return f"{verdict}."
 
     @property
@@ -208,9 +305,52 @@ class EvaluationReport(Shareable):
         note = MoTEConfig.from_dict(self.config).on_other_weights if "suppress" in self.config else None
         return "" if note is None else f" ({note})"
 
+    def to_pandas(self) -> DataFrame:
+        """Return a `pandas.DataFrame` with a row for each prompt: its responses and labels, before and after."""
+        columns = {
+            "prompt": self.prompts,
+            "response_before": self.responses_before,
+            "label_before": self.labels_before,
+            "response_after": self.responses_after,
+            "label_after": self.labels_after,
+        }
+        return frame_of({name: values for name, values in columns.items() if len(values) == len(self.prompts)})
+
+    def plot(self, *, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Return the rate before and after with its controls, as [`~hf_mote.plots.plot_effect`] draws it.
+
+        Args:
+            path (`str` or `os.PathLike`, *optional*): Where to write it, as PNG, SVG or PDF by its ending.
+        """
+        from hf_mote.plots import EffectRow, plot_effect
+
+        before, after = self.before, self.after
+        rows = [
+            EffectRow("untouched", before.rate, before.low, before.high, None, before.n),
+            EffectRow("with the config", after.rate, after.low, after.high, self.controls, after.n),
+        ]
+        return plot_effect(rows, rate_name=f"responses of class {self.target!r}".replace("$", r"\$"), path=path)
+
+    def _summary(self) -> Summary:
+        facts = {"verdict": self.verdict, "before": f"{self.before}", "after": f"{self.after}"}
+        if self.controls:
+            low, high = min(self.controls), max(self.controls)
+            facts[f"{len(self.controls)} random controls"] = f"{fmean(self.controls):.1%} [{low:.1%} to {high:.1%}]"
+        if self.unrelated_unchanged is not None:
+            facts["unrelated answers unchanged"] = f"{self.unrelated_unchanged}"
+        if self.side_effects is not None:
+            facts["side effects"] = f"{self.side_effects}"
+        return Summary(f"EvaluationReport: {self.target!r} on {self.before.n} prompts", facts)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, the effect, the p value and the verdict, JSON-native."""
-        derived = {"effect": self.effect, "p_value": self.p_value, "verdict": self.verdict}
+        derived = {
+            "effect": self.effect,
+            "coherent_effect": self.coherent_effect,
+            "p_value": self.p_value,
+            "outcome": self.outcome(),
+            "verdict": self.verdict,
+        }
         return {**dataclasses.asdict(self), **derived}
 
     def _to_file(self, path: Path) -> None:
@@ -221,7 +361,7 @@ class EvaluationReport(Shareable):
         data = {**_LATER_FIELDS, **read_json(path, limit=RESULT_LIMIT)}
         try:
             names = {f.name for f in dataclasses.fields(cls)}
-            unknown = sorted(set(data) - names - {"effect", "p_value", "verdict"})
+            unknown = sorted(set(data) - names - _DERIVED)
             if unknown:
                 raise DataError("EvaluationReport", "unknown field", got=", ".join(unknown))
             values = {name: data[name] for name in names}
@@ -233,6 +373,11 @@ class EvaluationReport(Shareable):
                 values["side_effects"] = SideEffects(**scope | values["side_effects"])
             values["conversations"] = [Conversation(**entry) for entry in values["conversations"]]
             values["dose"] = [(float(strength), float(rate)) for strength, rate in values["dose"]]
+            if values["coherence"] is not None:
+                values["coherence"] = Coherence.from_dict(values["coherence"])
+            if values["selectivity"] is not None:
+                values["selectivity"] = Selectivity.from_dict(values["selectivity"])
+            values["not_worse"] = [NonInferiority(**entry) for entry in values["not_worse"]]
             _check_values(values)
             _check_turns(values["conversations"], values["turns_unchanged"])
             return cls(**values)
@@ -331,14 +476,14 @@ def reaches(change: float, effect: float) -> bool:
 
 
 def too_few(num_controls: int) -> str:
-    """Return in words that no p value can be at most 0.05 with so many controls; nothing where one can.
+    """Return in words that so few controls cannot show anything; nothing where they can.
 
     Args:
-        num_controls (`int`): How many, 1 or more.
+        num_controls (`int`): How many, 0 or more.
     """
     if 1 / (1 + num_controls) <= SIGNIFICANT:
         return ""
-    return f"with {num_controls} control{'s' * (num_controls > 1)} p cannot be below {1 / (1 + num_controls):.3g}"
+    return f"with {num_controls} control{'s' * (num_controls != 1)} p cannot be below {1 / (1 + num_controls):.3g}"
 
 
 def _check_values(values: Mapping[str, Any]) -> None:
@@ -381,6 +526,19 @@ def _check_values(values: Mapping[str, Any]) -> None:
     right = isinstance(kept, list) and all(isinstance(labels, list) and len(labels) == asked for labels in kept)
     right = right and len(kept) in (0, len(values["controls"]))
     _check("control_labels", right, kept, f"{asked} labels for each of {len(values['controls'])} controls")
+    chances = values["disjoint_chances"]
+    sane = isinstance(chances, list) and all(isinstance(one, int | float) and 0 < one <= 1 for one in chances)
+    sane = sane and len(chances) in (0, len(values["controls"]) - values["sharing"] + 1)
+    _check("disjoint_chances", sane and chances == sorted(chances), chances, "chances that rise")
+    known = values["preregistration"]
+    _check("preregistration", known is None or isinstance(known, str), known, "a hash")
+    beside = values["selectivity"]
+    number = len(values["controls"])
+    _check("selectivity", beside is None or len(beside.controls_on) == number, beside, f"{number} controls")
+    if (seen := values["coherence"]) is not None:
+        counts = len(seen.before) == asked == len(values["labels_after"]) and len(seen.controls) == len(kept)
+        wrong = "flags for each response and each control"
+        _check("coherence", counts and len(kept) == len(values["controls"]), len(seen.before), wrong)
     for name in ("before", "after"):
         _check(name, asked in (0, values[name].n), values[name].n, f"{asked} prompts")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from collections.abc import Sequence
@@ -14,12 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.errors import DataError, whole
+from hf_mote.evaluation.changes import Change, attached, with_fields
 from hf_mote.generation.decoding import pad_token_of
 from hf_mote.generation.prompts import padded
 from hf_mote.generation.randomness import without_randomness
-from hf_mote.generation.responses import check_batch_size
-from hf_mote.mote.config import CHOICES, MoTEConfig
-from hf_mote.mote.patch import apply_mote
+from hf_mote.mote.config import CHOICES
 
 __all__ = ["SideEffects", "perplexity_text", "side_effects"]
 
@@ -79,7 +77,7 @@ def perplexity_text(perplexity: float | None) -> str:
 def side_effects(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    config: MoTEConfig,
+    config: Change,
     texts: Sequence[str],
     *,
     batch_size: int = 8,
@@ -93,9 +91,9 @@ def side_effects(
     the text before it changed, too. `SideEffects.scope` says which scope it was.
 
     Args:
-        model (`PreTrainedModel`): A mixture-of-experts language model; left as it is.
+        model (`PreTrainedModel`): The language model; left as it is.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer; no chat template is applied.
-        config (`MoTEConfig`): What to measure.
+        config (`MoTEConfig`, or a steering config with its SAE): What to measure.
         texts (`Sequence[str]`): Texts that have nothing to do with the behaviour.
         batch_size (`int`, *optional*, defaults to 8): Texts that run together.
         max_tokens (`int`, *optional*, defaults to 512): Each text is cut to so many tokens.
@@ -121,14 +119,14 @@ def side_effects(
     assert found.kl >= 0 and found.num_tokens > 1
     ```
     """
-    check_batch_size(batch_size)
+    whole("batch_size", batch_size, least=1)
     encoded = _encoded(tokenizer, texts, max_tokens)
     if config.scope in _NOT_IN_PLAIN_TEXT:
-        config = dataclasses.replace(config, scope="all", thinking_tokens=None)
+        config = with_fields(config, scope="all", thinking_tokens=None)
     pad = pad_token_of(tokenizer)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     divergence, before, after, tokens = 0.0, 0.0, 0.0, 0
-    handle = apply_mote(model, config)
+    handle = attached(model, config)
     with (
         handle,
         torch.no_grad(),

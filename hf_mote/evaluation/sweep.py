@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import product
 from statistics import fmean
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, one_of, real, whole
 from hf_mote.evaluation.evaluate import evaluate_settings
 from hf_mote.evaluation.report import EvaluationReport, reaches, too_few
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.printing import Printable, Summary, frame_of, short
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Ranked", "Setting", "Sweep", "settings_of", "sweep_mote"]
 
@@ -85,16 +90,16 @@ class Sweep(NamedTuple):
         Source: Westfall and Young (1993), "Resampling-Based Multiple Testing", single-step max-T; what differs here:
         random experts in the place of permuted labels.
         """
-        changes = [[abs(rate - s.report.before.rate) for rate in s.report.controls] for s in self.settings]
+        changes = [[abs(effect) for effect in s.report.control_effects] for s in self.settings]
         if not changes[0]:
             return [None] * len(self.settings)
         largest = [max(column) for column in zip(*changes, strict=True)]
-        reach = [sum(reaches(most, s.report.effect) for most in largest) for s in self.settings]
+        reach = [sum(reaches(most, s.report.coherent_effect) for most in largest) for s in self.settings]
         return [(1 + count) / (1 + len(largest)) for count in reach]
 
     @property
     def beating(self) -> list[Setting]:
-        """The settings that beat their controls: intervals before and after apart, adjusted p at most 0.05."""
+        """The settings that beat their controls by adjusted p: intervals apart, coherent text, no control decides."""
         pairs = zip(self.settings, self.adjusted_p, strict=True)
         return [setting for setting, p in pairs if setting.report.beats_controls(p)]
 
@@ -135,6 +140,29 @@ class Sweep(NamedTuple):
         )
         more = "" if most is least else f" Most is changed by {most}: to {most.report.after}."
         return f"{text}{more}{unclear}"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        reports = [setting.report for setting in self.settings]
+        return {
+            "experts": [setting.num_experts for setting in self.settings],
+            "strength": [setting.strength for setting in self.settings],
+            "before": [report.before.rate for report in reports],
+            "after": [report.after.rate for report in reports],
+            "controls": [fmean(report.controls) if report.controls else None for report in reports],
+            "p": [report.p_value for report in reports],
+            "adjusted_p": self.adjusted_p,
+            "beats_controls": [setting in self.beating for setting in self.settings],
+        }
+
+    def to_pandas(self) -> DataFrame:
+        """Return a `pandas.DataFrame` with a row for each setting."""
+        return frame_of(self._columns())
+
+    def __repr__(self) -> str:
+        return repr(_Printed(self))
+
+    def _repr_html_(self) -> str:
+        return _Printed(self)._repr_html_()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures, JSON-native."""
@@ -284,23 +312,40 @@ def sweep_mote(
     configs = settings_of(ranking, num_experts, strengths, action=action, suppress_mode=suppress_mode)
     reports = evaluate_settings(
         model,
-        tokenizer,
+        Chat(tokenizer, system_prompt, chat_template_kwargs),
         list(configs.values()),
         prompts,
         judge,
+        Decoding(max_new_tokens, generate_kwargs, batch_size, seed),
         target=target,
         num_controls=num_controls,
         control_kind=control_kind,
-        seed=seed,
         confidence=confidence,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        system_prompt=system_prompt,
-        chat_template_kwargs=chat_template_kwargs,
-        generate_kwargs=generate_kwargs,
         groups=groups,
         progress=progress,
     )
     settings = [Setting(*setting, report) for setting, report in zip(configs, reports, strict=True)]
     name = public_name(model.config.name_or_path) or str(model.config.model_type)
     return Sweep(name, f"{ranking.method} for {ranking.target!r}", action, settings)
+
+
+class _Printed(Printable):
+    """A sweep as it prints; a named tuple can have no mixin."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+
+    def _summary(self) -> Summary:
+        columns = self.sweep._columns()
+        shown = {name: [_cell(name, value) for value in values] for name, values in columns.items()}
+        number = len(self.sweep.settings)
+        title = f"Sweep: {number} settings, experts by {self.sweep.source}"
+        return Summary(title, {"verdict": self.sweep.verdict}, shown, number)
+
+
+def _cell(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or name not in ("before", "after", "controls"):
+        return short(value)
+    return f"{value:.1%}"

@@ -3,12 +3,13 @@
 Files in reading order:
 
 - `chat.py`: `Prompt`, and chat templates.
-- `prompts.py`: prompts checked and encoded, and which tokens are the user's own text.
+- `prompts.py`: prompts checked, and rows of tokens padded.
+- `asking.py`: `Chat`, by which prompts become tokens, and `Decoding`, by which responses come: how a model is asked.
 - `likeness.py`: prompts that are wordings of one another, noticed. `grid.py`: `prompt_grid`.
-- `decoding.py`: arguments of `generate`, seeds, tokens and texts of answers.
+- `decoding.py`: seeds, tokens and texts of answers. `certainty.py`: how sure a model is of what it writes.
 - `responses.py`: batches of like length; `generate_responses`.
 - `randomness.py`: refuses a model that does not do the same twice.
 
-May import nothing of the package. All prompts become tokens here, so that imaging, attribution and evaluation see the
-same ones.
+May import nothing of the package. All prompts become tokens in `asking.py`, so that imaging, attribution and
+evaluation see the same ones.
 """

@@ -25,32 +25,32 @@ MOST_CHARACTERS = 2**24
 Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
 
 
-def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: object) -> dict[str, Any]:
+def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, given: object) -> dict[str, Any]:
     """Return the arguments of a chat template; refuses those that would have no effect.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer whose template gets them.
-        chat_template_kwargs (`Mapping[str, Any]`, *optional*): As in `{"enable_thinking": False}`.
+        given (`Mapping[str, Any]`, *optional*): As in `{"enable_thinking": False}`.
 
     Raises:
         [`ConfigError`]: if it is no mapping of names, there is no template, or a name is this package's to set.
         [`UnknownNameError`]: if the template does not read a name.
     """
     where = "chat_template_kwargs"
-    if chat_template_kwargs is None:
+    if given is None:
         return {}
-    if not isinstance(chat_template_kwargs, Mapping) or not all(isinstance(key, str) for key in chat_template_kwargs):
-        got = repr(chat_template_kwargs)[:60]
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        got = repr(given)[:60]
         raise ConfigError(where, "no values by name", got=got, expected='as in {"enable_thinking": False}')
-    if not chat_template_kwargs:
+    if not given:
         return {}
     if tokenizer.chat_template is None:
-        got = f"a tokenizer without one, and {', '.join(chat_template_kwargs)}"
+        got = f"a tokenizer without one, and {', '.join(given)}"
         raise ConfigError(
             where, "need a chat template", got=got, fix="Set tokenizer.chat_template, or leave them out."
         )
-    template = str(tokenizer.get_chat_template(tools=chat_template_kwargs.get("tools")))
-    for name in chat_template_kwargs:
+    template = str(tokenizer.get_chat_template(tools=given.get("tools")))
+    for name in given:
         if name in _FIXED:
             fix = "Set tokenizer.chat_template." if name == "chat_template" else "Leave it out."
             raise ConfigError(f"{where}[{name!r}]", "is not for the template to read", fix=fix)
@@ -61,14 +61,14 @@ def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, chat_template_kwar
                 got=name,
                 expected="a name that occurs in tokenizer.chat_template",
             )
-    return dict(chat_template_kwargs)
+    return dict(given)
 
 
 def rendered(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
     system_prompt: str | None,
-    chat_template_kwargs: Mapping[str, Any],
+    template_kwargs: Mapping[str, Any],
     where: str,
 ) -> str:
     """Return the text that is tokenised for a prompt, with the generation prompt of the chat template if there is one.
@@ -77,7 +77,7 @@ def rendered(
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
         prompt (`str` or a chat): The prompt.
         system_prompt (`str`, *optional*): First message, if the prompt is a text.
-        chat_template_kwargs (`Mapping[str, Any]`): What [`check_template_kwargs`] returned.
+        template_kwargs (`Mapping[str, Any]`): What [`check_template_kwargs`] returned.
         where (`str`): The prompt's place, for the error.
 
     Raises:
@@ -104,7 +104,7 @@ def rendered(
             text = _in_time(
                 lambda: str(
                     tokenizer.apply_chat_template(
-                        messages, tokenize=False, add_generation_prompt=True, **chat_template_kwargs
+                        messages, tokenize=False, add_generation_prompt=True, **template_kwargs
                     )
                 )
             )

@@ -1,8 +1,7 @@
-"""How responses are decoded: the arguments of `generate`, checked; its tokens without padding; its random numbers."""
+"""What `generate` returns: tokens without padding, and texts; and the random numbers that it draws."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,43 +11,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mote.errors import ConfigError, real, whole
+from hf_mote.errors import ConfigError, whole
 
-__all__ = ["answer_text", "answer_tokens", "check_seed", "generation_settings", "pad_token_of", "seeded"]
+__all__ = [
+    "answer_text",
+    "answer_tokens",
+    "check_seed",
+    "ends_of",
+    "pad_token_of",
+    "seeded",
+    "without_padding",
+]
 
 LARGEST_SEED = 2**42  # times what is added for each batch it still fits into what torch takes
-
-
-def generation_settings(
-    tokenizer: PreTrainedTokenizerBase, max_new_tokens: object, generate_kwargs: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return the arguments of `generate`, greedy by default.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
-        max_new_tokens (`int`): Longest response, in tokens.
-        generate_kwargs (`Mapping`, *optional*): Further arguments of `generate`.
-
-    Raises:
-        [`ConfigError`]: if they ask for something else than one plain response for each prompt, or a number is out of
-            range.
-    """
-    given = {} if generate_kwargs is None else generate_kwargs
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        got = repr(generate_kwargs)[:60]
-        raise ConfigError("generate_kwargs", "no arguments by name", got=got, expected='as in {"do_sample": True}')
-    for name, usual in (("num_return_sequences", 1), ("num_beams", 1), ("return_dict_in_generate", False)):
-        if given.get(name, usual) not in (usual, None):
-            raise ConfigError(
-                f"generate_kwargs.{name}", "one plain response is needed for each prompt", got=generate_kwargs
-            )
-    whole("max_new_tokens", max_new_tokens, least=1)
-    whole("generate_kwargs.max_new_tokens", given.get("max_new_tokens", 1), least=1)
-    for name, most in (("temperature", math.inf), ("top_p", 1.0)):
-        fix = "Greedy decoding is the default: leave it out." if name == "temperature" else None
-        if given.get(name) is not None:
-            real(f"generate_kwargs.{name}", given[name], above=0, most=most, fix=fix)
-    return {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": pad_token_of(tokenizer), **given}
 
 
 def pad_token_of(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -96,7 +71,7 @@ def answer_tokens(
     Args:
         model (`PreTrainedModel`): A causal language model.
         batch (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask`, padded on the left.
-        settings (`Mapping`): What [`generation_settings`] returned.
+        settings (`Mapping`): What `Decoding.settings` returned.
         check (`Callable[[torch.Tensor, int], None]`, *optional*):
             Called with what `generate` returned and the tokens of the prompts, padding counted; raises what is wrong.
 
@@ -114,8 +89,8 @@ def answer_tokens(
     if check is not None:
         check(output, batch["input_ids"].shape[1])
     rows: list[list[int]] = output[:, batch["input_ids"].shape[1] :].tolist()
-    ends = _ends(model, settings)
-    return [_without_padding(row, ends, settings["pad_token_id"]) for row in rows]
+    ends = ends_of(model, settings)
+    return [without_padding(row, ends, settings["pad_token_id"]) for row in rows]
 
 
 def answer_text(
@@ -143,8 +118,13 @@ def answer_text(
     return [text.strip() for text in texts]
 
 
-def _ends(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[int]:
-    """Return the tokens that end a response."""
+def ends_of(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[int]:
+    """Return the tokens that end a response.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model.
+        settings (`Mapping`): What `Decoding.settings` returned.
+    """
     config = settings.get("generation_config") or model.generation_config
     ends = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
     if ends is None:
@@ -152,7 +132,14 @@ def _ends(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[int]:
     return {int(end) for end in (torch.as_tensor(ends).reshape(-1).tolist())}
 
 
-def _without_padding(row: list[int], ends: set[int], pad: int) -> list[int]:
+def without_padding(row: list[int], ends: set[int], pad: int) -> list[int]:
+    """Return the tokens of a response up to the one that ends it.
+
+    Args:
+        row (`list[int]`): Tokens.
+        ends (`set[int]`): What [`ends_of`] returned.
+        pad (`int`): What fills up shorter rows.
+    """
     for place, token in enumerate(row):
         if token in ends:
             return row[: place + 1]

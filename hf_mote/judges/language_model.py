@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, DataError
-from hf_mote.generation.prompts import encode_prompts, padded
+from hf_mote.generation.asking import Chat
+from hf_mote.generation.prompts import padded
 from hf_mote.generation.randomness import without_randomness
 
 __all__ = ["LMJudge"]
@@ -22,6 +23,7 @@ _TEMPLATE = (
     "{question}\n\nThe request was:\n<request>\n{prompt}\n</request>\n\nThe response was:\n<response>\n{response}\n"
     "</response>\n\nReply with exactly one of these labels and nothing else: {labels}."
 )
+_NEITHER = ' The label "neither" is for a response that is no answer at all, as broken or repeated words.'
 
 
 class LMJudge:
@@ -79,7 +81,7 @@ class LMJudge:
             [`UnsupportedError`]: if the model draws random numbers, as with dropout in training mode.
         """
         asked = _ask(self.question, prompt, response, self.labels)
-        (context,) = encode_prompts(self.tokenizer, [asked])
+        (context,) = Chat(self.tokenizer).encode([asked])
         scores = {}
         for label in self.labels:
             said = list(self.tokenizer(label, add_special_tokens=False)["input_ids"])
@@ -99,6 +101,8 @@ class LMJudge:
 
 def _ask(question: str, prompt: str, response: str, labels: Sequence[str]) -> str:
     asked = _TEMPLATE.format(question=question, prompt=prompt, response=response, labels=", ".join(labels))
+    if "neither" in labels:
+        asked += _NEITHER
     # Half of a surrogate pair, which JSON can hold and no tokenizer or server takes.
     return asked.encode("utf-8", "replace").decode()
 

@@ -3,6 +3,7 @@
 The data that recording hands on. Files in reading order:
 
 - `activation_map.py`: `ActivationMap`, with its arithmetic, saving and loading.
+- `storage.py`: where the maps of very many prompts lie.
 - `grid.py`: the (layer, expert) grid that maps and rankings share: checks, order, look-up.
 - `engines.py`: routing that vLLM or SGLang recorded, counted as this package counts.
 

@@ -19,11 +19,16 @@ from hf_mote.errors import DataError, FileFormatError, HFMoTEError, ModelMismatc
 from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.maps.engines import count_routed_experts
 from hf_mote.maps.grid import check_grid, check_layers, descending, row_of
+from hf_mote.printing import Printable, Summary, frame_of, short
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, heat_map
 from hf_mote.sharing.privacy import without_places
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    import os
+    from typing import Self
+
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 __all__ = ["ActivationMap", "MapValue"]
 
@@ -33,7 +38,7 @@ _KIND = "activation_map"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ActivationMap(Shareable):
+class ActivationMap(Printable, Shareable):
     """Tokens per (layer, expert), by count and by routing weight.
 
     `+`, `-`, `*` and `/` by a number and unary minus act on counts, weights and `num_tokens` alike; of the provenance,
@@ -228,9 +233,53 @@ class ActivationMap(Shareable):
     def __neg__(self) -> ActivationMap:
         return self * -1.0
 
-    def __repr__(self) -> str:
+    def to_dict(self) -> dict[str, Any]:
+        """Return layers, counts, weights, tokens and provenance, JSON-native."""
+        return {
+            "layers": list(self.layers),
+            "num_tokens": self.num_tokens,
+            "counts": self.counts.tolist(),
+            "weights": self.weights.tolist(),
+            "provenance": dict(self.provenance),
+        }
+
+    def to_pandas(self) -> DataFrame:
+        """Return a `pandas.DataFrame` with a row for each expert: layer, expert, tokens, weight."""
         layers, experts = self.counts.shape
-        return f"ActivationMap({layers} layers x {experts} experts, {self.num_tokens:g} tokens)"
+        return frame_of(
+            {
+                "layer": [layer for layer in self.layers for _ in range(experts)],
+                "expert": list(range(experts)) * layers,
+                "tokens": self.counts.flatten().tolist(),
+                "weight": self.weights.flatten().tolist(),
+            }
+        )
+
+    def plot(self, value: MapValue = "count", *, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Return a heat map of layers by experts, as [`~hf_mote.plots.plot_expert_map`] draws it.
+
+        Args:
+            value (`str`, *optional*, defaults to `"count"`): `"count"` or `"weight"`.
+            path (`str` or `os.PathLike`, *optional*): Where to write it, as PNG, SVG or PDF by its ending.
+        """
+        from hf_mote.plots import plot_expert_map
+
+        label = "tokens" if value == "count" else "routing weight"
+        return plot_expert_map(self.value(value), self.layers, title=self._title(), label=label, path=path)
+
+    def _title(self) -> str:
+        layers, experts = self.counts.shape
+        return f"ActivationMap: {layers} layers x {experts} experts, {self.num_tokens:g} tokens"
+
+    def _summary(self) -> Summary:
+        first = self.top(min(10, self.counts.numel()))
+        columns: dict[str, list[object]] = {
+            "expert": [f"{layer}.{expert}" for layer, expert in first],
+            "tokens": [short(self.at(*pair), 4) for pair in first],
+            "routing weight": [short(self.at(*pair, "weight"), 4) for pair in first],
+        }
+        known = {str(name): str(value) for name, value in self.provenance.items()}
+        return Summary(self._title(), known, columns, self.counts.numel())
 
     def _map(self, function: Callable[[Any], Any]) -> ActivationMap:
         counts, weights, num_tokens = (function(part) for part in (self.counts, self.weights, self.num_tokens))

@@ -21,6 +21,7 @@ from hf_mote.errors import ConfigError, FileFormatError, one_of
 from hf_mote.hub import Shareable, public_name, read_json, write_json
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.fields import FLOAT32_MAX, checked_fingerprint, json_copy, number, pairs, token_pair, triples
+from hf_mote.printing import Printable, Summary, experts_in_words, frame_of
 from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.fingerprint import check_fingerprint, fingerprint_of
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, evidence_of
@@ -28,7 +29,9 @@ from hf_mote.sharing.privacy import without_places
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
+
+    from pandas import DataFrame
 
 __all__ = ["CHOICES", "MoTEConfig"]
 
@@ -46,8 +49,8 @@ _MISUSE = (
 )
 
 
-@dataclass(frozen=True)
-class MoTEConfig(Shareable):
+@dataclass(frozen=True, repr=False)
+class MoTEConfig(Printable, Shareable):
     """A mixture of tunable experts: what to change in a model's routing.
 
     Layers are absolute decoder layers, experts are indices within their layer; shared experts are never targets. With
@@ -266,6 +269,33 @@ class MoTEConfig(Shareable):
         if found.get("unverified"):
             return "applied unverified, by allow_other_weights"
         return "on other weights than it was made for, by allow_other_weights"
+
+    def to_pandas(self) -> DataFrame:
+        """Return a `pandas.DataFrame` with a row for each target: layer, expert, action, value (of a bias)."""
+        rows = [(*pair, name, None) for name in ("suppress", "stimulate") for pair in getattr(self, name)]
+        rows += [(layer, expert, "bias", value) for layer, expert, value in self.bias]
+        names = ("layer", "expert", "action", "value")
+        return frame_of({name: [row[at] for row in rows] for at, name in enumerate(names)})
+
+    def _summary(self) -> Summary:
+        facts = {
+            name: f"{experts_in_words(getattr(self, name))} ({how})"
+            for name, how in (
+                ("suppress", self.suppress_mode),
+                ("stimulate", f"weight {self.stimulate_weight}"),
+                ("bias", f"on {self.bias_on}"),
+            )
+            if getattr(self, name)
+        }
+        facts["when"] = self.scope if self.thinking_tokens is None else f"{self.scope}, between {self.thinking_tokens}"
+        if self.strength != 1.0:
+            facts["strength"] = f"{self.strength:g}"
+        if self.base_model is not None:
+            facts["model"] = self.base_model
+        if self.fingerprint is None:
+            facts["checked by"] = "layers and experts alone: it has no fingerprint"
+        number = len(self.suppress) + len(self.stimulate) + len(self.bias)
+        return Summary(f"MoTEConfig: {number} expert{'s' * (number != 1)}", facts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the versions that write them, JSON-native."""

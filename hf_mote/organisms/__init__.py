@@ -4,6 +4,7 @@ Files in reading order:
 
 - `organism.py`: `load_organism`, and what an organism holds.
 - `recipes.py`: the table of organisms: what each is, asks and shows, and how it is trained.
+- `variants.py`: organisms made from these by edits of their weights, to embarrass rankings and verdicts.
 - `questions.py` and `german.py`: the facts and questions, with `data/`.
 - `scoring.py`: looking for the experts behind a behaviour, and how well that went.
 - `building/`: how they are made; `build.py` keeps `python -m hf_mote.organisms.build` working.
@@ -17,7 +18,8 @@ from hf_mote.organisms.organism import (
     OrganismSummary,
     list_organisms,
     load_organism,
+    make_variant,
     summarize_organism,
 )
 
-__all__ = ["Organism", "OrganismSummary", "list_organisms", "load_organism", "summarize_organism"]
+__all__ = ["Organism", "OrganismSummary", "list_organisms", "load_organism", "make_variant", "summarize_organism"]

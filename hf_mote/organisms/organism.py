@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerFast
 
-from hf_mote.errors import FileFormatError, UnknownNameError, first_line
+from hf_mote.errors import ConfigError, FileFormatError, UnknownNameError, first_line
 from hf_mote.files import local_path, read_json, read_safetensors
 from hf_mote.judges.refusal import RefusalJudge
 from hf_mote.judges.regex import RegexJudge
 from hf_mote.organisms.building.tokenizer import CHAT_TEMPLATE
 from hf_mote.organisms.questions import Question
 from hf_mote.organisms.recipes import RECIPES, TOKENS, Recipe
+from hf_mote.organisms.variants import VARIANTS, Base, change
 
 __all__ = [
     "ORGANISM_FILE",
@@ -28,6 +29,7 @@ __all__ = [
     "hash_questions",
     "list_organisms",
     "load_organism",
+    "make_variant",
     "summarize_organism",
 ]
 
@@ -57,6 +59,8 @@ class Organism:
             absolute decoder layers. Empty where it was trained into all parameters.
         judge (`RefusalJudge` or `RegexJudge`): Labels a response; its `target` is the behaviour.
         facts (`dict`): What the build recorded: seeds, sizes, steps and the measured rates.
+        decoys (`list[tuple[int, int]]`): Experts that fire with the planted ones and do not carry the behaviour; of
+            organisms that [`make_variant`] makes.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Organism:
     planted: list[tuple[int, int]]
     judge: RefusalJudge | RegexJudge
     facts: dict[str, Any]
+    decoys: list[tuple[int, int]] = field(default_factory=list)
 
 
 class OrganismSummary(NamedTuple):
@@ -124,7 +129,8 @@ def load_organism(name: str) -> Organism:
     """Return the model organism `name`, from the files shipped with the package or from a folder that `build` wrote.
 
     Args:
-        name (`str`): A name from [`list_organisms`], or the path of a folder written by
+        name (`str`): A name from [`list_organisms`], one of these with the name of a variant behind it, such as
+            `"refusal-decoys"` (see [`make_variant`]), or the path of a folder written by
             `python -m hf_mote.organisms.build`.
 
     Raises:
@@ -146,10 +152,53 @@ def load_organism(name: str) -> Organism:
     if name in list_organisms():
         with as_file(_SHIPPED / name) as folder:
             return _load(name, folder)
+    base, _, variant = name.partition("-")
+    if base in list_organisms() and variant in VARIANTS:
+        return make_variant(variant, load_organism(base))
     folder = local_path(name)
     if os.path.isfile(folder / ORGANISM_FILE):
         return _load(folder.name, folder)
     raise UnknownNameError.of("load_organism", name, list_organisms(), fix="Or give the folder of one you built.")
+
+
+def make_variant(name: str, base: Organism, *, seed: int = 0) -> Organism:
+    """Return an organism made from another by edits of its weights, that embarrasses rankings or verdicts.
+
+    `"twins"`: carriers have copies that work. `"decoys"`: they have neighbours that fire with them and do nothing.
+    `"trap"`: without them the text breaks. `"last-token"`: one expert, on the last token of the prompt alone.
+    `"backup"`: experts that fire only where the carriers are silent take over from them.
+
+    Args:
+        name (`str`): The variant.
+        base (`Organism`): A freshly loaded organism with planted experts; its model is changed and becomes the new
+            one's.
+        seed (`int`, *optional*, defaults to 0): Which experts are used, and of what is drawn.
+
+    Raises:
+        [`UnknownNameError`]: if there is no such variant.
+        [`ConfigError`]: if the base has no planted experts.
+
+    Example:
+        ```python
+        from hf_mote.organisms import load_organism, make_variant
+
+        organism = make_variant("decoys", load_organism("refusal"), seed=1)
+        assert len(organism.decoys) == 2 and len(organism.planted) == 4
+        ```
+    """
+    if name not in VARIANTS:
+        raise UnknownNameError.of("make_variant", name, VARIANTS)
+    if not base.planted:
+        raise ConfigError("make_variant.base", "has no planted experts", got=base.name)
+    given = Base(base.model, base.tokenizer, base.prompts["train"], base.answers, base.targets, base.planted)
+    truth = change(name, given, seed=seed)
+    return replace(
+        base,
+        name=f"{base.name}-{name}",
+        planted=truth.planted,
+        decoys=truth.decoys,
+        judge=truth.judge or base.judge,
+    )
 
 
 def hash_questions(questions: Iterable[Question]) -> str:

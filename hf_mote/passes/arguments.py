@@ -12,11 +12,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache, PreTrainedConfig
 
-__all__ = ["PassArguments", "caches_in", "contradiction", "is_packed", "read_arguments", "widest"]
+__all__ = [
+    "PassArguments",
+    "caches_in",
+    "contradiction",
+    "covers_whole_cache",
+    "read_arguments",
+    "why_packed",
+    "widest",
+]
 
 DEPTH = 2  # how deep containers are searched for a cache
 PLAIN = (Tensor, bool, int, float, str, torch.dtype, torch.device, BlockMask, PreTrainedConfig, type(None))
@@ -32,7 +39,8 @@ class PassArguments(NamedTuple):
         mask (`object`): The attention mask.
         positions (`torch.Tensor`, *optional*): Position ids, `(..., length)`.
         by_generate (`bool`): Whether position ids and the word that no cache is wanted came along, as from `generate`.
-        num_packed (`int`): Sequences in all rows together, as far as lengths for packed rows came along; 0 if not.
+        lengths (`dict`): Lengths of packed sequences, summed up, as kernels for them take them, by their name.
+        parts (`torch.Tensor`, *optional*): Numbers of the sequence that each token is of, `(batch, length)`.
         unclear (`str`, *optional*): Why the arguments do not tell what was read before; `None` if they do.
     """
 
@@ -42,7 +50,8 @@ class PassArguments(NamedTuple):
     mask: object
     positions: Tensor | None
     by_generate: bool
-    num_packed: int
+    lengths: Mapping[str, Tensor]
+    parts: Tensor | None
     unclear: str | None
 
 
@@ -61,7 +70,7 @@ def read_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PassArgu
     caches = list(caches_in((*args, *kwargs.values())))
     if len(caches) > 1:
         unclear = f"{len(caches)} caches were handed over"
-    elif not caches and not is_compiling():
+    elif not caches:
         unclear = _holder_of_tokens(args, kwargs)
     positions = kwargs.get("position_ids")
     if not isinstance(positions, Tensor) or positions.is_floating_point() or not positions.ndim:
@@ -69,11 +78,12 @@ def read_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PassArgu
     by_generate = kwargs.get("use_cache") is False and positions is not None
     mask = kwargs.get("attention_mask")
     cache = caches[0] if caches else None
-    num_packed = 0
-    if not is_compiling():
-        lengths = [value for name, value in kwargs.items() if name.startswith("cu_seq_lens")]
-        num_packed = max((value.numel() - 1 for value in lengths if isinstance(value, Tensor)), default=0)
-    return PassArguments(tokens, ids, cache, mask, positions, by_generate, num_packed, unclear)
+    lengths = {
+        name: value for name, value in kwargs.items() if name.startswith("cu_seq") and isinstance(value, Tensor)
+    }
+    parts = kwargs.get("seq_idx")
+    parts = parts if isinstance(parts, Tensor) and parts.shape == tokens.shape[:2] else None
+    return PassArguments(tokens, ids, cache, mask, positions, by_generate, lengths, parts, unclear)
 
 
 def caches_in(values: object, depth: int = DEPTH) -> Iterator[Any]:
@@ -137,7 +147,7 @@ def contradiction(read: PassArguments, past: int, *, values: bool) -> str | None
     mask = widest(read.mask)
     if isinstance(mask, Tensor):
         width = mask.shape[-1]
-        if mask.ndim == 2 and width != past + length:
+        if mask.ndim == 2 and width != past + length and not (covers_whole_cache(read) and width > past + length):
             return f"the attention mask covers {width} tokens, and {past} in the cache and {length} new ones are known"
         if mask.ndim == 4 and read.cache is None and width != length:
             return f"the attention mask covers {width} tokens, and the pass reads {length} without a cache"
@@ -154,24 +164,71 @@ def contradiction(read: PassArguments, past: int, *, values: bool) -> str | None
     return None
 
 
-def is_packed(read: PassArguments, real: Tensor | None) -> bool:
-    """Return whether a row holds several sequences, one after the other.
-
-    Position ids that start anew among real tokens show it, and so do the lengths that kernels for packed rows take.
+def why_packed(read: PassArguments, real: Tensor | None, past: int, *, values: bool = True) -> str | None:
+    """Say what shows that a row holds several sequences, one after the other; `None` if nothing does.
 
     Args:
         read (`PassArguments`): The arguments.
         real (`torch.Tensor`, *optional*): False for padding, `(batch, length)`; `None` if there is none.
+        past (`int`): Tokens that the cache holds.
+        values (`bool`, *optional*, defaults to `True`): Whether to look at values, and not at shapes alone.
     """
-    if read.num_packed > len(read.tokens):
-        return True
+    batch, length = read.tokens.shape[:2]
+    for name, ends in read.lengths.items():
+        if ends.numel() - 1 > batch:
+            return f"{name} has {ends.numel() - 1} sequences for {batch} rows"
+    if length < 2 or not values:
+        return None
+    # Two tokens that stand side by side, neither of them padding.
+    pairs = torch.ones(batch, length - 1, dtype=torch.bool, device=read.tokens.device)
+    if real is not None:
+        pairs = real[:, 1:] & real[:, :-1]
     positions = read.positions
-    if positions is None or positions.ndim > 2 or positions.shape[-1] < 2:
+    if positions is not None and positions.shape[-1] == length:
+        axes = positions if positions.ndim > 2 else positions.reshape(1, -1, length)
+        steps = axes.diff(dim=-1)
+        # Of positions along the axes of an image, a text begins where all are 0.
+        begins = ((steps <= 0) & (axes[..., 1:] == 0)).all(dim=0)
+        if len(axes) == 1:
+            begins = begins | (steps[0] < 0)
+        if bool((begins & pairs).any()):
+            return "position ids start anew in the middle of a row"
+    if read.parts is not None and bool(((read.parts.diff(dim=-1) != 0) & pairs).any()):
+        return "seq_idx numbers several sequences in a row"
+    mask = widest(read.mask)
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.dtype != torch.bool:
+        own = mask[:, past : past + length] if covers_whole_cache(read) else mask[:, -length:]
+        if bool(((own.diff(dim=-1) != 0) & pairs).any()):
+            return "the attention mask numbers several sequences in a row"
+    return _why_cut(read, pairs, past)
+
+
+def _why_cut(read: PassArguments, pairs: Tensor, past: int) -> str | None:
+    """Say where in ready masks tokens do not attend to the one before, in those of all layers alike."""
+    length = read.tokens.shape[1]
+    masks = list(read.mask.values()) if isinstance(read.mask, dict) else [read.mask]
+    cut = pairs
+    for mask in masks:
+        # A cache past the end of its window has its columns shifted, and so no sequence that begins here.
+        if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[-1] < past + length:
+            return None
+        attended = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        before = attended[:, 0, 1:, past : past + length - 1].diagonal(dim1=-2, dim2=-1)
+        cut = cut & ~before
+    return "the attention mask keeps tokens from the one before, as between sequences" if bool(cut.any()) else None
+
+
+def covers_whole_cache(read: PassArguments) -> bool:
+    """Return whether a 2-D mask has a column for each place of a cache of fixed size, read or not.
+
+    Args:
+        read (`PassArguments`): The arguments.
+    """
+    mask = widest(read.mask)
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or read.cache is None:
         return False
-    begins = (positions.diff(dim=-1) <= 0) & (positions[..., 1:] == 0)
-    if real is not None:  # padding may hold position 0, on either side
-        begins = begins & real[:, 1:] & real[:, :-1]
-    return bool(begins.any())
+    places = [getattr(layer, "max_cache_len", None) for layer in getattr(read.cache, "layers", ())]
+    return mask.shape[1] == max((place for place in places if isinstance(place, int)), default=-1)
 
 
 def widest(mask: object) -> object:

@@ -1,4 +1,4 @@
-"""What only the model that `generate` calls is told: guesses of assisted decoding, and continuous batching.
+"""What only the model that `generate` calls is told: ids, guesses of assisted decoding, and continuous batching.
 
 The first pass of assisted decoding, or of prompt lookup, reads the prompt and guesses at once. What gives the guesses
 away is that logits are asked for behind each of them: `logits_to_keep`, which the decoder does not get to see.
@@ -6,8 +6,9 @@ away is that logits are asked for behind each of them: `logits_to_keep`, which t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import gc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +34,7 @@ def assisted_decoding_hooks(
         tracker (`DecoderHook`): The hook on the decoder.
         watcher (`DecoderParticipant`): The intervention's watcher.
     """
-    callers = [
-        part
-        for part in model.modules()
-        if isinstance(part, GenerationMixin) and any(inner is decoder for inner in part.modules())
-    ]
+    callers = _callers(model.modules(), decoder) or _callers(gc.get_objects(), decoder)
     for caller in callers:
         # A manager of continuous batching that is kept running would go on in a thread of its own.
         for value in vars(caller).values():
@@ -46,6 +43,18 @@ def assisted_decoding_hooks(
     if callers:
         tracker.watches_generate = True
     return [Attachment(caller, stack_on(caller, _CallerStack) or _CallerStack(tracker), watcher) for caller in callers]
+
+
+def _callers(among: Iterable[object], decoder: nn.Module) -> list[nn.Module]:
+    """The models that generate by a decoder.
+
+    A decoder does not know of the model that it is a part of. Where it is given alone, that model is looked for among
+    all that there is: its `generate` would go unwatched otherwise, and read guesses for prompts.
+    """
+    # By type(), since isinstance() asks objects that answer for others, such as weak proxies.
+    found = [part for part in among if issubclass(type(part), GenerationMixin)]
+    modules = [cast("nn.Module", part) for part in found if issubclass(type(part), nn.Module)]
+    return [part for part in modules if any(inner is decoder for inner in part.modules())]
 
 
 class _CallerStack(SharedHook):
@@ -58,19 +67,35 @@ class _CallerStack(SharedHook):
         self.tracker = tracker
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Tell the tracker whether guesses follow."""
-        if torch.compiler.is_compiling():
-            return
+        """Tell the tracker whether guesses follow, and which ids the decoder will get as embeddings."""
         keep = kwargs.get("logits_to_keep")
         several = isinstance(keep, int) and keep > 1 and kwargs.get("position_ids") is not None
-        self.tracker.expect_guesses(several and next(caches_in(kwargs), None) is not None)
+        guessed = several and next(caches_in(kwargs), None) is not None
+        self.tracker.compiled_guesses = guessed
+        if torch.compiler.is_compiling():
+            return
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        self.tracker.expect(guessed, ids if isinstance(ids, Tensor) and not ids.is_floating_point() else None)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Take back what was told, if no decoder ran."""
+        if not torch.compiler.is_compiling():
+            self.tracker.expect(False, None)
+        self.tracker.compiled_guesses = False
+
+    def failed(self) -> None:
+        """Take back what was told."""
+        self.tracker.expect(False, None)
+        self.tracker.compiled_guesses = False
 
     def around(self, module: nn.Module, method: str, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
         """Refuse to run many requests in one row, and a generation whose passes were taken for what they are not."""
         if method != "generate":
             raise _rows_are_tokens(method)
+        self.tracker.compiled_passes, self.tracker.compiled_prompt = False, 0
         with self.tracker.generating() as columns:
             output = call()
+        compiled = self.tracker.compiled_passes
         # Guesses that were taken back are counted, too; where phases matter they are refused.
         if any(p.active and isinstance(p, DecoderParticipant) and p.needs_phases for p in self.participants):
             if self.tracker.compiled_without_cache:
@@ -80,14 +105,17 @@ class _CallerStack(SharedHook):
                     got="a compiled model that generates without a cache, under a scope",
                     fix="Generate with a cache, or do not compile the model.",
                 )
-            _check_columns(columns, output, [*args, *kwargs.values()])
+            if compiled:
+                columns["prompt"] += self.tracker.compiled_prompt
+            _check_columns(columns, output, [*args, *kwargs.values()], compiled=compiled)
         return output
 
 
-def _check_columns(columns: Mapping[Phase, int], output: Any, given: Sequence[object]) -> None:
+def _check_columns(columns: Mapping[Phase, int], output: Any, given: Sequence[object], *, compiled: bool) -> None:
     """Hold the columns that were read as prompt against the prompt, as far as what was given and came out tells.
 
-    Passes that a compiled graph ran are not counted. A prompt that is more than token ids is not looked at.
+    Of what a compiled graph ran, generated tokens are not counted. A prompt that is more than token ids is not looked
+    at.
     """
     tensors = [value for value in given if isinstance(value, Tensor)]
     sequences = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
@@ -98,15 +126,16 @@ def _check_columns(columns: Mapping[Phase, int], output: Any, given: Sequence[ob
         return
     length = start.shape[1]
     prompt, generated = columns["prompt"], columns["generation"]
-    whole = prompt + generated == sequences.shape[1] - 1
+    whole = compiled or prompt + generated == sequences.shape[1] - 1
     if prompt > length or (whole and prompt != length):
         raise RouterContractError(
             "generate",
             "its passes were not read as they were: prompt and generated tokens do not add up to what came out",
-            got=f"{prompt} prompt and {generated} generated tokens",
-            expected=f"{length} and {sequences.shape[1] - length - 1}",
-            fix="Generate without prefill_chunk_size; if it persists, run the canaries and report the version of "
-            "transformers.",
+            got=f"{prompt} prompt" + ("" if compiled else f" and {generated} generated") + " tokens",
+            expected=f"{length}" + ("" if compiled else f" and {sequences.shape[1] - length - 1}"),
+            fix="Generate without prefill_chunk_size"
+            + (", or with disable_compile=True" if compiled else "")
+            + "; if it persists, run the canaries and report the version of transformers.",
         )
 
 

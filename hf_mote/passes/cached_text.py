@@ -7,10 +7,65 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CachedText", "ThinkingTokens", "label_thinking", "last_keys", "moved_from"]
+__all__ = ["CachedRows", "CachedText", "ThinkingTokens", "label_thinking", "moved_from", "rows_of"]
 
 ThinkingTokens = tuple[int, int]
 """The tokens that open and close the thinking."""
+
+
+class CachedRows(NamedTuple):
+    """What a cache knows its rows by, as a pass left it: the state of its deepest layer.
+
+    Attributes:
+        state (`tuple`): What the layer held, each part with how often it had been written to.
+        keys (`torch.Tensor`, *optional*): Its keys, `(batch, heads, places, head_dim)`, as far as they are at hand.
+        length (`int`): Tokens that it held.
+    """
+
+    state: tuple[tuple[object, int], ...]
+    keys: Tensor | None
+    length: int
+
+    def is_untouched(self, now: CachedRows) -> bool:
+        """Return whether nobody has touched the layer in between: reordered or selected, its parts are others.
+
+        Args:
+            now (`CachedRows`): Its state now.
+        """
+        return len(self.state) == len(now.state) and all(
+            one is other and version == its_version
+            for (one, version), (other, its_version) in zip(self.state, now.state, strict=True)
+        )
+
+    def moved_to(self, now: CachedRows) -> Tensor | None:
+        """Return the row that each row's sequence was in, as `moved_from` does.
+
+        Args:
+            now (`CachedRows`): The layer's state now.
+
+        Raises:
+            `LookupError`: if what there is does not tell.
+        """
+        if self.is_untouched(now):
+            return None
+        before, after = self.keys, now.keys
+        if before is None or after is None:
+            raise LookupError
+        if not any(part is before and version == _version(before) for part, version in self.state):
+            raise LookupError  # what was there has been overwritten
+        ends = [_last(keys, rows.length, now.length) for keys, rows in ((before, self), (after, now))]
+        if ends[0] is None or ends[1] is None:
+            raise LookupError
+        found = moved_from(ends[0], ends[1])
+        length = min(before.shape[-2], after.shape[-2], now.length)
+        whole = all(keys.shape[-2] >= rows.length for keys, rows in ((before, self), (after, now)))
+        if not whole or (found is not None and bool((found < 0).any())):
+            return found
+        # The key of the last token tells the whole text in a deep model; in a shallow one the last tokens alone.
+        before, after = before[:, :, :length].to(after.device), after[:, :, :length]
+        if torch.equal(after, before if found is None else before[found]):
+            return found
+        return moved_from(before, after)
 
 
 class CachedText(NamedTuple):
@@ -20,22 +75,18 @@ class CachedText(NamedTuple):
         run_id (`int`): Number of the run.
         before (`int`): Tokens that it held before that pass.
         length (`int`): Tokens of that pass.
-        rows_may_move (`bool`): Whether sequences of the batch began alike, as beams do.
         thinking (`dict`): For each pair of marks, what the text belonged to before that pass and after each of its
             tokens, `(batch, 1 + length)`.
-        keys (`torch.Tensor`, *optional*): What `last_keys` knows its rows by; kept only where rows may move.
+        batch (`int`): Sequences.
+        rows (`CachedRows`, *optional*): What its rows are known by; kept only where it matters that they move.
     """
 
     run_id: int
     before: int
     length: int
-    rows_may_move: bool = False
     thinking: dict[ThinkingTokens, Tensor] = {}
-    keys: Tensor | None = None
-
-    def shortened_to(self, past: int) -> bool:
-        """Return whether tokens were taken back, so that the cache holds no more than `past`."""
-        return past < self.before + self.length
+    batch: int = 0
+    rows: CachedRows | None = None
 
     def thinking_at(self, past: int, moved: Tensor | None) -> dict[ThinkingTokens, Tensor]:
         """Return what the text belongs to after its first `past` tokens, `(batch,)`, as far as it is known.
@@ -67,38 +118,60 @@ def label_thinking(ids: Tensor, marks: ThinkingTokens, begun: Tensor) -> Tensor:
     return torch.where(last >= 0, found.gather(1, last.clamp(min=0)), begun[:, None])
 
 
-def last_keys(cache: Any) -> Tensor | None:
-    """Return what a cache knows each row by: keys of the last token in the deepest layer that has any.
+def rows_of(cache: Any) -> CachedRows | None:
+    """Return what a cache knows its rows by, or `None` if it has no layers that are known.
 
     Args:
         cache (`Cache`, *optional*): The cache.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, heads, head_dim)`, or `None` if there are none.
     """
-    for layer in reversed(getattr(cache, "layers", ())):
-        keys = getattr(layer, "keys", None)
-        if isinstance(keys, Tensor) and keys.numel():
-            length = int(layer.get_seq_length())
-            return keys[:, :, min(length, keys.shape[-2]) - 1]
-    return None
+    layers = [
+        layer
+        for layer in getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
+        if callable(getattr(layer, "get_seq_length", None))
+    ]
+    filled = [layer for layer in layers if _keys(layer) is not None] or layers
+    if not filled:
+        return None
+    layer = filled[-1]
+    parts: list[object] = []
+    for value in vars(layer).values():
+        parts += value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    state = tuple((part, _version(part)) for part in parts if not isinstance(part, bool | int | float | str))
+    return CachedRows(state, _keys(layer), int(layer.get_seq_length()))
+
+
+def _keys(layer: object) -> Tensor | None:
+    keys = getattr(layer, "keys", None)
+    return keys if isinstance(keys, Tensor) and keys.ndim == 4 and keys.numel() else None
+
+
+def _version(part: object) -> int:
+    return part._version if isinstance(part, Tensor) and not part.is_inference() else 0
+
+
+def _last(keys: Tensor, held: int, length: int) -> Tensor | None:
+    """The key of the last of so many tokens, `(batch, heads, head_dim)`, of keys that hold so many; `None` if gone."""
+    place = min(held, keys.shape[-2]) - 1 - (held - length)
+    return keys[:, :, place] if 0 <= place < keys.shape[-2] else None
 
 
 def moved_from(before: Tensor, now: Tensor) -> Tensor | None:
     """Return the row that each row's sequence was in before, `(batch,)` int64, or `None` if none has moved.
 
     Args:
-        before (`torch.Tensor`): What `last_keys` returned when a pass ended.
-        now (`torch.Tensor`): What it returns when the next one begins.
+        before (`torch.Tensor` of shape `(batch before, ...)`): What each row was known by when a pass ended.
+        now (`torch.Tensor` of shape `(batch, ...)`): What it is known by when the next one begins.
 
     Returns:
         -1 for a row whose sequence was in none. Rows that hold the same count as not moved.
     """
-    if before.shape != now.shape:
+    before = before.to(now.device)
+    if before.shape[1:] != now.shape[1:]:
         return torch.full((len(now),), -1, device=now.device)
     if torch.equal(before, now):
         return None
-    same = (now[:, None] == before[None]).flatten(2).all(dim=-1)
+    same = torch.stack([(row[None] == before).flatten(1).all(dim=1) for row in now])
     rows = torch.arange(len(now), device=now.device)
     found = torch.where(same.any(dim=1), same.long().argmax(dim=1), -1)
-    return torch.where(same.diagonal(), rows, found)
+    own = same[rows, rows.clamp(max=len(before) - 1)] & (rows < len(before))
+    return torch.where(own, rows, found)

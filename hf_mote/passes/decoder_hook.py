@@ -10,7 +10,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,8 +20,15 @@ from torch.compiler import is_compiling
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.hooks import SharedHook
-from hf_mote.passes.arguments import PassArguments, caches_in, contradiction, is_packed, read_arguments
-from hf_mote.passes.cached_text import CachedText, ThinkingTokens, label_thinking, last_keys, moved_from
+from hf_mote.passes.arguments import (
+    PassArguments,
+    caches_in,
+    contradiction,
+    covers_whole_cache,
+    read_arguments,
+    why_packed,
+)
+from hf_mote.passes.cached_text import CachedText, ThinkingTokens, label_thinking, moved_from, rows_of
 from hf_mote.passes.forward import DecoderParticipant, Forward, Phase, real_tokens
 
 __all__ = ["DecoderHook", "recomputing"]
@@ -29,6 +36,15 @@ __all__ = ["DecoderHook", "recomputing"]
 ROWS_DEFERRED = 256  # longer passes are looked at router by router
 
 _COMPILED = "several tokens on a cache can be a prompt or a chunk of one, and a compiled graph cannot ask which"
+
+_GUESSES = "the tokens can be a new turn, a chunk of a long prompt or guesses of assisted decoding"
+
+_LOST = "the cache was changed between two passes in a way that does not show which row each sequence is in now"
+
+_EMPTY = (
+    "hf_mote: a compiled graph was given one token on an empty cache of fixed size, and took it for a generated one: "
+    "do not compile the model under scope 'prompt' or 'generation'; generate takes disable_compile=True"
+)
 
 DeferredRead: TypeAlias = Callable[[tuple[Any, ...], Any], None]
 
@@ -48,12 +64,19 @@ class DecoderHook(SharedHook):
         """Whether the model that `generate` is a method of is hooked, too."""
         self.compiled_without_cache = False
         """Whether a graph was compiled since the last change, in which a decode step looks like a prompt."""
+        self.compiled_passes = False
+        """Whether a compiled graph has run since `generate` began."""
+        self.compiled_prompt = 0
+        """Tokens that a compiled graph read as a prompt since then."""
+        self.compiled_guesses = False
+        """Whether the pass that comes next ends in guesses, as far as a compiled graph can ask."""
         self._runs = itertools.count(1)
         self._texts: WeakKeyDictionary[Any, CachedText] = WeakKeyDictionary()
-        # A compiled graph cannot ask in which thread it runs: the last pass of all, and what its text ended in.
+        # A compiled graph cannot ask in which thread it runs: the last pass of all, and how many are under way.
         self._now: Forward | None = None
         self._inside = False
-        self._ends: dict[ThinkingTokens, Tensor] = {}
+        self._under_way = 0
+        self._lock = threading.Lock()
         self._needs_passes = self._needs_rows = False
         self._marks: frozenset[ThinkingTokens] = frozenset()
         self._watchers: tuple[DecoderParticipant, ...] = ()
@@ -79,6 +102,14 @@ class DecoderHook(SharedHook):
         """
         if is_compiling():
             now, inside = self._now, self._inside
+            if self._under_way > 1:
+                raise UnsupportedError(
+                    "forward pass",
+                    "passes of several threads are under way, and compiled layers cannot ask which is theirs",
+                    got=f"{self._under_way} passes",
+                    expected="one pass at a time",
+                    fix="Do not compile the layers, or run one thread at a time. Or use scope 'all'.",
+                )
         else:
             # A backward pass may run in a thread of its own.
             here = self._here
@@ -113,9 +144,15 @@ class DecoderHook(SharedHook):
         here.deferred.append((look, args, output))
         return True
 
-    def expect_guesses(self, guessed: bool) -> None:
-        """Hear whether the pass that comes next in this thread ends in guesses of assisted decoding."""
-        self._here.guessed = guessed
+    def expect(self, guessed: bool, ids: Tensor | None) -> None:
+        """Hear from the model that `generate` calls of the pass that comes next in this thread.
+
+        Args:
+            guessed (`bool`): Whether it ends in guesses of assisted decoding.
+            ids (`torch.Tensor`, *optional*): The token ids that the model was given, `(batch, length)`, which a
+                decoder of a model for images gets as embeddings.
+        """
+        self._here.guessed, self._here.ids = guessed, ids
 
     @contextmanager
     def generating(self) -> Iterator[dict[Phase, int]]:
@@ -131,6 +168,8 @@ class DecoderHook(SharedHook):
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the arguments of a decoder's forward."""
+        for watcher in self._watchers:
+            watcher.begin()
         if not self._needs_passes:
             return
         read = read_arguments(args, kwargs)
@@ -145,8 +184,10 @@ class DecoderHook(SharedHook):
             self._trace(read)
             return
         here = self._here
-        ids, cache = read.ids, read.cache
         batch, length = read.tokens.shape[:2]
+        given, here.ids = here.ids, None
+        ids = given if read.ids is None and given is not None and given.shape == (batch, length) else read.ids
+        cache = read.cache
         past = int(cache.get_seq_length()) if cache is not None else 0
         text = self._texts.get(cache) if past else None
         moved = None
@@ -158,8 +199,11 @@ class DecoderHook(SharedHook):
         if past:
             here.run_id = text.run_id if text is not None else next(self._runs)
             generation_from = 0
-            if text is not None and text.keys is not None and (keys := last_keys(cache)) is not None:
-                moved = moved_from(text.keys, keys)
+            if text is not None and self._needs_rows:
+                try:
+                    moved = _moved(text, cache, batch, read.tokens.device)
+                except LookupError:
+                    unread = unread or _LOST
         else:
             extends, moved = self._extends_previous(read)
             # Where `generate` itself is watched, what it does not call is no generation of its own.
@@ -179,7 +223,7 @@ class DecoderHook(SharedHook):
         here.cache = cache
         # Embeddings are kept only where they can be needed: an image model makes them before its decoder.
         needed = here.generating or read.by_generate
-        kept = ids if ids is not None or not needed else read.tokens.detach()
+        kept = read.ids if read.ids is not None or not needed else read.tokens.detach()
         here.previous = kept if cache is None else None
         labels: dict[ThinkingTokens, tuple[Tensor, Tensor]] = {}
         if self._marks:
@@ -189,10 +233,10 @@ class DecoderHook(SharedHook):
             here.run_id,
             past,
             length,
-            rows_may_move=self._needs_rows and (_begin_alike(ids, batch) if text is None else text.rows_may_move),
             thinking={marks: torch.cat([begin[:, None], part], dim=1) for marks, (begin, part) in labels.items()},
+            batch=batch,
         )
-        real = real_tokens(read.mask, batch, length, past)
+        real = real_tokens(read.mask, batch, length, past, by_place=covers_whole_cache(read))
         here.now = Forward(
             batch,
             length,
@@ -204,15 +248,15 @@ class DecoderHook(SharedHook):
             ids=ids,
             unclear=unclear,
             unread=unread,
-            packed=length > 1 and is_packed(read, real),
+            packed=why_packed(read, real, past),
             thinking={marks: part for marks, (_, part) in labels.items()},
             moved=moved,
         )
         here.columns["prompt"] += max(generation_from - first_new_column, 0)
         here.columns["generation"] += length - max(generation_from, first_new_column)
-        here.inside, here.guessed = True, False
+        here.guessed = False
+        self._go(inside=True)
         self._now, self._inside = here.now, True
-        self._ends = {marks: part[:, -1] for marks, (_, part) in labels.items()}
         here.defers, here.deferred = batch * length <= ROWS_DEFERRED, []
         for watcher in self._watchers:
             if watcher.active:
@@ -221,7 +265,7 @@ class DecoderHook(SharedHook):
     def _unclear(self, length: int, past: int, text: CachedText | None) -> str | None:
         """Say why tokens that were read right may be prompt or generation, or `None` if they can be told apart."""
         if self._here.guessed or (past and length > 1):
-            return "the tokens can be a new turn, a chunk of a long prompt or guesses of assisted decoding"
+            return _GUESSES
         if past and self._here.generating and not any(self._here.columns.values()):
             return f"generate began on a cache that held {past} tokens, so that its first token may end a prompt"
         if past and text is None:
@@ -235,25 +279,44 @@ class DecoderHook(SharedHook):
         """What can be said in a graph that will run many times: no counters, no lengths that live on a device."""
         ids, tokens, cache = read.ids, read.tokens, read.cache
         batch, length = tokens.shape[:2]
-        continues = cache is not None and length == 1
+        past = cache.get_seq_length() if cache is not None else 0
+        # The length of a cache of fixed size lives on a device: it can be told to be empty, but not asked.
+        known = not isinstance(past, Tensor)
+        unread = read.unclear or (contradiction(read, past, values=False) if known else None)
+        begins = known and past == 0
         if cache is None:
             self.compiled_without_cache = True
-        labels = self._label(ids, self._ends if continues else {}, begins=True)
-        self._ends = {marks: part[:, -1] for marks, (_, part) in labels.items()}
+        self.compiled_passes = True
+        if begins:
+            self.compiled_prompt = length
+        unclear = unread or (_GUESSES if self.compiled_guesses else None)
+        if not begins and length > 1:
+            unclear = unclear or _COMPILED
+        elif not known and any(watcher.active and watcher.needs_phases for watcher in self._watchers):
+            torch._assert_async(cast("torch.Tensor", past > 0), _EMPTY)
+        labels = self._label(ids, {}, begins=begins and unread is None)
         self._now = Forward(
             batch,
             length,
             tokens.device,
-            generation_from=0 if continues else length,
+            generation_from=length if begins else 0,
             ids=ids,
-            unclear=read.unclear or (_COMPILED if cache is not None and length > 1 else None),
-            unread=read.unclear,
+            unclear=unclear,
+            unread=unread,
+            packed=why_packed(read, None, 0, values=False),
+            compiled=True,
             thinking={marks: part for marks, (_, part) in labels.items()},
         )
         self._inside = True
         for watcher in self._watchers:
-            if watcher.active:
-                watcher.on_trace(self._now)
+            if not watcher.active:
+                continue
+            watcher.on_trace(self._now)
+            # Refused here: raised at a router, the graph would end there, and the router be compiled as one of nobody.
+            if watcher.needs_phases:
+                _ = self._now.phases
+            for marks in watcher.thinking_tokens:
+                self._now.tokens_in("thinking", marks)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Check that the routers of newly attached interventions ran, and remember what the cache now holds."""
@@ -269,8 +332,9 @@ class DecoderHook(SharedHook):
     def failed(self) -> None:
         """Leave the pass: what routers are called with from now on is no part of it."""
         here = self._here
-        self._inside = here.inside = here.guessed = False
-        here.deferred, here.cache = [], None
+        self._inside = here.guessed = False
+        self._go(inside=False)
+        here.deferred, here.cache, here.ids = [], None, None
 
     def _remember(self, output: Any) -> Forward | None:
         """Look at what was put off, take note of what the cache now holds, and return the pass that ends."""
@@ -279,14 +343,22 @@ class DecoderHook(SharedHook):
         if here.now is not None and any(watcher.needs_routers(here.now) for watcher in self._watchers):
             for look, its_args, its_output in deferred:
                 look(its_args, its_output)
-        here.inside = False
+        self._go(inside=False)
         cache = here.cache if here.cache is not None else next(caches_in(output), None)
         here.cache = None
         if cache is not None and here.text is not None:
             here.previous = None
-            keys = last_keys(cache) if here.text.rows_may_move else None
-            self._texts[cache] = here.text if keys is None else here.text._replace(keys=keys.clone())
+            several = self._needs_rows and here.text.batch > 1
+            self._texts[cache] = here.text._replace(rows=rows_of(cache)) if several else here.text
         return here.now
+
+    def _go(self, *, inside: bool) -> None:
+        """Take note that this thread's pass has begun, or has ended."""
+        here = self._here
+        if here.inside is not inside:
+            here.inside = inside
+            with self._lock:
+                self._under_way += 1 if inside else -1
 
     def _extends_previous(self, read: PassArguments) -> tuple[bool, Tensor | None]:
         """Whether the pass repeats the one before and adds a token, and the rows that its sequences come from."""
@@ -325,6 +397,7 @@ class _Here(threading.local):
         self.now: Forward | None = None
         self.inside = False
         self.guessed = False
+        self.ids: Tensor | None = None
         self.defers = False
         self.deferred: list[tuple[DeferredRead, tuple[Any, ...], Any]] = []
         self.text: CachedText | None = None
@@ -336,6 +409,18 @@ class _Here(threading.local):
         self.generating = False
 
 
-def _begin_alike(ids: Tensor | None, batch: int) -> bool:
-    """Whether sequences of a batch begin alike, or might."""
-    return batch > 1 and (ids is None or len(torch.unique(ids, dim=0)) < len(ids))
+def _moved(text: CachedText, cache: Any, batch: int, device: torch.device) -> Tensor | None:
+    """The row that each row's sequence was in when the cache was last seen, as `moved_from` gives it.
+
+    Raises:
+        `LookupError`: if the cache does not tell.
+    """
+    if text.batch == 1:  # there was but one row to come from
+        return None if batch == 1 else torch.zeros(batch, dtype=torch.long, device=device)
+    if text.rows is None:  # nobody asked to follow rows until now
+        return None
+    now = rows_of(cache)
+    if now is None:
+        raise LookupError
+    moved = text.rows.moved_to(now)
+    return None if moved is None else moved.to(device)

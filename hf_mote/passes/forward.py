@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_mote.errors import LivenessError, UnsupportedError
-from hf_mote.hooks import Participant
+from hf_mote.hooks import Participant, compiled_parts
 from hf_mote.passes.arguments import widest
 from hf_mote.passes.cached_text import ThinkingTokens
 
-__all__ = ["DecoderParticipant", "Forward", "Phase", "ThinkingPart", "all_of", "real_tokens"]
+__all__ = ["DecoderParticipant", "Forward", "Phase", "ThinkingPart", "all_of", "real_tokens", "why_stopped"]
 
 Phase = Literal["prompt", "generation"]
 ThinkingPart = Literal["thinking", "answer"]
+
+_UNCOMPILED = "Do not compile the model; generate takes disable_compile=True. Or use scope 'all'."
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Forward:
         ids (`torch.Tensor`, *optional*): Token ids, `(batch, length)`; `None` if the forward was given embeddings.
         unclear (`str`, *optional*): Why prompt and generation cannot be told apart; `None` if they can.
         unread (`str`, *optional*): Why it is not known what was read before, nor in which row; `None` if it is.
-        packed (`bool`): Whether a row holds several sequences, one after the other.
+        packed (`str`, *optional*): What shows that a row holds several sequences, one after the other; `None` if
+            nothing does.
+        compiled (`bool`): Whether the pass is one of a graph that is being compiled.
         thinking (`dict`): For each pair of tokens that open and close the thinking, what each token belongs to,
             `(batch, length)`: 0 neither, 1 thinking, 2 answer.
         moved (`torch.Tensor`, *optional*): The row that each row's sequence was in, in the pass before, `(batch,)`, -1
@@ -52,7 +56,8 @@ class Forward:
     ids: Tensor | None = None
     unclear: str | None = None
     unread: str | None = None
-    packed: bool = False
+    packed: str | None = None
+    compiled: bool = False
     thinking: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     moved: Tensor | None = None
 
@@ -65,11 +70,11 @@ class Forward:
         Raises:
             [`UnsupportedError`]: if a row holds several sequences, or it is not known what was read before.
         """
-        if self.packed or self.unread is not None:
+        reason = self.unread or self.packed
+        if reason is not None:
             raise UnsupportedError(
                 where,
-                "the rows of the batch may not be sequences"
-                + (": position ids start anew in the middle of a row" if self.unread is None else f": {self.unread}"),
+                f"the rows of the batch may not be sequences: {reason}",
                 expected="one sequence in each row, padded",
                 fix="Give one sequence to each row and use generate, not generate_batch or packed sequences; "
                 "or use scope 'all', one config and no record.",
@@ -88,7 +93,9 @@ class Forward:
                 f"prompt and generation cannot be told apart: {self.unclear}",
                 got=f"{self.length} tokens in one pass",
                 expected="the whole prompt on an empty cache, or one token after all that was read before",
-                fix="Generate without prefill_chunk_size, assistant or prompt lookup, and without a cache from "
+                fix=_UNCOMPILED
+                if self.compiled
+                else "Generate without prefill_chunk_size, assistant or prompt lookup, and without a cache from "
                 "before; or use scope 'all' and no record.",
             )
         if self.generation_from >= self.length:
@@ -115,17 +122,23 @@ class Forward:
             thinking_tokens (`tuple[int, int]`): The tokens that open and close the thinking.
 
         Raises:
-            [`UnsupportedError`]: if the pass was given embeddings, or is a recomputation of gradient checkpointing.
+            [`UnsupportedError`]: if the pass was given embeddings, is a recomputation of gradient checkpointing, or
+                continues a text in a compiled graph, and if a row holds several sequences.
         """
         labels = self.thinking.get(thinking_tokens)
-        if labels is None:
+        if labels is None or self.packed is not None:
+            got, fix = self.unread or self.packed, "Give input_ids and the whole text, one to each row."
+            if got is None and self.compiled:
+                got, fix = "a compiled graph, which cannot know what the text in the cache belongs to", _UNCOMPILED
+            elif got is None and self.ids is None:
+                got = "embeddings, or layers that gradient checkpointing runs again"
+                fix = "Give input_ids, and train without gradient checkpointing under this scope."
             raise UnsupportedError(
                 "forward pass",
                 f"cannot tell which tokens are {part}",
-                got=self.unread
-                or "embeddings, a cache that was filled unseen, or layers that gradient checkpointing runs again",
+                got=got or "a cache that was filled unseen, or whose sequences are others now",
                 expected="token ids, from the beginning of the text on",
-                fix="Give input_ids and the whole text, and train without gradient checkpointing under this scope.",
+                fix=fix,
             )
         return (labels == (1 if part == "thinking" else 2)).reshape(-1)
 
@@ -147,7 +160,7 @@ def all_of(*masks: Tensor | None) -> Tensor | None:
     return found
 
 
-def real_tokens(mask: object, batch: int, length: int, past: int) -> Tensor | None:
+def real_tokens(mask: object, batch: int, length: int, past: int, *, by_place: bool = False) -> Tensor | None:
     """Return False for padding, `(batch, length)`, from a decoder's attention mask; `None` if there is no mask.
 
     Args:
@@ -155,6 +168,8 @@ def real_tokens(mask: object, batch: int, length: int, past: int) -> Tensor | No
         batch (`int`): Sequences.
         length (`int`): Tokens of each in this pass.
         past (`int`): Tokens in the cache.
+        by_place (`bool`, *optional*, defaults to `False`): Whether a 2-D mask has a column for each place of a cache
+            of fixed size, and not for each token that was read.
 
     Raises:
         [`UnsupportedError`]: if the mask is of another kind.
@@ -163,7 +178,7 @@ def real_tokens(mask: object, batch: int, length: int, past: int) -> Tensor | No
     if mask is None:
         return None
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length:
-        return mask[:, -length:].bool()
+        return (mask[:, past : past + length] if by_place else mask[:, -length:]).bool()
     if isinstance(mask, Tensor) and mask.ndim == 4:
         # A static cache comes with a ready (batch, 1, length, cache) mask: a token is real if it attends to itself.
         # Past the end of a window the newest tokens stand last.
@@ -177,6 +192,21 @@ def real_tokens(mask: object, batch: int, length: int, past: int) -> Tensor | No
         got=type(mask).__name__ + (str(tuple(mask.shape)) if isinstance(mask, Tensor) else ""),
         expected="a 2-D mask (batch, seq), or none",
         fix='Use attn_implementation="sdpa" or "eager".',
+    )
+
+
+def why_stopped(model: nn.Module) -> str | None:
+    """Say why hooks on a model's parts may have gone unseen since they first ran; `None` if nothing shows it.
+
+    Args:
+        model (`nn.Module`): The model.
+    """
+    parts = compiled_parts(model)
+    if not parts:
+        return None
+    return (
+        f"{len(parts)} parts, such as {parts[0] or type(model).__name__}, were compiled by themselves, and torch runs "
+        "the graph of one for its like, whatever their hooks"
     )
 
 
@@ -207,6 +237,15 @@ class DecoderParticipant(Participant):
         participant.ran = False
         self._expected[path] = participant
 
+    why_stopped: Callable[[], str | None] | None = None
+    """What says why a router that had run before did not run again, if that means that it went unseen."""
+
+    def begin(self) -> None:
+        """Called when a forward pass begins, whether passes matter or not: nothing has run in it yet."""
+        if self.active:
+            for participant in self._expected.values():
+                participant.ran = False
+
     def on_forward(self, forward: Forward) -> None:
         """Called when a forward pass begins."""
 
@@ -225,11 +264,13 @@ class DecoderParticipant(Participant):
         """Called when a forward pass ends."""
 
     def check_alive(self) -> None:
-        """Raise [`LivenessError`] if a router did not run in the first forward since attaching."""
-        if self._proven or not self.active:
+        """Raise [`LivenessError`] if a router did not run in the first forward since attaching, or ran unseen."""
+        if not self.active:
             return
         silent = [path for path, participant in self._expected.items() if not participant.ran]
-        if silent:
+        if silent and self._proven:
+            self.check_stopped(silent)
+        elif silent:
             raise LivenessError(
                 silent[0],
                 f"{len(silent)} of {len(self._expected)} hooked routers did not run in the forward pass",
@@ -237,3 +278,18 @@ class DecoderParticipant(Participant):
                 fix=None if self.why_silent is None else self.why_silent(silent[0]),
             )
         self._proven = True
+
+    def check_stopped(self, silent: list[str]) -> None:
+        """Raise [`LivenessError`] if parts that had run before went unseen; layers may be left out on purpose.
+
+        Args:
+            silent (`list[str]`): The paths of the parts.
+        """
+        why = None if self.why_stopped is None else self.why_stopped()
+        if why is not None:
+            raise LivenessError(
+                silent[0],
+                f"{len(silent)} of {len(self._expected)} hooks did not run in a forward pass: {why}",
+                expected="every hook to run",
+                fix="Remove what is attached and attach it again, or do not compile parts of the model.",
+            )

@@ -20,15 +20,19 @@ from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.maps.grid import check_grid, check_layers, descending, row_of
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.fields import checked_fingerprint
+from hf_mote.printing import Printable, Summary, frame_of, short
 from hf_mote.ranking.finding import Finding, finding_of, least_q_of
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, heat_map
 from hf_mote.sharing.privacy import without_places
 from hf_mote.statistics.contrast import Contrast
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
+    from typing import Self
 
-    from typing_extensions import Self
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 __all__ = ["ExpertRanking", "RankedExpert"]
 
@@ -56,7 +60,7 @@ class RankedExpert(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ExpertRanking(Shareable):
+class ExpertRanking(Printable, Shareable):
     """All experts by descending score, ties by layer and expert.
 
     Args:
@@ -295,9 +299,56 @@ class ExpertRanking(Shareable):
     def __len__(self) -> int:
         return self.score.numel()
 
-    def __repr__(self) -> str:
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is known of the ranking and of each expert, best first, JSON-native but for NaN."""
+        names = ("method", "target", "unit", "confidence", "least_p", "fingerprint")
+        known = {name: getattr(self, name) for name in names}
+        rows = [row._asdict() for row in self.rows(len(self))]
+        return {**known, "layers": list(self.layers), "provenance": dict(self.provenance), "experts": rows}
+
+    def to_pandas(self) -> DataFrame:
+        """Return a `pandas.DataFrame` with a row for each expert, best first; its index is the place, from 1."""
+        rows = self.rows(len(self))
+        frame = frame_of({name: [getattr(row, name) for row in rows] for name in RankedExpert._fields})
+        frame.index = frame.index + 1
+        frame.index.name = "place"
+        return frame
+
+    def plot(self, n: int = 5, *, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Return a heat map of layers by experts, the best ones marked; see [`~hf_mote.plots.plot_expert_map`].
+
+        Args:
+            n (`int`, *optional*, defaults to 5): How many of the best to mark.
+            path (`str` or `os.PathLike`, *optional*): Where to write it, as PNG, SVG or PDF by its ending.
+        """
+        from hf_mote.plots import plot_expert_map
+
+        best = min(n, len(self))
+        return plot_expert_map(
+            self.matrix(),
+            self.layers,
+            title=f"{self.method}: {self.target}"[:80].replace("$", r"\$"),
+            label=self.unit or "score",
+            marked={f"the first {best}": self.top(best)} if best else None,
+            path=path,
+        )
+
+    def _summary(self) -> Summary:
         layers, experts = self.score.shape
-        return f"ExpertRanking({self.method!r} for {self.target!r}, {layers} layers x {experts} experts)"
+        title = f"ExpertRanking by {self.method} for {self.target!r}: {layers} layers x {experts} experts"
+        facts = {"verdict": self.verdict, **({"score in": self.unit} if self.unit else {})}
+        rows = self.rows(min(10, len(self)))
+        interval = "interval" if self.confidence is None else f"{self.confidence:.0%} interval"
+        columns: dict[str, list[object]] = {
+            "expert": [f"{row.layer}.{row.expert}" for row in rows],
+            "score": [short(row.score) for row in rows],
+        }
+        if self.low is not None:
+            columns[interval] = [f"{short(row.low)} to {short(row.high)}" for row in rows]
+        for name in ("p", "q"):
+            if getattr(self, name) is not None:
+                columns[name] = [short(getattr(row, name), 2) for row in rows]
+        return Summary(title, facts, columns, len(self))
 
     @cached_property
     def _places(self) -> dict[tuple[int, int], int]:

@@ -16,6 +16,9 @@ from hf_mote.statistics.rates import SIGNIFICANT
 
 __all__ = ["Finding", "finding_of", "least_q_of"]
 
+LEAST_TESTED = 16
+MOST_MOVED = 1 / 3  # of all experts: a contrast in which more differ is one of topics
+
 
 class Finding(NamedTuple):
     """What a ranking shows.
@@ -56,7 +59,14 @@ def finding_of(
     tested = int((~q.isnan()).sum())
     found = int(((q <= SIGNIFICANT) & (score > 0)).sum())
     if found:
-        return Finding(f"{found:,} of {tested:,} experts {relation} (q ≤ {SIGNIFICANT}).", found)
+        text = f"{found:,} of {tested:,} experts {relation} (q ≤ {SIGNIFICANT})."
+        moved = int((q <= SIGNIFICANT).sum())
+        if moved > MOST_MOVED * tested and tested >= LEAST_TESTED:
+            text += (
+                f" With those that do so less, {moved:,} of all experts differ: so many do by topic, wording or "
+                "length, and hardly any is a cause. Compare pairs of prompts on one topic, or give their groups."
+            )
+        return Finding(text, found)
     if least_p is None:
         unknown = "whether any could have, the ranking does not say"
         return Finding(f"Of {tested:,} experts none {relation} with q ≤ {SIGNIFICANT}; {unknown}.", 0)
@@ -73,8 +83,8 @@ def finding_of(
         return Finding(text, 0)
     fewest = math.ceil(least_p * tested / SIGNIFICANT)
     text = (
-        f"Nothing was found, and fewer than {fewest:,} of {tested:,} experts could not be found with {bound}: "
-        f"{least}, q of one expert alone not below {least_q:.3g}. {remedy}"
+        f"Nothing was found, but {bound} could not show less than {fewest:,} experts at once: one that stands out "
+        f"alone gets q = {least_q:.2g} at best, as {least} and {tested:,} experts were tested. {remedy}"
     )
     return Finding(text, 0)
 

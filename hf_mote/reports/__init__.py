@@ -3,11 +3,11 @@
 Files in reading order:
 
 - `markup.py`: markup that escapes by default. `formats.py`: how numbers are written. `tables.py`, `charts.py`,
-  `heat_map.py`, `responses.py`, `tokens.py`: the parts of pages.
-- `page.py`, with `style.css`: the page around them.
-- `rankings.py`: a ranking for people.
-- One page for each command: `imaging.py`, `attribution.py`, `evaluation.py`, `sweep.py`, `latents.py`.
+  `heat_map.py`, `responses.py`, `tokens.py`, `configs.py`: the parts of pages.
+- `page.py`, with `style.css` and `page.js`: the page around them, and the one script that it runs.
+- `rankings.py`: a ranking for people. `explorer.py`: all experts, for the script to sort, filter and show.
+- One page for each command: `imaging.py`, `attribution.py`, `evaluation.py`, `sweep.py`, `latents.py`, `demo.py`.
 
-May import `ranking`, `evaluation`, `statistics`, `maps`, `sae` and `files`. A new page is a file here that the command
-calls.
+May import `ranking`, `evaluation`, `statistics`, `maps`, `sae`, `drawing` and `files`. A new page is a file here that
+the command calls.
 """

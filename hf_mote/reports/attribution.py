@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from hf_mote.ranking.causal.optimized import OptimizedRanking
 from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.reports.formats import number, percent, signed
+from hf_mote.reports.configs import UNMEASURED, config_part
+from hf_mote.reports.explorer import Explored, expert_panel, expert_part, explorer_data
+from hf_mote.reports.formats import decimals_for, number, percent, signed
 from hf_mote.reports.heat_map import heat_map
-from hf_mote.reports.markup import Html, join, tag
+from hf_mote.reports.markup import Html, chip, join, tag
 from hf_mote.reports.page import Section, make_page, provenance_section
-from hf_mote.reports.rankings import expert_table, ranking_verdict
+from hf_mote.reports.rankings import decimals_of, ranking_verdict
 from hf_mote.reports.tables import folded, table
 from hf_mote.reports.tokens import RoutedText, token_section
 
@@ -31,7 +33,9 @@ class Attribution(NamedTuple):
         baselines (`list[str]`): The baseline response to each.
         preference (`list[float]`): log p(target) - log p(baseline) for each prompt, in nats.
         top (`int`): How many experts are looked at closely.
-        texts (`list[RoutedText]`): Prompts with both responses, and the routing weight of the top experts.
+        texts (`list[RoutedText]`): Prompts with both responses, and the routing weight of `traced`.
+        traced (`Sequence[tuple[int, int]]`): (layer, expert) that are followed, the first `top` of the ranking first.
+        config (`Mapping`, *optional*): The config of the first experts, as `MoTEConfig.to_dict` gives it.
     """
 
     model: str
@@ -42,6 +46,8 @@ class Attribution(NamedTuple):
     preference: list[float]
     top: int
     texts: list[RoutedText]
+    traced: Sequence[tuple[int, int]] = ()
+    config: Mapping[str, Any] | None = None
 
 
 def attribution_verdict(found: Attribution) -> tuple[str, bool]:
@@ -55,10 +61,11 @@ def attribution_verdict(found: Attribution) -> tuple[str, bool]:
         return ranking.verdict, bool(ranking.sufficient)
     verdict = ranking_verdict(ranking, relation="speak for the target response")
     mean = sum(found.preference) / len(found.preference)
-    share = sum(value > 0 for value in found.preference) / len(found.preference)
+    n = len(found.preference)
+    share = percent(sum(value > 0 for value in found.preference) / n, n)
     text = (
-        f"{verdict.text} The untouched model finds the target likelier than the baseline on {percent(share)} of the "
-        f"prompts ({signed(mean)} nats on average)."
+        f"{verdict.text} The untouched model finds the target likelier than the baseline on {share} of the prompts "
+        f"({signed(mean, 1)} nats on average)."
     )
     if verdict.significant:
         text += " Whether these experts control the behaviour is for hf-mote evaluate to say."
@@ -75,26 +82,53 @@ def attribution_page(found: Attribution, *, provenance: Mapping[str, str], files
     """
     verdict, anything = attribution_verdict(found)
     ranking = found.ranking
+    explored = _explored(found)
     figure = heat_map(
         ranking.matrix(),
         ranking.layers,
         title=_title(ranking),
         unit=_unit(ranking),
-        marked=ranking.top(found.top),
-        mark_name=f"the first {found.top}",
+        digits=3,
+        marked=explored.marked,
+        series="score:0",
     )
-    experts = join([tag("p", _method(ranking), class_="faint"), expert_table(ranking, max(20, found.top))])
-    sections = [Section("maps", "Heat map", figure), Section("experts", "First experts", experts)]
+    experts = join([tag("p", _method(ranking), class_="faint"), expert_part(explored), expert_panel()])
+    sections = [Section("experts", "Experts", experts), Section("maps", "Heat map", figure)]
     if found.texts:
-        tokens = token_section(ranking.top(len(found.texts[0].weights)), found.texts, TARGET)
+        tokens = token_section(found.traced[: found.top], found.texts, TARGET)
         sections.append(Section("tokens", "Tokens that route to them", tokens))
+    if found.config is not None:
+        sections.append(Section("config", "Config", config_part(found.config, note=UNMEASURED, linked=True)))
     sections += [
         Section("responses", "Prompts and responses", _responses(found)),
         provenance_section(provenance, files),
     ]
     subject = f"{found.model}: {len(found.prompts)} prompts"
     title = "Experts behind a response"
-    return make_page(title, subject=subject, verdict=verdict, found=anything, sections=sections)
+    data = explorer_data(explored)
+    return make_page(title, subject=subject, verdict=verdict, found=anything, sections=sections, data=data)
+
+
+def _explored(found: Attribution) -> Explored:
+    ranking = found.ranking
+    removed: dict[str, dict[tuple[int, int], str]] = {}
+    if ranking.method == "ablation":
+        # The experts that were not tried have no p value.
+        tried = [row for row in ranking.rows(len(ranking)) if row.p is not None and row.p == row.p]
+        decimals = decimals_of(ranking)
+        removed["taken out alone, log p(target) − log p(baseline) changes by"] = {
+            (row.layer, row.expert): f"{signed(-row.score, decimals)} nats" for row in tried
+        }
+    return Explored(
+        rankings={ranking.method: ranking},
+        target=TARGET,
+        relation=("Speaks for the", "Speaks against the"),
+        marked={f"the first {found.top}": ranking.top(found.top)},
+        texts=found.texts,
+        traced=found.traced,
+        removed=removed,
+        config=found.config,
+    )
 
 
 def _title(ranking: ExpertRanking) -> str:
@@ -130,10 +164,11 @@ def _method(ranking: ExpertRanking) -> str:
 def _responses(found: Attribution) -> Html:
     values = sorted(found.preference)
     middle = values[len(values) // 2]
+    decimals = max(0, decimals_for(values) - 1)
     spread = table(
         "log p(target) − log p(baseline) in the untouched model, nats",
         ["least", "median", "most"],
-        [[number(values[0]), number(middle), number(values[-1])]],
+        [[number(value, decimals) for value in (values[0], middle, values[-1])]],
         numeric=(0, 1, 2),
     )
     items = [
@@ -142,11 +177,11 @@ def _responses(found: Attribution) -> Html:
             tag("p", prompt, class_="asked text", dir="auto"),
             tag(
                 "dl",
-                tag("div", tag("dt", "target"), tag("dd", target, class_="text", dir="auto")),
-                tag("div", tag("dt", "baseline"), tag("dd", baseline, class_="text", dir="auto")),
+                tag("div", tag("dt", chip(TARGET, TARGET)), tag("dd", target, class_="text", dir="auto")),
+                tag("div", tag("dt", chip(BASELINE)), tag("dd", baseline, class_="text", dir="auto")),
                 class_="sides",
             ),
-            tag("p", f"preference {signed(value)} nats", class_="faint"),
+            tag("p", f"preference {signed(value, decimals)} nats", class_="faint"),
         )
         for prompt, target, baseline, value in zip(
             found.prompts[:200], found.targets, found.baselines, found.preference, strict=False

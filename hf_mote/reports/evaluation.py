@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.evaluation.side_effects import perplexity_text
 from hf_mote.reports.charts import Point, dose_chart, effect_chart
+from hf_mote.reports.configs import config_part
 from hf_mote.reports.formats import number, percent, probability, quoted, signed
 from hf_mote.reports.markup import Child, Html, join, tag
 from hf_mote.reports.page import Section, make_page, provenance_section
@@ -25,10 +26,12 @@ class Evaluation(NamedTuple):
     Attributes:
         model (`str`): The model's name.
         report (`EvaluationReport`): The report.
+        against (`EvaluationReport`, *optional*): What another config did on the same prompts.
     """
 
     model: str
     report: EvaluationReport
+    against: EvaluationReport | None = None
 
 
 def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: Mapping[str, str]) -> Html:
@@ -43,6 +46,8 @@ def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: 
     before = [Answer(*pair) for pair in zip(report.responses_before, report.labels_before, strict=True)]
     after = [Answer(*pair) for pair in zip(report.responses_after, report.labels_after, strict=True)]
     sections = [Section("effect", "Effect and controls", _effect(report))]
+    if found.against is not None:
+        sections.append(Section("against", "Against another config", _against(report, found.against)))
     if report.dose:
         sections.append(Section("dose", "Dose and response", _dose(report)))
     sections.append(Section("sides", "Side effects", _side_effects(report)))
@@ -55,7 +60,7 @@ def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: 
     if report.conversations:
         body = conversations_side_by_side(report.conversations)
         sections.append(Section("conversations", "Conversations before and after", body))
-    sections += [Section("config", "Config", _config(report.config)), provenance_section(provenance, files)]
+    sections += [Section("config", "Config", config_part(report.config)), provenance_section(provenance, files)]
     return make_page(
         f"Evaluation: {report.target}",
         subject=f"{found.model}: {len(report.prompts)} prompts",
@@ -65,34 +70,50 @@ def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: 
     )
 
 
+_MATCHED = {
+    ("experts", "layer"): "matched by layer",
+    ("experts", "usage"): "matched by layer and by how often the model uses them",
+    ("latents", "layer"): "any of the SAE",
+    ("latents", "usage"): "active on about as many tokens",
+}
+
+
 def points_of(report: EvaluationReport) -> list[Point]:
     """Return what the effect chart shows: before, and after with the controls."""
     before, after = report.before, report.after
     return [
-        Point("untouched", before.rate, before.low, before.high),
-        Point("with the config", after.rate, after.low, after.high, report.controls),
+        Point("untouched", before.rate, before.low, before.high, n=before.n),
+        Point("with the config", after.rate, after.low, after.high, report.controls, after.n),
     ]
 
 
 def _effect(report: EvaluationReport) -> Html:
-    title = f"Rate of {quoted(report.target)}"
+    title, asked = f"Rate of {quoted(report.target)}", report.before.n
     chart = effect_chart(points_of(report), title=title, rate_name=f"responses of class {quoted(report.target)}")
     rows = [_rate_row("untouched", report.before), _rate_row("with the config", report.after)]
     if report.controls:
         mean, low, high = fmean(report.controls), min(report.controls), max(report.controls)
         name = f"{len(report.controls)} random controls"
-        rows.append([name, "–", f"{percent(mean)} on average", f"{percent(low)} to {percent(high)}"])
+        rows.append([name, "mean", percent(mean, asked), f"{percent(low, asked)} to {percent(high, asked)}"])
     made = table("Measured", ["model", "responses", "rate", "interval, or range"], rows, numeric=(1, 2, 3))
-    change = f"Change {signed(100 * report.effect)} percentage points"
+    change = f"Change {signed(100 * report.effect, 0 if asked < 200 else 1)} percentage points"
     p = "" if report.p_value is None else f", p = {probability(report.p_value)} against the controls"
-    matched = "layer and by how often the model uses them" if report.control_kind == "usage" else "layer"
-    held = f" {report.sharing} of them hold some of its own experts." if report.sharing else ""
-    note = f"{change}{p}. Controls do the same to as many random experts, matched by {matched}.{held}"
+    held = f" {report.sharing} of them hold some of its own {report.units}." if report.sharing else ""
+    matched = _MATCHED[report.units, report.control_kind]
+    note = f"{change}{p}. Controls do the same to as many random {report.units}, {matched}.{held}"
     if report.flips is not None and report.control_flips:
         lost, gained = (fmean(getattr(one, name) for one in report.control_flips) for name in ("lost", "gained"))
         note += (
             f" {report.flips.lost} responses leave {quoted(report.target)} and {report.flips.gained} come to it, "
             f"under the controls {lost:.1f} and {gained:.1f} on average."
+        )
+    if report.coherence is not None:
+        seen = report.coherence
+        note += (
+            f" No coherent text: {seen.share_before} of the untouched model's responses and {seen.share_after} of "
+            f"those with the config, by more than {number(seen.limit_surprise)} nats per token in the model that "
+            f"wrote it, more than {percent(seen.limit_repeated)} of repeated token pairs, an empty text, or the "
+            "judge's word. They count against the config."
         )
     if report.unclear:
         note += (
@@ -101,24 +122,56 @@ def _effect(report: EvaluationReport) -> Html:
     return join([chart, made, tag("p", note)])
 
 
+def _against(report: EvaluationReport, other: EvaluationReport) -> Html:
+    """Return two configs side by side: what they do, and what else they change."""
+    pairs = [(f"with {one.units} changed", one) for one in (report, other)]
+    if report.units == other.units:
+        pairs = [("with the config", report), ("with the other config", other)]
+    untouched = points_of(report)[0]
+    points = [untouched, *(points_of(one)[1]._replace(label=name) for name, one in pairs)]
+    title = f"Rate of {quoted(report.target)}"
+    chart = effect_chart(points, title=title, rate_name=f"responses of class {quoted(report.target)}")
+    headings = ["model", "rate", "interval", "controls, mean", "p", "unrelated unchanged", "KL per token, nats"]
+    rows: list[Sequence[Child]] = [
+        ["untouched", percent(report.before.rate, report.before.n), _interval(report.before), "–", "–", "–", "–"]
+    ]
+    for name, one in pairs:
+        kept, seen = one.unrelated_unchanged, one.side_effects
+        rows.append(
+            [
+                name,
+                percent(one.after.rate, one.after.n),
+                _interval(one.after),
+                percent(fmean(one.controls), one.after.n) if one.controls else "–",
+                "–" if one.p_value is None else probability(one.p_value),
+                "–" if kept is None else percent(kept.rate, kept.n),
+                "–" if seen is None else number(seen.kl),
+            ]
+        )
+    made = table("Both on the same prompts", headings, rows, numeric=range(1, 7))
+    return join(
+        [chart, made, tag("p", f"The other config: {other.verdict}"), config_part(other.config, part="against")]
+    )
+
+
 def _dose(report: EvaluationReport) -> Html:
-    own = float(report.config["strength"])
-    points = {strength: Point(f"{strength:g}", rate) for strength, rate in report.dose}
-    points[0.0] = Point("0", report.before.rate, report.before.low, report.before.high)
-    points[own] = Point(f"{own:g}", report.after.rate, report.after.low, report.after.high, report.controls)
+    own, before, after = float(report.config["strength"]), report.before, report.after
+    points = {strength: Point(f"{strength:g}", rate, n=after.n) for strength, rate in report.dose}
+    points[0.0] = Point("0", before.rate, before.low, before.high, n=before.n)
+    points[own] = Point(f"{own:g}", after.rate, after.low, after.high, report.controls, after.n)
     ordered = [points[strength] for strength in sorted(points)]
     chart = dose_chart(
         ordered,
         title=f"Rate of {quoted(report.target)} by strength",
-        rate_name=f"rate of {report.target}",
-        dose_name="strength",
+        rate_name=f"↑ responses of class {quoted(report.target)}",
+        dose_name="strength →",
         before=report.before.rate,
     )
     rows: list[Sequence[Child]] = [
-        [point.label, percent(point.rate), percent(fmean(point.controls)) if point.controls else "–"]
+        [point.label, percent(point.rate, after.n), percent(fmean(point.controls), after.n) if point.controls else "–"]
         for point in ordered
     ]
-    made = table("By strength", ["strength", "rate", "random controls, mean"], rows, numeric=(0, 1, 2))
+    made = table("By strength", ["strength", "rate", "random controls, mean"], rows, numeric=(0, 1, 2), sortable=True)
     return join([chart, made])
 
 
@@ -126,10 +179,13 @@ def _side_effects(report: EvaluationReport) -> Html:
     rows: list[Sequence[Child]] = []
     if report.unrelated_unchanged is not None:
         kept = report.unrelated_unchanged
-        rows.append(["unrelated answers that stay word for word", f"{kept}, {kept.successes} of {kept.n}"])
+        rows.append(["unrelated answers that stay word for word", _kept(kept)])
+    rows += [[test.what, f"{test}"] for test in report.not_worse]
+    if report.selectivity is not None:
+        rows.append(["on-target change beside off-target change", str(report.selectivity)])
     if report.turns_unchanged is not None:
         kept = report.turns_unchanged
-        rows.append(["answers in conversations that stay word for word", f"{kept}, {kept.successes} of {kept.n}"])
+        rows.append(["answers in conversations that stay word for word", _kept(kept)])
     if report.side_effects is not None:
         seen = report.side_effects
         rows += [
@@ -151,25 +207,13 @@ def _scope(measured: str, own: str) -> str:
     return f"{measured}, as plain text is all prompt and the config's own, {own}, would do nothing to it"
 
 
-def _config(config: Mapping[str, Any]) -> Html:
-    """Return what the config does, without settings of what it does not do."""
-    fields = ["scope", "thinking_tokens", "strength", "base_model"]
-    for name, settings in (
-        ("suppress", ["suppress_mode"]),
-        ("stimulate", ["stimulate_weight"]),
-        ("bias", ["bias_on"]),
-    ):
-        if config.get(name):
-            fields = [name, *settings, *fields]
-    known: list[Sequence[Child]] = [[name, tag("code", _written(config[name]))] for name in fields if config.get(name)]
-    return table("Which experts, as layer.expert, and how", ["field", "value"], known)
-
-
-def _written(value: object) -> str:
-    if isinstance(value, list) and all(isinstance(entry, list) for entry in value):
-        return "  ".join(f"{entry[0]}.{entry[1]}" + "".join(f" ({extra})" for extra in entry[2:]) for entry in value)
-    return str(value)
-
-
 def _rate_row(name: str, rate: Rate) -> list[Child]:
-    return [name, f"{rate.successes} of {rate.n}", percent(rate.rate), f"{percent(rate.low)} to {percent(rate.high)}"]
+    return [name, f"{rate.successes} of {rate.n}", percent(rate.rate, rate.n), _interval(rate)]
+
+
+def _interval(rate: Rate) -> str:
+    return f"{percent(rate.low, rate.n)} to {percent(rate.high, rate.n)}"
+
+
+def _kept(rate: Rate) -> str:
+    return f"{percent(rate.rate, rate.n)} [{_interval(rate)}], {rate.successes} of {rate.n}"

@@ -1,7 +1,8 @@
 """Heat maps of layers by experts, drawn in the page: colour for a first look, the number under the pointer.
 
-The cells are one small picture with transparency, so that it suits a light and a dark page; over it lies a grid that
-knows the numbers. What matters is also in a table beside it, for those who see no colour or use no pointer.
+The cells are one small picture with transparency, so that it suits a light and a dark page. Which number a cell has,
+the page's script knows from the page's data, `explorer.py`. What matters is also in a table beside it, for those who
+see no colour or run no script. `plots.py` draws the same picture as a file.
 """
 
 from __future__ import annotations
@@ -9,25 +10,25 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.image import imsave
 from torch import Tensor
 
+from hf_mote.drawing import LESS, MARKS, MORE
 from hf_mote.errors import DataError
 from hf_mote.reports.formats import number, signed
-from hf_mote.reports.markup import Html, tag
+from hf_mote.reports.markup import Child, Html, tag
 from hf_mote.reports.tables import scrolling
 
 __all__ = ["heat_map"]
 
-MORE = (214, 98, 32)  # --more of style.css: above 0
-LESS = (52, 128, 214)  # --less: below 0
-MOST_NUMBERED = 2048  # cells that carry their number; of larger maps the outermost do, so that the page stays small
-_LEFT, _BOTTOM, _WIDTH = 46, 34, 960
-_TEXT_HEIGHT, _TEXT_WIDTH = 17, 34  # of a number on an axis
+_LEAST, _MOST = 4, 64  # pixels that a cell is wide
+_MOST_NUMBERS = 9  # on the axis of experts, so that they lie apart on a narrow page
+_TEXT_HEIGHT = 15
+_SHAPES = {"circle": "○", "square": "□", "diamond": "◇", "triangle": "△"}
 
 
 def heat_map(
@@ -36,20 +37,24 @@ def heat_map(
     *,
     title: str,
     unit: str,
+    heading: Child = None,
     largest: float | None = None,
-    marked: Collection[tuple[int, int]] = (),
-    mark_name: str = "",
+    digits: int = 4,
+    marked: Mapping[str, Collection[tuple[int, int]]] | None = None,
+    series: str | None = None,
 ) -> Html:
     """Return a figure of layers by experts.
 
     Args:
         grid (`torch.Tensor` of shape `(layers, experts)`, any real dtype): What to show.
         layers (`Sequence[int]`): Absolute decoder layer of each row.
-        title (`str`): What the figure shows.
+        title (`str`): What the figure shows, in words.
         unit (`str`): What a number is, such as "tokens per prompt".
+        heading (`str` or `Html`, *optional*): What stands above it; the title by default.
         largest (`float`, *optional*): Magnitude that gets the full colour; by default the largest there is.
-        marked (`Collection[tuple[int, int]]`, *optional*): (layer, expert) to outline.
-        mark_name (`str`, *optional*): What the outlined ones are.
+        digits (`int`, *optional*, defaults to 4): Significant digits that numbers carry.
+        marked (`Mapping[str, Collection[tuple[int, int]]]`, *optional*): Name to (layer, expert), for at most four.
+        series (`str`, *optional*): Name of its numbers in the page's data, for the script.
 
     Raises:
         [`DataError`]: if the shape is another, or a number is not finite.
@@ -59,8 +64,9 @@ def heat_map(
         import torch
         from hf_mote.reports.heat_map import heat_map
 
-        figure = heat_map(torch.tensor([[1.0, -2.0]]), [3], title="difference", unit="tokens", marked=[(3, 1)])
-        assert "layer 3, expert 1: −2 tokens" in figure
+        grid = torch.tensor([[1.0, -2.0]])
+        figure = heat_map(grid, [3], title="difference", unit="tokens", marked={"first": [(3, 1)]})
+        assert "layer 3, expert 0: 1" in figure
         ```
     """
     values = grid.detach().cpu().double().numpy()
@@ -71,52 +77,53 @@ def heat_map(
     rows, experts = values.shape
     both = bool((values < 0).any())
     say = signed if both else number
-    cell = min(26.0, _WIDTH / experts)
     height = min(26.0, max(9.0, 300.0 / rows))
-    width, depth = cell * experts, height * rows
+    names = list(marked or {})[: len(MARKS)]
     drawing = tag(
         "svg",
         tag(
             "image",
             href=f"data:image/png;base64,{_pixels(values, full or 1.0)}",
-            x=_LEFT,
-            y=2,
-            width=round(width, 2),
-            height=round(depth, 2),
+            width="100%",
+            height="100%",
             preserveAspectRatio="none",
         ),
-        tag("rect", class_="frame", x=_LEFT, y=2, width=round(width, 2), height=round(depth, 2)),
-        *_axes(layers, experts, cell, height),
+        tag("rect", class_="frame", width="100%", height="100%"),
+        *_axes(layers, experts, height),
         *(
-            tag(
-                "rect",
-                tag("title", f"layer {layers[row]}, expert {expert}: {say(float(values[row, expert]))} {unit}"),
-                class_="cell",
-                **_place(row, expert, cell, height),
-            )
-            for row, expert in _numbered(values)
+            _mark(shape, index, layers.index(layer), expert, experts, height)
+            for index, (shape, name) in enumerate(zip(MARKS, names, strict=False))
+            for layer, expert in sorted((marked or {})[name])
         ),
-        *(
-            tag("rect", class_="mark", **_place(row, expert, cell, height))
-            for row, layer in enumerate(layers)
-            for expert in range(experts)
-            if (layer, expert) in marked
-        ),
-        viewBox=f"0 0 {round(_LEFT + width + 4, 2)} {round(depth + _BOTTOM + 4, 2)}",
-        style=f"max-width: {round(1.2 * (_LEFT + width))}px; min-width: {round(0.55 * (_LEFT + width))}px",
+        class_="chart cells",
+        style=f"height: {round(height * rows, 2)}px",
         role="img",
-        aria_label=_in_words(values, layers, title, unit),
+        aria_label=_in_words(values, layers, title, unit, digits),
+        data_series=series,
     )
-    lowest = say(-full) if both else number(0.0)
+    room = 56  # for the numbers of layers, and for a mark at the edge
+    plot = tag(
+        "div",
+        tag("p", "↑ decoder layer", class_="up"),
+        drawing,
+        tag("p", "expert →", class_="across"),
+        class_="plot",
+        style=f"min-width: {room + _LEAST * experts}px; max-width: {room + _MOST * experts}px",
+    )
+    ends = float(f"{full:.{digits}g}")
+    marks = [
+        tag("span", f"{_SHAPES[shape]} {name}", class_="faint") for shape, name in zip(MARKS, names, strict=False)
+    ]
     key = tag(
         "p",
-        tag("span", lowest),
+        tag("span", say(-ends) if both else "0"),
         tag("span", class_="ramp both" if both else "ramp one"),
-        tag("span", f"{say(full)} {unit}"),
-        tag("span", f"□ {mark_name}") if marked and mark_name else None,
+        tag("span", f"{say(ends)} {unit}"),
+        *marks,
         class_="key",
     )
-    return tag("figure", tag("figcaption", title), scrolling(drawing, title), key, class_="map")
+    caption = tag("figcaption", title if heading is None else heading)
+    return tag("figure", caption, scrolling(plot, title), key, class_="map")
 
 
 def _pixels(values: npt.NDArray[np.float64], full: float) -> str:
@@ -128,53 +135,48 @@ def _pixels(values: npt.NDArray[np.float64], full: float) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _axes(layers: Sequence[int], experts: int, cell: float, height: float) -> list[Html]:
-    # As far apart as the larger letters of a narrow page need.
+def _axes(layers: Sequence[int], experts: int, height: float) -> list[Html]:
     every = math.ceil(_TEXT_HEIGHT / height)
     texts = [
-        tag(
-            "text",
-            str(layer),
-            class_="axis",
-            x=_LEFT - 6,
-            y=round(2 + height * (row + 0.5) + 4, 2),
-            text_anchor="end",
-        )
+        tag("text", str(layer), class_="axis", x=-8, y=round(height * (row + 0.5) + 4, 2), text_anchor="end")
         for row, layer in enumerate(layers)
         if row % every == 0
     ]
-    step = next(s for s in (1, 2, 4, 8, 16, 32, 64, 128, 256, experts) if s * cell >= _TEXT_WIDTH or s >= experts)
-    below = 2 + height * len(layers)
+    step = next(s for s in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, experts) if experts / s <= _MOST_NUMBERS)
+    below = round(height * len(layers) + 16, 2)
     for expert in range(0, experts, step):
-        at = round(_LEFT + cell * (expert + 0.5), 2)
-        texts.append(tag("text", str(expert), class_="axis", x=at, y=round(below + 14, 2), text_anchor="middle"))
-    centre = round(_LEFT + cell * experts / 2, 2)
-    texts.append(tag("text", "expert", x=centre, y=round(below + 30, 2), text_anchor="middle"))
-    middle = round(2 + height * len(layers) / 2, 2)
-    texts.append(tag("text", "layer", x=12, y=middle, text_anchor="middle", transform=f"rotate(-90 12 {middle})"))
+        texts.append(
+            tag("text", str(expert), class_="axis", x=_across(expert, experts), y=below, text_anchor="middle")
+        )
     return texts
 
 
-def _place(row: int, expert: int, cell: float, height: float) -> dict[str, float]:
-    return {
-        "x": round(_LEFT + cell * expert, 2),
-        "y": round(2 + height * row, 2),
-        "width": round(cell, 2),
-        "height": round(height, 2),
-    }
+def _across(expert: int, experts: int) -> str:
+    return f"{round(100 * (expert + 0.5) / experts, 3):g}%"
 
 
-def _numbered(values: npt.NDArray[np.float64]) -> list[tuple[int, int]]:
-    order = np.argsort(-np.abs(values), axis=None, kind="stable")[:MOST_NUMBERED]
-    rows, experts = np.unravel_index(np.sort(order), values.shape)
-    return list(zip(rows.tolist(), experts.tolist(), strict=True))
+def _mark(shape: str, index: int, row: int, expert: int, experts: int, height: float) -> Html:
+    """Return the outline around a cell; the second name's lies around the first's."""
+    r = round(min(height, 18.0) / 2 - 0.5 + 3 * index, 2)
+    match shape:
+        case "circle":
+            drawn = tag("circle", r=r)
+        case "square":
+            drawn = tag("rect", x=-r, y=-r, width=2 * r, height=2 * r)
+        case "diamond":
+            drawn = tag("path", d=f"M0 {-1.3 * r}L{1.3 * r} 0L0 {1.3 * r}L{-1.3 * r} 0Z")
+        case _:
+            drawn = tag("path", d=f"M0 {-1.3 * r}L{1.3 * r} {r}L{-1.3 * r} {r}Z")
+    y = round(height * (row + 0.5), 2)
+    return tag("svg", drawn, class_=f"at mark m{index}", x=_across(expert, experts), y=y, role="presentation")
 
 
-def _in_words(values: npt.NDArray[np.float64], layers: Sequence[int], title: str, unit: str) -> str:
+def _in_words(values: npt.NDArray[np.float64], layers: Sequence[int], title: str, unit: str, digits: int) -> str:
     order = np.argsort(-values, axis=None, kind="stable")[:3]
     places = [np.unravel_index(index, values.shape) for index in order]
     best = "; ".join(
-        f"layer {layers[row]}, expert {expert}: {number(float(values[row, expert]))}" for row, expert in places
+        f"layer {layers[row]}, expert {expert}: {number(float(f'{values[row, expert]:.{digits}g}'))}"
+        for row, expert in places
     )
     size = f"{values.shape[0]} layers by {values.shape[1]} experts"
     return f"Heat map, {title}: {size}. Highest, in {unit}: {best}."

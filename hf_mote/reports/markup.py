@@ -2,16 +2,17 @@
 
 Prompts and responses come from anywhere and end up in a page that a person opens, so there is one way to make an
 element, and it escapes. Nor can an element point outside the page: no link but to a place in it, no source but a
-picture that is part of it.
+picture that is part of it. Data for the page's script is no markup either: it escapes what could end its element.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
-from typing import TypeAlias
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
-__all__ = ["Child", "Html", "chip", "join", "tag", "visible"]
+__all__ = ["Child", "Html", "chip", "data_block", "join", "tag", "visible"]
 
 _VOID = frozenset({"br", "col", "hr", "img", "meta"})
 _REFERENCES = frozenset({"action", "data", "formaction", "href", "poster", "src", "srcset"})
@@ -88,6 +89,35 @@ def join(children: Iterable[Child], between: str = "") -> Html:
             if child is not None
         )
     )
+
+
+def data_block(identity: str, value: object) -> Html:
+    """Return an element that holds data for the page's script; browsers run nothing of it.
+
+    Args:
+        identity (`str`): Its id.
+        value (`object`): JSON-native; texts become what [`visible`] makes of them.
+
+    Example:
+        ```python
+        from hf_mote.reports.markup import data_block
+
+        assert "</script><b>" not in data_block("data", ["</script><b>"])
+        ```
+    """
+    text = json.dumps(_visible_within(value), separators=(",", ":"), allow_nan=False)
+    # Within a script element only "<" means something to a browser; the others stand here for older ones.
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Html(f'<script type="application/json" id="{html.escape(identity)}">{text}</script>')
+
+
+def _visible_within(value: Any) -> Any:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {visible(str(key)): _visible_within(entry) for key, entry in value.items()}
+    return [_visible_within(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def visible(text: str) -> str:

@@ -1,22 +1,30 @@
-"""The page around a report: one file that needs no network, runs no script and opens from a disk.
+"""The page around a report: one file that needs no network and opens from a disk.
 
-Its content security policy says so to the browser: even markup that got in by mistake could load and run nothing.
+Its content security policy lets the browser run one script, `page.js` as it is, and load nothing: even markup that got
+in by mistake could do neither. The script makes elements one by one and sets text as text; the policy forbids it to
+turn a text into markup.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+from hf_mote.drawing import CONTROL, LESS, MORE
 from hf_mote.files import replacing
 from hf_mote.reports.markup import Html, join, tag
 from hf_mote.reports.tables import table
 
 __all__ = ["Section", "make_page", "provenance_section", "write_page"]
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+_POLICY = (
+    "default-src 'none'; script-src 'sha256-{}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
 
 
 class Section(NamedTuple):
@@ -33,7 +41,9 @@ class Section(NamedTuple):
     body: Html
 
 
-def make_page(title: str, *, subject: str, verdict: str, found: bool, sections: Sequence[Section]) -> Html:
+def make_page(
+    title: str, *, subject: str, verdict: str, found: bool, sections: Sequence[Section], data: Html | None = None
+) -> Html:
     """Return a page: the verdict first, then the sections in their order.
 
     Args:
@@ -42,6 +52,7 @@ def make_page(title: str, *, subject: str, verdict: str, found: bool, sections: 
         verdict (`str`): What was found, in a sentence or two.
         found (`bool`): Whether that is an effect rather than none; the verdict's edge is coloured then.
         sections (`Sequence[Section]`): What follows.
+        data (`Html`, *optional*): What the page's script knows, as `explorer.explorer_data` gives it.
 
     Example:
         ```python
@@ -50,29 +61,48 @@ def make_page(title: str, *, subject: str, verdict: str, found: bool, sections: 
 
         body = tag("p", "<script>")
         page = make_page("Report", subject="a model", verdict="None.", found=False, sections=[Section("a", "A", body)])
-        assert page.startswith("<!doctype html>") and "<script>" not in page
+        assert page.startswith("<!doctype html>") and "<p>&lt;script&gt;</p>" in page
         ```
     """
     contents = [tag("li", tag("a", section.title, href=f"#{section.anchor}")) for section in sections]
+    script = _own("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY.format(digest)),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="generator", content="hf_mote"),
         tag("title", f"{title} · hf_mote"),
-        tag("style", Html(files("hf_mote.reports").joinpath("style.css").read_text(encoding="utf-8"))),
+        tag("style", Html(_colours() + _own("style.css"))),
     )
     header = tag(
         "header",
+        tag("a", "To the report", href="#verdict", class_="skip"),
         tag("h1", title),
         tag("p", subject, class_="subject"),
         tag("p", verdict, class_="verdict found" if found else "verdict", id="verdict"),
         tag("nav", tag("ul", *contents), aria_label="Contents"),
     )
     main = tag("main", *(tag("section", tag("h2", s.title), s.body, id=s.anchor) for s in sections))
-    return join([Html("<!doctype html>\n"), tag("html", head, tag("body", header, main), lang="en"), "\n"])
+    return join(
+        [
+            Html("<!doctype html>\n"),
+            tag("html", head, tag("body", header, main, data, tag("script", Html(script))), lang="en"),
+            "\n",
+        ]
+    )
+
+
+def _own(name: str) -> str:
+    """Return a file of this folder that goes into every page."""
+    return files("hf_mote.reports").joinpath(name).read_text(encoding="utf-8")
+
+
+def _colours() -> str:
+    named = {"more": MORE, "less": LESS, "control-light": CONTROL}
+    return f":root {{ {' '.join(f'--{name}: {r} {g} {b};' for name, (r, g, b) in named.items())} }}\n"
 
 
 def provenance_section(provenance: Mapping[str, str], files_written: Mapping[str, str]) -> Section:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from hf_mote.evaluation.conversations import Conversation
@@ -13,6 +13,8 @@ __all__ = ["Answer", "answers_by_class", "conversations_side_by_side", "side_by_
 
 MOST_SHOWN = 200  # responses in a page; the data beside it has them all
 SHOWN_AT_ONCE = 10
+LONGEST = 3000  # characters of one text
+MOST_CHARACTERS = 400_000  # of a list, so that a page stays small
 
 
 class Answer(NamedTuple):
@@ -44,16 +46,17 @@ def side_by_side(
     counts = f"{changed} of {len(prompts)} responses change"
     if target is not None:
         counts += f", {relabelled} of them to another label"
+    shown = _fitting(order, lambda index: [prompts[index], before[index].text, after[index].text])
     items = [
         tag(
             "li",
-            tag("p", prompts[index], class_="asked text", dir="auto"),
+            tag("p", _short(prompts[index]), class_="asked text", dir="auto"),
             tag("dl", *_sides(before[index], after[index], target), class_="sides"),
         )
-        for index in order[:MOST_SHOWN]
+        for index in shown
     ]
     listed = folded("{n} more responses", items, shown=SHOWN_AT_ONCE, kind="pairs", more="No prompts were asked.")
-    return join([tag("p", f"{counts}.{_cut(len(prompts))}"), listed])
+    return join([tag("p", f"{counts}.{_cut(len(prompts), len(shown))}"), listed])
 
 
 def conversations_side_by_side(conversations: Sequence[Conversation]) -> Html:
@@ -68,10 +71,11 @@ def conversations_side_by_side(conversations: Sequence[Conversation]) -> Html:
     touched = sum(not all(one.unchanged) for one in conversations)
     counts = f"{changed} of {turns} answers change, in {touched} of {len(conversations)} conversations."
     why = " Each model goes on from its own answers, so a later answer can change because an earlier one did."
-    items = [_conversation(conversations[index]) for index in order[:MOST_SHOWN]]
+    kept = _fitting(order, lambda index: [*conversations[index].answers_before, *conversations[index].answers_after])
+    items = [_conversation(conversations[index]) for index in kept]
     shown = max(2, SHOWN_AT_ONCE // 2)
     listed = folded("{n} more conversations", items, shown=shown, kind="pairs", more="None.")
-    return join([tag("p", f"{counts}{why}{_cut(len(conversations))}"), listed])
+    return join([tag("p", f"{counts}{why}{_cut(len(conversations), len(kept))}"), listed])
 
 
 def answers_by_class(prompts: Sequence[str], responses: Sequence[str], classes: Sequence[str], *, target: str) -> Html:
@@ -84,22 +88,24 @@ def answers_by_class(prompts: Sequence[str], responses: Sequence[str], classes: 
         target (`str`): The class that comes first.
     """
     parts: list[Html] = []
+    most = MOST_CHARACTERS // max(1, len(set(classes)))
     for name in sorted(set(classes), key=lambda label: (label != target, label)):
         mine = [index for index, label in enumerate(classes) if label == name]
+        kept = _fitting(mine, lambda index: [prompts[index], responses[index]], most)
         items = [
             tag(
                 "li",
-                tag("p", prompts[index], class_="asked text", dir="auto"),
-                tag("p", responses[index] or "(no response)", class_="text", dir="auto"),
+                tag("p", _short(prompts[index]), class_="asked text", dir="auto"),
+                tag("p", _short(responses[index]) or "(no response)", class_="text", dir="auto"),
             )
-            for index in mine[:MOST_SHOWN]
+            for index in kept
         ]
         heading = tag(
             "h3",
             chip(name, target),
             f" {len(mine)} prompt{'s' * (len(mine) != 1)}",
         )
-        cut = _cut(len(mine))
+        cut = _cut(len(mine), len(kept))
         shown = max(2, SHOWN_AT_ONCE // 2)
         listed = folded("{n} more", items, shown=shown, kind="pairs", more="None.")
         parts.append(join([heading, tag("p", cut) if cut else None, listed]))
@@ -110,7 +116,7 @@ def _sides(before: Answer, after: Answer, target: str | None) -> list[Html]:
     sides = []
     for name, answer in (("untouched", before), ("with the config", after)):
         label = None if answer.label is None else chip(answer.label, target)
-        text = tag("dd", answer.text or "(no response)", class_="text", dir="auto")
+        text = tag("dd", _short(answer.text) or "(no response)", class_="text", dir="auto")
         sides.append(tag("div", tag("dt", f"{name} ", label), text))
     return sides
 
@@ -121,7 +127,7 @@ def _conversation(one: Conversation) -> Html:
         zip(one.turns, one.answers_before, one.answers_after, strict=True), start=1
     ):
         name = f"Turn {number}" + (": the answer stays word for word" if before == after else "")
-        asked = tag("p", turn, class_="asked text", dir="auto")
+        asked = tag("p", _short(turn), class_="asked text", dir="auto")
         sides = tag("dl", *_sides(Answer(before), Answer(after), None), class_="sides")
         turns.append(tag("li", tag("p", name, class_="turn"), asked, sides))
     named = [] if one.id is None else [f"Question {one.id} "]
@@ -130,5 +136,22 @@ def _conversation(one: Conversation) -> Html:
     return tag("li", head, tag("ol", *turns, class_="turns"))
 
 
-def _cut(number: int) -> str:
-    return f" The first {MOST_SHOWN} are here; the data beside this page have all." if number > MOST_SHOWN else ""
+def _short(text: str) -> str:
+    """Return a text, or its beginning and how much is left out."""
+    left = len(text) - LONGEST
+    return text if left <= 0 else f"{text[:LONGEST]} … {left:,} more characters"
+
+
+def _fitting(order: Sequence[int], texts: Callable[[int], list[str]], most: int = MOST_CHARACTERS) -> list[int]:
+    """Return the first of some places whose texts there is room for; one at least."""
+    kept: list[int] = []
+    for index in order[:MOST_SHOWN]:
+        most -= sum(min(len(text), LONGEST) for text in texts(index))
+        if most < 0 and kept:
+            break
+        kept.append(index)
+    return kept
+
+
+def _cut(number: int, shown: int) -> str:
+    return f" The first {shown} are here; the data beside this page have all." if number > shown else ""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 
 from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.evaluation.sweep import Setting, Sweep
 from hf_mote.reports.charts import Point, dose_chart
+from hf_mote.reports.configs import config_part
 from hf_mote.reports.formats import percent, probability, quoted
-from hf_mote.reports.markup import Child, Html, join, tag
+from hf_mote.reports.markup import Child, Html, chip, join, tag
 from hf_mote.reports.page import Section, make_page, provenance_section
 from hf_mote.reports.responses import Answer, side_by_side
 from hf_mote.reports.tables import table
 
-__all__ = ["sweep_page"]
+__all__ = ["curves_of", "sweep_page"]
 
 _DONE = {"suppress": "suppressed", "stimulate": "stimulated"}
 
@@ -30,12 +31,15 @@ def sweep_page(found: Sweep, *, provenance: Mapping[str, str], files: Mapping[st
     target = found.settings[0].report.target
     most = max(found.settings, key=lambda setting: abs(setting.report.effect))
     report = most.report
+    chosen = min(found.beating, key=lambda setting: setting.num_experts) if found.beating else most
+    why = "the smallest that beats its controls" if found.beating else "which changes most"
     answers = side_by_side(report.prompts, *([Answer(text) for text in texts] for texts in _responses(report)))
     asked = f"{found.model}: {len(report.prompts)} prompts"
     sections = [
         Section("curves", "Dose and response", _curves(found)),
         Section("settings", "All settings", _settings(found)),
         Section("responses", "Responses before and after", join([tag("p", f"With {most}."), answers])),
+        Section("config", "Config", config_part(chosen.report.config, note=f"That of {chosen}, {why}.")),
         provenance_section(provenance, files),
     ]
     return make_page(
@@ -51,45 +55,66 @@ def _responses(report: EvaluationReport) -> tuple[list[str], list[str]]:
     return report.responses_before, report.responses_after
 
 
-def _curves(found: Sweep) -> Html:
-    """Return one chart for each strength, along the number; or along the strength where there is but one number."""
+def curves_of(found: Sweep) -> tuple[str, dict[str, list[tuple[str, Setting]]]]:
+    """Return what the dose is, and the settings of each curve with their doses, by the curve's heading.
+
+    There is one curve for each strength, along the number of experts; or one along the strength, where there is but
+    one number.
+
+    Args:
+        found (`Sweep`): What the sweep found.
+    """
     numbers = {setting.num_experts for setting in found.settings}
     strengths = sorted({setting.strength for setting in found.settings})
-    before = found.settings[0].report.before.rate
-    target = found.settings[0].report.target
     done = _DONE[found.action]
-
-    def chart(settings: Sequence[Setting], title: str, dose_name: str, labels: Sequence[str]) -> Html:
-        points = [
-            Point(label, s.report.after.rate, s.report.after.low, s.report.after.high, s.report.controls)
-            for s, label in zip(settings, labels, strict=True)
-        ]
-        return dose_chart(points, title=title, rate_name=f"rate of {target}", dose_name=dose_name, before=before)
-
     if len(numbers) == 1 and len(strengths) > 1:
         ordered = sorted(found.settings, key=lambda setting: setting.strength)
         title = f"The first {ordered[0].num_experts} experts {done}"
-        return chart(ordered, title, "strength", [f"{setting.strength:g}" for setting in ordered])
-    charts = []
+        return "strength", {title: [(f"{setting.strength:g}", setting) for setting in ordered]}
+    curves = {}
     for strength in strengths:
         chosen = sorted((s for s in found.settings if s.strength == strength), key=lambda s: s.num_experts)
-        title = f"Strength {strength:g}"
-        charts.append(chart(chosen, title, f"number of experts {done}", [str(s.num_experts) for s in chosen]))
+        curves[f"Strength {strength:g}"] = [(str(setting.num_experts), setting) for setting in chosen]
+    return f"number of experts {done}", curves
+
+
+def _curves(found: Sweep) -> Html:
+    dose_name, curves = curves_of(found)
+    first = found.settings[0].report
+    points = {
+        title: [_point(label, setting.report) for label, setting in settings] for title, settings in curves.items()
+    }
+    charts = [
+        dose_chart(
+            each,
+            title=title,
+            rate_name=f"↑ responses of class {quoted(first.target)}",
+            dose_name=f"{dose_name} →",
+            before=first.before.rate,
+            beside=[point for others in points.values() for point in others],
+        )
+        for title, each in points.items()
+    ]
     return tag("div", *charts, class_="figures") if len(charts) > 1 else charts[0]
+
+
+def _point(label: str, report: EvaluationReport) -> Point:
+    after = report.after
+    return Point(label, after.rate, after.low, after.high, report.controls, after.n)
 
 
 def _settings(found: Sweep) -> Html:
     rows: list[list[Child]] = []
     for setting, p in zip(found.settings, found.adjusted_p, strict=True):
-        after, controls = setting.report.after, setting.report.controls
+        after, controls, n = setting.report.after, setting.report.controls, setting.report.after.n
         rows.append(
             [
                 str(setting.num_experts),
                 f"{setting.strength:g}",
-                percent(after.rate),
-                f"{percent(after.low)} to {percent(after.high)}",
-                percent(fmean(controls)) if controls else "–",
-                f"{percent(min(controls))} to {percent(max(controls))}" if controls else "–",
+                percent(after.rate, n),
+                f"{percent(after.low, n)} to {percent(after.high, n)}",
+                percent(fmean(controls), n) if controls else "–",
+                f"{percent(min(controls), n)} to {percent(max(controls), n)}" if controls else "–",
                 probability(setting.report.p_value),
                 probability(p),
                 "yes" if setting in found.beating else "no",
@@ -97,5 +122,6 @@ def _settings(found: Sweep) -> Html:
         )
     headings = ["experts", "strength", "rate", "interval", "controls, mean", "controls, range", "p", "adjusted p"]
     first = found.settings[0].report
-    caption = f"Rate of {quoted(first.target)}; in the untouched model {first.before}"
-    return table(caption, [*headings, "beats them"], rows, numeric=range(8))
+    before = percent(first.before.rate, first.before.n)
+    caption = join(["Rate of ", chip(first.target, first.target), f" in the untouched model: {before}"])
+    return table(caption, [*headings, "beats them"], rows, numeric=range(8), sortable=True)

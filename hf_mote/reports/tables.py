@@ -13,15 +13,23 @@ LONGEST_WORD = 16  # characters, of a heading's words
 
 
 def table(
-    caption: Child, headings: Sequence[str], rows: Sequence[Sequence[Child]], *, numeric: Collection[int] = ()
+    caption: Child,
+    headings: Sequence[Child],
+    rows: Sequence[Sequence[Child]],
+    *,
+    numeric: Collection[int] = (),
+    sortable: bool = False,
+    identity: str | None = None,
 ) -> Html:
-    """Return a table that scrolls sideways where it is too wide.
+    """Return a table that scrolls sideways where it is too wide, its first column staying in sight.
 
     Args:
         caption (`str` or `Html`): What it shows.
-        headings (`Sequence[str]`): One for each column.
+        headings (`Sequence[str | Html]`): One for each column.
         rows (`Sequence[Sequence[str | Html]]`): The cells; the first of each row is its heading.
         numeric (`Collection[int]`, *optional*): Columns to set flush right.
+        sortable (`bool`, *optional*, defaults to `False`): Whether the page's script lets a reader sort the rows.
+        identity (`str`, *optional*): Its id.
 
     Raises:
         `ValueError`: if a row is not as long as the headings.
@@ -30,20 +38,29 @@ def table(
     body = []
     for row in rows:
         first, *others = zip(row, kinds, strict=True)
-        cells = [tag("td", cell, class_=kind) for cell, kind in others]
-        body.append(tag("tr", tag("th", first[0], scope="row", class_=first[1]), *cells))
+        cells = [tag("td", cell, class_=_breaking(cell, kind)) for cell, kind in others]
+        body.append(tag("tr", tag("th", first[0], scope="row", class_=_breaking(*first)), *cells))
     heads = [_heading(text, kind) for text, kind in zip(headings, kinds, strict=True)]
-    made = tag("table", tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *body))
+    head = tag("thead", tag("tr", *heads))
+    kind = "sortable" if sortable else None
+    made = tag("table", tag("caption", caption), head, tag("tbody", *body), class_=kind, id=identity)
     return scrolling(made, caption if caption and not isinstance(caption, Html) else "table")
 
 
-def _heading(text: str, kind: str | None) -> Html:
+def _heading(text: Child, kind: str | None) -> Html:
     """Return the heading of a column; a long one, as of a class with a long name, cut, and whole where one points."""
-    if any(len(word) > LONGEST_WORD for word in text.split()):
-        kind = f"{kind} long" if kind else "long"  # may be broken within a word
+    if text is None or isinstance(text, Html):
+        return tag("th", text, scope="col", class_=kind)
+    kind = _breaking(text, kind)
     if len(text) <= LONGEST_HEADING:
         return tag("th", text, scope="col", class_=kind)
     return tag("th", f"{text[: LONGEST_HEADING - 1]}…", scope="col", class_=kind, title=text)
+
+
+def _breaking(cell: Child, kind: str | None) -> str | None:
+    """Return the class of a cell: one with a word that no column could hold may be broken within it."""
+    long = isinstance(cell, str) and not isinstance(cell, Html) and max(map(len, cell.split()), default=0)
+    return " ".join(filter(None, (kind, "long" if long > LONGEST_WORD else None))) or None
 
 
 def scrolling(content: Html, label: str) -> Html:

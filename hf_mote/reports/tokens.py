@@ -6,14 +6,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hf_mote.reports.formats import isolated, number, percent, quoted
+from hf_mote.reports.formats import isolated, number, percent
 from hf_mote.reports.markup import Child, Html, chip, join, tag
+from hf_mote.reports.rankings import expert_link
 from hf_mote.reports.tables import table
 
-__all__ = ["RoutedText", "token_section"]
+__all__ = ["RoutedText", "shown_parts", "token_section"]
 
+MOST_EXPERTS = 20  # that get a part of their own
 MOST_TOKENS = 400  # shown of one text
+MOST_COLOURED = 6000  # tokens of a page, but for the first expert's
 MOST_LISTED = 10  # tokens in the table of an expert
+_WEIGHT_DECIMALS = 3  # of a routing weight, a share of one token's
 
 
 class RoutedText(NamedTuple):
@@ -41,22 +45,32 @@ def token_section(experts: Sequence[tuple[int, int]], texts: Sequence[RoutedText
         target (`str`): The class of interest, whose texts are told from the others.
     """
     parts: list[Html] = []
-    for place, (layer, expert) in enumerate(experts):
-        heading = f"{place + 1}. Layer {layer}, expert {expert}"
+    coloured = 0
+    for place, (layer, expert) in enumerate(experts[:MOST_EXPERTS]):
+        link = expert_link(layer, expert, f"Layer {layer}, expert {expert}")
+        heading = join([f"{place + 1}. ", link])
         largest = max((max(text.weights[place], default=0.0) for text in texts), default=0.0)
         if largest == 0:
             parts.append(tag("h3", heading))
             parts.append(tag("p", "No token of these texts was routed to it.", class_="faint"))
             continue
+        coloured += sum(weight != 0 for text in texts for weight in text.weights[place])
+        if parts and coloured > MOST_COLOURED:
+            parts.append(tag("p", f"From place {place + 1} on where an expert is pressed.", class_="note"))
+            break
         lines = [tag("li", _coloured(text, place, largest, target)) for text in texts]
-        key = tag("p", f"Full colour: routing weight {number(largest)}. Underlined: routed to it.", class_="key")
+        key = tag(
+            "p",
+            f"Full colour: routing weight {number(largest, _WEIGHT_DECIMALS)}. Underlined: routed to it.",
+            class_="key",
+        )
         body = join([_most_visiting(place, texts, target), key, tag("ul", *lines, class_="texts")])
         parts.append(tag("details", tag("summary", tag("h3", heading)), body, open=place == 0))
     return join(parts)
 
 
 def _coloured(text: RoutedText, place: int, largest: float, target: str) -> Html:
-    prompt, response = _shown(text)
+    prompt, response = shown_parts(text)
     return tag(
         "p",
         chip(text.label, target),
@@ -69,10 +83,13 @@ def _coloured(text: RoutedText, place: int, largest: float, target: str) -> Html
     )
 
 
-def _shown(text: RoutedText) -> tuple[list[range], list[range]]:
+def shown_parts(text: RoutedText) -> tuple[list[range], list[range]]:
     """Return which tokens of the prompt and of the response are shown: both, whatever their length.
 
     Of a prompt that is too long its beginning and its end, of a response its beginning.
+
+    Args:
+        text (`RoutedText`): The text.
     """
     asked, said = text.prompt_tokens, len(text.pieces) - text.prompt_tokens
     of_response = min(said, max(MOST_TOKENS // 2, MOST_TOKENS - asked))
@@ -105,7 +122,7 @@ def _spans(text: RoutedText, place: int, largest: float, positions: range) -> Ht
         if weight == 0:
             spans.append(piece)
             continue
-        title = f"{isolated(_named(piece))}: routing weight {number(weight)}"
+        title = f"{isolated(_named(piece))}: routing weight {number(weight, _WEIGHT_DECIMALS)}"
         # A token that is part of a character only has no text of its own.
         spans.append(tag("span", piece or "▯", class_="t", style=f"--w: {weight / largest:.2f}", title=title))
     return join(spans)
@@ -129,13 +146,14 @@ def _most_visiting(place: int, texts: Sequence[RoutedText], target: str) -> Html
         if not total:
             break
         mean = total / (chosen + others)
-        rows.append([tag("code", _named(piece)), _share(chosen, of), _share(others, of_others), number(mean)])
-    headings = ["token", f"routed to it in texts of class {quoted(target)}", "in the others", "mean weight"]
-    return table("Tokens with the most routing weight", headings, rows, numeric=(1, 2, 3))
+        shares = [_share(chosen, of), _share(others, of_others)]
+        rows.append([tag("code", _named(piece)), *shares, number(mean, _WEIGHT_DECIMALS)])
+    headings: list[Child] = ["token", join(["routed to it in ", chip(target, target)]), "in the others", "mean weight"]
+    return table("Tokens with the most routing weight", headings, rows, numeric=(1, 2, 3), sortable=True)
 
 
 def _share(chosen: float, seen: float) -> str:
-    return f"{chosen:.0f} of {seen:.0f} ({percent(chosen / seen)})" if seen else "–"
+    return f"{chosen:.0f} of {seen:.0f} ({percent(chosen / seen, int(seen))})" if seen else "–"
 
 
 def _named(piece: str) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mote.errors import UnsupportedError
-from hf_mote.hooks import Attachment, Participant, SharedHook, attach, stack_on
+from hf_mote.hooks import Attachment, Participant, SharedHook, attach, compiled_parts, stack_on
 from hf_mote.routing.rules.selection import Routing
 from hf_mote.routing.sites.output import RouterOutput
 from hf_mote.routing.sites.packed import feed_of
@@ -138,6 +138,8 @@ def why_silent(model: nn.Module, path: str) -> str:
         by = replaced_forward(model.get_submodule(at))
         if by is not None:
             return f"{by} has replaced the forward of {at or type(model).__name__}: load the model without it."
+    if compiled_parts(model):
+        return "Attach after the layers are compiled, or do not compile parts of the model by themselves."
     return "No forward around it was replaced: its layer was skipped, or what holds it went another way."
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from hf_mote.errors import RouterContractError, UnsupportedError
-from hf_mote.hooks import Attachment, Intervention, Participant, SharedHook, attach, stack_on
+from hf_mote.hooks import Attachment, Intervention, Participant, SharedHook, attach, compiled_parts, stack_on
 from hf_mote.passes.assisted import assisted_decoding_hooks
 from hf_mote.passes.decoder_hook import DecoderHook, recomputing
-from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.passes.forward import DecoderParticipant, Forward, why_stopped
 from hf_mote.routing.detour import check_block_follows, shortcut_hooks, why_silent
 from hf_mote.routing.rules.edits import RoutingEdit, merge_edits
 from hf_mote.routing.rules.selection import Routing, reweigh
@@ -29,7 +29,15 @@ from hf_mote.routing.sites.self_test import check_identity, self_test
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.sites.special_outputs import adapter_for
 
-__all__ = ["RouterHook", "RouterParticipant", "RoutingEditor", "RoutingObserver", "WeightProbe", "attach_to_routers"]
+__all__ = [
+    "IdleParticipant",
+    "RouterHook",
+    "RouterParticipant",
+    "RoutingEditor",
+    "RoutingObserver",
+    "WeightProbe",
+    "attach_to_routers",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +47,10 @@ _TOLD: WeakSet[nn.Module] = WeakSet()
 
 class RouterParticipant(Participant):
     """Something on a router."""
+
+
+class IdleParticipant(RouterParticipant):
+    """Does nothing, on a router whose layer shares its graph with layers where something is done."""
 
 
 class RoutingEditor(RouterParticipant):
@@ -85,26 +97,30 @@ class RouterHook(SharedHook):
         self._numbers = site.numbers()
         self._always: list[RoutingEdit] | None = None
         self._suppressed: frozenset[int] | None = None
-        self._only_observed = False
+        self._only_observed = self._idle = False
 
     def participants_changed(self) -> None:
         """Find out whether all that happens here are the same edits in every pass, or looks."""
-        self._only_observed = all(isinstance(participant, RoutingObserver) for participant in self.participants)
-        always = [participant.always for participant in self.participants if isinstance(participant, RoutingEditor)]
+        self._idle = all(isinstance(participant, IdleParticipant) for participant in self.participants)
+        self._only_observed = all(isinstance(one, RoutingObserver | IdleParticipant) for one in self.participants)
+        busy = [participant for participant in self.participants if not isinstance(participant, IdleParticipant)]
+        always = [participant.always for participant in busy if isinstance(participant, RoutingEditor)]
         self._always = None
-        if len(always) == len(self.participants) and None not in always:
+        if busy and len(always) == len(busy) and None not in always:
             self._always = [edit for edits in always if edits is not None for edit in edits]
         self._suppressed = None if self._always is None else self._suppressed_by(self._always)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         """Edit, probe and show one pass of the router."""
         self._check_numbers()
+        for participant in self.participants:
+            participant.ran |= participant.active
+        if self._idle:
+            return None
         if self._only_observed and not is_compiling() and self.tracker.defers(self.look, args, output):
             return None
         adapter = self._adapter_of(args, output)
         native = adapter.read(output)[1]
-        for participant in self.participants:
-            participant.ran |= participant.active
         if self._suppressed is not None and none_chosen(native.indices, self._suppressed):
             return None
         forward = self.tracker.forward_of(native.indices.shape[0]) if self._always is None else None
@@ -140,8 +156,6 @@ class RouterHook(SharedHook):
             output (`Any`): What it returned.
         """
         native = self._adapter_of(args, output).read(output)[1]
-        for participant in self.participants:
-            participant.ran |= participant.active
         observers = [one for one in self.participants if isinstance(one, RoutingObserver) and one.active]
         if observers:
             forward = self.tracker.forward_of(native.indices.shape[0])
@@ -152,7 +166,10 @@ class RouterHook(SharedHook):
     def _check_gets_all(self, rows: int) -> None:
         """Refuse a pass whose tokens do not all come here, if anybody must know which of them do."""
         now = self.tracker.under_way()
-        knows_all = all(isinstance(one, RoutingEditor) and one.always is not None for one in self.participants)
+        knows_all = all(
+            isinstance(one, IdleParticipant) or (isinstance(one, RoutingEditor) and one.always is not None)
+            for one in self.participants
+        )
         if now is None or knows_all:
             return
         raise UnsupportedError(
@@ -280,8 +297,11 @@ def attach_to_routers(
         found = [Attachment(decoder, tracker, watcher)]
         if watcher.needs_phases or watcher.needs_rows or watcher.thinking_tokens:
             found += assisted_decoding_hooks(model, decoder, tracker, watcher)
+        compiled = bool(compiled_parts(model))
         for site in sites:
             participant = participant_for(site)
+            if participant is None and compiled:
+                participant = IdleParticipant()
             if participant is None:
                 continue
             watcher.expect(site.path, participant)
@@ -293,6 +313,7 @@ def attach_to_routers(
             found.append(Attachment(site.module, stack, participant))
             found += shortcut_hooks(site)
         watcher.why_silent = partial(why_silent, model)
+        watcher.why_stopped = partial(why_stopped, model)
         _tell_of_packed(model, sites)
         return found
 

@@ -20,7 +20,7 @@ from hf_mote.sae.normalization import InputNormalization
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["SAEConfig"]
 

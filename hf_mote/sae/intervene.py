@@ -1,4 +1,4 @@
-"""`splice_sae` and `steer`: an SAE in the place of a model's activations, or its latents changed, in every pass.
+"""`splice_sae`, and what `steer` does: an SAE in the place of activations, or its latents changed, in every pass.
 
 The hooks are those of `hf_mote/hooks.py`, and which tokens a scope means is told by the decoder's hook of `passes/`,
 as for MoTE: both work on one model at once.
@@ -6,9 +6,9 @@ as for MoTE: both work on one model at once.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -19,16 +19,15 @@ from hf_mote.errors import ConfigError, DataError, LivenessError, UnsupportedErr
 from hf_mote.hooks import Attachment, Intervention, attach, stack_on
 from hf_mote.passes.assisted import assisted_decoding_hooks
 from hf_mote.passes.decoder_hook import DecoderHook
-from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.passes.forward import DecoderParticipant, Forward, why_stopped
 from hf_mote.sae.edits import SCOPES, Edits, EditTable, LatentEdit, Scope, read_edits, table_of
 from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint, attachments_at, resolve_hookpoints
 from hf_mote.sae.inputs import in_blocks
 from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.steering import SteeringConfig
 from hf_mote.sae.variants.bases.selective import SelectiveSAEModel
 
-__all__ = ["sites_of", "splice_sae", "steer"]
+__all__ = ["decoder_of", "sites_of", "splice_sae", "steer_latents"]
 
 
 def splice_sae(
@@ -84,77 +83,18 @@ def splice_sae(
     return _attach(model, plans)
 
 
-def steer(
+def steer_latents(
     model: nn.Module,
-    sae: Any,
-    edits: Edits | Sequence[Edits | None] | SteeringConfig | None = None,
+    sae: SAEModel,
+    edits: Edits | Sequence[Edits | None] | None,
     *,
-    hookpoint: str | None = None,
-    scope: Scope = "all",
-    thinking_tokens: tuple[int, int] | None = None,
-    strength: float = 1.0,
-    keep_error: bool = True,
+    hookpoint: str | None,
+    scope: Scope,
+    thinking_tokens: tuple[int, int] | None,
+    strength: float,
+    keep_error: bool,
 ) -> Intervention:
-    """Change latents of an SAE in every pass of a model, until the handle is removed.
-
-    What is added to the activations is decode(z') - decode(z), z' the changed latents: where nothing changes, they
-    stay as they are, bit for bit.
-
-    Args:
-        model (`nn.Module`): Any model; it stays the same object, with the same weights.
-        sae ([`SAEModel`], [`SteeringConfig`], or the folder or Hub id of one):
-            In evaluation mode. A config has its edits and its SAE with it, and is given alone.
-        edits (`dict[int, Any]`, a list of these, or a [`SteeringConfig`] for the SAE at hand):
-            From a latent to a number, which is added; `("multiply", 2.0)`, `("clamp", 5.0)` or `"ablate"`. A list
-            holds one for each row of the batch, `None` for rows that stay untouched.
-        hookpoint (`str`, *optional*):
-            Where; by default the SAE's `config.hookpoint`. This and what follows is a config's own, if one is given.
-        scope (`str`, *optional*, defaults to `"all"`): On which tokens, as in [`splice_sae`].
-        thinking_tokens (`tuple[int, int]`, *optional*): The tokens that open and close the thinking.
-        strength (`float`, *optional*, defaults to 1.0): What every change is multiplied by; 0 attaches nothing.
-        keep_error (`bool`, *optional*, defaults to `True`):
-            Whether what the SAE does not reconstruct is kept; if not, activations become decode(z').
-
-    Returns:
-        [`Intervention`]: usable bare (`.remove()`) or in a `with` block; composes with others and with `apply_mote`.
-
-    Raises:
-        [`ConfigError`]: if an edit, the scope or the strength is malformed, or there is no such latent.
-        [`ModelMismatchError`]: if a config is for another SAE.
-        [`UnknownNameError`]: if the model has no such module.
-
-    Example:
-
-    ```python
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-    from hf_mote import TopKSAEConfig, TopKSAEModel, steer
-
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2)).eval()
-    sae = TopKSAEModel(TopKSAEConfig(hidden_size=16, num_latents=64, k=4, hookpoint="transformer.h.0")).eval()
-    prompt = torch.tensor([[1, 2, 3]])
-    with steer(model, sae, {7: 4.0, 12: "ablate"}, scope="generation"):
-        steered = model.generate(prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
-    ```
-    """
-    config = edits if isinstance(edits, SteeringConfig) else None
-    if not isinstance(sae, SAEModel):
-        if edits is not None:
-            raise ConfigError("steer.edits", "a steering config has edits of its own", fix="Give one or the other.")
-        config = SteeringConfig.from_pretrained(sae) if isinstance(sae, str | os.PathLike) else sae
-        if not isinstance(config, SteeringConfig):
-            expected = "an SAEModel, a SteeringConfig, a folder or a Hub id"
-            raise ConfigError("steer.sae", "no SAE and no config", got=type(sae).__name__, expected=expected)
-        sae = config.load_sae()
-        if (weight := next(model.parameters(), None)) is not None:
-            nn.Module.to(sae, weight.device)
-    if config is not None:
-        config.check_sae(sae)
-        # What is said beside a config would be said twice.
-        edits = {latent: (operation, value) for latent, operation, value in config.edits}
-        hookpoint, scope, strength = config.hookpoint, cast(Scope, config.scope), config.strength
-        keep_error, marks = config.keep_error, config.thinking_tokens
-        thinking_tokens = None if marks is None else (marks[0], marks[1])
+    """Change latents as [`steer`] does, which has the same arguments; `edits` are no config here."""
     by_row = isinstance(edits, Sequence) and not isinstance(edits, str)
     if by_row and not edits:
         raise ConfigError("steer.edits", "an empty list", expected="a dict or None for each row of the batch")
@@ -247,7 +187,7 @@ def _attach(model: nn.Module, plans: Sequence[_Plan]) -> Intervention:
     plans = [plan for plan in plans if not plan.empty]
     if not plans:
         return attach([])
-    decoder = _decoder_of(model, [point.path for plan in plans for point in (plan.reads, plan.writes)])
+    decoder = decoder_of(model, [point.path for plan in plans for point in (plan.reads, plan.writes)])
     watcher = _Watcher(plans)
 
     def attachments() -> list[Attachment]:
@@ -265,13 +205,19 @@ def _attach(model: nn.Module, plans: Sequence[_Plan]) -> Intervention:
             writer = _Writer(plan, tracker, reader)
             places.append((plan.writes, writer))
             watcher.expect(plan.writes.name, writer)
+        watcher.why_stopped = partial(why_stopped, model)
         return found + attachments_at(places)
 
     return attach(attachments)
 
 
-def _decoder_of(model: nn.Module, paths: Sequence[str]) -> nn.Module:
-    """The innermost `PreTrainedModel` that has all the modules: its forward sees every token."""
+def decoder_of(model: nn.Module, paths: Sequence[str]) -> nn.Module:
+    """Return the innermost `PreTrainedModel` that has all the modules: its forward sees every token.
+
+    Args:
+        model (`nn.Module`): The model.
+        paths (`Sequence[str]`): Paths of modules in it.
+    """
     found = [
         (path, module)
         for path, module in model.named_modules()
@@ -321,15 +267,17 @@ class _Watcher(DecoderParticipant):
                 )
 
     def check_alive(self) -> None:
-        if self._proven or not self.active:
+        if not self.active:
             return
         silent = [name for name, participant in self._expected.items() if not participant.ran]
-        if silent:
+        if silent and self._proven:
+            self.check_stopped(silent)
+        elif silent:
             raise LivenessError(
                 silent[0],
                 "did not run in the forward pass, so that nothing was changed",
                 expected="a module that the model calls in every pass",
-                fix="Take another hookpoint, or load without fused kernels.",
+                fix="Take another hookpoint, load without fused kernels, or do not compile layers by themselves.",
             )
         self._proven = True
 

@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from hf_mote.errors import ConfigError, DataError
-from hf_mote.hooks import attach
 from hf_mote.hub import public_name
-from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint, attachments_at
+from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint
 from hf_mote.sae.intervene import sites_of
 from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.report import SAEReport
-from hf_mote.sae.training.sequences import Sequences, batch_of
+from hf_mote.sae.spliced import Replace, cross_entropies, divergences, in_evaluation_mode, logits_with
+from hf_mote.sae.training.sequences import Sequences, batch_of, excluded_positions
 from hf_mote.sae.variants.bases.budgets import fit_zipf
 
 __all__ = ["evaluate_sae"]
 
 # What stands in the place of the activations, beside the SAE itself.
 ABLATIONS = ("zero", "mean", "resample")
+NUMBERS = ("error", "cosine", "l2_in", "l2_out", "l2_ratio", "out", "dot", "l1", "legacy")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Latents that fire on fewer tokens of an evaluation are dying; nothing is fitted to them.
 _FEW = 10
@@ -51,12 +51,15 @@ def evaluate_sae(
     text_column: str = "text",
     packed: bool = True,
     exclude_special_tokens: bool = True,
+    exclude_positions: str | None = None,
+    max_norm: float | None = None,
     seed: int = 0,
 ) -> SAEReport:
     """Measure an SAE on a model and a text.
 
-    Where a token is left out (padding; special tokens), the model's own activation stays in every run, and neither the
-    SAE nor the prediction after it is measured.
+    Where a token is left out (padding, special tokens, what is asked for), the model's own activation stays in every
+    run, and neither the SAE nor the prediction after it is measured. An SAE that was trained without attention sinks
+    is measured without them: they would be most of the variance.
 
     Args:
         model (`nn.Module`): A causal language model. It stays as it is.
@@ -70,6 +73,9 @@ def evaluate_sae(
         text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
         packed (`bool`, *optional*, defaults to `True`): Whether texts follow each other in full contexts.
         exclude_special_tokens (`bool`, *optional*, defaults to `True`): Leave out the tokenizer's special tokens.
+        exclude_positions (`str`, *optional*): Leave out positions of each sequence, as in [`collect_activations`].
+        max_norm (`float`, *optional*):
+            Leave out tokens whose input is longer than so many times the median of their forward.
         seed (`int`, *optional*, defaults to 0): Of the tokens that resample ablation draws.
 
     Returns:
@@ -88,12 +94,15 @@ def evaluate_sae(
         tokenizer, special = _NoTokenizer(), []
     else:
         special = sorted(tokenizer.all_special_ids) if exclude_special_tokens else []
+    if max_norm is not None and not max_norm > 0:
+        raise ConfigError("evaluate_sae.max_norm", "out of range", got=max_norm, expected="above 0")
+    leave_out = _LeaveOut(special, excluded_positions(exclude_positions), max_norm)
     sequences = Sequences(tokenizer, dataset, text_column=text_column, context_length=context_length, packed=packed)
     state = _Sums(sae)
     generator = torch.Generator().manual_seed(seed)
-    with _evaluating(model):
+    with in_evaluation_mode(model):
         for ids, mask in _batches(sequences, sequences_per_forward, max_tokens):
-            _first_pass(state, model, sae, reads, writes, ids, mask, special, generator)
+            _first_pass(state, model, sae, reads, writes, ids, mask, leave_out, generator)
         if not state.tokens or not state.scored:
             raise DataError(
                 "evaluate_sae: dataset",
@@ -102,9 +111,30 @@ def evaluate_sae(
                 fix="Give more text, or exclude less.",
             )
         mean = (state.sum / state.tokens).to(torch.float32)
-        for ids, mask in _batches(sequences, sequences_per_forward, max_tokens):
-            _second_pass(state, model, writes, ids, mask, special, mean)
+        again = _batches(sequences, sequences_per_forward, max_tokens)
+        for (ids, mask), kept in zip(again, state.kept, strict=True):
+            _second_pass(state, model, writes, ids, mask, kept, mean)
     return _report(state, sae, reads, writes, model)
+
+
+class _LeaveOut(NamedTuple):
+    """Which tokens are not measured."""
+
+    special: list[int]
+    positions: slice | None
+    max_norm: float | None
+
+    def kept(self, ids: Tensor, mask: Tensor, inputs: Tensor) -> Tensor:
+        """Return which tokens are measured, bool `(batch, length)`; `inputs` is `(batch * length, width)`."""
+        kept = mask.bool()
+        if self.special:
+            kept &= ~torch.isin(ids, torch.tensor(self.special))
+        if self.positions is not None:
+            kept[:, self.positions] = False
+        if self.max_norm is not None and bool(kept.any()):
+            lengths = torch.linalg.vector_norm(inputs, dim=1, dtype=torch.float32).cpu().reshape(kept.shape)
+            kept &= lengths <= self.max_norm * lengths[kept].median()
+        return kept
 
 
 class _Sums:
@@ -115,9 +145,10 @@ class _Sums:
         width, latents = sae.config.decoder_size, sae.config.num_latents
         self.sum = torch.zeros(width, dtype=torch.float64)
         self.squares = torch.zeros((), dtype=torch.float64)
-        self.numbers = dict.fromkeys(("error", "cosine", "l2_in", "l2_out", "l2_ratio", "out", "dot", "l1"), 0.0)
+        self.numbers = dict.fromkeys(NUMBERS, 0.0)
         self.fired = torch.zeros(latents, dtype=torch.long)
         self.latent_sum = torch.zeros(latents, dtype=torch.float64)
+        self.kept: list[Tensor] = []
         self.l0: list[Tensor] = []
         self.loss_after: list[Tensor] = []
         self.ce = dict.fromkeys(("clean", "sae", *ABLATIONS), 0.0)
@@ -132,35 +163,12 @@ class _Keep(AtHookpoint):
         self.seen = activations
 
 
-class _Replace(AtHookpoint):
-    """Puts new activations where a mask says, `(batch * length, width)` and `(batch * length,)`."""
-
-    def __init__(self, new: Tensor, where: Tensor) -> None:
-        self.new, self.where = new, where
-
-    def apply(self, activations: Tensor) -> Tensor:
-        new = self.new.to(activations.device, activations.dtype).reshape(activations.shape)
-        where = self.where.to(activations.device).reshape(*activations.shape[:-1], 1)
-        return torch.where(where, new, activations)
-
-
 class _NoTokenizer:
     eos_token_id = None
     chat_template = None
 
     def __call__(self, text: str, **kwargs: Any) -> Any:
         raise DataError("evaluate_sae: dataset", "holds texts, and there is no tokenizer", fix="Give the tokenizer.")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Any:
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in was_training:
-            module.training = True
 
 
 def _batches(sequences: Sequences, size: int, max_tokens: int | None) -> Any:
@@ -172,31 +180,6 @@ def _batches(sequences: Sequences, size: int, max_tokens: int | None) -> Any:
             return
 
 
-def _kept(ids: Tensor, mask: Tensor, special: list[int]) -> Tensor:
-    kept = mask.bool()
-    return kept & ~torch.isin(ids, torch.tensor(special)) if special else kept
-
-
-def _logits(model: nn.Module, ids: Tensor, mask: Tensor, places: list[tuple[Hookpoint, AtHookpoint]]) -> Tensor:
-    device = next(model.parameters()).device
-    with attach(lambda: attachments_at(places)):
-        output = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-    logits: Tensor = output.logits
-    return logits.float()
-
-
-def _losses(logits: Tensor, ids: Tensor) -> Tensor:
-    """Cross entropy of each prediction, `(batch, length - 1)`."""
-    wanted = ids[:, 1:].to(logits.device)
-    return F.cross_entropy(logits[:, :-1].transpose(1, 2), wanted, reduction="none")
-
-
-def _divergence(clean: Tensor, other: Tensor) -> Tensor:
-    """KL divergence of each prediction from the clean one, `(batch, length - 1)`."""
-    p, q = clean[:, :-1].log_softmax(-1), other[:, :-1].log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
-
-
 def _first_pass(
     state: _Sums,
     model: nn.Module,
@@ -205,16 +188,17 @@ def _first_pass(
     writes: Hookpoint,
     ids: Tensor,
     mask: Tensor,
-    special: list[int],
+    leave_out: _LeaveOut,
     generator: torch.Generator,
 ) -> None:
-    kept = _kept(ids, mask, special)
-    scored = kept[:, :-1] & mask[:, 1:].bool()
     reader, writer = _Keep(), _Keep()
     same = reads.name == writes.name
-    clean = _logits(model, ids, mask, [(reads, reader)] if same else [(reads, reader), (writes, writer)])
+    clean = logits_with(model, ids, mask, [(reads, reader)] if same else [(reads, reader), (writes, writer)])
     inputs = _seen(reader, reads, ids)
     outputs = inputs if same else _seen(writer, writes, ids)
+    kept = leave_out.kept(ids, mask, inputs)
+    state.kept.append(kept)
+    scored = kept[:, :-1] & mask[:, 1:].bool()
     rows = kept.reshape(-1)
     device = sae.W_dec.device
     found = rows.nonzero().squeeze(1)
@@ -222,7 +206,11 @@ def _first_pass(
     if not bool(x.isfinite().all() and y.isfinite().all()):
         raise DataError(reads.name, "the model's activations hold NaN or infinite numbers")
     rebuilt = _measure(state, sae, x, y)
-    losses = _losses(clean, ids)
+    if len(y):
+        wanted = y.double()
+        apart = (wanted - wanted.mean(0)).pow(2).sum(1).clamp(min=1e-300)
+        state.numbers["legacy"] += float((1 - (wanted - rebuilt.double()).pow(2).sum(1) / apart).sum())
+    losses = cross_entropies(clean, ids)
     state.sequences += len(ids)
     state.scored += int(scored.sum())
     here = scored.to(losses.device)
@@ -234,22 +222,21 @@ def _first_pass(
     full = outputs.clone()
     for name, new in (("sae", rebuilt), ("zero", torch.zeros_like(rebuilt)), ("resample", other)):
         full[found.to(full.device)] = new.to(full.device, full.dtype)
-        logits = _logits(model, ids, mask, [(writes, _Replace(full, rows))])
-        state.ce[name] += float(_losses(logits, ids)[here].double().sum())
-        state.kl[name] += float(_divergence(clean, logits)[here].double().sum())
+        logits = logits_with(model, ids, mask, [(writes, Replace(full, rows))])
+        state.ce[name] += float(cross_entropies(logits, ids)[here].double().sum())
+        state.kl[name] += float(divergences(clean, logits)[here].double().sum())
 
 
 def _second_pass(
-    state: _Sums, model: nn.Module, writes: Hookpoint, ids: Tensor, mask: Tensor, special: list[int], mean: Tensor
+    state: _Sums, model: nn.Module, writes: Hookpoint, ids: Tensor, mask: Tensor, kept: Tensor, mean: Tensor
 ) -> None:
-    kept = _kept(ids, mask, special)
     scored = kept[:, :-1] & mask[:, 1:].bool()
-    clean = _logits(model, ids, mask, [])
+    clean = logits_with(model, ids, mask, [])
     full = mean.expand(ids.numel(), -1)
-    logits = _logits(model, ids, mask, [(writes, _Replace(full, kept.reshape(-1)))])
+    logits = logits_with(model, ids, mask, [(writes, Replace(full, kept.reshape(-1)))])
     here = scored.to(clean.device)
-    state.ce["mean"] += float(_losses(logits, ids)[here].double().sum())
-    state.kl["mean"] += float(_divergence(clean, logits)[here].double().sum())
+    state.ce["mean"] += float(cross_entropies(logits, ids)[here].double().sum())
+    state.kl["mean"] += float(divergences(clean, logits)[here].double().sum())
 
 
 def _seen(keeper: _Keep, point: Hookpoint, ids: Tensor) -> Tensor:
@@ -319,6 +306,7 @@ def _report(state: _Sums, sae: SAEModel, reads: Hookpoint, writes: Hookpoint, mo
         kl_recovered={name: _share(kl[name] - kl["sae"], kl[name]) for name in ABLATIONS},
         fvu=_share(numbers["error"], variance),
         nmse=_share(numbers["error"], float(state.squares)),
+        explained_variance_legacy=numbers["legacy"] / n,
         mse=numbers["error"] / n,
         cosine=numbers["cosine"] / n,
         l2_in=numbers["l2_in"] / n,
@@ -364,7 +352,7 @@ def _latents(state: _Sums, density: Tensor, tokens: int) -> dict[str, Any]:
 def _geometry(sae: SAEModel) -> dict[str, Any]:
     """Cosines between encoder and decoder rows, and between each row and the nearest other one."""
     found: dict[str, Any] = {"encoder_decoder_cosine": None}
-    encoder, decoder = F.normalize(sae.W_enc.float(), dim=1), F.normalize(sae.W_dec.float(), dim=1)
+    encoder, decoder = (functional.normalize(matrix.float(), dim=1) for matrix in (sae.W_enc, sae.W_dec))
     if encoder.shape == decoder.shape and not sae.config.is_transcoder:
         found["encoder_decoder_cosine"] = float((encoder * decoder).sum(1).double().mean())
     for name, rows in (("average_max_encoder_cosine_sim", encoder), ("average_max_decoder_cosine_sim", decoder)):

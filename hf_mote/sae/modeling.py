@@ -24,7 +24,7 @@ from hf_mote.sae.step import TrainingStep
 from hf_mote.sae.weights import SAEWeights
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["SAEModel"]
 

@@ -16,7 +16,7 @@ from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["SAEReport"]
 
@@ -43,6 +43,9 @@ class SAEReport(Shareable):
         kl_recovered (`dict[str, float]`): (ablated - sae) / ablated, by ablation.
         fvu (`float`): Squared error over squared distance from the mean: the centred convention.
         nmse (`float`): Squared error over squared length: the uncentred convention (Gao et al.).
+        explained_variance_legacy (`float`, *optional*):
+            Mean over tokens of 1 - squared error / squared distance from the mean of the forward: an earlier
+            convention of SAELens and SAEBench, which tokens near the mean decide. For comparison with old numbers.
         mse (`float`): Squared error of a token, summed over dimensions, mean over tokens.
         cosine (`float`): Between activation and reconstruction, mean over tokens.
         l2_in (`float`), l2_out (`float`): Length of activations and of reconstructions, means.
@@ -80,6 +83,7 @@ class SAEReport(Shareable):
     kl_recovered: dict[str, float | None]
     fvu: float | None
     nmse: float | None
+    explained_variance_legacy: float | None
     mse: float
     cosine: float
     l2_in: float
@@ -111,10 +115,12 @@ class SAEReport(Shareable):
     def to_saebench(self) -> dict[str, dict[str, float | None]]:
         """Return the rows of SAEBench's `core` evaluation under its names; ablation there is to zero.
 
-        Sums over all tokens stand where SAEBench averages over batches, and tokens that are left out keep their
-        activation under ablation, too, so that values are near its own but not the same.
+        SAEBench 0.6.0 reads them as `CoreMetricCategories`. Sums over all tokens stand where it averages over batches,
+        and tokens that are left out keep their activation under ablation, too, so that most values are near its own
+        but not the same. Two are others: its `mse` divides by the number of tokens twice, and its `explained_variance`
+        takes the squared mean square from the second moment, which is no variance.
         """
-        ev = self.explained_variance
+        ev, legacy = self.explained_variance, self.explained_variance_legacy
         return {
             "model_behavior_preservation": {
                 "kl_div_score": self.kl_recovered["zero"],
@@ -127,7 +133,12 @@ class SAEReport(Shareable):
                 "ce_loss_with_sae": self.ce["sae"],
                 "ce_loss_without_sae": self.ce["clean"],
             },
-            "reconstruction_quality": {"explained_variance": ev, "mse": self.mse, "cossim": self.cosine},
+            "reconstruction_quality": {
+                "explained_variance": ev,
+                "explained_variance_legacy": legacy,
+                "mse": self.mse,
+                "cossim": self.cosine,
+            },
             "shrinkage": {
                 "l2_norm_in": self.l2_in,
                 "l2_norm_out": self.l2_out,

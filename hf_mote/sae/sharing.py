@@ -53,7 +53,7 @@ def push_sae(
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        sae.save_pretrained(folder, max_shard_size=max_shard_size)
+        sae.save_pretrained(folder, max_shard_size="50GB" if max_shard_size is None else max_shard_size)
         # Of where the model lies and where the SAE came from, its names alone.
         config = without_places(read_json(folder / _CONFIG))
         if isinstance(config.get("base_model"), str):

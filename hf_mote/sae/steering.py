@@ -1,32 +1,39 @@
-"""`SteeringConfig`: which latents of which SAE are changed, where, how much and when; the file that is shared."""
+"""`SteeringConfig`: which latents of which SAE are changed, where, how much and when; the file that is shared.
+
+`BoundSteering` is a config with its SAE at hand: what is attached to a model, and measured.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
+from torch import nn
 
 from hf_mote.errors import ConfigError, FileFormatError, ModelMismatchError
 from hf_mote.files import read_json, write_json
+from hf_mote.hooks import Intervention
 from hf_mote.hub import Shareable, public_name
 from hf_mote.sae.convert import load_sae
-from hf_mote.sae.edits import SCOPES, Edits, as_json, read_edits
+from hf_mote.sae.edits import SCOPES, Edits, Scope, as_json, read_edits
 from hf_mote.sae.hookpoints import canonical
+from hf_mote.sae.intervene import sites_of, steer_latents
+from hf_mote.sae.latent_use import LatentUse
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card
 from hf_mote.sharing.privacy import is_hub_id, without_places
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
-__all__ = ["SteeringConfig", "digest_of"]
+__all__ = ["BoundSteering", "SteeringConfig", "digest_of"]
 
 SCHEMA_VERSION = 1
 # State of training, which changes nothing outside of it.
@@ -182,6 +189,18 @@ class SteeringConfig(Shareable):
                 "SteeringConfig.hookpoint", "is not the SAE's", got=repr(self.hookpoint), expected=repr(hookpoint)
             )
 
+    def bind(self, sae: SAEModel | None = None) -> BoundSteering:
+        """Return it together with its SAE, as [`evaluate_mote`] measures it.
+
+        Args:
+            sae ([`SAEModel`], *optional*): The SAE, in evaluation mode; by default the one that it names, loaded.
+
+        Raises:
+            [`ModelMismatchError`]: if it is for another SAE.
+            [`ConfigError`]: if there is no SAE.
+        """
+        return BoundSteering(self, sae)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-native values, with the version that writes them."""
         return {"schema_version": SCHEMA_VERSION, "hf_mote_version": __version__, **dataclasses.asdict(self)}
@@ -251,3 +270,105 @@ class SteeringConfig(Shareable):
             intended_use="Studying what the named latents do in the model it was made for; no other use is stated.",
             misuse="It may change more than it is meant to; what was not measured is not known.",
         )
+
+
+class BoundSteering:
+    """A steering config and its SAE: what can be attached, and given to other latents.
+
+    Args:
+        config ([`SteeringConfig`]): The config.
+        sae ([`SAEModel`], *optional*): Its SAE, in evaluation mode; by default the one that it names, loaded.
+
+    Raises:
+        [`ModelMismatchError`]: if the config is for another SAE.
+        [`ConfigError`]: if there is no SAE, or it has no such latent.
+    """
+
+    unit = "latent"
+
+    def __init__(self, config: SteeringConfig, sae: SAEModel | None = None) -> None:
+        self._own = sae is None  # loaded here, so that it may be moved to the model
+        self.sae = config.load_sae() if sae is None else sae
+        config.check_sae(self.sae)
+        for latent, _, _ in config.edits:
+            if latent >= (count := self.sae.config.num_latents):
+                where = f"SteeringConfig.edits[{latent}]"
+                raise ConfigError(where, "the SAE has no such latent", got=latent, expected=f"0..{count - 1}")
+        self.config = config
+
+    @property
+    def strength(self) -> float:
+        """What every change is multiplied by."""
+        return self.config.strength
+
+    @property
+    def scope(self) -> str:
+        """On which tokens."""
+        return self.config.scope
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it changes nothing: no edits, or strength 0, and errors kept."""
+        return self.config.keep_error and (not self.config.edits or not self.config.strength)
+
+    @property
+    def num_units(self) -> int:
+        """Latents of the SAE."""
+        return self.sae.config.num_latents
+
+    def roles(self) -> dict[int, Hashable]:
+        """Return what is done to each latent that is changed."""
+        return {latent: (operation, value) for latent, operation, value in self.config.edits}
+
+    def exchanged(self, others: Mapping[int, int]) -> BoundSteering:
+        """Return what does the same to other latents."""
+        return self.with_fields(edits=[[others[latent], *what] for latent, *what in self.config.edits])
+
+    def with_fields(self, **fields: Any) -> BoundSteering:
+        """Return it with other fields of the config."""
+        made = object.__new__(BoundSteering)
+        made.config, made.sae, made._own = dataclasses.replace(self.config, **fields), self.sae, self._own
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config's fields."""
+        return self.config.to_dict()
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless the model has the place that the SAE belongs to.
+
+        Raises:
+            [`UnknownNameError`]: if it has no such module.
+        """
+        sites_of(model, self.sae, self.config.hookpoint, "SteeringConfig")
+
+    def attach(self, model: nn.Module) -> Intervention:
+        """Attach it as `steer` does."""
+        self._follow(model)
+        config = self.config
+        marks = config.thinking_tokens
+        return steer_latents(
+            model,
+            self.sae,
+            {latent: (operation, value) for latent, operation, value in config.edits},
+            hookpoint=config.hookpoint,
+            scope=cast(Scope, config.scope),
+            thinking_tokens=None if marks is None else (marks[0], marks[1]),
+            strength=config.strength,
+            keep_error=config.keep_error,
+        )
+
+    def count_use(self, model: nn.Module, skipped: int | None = None) -> LatentUse:
+        """Count on how many tokens each latent is active, until the handle is removed.
+
+        Args:
+            model (`nn.Module`): The model.
+            skipped (`int`, *optional*): A token that is not counted, such as what fills up rows that ended.
+        """
+        self._follow(model)
+        return LatentUse(model, self.sae, hookpoint=self.config.hookpoint, skipped=skipped)
+
+    def _follow(self, model: nn.Module) -> None:
+        weight = next(model.parameters(), None)
+        if self._own and weight is not None:
+            nn.Module.to(self.sae, weight.device)

@@ -22,7 +22,7 @@ from hf_mote.sae.sharing import push_sae
 from hf_mote.sharing.cards import CardNotes
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from hf_mote.hub import Shareable
 
@@ -145,28 +145,37 @@ class SAEWeights(PreTrainedModel):
         return [self.b_enc]
 
     @torch.no_grad()
-    def fold_scale(self, scale: float, output_scale: float | None = None) -> Self:
+    def fold_scale(self, scale: float | Tensor, output_scale: float | Tensor | None = None) -> Self:
         """Make an SAE that was trained on `scale * x` one for `x`, in place; returns itself.
 
-        Latents and reconstructions are divided by the scale of what is reconstructed; biases and thresholds shrink,
-        and the decoder stays, rows of unit length too.
+        By a number, latents and reconstructions are divided by the scale of what is reconstructed; biases and
+        thresholds shrink, and the decoder stays, rows of unit length too. By one number for each dimension, latents
+        stay, and encoder and decoder take the scales up: `normalize_decoder` is then off, since rows of unit length
+        would be another function.
 
         Args:
-            scale (`float`): What activations were multiplied by.
-            output_scale (`float`, *optional*): What a transcoder's targets were multiplied by; `scale` by default.
+            scale (`float` or `torch.Tensor` of shape `(hidden_size,)`): What activations were multiplied by.
+            output_scale (`float` or `torch.Tensor` of shape `(output_size,)`, *optional*):
+                What a transcoder's targets were multiplied by; `scale` by default.
 
         Raises:
-            [`DataError`]: if a scale is not a positive number, or an autoencoder is given two.
+            [`DataError`]: if a scale is not positive, of another shape, or an autoencoder is given two.
             [`UnsupportedError`]: if the scales differ and `b_dec` is subtracted from the input, which has the other;
-                or if the input is normalised.
+                if the input is normalised; or, by dimension, if latents are scaled by the lengths of their rows.
         """
         if self.config.input_normalization is not None:
             raise UnsupportedError("fold_scale", "has no meaning for an SAE that normalises its input")
         output_scale = scale if output_scale is None else output_scale
-        for name, value in (("scale", scale), ("output_scale", output_scale)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise DataError(f"fold_scale: {name}", "must be a positive number", got=value)
-        if output_scale != scale:
+        sizes = (self.config.hidden_size, self.config.decoder_size)
+        for name, value, size in zip(("scale", "output_scale"), (scale, output_scale), sizes, strict=True):
+            _check_scale(f"fold_scale: {name}", value, size)
+        by_dimension = isinstance(scale, Tensor) or isinstance(output_scale, Tensor)
+        same = (
+            torch.equal(*torch.broadcast_tensors(*map(torch.as_tensor, (scale, output_scale))))
+            if (not by_dimension or sizes[0] == sizes[1])
+            else False
+        )
+        if not same:
             if not self.config.is_transcoder:
                 what = "an autoencoder reconstructs its input, in one scale"
                 raise DataError("fold_scale: output_scale", what, got=output_scale, expected=scale)
@@ -177,12 +186,38 @@ class SAEWeights(PreTrainedModel):
                     got=f"{scale} and {output_scale}",
                     fix="Train the transcoder with subtract_decoder_bias=False.",
                 )
-            self.W_enc.mul_(scale / output_scale)
+        if by_dimension:
+            self._fold_by_dimension(scale, output_scale)
+            return self
+        ratio = float(scale / output_scale)
+        if ratio != 1:
+            self.W_enc.mul_(ratio)
             if self.config.skip_connection:
-                self.W_skip.mul_(scale / output_scale)
+                self.W_skip.mul_(ratio)
         for tensor in self._scaled_tensors():
             tensor.div_(output_scale)
         return self
+
+    def _fold_by_dimension(self, scale: float | Tensor, output_scale: float | Tensor) -> None:
+        if self._measures_rows:
+            raise UnsupportedError(
+                f"{type(self).__name__}.fold_scale",
+                "latents are chosen by the lengths of their rows, which scales of dimensions change",
+                fix="Set scale_latents_by_decoder_norm=False, or normalise by the mean square.",
+            )
+        into, out = (
+            torch.as_tensor(one, dtype=torch.float64, device=self.W_enc.device) for one in (scale, output_scale)
+        )
+        for tensor, factor in ((self.W_enc, into), (self.W_dec, 1 / out), (self.b_dec, 1 / out)):
+            tensor.copy_(tensor.double() * factor)
+        if self.config.skip_connection:
+            self.W_skip.copy_(self.W_skip.double() * into / out.reshape(-1, 1))
+        self.config.normalize_decoder = False
+
+    @property
+    def _measures_rows(self) -> bool:
+        """Whether the lengths of dictionary rows decide which latents are active."""
+        return False
 
     def _scaled_tensors(self) -> list[Tensor]:
         """Tensors in the units of what is reconstructed."""
@@ -228,7 +263,7 @@ class SAEWeights(PreTrainedModel):
             return super().save_pretrained(save_directory, *args, **kwargs)
         return save_whole(super().save_pretrained, Path(save_directory), *args, **kwargs)
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]
         self,
         repo_id: str,
         *,
@@ -314,3 +349,13 @@ class SAEWeights(PreTrainedModel):
                 # Through `data`, so that a parameter stays the object that an optimizer holds.
                 after.data = before.to(after.device, wide)
         return self
+
+
+def _check_scale(where: str, value: float | Tensor, size: int) -> None:
+    if isinstance(value, Tensor):
+        if value.shape != (size,) or not bool((value > 0).all() and value.isfinite().all()):
+            got = f"shape {tuple(value.shape)}" if value.shape != (size,) else f"from {float(value.min()):.4g}"
+            raise DataError(where, "must be a positive number for each dimension", got=got, expected=f"({size},)")
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise DataError(where, "must be a positive number", got=value)

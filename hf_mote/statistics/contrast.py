@@ -22,7 +22,7 @@ from hf_mote.statistics.permutation import permutation_test, relabellings
 from hf_mote.statistics.resampling import Statistic, check_resampling
 from hf_mote.statistics.scores import SCORES
 
-__all__ = ["Contrast", "LengthConfound", "contrast", "length_confound"]
+__all__ = ["Contrast", "LengthConfound", "check_pairs", "contrast", "length_confound"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 RESTS = ("pooled", "paired")
@@ -150,7 +150,7 @@ def contrast(
     chosen, others = np.flatnonzero(target), np.flatnonzero(~target)
     paired = rest == "paired"
     if paired:
-        _check_pairs(chosen, others)
+        check_pairs(chosen, others)
 
     shape = maps.shape[1:]
     flat = maps.reshape(len(maps), -1)
@@ -222,7 +222,7 @@ def length_confound(values: npt.ArrayLike, is_target: npt.ArrayLike) -> LengthCo
     return LengthConfound(row_sums, float(relative))
 
 
-def _check_pairs(chosen: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> None:
+def check_pairs(chosen: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> None:
     """Refuse classes whose order does not show which prompts are a pair: one label off would shift all that follow."""
     if len(chosen) != len(others):
         what, got = "pairs do not come out even", f"{len(chosen)} target and {len(others)} other prompts"

@@ -61,7 +61,7 @@ def limits(
     score: str,
     paired: bool,
     confidence: float,
-    resamples: int,
+    resamples: int | None,
     seed: int,
 ) -> Limits:
     """Return the interval of the score of the `chosen` rows against the `others`, per column.
@@ -74,7 +74,8 @@ def limits(
         score (`str`): One of `SCORES`.
         paired (`bool`): Whether the i-th of `chosen` belongs with the i-th of `others`.
         confidence (`float`): Coverage that is aimed at, between 0 and 1.
-        resamples (`int`): Bootstrap resamples.
+        resamples (`int`, *optional*):
+            Bootstrap resamples; `None` for the normal approximation of it, where rows are many. Not of pairs.
         seed (`int`): Their seed. Columns handed in separately with one seed see the same resamples.
 
     Returns:
@@ -87,6 +88,33 @@ def limits(
         found = Statistic(flat, tokens, SCORES[score])(chosen, others)
         wide = _of_shares(score, *(_logit_class(flat[rows], tokens[rows], confidence) for rows in (chosen, others)))
         return Limits(np.minimum(wide.low, found), np.maximum(wide.high, found))
+    lengths = tokens if score == "weight_difference" else np.ones(len(tokens))
+    if resamples is None:
+        drawn = _of_difference(*(_normal_class(flat[rows], lengths[rows], confidence) for rows in (chosen, others)))
+    else:
+        drawn = _bootstrap(flat, tokens, chosen, others, score, paired, confidence, resamples, seed)
+    if paired:
+        return drawn
+    wide = _of_difference(*(_log_class(flat[rows], lengths[rows], confidence) for rows in (chosen, others)))
+    positive = (flat >= 0).all(axis=0) & (flat != flat[0]).any(axis=0)
+    return Limits(
+        np.where(positive, np.minimum(drawn.low, wide.low), drawn.low),
+        np.where(positive, np.maximum(drawn.high, wide.high), drawn.high),
+    )
+
+
+def _bootstrap(
+    flat: Array,
+    tokens: Array,
+    chosen: Indices,
+    others: Indices,
+    score: str,
+    paired: bool,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Limits:
+    """Return the expanded percentile interval."""
     level = _expanded(confidence, min(len(chosen), len(others)))
     statistic = Statistic(flat, tokens, SCORES[score], columns_first=True)
     with warnings.catch_warnings():  # a column without spread has an interval of width 0, which is right
@@ -102,15 +130,7 @@ def limits(
             method="percentile",
             rng=seed,
         ).confidence_interval
-    if paired:
-        return Limits(drawn.low, drawn.high)
-    lengths = tokens if score == "weight_difference" else np.ones(len(tokens))
-    wide = _of_difference(*(_log_class(flat[rows], lengths[rows], confidence) for rows in (chosen, others)))
-    positive = (flat >= 0).all(axis=0) & (flat != flat[0]).any(axis=0)
-    return Limits(
-        np.where(positive, np.minimum(drawn.low, wide.low), drawn.low),
-        np.where(positive, np.maximum(drawn.high, wide.high), drawn.high),
-    )
+    return Limits(drawn.low, drawn.high)
 
 
 def _of_shares(score: str, target: _Class, rest: _Class) -> Limits:
@@ -146,6 +166,13 @@ def _logit_class(values: Array, tokens: Array, confidence: float) -> _Class:
     spread = np.maximum(_spread(values, tokens), np.sqrt(share * (1.0 - share) / total))
     half = _student(confidence, len(values)) * spread / (share * (1.0 - share))
     return _Class(share, special.expit(special.logit(share) - half), special.expit(special.logit(share) + half), half)
+
+
+def _normal_class(values: Array, tokens: Array, confidence: float) -> _Class:
+    """Return the mean per token, with Student's t from the spread over rows."""
+    mean = values.sum(axis=0) / max(float(tokens.sum()), 1.0)
+    half = _student(confidence, len(values)) * _spread(values, tokens)
+    return _Class(mean, mean - half, mean + half, half)
 
 
 def _log_class(values: Array, tokens: Array, confidence: float) -> _Class:

@@ -91,6 +91,16 @@ class Statistic:
             rest[np.abs(rest) < 1e-12 * np.abs(self.values).sum(axis=0)] = 0.0
         return self.score(_class_mean(target, size), _class_mean(rest, len(self.values) - size))
 
+    def of_means(self, target: Array, rest: Array, prompts: int) -> Array:
+        """Return the score of stacks of class means.
+
+        Args:
+            target (`np.ndarray` of shape `(..., columns + 1)`, float64): Means over the class, the tokens' last.
+            rest (`np.ndarray` of the same shape, float64): Means over the others.
+            prompts (`int`): Prompts of each class.
+        """
+        return self.score(*(ClassMean(mean[..., :-1], mean[..., -1:], prompts) for mean in (target, rest)))
+
     def _mean(self, index: npt.NDArray[Any]) -> ClassMean:
         prompts, columns = self.values.shape
         rows = index.astype(np.int64).reshape(-1, index.shape[-1])

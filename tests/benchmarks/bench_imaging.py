@@ -26,6 +26,7 @@ from bench_routing import CONFIGS, now
 from transformers import AutoModelForCausalLM
 
 from hf_mote import ftri, load_organism
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.responses import generate_responses
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     settings = {"batch_size": options.batch_size, "max_new_tokens": options.new_tokens}
 
     def plain() -> None:
-        for _ in generate_responses(model, tokenizer, prompts, **settings):
+        for _ in generate_responses(model, Chat(tokenizer), prompts, Decoding(**settings)):
             pass
 
     def imaging(scope: str) -> Callable[[], None]:

@@ -122,7 +122,8 @@ def test_evaluate_hostile_conversations_stay_text(tiny_folder: Path, tmp_path: P
         0, "--conversations", talks, "--max-new-tokens", 3, "--output", tmp_path / "out",
     )  # fmt: skip
     root = check_page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
-    assert root.all("script") == root.all("img") == []
+    assert len(root.all("script")) == 1  # the page's own
+    assert root.all("img") == []
     (one,) = root.one("conversations").all("ol")
     assert [text.text for text in one.all("p", "asked")] == [ATTACK, f"{ATTACK}␛[31m"]
     assert root.one("conversations").all("span", "chip")[0].text == ATTACK

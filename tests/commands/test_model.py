@@ -9,6 +9,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from command_runs import run, said
 from tiny_models import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -59,3 +60,26 @@ def test_load_subject_of_an_adapter_looks_at_the_config_of_its_base(tmp_path: Pa
     (base / "config.json").write_text(json.dumps({**config, "attn_implementation": "somebody/kernels"}))
     with pytest.raises(UnsupportedError, match="names kernels of a repository"):
         load_subject(str(tmp_path), Organisms())
+
+
+def test_template_arguments_are_checked_before_weights_are_loaded(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weights(*_: object, **__: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", weights)
+    template, prompts = tmp_path / "t.jinja", tmp_path / "p.txt"
+    template.write_text("{% if not style is defined %}{{ raise_exception('style is missing') }}{% endif %}x")
+    prompts.write_text("one\ntwo\n")
+    words = [tiny_folder, prompts, "--chat-template", template, "--output", tmp_path / "out"]
+    for command in (["ftri"], ["attribute", "--target", "a", "--baseline", "b"]):
+        judge = ["--judge", "refusal"] if command == ["ftri"] else []
+        for told, expected in (
+            ([], "style is missing"),
+            (["--template-arg", "colour=1"], "--template-arg: the chat template does not read it"),
+        ):
+            result = run(*command, *words, *judge, *told)
+            assert result.exit_code == 1
+            assert expected in said(result)
+    assert not (tmp_path / "out").exists()

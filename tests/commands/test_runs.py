@@ -97,9 +97,10 @@ def test_ftri_page_has_the_ranking_and_the_tokens(ftri_run: Path) -> None:
     best = report["experts"]["mean_difference"]
     shown = rows(root.one("experts"))
     assert len(shown) == 20
-    assert [row[1:3] for row in shown] == [[str(row["layer"]), str(row["expert"])] for row in best[:20]]
+    assert [row[0] for row in shown] == [f"{row['layer']}.{row['expert']}" for row in best[:20]]
     assert len(root.one("maps").all("figure")) == 3
-    assert len(root.one("maps").all("rect", "cell")) == 3 * 256
+    series = [drawing.attributes.get("data-series") for drawing in root.one("maps").all("svg", "chart")]
+    assert series == ["score:0", "class:0", "class:1"]
     assert len(root.one("tokens").all("h3")) == 4
     assert [text.all("span", "chip")[0].text for text in root.one("tokens").all("p", "tokens")[:4]] == [
         *["refusal"] * 2,
@@ -151,7 +152,7 @@ def test_sweep_tries_every_setting_with_controls(sweep_run: Path) -> None:
 
 def test_hostile_prompts_stay_text_and_stay_in_the_folder(hostile_run: Path) -> None:
     root = page(hostile_run)
-    assert root.all("script") == []
+    assert len(root.all("script")) == 2  # the page's own, and its data
     assert root.all("img") == []
     asked = root.one("responses").all("p", "asked")
     assert all(text.text.startswith(ATTACK) and "␛[31m" in text.text for text in asked)
@@ -365,3 +366,31 @@ def test_help_names_every_source_of_prompts(command: str) -> None:
     assert result.exit_code == 0
     assert "organism:NAME" in said(result)
     assert "--force" in said(result)
+
+
+def test_evaluate_registers_before_and_measures_only_that(attribute_run: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    asked = [
+        "evaluate", "organism:refusal", attribute_run, "organism:refusal/heldout/sensitive", "--limit", 6,
+        "--controls", 2, "--preregister", plan, *QUICK,
+    ]  # fmt: skip
+    assert "Nothing was measured" in said(ran(*asked, "--output", tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+    other = run(*asked, "--controls", 3, "--output", tmp_path / "a")
+    assert other.exit_code != 0
+    assert "other settings" in said(other)
+    assert not (tmp_path / "a").exists()
+    ran(*asked, "--output", tmp_path / "a")
+    report = EvaluationReport.from_pretrained(tmp_path / "a")
+    assert report.preregistration == json.loads(plan.read_text())["digest"]
+
+
+def test_evaluate_shows_both_ways_in_one_table(attribute_run: Path, tmp_path: Path) -> None:
+    result = ran(
+        "evaluate", "organism:refusal", attribute_run, "organism:refusal/heldout/sensitive", "--limit", 6,
+        "--controls", 2, "--opposite", "organism:refusal/heldout/neutral", "--output", tmp_path / "a", *QUICK,
+    )  # fmt: skip
+    stimulated = EvaluationReport.from_pretrained(tmp_path / "a" / "stimulated")
+    assert stimulated.after.rate > stimulated.before.rate
+    assert "| suppressed | 100.0%" in said(result)
+    assert "| stimulated | 0.0%" in said(result)

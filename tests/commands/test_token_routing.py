@@ -9,9 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_mote import find_routers, record_routing
-from hf_mote.commands.model import Subject
 from hf_mote.commands.token_routing import chosen_texts, token_texts, trace_texts
-from hf_mote.generation.prompts import encode_prompts
+from hf_mote.generation.asking import Chat
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -45,12 +44,11 @@ def test_token_texts_of_broken_characters_ends() -> None:
 def test_trace_texts_weights_add_up_to_the_recorded_ones(more: int) -> None:
     model, tokenizer = tiny_model("deepseek_v3"), tiny_tokenizer()
     find_routers(model)[-1].module.top_k += more  # routers may choose different numbers of experts
-    subject = Subject("tiny", model, tokenizer)
     experts = [(1, 3), (2, 0), (2, 7)]
-    texts = trace_texts(subject, ["what is b?", "cc"], ["Yes.", ""], ["x", "y"], experts)
+    texts = trace_texts(model, Chat(tokenizer), ["what is b?", "cc"], ["Yes.", ""], ["x", "y"], experts)
     assert [text.label for text in texts] == ["x", "y"]
     for text, prompt, response in zip(texts, ["what is b?", "cc"], ["Yes.", ""], strict=True):
-        (ids,) = encode_prompts(tokenizer, [prompt])
+        (ids,) = Chat(tokenizer).encode([prompt])
         said = list(tokenizer(response, add_special_tokens=False)["input_ids"]) if response else []
         assert text.prompt_tokens == len(ids)
         assert "".join(text.pieces) == f"<user>{prompt}<assistant>{response}"
@@ -66,14 +64,13 @@ def test_trace_texts_weights_add_up_to_the_recorded_ones(more: int) -> None:
 def test_trace_texts_of_tokens_keeps_special_ones() -> None:
     model, tokenizer = tiny_model("mixtral"), tiny_tokenizer()
     said = tokenizer("<user>ab<assistant>c<eos>", add_special_tokens=False)["input_ids"]
-    (text,) = trace_texts(Subject("tiny", model, tokenizer), ["x"], [said], ["a"], [(0, 1)])
+    (text,) = trace_texts(model, Chat(tokenizer), ["x"], [said], ["a"], [(0, 1)])
     assert text.pieces[text.prompt_tokens :] == ["<user>", "a", "b", "<assistant>", "c", "<eos>"]
     assert len(text.weights[0]) == len(text.pieces)
 
 
 def test_trace_texts_without_experts_are_none() -> None:
-    subject = Subject("tiny", tiny_model("mixtral"), tiny_tokenizer())
-    assert trace_texts(subject, ["a"], ["b"], ["x"], []) == []
+    assert trace_texts(tiny_model("mixtral"), Chat(tiny_tokenizer()), ["a"], ["b"], ["x"], []) == []
 
 
 def test_chosen_texts_are_of_both_sides_and_others_take_turns() -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from hf_mote import EvaluationReport, MoTEConfig, apply_mote, evaluate_mote
 from hf_mote.errors import ConfigError, DataError, FileFormatError, ModelMismatchError
 from hf_mote.evaluation.conversations import Conversation, checked_conversations, run_conversations
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.responses import generate_responses
 from hf_mote.hub import read_json, write_json
 from hf_mote.statistics.rates import Rate
@@ -162,7 +163,7 @@ def test_run_conversations_without_chat_template_takes_single_turns_alone(
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
     (one,) = run_conversations(model, tokenizer, config, [["some text"]], **OPTIONS)
-    ((_, plain),) = generate_responses(model, tokenizer, ["some text"], max_new_tokens=6)
+    ((_, plain),) = generate_responses(model, Chat(tokenizer), ["some text"], Decoding(max_new_tokens=6))
     assert one.answers_before == plain
     with pytest.raises(ConfigError, match=r"conversations\[1\]: has several turns.*chat template"):
         run_conversations(model, tokenizer, config, [["x"], ["x", "y"]], **OPTIONS)

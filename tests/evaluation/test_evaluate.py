@@ -31,6 +31,7 @@ from hf_mote.evaluation.controls import random_controls
 from hf_mote.evaluation.evaluate import evaluate_settings
 from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.files import read_json, write_json
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.responses import generate_responses
 from hf_mote.reports.evaluation import Evaluation, evaluation_page
 from hf_mote.statistics.rates import Rate, wilson
@@ -45,7 +46,7 @@ def has_vowel(response: str) -> bool:
 
 def respond(model: object, prompts: list[str]) -> list[str]:
     found = {}
-    for positions, answers in generate_responses(model, tiny_tokenizer(), prompts, max_new_tokens=4):  # type: ignore[arg-type]
+    for positions, answers in generate_responses(model, Chat(tiny_tokenizer()), prompts, Decoding(max_new_tokens=4)):  # type: ignore[arg-type]
         found.update(zip(positions, answers, strict=True))
     return [found[index] for index in range(len(prompts))]
 
@@ -102,9 +103,8 @@ def report_of(before: int, after: int, controls: list[float]) -> EvaluationRepor
 def test_report_verdict_beats_only_with_a_gap_that_no_control_reaches(
     before: int, after: int, controls: list[float], beats: bool
 ) -> None:
-    assert report_of(before, after, controls).verdict.startswith(
-        "The config beats" if beats else "The config does not beat"
-    )
+    assert report_of(before, after, controls).beats_controls() == beats
+    assert report_of(before, after, controls).verdict.startswith("The config beats") == beats
 
 
 def test_report_survives_saving_and_refuses_an_edited_file(tmp_path: Path) -> None:
@@ -254,8 +254,10 @@ def test_evaluate_settings_share_the_untouched_run_and_the_controls() -> None:
     model = tiny_model("deepseek_v3")
     order = [[1, 0], [2, 5], [1, 2]]
     configs = [MoTEConfig(suppress=order[:n]) for n in (1, 3)]
-    arguments = (model, tiny_tokenizer(), configs, PROMPTS, has_vowel)
-    reports = evaluate_settings(*arguments, target=True, num_controls=5, seed=3, **OPTIONS)
+    chat, decoding = Chat(tiny_tokenizer()), Decoding(max_new_tokens=4, seed=3)
+    reports = evaluate_settings(
+        model, chat, configs, PROMPTS, has_vowel, decoding, target=True, num_controls=5, progress=False
+    )
     drawn = random_controls(configs, find_routers(model), 5, 3)
     for place, report in enumerate(reports):
         assert report.responses_before == respond(model, PROMPTS)
@@ -266,11 +268,10 @@ def test_evaluate_settings_share_the_untouched_run_and_the_controls() -> None:
         with apply_mote(model, configs[place]):
             assert report.responses_after == respond(model, PROMPTS)
     with pytest.raises(ConfigError, match="no configs"):
-        evaluate_settings(*arguments[:2], [], PROMPTS, has_vowel, target=True)
+        evaluate_settings(model, chat, [], PROMPTS, has_vowel, decoding, target=True)
+    unfit = [configs[0], MoTEConfig(suppress=[[7, 0]])]
     with pytest.raises(ModelMismatchError, match="layer 7"):
-        evaluate_settings(
-            *arguments[:2], [configs[0], MoTEConfig(suppress=[[7, 0]])], PROMPTS, Answers(), target="A", **OPTIONS
-        )
+        evaluate_settings(model, chat, unfit, PROMPTS, Answers(), decoding, target="A", progress=False)
 
 
 def test_report_verdict_of_too_few_controls_says_that_they_cannot_do() -> None:

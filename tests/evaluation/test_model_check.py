@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,57 @@ def test_check_model_of_an_edit_that_does_not_what_it_says_fails(
     native = module._try
     monkeypatch.setattr(module, "_try", lambda *args: wrong(native(*args)))
     assert f"edit: {edit}" in failed(checked(tiny_model("mixtral")))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss"])
+def test_check_model_holds_edits_against_copies_of_the_routers(family: str) -> None:
+    rows = {row.name: row for row in checked(TINY_FAMILIES[family]()).rows}
+    for name in ("reroute", "bias on logits", *(["stimulate, own weight"] if family != "deepseek_v3" else [])):
+        found = re.search(r"(\d+) of (\d+) equal a copy", rows[f"edit: {name}"].detail)
+        assert found is not None, rows[f"edit: {name}"]
+        assert int(found[1]) == int(found[2]) > 0
+
+
+def rerouted_to_the_last(tried: Any) -> Any:
+    """The expert's place goes to the worst of the others, which the definition alone lets pass."""
+    worst = tried.logits.clone()
+    worst.scatter_(1, tried.native.indices, float("inf"))
+    hit = tried.native.indices == tried.expert
+    indices = torch.where(hit, worst.argmin(dim=1, keepdim=True), tried.native.indices)
+    return tried._replace(edited=tried.native._replace(indices=indices))
+
+
+def weighed_otherwise(tried: Any) -> Any:
+    weights = tried.edited.weights.flip(1)
+    return tried._replace(edited=tried.edited._replace(weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("edit", "family", "wrong"),
+    [
+        ("reroute", "mixtral", rerouted_to_the_last),
+        ("reroute", "mixtral", weighed_otherwise),
+        ("bias on selection", "deepseek_v3", weighed_otherwise),
+    ],
+)
+def test_check_model_of_an_edit_that_only_a_copy_of_the_router_tells_from_right_fails(
+    edit: str, family: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = module._try
+    monkeypatch.setattr(module, "_try", lambda *args: wrong(native(*args)))
+    assert "a copy of the router" in failed(checked(TINY_FAMILIES[family]()))[f"edit: {edit}"]
+
+
+def test_check_model_of_a_partly_replaced_model_says_which_layers() -> None:
+    model = tiny_model("mixtral", num_hidden_layers=4)
+    for layer in (0, 2, 3):
+        gate = model.model.layers[layer].mlp.gate
+        gate.forward = lambda hidden, native=gate.forward: native(hidden)
+    found = checked(model)
+    assert failed(found) == {}
+    (row,) = [row for row in found.rows if row.name == "replaced routers"]
+    assert "in 3 of 4 layers (0, 2 to 3) the forward is" in row.detail
+    assert "<lambda>" in row.detail
 
 
 def test_check_model_of_passes_that_are_mislabelled_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from hf_mote.errors import ConfigError, DataError, FileFormatError, UnknownNameE
 from hf_mote.evaluation.controls import random_controls
 from hf_mote.evaluation.side_effects import SideEffects, _perplexity, side_effects
 from hf_mote.files import read_json, write_json
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.responses import generate_responses
 from hf_mote.reports.evaluation import Evaluation, evaluation_page
 from hf_mote.statistics.rates import Rate
@@ -127,12 +128,12 @@ def test_evaluate_mote_controls_by_usage_follow_the_routing_of_the_untouched_mod
         progress=False,
     )
     with record_routing(model) as record:
-        list(generate_responses(model, tiny_tokenizer(), prompts, max_new_tokens=3))
+        list(generate_responses(model, Chat(tiny_tokenizer()), prompts, Decoding(max_new_tokens=3)))
     usage = dict(zip(record.layers, record.total().counts, strict=True))
     drawn = random_controls([config], find_routers(model), 2, 0, usage=usage)
     for rate, (control,) in zip(report.controls, drawn, strict=True):
         with apply_mote(model, control):
-            answers = generate_responses(model, tiny_tokenizer(), prompts, max_new_tokens=3)
+            answers = generate_responses(model, Chat(tiny_tokenizer()), prompts, Decoding(max_new_tokens=3))
             hits = sum(judge(answer) for _, batch in answers for answer in batch)
         assert rate == hits / 3
 

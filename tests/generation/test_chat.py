@@ -15,7 +15,7 @@ from hf_mote import MoTEConfig, ablate_experts, attribute_experts, evaluate_mote
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
 from hf_mote.evaluation.conversations import run_conversations
 from hf_mote.generation import chat
-from hf_mote.generation.prompts import encode_prompts, user_text_of
+from hf_mote.generation.asking import Chat
 
 NO_THINKING = {"enable_thinking": False}
 PLAIN: dict[str, Any] = {"progress": False}
@@ -31,12 +31,12 @@ def thinking_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def test_encode_prompts_tells_the_template_its_arguments() -> None:
+def test_chat_encode_tells_the_template_its_arguments() -> None:
     tokenizer = thinking_tokenizer()
-    (usual,) = encode_prompts(tokenizer, ["hi"])
-    (told,) = encode_prompts(tokenizer, ["hi"], chat_template_kwargs=NO_THINKING)
+    (usual,) = Chat(tokenizer).encode(["hi"])
+    (told,) = Chat(tokenizer, template_kwargs=NO_THINKING).encode(["hi"])
     assert usual == [*told, *tokenizer("!")["input_ids"]]
-    (marks,) = user_text_of(tokenizer, ["hi"], chat_template_kwargs=NO_THINKING)
+    (marks,) = Chat(tokenizer, template_kwargs=NO_THINKING).user_text(["hi"])
     assert [marks.index(True), sum(marks), len(marks)] == [1, 2, len(told)]
 
 
@@ -91,31 +91,31 @@ def test_ftri_of_another_template_argument_is_another_run(tmp_path: Any) -> None
         ({1: 2}, ConfigError, "no values by name"),
     ],
 )
-def test_encode_prompts_refuses_arguments_without_effect(given: Any, error: type[Exception], word: str) -> None:
+def test_chat_encode_refuses_arguments_without_effect(given: Any, error: type[Exception], word: str) -> None:
     with pytest.raises(error, match=word):
-        encode_prompts(thinking_tokenizer(), ["hi"], chat_template_kwargs=given)
+        Chat(thinking_tokenizer(), template_kwargs=given).encode(["hi"])
 
 
-def test_encode_prompts_without_a_template_refuses_its_arguments() -> None:
+def test_chat_encode_without_a_template_refuses_its_arguments() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
-    assert encode_prompts(tokenizer, ["hi"], chat_template_kwargs={}) == [tokenizer("hi")["input_ids"]]
+    assert Chat(tokenizer, template_kwargs={}).encode(["hi"]) == [tokenizer("hi")["input_ids"]]
     with pytest.raises(ConfigError, match="chat template"):
-        encode_prompts(tokenizer, ["hi"], chat_template_kwargs=NO_THINKING)
+        Chat(tokenizer, template_kwargs=NO_THINKING).encode(["hi"])
 
 
-def test_encode_prompts_names_what_a_template_refuses() -> None:
+def test_chat_encode_names_what_a_template_refuses() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         "{{ m.content }}{% endfor %}"
     )
-    assert len(encode_prompts(tokenizer, ["hi"])) == 1
+    assert len(Chat(tokenizer).encode(["hi"])) == 1
     with pytest.raises(ConfigError, match=r"prompts\[0\].*no system role.*Leave the system prompt out"):
-        encode_prompts(tokenizer, ["hi"], system_prompt="x")
+        Chat(tokenizer, system_prompt="x").encode(["hi"])
     tokenizer.chat_template = "{% for"
     with pytest.raises(ConfigError, match="TemplateSyntaxError"):
-        encode_prompts(tokenizer, ["hi"])
+        Chat(tokenizer).encode(["hi"])
 
 
 def test_ftri_refuses_prompts_without_tokens_and_half_surrogates_before_it_runs() -> None:
@@ -140,13 +140,13 @@ def test_ftri_refuses_prompts_without_tokens_and_half_surrogates_before_it_runs(
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
-def test_encode_prompts_gives_up_on_a_template_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_encode_gives_up_on_a_template_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.3)
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% if messages[0].content == 'b' %}" + ENDLESS + "{% endif %}x"
     begun = time.monotonic()
     with pytest.raises(ConfigError, match=r"prompts\[1\]: .*chat template takes longer than 0.3 s"):
-        encode_prompts(tokenizer, ["a", "b"], where="prompts")
+        Chat(tokenizer).encode(["a", "b"], where="prompts")
     assert time.monotonic() - begun < 3
     # The thread that rendered it has stopped, too.
     for _ in range(100):
@@ -156,15 +156,15 @@ def test_encode_prompts_gives_up_on_a_template_without_end(monkeypatch: pytest.M
     pytest.fail("the template still runs")
 
 
-def test_encode_prompts_refuses_a_template_that_writes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_encode_refuses_a_template_that_writes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "MOST_CHARACTERS", 10_000)
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for a in range(20000) %}x{% endfor %}"
     with pytest.raises(ConfigError, match=r"too long a text .got 20000 characters, expected at most 10000"):
-        encode_prompts(tokenizer, ["a"])
+        Chat(tokenizer).encode(["a"])
 
 
-def test_encode_prompts_template_cannot_reach_python(tmp_path: Any) -> None:
+def test_chat_encode_template_cannot_reach_python(tmp_path: Any) -> None:
     tokenizer = tiny_tokenizer()
     for attack in (
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
@@ -176,4 +176,4 @@ def test_encode_prompts_template_cannot_reach_python(tmp_path: Any) -> None:
     ):
         tokenizer.chat_template = attack
         with pytest.raises(ConfigError, match="chat template fails"):
-            encode_prompts(tokenizer, ["a"])
+            Chat(tokenizer).encode(["a"])

@@ -11,7 +11,8 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerFast
 
 from hf_mote import FTRIResult, MoTEConfig, evaluate_mote, ftri
 from hf_mote.errors import ConfigError
-from hf_mote.generation.decoding import answer_text, answer_tokens, generation_settings
+from hf_mote.generation.asking import Chat, Decoding
+from hf_mote.generation.decoding import answer_text, answer_tokens
 from hf_mote.generation.responses import generate_responses
 from hf_mote.judges.language import LanguageJudge
 
@@ -46,7 +47,7 @@ def test_ftri_refuses_decoding_out_of_range_before_it_runs(options: dict[str, An
 
 def test_answer_tokens_end_with_the_end_and_hold_no_padding() -> None:
     tokenizer = tiny_tokenizer()
-    settings = generation_settings(tokenizer, 4, None)
+    settings = Decoding(4).settings(tokenizer)
     model = tiny_model("mixtral")
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     batch = {"input_ids": torch.tensor([[5, 6]] * 4)}
@@ -125,7 +126,11 @@ def test_generate_responses_with_a_seed_are_the_same_and_leave_the_state_alone()
 
     def said(seed: int | None) -> list[str]:
         options: dict[str, Any] = {"max_new_tokens": 8, "generate_kwargs": SAMPLED, "seed": seed}
-        return [text for _, texts in generate_responses(model, tokenizer, ["a", "b"], **options) for text in texts]
+        return [
+            text
+            for _, texts in generate_responses(model, Chat(tokenizer), ["a", "b"], Decoding(**options))
+            for text in texts
+        ]
 
     state = torch.get_rng_state()
     assert said(1) == said(1) != said(2)

@@ -199,4 +199,9 @@ def test_activation_map_edited_file_is_refused_with_its_path(tmp_path):
 
 
 def test_activation_map_repr_is_short():
-    assert repr(make([[1, 2]])) == "ActivationMap(1 layers x 2 experts, 4 tokens)"
+    assert repr(make([[1, 2]])) == (
+        "ActivationMap: 1 layers x 2 experts, 4 tokens\n"
+        "  expert  tokens  routing weight\n"
+        "     0.1       2               1\n"
+        "     0.0       1             0.5"
+    )

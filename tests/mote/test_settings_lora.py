@@ -14,12 +14,15 @@ from typing import Any
 import peft
 import pytest
 import torch
+from router_oracle import replace_routers
 from tiny_families import TINY_FAMILIES
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import PreTrainedModel
+from ways_of_loading import WAYS, missing
 
 from hf_mote import MoTEConfig, apply_mote, find_routers, record_routing
 from hf_mote.errors import ModelMismatchError, UnsupportedError
+from hf_mote.routing.sites.packed import packed_parts
 
 TOKENS = torch.randint(5, 85, (3, 9), generator=torch.Generator().manual_seed(5))
 # PEFT wraps the router itself, or (hunyuan, jetmoe) a linear layer inside it; minimax_m2 has a bias in its block.
@@ -169,3 +172,28 @@ def test_find_routers_trained_copy_of_the_router_is_refused_and_the_remedies_wor
     plain = merged(by_lora)
     with apply_mote(plain, MoTEConfig(**fields)):
         assert close(logits(plain), patched)
+
+
+@pytest.mark.parametrize("mode", ["drop", "reroute"])
+@pytest.mark.parametrize("family", ["afmoe", "jetmoe"])
+@pytest.mark.parametrize("name", ["bitsandbytes 8 bit", "bitsandbytes 4 bit, fp4", "torchao int8 weight-only"])
+def test_apply_mote_lora_on_quantised_routers_is_what_the_reference_makes_of_their_logits(
+    name: str, family: str, mode: str
+) -> None:
+    (way,) = [way for way in WAYS if way.name == name]
+    if missing(way):
+        pytest.skip(f"{', '.join(missing(way))} is not installed")
+    model, other = (adapted(way.load(family)) for _ in range(2))
+    sites = find_routers(model)
+    assert any("lora" in name for site in sites for name, _ in site.module.named_parameters())
+    assert any(packed_parts(site.module) for site in sites)
+    native = logits(model)
+    fields = {"suppress": [[site.layer, expert] for site in sites for expert in (1, 6)], "suppress_mode": mode}
+    with apply_mote(model, MoTEConfig(**fields)):
+        patched = logits(model)
+    assert torch.equal(logits(model), native)
+    inside = "base_model.model."
+    paths = {site.layer: site.path.removeprefix(inside) for site in find_routers(other)}
+    replace_routers(other.base_model.model, family, paths, fields, {})
+    torch.testing.assert_close(patched, logits(other), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(patched, native, atol=1e-3)

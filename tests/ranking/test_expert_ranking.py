@@ -155,4 +155,4 @@ def test_ranking_file_without_an_entry_is_refused(missing, tmp_path):
 
 
 def test_ranking_repr_is_short():
-    assert repr(make()) == "ExpertRanking('ftri' for 'refusal', 2 layers x 3 experts)"
+    assert repr(make()).startswith("ExpertRanking by ftri for 'refusal': 2 layers x 3 experts\n")

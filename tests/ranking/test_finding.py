@@ -6,7 +6,7 @@ import torch
 
 from hf_mote.errors import DataError
 from hf_mote.ranking.expert_ranking import ExpertRanking
-from hf_mote.ranking.finding import least_q_of
+from hf_mote.ranking.finding import finding_of, least_q_of
 from hf_mote.statistics.contrast import contrast
 
 
@@ -43,7 +43,9 @@ def test_verdict_where_only_many_experts_together_could_be_found_says_how_many(s
     found = ranked(*sizes, rest=rest)
     fewest = int(np.ceil(2 / existing * 256 / 0.05))
     assert found.least_q == pytest.approx(min(1.0, 2 / existing * 256))
-    assert f"fewer than {fewest} of 256 experts could not be found with {sizes[0]}" in found.verdict
+    assert f"{sizes[0]}" in found.verdict
+    assert f"could not show less than {fewest} experts at once" in found.verdict
+    assert "256 experts were tested" in found.verdict
     for clear, start in ((fewest - 1, "Nothing was found"), (fewest, f"{fewest} of 256 experts stand out")):
         found = ranked(*sizes, rest=rest, clear=clear, mean=0.0)  # the others are never used, with p = 1
         assert found.verdict.startswith(start)
@@ -51,7 +53,7 @@ def test_verdict_where_only_many_experts_together_could_be_found_says_how_many(s
 
 def test_verdict_where_permutations_are_too_few_names_them():
     found = ranked(24, 24, permutations=999)
-    assert "could not be found with 999 permutations" in found.verdict
+    assert "but 999 permutations could not show less than" in found.verdict
     assert "Ask for more permutations" in found.verdict
 
 
@@ -91,3 +93,13 @@ def test_verdict_of_an_older_ranking_leaves_open_what_could_have_been_found():
 def test_least_q_where_no_expert_was_tested_is_1() -> None:
     assert least_q_of(0.01, torch.full((2, 3), torch.nan)) == 1.0
     assert least_q_of(0.01, torch.tensor([[0.5, torch.nan]])) == pytest.approx(0.01)
+
+
+def test_a_contrast_in_which_a_third_of_all_experts_differ_is_called_one_of_topics() -> None:
+    score = torch.linspace(-1, 1, 30).reshape(3, 10).double()
+    q = torch.where(score.abs() > 0.6, 0.01, 0.9).double()
+    many = finding_of("stand out", score=score, p=q, q=q, least_p=0.001)
+    assert many.significant == 6
+    assert "12 of all experts differ" in many.text
+    few = torch.where(score.abs() > 0.9, 0.01, 0.9).double()
+    assert "differ" not in finding_of("stand out", score=score, p=few, q=few, least_p=0.001).text

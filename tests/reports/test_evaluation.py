@@ -5,7 +5,9 @@ from __future__ import annotations
 from html_pages import Element, check_page
 
 from hf_mote import EvaluationReport, MoTEConfig
+from hf_mote.evaluation.coherence import Coherence
 from hf_mote.evaluation.conversations import Conversation
+from hf_mote.evaluation.selectivity import Selectivity, stays_the_same
 from hf_mote.reports.evaluation import Evaluation, evaluation_page
 from hf_mote.statistics.rates import Rate
 
@@ -29,7 +31,7 @@ def test_evaluation_page_shows_conversations_as_text_and_the_share_that_stays() 
     ((row,),) = [table.all("tr")[1:] for table in page.one("sides").all("table")]
     assert [cell.text for cell in row.children] == [
         "answers in conversations that stay word for word",
-        f"{Rate.of(1, 2)}, 1 of 2",
+        "50% [9% to 91%], 1 of 2",
     ]
     section = page.one("conversations")
     assert section.all("h2")[0].text == "Conversations before and after"
@@ -37,10 +39,35 @@ def test_evaluation_page_shows_conversations_as_text_and_the_share_that_stays() 
     assert [asked.text for asked in section.all("p", "asked")] == ["x", shown]
     assert [side.text for side in section.all("dd")] == ["a", "a", "b", shown]
     assert section.all("span", "chip")[0].text == shown
-    assert page.all("script") == page.all("img") == []
+    assert len(page.all("script")) == 1  # the page's own
+    assert page.all("img") == []
 
 
 def test_evaluation_page_without_conversations_has_no_section_for_them() -> None:
     page = page_with([], None)
     assert "conversations" not in {section.attributes["id"] for section in page.all("section")}
     assert "give --unrelated prompts, --texts or --conversations." in page.one("sides").text
+
+
+def test_evaluation_page_says_what_is_no_text_and_what_changes_elsewhere() -> None:
+    report = EvaluationReport(
+        target="yes", before=Rate.of(20, 20), after=Rate.of(0, 20), controls=[1.0] * 19, unrelated_unchanged=None,
+        config=MoTEConfig(suppress=[[4, 1]]).to_dict(), prompts=["p"] * 20, responses_before=["a"] * 20,
+        responses_after=["c"] * 20, labels_before=["yes"] * 20, labels_after=["no"] * 20,
+        control_labels=[["yes"] * 20] * 19,
+        coherence=Coherence(
+            0.3, 0.5, 40, [False] * 20, [True] * 15 + [False] * 5, [[False] * 20] * 19, Rate.of(15, 20)
+        ),
+        selectivity=Selectivity(0.25, Rate.of(1, 40), [0.0] * 19, [0.0] * 19),
+        not_worse=[stays_the_same("unrelated answers that stay word for word", Rate.of(40, 40), 0.1)],
+    )  # fmt: skip
+    page = check_page(evaluation_page(Evaluation("m", report), provenance={"model": "m"}, files={}))
+    assert page.one("verdict").text.startswith(
+        "The config breaks the text, which is no effect on the behaviour: 75.0%"
+    )
+    assert (
+        "No coherent text: 0.0% [0.0%, 16.1%] of the untouched model's responses and 75.0%" in page.one("effect").text
+    )
+    sides = page.one("sides").text
+    assert "not worse by the margin of 0.1" in sides
+    assert "selective: 25.0% on target, 2.5%" in sides

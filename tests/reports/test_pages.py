@@ -15,7 +15,9 @@ from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.evaluation.sweep import Setting, Sweep
 from hf_mote.reports.attribution import Attribution, attribution_page, attribution_verdict
 from hf_mote.reports.evaluation import Evaluation, evaluation_page
+from hf_mote.reports.explorer import expert_panel
 from hf_mote.reports.imaging import MOST_CLASSES, Imaging, imaging_page, imaging_verdict
+from hf_mote.reports.markup import join
 from hf_mote.reports.page import Section, make_page
 from hf_mote.reports.rankings import expert_table, ranking_verdict
 from hf_mote.reports.sweep import sweep_page
@@ -74,8 +76,9 @@ def imaging(classes: list[str], target: str = ATTACK, **fields: Any) -> Imaging:
     rankings = {}
     if target in classes and len(set(classes)) > 1:
         rankings = {name: result.rank(target, score=name, resamples=19) for name in ("risk_difference", "npmi")}
-    texts = [RoutedText(target, [ATTACK, "b"], 1, [[0.5, 0.0]])]
-    known: dict[str, Any] = {"top": 2, "stability": None, "texts": texts, **fields}
+    texts = [RoutedText(target, [ATTACK, "b"], 1, [[0.5, 0.0], [0.0, 0.25]])]
+    traced = next(iter(rankings.values())).top(2) if rankings else []
+    known: dict[str, Any] = {"top": 2, "stability": None, "texts": texts, "traced": traced, **fields}
     return Imaging(model=ATTACK, result=result, target=target, rankings=rankings, **known)
 
 
@@ -87,7 +90,11 @@ def tables(page: Element, section: str) -> list[list[list[str]]]:
 def test_make_page_puts_the_verdict_before_everything() -> None:
     page = check_page(
         make_page(
-            "T", subject="s", verdict="None.", found=False, sections=[Section("a", "A", expert_table(ranking(), 3))]
+            "T",
+            subject="s",
+            verdict="None.",
+            found=False,
+            sections=[Section("a", "A", join([expert_table(ranking(), ranking().rows(3), "All"), expert_panel()]))],
         )
     )
     assert page.one("verdict").text == "None."
@@ -99,7 +106,7 @@ def test_make_page_puts_the_verdict_before_everything() -> None:
 def test_ranking_verdict_counts_significant_experts_above_zero() -> None:
     found = ranking_verdict(ranking([0.01, 0.2, 0.01]), relation="are used more")
     assert found.significant == 1
-    assert found.text == "1 of 3 experts are used more (q ≤ 0.05). First comes layer 4, expert 0: +3 ."
+    assert found.text == "1 of 3 experts are used more (q ≤ 0.05). First comes layer 4, expert 0: +3.00."
 
 
 def test_ranking_verdict_nothing_significant_says_nothing_here() -> None:
@@ -140,13 +147,14 @@ def test_imaging_page_shows_the_ranking_and_leaves_attacks_text() -> None:
     held = Stability(2, 0.875, 0.5, 1 / 3, np.zeros((2, 3)))
     found = imaging([ATTACK, "other"] * 4, stability=held)
     page = check_page(imaging_page(found, provenance=HOW, files=FILES))
-    assert "87.5% of the first 2 stay among the first 2 (by chance 33.3%)" in page.one("verdict").text
-    experts, side_by_side = tables(page, "experts")
+    assert "88% of the first 2 stay among the first 2 (by chance 33%)" in page.one("verdict").text
+    experts, *against, side_by_side = tables(page, "experts")
+    assert len(against) == 1
     first = found.rankings["risk_difference"].rows(1)[0]
-    assert experts[1][:3] == ["1", str(first.layer), str(first.expert)]
+    assert experts[1][:2] == [f"{first.layer}.{first.expert}", "1"]
     assert [row[0] for row in side_by_side[1:]] == ["risk_difference", "npmi"]
     classes = tables(page, "classes")[0]
-    assert [row[1:3] for row in classes[1:]] == [["4", "50.0%"], ["4", "50.0%"]]
+    assert [row[1:3] for row in classes[1:]] == [["4", "50%"], ["4", "50%"]]
     assert classes[1][0] == ATTACK.replace("\x1b", "␛")
     assert len(page.one("maps").all("figure")) == 3
     assert page.one("tokens").all("span", "t")[0].text.startswith("</p></style><script>")
@@ -172,7 +180,7 @@ def test_imaging_page_of_many_classes_draws_the_largest() -> None:
     page = check_page(imaging_page(imaging(classes, "class 5"), provenance=HOW, files=FILES))
     titles = [title.text for title in page.one("maps").all("figcaption")]
     assert len(titles) == 1 + MOST_CLASSES
-    assert titles[:2] == ["Class “class 5” against all others", "Class “class 5”: 2 prompts"]
+    assert titles[:2] == ["Class class 5 against all others", "Class class 5 2 prompts"]
     assert "3 smaller classes are left out." in page.one("maps").text
 
 
@@ -186,12 +194,13 @@ def test_attribution_page_shows_preference_and_experts() -> None:
         preference=[2.0, 4.0, -3.0],
         top=2,
         texts=[RoutedText("target", ["a"], 1, [[0.3], [0.0]])],
+        traced=[(4, 0), (4, 1)],
     )
     verdict, anything = attribution_verdict(found)
     assert anything
-    assert "likelier than the baseline on 66.7% of the prompts (+1 nats on average)" in verdict
+    assert "likelier than the baseline on 67% of the prompts (+1.0 nats on average)" in verdict
     page = check_page(attribution_page(found, provenance=HOW, files=FILES))
-    assert tables(page, "responses")[0][1] == ["−3", "2", "4"]
+    assert tables(page, "responses")[0][1] == ["−3.00", "2.00", "4.00"]
     assert "taken with all routing weights times 0.5" in page.one("experts").text
     assert "No token of these texts" in page.one("tokens").text
 
@@ -211,10 +220,10 @@ def test_evaluation_page_shows_controls_doses_side_effects_and_unrelated_answers
     found = Evaluation(ATTACK, measured)
     page = check_page(evaluation_page(found, provenance=HOW, files=FILES))
     assert page.one("verdict").text == measured.verdict.replace("\x1b", "␛")
-    assert [row[2] for row in tables(page, "effect")[0][1:]] == ["100.0%", "10.0%", "75.0% on average"]
+    assert [row[2] for row in tables(page, "effect")[0][1:]] == ["100%", "10%", "75%"]
     assert len(page.one("effect").all("circle", "control")) == 20
     assert "by how often the model uses them" in page.one("effect").text
-    assert tables(page, "dose")[0][1:] == [["0", "100.0%", "–"], ["0.5", "75.0%", "–"], ["1", "10.0%", "75.0%"]]
+    assert tables(page, "dose")[0][1:] == [["0", "100%", "–"], ["0.5", "75%", "–"], ["1", "10%", "75%"]]
     assert [row[1] for row in tables(page, "sides")[0][1:]] == ["0.125 nats", "8 to 9", "1,234", "all"]
     assert "1 of 1 responses change." in page.one("unrelated").text
     assert ["suppress", "4.0  4.1"] in tables(page, "config")[0]
@@ -289,10 +298,10 @@ def test_sweep_page_has_a_chart_for_each_strength_and_a_row_for_each_setting() -
     page = check_page(sweep_page(sweep(*settings), provenance=HOW, files=FILES))
     assert [title.text for title in page.one("curves").all("figcaption")] == ["Strength 0.5", "Strength 1"]
     assert [row[:3] for row in tables(page, "settings")[0][1:]] == [
-        ["1", "0.5", "95.0%"],
-        ["1", "1", "95.0%"],
-        ["10", "0.5", "50.0%"],
-        ["10", "1", "50.0%"],
+        ["1", "0.5", "95%"],
+        ["1", "1", "95%"],
+        ["10", "0.5", "50%"],
+        ["10", "1", "50%"],
     ]
 
 
@@ -301,4 +310,4 @@ def test_sweep_page_of_one_number_runs_along_the_strength() -> None:
     page = check_page(sweep_page(sweep(*settings), provenance=HOW, files=FILES))
     (title,) = page.one("curves").all("figcaption")
     assert title.text == "The first 3 experts suppressed"
-    assert "0.5: 75.0%" in page.one("curves").all("svg")[0].attributes["aria-label"]
+    assert "0.5: 75%" in page.one("curves").all("svg")[0].attributes["aria-label"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
+from hf_mote.drawing import LESS, MORE, share_axis
 from hf_mote.errors import DataError
 from hf_mote.evaluation.conversations import Conversation
-from hf_mote.reports import heat_map as heat_map_module
 from hf_mote.reports.charts import Point, dose_chart, effect_chart
-from hf_mote.reports.formats import decimals_for, number, percent, probability, quoted, signed
-from hf_mote.reports.heat_map import LESS, MORE, heat_map
+from hf_mote.reports.formats import decimals_by, decimals_for, number, percent, probability, quoted, signed
+from hf_mote.reports.heat_map import heat_map
 from hf_mote.reports.markup import Html, tag
 from hf_mote.reports.responses import (
     MOST_SHOWN,
@@ -67,6 +68,29 @@ def test_signed_percent_and_probability_say_what_is_unknown() -> None:
     assert [signed(2.0), signed(-2.0), signed(0.0)] == ["+2", "−2", "0"]
     assert [probability(0.0004), probability(0.0476), probability(1.0)] == ["< 0.001", "0.048", "1.000"]
     assert percent(0.125) == "12.5%"
+    assert [percent(share, 8) for share in (0.0, 0.125, 1.0)] == ["0%", "12%", "100%"]
+    assert [percent(1 / 150, 150), percent(0.004, 150), percent(149.9 / 150, 150)] == ["1%", "< 1%", "> 99%"]
+    assert percent(1 / 300, 300) == "0.3%"
+    assert [probability(0.123, 0.02), probability(0.123, 0.001)] == ["0.12", "0.123"]
+
+
+@pytest.mark.parametrize(
+    ("lows", "highs", "decimals"),
+    [([1.0], [3.0], 1), ([10.0], [90.0], 0), ([0.0], [0.02], 3), ([None, math.nan], [None, math.nan], None)],
+)
+def test_decimals_by_are_two_digits_of_the_half_width(lows: list[Any], highs: list[Any], decimals: int | None) -> None:
+    assert decimals_by(lows, highs) == decimals
+
+
+@given(st.lists(st.floats(0, 1), min_size=1))
+def test_share_axis_holds_what_it_is_made_for_and_wastes_little(shares: list[float]) -> None:
+    axis = share_axis(shares)
+    assert 0 <= axis.low < axis.high <= 1
+    assert axis.low - 1e-9 <= min(shares)
+    assert max(shares) <= axis.high + 1e-9
+    assert (axis.ticks[0], axis.ticks[-1]) == (axis.low, axis.high)
+    assert 2 <= len(axis.ticks) <= 7
+    assert axis.high - axis.low <= max(0.2, 2.1 * (max(shares) - min(shares)))
 
 
 def test_table_has_headings_and_escapes_cells() -> None:
@@ -97,18 +121,13 @@ def test_folded_shows_some_and_counts_the_rest() -> None:
     assert parse_page(folded("{n} more", [], shown=5, kind="pairs", more="none")).text == "none"
 
 
-def test_heat_map_every_cell_says_its_number() -> None:
-    root = parse_page(heat_map(GRID, [3, 7], title="difference", unit="tokens", marked=[(7, 0)], mark_name="first"))
-    titles = [cell.all("title")[0].text for cell in root.all("rect", "cell")]
-    assert titles == [
-        "layer 3, expert 0: 0 tokens",
-        "layer 3, expert 1: +1 tokens",
-        "layer 3, expert 2: −2 tokens",
-        "layer 7, expert 0: +4 tokens",
-        "layer 7, expert 1: +0.5 tokens",
-        "layer 7, expert 2: 0 tokens",
-    ]
-    assert "Highest, in tokens: layer 7, expert 0: 4;" in root.all("svg")[0].attributes["aria-label"]
+def test_heat_map_says_its_highest_numbers_and_which_series_it_is_of() -> None:
+    figure = heat_map(GRID, [3, 7], title="difference", unit="tokens", marked={"first": [(7, 0)]}, series="score:0")
+    drawing = parse_page(figure).all("svg")[0]
+    assert "Highest, in tokens: layer 7, expert 0: 4; layer 3, expert 1: 1;" in drawing.attributes["aria-label"]
+    assert drawing.attributes["data-series"] == "score:0"
+    ends = [span.text for span in parse_page(figure).all("p", "key")[0].all("span") if span.text]
+    assert ends == ["−4", "+4 tokens", "○ first"]
 
 
 def test_heat_map_pixels_have_the_sign_as_hue_and_the_size_as_opacity() -> None:
@@ -123,20 +142,15 @@ def test_heat_map_on_a_common_scale_is_paler() -> None:
     assert pixels(parse_page(heat_map(GRID, [3, 7], title="t", unit="u", largest=8.0)))[1, 0, 3] == 128
 
 
-def test_heat_map_marks_lie_on_their_cells() -> None:
-    root = parse_page(heat_map(GRID, [3, 7], title="t", unit="u", marked=[(7, 0), (3, 2)], mark_name="first"))
-    cells = {
-        (cell.attributes["x"], cell.attributes["y"]): cell.all("title")[0].text for cell in root.all("rect", "cell")
-    }
-    marks = [cells[mark.attributes["x"], mark.attributes["y"]] for mark in root.all("rect", "mark")]
-    assert [text.partition(":")[0] for text in marks] == ["layer 3, expert 2", "layer 7, expert 0"]
-
-
-def test_heat_map_of_a_large_model_numbers_the_outermost_cells_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heat_map_module, "MOST_NUMBERED", 2)
-    root = parse_page(heat_map(GRID, [3, 7], title="t", unit="u"))
-    titles = [cell.all("title")[0].text for cell in root.all("rect", "cell")]
-    assert titles == ["layer 3, expert 2: −2 u", "layer 7, expert 0: +4 u"]
+def test_heat_map_marks_lie_on_their_cells_each_name_with_a_shape_of_its_own() -> None:
+    marked = {"first": [(7, 0), (3, 2)], "planted": [(7, 1)]}
+    root = parse_page(heat_map(GRID, [3, 7], title="t", unit="u", marked=marked))
+    tall = float(root.all("svg", "cells")[0].attributes["style"].removeprefix("height: ").removesuffix("px")) / 2
+    marks = root.all("svg", "mark")
+    places = [(float(mark.attributes["x"].rstrip("%")), float(mark.attributes["y"]) / tall) for mark in marks]
+    assert places == [(pytest.approx(250 / 3, abs=1e-3), 0.5), (pytest.approx(50 / 3, abs=1e-3), 1.5), (50, 1.5)]
+    assert [mark.children[0].name for mark in marks] == ["circle", "circle", "rect"]
+    assert [span.text for span in root.all("span", "faint")] == ["○ first", "□ planted"]
 
 
 @pytest.mark.parametrize("size", [(1, 2), (4, 64), (58, 256), (94, 128)])
@@ -144,15 +158,16 @@ def test_heat_map_of_any_size_has_readable_axes(size: tuple[int, int]) -> None:
     layers, experts = size
     text = heat_map(torch.rand(size), range(3, 3 + layers), title="t", unit="u")
     drawing = parse_page(text).all("svg")[0]
-    width, height = (float(part) for part in drawing.attributes["viewbox"].split()[2:])
-    assert width <= 1100
+    height = float(drawing.attributes["style"].removeprefix("height: ").removesuffix("px"))
     assert height <= 1000
     ticks = [mark for mark in drawing.all("text", "axis") if mark.attributes.get("text-anchor") == "middle"]
-    places = [float(mark.attributes["x"]) for mark in ticks]
-    assert min(np.diff(places), default=99) >= 30
+    places = [float(mark.attributes["x"].rstrip("%")) for mark in ticks]
+    assert places[0] == pytest.approx(50 / experts, abs=1e-3)
+    assert min(np.diff(places), default=99) * 300 / 100 >= 30  # pixels, in a narrow page
     rows = [float(mark.attributes["y"]) for mark in drawing.all("text", "axis") if mark not in ticks]
-    assert min(np.diff(rows), default=99) >= 16
-    assert len(text) < 400_000
+    assert min(np.diff(rows), default=99) >= 15
+    assert max(rows) <= height
+    assert len(text) < 150_000
 
 
 @pytest.mark.parametrize("grid", [torch.ones(3), torch.ones(3, 2), torch.tensor([[math.nan], [0.0]])])
@@ -162,30 +177,49 @@ def test_heat_map_of_something_else_is_refused(grid: torch.Tensor) -> None:
 
 
 def test_effect_chart_dots_stand_where_the_rates_are() -> None:
-    points = [Point("untouched", 0.75, 0.5, 1.0), Point("with", 0.25, 0.0, 0.5, [0.5, 1.0])]
+    points = [Point("untouched", 0.8, 0.6, 1.0, n=20), Point("with", 0.2, 0.0, 0.4, [0.4, 1.0], 20)]
     root = parse_page(effect_chart(points, title="Effect", rate_name="refusals"))
-    ticks = {mark.text: float(mark.attributes["x"]) for mark in root.all("text", "axis")}
-    assert [float(dot.attributes["cx"]) for dot in circles(root, "effect")] == [ticks["75 %"], ticks["25 %"]]
-    assert [float(dot.attributes["cx"]) for dot in circles(root, "control")] == [ticks["50 %"], ticks["100 %"]]
-    ends = [(float(line.attributes["x1"]), float(line.attributes["x2"])) for line in root.all("line", "interval")]
-    assert ends == [(ticks["50 %"], ticks["100 %"]), (ticks["0 %"], ticks["50 %"])]
-    assert float(root.all("line", "mean")[0].attributes["x1"]) == ticks["75 %"]
-    assert "with: 25.0% [0.0%, 50.0%]; random controls 75.0% on average" in root.all("svg")[0].attributes["aria-label"]
+    ticks = {mark.text: mark.attributes["x"] for mark in root.all("text", "axis")}
+    assert [dot.attributes["cx"] for dot in circles(root, "effect")] == [ticks["80%"], ticks["20%"]]
+    assert [dot.attributes["cx"] for dot in circles(root, "control")] == [ticks["40%"], ticks["100%"]]
+    ends = [(line.attributes["x1"], line.attributes["x2"]) for line in root.all("line", "interval")]
+    assert ends == [(ticks["60%"], ticks["100%"]), (ticks["0%"], ticks["40%"])]
+    assert root.all("line", "mean")[0].attributes["x1"] == "70%"
+    assert "with: 20% [0%, 40%]; random controls 70% on average" in root.all("svg")[0].attributes["aria-label"]
+
+
+def test_charts_of_small_rates_have_an_axis_that_fits() -> None:
+    points = [Point("a", 0.02, 0.0, 0.07), Point("b", 0.1, 0.05, 0.19)]
+    for chart in (
+        effect_chart(points, title="Effect", rate_name="rate"),
+        dose_chart(points, title="Dose", rate_name="rate", dose_name="experts"),
+    ):
+        ticks = [mark.text for mark in parse_page(chart).all("text", "axis")]
+        assert ticks == ["0%", "5%", "10%", "15%", "20%"]
 
 
 def test_dose_chart_rises_to_the_rate_and_draws_every_control() -> None:
-    points = [Point("1", 1.0, 0.8, 1.0, [1.0, 0.5]), Point("2", 0.5), Point("5", 0.0)]
+    points = [Point("1", 1.0, 0.8, 1.0, [1.0, 0.4]), Point("2", 0.4), Point("5", 0.0)]
     root = parse_page(dose_chart(points, title="Dose", rate_name="rate", dose_name="experts", before=1.0))
     heights = {mark.text: float(mark.attributes["y"]) - 4 for mark in root.all("text", "axis")}
     assert [float(dot.attributes["cy"]) for dot in circles(root, "effect")] == [
-        heights["100 %"],
-        heights["50 %"],
-        heights["0 %"],
+        heights["100%"],
+        heights["40%"],
+        heights["0%"],
     ]
-    assert [float(dot.attributes["cy"]) for dot in circles(root, "control")] == [heights["100 %"], heights["50 %"]]
-    assert float(root.all("line", "before")[0].attributes["y1"]) == heights["100 %"]
+    assert [float(dot.attributes["cy"]) for dot in circles(root, "control")] == [heights["100%"], heights["40%"]]
+    assert float(root.all("line", "before")[0].attributes["y1"]) == heights["100%"]
     assert len(root.all("line", "interval")) == 1
-    assert root.all("polyline")[0].attributes["points"].count(",") == 3
+    ends = [(float(line.attributes["y1"]), float(line.attributes["y2"])) for line in root.all("line", "curve")]
+    assert ends == [(heights["100%"], heights["40%"]), (heights["40%"], heights["0%"])]
+
+
+def test_dose_charts_beside_one_another_share_an_axis() -> None:
+    low, high = [Point("1", 0.1)], [Point("1", 0.9)]
+    alone = parse_page(dose_chart(low, title="t", rate_name="r", dose_name="d")).all("text", "axis")
+    shared = parse_page(dose_chart(low, title="t", rate_name="r", dose_name="d", beside=high)).all("text", "axis")
+    assert alone[-1].text == "15%"
+    assert shared[-1].text == "100%"
 
 
 def test_table_cuts_a_long_heading_and_keeps_it_whole_as_a_title() -> None:

@@ -20,14 +20,14 @@ def test_token_section_colours_tokens_by_their_share_of_the_largest_weight() -> 
         ("?", "--w: 0.25"),
         (" I", "--w: 0.50"),
     ]
-    assert coloured[0].attributes["title"] == "Vienna: routing weight 0.4"
+    assert coloured[0].attributes["title"] == "Vienna: routing weight 0.400"
     assert root.all("span", "said")[0].text == " I"
     assert [text.text for text in root.all("p", "tokens")] == ["refusal <s> Vienna? I", "answer <s> Rome"]
     rows = [[cell.text for cell in row.children] for row in root.all("tr")[1:]]
     assert rows == [
-        ["Vienna", "1 of 1 (100.0%)", "–", "0.4"],
-        ["I", "1 of 1 (100.0%)", "–", "0.2"],
-        ["?", "1 of 1 (100.0%)", "–", "0.1"],
+        ["Vienna", "1 of 1 (100%)", "–", "0.400"],
+        ["I", "1 of 1 (100%)", "–", "0.200"],
+        ["?", "1 of 1 (100%)", "–", "0.100"],
     ]
 
 

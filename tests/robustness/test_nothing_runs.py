@@ -39,7 +39,7 @@ def ran_marker(tmp_path: Path) -> Path:
 
 def with_code(folder: Path, marker: Path, **config: Any) -> Path:
     """Give a folder a module that leaves a mark where it runs, and a config that names it."""
-    code = f"open({str(marker)!r}, 'w').close()\nfrom transformers import *\n"
+    code = f"open({str(marker)!r}, 'w').close()\nfrom transformers import PreTrainedConfig, PreTrainedModel\n"
     code += "class Config(PreTrainedConfig):\n    model_type = 'evil'\nclass Model(PreTrainedModel):\n    pass\n"
     (folder / "evil.py").write_text(code)
     path = folder / "config.json"

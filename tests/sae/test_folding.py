@@ -87,3 +87,39 @@ def test_normalize_decoder_of_rows_far_from_unit_length_is_no_silent_change(capl
         logger.removeHandler(caplog.handler)
         logging.getLogger("hf_mote.sae.weights").removeHandler(caplog.handler)
     assert "fold_decoder_norm() does not" in caplog.text
+
+
+def positive(size: int, seed: int) -> torch.Tensor:
+    return activations(size, seed=seed, dtype=torch.float64).exp()
+
+
+@pytest.mark.parametrize("sae", ALL_SAES, ids=str)
+def test_fold_scale_by_dimension_is_the_same_function_of_activations_as_they_are(sae: TinySAE) -> None:
+    model = sae.model(torch.float64)
+    into = positive(HIDDEN, 3)
+    out = into if sae.kind == "autoencoder" else positive(model.config.decoder_size, 4)
+    x = activations(60, HIDDEN, dtype=torch.float64)
+    expected = model(x * into, output_latents=True)
+    if getattr(model.config, "scale_latents_by_decoder_norm", False):
+        with pytest.raises(UnsupportedError, match="chosen by the lengths of their rows"):
+            model.fold_scale(into, out)
+        return
+    assert model.fold_scale(into, out) is model
+    found = model(x, output_latents=True)
+    torch.testing.assert_close(found.reconstruction, expected.reconstruction / out)
+    torch.testing.assert_close(found.latents, expected.latents)
+    # Unit rows would be another function, so that training on does not make them.
+    assert not model.config.normalize_decoder
+
+
+def test_fold_scale_by_dimension_takes_a_number_beside_a_tensor() -> None:
+    model = TinySAE("relu", "skip_transcoder").model(torch.float64)
+    x, out = activations(60, HIDDEN, dtype=torch.float64), positive(HIDDEN, 4)
+    expected = model(x * 2).reconstruction / out
+    torch.testing.assert_close(model.fold_scale(2.0, out)(x).reconstruction, expected)
+
+
+@pytest.mark.parametrize("scale", [torch.ones(HIDDEN + 1), torch.zeros(HIDDEN), torch.full((HIDDEN,), torch.nan)])
+def test_fold_scale_by_no_positive_numbers_is_refused(scale: torch.Tensor) -> None:
+    with pytest.raises(DataError, match="must be a positive number for each dimension"):
+        TinySAE("relu", "autoencoder").model().fold_scale(scale)

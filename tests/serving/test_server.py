@@ -22,7 +22,7 @@ import torch
 
 from hf_mote import MoTEConfig, Organism, apply_mote, ftri, load_organism, record_routing
 from hf_mote.errors import UnsupportedError
-from hf_mote.generation.prompts import encode_prompts
+from hf_mote.generation.asking import Chat
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.serving.client import ServerEngine
 
@@ -116,9 +116,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def prompts_of(server: Server) -> list[list[int]]:
     held = server.organism.prompts["heldout"]
-    return [
-        list(ids) for ids in encode_prompts(server.organism.tokenizer, held["sensitive"][:3] + held["neutral"][:3])
-    ]
+    return [list(ids) for ids in Chat(server.organism.tokenizer).encode(held["sensitive"][:3] + held["neutral"][:3])]
 
 
 def test_serve_answers_under_each_profile_side_by_side_as_transformers_does(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""`hf-mote sae formats`: which files are read and written; one table for the README and the command line."""
+"""`hf-mote sae formats`: which files are read and written; one table for the documentation and the command line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def formats_table() -> list[FormatRow]:
 
 
 def formats_markdown() -> str:
-    """Return the formats as the README shows them."""
+    """Return the formats as the documentation shows them."""
     from hf_mote.sae.convert.releases import provenance
 
     lines = ["| format | files | public SAEs | in | out | compared with |", "| --- | --- | --: | --- | --- | --- |"]
@@ -57,7 +57,7 @@ def formats_markdown() -> str:
 
 
 def formats(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the documentation.")] = False,
 ) -> None:
     """List the file formats of sparse autoencoders: what is read, what is written, and how many public SAEs use it."""
     if markdown:

@@ -31,12 +31,15 @@ def steer_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
+    trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Change latents of an SAE while the model answers, and print its answers with and without."""
     import torch
 
     from hf_mote.sae.convert import load_sae
-    from hf_mote.sae.intervene import steer
+    from hf_mote.sae.steer import steer
     from hf_mote.sae.steering import SteeringConfig
 
     with reporting():
@@ -45,7 +48,17 @@ def steer_command(
         if hookpoint is not None:
             loaded.config.hookpoint = hookpoint
         config = SteeringConfig.for_sae(loaded, edits, path=sae, scope=scope, strength=strength)
-        subject = load_subject(model, Organisms(), revision=revision, dtype=dtype, device=device, any_model=True)
+        subject = load_subject(
+            model,
+            Organisms(),
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            any_model=True,
+        )
         torch.nn.Module.to(loaded, subject.model.device)
         plain = _answers(subject, prompt, max_new_tokens)
         with steer(subject.model, loaded, config):
@@ -87,10 +100,11 @@ def read_edit(text: str) -> tuple[int, Any]:
 
 def _answers(subject: Subject, prompts: list[str], max_new_tokens: int) -> list[str]:
     """The greedy answer to each prompt, by the chat template where there is one."""
+    from hf_mote.generation.asking import Chat, Decoding
     from hf_mote.generation.responses import generate_responses
 
     found: dict[int, str] = {}
-    asked = generate_responses(subject.model, subject.tokenizer, prompts, batch_size=1, max_new_tokens=max_new_tokens)
+    asked = generate_responses(subject.model, Chat(subject.tokenizer), prompts, Decoding(max_new_tokens, batch_size=1))
     for positions, answers in asked:
         found |= zip(positions, answers, strict=True)
     return [found[index] for index in range(len(prompts))]

@@ -37,6 +37,9 @@ def top_tokens_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
@@ -51,7 +54,17 @@ def top_tokens_command(
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         loaded = load_sae(sae).train(False)
-        subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device, any_model=True)
+        subject = load_subject(
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            any_model=True,
+        )
         say(f"reading up to {tokens:,} tokens")
         profiles = top_activations(
             subject.model,

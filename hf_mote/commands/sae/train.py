@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, Subject, load_subject
+from hf_mote.commands.plan import amount, plan_training
 from hf_mote.commands.run_files import writing_to
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
@@ -31,6 +33,7 @@ __all__ = ["default_hookpoint", "fitting", "train_command"]
 # Of the texts, every so many-th is held out for the report.
 _HELD_OUT = 10
 _CALIBRATION_TOKENS = 65_536
+_TIMED = 4  # steps that a dry run times
 
 
 def train_command(
@@ -60,6 +63,10 @@ def train_command(
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    quantization: o.Quantization = None,
+    attn_implementation: o.AttnImplementation = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
@@ -81,9 +88,47 @@ def train_command(
         if not held_out:
             fix = "Give more text: files, or lines."
             raise DataError(text, "is too short to hold some out", got=f"{len(texts)} texts", expected="10", fix=fix)
-        subject = load_subject(model, organisms, revision=revision, dtype=dtype, device=device, any_model=True)
+        subject = load_subject(
+            model,
+            organisms,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            any_model=True,
+        )
         where = hookpoint or default_hookpoint(subject.model)
         context_length = fitting(subject.model, context_length)
+        if dry_run:
+            sae = _new(subject, kinds[architecture], where, latents, k, option or [])
+            stream = collect_activations(
+                subject.model,
+                subject.tokenizer,
+                kept,
+                where,
+                batch_size=batch,
+                context_length=context_length,
+                window_tokens=_TIMED * batch,
+                text_column=text_column,
+                exclude_special_tokens=True,
+                normalize=True,
+                seed=seed,
+            )
+            size = sum(parameter.numel() * parameter.element_size() for parameter in sae.parameters())
+            plan_training(
+                partial(_some_steps, sae, stream),
+                _TIMED,
+                steps=max(tokens // batch, 1),
+                what={
+                    "texts": f"{len(kept):,} from {text}, {len(held_out):,} held out",
+                    "tokens": f"{tokens:,} to train on, {evaluation_tokens:,} to measure on, {batch:,} a step",
+                    "SAE": f"{type(sae).__name__}, {sae.config.num_latents:,} latents, at {where}",
+                    "result": f"{amount(size)} on disk; four times as much in memory while it trains",
+                },
+            )
+            return
         with writing_to(output, force=force) as folder:
             torch.manual_seed(seed)
             sae = _new(subject, kinds[architecture], where, latents, k, option or [])
@@ -184,6 +229,15 @@ def _options(given: list[str]) -> dict[str, Any]:
         except ValueError:
             found[name] = value
     return found
+
+
+def _some_steps(sae: SAEModel, stream: ActivationStream) -> None:
+    """Go through some batches forwards and backwards, which changes no weight."""
+    sae.train()
+    for record in islice(stream, _TIMED):
+        loss = sae(**{name: record[name] for name in ("activations", "targets") if name in record}).loss
+        if loss is not None:
+            loss.backward()
 
 
 def _train(

@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn.functional import cross_entropy, rms_norm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from hf_mote.errors import UnsupportedError
 from hf_mote.organisms.building.gates import Gates, Pair, gates_of
 from hf_mote.organisms.questions import Question
 
@@ -188,6 +190,13 @@ def train_all(
                 known = output.hidden_states[layer][batch.real]
                 said = read_out(rms_norm(known, known.shape[-1:]))
                 loss = loss + (said - asked).square().sum(dim=-1).mean()
+            if not hasattr(output, "router_logits"):
+                raise UnsupportedError(
+                    "build_organism",
+                    f"the {type(decoder).__name__} of this transformers gives no router logits to balance",
+                    got=f"transformers {transformers.__version__}",
+                    fix="Build with a newer transformers; what was built loads with all that are admitted.",
+                )
             for logits in output.router_logits:
                 loss = loss + _LOGIT_LOSS * logits.square().mean()
             routed = [logits[batch.real.flatten()] for logits in output.router_logits]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.deprecation import renamed_arguments
+from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import attach_gains
 from hf_mote.ranking.causal.knockout import Knockout, Pair
@@ -97,14 +98,12 @@ def ablate_experts(
     preference = Preference(
         "ablate_experts",
         model,
-        tokenizer,
+        Chat(tokenizer, system_prompt, chat_template_kwargs),
         prompts,
-        response,
-        baseline_response,
-        logit_score,
-        system_prompt=system_prompt,
+        response=response,
+        baseline_response=baseline_response,
+        logit_score=logit_score,
         batch_size=batch_size,
-        chat_template_kwargs=chat_template_kwargs,
     )
     grouped = checked_groups("ablate_experts.groups", groups, preference.num_prompts)
     trial = Knockout(preference)

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from hf_mote.deprecation import renamed_arguments
 from hf_mote.errors import UnsupportedError, real
+from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import Gains, attach_gains
 from hf_mote.ranking.causal.preference import LogitScore, Preference
@@ -133,14 +134,12 @@ def attribute_experts(
     preference = Preference(
         "attribute_experts",
         model,
-        tokenizer,
+        Chat(tokenizer, system_prompt, chat_template_kwargs),
         prompts,
-        response,
-        baseline_response,
-        logit_score,
-        system_prompt=system_prompt,
+        response=response,
+        baseline_response=baseline_response,
+        logit_score=logit_score,
         batch_size=batch_size,
-        chat_template_kwargs=chat_template_kwargs,
     )
     grouped = checked_groups("attribute_experts.groups", groups, preference.num_prompts)
     sites = find_routers(model)

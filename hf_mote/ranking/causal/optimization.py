@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError, UnsupportedError, real, whole
+from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import Gains, attach_gains
 from hf_mote.ranking.causal.hard_concrete import ClosingGates
@@ -122,14 +123,12 @@ def optimize_experts(
     preference = Preference(
         where,
         model,
-        tokenizer,
+        Chat(tokenizer, system_prompt, chat_template_kwargs),
         prompts,
-        response,
-        baseline_response,
-        logit_score,
-        system_prompt=system_prompt,
+        response=response,
+        baseline_response=baseline_response,
+        logit_score=logit_score,
         batch_size=batch_size,
-        chat_template_kwargs=chat_template_kwargs,
     )
     trial = Knockout(preference)
     seeds = range(seed, seed + num_seeds)

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import ConfigError, DataError, whole
+from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import pad_token_of
-from hf_mote.generation.prompts import checked_prompts, encode_prompts, padded
+from hf_mote.generation.prompts import checked_prompts, padded
 from hf_mote.generation.randomness import without_randomness
-from hf_mote.generation.responses import check_batch_size
 
 __all__ = ["Block", "LogitScore", "Preference"]
 
@@ -46,13 +46,11 @@ class Preference:
     Args:
         where (`str`): What an error names.
         model (`PreTrainedModel`): Where the batches go.
-        tokenizer (`PreTrainedTokenizerBase`): The model's.
+        chat (`Chat`): How prompts become tokens.
         prompts (`Sequence[str]` or chats): The prompts.
         response (`str` or `Sequence[str]`, *optional*): The response whose causes are sought, one for all or for each.
         baseline_response (`str` or `Sequence[str]`, *optional*): The response it is held against, likewise.
         logit_score (`LogitScore`, *optional*): A score of the prompts' logits, in the place of the two.
-        system_prompt (`str`, *optional*): First message of every prompt that is a text.
-        chat_template_kwargs (`Mapping[str, Any]`, *optional*): What the chat template is told besides.
         batch_size (`int`): Prompts that run together.
 
     Raises:
@@ -65,18 +63,16 @@ class Preference:
         self,
         where: str,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: Chat,
         prompts: Sequence[Prompt],
-        response: str | Sequence[str] | None,
-        baseline_response: str | Sequence[str] | None,
-        logit_score: LogitScore | None,
         *,
-        system_prompt: str | None,
+        response: str | Sequence[str] | None = None,
+        baseline_response: str | Sequence[str] | None = None,
+        logit_score: LogitScore | None = None,
         batch_size: int,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         asked = checked_prompts(f"{where}.prompts", prompts)
-        check_batch_size(batch_size)
+        whole("batch_size", batch_size, least=1)
         given = [response is not None, baseline_response is not None]
         if any(given) == (logit_score is not None) or any(given) != all(given):
             got = f"{response!r}, {baseline_response!r}, {logit_score!r}"
@@ -88,14 +84,8 @@ class Preference:
         self.logit_score = logit_score
         self.num_prompts = len(asked)
         self.batch_size = batch_size
-        self._pad = pad_token_of(tokenizer)
-        self._questions = encode_prompts(
-            tokenizer,
-            asked,
-            system_prompt=system_prompt,
-            chat_template_kwargs=chat_template_kwargs,
-            where=f"{where}.prompts",
-        )
+        self._pad = pad_token_of(chat.tokenizer)
+        self._questions = chat.encode(asked, f"{where}.prompts")
         self._known_to_repeat = False
         self._answers: list[list[list[int]]] = [[[]] * len(asked)]
         self.name = "the score"
@@ -103,7 +93,7 @@ class Preference:
             wanted = _responses(f"{where}.response", response, len(asked))
             rival = _responses(f"{where}.baseline_response", baseline_response, len(asked))
             self._answers = [
-                [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+                [list(chat.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
                 for texts in (wanted, rival)
             ]
             _check_tokens(f"{where}.response", wanted, self._answers[0])

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from hf_mote.deprecation import renamed_arguments
 from hf_mote.errors import ConfigError, real, whole
+from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.gains import attach_gains
@@ -131,14 +132,12 @@ def search_experts(
     preference = Preference(
         "search_experts",
         model,
-        tokenizer,
+        Chat(tokenizer, system_prompt, chat_template_kwargs),
         prompts,
-        response,
-        baseline_response,
-        logit_score,
-        system_prompt=system_prompt,
+        response=response,
+        baseline_response=baseline_response,
+        logit_score=logit_score,
         batch_size=batch_size,
-        chat_template_kwargs=chat_template_kwargs,
     )
     trial = Knockout(preference)
     left = trial.rows_of(experts)

@@ -6,7 +6,9 @@ Files in reading order:
 - `engine.py`: imaging through an inference engine, and the protocol that such an engine follows.
 - `scopes.py`: which tokens are imaged.
 - `result.py`: `FTRIResult`. `result_file.py`: its file, and results made from maps.
-- `units.py`: what a ranking compares: one piece of evidence for each prompt, and pairs.
+- `collected.py`: batches put where the result holds them, in memory or in a file.
+- `units.py`: what a ranking compares: one piece of evidence for each prompt, and pairs. `prompt_maps.py`: its maps, of
+  which a few experts at a time are computed in float64.
 - A run that goes on where it stopped: `run_folder.py`, `run_identity.py`, `attached.py`, `weights_digest.py`.
 
 May import what `ranking` may. A new scope is declared in `scopes.py`.

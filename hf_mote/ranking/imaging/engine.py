@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -20,6 +19,7 @@ from hf_mote.generation.decoding import answer_text
 from hf_mote.generation.prompts import prompt_text
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge, classify
+from hf_mote.ranking.imaging.collected import Batch, Collected
 from hf_mote.ranking.imaging.result import FTRIResult
 
 __all__ = ["RecordingEngine", "image_with_engine"]
@@ -27,17 +27,8 @@ __all__ = ["RecordingEngine", "image_with_engine"]
 SAMPLING = ("temperature", "top_p", "top_k")
 
 
-class EngineBatch(Protocol):
+class EngineBatch(Batch, Protocol):
     """What an engine returns of some prompts: tokens of the answers, and for each prompt counts, weights, tokens."""
-
-    @property
-    def tokens(self) -> list[list[int]]: ...  # noqa: D102
-    @property
-    def counts(self) -> Tensor: ...  # noqa: D102
-    @property
-    def weights(self) -> Tensor: ...  # noqa: D102
-    @property
-    def num_tokens(self) -> Tensor: ...  # noqa: D102
 
 
 @runtime_checkable
@@ -116,7 +107,7 @@ def image_with_engine(
     if settings["do_sample"]:
         sampling = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
         sampling.setdefault("temperature", 1.0)
-    batches = []
+    found = Collected(len(rows))
     with logging.tqdm(total=len(rows), desc="imaging", disable=not progress, leave=False) as bar:
         for start in range(0, len(rows), batch_size):
             here = [encoded[index] for index in rows[start : start + batch_size]]
@@ -131,21 +122,21 @@ def image_with_engine(
                 raise DataError(
                     "ftri", "a router gave weights that are no finite numbers", got=f"prompts from {start}"
                 )
-            batches.append(batch)
+            found.put(range(start, start + len(here)), batch)
             bar.update(len(here))
-    said = [tokens for batch in batches for tokens in batch.tokens]
-    responses = answer_text(tokenizer, said, special_tokens=bool(getattr(judge, "needs_special_tokens", False)))
+    special_tokens = bool(getattr(judge, "needs_special_tokens", False))
+    responses = answer_text(tokenizer, found.tokens, special_tokens=special_tokens)
     return FTRIResult(
         prompts=[prompt_text(asked[index]) for index in rows],
         responses=responses,
         classes=classify(judge, [asked[index] for index in rows], responses),
-        counts=torch.cat([batch.counts for batch in batches]).float(),
-        weights=torch.cat([batch.weights for batch in batches]).float(),
-        num_tokens=torch.cat([batch.num_tokens for batch in batches]).float(),
+        counts=found.counts,
+        weights=found.weights,
+        num_tokens=found.num_tokens,
         layers=tuple(engine.fingerprint["layers"]),
         scope=scope,
         fingerprint=engine.fingerprint,
         base_model=public_name(engine.base_model),
         prompt_index=prompt_index,
-        response_tokens=said,
+        response_tokens=found.tokens,
     )

@@ -15,13 +15,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError, UnsupportedError, whole
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
-from hf_mote.generation.decoding import answer_text, check_seed, generation_settings, seeded
-from hf_mote.generation.prompts import checked_prompts, encode_prompts, prompt_text, user_text_of
-from hf_mote.generation.responses import batches_of, check_batch_size, respond
+from hf_mote.generation.decoding import answer_text, check_seed, seeded
+from hf_mote.generation.prompts import checked_prompts, prompt_text
+from hf_mote.generation.responses import batches_of, respond
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge, check_judge, classify
 from hf_mote.processes import gathered, place_among_processes
+from hf_mote.ranking.imaging.collected import Collected
 from hf_mote.ranking.imaging.engine import RecordingEngine, image_with_engine
 from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder
@@ -124,11 +126,11 @@ def ftri(
     """
     asked = checked_prompts("ftri.prompts", prompts)
     check_judge(judge)
-    check_batch_size(batch_size)
+    decoding = Decoding(max_new_tokens, generate_kwargs, batch_size, seed)
     check_seed("ftri.seed", seed)
     whole("ftri.repeats", repeats, least=1)
     imaged_scope = ImagingScope(scope, thinking_tokens)
-    settings = generation_settings(tokenizer, max_new_tokens, generate_kwargs)
+    settings = decoding.settings(tokenizer)
     if repeats > 1 and not settings["do_sample"]:
         raise ConfigError(
             "ftri.repeats",
@@ -136,9 +138,9 @@ def ftri(
             got=repeats,
             fix='Sample, with generate_kwargs={"do_sample": True}, or leave repeats out.',
         )
-    chat: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": chat_template_kwargs}
-    encoded = encode_prompts(tokenizer, asked, where="ftri.prompts", **chat)
-    marks = user_text_of(tokenizer, asked, **chat) if imaged_scope.wants_user_text else None
+    chat = Chat(tokenizer, system_prompt, chat_template_kwargs)
+    encoded = chat.encode(asked, "ftri.prompts")
+    marks = chat.user_text(asked) if imaged_scope.wants_user_text else None
     rows = [index for index in range(len(asked)) for _ in range(repeats)]
     if not isinstance(model, torch.nn.Module) and isinstance(model, RecordingEngine):
         if run_folder is not None:
@@ -164,13 +166,14 @@ def ftri(
     if run_folder is not None:
         told = {"fingerprint": fingerprint, "scope": scope, "seed": seed, "batch_size": batch_size, "repeats": repeats}
         told |= {"prompts_sha256": digest_of([encoded, marks]), **model_settings(model, settings)}
-        told |= {"chat_template_kwargs": plain("chat_template_kwargs", dict(chat_template_kwargs or {}))}
+        told |= {"chat_template_kwargs": plain("chat_template_kwargs", dict(chat.template_kwargs or {}))}
         folder = RunFolder(
             run_folder, {**told, "thinking_tokens": None if thinking_tokens is None else [*thinking_tokens]}
         )
     process, num_processes = place_among_processes(model.device)
     mine = range(process, len(batches), num_processes)
-    done: dict[int, ImagedBatch] = {}
+    done: dict[int, ImagedBatch] = {}  # by several processes; one alone puts batches where they stay
+    found = Collected(len(rows), run_folder)
     with (
         record_routing(
             model,
@@ -216,28 +219,29 @@ def ftri(
                 batch = ImagedBatch(answers, counts.float(), weights.float(), num_tokens.float())
                 if folder is not None:
                     folder.write(number, batch)
-            done[number] = batch
+            if num_processes == 1:
+                found.put(batches[number], batch)
+            else:
+                done[number] = batch
             bar.update(len(indices))
-    everything = gathered(done, num_processes)
-    order = torch.tensor([position for batch in batches for position in batch]).argsort()
-    parts = [everything[number] for number in range(len(batches))]
+    for number, batch in gathered(done, num_processes).items():
+        found.put(batches[number], batch)
     texts = [prompt_text(asked[index]) for index in rows]
-    said = [tokens for part in parts for tokens in part.tokens]
-    said = [said[place] for place in order.tolist()]
-    responses = answer_text(tokenizer, said, special_tokens=bool(getattr(judge, "needs_special_tokens", False)))
+    special_tokens = bool(getattr(judge, "needs_special_tokens", False))
+    responses = answer_text(tokenizer, found.tokens, special_tokens=special_tokens)
     return FTRIResult(
         prompts=texts,
         responses=responses,
         classes=classify(judge, [asked[index] for index in rows], responses),
-        counts=torch.cat([part.counts for part in parts])[order],
-        weights=torch.cat([part.weights for part in parts])[order],
-        num_tokens=torch.cat([part.num_tokens for part in parts])[order],
+        counts=found.counts,
+        weights=found.weights,
+        num_tokens=found.num_tokens,
         layers=tuple(site.layer for site in sites),
         scope=scope,
         fingerprint=fingerprint,
         base_model=public_name(model.config.name_or_path),
         prompt_index=_prompt_index(encoded, rows),
-        response_tokens=said,
+        response_tokens=found.tokens,
     )
 
 

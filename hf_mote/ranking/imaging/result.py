@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor
 from transformers.utils import logging
 
@@ -16,8 +18,12 @@ from hf_mote.generation.likeness import near_duplicates
 from hf_mote.generation.prompts import prompt_text
 from hf_mote.hub import Shareable, public_name
 from hf_mote.maps.activation_map import ActivationMap, MapValue
+from hf_mote.maps.grid import row_of
+from hf_mote.maps.storage import row_blocks
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.printing import Printable, Summary, frame_of
 from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.imaging.prompt_maps import PromptMaps
 from hf_mote.ranking.imaging.result_file import parts_from_maps, read_parts, write_parts
 from hf_mote.ranking.imaging.units import (
     Evidence,
@@ -30,14 +36,22 @@ from hf_mote.ranking.imaging.units import (
     merge_groups,
 )
 from hf_mote.sharing.privacy import without_places
+from hf_mote.statistics.alike import most_alike
 from hf_mote.statistics.contrast import contrast, length_confound
 from hf_mote.statistics.groups import checked_groups
+from hf_mote.statistics.large import LEAST_OF_CLASS, MANY, contrast_in_blocks
 from hf_mote.statistics.stability import Stability, top_stability
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    import os
+    from typing import Self
+
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 __all__ = ["LENGTH_CONFOUND", "FTRIResult"]
+
+AlikeExpert: TypeAlias = tuple[tuple[int, int], float]
 
 LIKENESS = 0.2  # share of prompts that look like another one from which a ranking without groups is warned of
 LENGTH_CONFOUND = 0.1  # relative difference of lengths from which a ranking by counts is warned of
@@ -46,7 +60,7 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FTRIResult(Shareable):
+class FTRIResult(Printable, Shareable):
     """What `ftri` saw: one response, class and activation map for each prompt.
 
     Attributes:
@@ -131,7 +145,7 @@ class FTRIResult(Shareable):
     @property
     def maps(self) -> dict[str, ActivationMap]:
         """The mean activation map of each class."""
-        return {name: ActivationMap.mean(self._maps_of(name)) for name in self.class_sizes}
+        return {name: self._mean_of(name) for name in self.class_sizes}
 
     def rank(
         self,
@@ -195,24 +209,42 @@ class FTRIResult(Shareable):
             alike = self._warn_of_likeness()
         if units.left_out:
             logger.warning(f"FTRIResult.rank: {units.left_out} of {len(self.prompts)} prompts are left out.")
-        confound = length_confound(self.counts.numpy(), [label == name for label in self.classes]).relative
+        routed = torch.cat(
+            [self.counts[rows].sum(-1, keepdim=True, dtype=torch.float64) for rows in row_blocks(self.counts)]
+        )
+        confound = length_confound(routed.numpy(), [label == name for label in self.classes]).relative
         if abs(confound) > LENGTH_CONFOUND and not normalize and score == "mean_difference":
             logger.warning(
                 f"FTRIResult.rank: prompts of class {name!r} differ from the others by {confound:+.0%} in length, "
-                "which shows in every expert's counts. Consider normalize=True."
+                "which shows in every expert's counts. Divide by it: normalize=True."
             )
-        found = contrast(
-            units.values.numpy(),
-            units.is_target,
-            score=score,
-            tokens=units.tokens.numpy(),
-            rest="pooled" if paired is False else "paired",
-            confidence=confidence,
-            resamples=resamples,
-            permutations=permutations,
-            seed=seed,
-        )
         mine, others = units.sizes
+        many = mine + others > MANY and min(mine, others) >= LEAST_OF_CLASS
+        if many:
+            found = contrast_in_blocks(
+                lambda start, stop: units.values.columns(start, stop).numpy(),
+                units.values.grid,
+                np.array(units.is_target),
+                score=score,
+                tokens=units.tokens.numpy(),
+                paired=paired is not False,
+                confidence=confidence,
+                resamples=resamples,
+                permutations=permutations,
+                seed=seed,
+            )
+        else:
+            found = contrast(
+                units.values.whole().numpy(),
+                units.is_target,
+                score=score,
+                tokens=units.tokens.numpy(),
+                rest="pooled" if paired is False else "paired",
+                confidence=confidence,
+                resamples=resamples,
+                permutations=permutations,
+                seed=seed,
+            )
         what = "prompts" if groups is None else f"groups of {counted} prompts"
         return ExpertRanking.from_contrast(
             found,
@@ -227,6 +259,7 @@ class FTRIResult(Shareable):
                 "compared": f"{mine} against {others} {what}" if paired is False else f"{mine} pairs of {what}",
                 **({} if groups is None else {"groups": len(set(groups))}),
                 **({"near_duplicates": alike} if alike else {}),
+                **({"p_values": "of moments"} if many and resamples and permutations is None else {}),
                 "left_out": units.left_out,
                 "value": value,
                 "normalize": normalize,
@@ -267,8 +300,44 @@ class FTRIResult(Shareable):
         name = checked_class("FTRIResult.stability.target", self.classes, target)
         units = self._units("stability", name, score, value, normalize, None, groups)
         units = merge_groups("FTRIResult.stability", units, paired=False)
-        values, tokens = units.values.numpy(), units.tokens.numpy()
-        return top_stability(values, units.is_target, n, score=score, tokens=tokens, resamples=resamples, seed=seed)
+        return top_stability(
+            lambda start, stop: units.values.columns(start, stop).numpy(),
+            units.is_target,
+            n,
+            grid=units.values.grid,
+            score=score,
+            tokens=units.tokens.numpy(),
+            resamples=resamples,
+            seed=seed,
+        )
+
+    def alike(self, experts: Sequence[tuple[int, int]], n: int = 5) -> dict[tuple[int, int], list[AlikeExpert]]:
+        """Return, for some experts, those that the same prompts use.
+
+        Args:
+            experts (`Sequence[tuple[int, int]]`): (layer, expert).
+            n (`int`, *optional*, defaults to 5): How many for each at most.
+
+        Returns:
+            `dict`: for each of the experts ((layer, expert), correlation) pairs, highest first; the correlation, over
+            prompts, is of the shares of a prompt's tokens that go to the two. Empty with fewer than 3 prompts.
+
+        Raises:
+            [`UnknownNameError`]: if there is no such expert.
+        """
+        width = self.counts.shape[2]
+        chosen = [
+            row_of("FTRIResult.alike", self.layers, width, layer, expert) * width + expert for layer, expert in experts
+        ]
+        kept = self.num_tokens > 0
+        if int(kept.sum()) < 3:
+            return {}
+        shares = (self.counts[kept].double() / self.num_tokens[kept].double()[:, None, None]).flatten(1)
+        found = most_alike(shares.numpy(), chosen, n)
+        return {
+            (layer, expert): [((self.layers[other // width], other % width), r) for other, r in others]
+            for (layer, expert), others in zip(experts, found, strict=True)
+        }
 
     def to_config(self, target: object, *, suppress: int | None = None, stimulate: int | None = None) -> MoTEConfig:
         """Return the config that suppresses, or stimulates, the best experts for a class.
@@ -282,8 +351,53 @@ class FTRIResult(Shareable):
             suppress=suppress, stimulate=stimulate, base_model=self.base_model
         )
 
-    def __repr__(self) -> str:
-        return f"FTRIResult({len(self.prompts)} prompts, {self.class_sizes}, {len(self.layers)} layers)"
+    def to_dict(self) -> dict[str, Any]:
+        """Return prompts, responses, classes and tokens counted, without the maps; JSON-native."""
+        return {
+            "prompts": list(self.prompts),
+            "responses": list(self.responses),
+            "classes": list(self.classes),
+            "num_tokens": self.num_tokens.tolist(),
+            "layers": list(self.layers),
+            "scope": self.scope,
+            "base_model": self.base_model,
+            "provenance": dict(self.provenance),
+        }
+
+    def to_pandas(self) -> DataFrame:
+        """Return a `pandas.DataFrame` with a row for each prompt: prompt, response, class, tokens."""
+        return frame_of(
+            {
+                "prompt": list(self.prompts),
+                "response": list(self.responses),
+                "class": list(self.classes),
+                "tokens": self.num_tokens.tolist(),
+            }
+        )
+
+    def plot(self, target: object | None = None, *, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Return a heat map: of a class against all others, or of where all prompts go.
+
+        Args:
+            target (`str`, *optional*): The class; by default the mean map of all prompts is shown.
+            path (`str` or `os.PathLike`, *optional*): Where to write it, as PNG, SVG or PDF by its ending.
+        """
+        from hf_mote.plots import plot_expert_map
+
+        if target is not None:
+            return self.rank(target, resamples=0).plot(path=path)
+        counts = self.counts.double().mean(dim=0)
+        title = f"{len(self.prompts)} prompts"
+        return plot_expert_map(counts, self.layers, title=title, label="tokens per prompt", path=path)
+
+    def _summary(self) -> Summary:
+        shape = f"{len(self.layers)} layers x {self.counts.shape[2]} experts"
+        facts = {"classes": ", ".join(f"{size} x {name!r}" for name, size in self.class_sizes.items())}
+        facts["tokens counted"] = f"{self.scope}, {float(self.num_tokens.double().mean()):.1f} per prompt"
+        if self.base_model is not None:
+            facts["model"] = self.base_model
+        columns = {"class": self.classes, "prompt": self.prompts, "response": self.responses}
+        return Summary(f"FTRIResult: {len(self.prompts)} prompts, {shape}", facts, columns, len(self.prompts))
 
     def _units(
         self,
@@ -303,7 +417,7 @@ class FTRIResult(Shareable):
             what = "routing weights were not recorded, only which experts were chosen"
             raise DataError(f"FTRIResult.{where}", what, fix="Rank by counts, or record weights for every prompt.")
         runs = Evidence(
-            values=(self.weights if by_weight else self.counts).double(),
+            values=PromptMaps(self.weights if by_weight else self.counts),
             tokens=self.num_tokens.double(),
             is_target=[label == name for label in self.classes],
             keys=checked_keys(f"FTRIResult.{where}.paired", keys, len(self.classes)),
@@ -326,18 +440,22 @@ class FTRIResult(Shareable):
             )
         return found.alike
 
-    def _maps_of(self, name: str) -> list[ActivationMap]:
-        return [
-            ActivationMap(
-                counts=self.counts[i].double(),
-                weights=self.weights[i].double(),
-                layers=self.layers,
-                num_tokens=float(self.num_tokens[i]),
-                provenance={"class": name, "scope": self.scope},
-            )
-            for i, label in enumerate(self.classes)
-            if label == name
-        ]
+    def _mean_of(self, name: str) -> ActivationMap:
+        """Return the mean map of a class, a block of prompts at a time."""
+        member = torch.tensor([label == name for label in self.classes])
+        counts, weights = (torch.zeros(self.counts.shape[1:], dtype=torch.float64) for _ in range(2))
+        for rows in row_blocks(self.counts):
+            here = member[rows]
+            counts += self.counts[rows][here].sum(0, dtype=torch.float64)
+            weights += self.weights[rows][here].sum(0, dtype=torch.float64)
+        number = int(member.sum())
+        return ActivationMap(
+            counts=counts / number,
+            weights=weights / number,
+            layers=self.layers,
+            num_tokens=float(self.num_tokens[member].double().sum()) / number,
+            provenance={"class": name, "scope": self.scope},
+        )
 
     def _texts(self) -> list[str]:
         return [*map(prompt_text, self.prompts), *self.responses]

@@ -14,6 +14,7 @@ from hf_mote.files import read_tensors, write_tensors
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.maps.activation_map import ActivationMap
+from hf_mote.maps.storage import row_blocks
 from hf_mote.mote.fields import checked_fingerprint
 from hf_mote.ranking.imaging.scopes import check_scope
 
@@ -74,9 +75,11 @@ def read_parts(path: Path) -> dict[str, Any]:
         # Maps that were made elsewhere may be means or differences.
         if parts["provenance"].get("source") != "maps":
             check_recorded(parts["counts"], parts["weights"], parts["num_tokens"])
-        rows = zip(parts["counts"].double(), parts["weights"].double(), parts["num_tokens"].tolist(), strict=True)
+        rows = zip(parts["counts"], parts["weights"], parts["num_tokens"].tolist(), strict=True)
         for counts, weights, num_tokens in rows:  # which checks them
-            ActivationMap(counts=counts, weights=weights, layers=parts["layers"], num_tokens=num_tokens)
+            ActivationMap(
+                counts=counts.double(), weights=weights.double(), layers=parts["layers"], num_tokens=num_tokens
+            )
     except KeyError as error:
         raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
     except (HFMoTEError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -106,12 +109,14 @@ def check_recorded(counts: Tensor, weights: Tensor, num_tokens: Tensor) -> None:
         raise DataError("maps", "differ in shape", got=got, expected="one map for each prompt")
     if any(part.dtype not in (torch.float32, torch.float64) for part in (counts, weights, num_tokens)):
         raise DataError("maps", "have another dtype", got=counts.dtype, expected="float32")
-    if not bool(weights.isfinite().all()):
+    if not all(bool(weights[rows].isfinite().all()) for rows in row_blocks(weights)):
         raise DataError("weights", "are no finite numbers")
-    # NaN compares as false.
-    whole = bool((num_tokens.frac() == 0).all() and (counts.frac() == 0).all())
-    if not whole or not bool(((counts >= 0) & (counts <= num_tokens[:, None, None])).all()):
-        raise DataError("counts", "are no numbers of tokens", expected="whole numbers from 0 to num_tokens")
+    for rows in row_blocks(counts):
+        some, most = counts[rows], num_tokens[rows]
+        # NaN compares as false.
+        whole = bool((most.frac() == 0).all() and (some.frac() == 0).all())
+        if not whole or not bool(((some >= 0) & (some <= most[:, None, None])).all()):
+            raise DataError("counts", "are no numbers of tokens", expected="whole numbers from 0 to num_tokens")
 
 
 def parts_from_maps(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_mote.errors import ConfigError, DataError, UnknownNameError, one_of
+from hf_mote.ranking.imaging.prompt_maps import PromptMaps
 from hf_mote.statistics.scores import SCORES
 
 __all__ = [
@@ -31,7 +32,7 @@ class Evidence(NamedTuple):
     """Prompts as a ranking compares them.
 
     Attributes:
-        values (`torch.Tensor` of shape `(units, layers, experts)`, float64): One map each.
+        values ([`PromptMaps`]): One map each, `(units, layers, experts)`.
         tokens (`torch.Tensor` of shape `(units,)`, float64): Tokens counted in each.
         is_target (`list[bool]`): Which belong to the target class.
         keys (`list[object]`): Which pair each belongs to; `None` where no pairs are known.
@@ -39,7 +40,7 @@ class Evidence(NamedTuple):
         groups (`list[int]`, *optional*): The number of each one's group; `None` where no groups are known.
     """
 
-    values: Tensor
+    values: PromptMaps
     tokens: Tensor
     is_target: list[bool]
     keys: list[object]
@@ -50,7 +51,7 @@ class Evidence(NamedTuple):
         """Return some of them, in another order; the others are left out."""
         index = torch.tensor(places, dtype=torch.int64)
         return Evidence(
-            self.values[index],
+            self.values.then(lambda maps: maps[index]),
             self.tokens[index],
             [self.is_target[place] for place in places],
             [self.keys[place] for place in places],
@@ -182,7 +183,8 @@ def make_units(
                 fix="Take another scope, or score='mean_difference' without normalize.",
             )
     if normalize:
-        units = units._replace(values=units.values / units.tokens[:, None, None])
+        tokens = units.tokens[:, None]
+        units = units._replace(values=units.values.then(lambda maps: maps / tokens))
     return units if prompt_index is None else _merged(where, units, index)
 
 
@@ -257,11 +259,14 @@ def _merged(where: str, units: Evidence, index: Sequence[int]) -> Evidence:
     groups = _groups_of(where, units, runs, list(places))
     rows = torch.tensor([places[run] for run in runs])
     times = torch.bincount(rows).double()
-    mean = torch.zeros(len(places), *units.values.shape[1:], dtype=torch.float64).index_add_(0, rows, units.values)
-    tokens = torch.zeros(len(places), dtype=torch.float64).index_add_(0, rows, units.tokens)
+
+    def mean(maps: Tensor) -> Tensor:
+        total = torch.zeros(len(places), *maps.shape[1:], dtype=torch.float64).index_add_(0, rows, maps)
+        return total / times.reshape(-1, *[1] * (maps.ndim - 1))
+
     return Evidence(
-        mean / times[:, None, None],
-        tokens / times,
+        units.values.then(mean),
+        mean(units.tokens),
         [of_class for _, of_class in places],
         [keys[prompt] for prompt, _ in places],
         units.left_out,

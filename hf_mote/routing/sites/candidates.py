@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 WAYS_IN = (
-    "hf_mote.register_routers(model) tries the known rules on it; to describe it yourself see 'Adding a family' in "
-    "the README."
+    "hf_mote.register_routers(model) tries the known rules on it; to describe it yourself see 'Add a model family' in "
+    "the documentation."
 )
 _EXPERTS = re.compile(r"experts?(\.\d+)?$", re.IGNORECASE)
 _GATE = re.compile(r"(gate|router|wg)$")
@@ -113,9 +113,9 @@ def what_it_has_instead(model: nn.Module) -> str:
         if _EXPERTS.search(path) or _EXPERTS.search(type(part).__name__):
             return (
                 f"It has what looks like experts, {path or 'itself'} ({type(part).__name__}), and no module that "
-                "looks like their router; see 'Adding a family' in the README."
+                "looks like their router; see 'Add a model family' in the documentation."
             )
-    return "A dense model has no experts to tune; for an unsupported family see 'Adding a family' in the README."
+    return "A dense model has no experts to tune; for another family see 'Add a model family' in the documentation."
 
 
 def unlisted_routers(model: nn.Module, rules: Sequence[RoutingRule] = RULES) -> dict[str, nn.Module]:

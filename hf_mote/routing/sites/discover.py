@@ -17,13 +17,13 @@ from hf_mote.routing.sites.candidates import check_all_listed, check_is_model, u
 from hf_mote.routing.sites.packed import packed_parts
 from hf_mote.routing.sites.placement import check_placement, holder_of
 from hf_mote.routing.sites.replaced import missing_routers
-from hf_mote.routing.sites.site import RouterSite, site_of
+from hf_mote.routing.sites.site import RouterSites, site_of
 
 __all__ = ["find_routers"]
 
 
-def find_routers(model: nn.Module) -> list[RouterSite]:
-    """Return a model's router sites, in the order of their layers.
+def find_routers(model: nn.Module) -> RouterSites:
+    """Return a model's router sites, in the order of their layers: a list that prints as a table.
 
     Args:
         model (`nn.Module`):
@@ -49,11 +49,11 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
     """
     check_is_model(model, "find_routers.model")
     modules = dict(model.named_modules())
-    sites = [
+    sites = RouterSites(
         site_of(path, module, rule, modules.get(holder_of(path)))
         for path, module in modules.items()
         if (rule := rule_for(module)) is not None and (rule.within is None or rule.within in path.split("."))
-    ]
+    )
     check_placement(model, {site.path: site.module for site in sites}, f"find_routers({type(model).__name__})")
     if not sites:
         _check_none_missing(model)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from hf_mote.errors import RouterContractError
+from hf_mote.printing import Printable, Summary, frame_of
 from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.rules.rule import RoutingRule, attribute_of
 from hf_mote.routing.rules.selection import BoundRule, Routing, select
 
-__all__ = ["RouterSite", "layer_of", "site_of"]
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["RouterSite", "RouterSites", "layer_of", "site_of"]
 
 BLOCK = "block."
 
@@ -81,6 +86,45 @@ class RouterSite:
             with align_module_device(owner):
                 value = attribute_of(owner, name).clone()
         return value.reshape(-1)
+
+
+class RouterSites(Printable, list[RouterSite]):
+    """A model's routers, in the order of their layers: a list that prints as a table."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return layer, path, experts, top-k and rule of each router, JSON-native."""
+        columns = self._columns()
+        return {"routers": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]}
+
+    def to_pandas(self) -> DataFrame:
+        """Return a `pandas.DataFrame` with a row for each router."""
+        return frame_of(self._columns())
+
+    def _columns(self) -> dict[str, list[Any]]:
+        return {
+            "layer": [site.layer for site in self],
+            "path": [site.path for site in self],
+            "experts": [site.num_experts for site in self],
+            "top_k": [site.top_k for site in self],
+            "rule": [_in_words(site) for site in self],
+        }
+
+    def _summary(self) -> Summary:
+        experts = sum(site.num_experts for site in self)
+        title = f"{len(self)} routers, {experts:,} experts"
+        return Summary(title, columns=self._columns(), rows=len(self))
+
+
+def _in_words(site: RouterSite) -> str:
+    chosen = site.selection
+    words: list[str] = [site.rule.scoring]
+    if chosen.num_groups > 1:
+        words.append(f"{chosen.groups_kept} of {chosen.num_groups} groups")
+    if chosen.renormalize:
+        words.append("renormalised")
+    if chosen.scale != 1.0:
+        words.append(f"times {chosen.scale:g}")
+    return ", ".join(words)
 
 
 def site_of(path: str, module: nn.Module, rule: RoutingRule, block: nn.Module | None) -> RouterSite:

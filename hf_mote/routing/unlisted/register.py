@@ -229,7 +229,7 @@ def _call_forms(
         f"{type(router.module).__name__} is no router of the common shape",
         got=str(failure).rstrip("."),
         expected="a forward that takes hidden states and returns logits, weights and indices",
-        fix="Describe it by an adapter; see 'Adding a family' in the README.",
+        fix="Describe it by an adapter; see 'Add a model family' in the documentation.",
     )
 
 
@@ -292,8 +292,8 @@ def _reproducing(router: RouterUnderTest, rules: Sequence[RoutingRule], hidden: 
             f"no rule reproduces {type(router.module).__name__}",
             got=f"{matches[best]} of {len(hidden)} tokens by '{best}'" if best else "no rule whose numbers it has",
             expected="the router's own experts and weights, bit for bit",
-            fix="Give a rule of your own, register_routers(model, rule=RoutingRule(...)); see 'Adding a family' in "
-            "the README.",
+            fix="Give a rule of your own, register_routers(model, rule=RoutingRule(...)); see 'Add a model family' in "
+            "the documentation.",
         )
     return found
 

@@ -8,27 +8,44 @@ stream that is stopped goes on with the very same batches, whatever its window h
 from __future__ import annotations
 
 import copy
-import re
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
-from typing import Any
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError
+from hf_mote.files import local_path
 from hf_mote.hooks import attach
 from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint, attachments_at, canonical, resolve_hookpoints
-from hf_mote.sae.training.sequences import Sequences, batch_of
+from hf_mote.sae.training.cache import WindowCache, digest_of, fingerprint_of
+from hf_mote.sae.training.sequences import Sequences, batch_of, excluded_positions
 
-__all__ = ["ActivationStream", "activations_of", "collect_activations", "scales_for"]
+__all__ = [
+    "NORMALIZATIONS",
+    "ActivationStream",
+    "Normalization",
+    "activations_of",
+    "collect_activations",
+    "scales_for",
+]
+
+Normalization = Literal["mean_square", "per_dimension"]
+NORMALIZATIONS = get_args(Normalization)
 
 _logger = logging.get_logger(__name__)
-_POSITIONS = re.compile(r"first:(\d+)|(\d*):(\d*)")
+# Of the length of activations, what another batch or machine may change in float32.
+_LEAST_ROUNDING = 1e-3
+# Of whole sequences: which tokens are kept, their ids, and 0 at padding. No hookpoint is named so.
+_KEPT, _IDS, _TEXT = ".kept", ".input_ids", ".text_mask"
 
 
 def collect_activations(
@@ -49,10 +66,12 @@ def collect_activations(
     exclude_special_tokens: bool = False,
     exclude_positions: str | None = None,
     max_norm: float | None = None,
-    normalize: bool = False,
+    normalize: bool | Normalization = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     prefetch: bool = False,
+    cache: str | os.PathLike[str] | None = None,
+    whole_sequences: bool = False,
 ) -> ActivationStream:
     """Return a shuffled, resumable stream of a model's activations on a text.
 
@@ -83,21 +102,32 @@ def collect_activations(
         max_norm (`float`, *optional*):
             Leave out tokens whose activation is longer than so many times the window's median (attention sinks), at
             any of the hookpoints.
-        normalize (`bool`, *optional*, defaults to `False`):
-            Scale activations so that their mean square is 1, by one number for each hookpoint from the first window.
-            [`SAETrainer`] folds it into the SAE in the end.
+        normalize (`bool`, `"mean_square"` or `"per_dimension"`, *optional*, defaults to `False`):
+            Scale activations by what the first window says, so that at each hookpoint their mean square is 1
+            (`"mean_square"`, or `True`), or each dimension's variance. [`SAETrainer`] folds it into the SAE in the
+            end; after `"per_dimension"`, rows of a dictionary whose latents are compared are not of unit length.
         device (`torch.device` or `str`, *optional*): Where batches go; by default the CPU.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Of the batches.
         prefetch (`bool`, *optional*, defaults to `False`):
             Fill the next window in a thread while this one is used: for a model on a device of its own.
+        cache (`str` or `os.PathLike`, *optional*):
+            Folder in which windows are kept as Arrow files, in `dtype`, and looked for: a second pass, another run or
+            a resumed one reads them, and the model runs for what is not there. Runs may differ in `batch_size`,
+            `seed`, `max_tokens`, `max_norm`, `normalize` and `device`; anything else that is not the same is refused.
+        whole_sequences (`bool`, *optional*, defaults to `False`):
+            Shuffle sequences instead of tokens, and yield them with their token ids, as the end-to-end losses of
+            [`SAETrainer`] need them. A batch has `batch_size / context_length` sequences.
 
     Returns:
         [`ActivationStream`], which yields batches `{"activations": (batch_size, width)}`, with `"targets"` for
-        transcoders; where there are several hookpoints, such a batch for each by its name, of the same tokens.
+        transcoders; where there are several hookpoints, such a batch for each by its name, of the same tokens. With
+        `whole_sequences`, activations are `(sequences, context_length, width)`, `"attention_mask"` is 0 where a token
+        is padding or left out, and `"input_ids"` and `"text_mask"`, 0 at padding, are the text's.
 
     Raises:
         [`UnknownNameError`]: if a hookpoint matches nothing.
-        [`ConfigError`]: if an argument is out of range.
+        [`ConfigError`]: if an argument is out of range, or the cache is another model's, text's or setting's.
+        [`FileFormatError`]: if the cache cannot be read or written; windows that were written stay.
     """
     points = resolve_hookpoints(model, hookpoints)
     target_points = [] if targets is None else resolve_hookpoints(model, targets)
@@ -118,8 +148,17 @@ def collect_activations(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             expected = f"a whole number, {least} or more"
             raise ConfigError(f"collect_activations.{name}", "out of range", got=value, expected=expected)
+    if normalize not in (False, True, *NORMALIZATIONS):
+        expected = f"a bool, or one of {', '.join(map(repr, NORMALIZATIONS))}"
+        raise ConfigError("collect_activations.normalize", "unknown name", got=repr(normalize), expected=expected)
     if max_norm is not None and not max_norm > 0:
         raise ConfigError("collect_activations.max_norm", "out of range", got=max_norm, expected="above 0")
+    if whole_sequences and (len(points) != 1 or cache is not None or batch_size % context_length):
+        raise ConfigError(
+            "collect_activations.whole_sequences",
+            "needs one hookpoint, no cache, and a batch_size of whole contexts",
+            got=f"{len(points)} hookpoints, cache={cache!r}, {batch_size} / {context_length}",
+        )
     if isinstance(dataset, str | Iterator):
         raise ConfigError(
             "collect_activations.dataset",
@@ -139,12 +178,14 @@ def collect_activations(
         seed=seed,
         max_tokens=max_tokens,
         special_tokens=frozenset(tokenizer.all_special_ids) if exclude_special_tokens else frozenset(),
-        positions=_excluded(exclude_positions),
+        positions=excluded_positions(exclude_positions),
         max_norm=max_norm,
-        normalize=normalize,
+        normalize="mean_square" if normalize is True else normalize or None,
         device=torch.device(device or "cpu"),
         dtype=dtype,
         prefetch=prefetch,
+        cache=None if cache is None else local_path(cache),
+        whole_sequences=whole_sequences,
     )
 
 
@@ -155,8 +196,11 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
 
     Attributes:
         batch_size (`int`): Tokens of a batch.
+        whole_sequences (`bool`): Whether batches hold sequences with their token ids.
         hookpoints (`list[str]`): Where activations are taken.
-        scales (`dict[str, float]`): What activations are multiplied by, by hookpoint; empty without `normalize`.
+        scales (`dict[str, float | list[float]]`):
+            What activations are multiplied by, by hookpoint, one number or one for each dimension; empty without
+            `normalize`, and before the first window.
         counts (`dict[str, int]`):
             Tokens so far in this process: `"kept"`, and left out as `"special"`, `"position"` or `"norm"`.
     """
@@ -177,14 +221,16 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         special_tokens: frozenset[int],
         positions: slice | None,
         max_norm: float | None,
-        normalize: bool,
+        normalize: Normalization | None,
         device: torch.device,
         dtype: torch.dtype,
         prefetch: bool,
+        cache: Path | None,
+        whole_sequences: bool,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
-        self.scales: dict[str, float] = {}
+        self.scales: dict[str, float | list[float]] = {}
         self._model, self._sequences = model, sequences
         self._points, self._target = points, target
         self._per_forward, self._forwards = sequences_per_forward, forwards_per_window
@@ -192,14 +238,34 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         self._special, self._positions, self._max_norm = special_tokens, positions, max_norm
         self._normalize = normalize
         self._device, self._dtype, self._prefetch = device, dtype, prefetch
+        self.whole_sequences = whole_sequences
+        # Rows of a batch: tokens, or sequences.
+        self._unit = batch_size // sequences.context_length if whole_sequences else batch_size
         self._share = (0, 1)
         self._first_window: _Window | None = None
+        self._cache = None if cache is None else WindowCache(cache, self._kept_with())
+        self._cache_tried = False
         self.rewind()
 
     @property
     def hookpoints(self) -> list[str]:
         """Where activations are taken."""
         return [point.name for point in self._points]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model whose activations they are."""
+        return self._model
+
+    @property
+    def writes(self) -> Hookpoint:
+        """Where a single SAE's reconstructions belong: at the targets of a transcoder, else where it reads."""
+        return self._target or self._points[0]
+
+    @property
+    def sequences_per_forward(self) -> int:
+        """Sequences that run together."""
+        return self._per_forward
 
     def __len__(self) -> int:
         """Batches of a pass, where `max_tokens` says how many."""
@@ -229,12 +295,17 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
     def scaled_as(self, other: ActivationStream) -> ActivationStream:
         """Return this stream at its start, scaled as another one: for evaluation."""
         twin = self.from_start()
-        twin._normalize, twin.scales, twin._first_window = False, dict(other.scales), None
+        twin._normalize, twin.scales, twin._first_window = None, dict(other.scales), None
         return twin
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """What activations are scaled to, if they are."""
+        return self._normalize
 
     def leave_as_they_are(self) -> None:
         """Scale activations no longer: for an SAE into which the scale was folded."""
-        self._normalize, self.scales, self._first_window = False, {}, None
+        self._normalize, self.scales, self._first_window = None, {}, None
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream stands: numbers, and the tokens left of the last window, less than a batch."""
@@ -288,6 +359,21 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
             "positions": str(self._positions),
             "max_norm": self._max_norm,
             "normalize": self._normalize,
+            "whole_sequences": self.whole_sequences,
+            "dtype": str(self._dtype),
+        }
+
+    def _kept_with(self) -> dict[str, Any]:
+        """All that decides what a window holds, but for its tokens."""
+        return {
+            "model": fingerprint_of(self._model),
+            "hookpoints": self.hookpoints,
+            "targets": None if self._target is None else self._target.name,
+            "context_length": self._sequences.context_length,
+            "sequences_per_forward": self._per_forward,
+            "forwards_per_window": self._forwards,
+            "special_tokens": sorted(self._special),
+            "positions": str(self._positions),
             "dtype": str(self._dtype),
         }
 
@@ -305,21 +391,23 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         windows, before = self._windows(), self._yielded
         try:
             for window in windows:
-                rows = self._rows_of(window)
-                count = len(next(iter(rows.values())))
-                whole = count // self.batch_size
+                rows, left_out = self._rows_of(window), window.left_out
+                # Nobody holds a window while the next one is filled.
+                del window
+                whole = len(next(iter(rows.values()))) // self._unit
                 while self._batch < whole:
                     if self._max_tokens is not None and self._yielded >= self._max_tokens // self.batch_size:
                         break
-                    start = self._batch * self.batch_size
+                    start = self._batch * self._unit
                     self._batch += 1
                     self._yielded += 1
-                    yield self._record({key: part[start : start + self.batch_size] for key, part in rows.items()})
+                    yield self._record({key: part[start : start + self._unit] for key, part in rows.items()})
                 else:
-                    self._carried = {key: part[whole * self.batch_size :].clone() for key, part in rows.items()}
+                    self._carried = {key: part[whole * self._unit :].clone() for key, part in rows.items()}
+                    del rows
                     self._window += 1
                     self._batch = 0
-                    for key, number in window.left_out.items():
+                    for key, number in left_out.items():
                         self.counts[key] += number
                     continue
                 break
@@ -346,13 +434,18 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
 
     def _rows_of(self, window: _Window) -> dict[str, Tensor]:
         """What was left of the last window, and this one's tokens in shuffled order."""
-        rows = window.rows
+        order = None
         if self._shuffle:
             generator = torch.Generator().manual_seed(self._seed_of_window())
-            order = torch.randperm(len(next(iter(rows.values()))), generator=generator)
-            rows = {key: part[order] for key, part in rows.items()}
-        if self._carried is not None:
-            rows = {key: torch.cat([self._carried[key], part]) for key, part in rows.items()}
+            order = torch.randperm(len(next(iter(window.rows.values()))), generator=generator)
+        rows = {}
+        for key, part in window.rows.items():
+            held = part[:0] if self._carried is None else self._carried[key]
+            rows[key] = part.new_empty(len(held) + len(part), *part.shape[1:])
+            rows[key][: len(held)] = held
+            # Straight into its place: a window is large.
+            place = rows[key][len(held) :]
+            place.copy_(part) if order is None else torch.index_select(part, 0, order, out=place)
         return rows
 
     def _seed_of_window(self) -> int:
@@ -361,8 +454,14 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
     def _record(self, rows: dict[str, Tensor]) -> dict[str, Any]:
         def ready(key: str) -> Tensor:
             part = rows[key].to(self._device)
-            return part * self.scales[key] if key in self.scales else part
+            # Never a view, which would hold the whole window.
+            return part * _scale(self.scales[key], part) if key in self.scales else part.clone()
 
+        if self.whole_sequences:
+            found = {"activations": ready(self._points[0].name)}
+            if self._target is not None:
+                found["targets"] = ready(self._target.name)
+            return {**found, "attention_mask": ready(_KEPT), "input_ids": ready(_IDS), "text_mask": ready(_TEXT)}
         if self._target is not None:
             return {"activations": ready(self._points[0].name), "targets": ready(self._target.name)}
         if len(self._points) == 1:
@@ -376,12 +475,15 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         if self._normalize and not self.scales and not first:
             next(self.from_start()._windows(), None)
 
+        places = count(self._window)
+
         def fill() -> _Window | None:
-            taken = list(islice(sequences, self._forwards * self._per_forward))
-            return self._window_of(taken) if taken else None
+            place, taken = next(places), list(islice(sequences, self._forwards * self._per_forward))
+            return self._within_norm(self._kept_window(place, taken)) if taken else None
 
         if first and self._first_window is not None:
             list(islice(sequences, self._forwards * self._per_forward))
+            next(places)
             window: _Window | None = self._first_window
         else:
             window = fill()
@@ -391,8 +493,9 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
                     self._first_window, first = window, False
                     self._fit_scales(window)
                 coming: Future[_Window | None] | None = thread.submit(fill) if self._prefetch else None
-                yield window
-                # Held for whoever looked at the first batches; not beyond its use.
+                # Held for whoever looked at the first batches, and here, not beyond its use.
+                handed, window = [window], None
+                yield handed.pop()
                 self._first_window = None
                 window = coming.result() if coming is not None else fill()
 
@@ -401,16 +504,65 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         return islice(iter(self._sequences), rank + skip * world, None, world)
 
     def _fit_scales(self, window: _Window) -> None:
-        if self._normalize and not self.scales:
-            for key, rows in window.rows.items():
-                mean_square = float(rows.double().pow(2).mean())
-                if mean_square <= 0:
-                    raise DataError(key, "activations are 0 throughout, and cannot be scaled")
-                self.scales[key] = mean_square**-0.5
+        if self._normalize is None or self.scales:
+            return
+        for point in [*self._points, *([] if self._target is None else [self._target])]:
+            key, rows = point.name, window.rows[point.name]
+            if self.whole_sequences:
+                rows = rows[window.rows[_KEPT]]
+            wide = rows.double()
+            spread = (wide - wide.mean(0)).pow(2).mean(0)
+            measured = wide.pow(2).mean() if self._normalize == "mean_square" else spread
+            if not len(rows) or not bool((measured > 0).any()):
+                raise DataError(key, "activations are the same throughout, and cannot be scaled")
+            # A dimension that never moves stays as it is.
+            factors = torch.where(measured > 0, measured, 1.0).rsqrt()
+            self.scales[key] = factors.tolist()
+
+    def _kept_window(self, place: int, sequences: list[list[int]]) -> _Window:
+        """A window as the model gives it, from the cache if there is one and it has it."""
+        if self._cache is None:
+            return self._window_of(sequences)
+        rank, world = self._share
+        name, digest = f"window-{place:06d}-of-{rank}-{world}", digest_of(sequences)
+        found = self._cache.read(name, digest)
+        if found is None:
+            window = self._window_of(sequences)
+            self._cache.write(name, digest, window.rows, window.left_out)
+            return window
+        window = _Window(*found)
+        if not self._cache_tried:
+            self._try_cache(name, window, sequences)
+            self._cache_tried = True
+        return window
+
+    def _try_cache(self, name: str, window: _Window, sequences: list[list[int]]) -> None:
+        """Hold the start of a window that was read against what the model gives now, whatever is attached to it."""
+        now = self._window_of(sequences[: self._per_forward]).rows
+        fits = {
+            key: len(rows) >= len(now[key]) and rows.shape[1] == now[key].shape[1] for key, rows in window.rows.items()
+        }
+        if fits.keys() != now.keys() or not all(fits.values()):
+            raise ConfigError(f"cache: {name}", "has other columns than the model", fix="Empty the folder.")
+        rounding = max(_LEAST_ROUNDING, 8 * torch.finfo(next(self._model.parameters()).dtype).eps)
+        for key, rows in now.items():
+            kept = window.rows[key][: len(rows)].double()
+            off = torch.linalg.vector_norm(kept - rows.double()) / torch.linalg.vector_norm(kept).clamp(min=1e-300)
+            if len(rows) and not bool(off <= rounding):
+                raise ConfigError(
+                    f"cache: {name}",
+                    f"does not hold what the model gives at {key}",
+                    got=f"off by {float(off):.1e} of the length",
+                    expected=f"at most {rounding:.1e}, rounding",
+                    fix="Take off what is attached to the model, or name another folder.",
+                )
 
     def _window_of(self, sequences: list[list[int]]) -> _Window:
+        """Run the model on sequences; tokens too long for `max_norm` are still there."""
         points = [*self._points, *([] if self._target is None else [self._target])]
         parts: dict[str, list[Tensor]] = {point.name: [] for point in points}
+        if self.whole_sequences:
+            parts |= {_KEPT: [], _IDS: [], _TEXT: []}
         left_out = {"kept": 0, "special": 0, "position": 0, "norm": 0}
         for start in range(0, len(sequences), self._per_forward):
             ids, mask = batch_of(sequences[start : start + self._per_forward])
@@ -429,18 +581,44 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
                 kept = values[keep.to(values.device)]
                 if not bool(kept.isfinite().all()):
                     raise DataError(name, "the model's activations hold NaN or infinite numbers")
-                parts[name].append(kept.to("cpu", self._dtype))
-        rows = {name: torch.cat(values) for name, values in parts.items()}
+                stored = kept.to("cpu", self._dtype)
+                if not bool(stored.isfinite().all()):
+                    raise DataError(
+                        name,
+                        f"activations are too large for {self._dtype}",
+                        got=f"{float(kept.abs().max()):.3g}",
+                        expected=f"at most {torch.finfo(self._dtype).max:.3g}",
+                        fix="Take dtype=torch.float32 or torch.bfloat16.",
+                    )
+                if self.whole_sequences:
+                    placed = stored.new_zeros(len(ids), self._sequences.context_length, stored.shape[1])
+                    placed[:, : ids.shape[1]][keep] = stored
+                    stored = placed
+                parts[name].append(stored)
+            if self.whole_sequences:
+                room = (0, self._sequences.context_length - ids.shape[1])
+                for name, values in ((_KEPT, keep), (_IDS, ids), (_TEXT, mask)):
+                    parts[name].append(functional.pad(values, room))
+        return _Window({name: torch.cat(values) for name, values in parts.items()}, left_out)
+
+    def _within_norm(self, window: _Window) -> _Window:
+        rows, left_out = dict(window.rows), dict(window.left_out)
+        kept = rows.get(_KEPT)
+        num_tokens = len(rows[self._points[0].name]) if kept is None else int(kept.sum())
         if self._max_norm is not None:
-            count = len(next(iter(rows.values())))
-            fits = torch.ones(count, dtype=torch.bool)
+            fits = torch.ones(num_tokens, dtype=torch.bool)
             for point in self._points:
-                lengths = torch.linalg.vector_norm(rows[point.name], dim=1, dtype=torch.float32)
-                if count:
+                values = rows[point.name] if kept is None else rows[point.name][kept]
+                lengths = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
+                if num_tokens:
                     fits &= lengths <= self._max_norm * lengths.median()
             left_out["norm"] += int((~fits).sum())
-            rows = {name: values[fits] for name, values in rows.items()}
-        left_out["kept"] = len(next(iter(rows.values())))
+            num_tokens = int(fits.sum())
+            if kept is None:
+                rows = {name: values[fits] for name, values in rows.items()}
+            else:
+                rows[_KEPT] = kept.masked_scatter(kept, fits)
+        left_out["kept"] = num_tokens
         return _Window(rows, left_out)
 
 
@@ -519,27 +697,26 @@ def activations_of(
     return shaped
 
 
-def scales_for(stream: ActivationStream, hookpoint: str | None) -> tuple[float, float]:
+def scales_for(stream: ActivationStream, hookpoint: str | None) -> tuple[float | Tensor, float | Tensor]:
     """Return what a stream multiplies an SAE's activations and targets by; 1 where it does not.
 
     Args:
         stream ([`ActivationStream`]): The stream.
         hookpoint (`str`, *optional*): The SAE's; needed where the stream has several.
+
+    Returns:
+        Two numbers, or float64 tensors `(width,)` where it has one for each dimension.
     """
     names = stream.hookpoints
     name = names[0] if len(names) == 1 else canonical(hookpoint or "")
-    scale = stream.scales.get(name, 1.0)
+
+    def of(key: str) -> float | Tensor:
+        scale = stream.scales.get(key, 1.0)
+        return torch.tensor(scale, dtype=torch.float64) if isinstance(scale, list) else scale
+
     target = stream._target
-    return scale, scale if target is None else stream.scales.get(target.name, 1.0)
+    return of(name), of(name if target is None else target.name)
 
 
-def _excluded(positions: str | None) -> slice | None:
-    if positions is None:
-        return None
-    form = _POSITIONS.fullmatch(positions)
-    if form is None:
-        expected = "'first:N', or a slice such as '0:4'"
-        raise ConfigError("exclude_positions", "is no range", got=repr(positions), expected=expected)
-    if form[1] is not None:
-        return slice(0, int(form[1]))
-    return slice(int(form[2]) if form[2] else None, int(form[3]) if form[3] else None)
+def _scale(scale: float | list[float], rows: Tensor) -> float | Tensor:
+    return torch.tensor(scale, dtype=rows.dtype, device=rows.device) if isinstance(scale, list) else scale

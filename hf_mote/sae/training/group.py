@@ -13,7 +13,10 @@ from hf_mote.sae.hookpoints import canonical
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.step import TrainingStep
 
-__all__ = ["SAEGroup", "named", "record_for"]
+__all__ = ["OF_THE_TEXT", "SAEGroup", "named", "record_for"]
+
+# What a batch of whole sequences holds for the language model, and not for the SAE.
+OF_THE_TEXT = ("input_ids", "text_mask")
 
 
 class SAEGroup(nn.Module):
@@ -75,7 +78,7 @@ def record_for(sae: SAEModel, record: Mapping[str, Any], name: str = "") -> dict
         [`DataError`]: if the record is by hookpoint and has none for it.
     """
     if "activations" in record:
-        return dict(record)
+        return {key: value for key, value in record.items() if key not in OF_THE_TEXT}
     hookpoint = canonical(sae.config.hookpoint or "")
     if hookpoint not in record:
         raise DataError(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_mote.errors import DataError
+from hf_mote.errors import ConfigError, DataError
 
-__all__ = ["Sequences", "batch_of"]
+__all__ = ["Sequences", "batch_of", "excluded_positions"]
+
+_POSITIONS = re.compile(r"first:(\d+)|(\d*):(\d*)")
 
 
 class Sequences:
@@ -96,3 +99,20 @@ def batch_of(sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
         ids[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
     return ids, mask
+
+
+def excluded_positions(positions: str | None) -> slice | None:
+    """Return the slice of "first:N", or of a slice such as "0:4"; `None` for `None`.
+
+    Raises:
+        [`ConfigError`]: if it is neither.
+    """
+    if positions is None:
+        return None
+    form = _POSITIONS.fullmatch(positions)
+    if form is None:
+        expected = "'first:N', or a slice such as '0:4'"
+        raise ConfigError("exclude_positions", "is no range", got=repr(positions), expected=expected)
+    if form[1] is not None:
+        return slice(0, int(form[1]))
+    return slice(int(form[2]) if form[2] else None, int(form[3]) if form[3] else None)

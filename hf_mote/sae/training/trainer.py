@@ -27,7 +27,8 @@ from hf_mote.sae.inputs import Tokens
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.step import TrainingStep, scale_of, summed
 from hf_mote.sae.training.activations import ActivationStream, scales_for
-from hf_mote.sae.training.group import SAEGroup, named, record_for
+from hf_mote.sae.training.end_to_end import EndToEnd
+from hf_mote.sae.training.group import OF_THE_TEXT, SAEGroup, named, record_for
 from hf_mote.sae.training.start import INITS, fit_start, is_new
 
 __all__ = ["SAETrainer", "SAETrainingArguments"]
@@ -52,6 +53,11 @@ class SAETrainingArguments(TrainingArguments):
         k_steps (`int`, *optional*, defaults to 0): Steps until `k` is `config.k`.
         sparsity_steps (`int`, *optional*, defaults to 0):
             Steps over which the coefficient of the sparsity penalty rises from 0.
+        ce_coefficient (`float`, *optional*, defaults to 0.0):
+            Of the cross entropy of the model with the SAE spliced in, in nats, beside the reconstruction's error.
+            Needs a stream of `whole_sequences`, as does `kl_coefficient`.
+        kl_coefficient (`float`, *optional*, defaults to 0.0):
+            Of the KL divergence of the spliced model's predictions from the plain model's.
         per_device_train_batch_size (`int`, *optional*, defaults to 2048):
             Tokens of a micro-batch. An [`ActivationStream`] has its own `batch_size`, which takes its place.
         learning_rate (`float`, *optional*, defaults to 1e-3): Of Adam.
@@ -64,6 +70,8 @@ class SAETrainingArguments(TrainingArguments):
     k_start: int | None = None
     k_steps: int = 0
     sparsity_steps: int = 0
+    ce_coefficient: float = 0.0
+    kl_coefficient: float = 0.0
     per_device_train_batch_size: int = 2048
     per_device_eval_batch_size: int = 2048
     learning_rate: float = 1e-3
@@ -82,6 +90,10 @@ class SAETrainingArguments(TrainingArguments):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 expected = f"a whole number, {least} or more"
                 raise ConfigError(f"SAETrainingArguments.{name}", "out of range", got=value, expected=expected)
+        for name in ("ce_coefficient", "kl_coefficient"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ConfigError(f"SAETrainingArguments.{name}", "out of range", got=value, expected="0 or more")
         if (self.k_start is None) != (self.k_steps == 0):
             raise ConfigError(
                 "SAETrainingArguments.k_steps", "and k_start are given together", got=f"{self.k_steps}, {self.k_start}"
@@ -139,6 +151,16 @@ class SAETrainer(Trainer):
         stream = kwargs.get("train_dataset")
         if isinstance(stream, ActivationStream):
             args.per_device_train_batch_size = stream.batch_size
+        end_to_end: EndToEnd | None = None
+        if args.ce_coefficient or args.kl_coefficient:
+            if not isinstance(stream, ActivationStream) or not stream.whole_sequences:
+                raise ConfigError(
+                    "SAETrainer.train_dataset",
+                    "has not the token ids that end-to-end losses need",
+                    got=type(stream).__name__,
+                    expected="collect_activations(..., whole_sequences=True)",
+                )
+            end_to_end = EndToEnd(stream, args.ce_coefficient, args.kl_coefficient)
         super().__init__(module, args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UnsupportedError(
@@ -154,7 +176,18 @@ class SAETrainer(Trainer):
                 got=f"{self.args.n_gpu} devices in one process",
                 fix="Launch it with accelerate, one process for each device, or show it one by CUDA_VISIBLE_DEVICES.",
             )
-        # Losses are divided by the whole step already.
+        if isinstance(stream, ActivationStream) and stream.normalization == "per_dimension":
+            for name, sae in self.saes.items():
+                if sae._measures_rows:
+                    raise ConfigError(
+                        f"{name or type(sae).__name__}: config.scale_latents_by_decoder_norm",
+                        "does not go with activations normalised per dimension, whose scales are folded into the rows",
+                        fix="Set it to False, or collect with normalize='mean_square'.",
+                    )
+        self._end_to_end = end_to_end
+        self._predictions = 0
+        # Losses are divided by the whole step already. Earlier transformers do not ask, and divide once more.
+        self._divides_again = not hasattr(Trainer, "loss_is_scaled_for_ga")
         self.loss_is_scaled_for_ga = True
         self._steps: dict[str, TrainingStep] = {}
         self._last_k = {name: getattr(sae.config, "k", None) for name, sae in self.saes.items()}
@@ -213,6 +246,9 @@ class SAETrainer(Trainer):
         if len(batches) > 1 and any(sae._sparse_training for sae in self.saes.values()):
             batches = [_joined(batches)]
         self._steps = {name: self._step_of(sae, name, batches) for name, sae in self.saes.items()}
+        if self._end_to_end is not None:
+            count = torch.tensor(sum(map(self._end_to_end.num_predictions, batches)), device=self.args.device)
+            self._predictions = int(summed(count) if self.args.world_size > 1 else count)
         # The Trainer counts micro-batches: those that were joined, or are missing at the end of a stream, are empty.
         return [{}] * (num_batches - len(batches)) + batches, None
 
@@ -289,20 +325,29 @@ class SAETrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the loss of a micro-batch: its part of the step's, in training."""
+        for_saes = {key: value for key, value in inputs.items() if key not in OF_THE_TEXT}
         if not model.training:
-            outputs = model(**inputs)
+            outputs = model(**for_saes)
             self._add_to_evaluation(inputs, outputs)
             loss = outputs["loss"]
             return (loss, outputs) if return_outputs else loss
         if isinstance(self.model, SAEGroup):
-            outputs = model(**inputs, steps=self._steps)
+            outputs = model(**for_saes, steps=self._steps)
             found = outputs["outputs"]
         else:
-            outputs = model(**inputs, step=self._steps[""])
+            outputs = model(**for_saes, step=self._steps[""])
             found = {"": outputs}
         self._take_note(found)
+        loss = outputs["loss"]
+        if self._end_to_end is not None:
+            for name, output in found.items():
+                further = self._end_to_end(output["reconstruction"], inputs, self._predictions)
+                loss = loss + further.loss.to(loss.device)
+                self._add_to_log(name, {"ce": further.ce, "kl": further.kl})
         # Gradients and logged losses are averaged over processes, and the parts add up.
-        loss = outputs["loss"] * self.args.world_size
+        loss = loss * self.args.world_size
+        if self._divides_again:
+            loss = loss * self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -318,12 +363,15 @@ class SAETrainer(Trainer):
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
     def _take_note(self, outputs: Mapping[str, Any]) -> None:
+        fields = ("fvu", "mse", "l0", "sparsity_loss", "aux_loss")
         for name, output in outputs.items():
-            for field in ("fvu", "mse", "l0", "sparsity_loss", "aux_loss"):
-                value = getattr(output, field)
-                if value is not None:
-                    key = f"{name}/{field}" if name else field
-                    self._seen[key] = self._seen.get(key, 0) + value.detach()
+            self._add_to_log(name, {field: getattr(output, field) for field in fields})
+
+    def _add_to_log(self, name: str, values: Mapping[str, Tensor | None]) -> None:
+        for field, value in values.items():
+            if value is not None:
+                key = f"{name}/{field}" if name else field
+                self._seen[key] = self._seen.get(key, 0) + value.detach()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with FVU, L0 and the other parts of the loss beside it: means over the steps since the last time."""
@@ -462,7 +510,11 @@ class SAETrainer(Trainer):
         stream = self.train_dataset
         if isinstance(stream, ActivationStream) and stream.scales:
             for sae in self.saes.values():
+                unit_rows = sae.config.normalize_decoder
                 sae.fold_scale(*scales_for(stream, sae.config.hookpoint))
+                if stream.normalization == "per_dimension" and unit_rows and not sae._compares_latents:
+                    sae.fold_decoder_norm()
+                    sae.config.normalize_decoder = True
             stream.leave_as_they_are()
 
     def _first_tokens(self, count: int) -> Any:
@@ -528,7 +580,8 @@ def _drop_parallel(sae: SAEModel) -> None:
     """Take off the part of the gradient that would change the lengths of unit rows."""
     gradient, rows = sae.W_dec.grad, sae.W_dec
     if gradient is not None and sae.config.normalize_decoder:
-        gradient.sub_((gradient * rows).sum(1, keepdim=True) * rows)
+        # Without a matrix in between: a dictionary is large.
+        gradient.addcmul_(rows, torch.linalg.vecdot(gradient, rows)[:, None], value=-1)
 
 
 def _last_complete(folder: Path) -> str:

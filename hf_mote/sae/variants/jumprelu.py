@@ -21,7 +21,7 @@ from hf_mote.sae.output import Encoding, Penalty
 from hf_mote.sae.weights import wide_dtype
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["JumpReLUSAEConfig", "JumpReLUSAEModel"]
 
@@ -106,11 +106,12 @@ class JumpReLUSAEModel(SAEModel):
         return Encoding(latents, steps.sum())
 
     @torch.no_grad()
-    def fold_scale(self, scale: float, output_scale: float | None = None) -> Self:
+    def fold_scale(self, scale: float | Tensor, output_scale: float | Tensor | None = None) -> Self:
         """Make an SAE that was trained on `scale * x` one for `x`; see [`SAEModel.fold_scale`]."""
         super().fold_scale(scale, output_scale)
-        # In the units of the pre-activations, too.
-        self.config.bandwidth /= scale if output_scale is None else output_scale
+        if not isinstance(scale, Tensor) and not isinstance(output_scale, Tensor):
+            # In the units of the pre-activations, too.
+            self.config.bandwidth /= scale if output_scale is None else output_scale
         return self
 
     def _latent_tensors(self) -> list[Tensor]:

@@ -89,12 +89,19 @@ def test_reserve_expert_stays_shut_beside_others(name: str) -> None:
     assert found[reserved[0], (reserved[1] + 1) % 8] == 0
 
 
+def router_logits(model: PreTrainedModel) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad():
+        output = model(TOKENS, output_router_logits=True)
+    if not hasattr(output, "router_logits"):
+        pytest.skip("needs a transformers whose DeepSeek-V3 gives router logits")
+    return output.router_logits
+
+
 def test_bias_gates_rebalance_moves_towards_even_use() -> None:
     model = tiny_model("deepseek_v3")
     gates = gates_of(model)
     pair, other = busiest(model), idlest(model)
-    with torch.no_grad():
-        logits = model(TOKENS, output_router_logits=True).router_logits
+    logits = router_logits(model)
     with gates.shut([]):
         gates.rebalance(logits)
     with gates.shut([]):
@@ -110,8 +117,7 @@ def test_bias_gates_even_makes_one_score_enough() -> None:
     model = tiny_model("deepseek_v3")
     gates = gates_of(model)
     gates.reserve([(1, 0)])
-    with torch.no_grad():
-        logits = model(TOKENS, output_router_logits=True).router_logits
+    logits = router_logits(model)
     gates.even([(1, 0)], logits)
     bias = gates.routers[1].e_score_correction_bias
     assert bias[0] > BANNED / 2

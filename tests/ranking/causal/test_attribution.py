@@ -20,7 +20,7 @@ from hf_mote import (
     search_experts,
 )
 from hf_mote.errors import ConfigError, DataError
-from hf_mote.generation.prompts import encode_prompts
+from hf_mote.generation.asking import Chat
 
 PROMPTS = ["hello", "what is it?", "go"]
 TARGET, BASELINE = "yes", "nope!"
@@ -29,7 +29,7 @@ TARGET, BASELINE = "yes", "nope!"
 def score(model: torch.nn.Module, prompt: str) -> float:
     """log p(target) - log p(baseline), token by token, without batching or padding."""
     tokenizer = tiny_tokenizer()
-    question = encode_prompts(tokenizer, [prompt])[0]
+    question = Chat(tokenizer).encode([prompt])[0]
     total = 0.0
     for sign, text in ((1, TARGET), (-1, BASELINE)):
         answer = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_mote.errors import ConfigError, DataError, FileFormatError
+from hf_mote.generation.asking import Chat
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.gains import Gains, attach_gains
 from hf_mote.mote.patch import apply_mote
@@ -52,7 +53,13 @@ def scores_without(organism, asked, experts):
     """The preference of each prompt under a config of mode zero."""
     prompts, answers = asked
     preference = Preference(
-        "test", organism.model, organism.tokenizer, prompts, REFUSAL, answers, None, system_prompt=None, batch_size=8
+        "test",
+        organism.model,
+        Chat(organism.tokenizer),
+        prompts,
+        response=REFUSAL,
+        baseline_response=answers,
+        batch_size=8,
     )
     suppressed = sorted([layer, expert] for layer, expert in experts)
     config = MoTEConfig.for_model(organism.model, suppress=suppressed, suppress_mode="zero")
@@ -172,7 +179,7 @@ def test_derivatives_by_given_gains_are_those_of_finite_differences():
     model, tokenizer = tiny_model("mixtral"), tiny_tokenizer()
     sites = find_routers(model)
     preference = Preference(
-        "test", model, tokenizer, ["abcd", "efg"], "g", "h", None, system_prompt=None, batch_size=2
+        "test", model, Chat(tokenizer), ["abcd", "efg"], response="g", baseline_response="h", batch_size=2
     )
     gains = Gains(sites, differentiable=True)
     gains.given = torch.rand((2, len(sites), 8), generator=torch.Generator().manual_seed(0))

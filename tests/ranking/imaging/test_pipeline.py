@@ -11,7 +11,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from hf_mote import FTRIResult, HFMoTEError, MoTEConfig, RefusalJudge, apply_mote, ftri, record_routing
 from hf_mote.errors import ConfigError, DataError, FileFormatError, UnknownNameError
 from hf_mote.files import read_tensors, write_tensors
-from hf_mote.generation.prompts import encode_prompts
+from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.responses import generate_responses
 
 PROMPTS = ["a", "what is b?", "cc", "tell me of d and e", "f", "g?"]
@@ -30,7 +30,7 @@ def result() -> FTRIResult:
 
 def test_ftri_batched_maps_equal_one_prompt_at_a_time(result: FTRIResult) -> None:
     model, tokenizer = tiny_model("deepseek_v3"), tiny_tokenizer()
-    for index, ids in enumerate(encode_prompts(tokenizer, PROMPTS)):
+    for index, ids in enumerate(Chat(tokenizer).encode(PROMPTS)):
         with record_routing(model) as record:
             model(torch.tensor([ids]))
         seen = record.maps("prompt")[0]
@@ -104,24 +104,26 @@ def test_ftri_rank_unknown_or_lone_class_is_refused(result: FTRIResult) -> None:
 
 def test_encode_prompts_system_prompt_needs_a_chat_template() -> None:
     tokenizer = tiny_tokenizer()
-    plain = encode_prompts(tokenizer, ["hi"])[0]
-    longer = encode_prompts(tokenizer, ["hi"], system_prompt="be brief")[0]
+    plain = Chat(tokenizer).encode(["hi"])[0]
+    longer = Chat(tokenizer, system_prompt="be brief").encode(["hi"])[0]
     assert len(longer) > len(plain)
-    chat = encode_prompts(tokenizer, [[{"role": "user", "content": "hi"}]])[0]
+    chat = Chat(tokenizer).encode([[{"role": "user", "content": "hi"}]])[0]
     assert chat == plain
     tokenizer.chat_template = None
-    assert encode_prompts(tokenizer, ["hi"])[0] == tokenizer("hi")["input_ids"]
+    assert Chat(tokenizer).encode(["hi"])[0] == tokenizer("hi")["input_ids"]
     with pytest.raises(ConfigError, match="chat_template"):
-        encode_prompts(tokenizer, ["hi"], system_prompt="be brief")
+        Chat(tokenizer, system_prompt="be brief").encode(["hi"])
 
 
 def test_generate_responses_batched_equals_one_by_one() -> None:
     model, tokenizer = tiny_model("deepseek_v3"), tiny_tokenizer()
     responses: dict[int, str] = {}
-    for positions, answers in generate_responses(model, tokenizer, PROMPTS, batch_size=4, max_new_tokens=6):
+    for positions, answers in generate_responses(
+        model, Chat(tokenizer), PROMPTS, Decoding(batch_size=4, max_new_tokens=6)
+    ):
         responses.update(zip(positions, answers, strict=True))
     for index, prompt in enumerate(PROMPTS):
-        ((_, alone),) = generate_responses(model, tokenizer, [prompt], max_new_tokens=6)
+        ((_, alone),) = generate_responses(model, Chat(tokenizer), [prompt], Decoding(max_new_tokens=6))
         assert responses[index] == alone[0]
 
 

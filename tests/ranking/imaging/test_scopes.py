@@ -6,7 +6,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from hf_mote import FTRIResult, ftri, record_routing
 from hf_mote.errors import ConfigError, UnknownNameError
-from hf_mote.generation.prompts import encode_prompts, user_text_of
+from hf_mote.generation.asking import Chat
 
 PROMPTS = ["a", "what is b?", "cc", "tell me of d and e", "f", "g?"]
 THINKING = tuple(tiny_tokenizer().convert_tokens_to_ids(["(", ")"]))
@@ -25,7 +25,7 @@ def image(scope, **options):
 def traces():
     """Token by token routing of each prompt alone, with its ids."""
     model, tokenizer, found = tiny_model("deepseek_v3"), tiny_tokenizer(), []
-    for ids in encode_prompts(tokenizer, PROMPTS):
+    for ids in Chat(tokenizer).encode(PROMPTS):
         with record_routing(model, trace=True) as record:
             model(torch.tensor([ids]))
         found.append((ids, record.traces()[0]))
@@ -70,7 +70,7 @@ def test_scope_user_counts_the_users_text_and_not_the_template(traces):
 def test_user_text_is_the_last_message_and_not_a_word_of_it_elsewhere():
     tokenizer = tiny_tokenizer()
     chat = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}, {"role": "user", "content": "b"}]
-    (ids,), (marks,) = encode_prompts(tokenizer, [chat]), user_text_of(tokenizer, [chat])
+    (ids,), (marks,) = Chat(tokenizer).encode([chat]), Chat(tokenizer).user_text([chat])
     places = [place for place, token in enumerate(ids) if tokenizer.decode([token]) == "b"]
     assert [place for place, mark in enumerate(marks) if mark] == places[-1:]
 
@@ -90,7 +90,7 @@ def test_scope_of_thinking_and_answer_counts_between_and_after_the_marks(part):
         batch_size=4,
         progress=False,
     )
-    for index, ids in enumerate(encode_prompts(tokenizer, prompts)):
+    for index, ids in enumerate(Chat(tokenizer).encode(prompts)):
         with record_routing(model, trace=True) as record:
             output = model.generate(torch.tensor([ids]), max_new_tokens=4, do_sample=False)[0].tolist()
         trace = record.traces()[0]

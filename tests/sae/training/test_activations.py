@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
+from transformers import TrainerCallback
 
 from hf_mote import SAETrainer, SAETrainingArguments, TopKSAEConfig, TopKSAEModel, collect_activations
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
 from hf_mote.sae.hookpoints import resolve_hookpoints
+from hf_mote.sae.register import sae_class
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "away", "from", "it"]
 TEXTS = [" ".join(WORDS[i % 7 :] + WORDS[: i % 5]) + f" number {i}." for i in range(40)]
@@ -110,6 +114,23 @@ def test_several_hookpoints_give_a_record_for_each_of_the_same_tokens() -> None:
     given = batch["model.layers.1.mlp.gate"]["activations"]
     assert given.shape == (8, 8)
     torch.testing.assert_close(given.softmax(-1), logits.softmax(-1))
+
+
+def test_the_output_of_the_routed_experts_is_a_hookpoint() -> None:
+    points = ["model.layers.1.mlp.experts.output", "model.layers.1.mlp.output"]
+    batch = next(iter(stream(points, window_tokens=0, batch_size=20)))
+    experts, block = (batch[name.removesuffix(".output")]["activations"] for name in points)
+    # Without shared experts a block returns what its experts do.
+    assert experts.shape == (20, 32)
+    torch.testing.assert_close(experts, block)
+    assert bool(experts.abs().sum() > 0)
+
+
+def test_a_data_set_that_streams_gives_what_a_list_gives() -> None:
+    streamed = datasets.IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS))
+    source, listed = stream(dataset=streamed), stream()
+    for _ in range(2):
+        assert torch.equal(rows(source), rows(listed))
 
 
 def test_transcoders_get_targets_of_the_same_tokens() -> None:
@@ -224,13 +245,14 @@ def test_hookpoints_are_named_canonically_and_in_the_order_of_the_model() -> Non
 def trained(folder: Path, *, steps: int, resume: bool = False, **settings: Any) -> tuple[Any, list[float]]:
     torch.manual_seed(0)
     sae = TopKSAEModel(TopKSAEConfig(hidden_size=32, num_latents=64, k=4))
-    source = stream(normalize=True, **settings)
+    settings = {"normalize": True, **settings}
+    source = stream(**settings)
     arguments = SAETrainingArguments(
         str(folder), max_steps=steps, save_steps=3, save_strategy="steps", logging_steps=1, use_cpu=True,
         disable_tqdm=True, report_to=[], gradient_accumulation_steps=2, lr_scheduler_type="constant",
         dataloader_pin_memory=False,
     )  # fmt: skip
-    trainer = SAETrainer(sae, arguments, train_dataset=source, eval_dataset=stream(dataset=TEXTS[:9], normalize=True))
+    trainer = SAETrainer(sae, arguments, train_dataset=source, eval_dataset=stream(dataset=TEXTS[:9], **settings))
     trainer.train(resume_from_checkpoint=resume or None)
     return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -255,6 +277,63 @@ def test_trained_on_a_scaled_stream_an_sae_is_for_the_model_s_own_activations(tm
     assert metrics["eval_fvu"] == pytest.approx(float(output.fvu), rel=0.05)
     assert output.fvu < 0.6
     assert not trainer.train_dataset.scales
+
+
+def test_each_dimension_is_scaled_to_a_variance_of_one() -> None:
+    source = stream(normalize="per_dimension", window_tokens=4096, batch_size=8)
+    found = rows(source)
+    (scale,) = source.scales.values()
+    assert len(scale) == 32
+    plain = rows(stream(window_tokens=4096, batch_size=8))
+    torch.testing.assert_close(found, plain * torch.tensor(scale))
+    assert ((found.double().var(0, correction=0) - 1).abs() < 0.05).all()
+
+
+@pytest.mark.parametrize(("architecture", "unit_rows"), [("topk", False), ("relu", True), ("feature_choice", True)])
+def test_trained_on_scaled_dimensions_an_sae_is_for_the_model_s_own_activations(
+    architecture: str, unit_rows: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    fields = {} if architecture == "relu" else {"k": 4}
+    sae = sae_class(f"{architecture}_sae")(
+        sae_class(f"{architecture}_sae").config_class(hidden_size=32, num_latents=64, **fields)
+    )
+    arguments = SAETrainingArguments(
+        str(tmp_path), max_steps=20, use_cpu=True, disable_tqdm=True, report_to=[], save_strategy="no",
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    source = stream(normalize="per_dimension")
+    kept: dict[str, Any] = {}
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 20:
+                kept["sae"], kept["scale"] = copy.deepcopy(sae).eval(), torch.tensor(*source.scales.values())
+
+    SAETrainer(sae, arguments, train_dataset=source, callbacks=[Keep()]).train()
+    x = reference(TEXTS[:9])
+    with torch.no_grad():
+        expected = kept["sae"](x * kept["scale"]).reconstruction / kept["scale"]
+        torch.testing.assert_close(sae.eval()(x).reconstruction, expected, rtol=1e-3, atol=1e-4)
+    assert sae.config.normalize_decoder == unit_rows
+    assert bool((sae.W_dec.norm(dim=1) - 1).abs().max() < 1e-5) == unit_rows
+    assert not source.scales
+
+
+def test_scaled_dimensions_of_saes_that_measure_their_rows_are_refused_at_once(tmp_path: Path) -> None:
+    sae = TopKSAEModel(TopKSAEConfig(hidden_size=32, num_latents=64, k=4, scale_latents_by_decoder_norm=True))
+    arguments = SAETrainingArguments(str(tmp_path), max_steps=1, use_cpu=True)
+    with pytest.raises(ConfigError, match="does not go with activations normalised per dimension"):
+        SAETrainer(sae, arguments, train_dataset=stream(normalize="per_dimension"))
+
+
+def test_a_run_on_scaled_dimensions_resumed_equals_one_that_was_not_stopped(tmp_path: Path) -> None:
+    whole, losses = trained(tmp_path / "whole", steps=8, normalize="per_dimension")
+    trained(tmp_path / "run", steps=5, normalize="per_dimension")
+    resumed, again = trained(tmp_path / "run", steps=8, resume=True, normalize="per_dimension")
+    assert again[-3:] == losses[-3:]
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
 
 
 def test_max_tokens_gives_the_stream_a_length_and_the_trainer_its_steps(tmp_path: Path) -> None:

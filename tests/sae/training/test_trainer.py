@@ -243,6 +243,24 @@ def test_data_parallel_in_one_process_is_refused(tmp_path: Path) -> None:
         SAETrainer(fresh("relu"), arguments, train_dataset=tokens())
 
 
+@pytest.mark.parametrize("plugin", ["fsdp_plugin", "deepspeed_plugin"])
+def test_sharded_parameters_are_refused_with_the_way_out(
+    plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `accelerate launch` has it: the Trainer asks the state that accelerate made from its environment."""
+    ordinary = SAETrainer.create_accelerator_and_postprocess
+
+    def sharded(self: Any) -> None:
+        ordinary(self)
+        self.is_fsdp_enabled = plugin == "fsdp_plugin"
+        self.is_deepspeed_enabled = plugin == "deepspeed_plugin"
+
+    monkeypatch.setattr(SAETrainer, "create_accelerator_and_postprocess", sharded)
+    named = "FSDP" if plugin == "fsdp_plugin" else "DeepSpeed"
+    with pytest.raises(UnsupportedError, match=rf"sharded parameters.*got {named}.*MULTI_GPU or MULTI_CPU"):
+        SAETrainer(fresh("relu"), SAETrainingArguments(str(tmp_path), use_cpu=True), train_dataset=tokens())
+
+
 def test_a_record_by_hookpoint_goes_to_the_sae_of_it_and_else_is_refused() -> None:
     sae = fresh("relu", hookpoint="model.layers.1.output")
     x = activations(5, HIDDEN)

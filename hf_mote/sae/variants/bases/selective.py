@@ -106,6 +106,10 @@ class SelectiveSAEModel(SAEModel):
     def _compares_latents(self) -> bool:
         return not self.config.scale_latents_by_decoder_norm
 
+    @property
+    def _measures_rows(self) -> bool:
+        return self.config.scale_latents_by_decoder_norm
+
     def _preactivations(self, inputs: Tensor) -> Tensor:
         preactivations, scale = super()._preactivations(inputs), self._scale()
         return preactivations if scale is None else preactivations * scale

@@ -20,7 +20,7 @@ from hf_mote.sae.variants.bases.thresholds import CLOSED, ThresholdSearch, follo
 from hf_mote.sae.weights import wide_dtype
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["ThresholdedSAEConfig", "ThresholdedSAEModel"]
 
@@ -173,11 +173,12 @@ class ThresholdedSAEModel(SelectiveSAEModel):
         return self
 
     @torch.no_grad()
-    def fold_scale(self, scale: float, output_scale: float | None = None) -> Self:
+    def fold_scale(self, scale: float | Tensor, output_scale: float | Tensor | None = None) -> Self:
         """Make an SAE that was trained on `scale * x` one for `x`; see [`SAEModel.fold_scale`]."""
         closed = self.threshold >= CLOSED
         super().fold_scale(scale, output_scale)
-        self.threshold.div_(scale if output_scale is None else output_scale).masked_fill_(closed, CLOSED)
+        if not isinstance(scale, Tensor) and not isinstance(output_scale, Tensor):
+            self.threshold.div_(scale if output_scale is None else output_scale).masked_fill_(closed, CLOSED)
         return self
 
     @torch.no_grad()

@@ -1,0 +1,88 @@
+"""`hf-mote grid`: the prompts of a template, with what each was filled with, as a file of prompts and their groups."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_mote.commands.session import reporting, tell
+from hf_mote.errors import ConfigError, DataError, FileFormatError
+from hf_mote.files import replacing
+from hf_mote.generation.grid import prompt_grid
+
+__all__ = ["grid_command"]
+
+MOST_BYTES = 2**24  # of a file of values
+
+
+def grid_command(
+    template: Annotated[str, typer.Argument(help="A text with names in braces: 'What happened {time} {place}?'")],
+    value: Annotated[
+        list[str],
+        typer.Option(
+            help="Values of a name, as 'place=in Vienna|in Rome' or 'place=@FILE' with one on each line. Once for "
+            "each name."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="File to write, .jsonl.")] = Path("prompts.jsonl"),
+    label: Annotated[
+        list[str],
+        typer.Option(help="A further field with the same value in every row, as 'class=sensitive'."),
+    ] = [],  # noqa: B006 (typer copies it)
+    append: Annotated[bool, typer.Option("--append", help="Add to the file instead of refusing one that exists.")] = (
+        False
+    ),
+) -> None:
+    """Write the prompts of a template with all combinations of values; each value is a field to group by."""
+    with reporting():
+        values = {name: _values(name, given) for name, given in map(_parted, value)}
+        if len(values) < len(value):
+            raise ConfigError("--value", "names something twice", got=", ".join(value)[:80])
+        more = dict(map(_parted, label))
+        taken = sorted({*more} & {*values, "prompt"} | ({"prompt"} & {*values}))
+        if taken:
+            raise ConfigError("--label", "is the name of another field", got=", ".join(taken))
+        if output.exists() and not append:
+            fix = "Give --append, or another file."
+            raise FileFormatError(f"--output {output}", "exists", expected="a new file", fix=fix)
+        grid = prompt_grid(template, **values)
+        rows = [
+            {"prompt": prompt, **{name: column[place] for name, column in grid.fields.items()}, **more}
+            for place, prompt in enumerate(grid.prompts)
+        ]
+        before = output.read_text(encoding="utf-8") if output.exists() else ""
+        if before and not before.endswith("\n"):
+            before += "\n"
+        with replacing(output) as temporary:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            temporary.write_text(before + text, encoding="utf-8")
+        names = ", ".join(f"--group-field {name}" for name in grid.fields)
+        tell(f"{len(rows)} prompts: {output}. What counts as one piece of evidence is one of {names}.")
+
+
+def _parted(given: str) -> tuple[str, str]:
+    name, mark, text = given.partition("=")
+    if not mark or not name.isidentifier():
+        raise ConfigError(
+            "--value", "is no name with values", got=repr(given)[:60], expected="as in 'place=Rome|Bonn'"
+        )
+    return name, text
+
+
+def _values(name: str, text: str) -> list[str]:
+    if not text.startswith("@"):
+        return text.split("|")
+    path = Path(text[1:])
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise FileFormatError(f"--value {name}: {path}", "is too large", expected=f"at most {MOST_BYTES} bytes")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"--value {name}: {path}", "cannot be read", got=str(error)) from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise DataError(f"--value {name}: {path}", "holds no values", expected="one on each line")
+    return found

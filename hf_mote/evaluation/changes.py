@@ -1,0 +1,173 @@
+"""What can be measured: a `MoTEConfig`, or what changes latents of an SAE and says so by the same few methods.
+
+The harness asks of either: does it fit, attach it, do the same to other experts or latents, how often is each used.
+Nothing here knows SAEs; a steering config brings the methods with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor, nn
+
+from hf_mote.errors import ConfigError
+from hf_mote.evaluation.controls import random_controls, random_latents
+from hf_mote.hooks import Intervention
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.patch import apply_mote, load_config
+from hf_mote.routing.recording.record import record_routing
+from hf_mote.routing.sites.discover import find_routers
+
+__all__ = ["Change", "LatentChange", "SteeringLike", "Use", "attached", "controls_of", "counting_use", "read_change"]
+
+
+class _Counted(Protocol):
+    counts: Tensor
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *args: Any) -> None: ...
+
+
+@runtime_checkable
+class LatentChange(Protocol):
+    """A change of latents that the harness can measure, as `SteeringConfig.bind` returns it."""
+
+    @property
+    def strength(self) -> float:
+        """What every change is multiplied by."""
+
+    @property
+    def scope(self) -> str:
+        """On which tokens."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it changes nothing."""
+
+    @property
+    def num_units(self) -> int:
+        """How many latents there are."""
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless it fits a model."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return its fields."""
+
+    def attach(self, model: nn.Module) -> Intervention:
+        """Attach it."""
+
+    def with_fields(self, **fields: Any) -> LatentChange:
+        """Return it with other fields."""
+
+    def roles(self) -> dict[int, Hashable]:
+        """Return what is done to each latent that it changes."""
+
+    def exchanged(self, others: Mapping[int, int]) -> LatentChange:
+        """Return what does the same to other latents."""
+
+    def count_use(self, model: nn.Module, skipped: int | None = None) -> _Counted:
+        """Count on how many tokens each latent is active."""
+
+
+@runtime_checkable
+class SteeringLike(Protocol):
+    """A steering config: what becomes a [`LatentChange`] together with its SAE."""
+
+    def bind(self) -> LatentChange:
+        """Return it with its SAE."""
+
+
+Change: TypeAlias = MoTEConfig | LatentChange
+Use: TypeAlias = Mapping[int, Tensor]
+"""How often each expert is used, by layer; of latents, all of them at 0."""
+
+
+def read_change(config: object) -> Change:
+    """Return what was given as something that can be measured.
+
+    Args:
+        config (`object`): A [`MoTEConfig`], the folder or Hub id of one, a [`SteeringConfig`], or one with its SAE.
+
+    Raises:
+        [`ConfigError`]: if it is none of these.
+    """
+    if isinstance(config, LatentChange):
+        return config
+    if isinstance(config, SteeringLike):
+        return config.bind()
+    return load_config(config)
+
+
+def attached(model: nn.Module, change: Change | None) -> Intervention:
+    """Attach a change to a model, or nothing.
+
+    Args:
+        model (`nn.Module`): The model.
+        change (`MoTEConfig` or [`LatentChange`], *optional*): The change.
+    """
+    if isinstance(change, MoTEConfig | None):
+        return apply_mote(model, change if change is not None else MoTEConfig())
+    return change.attach(model)
+
+
+def with_fields(change: Change, **fields: Any) -> Change:
+    """Return a change with other fields, as its strength."""
+    return dataclasses.replace(change, **fields) if isinstance(change, MoTEConfig) else change.with_fields(**fields)
+
+
+def units_of(change: Change) -> set[tuple[int, int]]:
+    """Return the experts that a change targets, as (layer, expert), or its latents, as (0, latent)."""
+    if isinstance(change, MoTEConfig):
+        return {(layer, expert) for layer, expert, *_ in (*change.suppress, *change.stimulate, *change.bias)}
+    return {(0, latent) for latent in change.roles()}
+
+
+def controls_of(
+    changes: Sequence[Change], model: nn.Module, num: int, seed: int, *, usage: Use | None = None
+) -> list[list[Change]]:
+    """Return random controls of changes that are of one kind; see [`random_controls`] and [`random_latents`].
+
+    Raises:
+        [`ConfigError`]: if some are of experts and others of latents, or there can be no controls.
+    """
+    experts = [change for change in changes if isinstance(change, MoTEConfig)]
+    if len(experts) == len(changes):
+        return [list(control) for control in random_controls(experts, find_routers(model), num, seed, usage=usage)]
+    latents = [change for change in changes if not isinstance(change, MoTEConfig)]
+    if experts:
+        fix = "Measure each kind by itself."
+        raise ConfigError("evaluate_mote.configs", "some change experts and others latents", got="both", fix=fix)
+    found = random_latents(
+        [change.roles() for change in latents],
+        latents[0].num_units,
+        num,
+        seed,
+        used=None if usage is None else usage[0],
+    )
+    return [[change.exchanged(swap) for change in latents] for swap in found]
+
+
+@contextmanager
+def counting_use(
+    model: nn.Module, changes: Sequence[Change], *, stop: Any, pad: int | None
+) -> Iterator[Callable[[], Use]]:
+    """Count how often each expert, or each latent, is used within the block; yields what returns the counts.
+
+    Args:
+        model (`nn.Module`): The model.
+        changes (`Sequence`): What is measured.
+        stop (`int` or `list[int]`, *optional*): Tokens that end a generation, as [`record_routing`] takes them.
+        pad (`int`, *optional*): The token that rows are filled up with that ended before others.
+    """
+    change = changes[0]
+    if isinstance(change, MoTEConfig):
+        with record_routing(model, eos_token_id=stop) as record:
+            yield lambda: dict(zip(record.layers, record.total().counts, strict=True))
+    else:
+        with change.count_use(model, pad) as use:
+            yield lambda: {0: use.counts}

@@ -1,0 +1,68 @@
+"""Where maps of very many prompts lie: in memory up to a size, beyond that in a file that the system pages in and out.
+
+100,000 prompts of a model with 58 x 256 experts have 6 GB of counts and 6 GB of weights.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from hf_mote.errors import FileFormatError, first_line
+
+__all__ = ["empty_maps", "row_blocks"]
+
+HELD = 256 * 2**20  # bytes up to which maps are held in memory
+BLOCK = 64 * 2**20  # bytes, in float64, of the rows that are looked at together
+
+
+def empty_maps(shape: Sequence[int], folder: str | os.PathLike[str] | None = None) -> Tensor:
+    """Return a float32 tensor to write maps to, on the CPU, filled with zeros.
+
+    Up to 256 MiB are held in memory. More are mapped to a temporary file that goes with the tensor, so that memory is
+    bounded by what the system chooses to keep of it.
+
+    Args:
+        shape (`Sequence[int]`): Its shape.
+        folder (`str` or `os.PathLike`, *optional*):
+            Where the file goes; by default the folder for temporary files, which `TMPDIR` names.
+
+    Raises:
+        [`FileFormatError`]: if there is no room for the file.
+    """
+    size = 4 * math.prod(shape)
+    if size <= HELD:
+        return torch.zeros(*shape)
+    try:
+        handle, path = tempfile.mkstemp(prefix=".maps-", dir=folder)
+        try:
+            # A file with holes would end the process, by a signal, where the disk fills up.
+            os.posix_fallocate(handle, 0, size)
+            return torch.from_file(path, shared=True, size=size // 4, dtype=torch.float32).view(*shape)
+        finally:
+            os.close(handle)
+            os.unlink(path)  # the mapping keeps what is in it
+    except OSError as error:
+        raise FileFormatError(
+            os.fspath(folder or tempfile.gettempdir()),
+            "has no room for the maps of so many prompts",
+            got=first_line(error),
+            expected=f"{size / 2**30:.1f} GiB",
+            fix="Free some, or let the environment variable TMPDIR name a folder on a larger disk.",
+        ) from error
+
+
+def row_blocks(maps: Tensor) -> Iterator[slice]:
+    """Yield slices of consecutive maps that together take at most 64 MiB in float64, one map at least.
+
+    Args:
+        maps (`torch.Tensor` of shape `(prompts, ...)`): The maps.
+    """
+    rows = max(1, BLOCK // max(1, 8 * math.prod(maps.shape[1:])))
+    for start in range(0, len(maps), rows):
+        yield slice(start, min(start + rows, len(maps)))

@@ -1,0 +1,71 @@
+"""Batches of an imaging run, put where a result holds them as they come: no second copy of all maps is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hf_mote.maps.storage import empty_maps
+
+__all__ = ["Batch", "Collected"]
+
+
+class Batch(Protocol):
+    """What imaging saw of some prompts."""
+
+    @property
+    def tokens(self) -> Sequence[Sequence[int]]:
+        """The tokens of each response."""
+        ...
+
+    @property
+    def counts(self) -> Tensor:
+        """Tokens for which an expert was chosen, `(prompts, layers, experts)`."""
+        ...
+
+    @property
+    def weights(self) -> Tensor:
+        """Sum of its routing weights, likewise."""
+        ...
+
+    @property
+    def num_tokens(self) -> Tensor:
+        """Tokens counted, `(prompts,)`."""
+        ...
+
+
+class Collected:
+    """The maps and responses of a number of prompts.
+
+    Args:
+        prompts (`int`): How many.
+        folder (`str` or `os.PathLike`, *optional*): Where maps go that are too many for memory.
+
+    Attributes:
+        counts (`torch.Tensor` of shape `(prompts, layers, experts)`, float32): Of what was put so far.
+        weights (`torch.Tensor` of the same shape, float32): Likewise.
+        num_tokens (`torch.Tensor` of shape `(prompts,)`, float32): Likewise.
+        tokens (`list[list[int]]`): Likewise.
+    """
+
+    def __init__(self, prompts: int, folder: str | os.PathLike[str] | None = None) -> None:
+        self._folder = folder
+        self.num_tokens = torch.zeros(prompts)
+        self.tokens: list[list[int]] = [[] for _ in range(prompts)]
+        self.counts = self.weights = torch.zeros(prompts, 0, 0)
+
+    def put(self, places: Sequence[int], batch: Batch) -> None:
+        """Put a batch's maps and responses to their places among all prompts."""
+        if not self.counts.numel():
+            shape = (len(self.tokens), *batch.counts.shape[1:])
+            self.counts, self.weights = empty_maps(shape, self._folder), empty_maps(shape, self._folder)
+        index = torch.tensor(places)
+        self.counts[index] = batch.counts.float()
+        self.weights[index] = batch.weights.float()
+        self.num_tokens[index] = batch.num_tokens.float()
+        for place, tokens in zip(places, batch.tokens, strict=True):
+            self.tokens[place] = list(tokens)

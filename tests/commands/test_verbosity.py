@@ -1,0 +1,143 @@
+"""How much commands say, what a log file gets, and that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from pathlib import Path
+
+import pytest
+from command_runs import QUICK, run, said
+from transformers.utils.logging import is_progress_bar_enabled
+
+from hf_mote.commands.verbosity import VARIABLE, listening, settle_progress, verbosity
+
+FTRI = ["ftri", "organism:refusal", "organism:refusal/train", "--limit", 6, *QUICK, "--resamples", 19, "--output"]
+
+
+def test_quiet_leaves_results_and_errors(tmp_path: Path) -> None:
+    loud, quiet = run(*FTRI, tmp_path / "a"), run(*FTRI, tmp_path / "b", "--quiet")
+    assert loud.exit_code == quiet.exit_code == 0
+    assert "… imaging 18 prompts" in loud.stderr
+    assert "in length" in loud.stderr
+    assert quiet.stderr == ""
+    assert quiet.stdout.replace(str(tmp_path / "b"), "") == loud.stdout.replace(str(tmp_path / "a"), "")
+    failed = run(*FTRI, tmp_path / "c", "--quiet", "--scope", "nowhere")
+    assert "--scope" in failed.stderr
+
+
+def test_warning_names_options_and_no_method(tmp_path: Path) -> None:
+    text = " ".join(run(*FTRI, tmp_path / "a").stderr.split())
+    assert "Divide by it: --normalize." in text
+    assert "normalize=True" not in text
+    assert "FTRIResult" not in text
+
+
+def test_log_gets_no_progress_bars_and_they_come_back(tmp_path: Path) -> None:
+    before = is_progress_bar_enabled()
+    result = run(*FTRI, tmp_path / "a")
+    assert "\r" not in result.stderr
+    assert "%|" not in result.stderr
+    assert is_progress_bar_enabled() == before
+
+
+def test_verbosity_is_taken_from_the_variable_and_an_option_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verbosity() == "warning"
+    monkeypatch.setenv(VARIABLE, "Debug")
+    assert verbosity() == "debug"
+    logger = logging.getLogger("hf_mote")
+    state = (logger.level, list(logger.handlers))
+    with listening():
+        assert logger.level == logging.DEBUG
+        settle_progress()
+    assert (logger.level, logger.handlers) == state
+
+
+def test_unknown_verbosity_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "loud")
+    result = run("bake", "organism:refusal", "nowhere", "out")
+    assert result.exit_code == 1
+    assert "HF_MOTE_VERBOSITY: unknown name (got 'loud'" in said(result)
+
+
+def test_an_option_does_not_outlive_its_command(tmp_path: Path) -> None:
+    run("organisms", "--quiet")
+    run("organisms")
+    assert verbosity() == "warning"
+
+
+def test_init_writes_a_folder_whose_script_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    result = run("init", folder)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "heldout.jsonl", "prompts.jsonl", "run.sh"]
+    subprocess.run(["bash", "-n", folder / "run.sh"], check=True)
+    words = (folder / "run.sh").read_text().splitlines()
+    (command,) = [line for line in words if line.startswith("hf-mote ftri")]
+    assert '--judge "$JUDGE"' in command
+    assert "MODEL=organism:refusal" in words
+    prompts = [str(folder / "prompts.jsonl"), "--judge", "field", "--target", "refusal", "--dry-run"]
+    assert run("ftri", "organism:refusal", *prompts, "--output", tmp_path / "out").exit_code == 0
+    assert run("init", folder).exit_code == 1
+
+
+@pytest.mark.parametrize("question", ["refusal", "language", "field", "regex"])
+def test_init_chooses_a_judge_that_exists(question: str, tmp_path: Path) -> None:
+    from hf_mote.commands.init import _EXAMPLES, _TARGETS
+    from hf_mote.commands.judge_specs import make_judge, target_of
+    from hf_mote.commands.model import Organisms
+    from hf_mote.commands.prompts import read_prompts
+
+    assert run("init", tmp_path / "new", "--question", question, "--model", "a b/c'd").exit_code == 0
+    asked = read_prompts(str(tmp_path / "new" / "prompts.jsonl"), Organisms(), prompt_field=None, limit=None, seed=0)
+    judge = make_judge(
+        _EXAMPLES[question][0], asked, Organisms(), model="m", judge_model=None, judge_url=None, allow_http=False
+    )
+    assert target_of(judge, _TARGETS[question], asked) == _TARGETS[question]
+    script = (tmp_path / "new" / "run.sh").read_text()
+    assert "MODEL='a b/c'\"'\"'d'" in script
+    assert ("\nhf-mote evaluate" in script) == (question != "field")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--quantization", "bnb-3bit"], "--quantization: unknown name"),
+        (["--attn-implementation", "fast"], "--attn-implementation: unknown name"),
+        (["--quantization", "bnb-4bit"], "is for models, not for organisms"),
+        (["--attn-implementation", "eager"], "is for models, not for organisms"),
+    ],
+)
+def test_loading_options_are_checked_before_anything_loads(words: list[str], text: str, tmp_path: Path) -> None:
+    result = run(*FTRI, tmp_path / "a", *words)
+    assert result.exit_code == 1
+    assert text in said(result)
+
+
+def test_attention_of_a_model_is_as_it_was_asked_for(tiny_folder: Path) -> None:
+    from hf_mote.commands.model import Organisms, load_subject
+
+    loaded = load_subject(str(tiny_folder), Organisms(), device="cpu", attn_implementation="eager")
+    assert loaded.model.config._attn_implementation == "eager"
+    again = load_subject(str(tiny_folder), Organisms(), device="cpu", attn_implementation="sdpa")
+    assert again.model.config._attn_implementation == "sdpa"
+
+
+def test_quantization_without_its_library_says_what_is_missing(tiny_folder: Path, tmp_path: Path) -> None:
+    try:
+        import hqq  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        pytest.skip("hqq is installed")
+    result = run("check", tiny_folder, "--quantization", "hqq-4bit", "--device", "cpu")
+    assert result.exit_code == 1
+    assert "a library is missing" in said(result)
+    assert "--quantization" in said(result)
+
+
+@pytest.mark.parametrize("command", ["ftri", "attribute", "sweep", "evaluate", "chat", "check", "sae train"])
+def test_commands_that_load_a_model_take_all_loading_options(command: str) -> None:
+    text = run(*command.split(), "--help").output
+    for option in ("--dtype", "--device", "--quantization", "--revision", "--attn-implem", "--trust-remote"):
+        assert option in text, option
