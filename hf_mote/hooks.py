@@ -202,6 +202,7 @@ class Intervention:
     Attributes:
         active (`bool`): Whether it takes effect. Setting it acts at once, also in the middle of a generation.
         removed (`bool`): Whether it has been detached.
+        note (`str`): What whoever attached it has to say of it; it is printed with the handle.
 
     Example:
 
@@ -220,6 +221,7 @@ class Intervention:
         self._attachments = tuple(attachments)
         self._active = True
         self.removed = False
+        self.note = ""
 
     @property
     def active(self) -> bool:
@@ -259,7 +261,8 @@ class Intervention:
 
     def __repr__(self) -> str:
         state = "removed" if self.removed else "active" if self.active else "inactive"
-        return f"{type(self).__name__}({len(self._attachments)} hooks, {state})"
+        note = f", {self.note}" if self.note else ""
+        return f"{type(self).__name__}({len(self._attachments)} hooks, {state}{note})"
 
 
 def attach(

@@ -1,25 +1,26 @@
-"""Save / load / push and model cards, for configs, maps and rankings alike.
+"""Save, load and push, for everything that lives in one file.
 
-A noun that lives in one file mixes in [`Shareable`] and says how it is written to and read from that file; folders,
-the Hub, the card and the promise that a failed save loses nothing come from here. Files are JSON or safetensors and
-nothing else, through the four functions of `files.py` re-exported here.
+A noun mixes in [`Shareable`] and says how it is written to and read from its file; folders, the Hub,
+the card, what of the author stays away from others (all three in `sharing/`) and the promise that a failed save loses
+nothing come from here. Files are JSON or safetensors and nothing else, through the four functions of `files.py`
+re-exported here.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from huggingface_hub import HfApi, ModelCardData, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-from hf_mote.errors import FileFormatError, UnknownNameError, first_line
+from hf_mote.errors import FileFormatError, first_line
 from hf_mote.files import RESULT_LIMIT, local_path, read_json, read_tensors, replacing, write_json, write_tensors
+from hf_mote.sharing.cards import CARD, MADE_HERE, CardNotes, Evidence, card_header, compose_card, evidence_of
+from hf_mote.sharing.privacy import public_name
+from hf_mote.sharing.shipped import shipped_folder
+from hf_mote.sharing.transfer import check_inside, download, upload
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
@@ -36,17 +37,16 @@ __all__ = [
     "write_tensors",
 ]
 
-_MADE_HERE = "<!-- made by hf_mote; take this line out to keep the card when the folder is written again -->"
-_HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
-_CACHED = re.compile(r"models--(\w[\w.-]*?)(?:--(\w[\w.-]*))?")  # a repository's folder in the Hub's cache
 _PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 
 
 class Shareable(ABC):
     """Mixin for a noun that lives in one file: `save_pretrained`, `from_pretrained`, `push_to_hub`.
 
-    A subclass sets `file_name` and implements `_to_file(path)` and the class method `_from_file(path)`; it may
-    override `_card()`, which returns the text of README.md with its YAML front matter (see [`card_header`]).
+    A subclass sets `file_name` and implements `_to_file(path)` and the class method `_from_file(path)`. It may
+    override `_card(notes, evidence)`, which returns the text of README.md with its YAML front matter (see
+    [`card_header`]); `_evidence()`, what it says on the card of another; `_public()`, itself without what is nobody
+    else's business; and `_texts()`, the texts that a push must not hold.
 
     Example:
         ```python
@@ -84,36 +84,56 @@ class Shareable(ABC):
     @abstractmethod
     def _from_file(cls, path: Path) -> Self: ...
 
-    def _card(self) -> str:
+    def _card(self, notes: CardNotes, evidence: Sequence[Evidence]) -> str:
         name = type(self).__name__
-        return (
-            f"{card_header()}\n# {name}\n\nSaved by `hf_mote` {__version__}. To load it:\n\n```python\n"
-            f'import hf_mote\n\nhf_mote.{name}.from_pretrained("<this repository or folder>")\n```\n'
+        return compose_card(
+            card_header(notes=notes, evidence=evidence, name=name),
+            name,
+            f"Saved by `hf_mote` {__version__}.",
+            load=f'import hf_mote\n\nhf_mote.{name}.from_pretrained("<this repository or folder>")',
+            notes=notes,
+            evidence=evidence,
+            intended_use="Not stated.",
+            misuse="Not stated.",
         )
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def _evidence(self) -> Evidence:
+        return Evidence()
+
+    def _public(self, *, with_texts: bool) -> Self:
+        return self
+
+    def _texts(self) -> list[str]:
+        return []
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        datasets: Sequence[str] = (),
+        license: str | None = None,
+        intended_use: str | None = None,
+        misuse: str | None = None,
+    ) -> None:
         """Write the file, and a card if the folder has none, so that a failure leaves what was there before.
 
         Args:
             folder (`str` or `os.PathLike`):
                 Made if it does not exist. A README.md is kept unless it is a card that was made here.
+            datasets (`Sequence[str]`, *optional*):
+                For the card: Hub ids of the data sets that it was made or measured with.
+            license (`str`, *optional*):
+                For the card: its license, as the Hub names it.
+            intended_use (`str`, *optional*):
+                For the card: what it is for.
+            misuse (`str`, *optional*):
+                For the card: what it is not for.
 
         Raises:
             [`FileFormatError`]: if `folder` cannot be a folder, or the object holds what a file cannot.
+            [`ConfigError`]: if something for the card is malformed.
         """
-        folder, card = Path(folder), self._card()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (OSError, ValueError) as error:
-            raise FileFormatError(
-                str(folder), "cannot be made a folder", got=first_line(error), fix="Give a folder you may write to."
-            ) from error
-        with replacing(folder / self.file_name) as path:
-            self._to_file(path)
-        readme = folder / "README.md"
-        if not readme.exists() or _MADE_HERE in readme.read_text(encoding="utf-8", errors="replace"):
-            with replacing(readme) as path:
-                path.write_text(f"{card}\n{_MADE_HERE}\n", encoding="utf-8")
+        self._write(Path(folder), CardNotes(datasets, license, intended_use, misuse), [], [])
 
     @classmethod
     def from_pretrained(
@@ -130,7 +150,8 @@ class Shareable(ABC):
 
         Args:
             path_or_repo (`str` or `os.PathLike`):
-                A local file, a local folder that holds `file_name`, or a Hub repository id. What exists locally wins.
+                A local file, a local folder that holds `file_name`, the name of a config that comes with the package
+                (as `hf-mote configs` lists them), or a Hub repository id. What exists locally wins.
             subfolder (`str`, *optional*):
                 Folder below the folder or repository.
             revision (`str`, *optional*):
@@ -146,7 +167,10 @@ class Shareable(ABC):
             [`UnknownNameError`]: if there is no such file, folder or reachable repository.
             [`FileFormatError`]: if the folder or repository lacks the file, or the file is not what it should be.
         """
+        check_inside(repr(str(path_or_repo)), "subfolder", subfolder)
         local = local_path(path_or_repo)
+        if not os.path.exists(local):
+            local = shipped_folder(path_or_repo) or local
         if os.path.isdir(local):
             path = local / (subfolder or "") / cls.file_name
             if not os.path.isfile(path):
@@ -160,7 +184,7 @@ class Shareable(ABC):
         elif os.path.isfile(local):
             path = local
         else:
-            path = _download(
+            path = download(
                 str(path_or_repo),
                 cls.file_name,
                 subfolder=subfolder,
@@ -188,8 +212,17 @@ class Shareable(ABC):
         commit_message: str | None = None,
         revision: str | None = None,
         create_pr: bool = False,
+        subfolder: str | None = None,
+        with_texts: bool = False,
+        datasets: Sequence[str] = (),
+        license: str | None = None,
+        intended_use: str | None = None,
+        misuse: str | None = None,
     ) -> str:
-        """Upload the file, and a card if the repository has none, and return the commit's URL.
+        """Upload the file, its card and pictures in one commit, and return the commit's URL.
+
+        What names the author's files and folders is left out or loses its place, prompts and responses are left out,
+        and everything that is about to go is searched for tokens and paths first.
 
         Args:
             repo_id (`str`):
@@ -203,101 +236,95 @@ class Shareable(ABC):
             revision (`str`, *optional*):
                 Branch to commit to, made if it does not exist.
             create_pr (`bool`, *optional*, defaults to `False`):
-                Open a pull request rather than commit.
+                Open a pull request rather than commit, and return its URL.
+            subfolder (`str`, *optional*):
+                Folder in the repository. A card there that was not made here is kept.
+            with_texts (`bool`, *optional*, defaults to `False`):
+                Upload prompts and responses, too, where the object holds them.
+            datasets (`Sequence[str]`, *optional*):
+                For the card, as in `save_pretrained`; so are the others.
+            license (`str`, *optional*):
+                See there.
+            intended_use (`str`, *optional*):
+                See there.
+            misuse (`str`, *optional*):
+                See there.
 
         Raises:
-            `huggingface_hub.errors.HfHubHTTPError`: if the Hub refuses, with the Hub's own reason.
+            [`UnknownNameError`]: if there is no such repository, or the token is refused.
+            [`UnsupportedError`]: if the Hub refuses, with its reason, or something private would be uploaded.
+            [`FileFormatError`]: if `subfolder` leads out of the repository.
         """
+        notes = CardNotes(datasets, license, intended_use, misuse)
+        return self._push(
+            repo_id,
+            notes,
+            [],
+            private=private,
+            token=token,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            subfolder=subfolder,
+            with_texts=with_texts,
+        )
+
+    def _push(
+        self,
+        repo_id: str,
+        notes: CardNotes,
+        beside: Sequence[tuple[str, Shareable]],
+        *,
+        private: bool | None,
+        token: str | bool | None,
+        commit_message: str | None,
+        revision: str | None,
+        create_pr: bool,
+        subfolder: str | None,
+        with_texts: bool,
+    ) -> str:
+        """Upload this and what lies beside it, as `push_to_hub` describes."""
+        shown = self._public(with_texts=with_texts)
+        shared = [(place, one._public(with_texts=with_texts)) for place, one in beside]
+        secret = [] if with_texts else [text for one in (self, *(one for _, one in beside)) for text in one._texts()]
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            api = HfApi(token=token, library_name="hf_mote", library_version=__version__)
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            if revision is not None and not revision.startswith("refs/"):
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            if api.file_exists(repo_id, "README.md", revision=revision):
-                (Path(folder) / "README.md").unlink()
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
+            evidence = evidence_of([(place, one._evidence()) for place, one in shared or [("", shown)]])
+            shown._write(Path(folder), notes, shared, evidence)
+            return upload(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
                 commit_message=commit_message or f"Upload {type(self).__name__}",
                 revision=revision,
                 create_pr=create_pr,
+                subfolder=subfolder,
+                texts=secret,
             )
-        return str(commit.commit_url)
 
-
-def card_header(*, tags: Iterable[str] = (), base_model: str | None = None, about: str = "mixture-of-experts") -> str:
-    """Return a card's YAML front matter, fences included.
-
-    Args:
-        tags (`Iterable[str]`, *optional*):
-            Added to "hf_mote" and `about`.
-        base_model (`str`, *optional*):
-            The model this belongs to; left out unless it reads as a Hub id, as the Hub refuses any other.
-        about (`str`, *optional*, defaults to `"mixture-of-experts"`):
-            What kind of thing it is about.
-    """
-    data = ModelCardData(
-        library_name="hf_mote",
-        tags=list(dict.fromkeys(["hf_mote", about, *tags])),
-        base_model=base_model if re.fullmatch(r"[\w.-]+/[\w.-]+", base_model or "") else None,
-    )
-    return f"---\n{data.to_yaml().strip()}\n---\n"
-
-
-def public_name(name: str | os.PathLike[str] | None) -> str | None:
-    """Return what to call a model in a file that others may read: nothing of where it lies on somebody's machine.
-
-    Args:
-        name (`str` or `os.PathLike`, *optional*):
-            What the model was loaded from, as `model.config.name_or_path` has it.
-
-    Returns:
-        `str`, *optional*: a Hub id as it is; a folder's own name, or the repository's id for one in the Hub's cache;
-        `None` for no name.
-    """
-    text = os.fspath(name) if name is not None else ""
-    if _HUB_ID.fullmatch(text) and not os.path.exists(text):
-        return text
-    parts = [part for part in re.split(r"[/\\]", text) if part]
-    for part in reversed(parts):
-        cached = _CACHED.fullmatch(part)
-        if cached:
-            return "/".join(filter(None, cached.groups()))
-    if parts and not parts[-1].strip("."):
-        parts = [part for part in Path(text).resolve().parts if part != os.sep]
-    return parts[-1] if parts else None
-
-
-def _download(repo_id: str, file_name: str, **options: Any) -> Path:
-    def refusal(what: str, reason: str, fix: str) -> UnknownNameError:
-        return UnknownNameError(repr(repo_id), what, got=(reason.strip() or "no reason").splitlines()[0], fix=fix)
-
-    try:
-        return Path(hf_hub_download(repo_id, file_name, library_name="hf_mote", **options))
-    except HFValidationError as error:
-        raise refusal(
-            "is no file or folder here and cannot be a Hub id", str(error), "Check the path, or give 'namespace/name'."
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise refusal(
-            f"is no file or folder here, and {file_name} of a Hub repository of that name is not in the cache",
-            str(error),
-            "Check the path or the id; to download, be online and unset HF_HUB_OFFLINE and local_files_only.",
-        ) from error
-    except EntryNotFoundError as error:
-        raise FileFormatError(
-            repr(repo_id),
-            f"the Hub repository holds no {file_name}",
-            got=f"subfolder {options['subfolder']!r}, revision {options['revision']!r}",
-            fix="Name the subfolder or revision that has it.",
-        ) from error
-    except HfHubHTTPError as error:
-        raise refusal(
-            "is no file or folder here, and the Hub gave no repository of that name",
-            str(error),
-            "Check the path or the id; for a private or gated repository log in or pass token.",
-        ) from error
-    # What is left: no network, no space, a path that cannot be.
-    except (OSError, ValueError) as error:
-        raise refusal("is no file or folder here, and cannot be downloaded", str(error), "Check the path.") from error
+    def _write(
+        self, folder: Path, notes: CardNotes, beside: Sequence[tuple[str, Shareable]], evidence: Sequence[Evidence]
+    ) -> None:
+        """Write the file, the card, and beside them others by their folders, with the pictures of the evidence."""
+        card = self._card(notes, evidence)
+        for place, one in [("", self), *beside]:
+            target = folder / place
+            try:
+                target.mkdir(parents=True, exist_ok=True)
+            except (OSError, ValueError) as error:
+                raise FileFormatError(
+                    str(target),
+                    "cannot be made a folder",
+                    got=first_line(error),
+                    fix="Give a folder you may write to.",
+                ) from error
+            with replacing(target / one.file_name) as path:
+                one._to_file(path)
+        for part in evidence:
+            for picture in part.pictures:
+                with replacing(folder / picture.file_name) as path:
+                    picture.draw(path)
+        readme = folder / CARD
+        if not readme.exists() or MADE_HERE in readme.read_text(encoding="utf-8", errors="replace"):
+            with replacing(readme) as path:
+                path.write_text(f"{card}\n{MADE_HERE}\n", encoding="utf-8")

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 # HF_HUB_OFFLINE=0 in the environment lets the tests marked network run.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,6 +19,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 # One thread: tiny models run fastest so, and sums are added up in the same order on every machine.
 torch.set_num_threads(1)
@@ -71,6 +76,19 @@ class _Deprecations(logging.Handler):
         line = record.getMessage()
         if "deprecat" in line.lower():
             self.lines.append(line)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub on loopback, which the client of this process talks to, logged in as alice."""
+    import huggingface_hub
+    from hub_server import HubServer
+
+    # Waits of the client before it takes up what was cut off.
+    monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 512)
+    with HubServer() as server, server.connected(cache=tmp_path / "hub-cache"):
+        yield server
 
 
 @pytest.fixture(autouse=True)

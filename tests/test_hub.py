@@ -1,17 +1,14 @@
-"""Sharing: files that are whole or absent, strict reading, folders, Hub ids and pushes (to a stub of the Hub)."""
+"""What lives in one file: whole or absent, read strictly, in folders; the Hub is in `sharing/`."""
 
 from __future__ import annotations
 
-import json
 import stat
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -19,7 +16,7 @@ from safetensors.torch import save_file
 import hf_mote.hub
 from hf_mote.errors import FileFormatError, HFMoTEError, UnknownNameError
 from hf_mote.files import SCHEMA_VERSION
-from hf_mote.hub import Shareable, card_header, public_name, read_json, read_tensors, write_json, write_tensors
+from hf_mote.hub import Shareable, read_json, read_tensors, write_json, write_tensors
 
 
 class Note(Shareable):
@@ -267,131 +264,3 @@ def test_from_pretrained_unknown_name_offline_names_it_and_the_way_out(name: str
     with pytest.raises(UnknownNameError, match=r"Check the path|is no file or folder") as caught:
         Note.from_pretrained(name or "no\0thing", cache_dir=tmp_path)
     assert isinstance(caught.value, HFMoTEError)
-
-
-def _not_found(kind: type[Exception]) -> Exception:
-    response = SimpleNamespace(headers={}, request=None, status_code=404)
-    return kind("404 Client Error", response=response)  # type: ignore[call-arg]
-
-
-@pytest.mark.parametrize(
-    ("raised", "error", "reason"),
-    [
-        (RepositoryNotFoundError, UnknownNameError, "'me/notes'.*log in or pass token"),
-        (RemoteEntryNotFoundError, FileFormatError, r"'me/notes'.*holds no note\.json .*revision 'v1'"),
-    ],
-)
-def test_from_pretrained_hub_refusal_becomes_own_error(
-    monkeypatch: pytest.MonkeyPatch, raised: type[Exception], error: type[Exception], reason: str
-) -> None:
-    def download(*args: object, **kwargs: object) -> str:
-        raise _not_found(raised)
-
-    monkeypatch.setattr(hf_mote.hub, "hf_hub_download", download)
-    with pytest.raises(error, match=reason):
-        Note.from_pretrained("me/notes", revision="v1")
-
-
-def test_from_pretrained_hub_id_passes_every_option_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    Note("hello").save_pretrained(tmp_path)
-    calls = []
-
-    def download(repo_id: str, file_name: str, **options: object) -> str:
-        calls.append((repo_id, file_name, options))
-        return str(tmp_path / file_name)
-
-    monkeypatch.setattr(hf_mote.hub, "hf_hub_download", download)
-    options = {"subfolder": "s", "revision": "v1", "token": "t", "cache_dir": "c", "local_files_only": True}
-    assert Note.from_pretrained("me/notes", **options).text == "hello"
-    assert calls == [("me/notes", "note.json", {**options, "library_name": "hf_mote"})]
-
-
-class StubHub:
-    """Plays the methods of `HfApi` that a push calls, and remembers what it was asked."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, has_card: bool) -> None:
-        self.calls: list[tuple[str, tuple, dict]] = []
-        self.uploaded: dict[str, bytes] = {}
-        answers = {
-            "create_repo": SimpleNamespace(repo_id="me/notes"),
-            "create_branch": None,
-            "file_exists": has_card,
-            "upload_folder": SimpleNamespace(commit_url="the commit"),
-        }
-        for name, answer in answers.items():
-            monkeypatch.setattr(huggingface_hub.HfApi, name, self._method(name, answer))
-
-    def _method(self, name: str, answer: object) -> Any:
-        def method(api: object, *args: object, **kwargs: Any) -> object:
-            if "folder_path" in kwargs:
-                self.uploaded = {path.name: path.read_bytes() for path in Path(kwargs.pop("folder_path")).iterdir()}
-            self.calls.append((name, args, kwargs))
-            return answer
-
-        return method
-
-
-def test_push_to_hub_uploads_file_and_card_and_returns_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    stub = StubHub(monkeypatch, has_card=False)
-    assert Note("hello").push_to_hub("notes", private=True) == "the commit"
-    assert stub.calls == [
-        ("create_repo", ("notes",), {"private": True, "exist_ok": True}),
-        ("file_exists", ("me/notes", "README.md"), {"revision": None}),
-        (
-            "upload_folder",
-            (),
-            {"repo_id": "me/notes", "commit_message": "Upload Note", "revision": None, "create_pr": False},
-        ),
-    ]
-    assert sorted(stub.uploaded) == ["README.md", "note.json"]
-    assert json.loads(stub.uploaded["note.json"]) == {"text": "hello"}
-
-
-def test_push_to_hub_keeps_the_repository_card_and_makes_the_branch(monkeypatch: pytest.MonkeyPatch) -> None:
-    stub = StubHub(monkeypatch, has_card=True)
-    Note("hello").push_to_hub("me/notes", revision="draft", create_pr=True, commit_message="Why")
-    assert sorted(stub.uploaded) == ["note.json"]
-    assert ("create_branch", ("me/notes",), {"branch": "draft", "exist_ok": True}) in stub.calls
-    upload = stub.calls[-1][2]
-    assert upload == {"repo_id": "me/notes", "commit_message": "Why", "revision": "draft", "create_pr": True}
-
-
-@pytest.mark.parametrize(
-    ("given", "public"),
-    [
-        ("org/model", "org/model"),
-        ("model", "model"),
-        ("organism:refusal", "organism:refusal"),
-        ("/home/me/secret/model", "model"),
-        ("../secret/model/", "model"),
-        ("~/model", "model"),
-        ("secret/checkpoints/model", "model"),
-        ("C:\\Users\\me\\model", "model"),
-        ("organism:/home/me/mine", "mine"),
-        ("/home/me/.cache/huggingface/hub/models--org--model/snapshots/0a1b", "org/model"),
-        ("/home/me/.cache/huggingface/hub/models--gpt2/snapshots/0a1b", "gpt2"),
-        ("", None),
-        (None, None),
-        ("/", None),
-    ],
-)
-def test_public_name_says_nothing_of_where_a_model_lies(given: str | None, public: str | None) -> None:
-    assert public_name(given) == public
-
-
-def test_public_name_of_a_folder_that_reads_as_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "secret" / "model").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "secret")
-    assert public_name("model") == "model"
-    assert public_name(".") == "secret"
-    assert public_name(tmp_path / "secret") == "secret"
-    monkeypatch.chdir(tmp_path)
-    assert public_name("secret/model") == "model"
-
-
-@pytest.mark.parametrize(("model", "kept"), [("org/model", True), ("/home/me/model", False), ("model", False)])
-def test_card_header_base_model_only_if_it_reads_as_hub_id(model: str, kept: bool) -> None:
-    data = huggingface_hub.ModelCard(card_header(tags=["ftri"], base_model=model)).data
-    assert data.library_name == "hf_mote"
-    assert data.tags == ["hf_mote", "mixture-of-experts", "ftri"]
-    assert (data.base_model == model) is kept

@@ -21,7 +21,7 @@ FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.pa
 # reading order; of routing each storey is one. The root only gathers names, so nothing imports it.
 ALWAYS = {"errors", "version", "deprecation"}
 _STOREYS = {"routing/rules", "routing/sites", "routing/router_hook", "routing/recording"}
-_BASE = {"hooks", "files", "hub", "processes", "passes", "maps", "statistics", "generation", "judges"}
+_BASE = {"hooks", "files", "hub", "sharing", "processes", "passes", "maps", "statistics", "generation", "judges"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "deprecation": set(),
@@ -31,12 +31,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "folders": {"files"},
     "web": set(),
     "processes": set(),
-    "hub": {"files"},
     "drawing": set(),
     "printing": set(),
     "plots": {"drawing", "files"},
+    "sharing": {"files", "plots"},
+    "hub": {"files", "sharing"},
     "passes": {"hooks"},
-    "maps": {"files", "hub", "printing", "plots"},
+    "maps": {"files", "hub", "sharing", "printing", "plots"},
     "statistics": set(),
     "generation": set(),
     "judges": {"generation", "web"},
@@ -47,12 +48,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "routing/router_hook": {"routing/rules", "routing/sites", "routing/detour", "passes", "hooks"},
     "routing/recording": {"routing/rules", "routing/sites", "routing/router_hook", "passes", "hooks", "maps"},
     "routing/unlisted": {"routing/rules", "routing/sites"},
-    "mote": _STOREYS | {"passes", "hooks", "hub", "files", "folders", "printing"},
+    "mote": _STOREYS | {"passes", "hooks", "hub", "sharing", "files", "folders", "printing"},
     "ranking": _BASE | _STOREYS | {"mote", "printing", "plots"},
     "evaluation": _STOREYS
-    | {"hooks", "passes", "mote", "statistics", "generation", "judges", "hub", "files", "printing", "plots"},
-    "sae": {"hooks", "passes", "files", "folders", "hub"},
-    "links": _STOREYS | {"hooks", "passes", "maps", "sae", "hub", "files"},
+    | {
+        "hooks",
+        "passes",
+        "mote",
+        "statistics",
+        "generation",
+        "judges",
+        "hub",
+        "sharing",
+        "files",
+        "printing",
+        "plots",
+    },
+    "sae": {"hooks", "passes", "files", "folders", "hub", "sharing"},
+    "links": _STOREYS | {"hooks", "passes", "maps", "sae", "hub", "sharing", "files"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps", "web"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},
     "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "links", "drawing", "files"},

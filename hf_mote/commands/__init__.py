@@ -1,8 +1,8 @@
 """The `hf-mote` command: one file for each command, and what they share.
 
 - Commands: `families.py`, `organisms.py`, `demo.py`, `find.py`, `imaging.py` (`ftri`), `attribution.py`,
-  `evaluation.py`, `sweep.py`, `grid.py`, `chat.py`, `check.py`, `env.py`, `bake.py`, `serve.py`, `init.py`, and
-  `sae/`.
+  `evaluation.py`, `sweep.py`, `grid.py`, `chat.py`, `check.py`, `env.py`, `bake.py`, `serve.py`, `init.py`,
+  `configs.py`, `validate.py`, `push.py`, and `sae/`.
 - What they take: `options.py`, `names.py` (names shown in the help), `model.py`, `prompts.py`, `conversations.py`,
   `record_files.py`, `datasets.py`, `judge_specs.py`.
 - What they do around their work: `session.py` (messages, errors), `verbosity.py` (how much of them), `plan.py`

@@ -24,6 +24,7 @@ def bake_command(
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     trust_remote_code: o.TrustRemoteCode = False,
+    allow_other_weights: o.AllowOtherWeights = False,
 ) -> None:
     """Fold a config into a plain checkpoint: mode zero, and reroute or bias where the routers have a place for it."""
     with reporting():
@@ -40,7 +41,7 @@ def bake_command(
             model, Organisms(), revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code
         )
         say("baking, and comparing the baked blocks with the live ones")
-        baked = bake_mote(subject.model, chosen)
+        baked = bake_mote(subject.model, chosen, allow_other_weights=allow_other_weights)
         baked.save_pretrained(output, subject.tokenizer)
         shown = "bit for bit" if baked.proof.exact else f"within {baked.proof.block_difference:.1e}"
         tell(f"{len(baked.changes)} tensors changed; every changed block gives what the live profile gives, {shown}.")

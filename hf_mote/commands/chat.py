@@ -44,10 +44,12 @@ def chat_command(
     chat_template: o.ChatTemplate = None,
     template_arg: o.TemplateArgs = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    allow_other_weights: o.AllowOtherWeights = False,
 ) -> None:
     """Chat with a model under profiles, which commands switch off, on, up and down between the turns."""
     with reporting(), ExitStack() as stack:
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
+        from hf_mote.mote.config import MoTEConfig
         from hf_mote.mote.patch import load_config
         from hf_mote.sae.steering import SteeringConfig
 
@@ -66,9 +68,14 @@ def chat_command(
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
+        if allow_other_weights:
+            configs = [one.for_other_weights(subject.model) if isinstance(one, MoTEConfig) else one for one in configs]
         profiles = stack.enter_context(_Profiles(subject, configs))
         chat = _Chat(subject, profiles, system_prompt, told, {"max_new_tokens": max_new_tokens, **(sampled or {})})
         tell(f"{len(configs)} profiles are on. {HELP}")
+        for one in configs:
+            if isinstance(one, MoTEConfig) and one.on_other_weights is not None:
+                tell(f"A profile is used {one.on_other_weights}.")
         while (line := _read()) is not None:
             if line.strip() == "/quit":
                 break

@@ -106,6 +106,7 @@ def evaluate_command(
     quantization: o.Quantization = None,
     attn_implementation: o.AttnImplementation = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    allow_other_weights: o.AllowOtherWeights = False,
     dry_run: o.DryRun = False,
     force: o.Force = False,
 ) -> None:
@@ -164,8 +165,11 @@ def evaluate_command(
             ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
             any_model=all(of_latents),
         )
+        if allow_other_weights:
+            changes = [one.for_other_weights(subject.model) if isinstance(one, MoTEConfig) else one for one in changes]
         for change in changes:  # of both, before either is measured
             change.check(subject.model)
+        notes = [one.on_other_weights for one in changes if isinstance(one, MoTEConfig) and one.on_other_weights]
         experts = changes[0]
         if turned and not isinstance(experts, MoTEConfig):
             fix = "Leave it out, or give a config of experts."
@@ -270,6 +274,7 @@ def evaluate_command(
                 **({} if sae is None else {"SAE": sae}),
                 "prompts": f"{asked.source} ({len(asked.prompts)})",
                 "judge": judge or "the organism's own",
+                **({"config is used": "; ".join(notes)} if notes else {}),
             }
             _write(folder, found, changes, provenance_of(context, subject, seed, **more))
         tell(reports[0].verdict)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
+    "AllowOtherWeights",
     "AttnImplementation",
     "BatchSize",
     "ChatTemplate",
@@ -165,6 +166,15 @@ TrustRemoteCode: TypeAlias = Annotated[
     typer.Option(
         "--trust-remote-code",
         help="Run code of the model's own repository; the report then says so.",
+        rich_help_panel=_MODEL,
+    ),
+]
+AllowOtherWeights: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-weights",
+        help="Apply the config to weights it was not made for, as a fine-tune's, or though it is unverified; the "
+        "report then says so.",
         rich_help_panel=_MODEL,
     ),
 ]

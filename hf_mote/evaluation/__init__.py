@@ -13,6 +13,6 @@ Files in reading order:
 - `router_copies.py`: what an edit must do, told by a copy of the router on changed logits.
 - `model_check.py`: `check_model`, whether all that is claimed holds on one model as it was loaded.
 
-May import `mote`, `routing`, `passes`, `hooks`, `statistics`, `generation`, `judges`, `hub` and `files`; not `ranking`
-and not `sae`, whose configs bring what is asked of them. A new measurement is a file here and a field of the report.
+May import `mote`, `routing`, `passes`, `hooks`, `statistics`, `generation`, `judges`, `hub`, `sharing` and `files`;
+not `ranking` and not `sae`, whose configs bring what is asked. A new measurement is a file here and a report's field.
 """

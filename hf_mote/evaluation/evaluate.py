@@ -64,6 +64,7 @@ def evaluate_mote(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     generate_kwargs: Mapping[str, Any] | None = None,
     groups: Sequence[Hashable] | None = None,
+    allow_other_weights: bool = False,
     quality: Quality | None = None,
     margin: float = 0.1,
     quality_margin: float = 0.5,
@@ -131,6 +132,8 @@ def evaluate_mote(
             One key for each prompt, equal for those that are wordings or fillings of one thing, as its subject: the
             intervals of the rates are then by group, wider where prompts of a group go together. By default every
             prompt counts as independent of the others.
+        allow_other_weights (`bool`, *optional*, defaults to `False`):
+            As in [`apply_mote`]; the report says so.
         quality (`Callable`, *optional*):
             A judge of how good an unrelated answer is: `(prompt, response) -> score`, as MT-Bench's 1 to 10, or
             pairwise `(prompt, before, after) -> difference`. Answers are "not worse" if the mean surely falls by less
@@ -184,6 +187,8 @@ def evaluate_mote(
         groups=groups,
     )
     change = read_change(config)
+    if allow_other_weights and isinstance(change, MoTEConfig):
+        change = change.for_other_weights(model)
     trial.plan([change], num_controls=num_controls, control_kind=control_kind)
     others = checked_prompts(f"{where}.unrelated", unrelated) if unrelated else []
     trial.check(others)

@@ -17,9 +17,11 @@ from hf_mote.evaluation.conversations import Conversation
 from hf_mote.evaluation.selectivity import NonInferiority, Selectivity
 from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.evaluation.verdict import Outcome, decide
-from hf_mote.hub import RESULT_LIMIT, Shareable, card_header, read_json, write_json
+from hf_mote.hub import RESULT_LIMIT, Shareable, read_json, write_json
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.printing import Printable, Summary, frame_of
+from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, effect_plot
+from hf_mote.sharing.privacy import without_places
 from hf_mote.statistics.rates import SIGNIFICANT, Rate
 
 if TYPE_CHECKING:
@@ -261,7 +263,7 @@ class EvaluationReport(Printable, Shareable):
     @property
     def verdict(self) -> str:
         """One sentence or two: whether the config beats its controls, with the numbers, or why that cannot be said."""
-        change = f"{self.target} goes from {self.before} to {self.after}"
+        change = f"{self.target} goes from {self.before} to {self.after}{self._other_weights}"
         outcome = self.outcome()
         junk = ""
         if self.coherence is not None and (outcome == "breaks the text" or any(self.coherence.after)):
@@ -296,6 +298,12 @@ class EvaluationReport(Printable, Shareable):
         if self.selectivity is not None and self.selectivity.p_value is not None:
             verdict += f"; {self.selectivity}"
         return f"{verdict}."
+
+    @property
+    def _other_weights(self) -> str:
+        """In the verdict's words, that the model is not the one that the config was made for."""
+        note = MoTEConfig.from_dict(self.config).on_other_weights if "suppress" in self.config else None
+        return "" if note is None else f" ({note})"
 
     def to_pandas(self) -> DataFrame:
         """Return a `pandas.DataFrame` with a row for each prompt: its responses and labels, before and after."""
@@ -377,8 +385,84 @@ class EvaluationReport(Printable, Shareable):
             got = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
             raise FileFormatError(str(path), "holds no evaluation report", got=got) from error
 
-    def _card(self) -> str:
-        return f"{card_header(tags=['evaluation'])}\n# Evaluation\n\n{self.verdict}\n"
+    def _texts(self) -> list[str]:
+        talks = [[*one.turns, *one.answers_before, *one.answers_after] for one in self.conversations]
+        named = [getattr(self, name) for name in _TEXTS[:6]]
+        return [text for texts in (*named, *talks) for text in texts]
+
+    def _public(self, *, with_texts: bool) -> Self:
+        if with_texts:
+            return dataclasses.replace(self, config=without_places(self.config))
+        kept: dict[str, Any] = dict.fromkeys(_TEXTS[:6], [])
+        talks = [dataclasses.replace(one, **_without_words(one)) for one in self.conversations]
+        return dataclasses.replace(self, **kept, conversations=talks, config=without_places(self.config))
+
+    def _evidence(self) -> Evidence:
+        rows = [("untouched", f"{self.before}"), ("with the config", f"{self.after}")]
+        if self.controls:
+            least, most = min(self.controls), max(self.controls)
+            rows.append(
+                (
+                    f"{len(self.controls)} random controls",
+                    f"{fmean(self.controls):.1%} on average, {least:.1%} to {most:.1%}",
+                )
+            )
+        rows += [(f"strength {strength:g}", f"{rate:.1%}") for strength, rate in self.dose]
+        table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+        effect = f"{self.verdict}\n\n| | responses of class {self.target!r} |\n| --- | --- |\n{table}"
+        sides = []
+        if (flips := self.flips) is not None:
+            sides.append(f"- prompts newly of class {self.target!r}: {flips.gained} of {self.before.n}")
+        if self.unrelated_unchanged is not None:
+            sides.append(f"- answers to other prompts that stay word for word the same: {self.unrelated_unchanged}")
+        if self.turns_unchanged is not None:
+            sides.append(f"- answers in conversations that stay word for word the same: {self.turns_unchanged}")
+        if self.side_effects is not None:
+            sides.append(f"- on plain texts: {self.side_effects}")
+        name = f"{self.target} rate"
+        results = [(f"{name}, untouched", self.before.rate), (f"{name}, with the config", self.after.rate)]
+        if self.controls:
+            results.append((f"{name}, random controls", fmean(self.controls)))
+        if self.p_value is not None:
+            results.append(("p against random controls", self.p_value))
+        if self.unrelated_unchanged is not None:
+            results.append(("other answers unchanged", self.unrelated_unchanged.rate))
+        bars: list[tuple[str, float, float, float, list[float] | None]] = [
+            ("untouched", self.before.rate, self.before.low, self.before.high, None),
+            ("with the config", self.after.rate, self.after.low, self.after.high, self.controls or None),
+        ]
+        return Evidence(
+            sections={
+                "Effect and controls": effect,
+                "Side effects": "\n".join(sides) or "None were measured.",
+            },
+            results=results,
+            measured_on=f"{self.before.n} prompts",
+            pictures=[effect_plot(bars, rate_name=f"responses of class {self.target!r}")],
+        )
+
+    def _card(self, notes: CardNotes, evidence: Sequence[Evidence]) -> str:
+        header = card_header(tags=["evaluation"], notes=notes, evidence=evidence, name="MoTE config")
+        return compose_card(
+            header,
+            "Evaluation of a MoTE config",
+            self.verdict,
+            load='import hf_mote\n\nhf_mote.EvaluationReport.from_pretrained("<this repository or folder>")',
+            notes=notes,
+            evidence=evidence,
+            intended_use="Reading what a config does, and holding it against a measurement of one's own.",
+            misuse="Rates are those of one judge on one set of prompts.",
+        )
+
+
+def _without_words(one: Conversation) -> dict[str, Any]:
+    """Fields of a conversation that say as much about which answers stayed the same, and nothing else."""
+    return {
+        "turns": ["-"] * len(one.turns),
+        "answers_before": ["-"] * len(one.answers_before),
+        "answers_after": ["-" if same else "=/=" for same in one.unchanged],
+        "id": None,
+    }
 
 
 def reaches(change: float, effect: float) -> bool:
@@ -427,7 +511,7 @@ def _check_values(values: Mapping[str, Any]) -> None:
         sizes = [len(values[name]) for name in sides]
         if len(set(sizes)) > 1:
             raise DataError(f"EvaluationReport.{sides[0]}", "prompts and responses differ in number", got=sizes)
-    asked = len(values["prompts"])
+    asked = len(values["prompts"]) or values["before"].n  # a report that was shared holds no texts
     for name, rate in (("labels_before", values["before"]), ("labels_after", values["after"])):
         labels = values[name]
         if len(labels) not in (0, asked):

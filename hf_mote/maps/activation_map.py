@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -20,6 +20,8 @@ from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.maps.engines import count_routed_experts
 from hf_mote.maps.grid import check_grid, check_layers, descending, row_of
 from hf_mote.printing import Printable, Summary, frame_of, short
+from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, heat_map
+from hf_mote.sharing.privacy import without_places
 
 if TYPE_CHECKING:
     import os
@@ -292,6 +294,31 @@ class ActivationMap(Printable, Shareable):
                 expected=f"{tuple(self.counts.shape)} on layers {_span(self.layers)}",
                 fix="Combine maps of one model only.",
             )
+
+    def _public(self, *, with_texts: bool) -> Self:
+        return replace(self, provenance=without_places(self.provenance))
+
+    def _evidence(self) -> Evidence:
+        name = self.provenance.get("class")
+        title = "tokens per expert" + ("" if name is None else f", class {name!r}")
+        picture = heat_map(self.counts, self.layers, title=title, label="tokens", file_name="activation_map.png")
+        return Evidence(pictures=[picture])
+
+    def _card(self, notes: CardNotes, evidence: Sequence[Evidence]) -> str:
+        layers, experts = self.counts.shape
+        made = "\n".join(f"- {key}: {value}" for key, value in sorted(self.provenance.items())) or "- not stated"
+        return compose_card(
+            card_header(tags=["activation-map"], notes=notes, evidence=evidence),
+            "Activation map of experts",
+            f"How many of {self.num_tokens:g} tokens chose each of {experts} experts on {layers} layers, "
+            f"{_span(self.layers)}, and the sum of the routing weights it got. Layers are absolute decoder layers.",
+            load='import hf_mote\n\nhf_mote.ActivationMap.from_pretrained("<this repository or folder>")',
+            notes=notes,
+            evidence=evidence,
+            sections={"How it was made": made},
+            intended_use="Comparing which experts prompts use: maps add, subtract and average.",
+            misuse="That an expert is used more says nothing about what it causes.",
+        )
 
     def _to_file(self, path: Path) -> None:
         tensors = {

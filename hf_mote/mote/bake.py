@@ -46,7 +46,7 @@ _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 NEVER = float("-inf")
 
 
-def bake_mote(model: nn.Module, config: MoTEConfig | str) -> BakedModel:
+def bake_mote(model: nn.Module, config: MoTEConfig | str, *, allow_other_weights: bool = False) -> BakedModel:
     """Return a plain model whose weights do what a config does; the model that is given stays as it is.
 
     Tensors that do not change are shared with the given model, those that do are copies.
@@ -56,6 +56,8 @@ def bake_mote(model: nn.Module, config: MoTEConfig | str) -> BakedModel:
             A mixture-of-experts model of transformers, its weights in memory, nothing attached to its routers.
         config (`MoTEConfig` or `str`):
             A config, the folder or file it was saved in, or the Hub repository it was pushed to.
+        allow_other_weights (`bool`, *optional*, defaults to `False`):
+            As in [`apply_mote`].
 
     Returns:
         [`BakedModel`]: the model, what was changed and how far its outputs are from the live profile's; its
@@ -70,6 +72,8 @@ def bake_mote(model: nn.Module, config: MoTEConfig | str) -> BakedModel:
     """
     config = load_config(config)
     routed = RoutedModel(model)
+    if allow_other_weights:
+        config = config.for_other_weights_of(routed)
     sites = routed.sites
     check_against_model(config, routed)
     if config.is_empty:

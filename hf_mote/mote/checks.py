@@ -23,6 +23,8 @@ class Intended(Protocol):
     @property
     def fingerprint(self) -> dict[str, Any] | None: ...
     @property
+    def unverified(self) -> str | None: ...
+    @property
     def suppress(self) -> Sequence[Sequence[int]]: ...
     @property
     def stimulate(self) -> Sequence[Sequence[int]]: ...
@@ -43,6 +45,14 @@ def check_against_model(config: Intended, routed: RoutedModel) -> None:
         config (`MoTEConfig`): What is intended.
         routed (`RoutedModel`): The model it meets; not touched.
     """
+    if config.unverified is not None:
+        raise ModelMismatchError(
+            "MoTEConfig.unverified",
+            "nobody can say that the config is for this model",
+            got=config.unverified.rstrip("."),
+            fix="To try it nonetheless pass allow_other_weights=True (--allow-other-weights); what is measured then "
+            "says so.",
+        )
     if config.fingerprint is not None:
         check_fingerprint(config.fingerprint, routed.fingerprint, routed.sites, where="MoTEConfig.fingerprint")
     by_layer = {site.layer: site for site in routed.sites}

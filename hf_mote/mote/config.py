@@ -7,7 +7,9 @@ again when it meets a model.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,11 +18,14 @@ import transformers
 from torch import nn
 
 from hf_mote.errors import ConfigError, FileFormatError, one_of
-from hf_mote.hub import Shareable, card_header, public_name, read_json, write_json
+from hf_mote.hub import Shareable, public_name, read_json, write_json
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.fields import FLOAT32_MAX, checked_fingerprint, json_copy, number, pairs, token_pair, triples
 from hf_mote.printing import Printable, Summary, experts_in_words, frame_of
+from hf_mote.routing.sites.fingerprint import check_fingerprint
 from hf_mote.routing.sites.routed_model import RoutedModel
+from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, evidence_of
+from hf_mote.sharing.privacy import without_places
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
@@ -36,6 +41,12 @@ CHOICES = {
     "bias_on": ("logits", "selection"),
     "scope": ("all", "prompt", "generation", "thinking", "answer"),
 }
+_OTHER_WEIGHTS = "allow_other_weights"
+_MISUSE = (
+    "A config changes what a model does, in ways that were measured on few prompts or not at all. One that reduces "
+    "refusals takes away a safeguard, one that adds them makes a model less useful; neither is for a product that "
+    "others rely on. It says nothing about other models, other prompts or other languages."
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,6 +92,9 @@ class MoTEConfig(Printable, Shareable):
             Name of that model, for the card.
         provenance (`dict`, *optional*):
             How the experts were found and what was measured; JSON-native.
+        unverified (`str`, *optional*):
+            Why nobody can say that it is for the model it meets, as of a finding that was published without its
+            weights. Such a config is applied with `allow_other_weights=True` alone.
 
     Raises:
         [`ConfigError`]: if a field is malformed; the message names it.
@@ -111,6 +125,7 @@ class MoTEConfig(Printable, Shareable):
     fingerprint: dict[str, Any] | None = None
     base_model: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    unverified: str | None = None
 
     file_name: ClassVar[str] = "mote_config.json"
 
@@ -167,6 +182,8 @@ class MoTEConfig(Printable, Shareable):
             raise ConfigError(
                 "MoTEConfig.base_model", "is not text", got=repr(self.base_model), expected="str or None"
             )
+        if self.unverified is not None and not (isinstance(self.unverified, str) and self.unverified.strip()):
+            raise ConfigError("MoTEConfig.unverified", "says no reason", got=repr(self.unverified), expected="a text")
         if not isinstance(self.provenance, Mapping):
             raise ConfigError("MoTEConfig.provenance", "is not a dict", got=type(self.provenance).__name__)
         object.__setattr__(self, "provenance", json_copy("provenance", dict(self.provenance)))
@@ -211,6 +228,51 @@ class MoTEConfig(Printable, Shareable):
         """
         check_against_model(self, RoutedModel(model))
 
+    def for_other_weights(self, model: nn.Module) -> Self:
+        """Return the config for a model of the same shape with other weights, as a fine-tune of its base.
+
+        What `allow_other_weights=True` does. Whatever is measured with it, saved or printed then says so: `provenance`
+        has an entry `"allow_other_weights"`.
+
+        Args:
+            model (`nn.Module`): The model to use it on.
+
+        Returns:
+            [`MoTEConfig`]: itself, if the model is the one it was made for.
+
+        Raises:
+            [`ModelMismatchError`]: if type, layers, experts or top-k are others.
+        """
+        return self.for_other_weights_of(RoutedModel(model))
+
+    def for_other_weights_of(self, routed: RoutedModel) -> Self:
+        """Do what [`for_other_weights`] does, for a model whose routers are found."""
+        live, made = routed.fingerprint, self.fingerprint
+        if made is not None:
+            shape = {**made, "router_sha256": None}
+            check_fingerprint(shape, live, routed.sites, where="MoTEConfig.fingerprint")
+        same = made is None or None in (made["router_sha256"], live["router_sha256"]) or made == live
+        if same and self.unverified is None:
+            return self
+        found = {
+            "made_for": None if made is None else made["router_sha256"],
+            "applied_to": live["router_sha256"],
+            "model": public_name(getattr(getattr(routed.model, "config", None), "name_or_path", None)),
+            **({} if self.unverified is None else {"unverified": self.unverified}),
+        }
+        provenance = {**self.provenance, _OTHER_WEIGHTS: found}
+        return dataclasses.replace(self, fingerprint=live, unverified=None, provenance=provenance)
+
+    @property
+    def on_other_weights(self) -> str | None:
+        """In words, that it is used on weights it was not made for; `None` for a config that is not."""
+        found = self.provenance.get(_OTHER_WEIGHTS)
+        if not isinstance(found, Mapping):
+            return None
+        if found.get("unverified"):
+            return "applied unverified, by allow_other_weights"
+        return "on other weights than it was made for, by allow_other_weights"
+
     def to_pandas(self) -> DataFrame:
         """Return a `pandas.DataFrame` with a row for each target: layer, expert, action, value (of a bias)."""
         rows = [(*pair, name, None) for name in ("suppress", "stimulate") for pair in getattr(self, name)]
@@ -241,6 +303,8 @@ class MoTEConfig(Printable, Shareable):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the versions that write them, JSON-native."""
         values = {f.name: json_copy(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)}
+        if self.unverified is None:  # so that earlier versions read all others
+            del values["unverified"]
         return {
             "schema_version": SCHEMA_VERSION,
             "hf_mote_version": __version__,
@@ -295,23 +359,158 @@ class MoTEConfig(Printable, Shareable):
         except ConfigError as error:
             raise FileFormatError(str(path), "holds no valid MoTE config", got=str(error).rstrip(".")) from error
 
-    def _card(self) -> str:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        ranking: Shareable | None = None,
+        report: Shareable | None = None,
+        maps: Mapping[str, Shareable] | None = None,
+        datasets: Sequence[str] = (),
+        license: str | None = None,
+        intended_use: str | None = None,
+        misuse: str | None = None,
+    ) -> None:
+        """Write the config and its card, and beside them what it was made from and measured with.
+
+        Args:
+            folder (`str` or `os.PathLike`): Made if it does not exist. A card that was not made here is kept.
+            ranking ([`ExpertRanking`], *optional*): The ranking it was made from; its heat map stands on the card.
+            report ([`EvaluationReport`], *optional*): What it does, measured: effect, controls, side effects.
+            maps (`Mapping[str, ActivationMap]`, *optional*): Maps by class, each in the folder `maps/<class>`.
+            datasets (`Sequence[str]`, *optional*): For the card: Hub ids of the data sets it was made with.
+            license (`str`, *optional*): For the card: its license, as the Hub names it.
+            intended_use (`str`, *optional*): For the card: what it is for.
+            misuse (`str`, *optional*): For the card: what it is not for.
+
+        Raises:
+            [`FileFormatError`]: if `folder` cannot be a folder, or the config holds what a file cannot.
+            [`ConfigError`]: if what is to lie beside it is of another kind.
+        """
+        beside = _beside(ranking, report, maps)
+        evidence = evidence_of([(place, one._evidence()) for place, one in beside])
+        self._write(Path(folder), CardNotes(datasets, license, intended_use, misuse), beside, evidence)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        ranking: Shareable | None = None,
+        report: Shareable | None = None,
+        maps: Mapping[str, Shareable] | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        subfolder: str | None = None,
+        with_texts: bool = False,
+        datasets: Sequence[str] = (),
+        license: str | None = None,
+        intended_use: str | None = None,
+        misuse: str | None = None,
+    ) -> str:
+        """Upload the config, what it was made from and measured with, card and pictures, and return the commit's URL.
+
+        Of a report, prompts and responses stay here unless `with_texts` is given. The other classes load theirs from
+        the same repository: `ExpertRanking.from_pretrained(repo_id)`, `EvaluationReport.from_pretrained(repo_id)`,
+        `ActivationMap.from_pretrained(repo_id, subfolder="maps/<class>")`.
+
+        Args:
+            repo_id (`str`): `namespace/name`; made if it does not exist.
+            ranking ([`ExpertRanking`], *optional*): As in `save_pretrained`; so are the next two.
+            report ([`EvaluationReport`], *optional*): See there.
+            maps (`Mapping[str, ActivationMap]`, *optional*): See there.
+            private (`bool`, *optional*): Whether a repository that is made here is private.
+            token (`str` or `bool`, *optional*): As in `huggingface_hub.HfApi`.
+            commit_message (`str`, *optional*): By default "Upload MoTEConfig".
+            revision (`str`, *optional*): Branch to commit to, made if it does not exist.
+            create_pr (`bool`, *optional*, defaults to `False`): Open a pull request, and return its URL.
+            subfolder (`str`, *optional*): Folder in the repository.
+            with_texts (`bool`, *optional*, defaults to `False`): Upload the report's prompts and responses, too.
+            datasets (`Sequence[str]`, *optional*): For the card, as in `save_pretrained`; so are the others.
+            license (`str`, *optional*): See there.
+            intended_use (`str`, *optional*): See there.
+            misuse (`str`, *optional*): See there.
+
+        Raises:
+            [`UnknownNameError`]: if there is no such repository, or the token is refused.
+            [`UnsupportedError`]: if the Hub refuses, with its reason, or something private would be uploaded.
+            [`ConfigError`]: if what is to lie beside it is of another kind.
+        """
+        return self._push(
+            repo_id,
+            CardNotes(datasets, license, intended_use, misuse),
+            _beside(ranking, report, maps),
+            private=private,
+            token=token,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            subfolder=subfolder,
+            with_texts=with_texts,
+        )
+
+    def _public(self, *, with_texts: bool) -> Self:
+        name = public_name(self.base_model)
+        return dataclasses.replace(self, base_model=name, provenance=without_places(self.provenance))
+
+    def _card(self, notes: CardNotes, evidence: Sequence[Evidence]) -> str:
         rows = [
             f"| suppressed ({self.suppress_mode}) | {len(self.suppress)} | {_shown(self.suppress)} |",
             f"| stimulated (weight {self.stimulate_weight}) | {len(self.stimulate)} | {_shown(self.stimulate)} |",
             f"| biased (on {self.bias_on}) | {len(self.bias)} | {_shown(self.bias)} |",
         ]
         made = "\n".join(f"- {key}: {value}" for key, value in sorted(self.provenance.items())) or "- not stated"
-        return (
-            f"{card_header(tags=['mote'], base_model=self.base_model)}\n# Mixture of tunable experts\n\n"
-            f"For `{self.base_model or 'a model that is not named'}`. Scope: {self.scope}. "
-            f"Strength: {self.strength}.\n\n"
+        name = self.base_model or "a model that is not named"
+        measured = any(part.results for part in evidence)
+        opening = (
+            f"For `{name}`. Scope: {self.scope}. Strength: {self.strength}.\n\n"
+            f"{'' if self.unverified is None else f'**Not verified: {self.unverified}** '}"
+            f"{'' if self.on_other_weights is None else f'**It was made {self.on_other_weights}.** '}"
+            f"{'' if measured else 'What it does was not measured for this card. '}"
             "| what | experts | [layer, expert] |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
-            "Layers are absolute decoder layers. The config is checked against the model's type, layers, experts and "
-            "router weights when it is applied:\n\n```python\nfrom hf_mote import apply_mote\n\n"
-            'handle = apply_mote(model, "<this repository or folder>")\n```\n\n'
-            f"## How it was made\n\n{made}\n"
+            "Layers are absolute decoder layers, experts indices within them. The config is checked against the "
+            "model's type, layers, experts and weights when it is applied. It is data: loading it runs no code."
         )
+        return compose_card(
+            card_header(tags=["mote"], base_model=self.base_model, notes=notes, name=name, evidence=evidence),
+            "Mixture of tunable experts",
+            opening,
+            load='from hf_mote import apply_mote\n\nhandle = apply_mote(model, "<this repository or folder>"'
+            f"{'' if self.unverified is None else ', allow_other_weights=True'})",
+            notes=notes,
+            evidence=evidence,
+            sections={"How it was made": made},
+            intended_use="Studying what the named experts do in the model it was made for; no other use is stated.",
+            misuse=_MISUSE,
+        )
+
+
+def _beside(
+    ranking: Shareable | None, report: Shareable | None, maps: Mapping[str, Shareable] | None
+) -> list[tuple[str, Shareable]]:
+    """What lies beside a config, by its folder; refuses what is of another kind or has a name that no folder can."""
+    found = []
+    for name, one, file_name in (
+        ("ranking", ranking, "expert_ranking.safetensors"),
+        ("report", report, "evaluation_report.json"),
+    ):
+        if one is not None:
+            found.append(("", _of_kind(name, one, file_name)))
+    for label, one in (maps or {}).items():
+        if not isinstance(label, str) or not re.fullmatch(r"\w[\w.-]*", label):
+            what, expected = "is no name of a folder", "letters, digits, '.', '_' and '-'"
+            raise ConfigError("MoTEConfig: maps", what, got=repr(label), expected=expected)
+        found.append((f"maps/{label}", _of_kind("maps", one, "activation_map.safetensors")))
+    return found
+
+
+def _of_kind(name: str, one: object, file_name: str) -> Shareable:
+    if not isinstance(one, Shareable) or one.file_name != file_name:
+        kinds = {"ranking": "an ExpertRanking", "report": "an EvaluationReport", "maps": "ActivationMaps by class"}
+        raise ConfigError(f"MoTEConfig: {name}", "is another thing", got=type(one).__name__, expected=kinds[name])
+    return one
 
 
 def _shown(entries: list[list[Any]], most: int = 20) -> str:

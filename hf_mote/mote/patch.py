@@ -24,7 +24,10 @@ __all__ = ["apply_mote", "attach_config", "edit_of", "load_config", "targets_lay
 
 
 def apply_mote(
-    model: nn.Module, config: MoTEConfig | str | os.PathLike[str] | Sequence[MoTEConfig | str | None]
+    model: nn.Module,
+    config: MoTEConfig | str | os.PathLike[str] | Sequence[MoTEConfig | str | None],
+    *,
+    allow_other_weights: bool = False,
 ) -> Intervention:
     """Attach a config to a model and return the handle.
 
@@ -40,6 +43,9 @@ def apply_mote(
         config (`MoTEConfig`, `str`, `os.PathLike` or a list of these):
             A config, the folder or file it was saved in, or the Hub repository it was pushed to. A list holds one for
             each row of the batch, `None` for rows that stay untouched.
+        allow_other_weights (`bool`, *optional*, defaults to `False`):
+            Apply it to a model of the same type, layers, experts and top-k with other weights, as a fine-tune of the
+            one it was made for, or though it is marked as unverified. The handle and its reports then say so.
 
     Returns:
         [`Intervention`]: usable bare (`.remove()`) or in a `with` block. A config without targets or with strength 0
@@ -69,17 +75,21 @@ def apply_mote(
     assert torch.equal(model(tokens).logits, before)
     ```
     """
-    return attach_config(RoutedModel(model), config)
+    return attach_config(RoutedModel(model), config, allow_other_weights=allow_other_weights)
 
 
 def attach_config(
-    routed: RoutedModel, config: MoTEConfig | str | os.PathLike[str] | Sequence[MoTEConfig | str | None]
+    routed: RoutedModel,
+    config: MoTEConfig | str | os.PathLike[str] | Sequence[MoTEConfig | str | None],
+    *,
+    allow_other_weights: bool = False,
 ) -> Intervention:
     """Do what [`apply_mote`] does to a model whose routers are found.
 
     Args:
         routed (`RoutedModel`): The model with its routers.
         config (`MoTEConfig`, `str`, `os.PathLike` or a list of these): As in [`apply_mote`].
+        allow_other_weights (`bool`, *optional*, defaults to `False`): As in [`apply_mote`].
     """
     by_row = isinstance(config, Sequence) and not isinstance(config, str)
     given: Sequence[object] = list(config) if by_row else [config]  # type: ignore[arg-type]
@@ -88,6 +98,8 @@ def attach_config(
             "apply_mote.config", "an empty list", expected="one config or None for each row of the batch"
         )
     configs = [None if entry is None and by_row else load_config(entry) for entry in given]
+    if allow_other_weights:
+        configs = [entry if entry is None else entry.for_other_weights_of(routed) for entry in configs]
     for entry in configs:
         if entry is not None:
             check_against_model(entry, routed)
@@ -109,7 +121,7 @@ def attach_config(
         if parts:
             editors[site.path] = _Editors(parts)
     if not editors:
-        return attach([])
+        return _noted(attach([]), configs)
 
     def editors_of(site: RouterSite) -> _Editors | None:
         mine = editors.get(site.path)
@@ -117,7 +129,14 @@ def attach_config(
             _check_together(site, mine)
         return mine
 
-    return attach_to_routers(routed, watcher, editors_of)
+    return _noted(attach_to_routers(routed, watcher, editors_of), configs)
+
+
+def _noted(handle: Intervention, configs: Sequence[MoTEConfig | None]) -> Intervention:
+    """Let a handle say that a config is used on weights it was not made for."""
+    notes = [entry.on_other_weights for entry in configs if entry is not None]
+    handle.note = "; ".join(dict.fromkeys(note for note in notes if note is not None))
+    return handle
 
 
 class _SiteEdit:

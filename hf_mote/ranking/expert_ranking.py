@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 
 from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError
-from hf_mote.hub import Shareable, card_header, read_tensors, write_tensors
+from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.maps.grid import check_grid, check_layers, descending, row_of
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.fields import checked_fingerprint
 from hf_mote.printing import Printable, Summary, frame_of, short
 from hf_mote.ranking.finding import Finding, finding_of, least_q_of
+from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, heat_map
+from hf_mote.sharing.privacy import without_places
 from hf_mote.statistics.contrast import Contrast
 
 if TYPE_CHECKING:
@@ -357,13 +359,42 @@ class ExpertRanking(Printable, Shareable):
         known = {name: None if grid is None else float(grid[row, expert]) for name, grid in grids.items()}
         return RankedExpert(self.layers[row], expert, float(self.score[row, expert]), **known)
 
-    def _card(self) -> str:
-        best = "\n".join(f"| {row.layer} | {row.expert} | {row.score:.4g} |" for row in self.rows(min(20, len(self))))
-        return (
-            f"{card_header(tags=['expert-ranking'])}\n# Experts ranked for {self.target!r}\n\n"
-            f"Method: {self.method}. Layers are absolute decoder layers. A ranking is a hypothesis: check it with "
-            "`hf_mote.evaluate_mote`, which draws random controls.\n\n"
-            f"| layer | expert | score |\n|--:|--:|--:|\n{best}\n"
+    def _public(self, *, with_texts: bool) -> Self:
+        return replace(self, provenance=without_places(self.provenance))
+
+    def _evidence(self) -> Evidence:
+        best = self.rows(min(20, len(self)))
+        unit = f", in {self.unit}" if self.unit else ""
+        table = "\n".join(f"| {row.layer} | {row.expert} | {row.score:.4g} | {_shown(row.q)} |" for row in best)
+        text = (
+            f"{len(self)} experts ranked for {self.target!r} by {self.method}{unit}. {self.verdict}\n\n"
+            f"| layer | expert | score | q |\n|--:|--:|--:|--:|\n{table}"
+        )
+        picture = heat_map(
+            self.score,
+            self.layers,
+            title=f"{self.method}: what speaks for {self.target!r}",
+            label=self.unit or "score",
+            marked={f"best {len(best)}": [(row.layer, row.expert) for row in best]},
+        )
+        return Evidence(sections={"The experts, ranked": text}, pictures=[picture])
+
+    def _card(self, notes: CardNotes, evidence: Sequence[Evidence]) -> str:
+        made = "\n".join(f"- {key}: {value}" for key, value in sorted(self.provenance.items())) or "- not stated"
+        own = "" if evidence else self._evidence().sections["The experts, ranked"]
+        return compose_card(
+            card_header(tags=["expert-ranking"], notes=notes, evidence=evidence),
+            f"Experts ranked for {self.target!r}",
+            "Layers are absolute decoder layers. A ranking is a hypothesis: whether its best experts control the "
+            f"behaviour is for `hf_mote.evaluate_mote` to say, which draws random controls.\n\n{own}",
+            load="import hf_mote\n\n"
+            'ranking = hf_mote.ExpertRanking.from_pretrained("<this repository or folder>")\n'
+            "config = ranking.to_config(suppress=10)",
+            notes=notes,
+            evidence=evidence,
+            sections={"How it was made": made},
+            intended_use="Choosing experts to look at, and to hold against random ones.",
+            misuse="That an expert stands high says nothing about what it causes.",
         )
 
     def _to_file(self, path: Path) -> None:
@@ -398,3 +429,7 @@ class ExpertRanking(Printable, Shareable):
             raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
         except (HFMoTEError, TypeError, ValueError) as error:
             raise FileFormatError(str(path), "holds no expert ranking", got=str(error).rstrip(".")) from error
+
+
+def _shown(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3g}"

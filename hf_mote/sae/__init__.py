@@ -3,7 +3,7 @@
 Files in reading order:
 
 - `configuration.py`: `SAEConfig`; `fields.py`: checks of its fields. `loading.py`: nothing is left at random.
-  `saving.py`: no mixture of old and new is left.
+  `saving.py`: no mixture of old and new is left. `sharing.py`: pushed to the Hub with its card.
 - `modeling.py`: `SAEModel`, with its tensors (`weights.py`), inputs (`inputs.py`), `output.py` and `losses.py`.
 - `normalization.py`: what an SAE from elsewhere does to a token first. `step.py`: the step that a batch is a part of.
 - `register.py`: the architectures by name; `announced.py`: known to `AutoConfig` before they are imported.
@@ -13,6 +13,6 @@ Files in reading order:
 - `steering.py`, `steer.py`. `spliced.py`, `metrics.py`, `report.py`, `pictures.py`: what is lost. `top_tokens.py`,
   `neuronpedia.py`: one latent.
 
-May import `hooks`, `passes`, `files`, `folders` and `hub`; never `routing`. A new architecture goes into `variants/`,
-a new file format into `convert/`.
+May import `hooks`, `passes`, `files`, `folders`, `sharing` and `hub`; never `routing`. A new architecture goes into
+`variants/`, a new file format into `convert/`.
 """

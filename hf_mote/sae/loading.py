@@ -17,11 +17,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
-from transformers.utils.hub import cached_file
 
-from hf_mote.errors import FileFormatError, HFMoTEError, ModelMismatchError, first_line
+from hf_mote.errors import FileFormatError, HFMoTEError, ModelMismatchError, UnsupportedError, first_line
 from hf_mote.files import check_memory, check_name, read_json
 from hf_mote.sae.configuration import SAEConfig
+from hf_mote.sharing.transfer import download
 
 __all__ = ["load_config", "load_strictly"]
 
@@ -120,8 +120,11 @@ def _file(path: str, name: str, of_hub: Mapping[str, Any]) -> Path:
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) if os.path.isdir(folder) else ""
         fix = "Give the folder that save_pretrained wrote, or name it by subfolder."
         raise FileFormatError(f"{folder}", f"holds no {name}", got=found or "an empty or missing folder", fix=fix)
-    with _own_errors(path):
-        return Path(str(cached_file(path, name, **of_hub)))
+    asked = {key: value for key, value in of_hub.items() if value is not None}
+    if asked.pop("proxies", None) is not None:
+        fix = "Set the environment variables HTTPS_PROXY and HTTP_PROXY."
+        raise UnsupportedError(path, "proxies cannot be given", fix=fix)
+    return download(path, name, **{**asked, "subfolder": asked.get("subfolder") or None})
 
 
 def _read_weights(path: str, config: SAEConfig, of_hub: Mapping[str, Any], variant: str | None) -> dict[str, Tensor]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_mote.errors import ConfigError, FileFormatError, first_line
 from hf_mote.files import read_json, write_json
-from hf_mote.hub import Shareable, card_header
+from hf_mote.hub import Shareable, public_name
 from hf_mote.sae.fields import check_types
+from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
@@ -242,10 +243,28 @@ class SAEReport(Shareable):
     def _from_file(cls, path: Path) -> Self:
         return cls.from_dict(read_json(path, limit=2**30))
 
-    def _card(self) -> str:
+    def _evidence(self) -> Evidence:
         rows = "\n".join(f"| {name} | {value} |" for name, value in self.rows())
-        return (
-            f"{card_header(base_model=self.model, about='sparse-autoencoder')}\n# Evaluation of an SAE\n\n"
-            f"`{self.architecture}`, {self.num_latents:,} latents, at `{self.hookpoint}` of `{self.model}`.\n\n"
-            f"| | |\n| --- | --: |\n{rows}\n"
+        numbers = {"FVU": self.fvu, "L0": self.l0, "dead latents": self.dead_fraction}
+        recovered = {f"cross entropy recovered, {name}": value for name, value in self.ce_recovered.items()}
+        return Evidence(
+            sections={"On held-out text": f"| | |\n| --- | --: |\n{rows}"},
+            results=[(name, value) for name, value in {**numbers, **recovered}.items() if value is not None],
+            measured_on=f"{self.tokens:,} tokens",
         )
+
+    def _card(self, notes: CardNotes, evidence: Sequence[Evidence]) -> str:
+        shown = evidence or [self._evidence()]
+        return compose_card(
+            card_header(base_model=self.model, about="sparse-autoencoder", notes=notes, evidence=shown, name="SAE"),
+            "Evaluation of an SAE",
+            f"`{self.architecture}`, {self.num_latents:,} latents, at `{self.hookpoint}` of `{self.model}`.",
+            load='import hf_mote\n\nhf_mote.SAEReport.from_pretrained("<this repository or folder>")',
+            notes=notes,
+            evidence=shown,
+            intended_use="Reading how well an SAE reconstructs what it was trained on.",
+            misuse="The numbers are those of one model on one text.",
+        )
+
+    def _public(self, *, with_texts: bool) -> Self:
+        return dataclasses.replace(self, model=public_name(self.model))

@@ -19,13 +19,15 @@ from torch import nn
 from hf_mote.errors import ConfigError, FileFormatError, ModelMismatchError
 from hf_mote.files import read_json, write_json
 from hf_mote.hooks import Intervention
-from hf_mote.hub import Shareable, card_header, public_name
+from hf_mote.hub import Shareable, public_name
 from hf_mote.sae.convert import load_sae
 from hf_mote.sae.edits import SCOPES, Edits, Scope, as_json, read_edits
 from hf_mote.sae.hookpoints import canonical
 from hf_mote.sae.intervene import sites_of, steer_latents, unwrapped
 from hf_mote.sae.latent_use import LatentUse
 from hf_mote.sae.modeling import SAEModel
+from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card
+from hf_mote.sharing.privacy import is_hub_id, without_places
 from hf_mote.version import __version__
 
 if TYPE_CHECKING:
@@ -235,18 +237,38 @@ class SteeringConfig(Shareable):
         except ConfigError as error:
             raise FileFormatError(str(path), "holds no valid steering config", got=str(error).rstrip(".")) from error
 
-    def _card(self) -> str:
+    def _public(self, *, with_texts: bool) -> Self:
+        # A folder's name alone could be somebody else's folder: who loads the config then gives the SAE.
+        sae = self.sae if self.sae is not None and is_hub_id(self.sae) else None
+        name, made = public_name(self.base_model), without_places(self.provenance)
+        return dataclasses.replace(self, sae=sae, base_model=name, provenance=made)
+
+    def _card(self, notes: CardNotes, evidence: Sequence[Evidence]) -> str:
         rows = "\n".join(f"| {latent} | {operation} | {value:g} |" for latent, operation, value in self.edits[:50])
         made = "\n".join(f"- {key}: {value}" for key, value in sorted(self.provenance.items())) or "- not stated"
-        header = card_header(tags=["steering"], base_model=self.base_model, about="sparse-autoencoder")
-        return (
-            f"{header}\n# Steering config\n\n"
+        return compose_card(
+            card_header(
+                tags=["steering"],
+                base_model=self.base_model,
+                about="sparse-autoencoder",
+                notes=notes,
+                evidence=evidence,
+            ),
+            "Steering config",
             f"For `{self.base_model or 'a model that is not named'}`, at `{self.hookpoint}`, with the latents of "
             f"`{self.sae or 'an SAE that is not named'}`. Scope: {self.scope}. Strength: {self.strength:g}.\n\n"
             f"| latent | what | value |\n| --: | --- | --: |\n{rows}\n\n"
-            "The SAE is checked by its digest when the config is applied:\n\n```python\nfrom hf_mote import steer\n\n"
-            'handle = steer(model, "<this repository or folder>")\n```\n\n'
-            f"## How it was made\n\n{made}\n"
+            "The SAE is checked by its digest when the config is applied.",
+            load='from hf_mote import steer\n\nhandle = steer(model, "<this repository or folder>")'
+            if self.sae is not None
+            else "from hf_mote import SteeringConfig, steer\n\n"
+            'config = SteeringConfig.from_pretrained("<this repository or folder>")\n'
+            "handle = steer(model, sae, config)  # the SAE that the config was made with; its digest is checked",
+            notes=notes,
+            evidence=evidence,
+            sections={"How it was made": made},
+            intended_use="Studying what the named latents do in the model it was made for; no other use is stated.",
+            misuse="It may change more than it is meant to; what was not measured is not known.",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,13 @@ from hf_mote.sae.configuration import SAEConfig
 from hf_mote.sae.fields import check_known
 from hf_mote.sae.loading import load_config, load_strictly
 from hf_mote.sae.saving import save_whole
+from hf_mote.sae.sharing import push_sae
+from hf_mote.sharing.cards import CardNotes
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from hf_mote.hub import Shareable
 
 __all__ = ["SAEWeights", "wide_dtype"]
 
@@ -258,6 +262,63 @@ class SAEWeights(PreTrainedModel):
         if not main:
             return super().save_pretrained(save_directory, *args, **kwargs)
         return save_whole(super().save_pretrained, Path(save_directory), *args, **kwargs)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        report: Shareable | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str | None = "50GB",
+        tags: list[str] | None = None,
+        subfolder: str | None = None,
+        datasets: Sequence[str] = (),
+        license: str | None = None,
+        intended_use: str | None = None,
+        misuse: str | None = None,
+    ) -> str:
+        """Upload config, weights and card in one commit, and return the commit's URL.
+
+        Args:
+            repo_id (`str`): `namespace/name`; made if it does not exist.
+            report ([`SAEReport`], *optional*): What `evaluate_sae` found, for the card; it is uploaded, too.
+            private (`bool`, *optional*): Whether a repository that is made here is private.
+            token (`str` or `bool`, *optional*): As in `huggingface_hub.HfApi`.
+            commit_message (`str`, *optional*): By default "Upload <class name>".
+            commit_description (`str`, *optional*): Of the commit.
+            revision (`str`, *optional*): Branch to commit to, made if it does not exist.
+            create_pr (`bool`, *optional*, defaults to `False`): Open a pull request, and return its URL.
+            max_shard_size (`int` or `str`, *optional*, defaults to `"50GB"`): As in transformers.
+            tags (`list[str]`, *optional*): Further tags of the card.
+            subfolder (`str`, *optional*): Folder in the repository. A card there that was not made here is kept.
+            datasets (`Sequence[str]`, *optional*): For the card: Hub ids of the data sets it was trained on.
+            license (`str`, *optional*): For the card: its license, as the Hub names it.
+            intended_use (`str`, *optional*): For the card: what it is for.
+            misuse (`str`, *optional*): For the card: what it is not for.
+
+        Raises:
+            [`UnknownNameError`]: if there is no such repository, or the token is refused.
+            [`UnsupportedError`]: if the Hub refuses, with its reason, or something private would be uploaded.
+        """
+        notes = CardNotes(datasets, license, intended_use, misuse)
+        upload_options = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+        return push_sae(
+            self,
+            repo_id,
+            notes,
+            report,
+            tags or [],
+            max_shard_size,
+            commit_message=commit_message or f"Upload {type(self).__name__}",
+            commit_description=commit_description,
+            subfolder=subfolder,
+            **upload_options,
+        )
 
     def _wrong_tensors(self) -> Iterator[tuple[str, str]]:
         """Yield the tensors that hold what they cannot, and what that is; asked of a model that was just loaded."""

@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import TINY_MODELS, tiny_model
 
-import hf_mote.hub
 from hf_mote import MoTEConfig, find_routers
 from hf_mote.errors import (
     ConfigError,
@@ -304,29 +303,11 @@ def test_mote_config_save_writes_sorted_json_and_a_card(tmp_path: Path) -> None:
         assert wanted in card
 
 
-def test_mote_config_push_to_hub_uploads_config_and_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    uploaded: dict[str, str] = {}
-
-    class Api:
-        def __init__(self, **kwargs: Any) -> None:
-            assert kwargs["token"] == "secret"
-
-        def create_repo(self, repo_id: str, **kwargs: Any) -> Any:
-            assert kwargs["private"] is True
-            return SimpleNamespace(repo_id=repo_id)
-
-        def file_exists(self, *args: Any, **kwargs: Any) -> bool:
-            return False
-
-        def upload_folder(self, *, repo_id: str, folder_path: str, **kwargs: Any) -> Any:
-            uploaded.update({p.name: p.read_text(encoding="utf-8") for p in Path(folder_path).iterdir()})
-            return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
-
-    monkeypatch.setattr(hf_mote.hub, "HfApi", Api)
+def test_mote_config_push_to_hub_uploads_config_and_card(hub: HubServer) -> None:
     config = MoTEConfig.from_dict(FULL)
-    assert config.push_to_hub("me/quiet", private=True, token="secret") == "https://hub/me/quiet/commit/1"
-    assert sorted(uploaded) == ["README.md", "mote_config.json"]
-    assert MoTEConfig.from_dict(json.loads(uploaded["mote_config.json"])) == config
+    assert config.push_to_hub("alice/full", private=True).startswith(f"{hub.url}/alice/full/commit/")
+    assert sorted(hub.files("alice/full")) == [".gitattributes", "README.md", "mote_config.json"]
+    assert MoTEConfig.from_pretrained("alice/full") == config
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)

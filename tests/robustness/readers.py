@@ -44,6 +44,7 @@ from hf_mote.links.latent_expert_map import LatentExpertMap
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder
 from hf_mote.sae.report import SAEReport
 from hf_mote.sae.steering import SteeringConfig
+from hf_mote.sharing.cards import CardNotes
 from hf_mote.statistics.rates import Rate
 
 __all__ = ["READERS", "Reader"]
@@ -98,7 +99,7 @@ def _config() -> MoTEConfig:
 
 def _use_config(config: MoTEConfig) -> None:
     assert MoTEConfig.from_dict(config.to_dict()) == config
-    config._card()
+    config._card(CardNotes(), [])
     repr(config)
 
 
@@ -110,7 +111,7 @@ def _map() -> ActivationMap:
 def _use_map(found: ActivationMap) -> None:
     found.top(1)
     (found + found - found * 0.5).top(2, "weight")
-    found._card()
+    found._card(CardNotes(), [])
     repr(found)
 
 
@@ -137,7 +138,7 @@ def _use_ranking(found: ExpertRanking) -> None:
     found.rows(min(3, len(found)))
     found.rank_of(found.layers[0], 0)
     assert found.least_q is None or 0 < found.least_q <= 1
-    found._card()
+    found._card(CardNotes(), [])
     repr(found)
 
 
@@ -210,7 +211,7 @@ def _use_report(found: EvaluationReport) -> None:
     assert isinstance(found.verdict, str)
     found.beats_controls()
     found.to_dict()
-    found._card()
+    found._card(CardNotes(), [])
     str(found.side_effects)
 
 
@@ -221,7 +222,7 @@ def _steering() -> SteeringConfig:
 
 def _use_steering(found: SteeringConfig) -> None:
     assert SteeringConfig.from_dict(found.to_dict()) == found
-    found._card()
+    found._card(CardNotes(), [])
 
 
 def _sae_report() -> SAEReport:
@@ -244,7 +245,7 @@ def _sae_report() -> SAEReport:
 def _use_sae_report(found: SAEReport) -> None:
     found.rows()
     found.to_saebench()
-    found._card()
+    found._card(CardNotes(), [])
 
 
 def _links() -> LatentExpertMap:

@@ -6,20 +6,19 @@ import errno
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
+from hub_server import HubServer
 from safetensors import safe_open
 from tiny_saes import ALL_SAES, SOME_SAES, TinySAE
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 import hf_mote
-from hf_mote import SAEModel
-from hf_mote.errors import FileFormatError
+from hf_mote import MoTEConfig, SAEModel
+from hf_mote.errors import ConfigError, FileFormatError
 
 every_sae = pytest.mark.parametrize("sae", ALL_SAES, ids=str)
 some_saes = pytest.mark.parametrize("sae", SOME_SAES, ids=str)
@@ -227,27 +226,26 @@ def test_from_config_makes_a_new_model_in_a_dtype(sae: TinySAE) -> None:
 
 
 @some_saes
-def test_push_to_hub_uploads_what_save_pretrained_writes(
-    sae: TinySAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_push_to_hub_uploads_what_save_pretrained_writes(sae: TinySAE, hub: HubServer, tmp_path: Path) -> None:
     model = trained(sae)
-    uploaded: dict[str, bytes] = {}
+    model.config.base_model = str(tmp_path / "secret" / "base")
+    model.push_to_hub("sae", subfolder="layer_3", tags=["one"], license="mit", max_shard_size="2KB")
+    files = hub.files("alice/sae")
+    assert {"layer_3/config.json", "layer_3/README.md"} <= set(files)
+    assert sum(name.endswith(".safetensors") for name in files) > 1
+    assert str(tmp_path).encode() not in b"".join(hub.uploads)
+    card = files["layer_3/README.md"].decode()
+    assert "license: mit" in card
+    assert f"- {model.config.model_type}\n" in card
+    loaded = type(model).from_pretrained("alice/sae", subfolder="layer_3")
+    assert loaded.config.base_model == "base"
+    assert_equal_models(model, loaded)
 
-    def create_commit(api: Any, repo_id: str, operations: Any, **kwargs: Any) -> Any:
-        for operation in operations:
-            with operation.as_file() as file:
-                uploaded[operation.path_in_repo] = file.read()
-        return SimpleNamespace(commit_url="the commit", repo_url="the repository", oid="0")
 
-    made = SimpleNamespace(repo_id="me/sae")
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *args, **kwargs: made)
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", create_commit)
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_branch", lambda *args, **kwargs: None)
-    model.push_to_hub("sae")
-    assert {"config.json", "model.safetensors"} <= set(uploaded)
-    for name, content in uploaded.items():
-        (tmp_path / name).write_bytes(content)
-    assert_equal_models(model, AutoModel.from_pretrained(tmp_path))
+def test_push_to_hub_something_else_as_report_is_refused(hub: HubServer) -> None:
+    with pytest.raises(ConfigError, match="report: is another thing .got MoTEConfig"):
+        TinySAE("topk", "autoencoder").model().push_to_hub("sae", report=MoTEConfig())
+    assert hub.requests == []
 
 
 def test_loading_restores_each_tensor_and_not_an_initial_value(tmp_path: Path) -> None:

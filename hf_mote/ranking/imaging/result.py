@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_mote.errors import DataError
+from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.likeness import near_duplicates
 from hf_mote.generation.prompts import prompt_text
-from hf_mote.hub import Shareable
+from hf_mote.hub import Shareable, public_name
 from hf_mote.maps.activation_map import ActivationMap, MapValue
 from hf_mote.maps.grid import row_of
 from hf_mote.maps.storage import row_blocks
@@ -35,6 +35,7 @@ from hf_mote.ranking.imaging.units import (
     make_units,
     merge_groups,
 )
+from hf_mote.sharing.privacy import without_places
 from hf_mote.statistics.alike import most_alike
 from hf_mote.statistics.contrast import contrast, length_confound
 from hf_mote.statistics.groups import checked_groups
@@ -455,6 +456,18 @@ class FTRIResult(Printable, Shareable):
             num_tokens=float(self.num_tokens[member].double().sum()) / number,
             provenance={"class": name, "scope": self.scope},
         )
+
+    def _texts(self) -> list[str]:
+        return [*map(prompt_text, self.prompts), *self.responses]
+
+    def _public(self, *, with_texts: bool) -> Self:
+        if not with_texts:
+            raise UnsupportedError(
+                "FTRIResult.push_to_hub",
+                "holds the prompts and responses",
+                fix="Push its rankings and maps, which hold none, or give with_texts=True.",
+            )
+        return replace(self, base_model=public_name(self.base_model), provenance=without_places(self.provenance))
 
     def _to_file(self, path: Path) -> None:
         write_parts(path, {part.name: getattr(self, part.name) for part in fields(self)})

@@ -111,8 +111,9 @@ def _check_weights(made: str | None, now: str | None, sites: Sequence[RouterSite
             "float16 has no digits for the smallest weights: load the model in bfloat16 or float32, where the hash "
             "does not depend on the dtype. If it still differs, the model is another one."
             if half
-            else "Expert indices mean nothing in another training run. If the routers were only fine-tuned and the "
-            "experts still do the same, make the config anew with MoTEConfig.for_model."
+            else "Expert indices mean nothing in another training run. On a fine-tune of the model it was made for, "
+            "allow_other_weights=True (--allow-other-weights) applies it, and what is measured then says so; or make "
+            "the config anew with MoTEConfig.for_model."
         ),
     )
 

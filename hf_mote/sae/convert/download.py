@@ -8,11 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi
 
-from hf_mote.errors import FileFormatError, UnknownNameError, first_line
 from hf_mote.sae.convert.formats import Format
+from hf_mote.sharing.transfer import check_inside, download_matching
 
 __all__ = ["Repository"]
 
@@ -66,35 +65,14 @@ class Repository(NamedTuple):
         if self.subfolder:
             # Of the run that the SAEs of all subfolders are from (sparsify).
             patterns.append(glob.escape(str(inner.parent / "config.json")))
-        try:
-            root = snapshot_download(
-                self.repo_id,
-                revision=self.revision,
-                token=self.token,
-                cache_dir=None if self.cache_dir is None else Path(self.cache_dir),
-                local_files_only=self.local_files_only,
-                allow_patterns=patterns,
-                library_name="hf_mote",
-            )
-        except HFValidationError as error:
-            raise self._refusal(
-                "is no folder here and cannot be a Hub id", error, "Check the path, or give 'namespace/name'."
-            ) from error
-        except LocalEntryNotFoundError as error:
-            raise self._refusal(
-                "is no folder here, and a Hub repository of that name is not in the cache",
-                error,
-                "Check the path or the id; to download, be online and unset HF_HUB_OFFLINE and local_files_only.",
-            ) from error
-        except HfHubHTTPError as error:
-            raise self._refusal(
-                "is no folder here, and the Hub gave no repository of that name and revision",
-                error,
-                "Check the path or the id; for a private or gated repository log in or pass token.",
-            ) from error
-        # What is left: no network, no space, a name that cannot be.
-        except (OSError, ValueError) as error:
-            raise self._refusal("is no folder here, and cannot be downloaded", error, "Check the path.") from error
+        root = download_matching(
+            self.repo_id,
+            patterns,
+            revision=self.revision,
+            token=self.token,
+            cache_dir=self.cache_dir,
+            local_files_only=self.local_files_only,
+        )
         return Path(root, inner)
 
     def files(self) -> list[str]:
@@ -126,10 +104,5 @@ class Repository(NamedTuple):
         return found
 
     def _inside(self, what: str, path: str) -> PurePosixPath:
-        inner = PurePosixPath(path)
-        if inner.is_absolute() or ".." in inner.parts:
-            raise FileFormatError(f"{self.repo_id}: {what}", "leads out of the repository", got=repr(path))
-        return inner
-
-    def _refusal(self, what: str, error: Exception, fix: str) -> UnknownNameError:
-        return UnknownNameError(repr(self.repo_id), what, got=first_line(error), fix=fix)
+        check_inside(self.repo_id, what, path)
+        return PurePosixPath(path)

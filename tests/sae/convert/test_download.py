@@ -18,6 +18,7 @@ from tiny_saes import TinySAE
 from hf_mote import export_sae, list_saes, load_sae
 from hf_mote.errors import FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
 from hf_mote.sae.convert import download
+from hf_mote.sharing import transfer
 
 
 class StubHub:
@@ -45,7 +46,7 @@ class StubHub:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StubHub:
     stub = StubHub(tmp_path / "repository", tmp_path / "cache")
     stub.cache.mkdir()
-    monkeypatch.setattr(download, "snapshot_download", stub)
+    monkeypatch.setattr(transfer, "snapshot_download", stub)
     monkeypatch.chdir(tmp_path)
     return stub
 
@@ -143,7 +144,7 @@ def http_error(kind: type[Exception]) -> Exception:
     ("error", "reason"),
     [
         (lambda: http_error(RepositoryNotFoundError), "'somebody/saes'.*log in or pass token"),
-        (lambda: http_error(RevisionNotFoundError), "'somebody/saes'.*revision.*log in"),
+        (lambda: http_error(RevisionNotFoundError), "'somebody/saes'.*no revision"),
         (lambda: LocalEntryNotFoundError("not here"), "not in the cache .got not here.*HF_HUB_OFFLINE"),
     ],
 )
@@ -153,7 +154,7 @@ def test_load_sae_hub_refusal_becomes_own_error(
     def refuse(*args: object, **kwargs: object) -> str:
         raise error()
 
-    monkeypatch.setattr(download, "snapshot_download", refuse)
+    monkeypatch.setattr(transfer, "snapshot_download", refuse)
     with pytest.raises(UnknownNameError, match=reason):
         load_sae("somebody/saes")
 
