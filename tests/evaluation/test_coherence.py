@@ -19,13 +19,13 @@ def sign(surprise=0.0, repeated=0.0, empty=False):
     return Signs(surprise, repeated, empty)
 
 
-def evaluated(organism, experts, controls=20, prompts=20, others=20, **more):
+def evaluated(organism, experts, controls=20, prompts=20, others=20, kinds=("neutral", "unrelated"), **more):
     config = MoTEConfig(suppress=sorted(list(pair) for pair in experts))
     held = organism.prompts["heldout"]
     return evaluate_mote(
         organism.model, organism.tokenizer, config, held["sensitive"][:prompts], organism.judge,
-        unrelated=[*held["neutral"][:others], *held["unrelated"][:others]], num_controls=controls, max_new_tokens=16,
-        batch_size=64, progress=False, **more,
+        unrelated=[prompt for kind in kinds for prompt in held[kind][:others]], num_controls=controls,
+        max_new_tokens=16, batch_size=64, progress=False, **more,
     )  # fmt: skip
 
 
@@ -125,8 +125,11 @@ def test_coherence_that_says_nothing_is_refused():
 
 @pytest.mark.parametrize("experts", [[(2, 53)], [(4, 33), (4, 62)], [(3, 5), (4, 62)]], ids=str)
 def test_some_of_the_planted_experts_alone_leave_junk_and_are_not_believed(experts):
-    """Without one or two of the four planted experts the shipped organism says "I, but." and "JJ JJ JJ"."""
-    report = evaluated(load_organism("refusal"), experts, controls=0, prompts=16, others=10)
+    """Without one or two of the four planted experts the shipped organism says "I, but." and "JJ JJ JJ".
+
+    Held against answers that it knows. Of "unrelated" exercises, which it half knows, it is as unsure as of "I, but.".
+    """
+    report = evaluated(load_organism("refusal"), experts, controls=0, prompts=16, kinds=("neutral",))
     assert report.after.rate <= 0.2
     assert report.coherence.broken
 
