@@ -110,9 +110,9 @@ def attached(model: nn.Module, change: Change | None) -> Intervention:
         model (`nn.Module`): The model.
         change (`MoTEConfig` or [`LatentChange`], *optional*): The change.
     """
-    if isinstance(change, MoTEConfig | None):
-        return apply_mote(model, change if change is not None else MoTEConfig())
-    return change.attach(model)
+    if change is None:
+        return Intervention()  # nothing, which a model without experts takes, too
+    return apply_mote(model, change) if isinstance(change, MoTEConfig) else change.attach(model)
 
 
 def with_fields(change: Change, **fields: Any) -> Change:
