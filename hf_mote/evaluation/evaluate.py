@@ -188,7 +188,7 @@ def evaluate_mote(
     )
     change = read_change(config)
     if allow_other_weights and isinstance(change, MoTEConfig):
-        change = change.for_other_weights(model)
+        change = change.for_other_weights_of(trial.routed)
     trial.plan([change], num_controls=num_controls, control_kind=control_kind)
     others = checked_prompts(f"{where}.unrelated", unrelated) if unrelated else []
     trial.check(others)

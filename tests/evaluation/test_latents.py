@@ -10,11 +10,13 @@ import pytest
 import torch
 from planted_latents import HOOKPOINT, LATENTS, planted_sae
 from tiny_models import tiny_model, tiny_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_mote import (
     EvaluationReport,
     MoTEConfig,
     Organism,
+    RegexJudge,
     ReLUSAEConfig,
     ReLUSAEModel,
     SteeringConfig,
@@ -87,6 +89,19 @@ def test_report_of_latents_is_saved_and_read(organism: Organism, sae: ReLUSAEMod
     report.save_pretrained(tmp_path)
     assert EvaluationReport.from_pretrained(tmp_path) == report
     assert SteeringConfig.from_dict(report.config) == config
+
+
+def test_model_without_experts_is_measured() -> None:
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2)).eval()
+    sae = ReLUSAEModel(ReLUSAEConfig(hidden_size=32, num_latents=64, hookpoint="transformer.h.0.output")).eval()
+    config = SteeringConfig.for_sae(sae, {7: 40.0}).bind(sae)
+    judge = RegexJudge({"letter": "[a-m]"})
+    settings: dict[str, Any] = {"num_controls": 3, "unrelated": ["x"], "texts": ["ab cd"], "strengths": [0.0]}
+    report = evaluate_mote(model, tokenizer, config, ["a", "bc"], judge, **settings, **QUICK)
+    assert len(report.controls) == 3
+    assert report.responses_after != report.responses_before
 
 
 def test_config_alone_loads_its_sae(organism: Organism, sae: ReLUSAEModel, tmp_path: Path) -> None:
