@@ -151,18 +151,11 @@ def _recipe(folder: Path) -> Iterator[str]:
         return
     group: Any = get_command(app)
     train: Any = group.commands["sae"].commands["train"]
-    known = {parameter.name.replace("_", "-"): parameter for parameter in train.params}
-    for name, value in options.items():
-        parameter = known.get(str(name).replace("_", "-"))
-        if parameter is None or parameter.param_type_name != "option":
-            yield f"{RECIPE}: {name}: is no option of `hf-mote sae train`"
-            continue
-        entries = value if parameter.multiple and isinstance(value, list) else [value]
-        for entry in entries:
-            try:
-                parameter.type.convert(entry, parameter, None)
-            except Exception as error:  # whatever the option's type raises, it is what the command would say
-                yield f"{RECIPE}: {name}: {error}"
+    try:
+        # By the command itself: what it takes is valid, and what it refuses it refuses in its own words.
+        train.make_context("train", ["MODEL", "TEXT", "--settings", str(path), "--output", "folder"])
+    except Exception as error:  # whatever the library of the command line raises
+        yield f"{RECIPE}: {getattr(error, 'message', '') or str(error)}"
     kinds = {name.removesuffix("_sae") for name in registered_saes()}
     if options.get("architecture") not in kinds:
         yield f"{RECIPE}: architecture: must be one of {', '.join(sorted(kinds))}"
