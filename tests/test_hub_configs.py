@@ -168,8 +168,8 @@ def test_validate_finds_what_is_wrong_and_push_sends_nothing(name: str, tmp_path
         ("architecture: [", "cannot be read as YAML"),
         ("- a", "holds no options"),
         ("architecture: topk\ncolour: red", "colour"),
-        ("architecture: topk\ntokens: many", "many"),
-        ("architecture: topk\nbatch: 0", "batch"),
+        ("architecture: topk\ntokens: many", "--tokens"),
+        ("architecture: topk\nbatch: 0", "--batch"),
         ("architecture: best", "architecture: must be one of"),
         ("architecture: topk\nmodel: gpt2", "model"),
     ],
@@ -210,7 +210,8 @@ def test_push_leaves_prompts_and_responses_here_unless_asked(hub: HubServer, tmp
     assert EvaluationReport.from_pretrained("alice/two").prompts == prompts
 
 
-def test_configs_lists_all_with_their_status() -> None:
+def test_configs_lists_all_with_their_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # a cell on one line
     shown = "".join(ran("configs").output.split())
     for name in CONFIGS:
         config = MoTEConfig.from_pretrained(name)

@@ -155,7 +155,8 @@ def _recipe(folder: Path) -> Iterator[str]:
         # By the command itself: what it takes is valid, and what it refuses it refuses in its own words.
         train.make_context("train", ["MODEL", "TEXT", "--settings", str(path), "--output", "folder"])
     except Exception as error:  # whatever the library of the command line raises
-        yield f"{RECIPE}: {getattr(error, 'message', '') or str(error)}"
+        told = getattr(error, "format_message", None)
+        yield f"{RECIPE}: {' '.join((told() if told is not None else str(error)).split())}"
     kinds = {name.removesuffix("_sae") for name in registered_saes()}
     if options.get("architecture") not in kinds:
         yield f"{RECIPE}: architecture: must be one of {', '.join(sorted(kinds))}"
