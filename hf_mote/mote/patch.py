@@ -121,7 +121,7 @@ def attach_config(
         if parts:
             editors[site.path] = _Editors(parts)
     if not editors:
-        return _noted(attach([]), configs)
+        return attach([], _handle_of(configs))
 
     def editors_of(site: RouterSite) -> _Editors | None:
         mine = editors.get(site.path)
@@ -129,11 +129,15 @@ def attach_config(
             _check_together(site, mine)
         return mine
 
-    return _noted(attach_to_routers(routed, watcher, editors_of), configs)
+    return attach_to_routers(routed, watcher, editors_of, handle=_handle_of(configs))
 
 
-def _noted(handle: Intervention, configs: Sequence[MoTEConfig | None]) -> Intervention:
-    """Let a handle say that a config is used on weights it was not made for."""
+def _handle_of(configs: Sequence[MoTEConfig | None]) -> Intervention:
+    """Return a handle of nothing yet that says where a config is used on weights it was not made for.
+
+    Made before anything is attached: what ran after that could be interrupted, and nobody would hold the handle.
+    """
+    handle = Intervention()
     notes = [entry.on_other_weights for entry in configs if entry is not None]
     handle.note = "; ".join(dict.fromkeys(note for note in notes if note is not None))
     return handle
