@@ -80,7 +80,9 @@ def saying(text: str) -> tuple[Any, PreTrainedTokenizerFast]:
         def say(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor(said[ids.shape[1] - start]), 0.0)
 
-        return usual(**{**kwargs, "max_new_tokens": len(said)}, logits_processor=LogitsProcessorList([say]))
+        others = kwargs.pop("logits_processor", [])
+        processors = LogitsProcessorList([*others, say])
+        return usual(**{**kwargs, "max_new_tokens": len(said)}, logits_processor=processors)
 
     model.generate = generate  # type: ignore[method-assign,assignment]
     return model, tokenizer
