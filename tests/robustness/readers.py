@@ -151,7 +151,7 @@ def _search() -> ExpertSearch:
 def _use_search(found: ExpertSearch) -> None:
     if len(set(found.experts)) == len(found.experts):
         found.to_config()
-    found._card()
+    found._card(CardNotes(), [])
     repr(found)
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, BertConfig
 
 import hf_mote
 from hf_mote import SAEModel
-from hf_mote.errors import FileFormatError, HFMoTEError, ModelMismatchError
+from hf_mote.errors import FileFormatError, HFMoTEError, ModelMismatchError, UnknownNameError
 
 some_saes = pytest.mark.parametrize("sae", SOME_SAES, ids=str)
 
@@ -131,11 +131,12 @@ def test_from_pretrained_damaged_config_is_refused(content: str, saved: Any, tmp
 
 
 def test_from_pretrained_folder_that_is_none_or_empty_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nothing", "nobody/nothing"):
-        with pytest.raises(FileFormatError, match=r"cannot be loaded|holds no config\.json"):
-            SAEModel.from_pretrained(path)
-        with pytest.raises(FileFormatError, match=r"cannot be loaded|holds no config\.json"):
-            hf_mote.TopKSAEModel.from_pretrained(path)
+    for load in (SAEModel.from_pretrained, hf_mote.TopKSAEModel.from_pretrained):
+        with pytest.raises(FileFormatError, match=r"holds no config\.json"):
+            load(tmp_path)
+        for path in (tmp_path / "nothing", "nobody/nothing"):
+            with pytest.raises(UnknownNameError, match="is no file or folder here"):
+                load(path)
 
 
 def test_from_pretrained_foreign_model_type_is_refused(saved: Any, tmp_path: Path) -> None:

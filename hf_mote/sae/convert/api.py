@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_mote.errors import ConfigError, DataError, FileFormatError, UnsupportedError
+from hf_mote.errors import ConfigError, DataError, FileFormatError, UnsupportedError, first_line
 from hf_mote.files import local_path
 from hf_mote.folders import replacing_folder
 from hf_mote.sae.convert.card import CARD, write_card
@@ -113,6 +113,14 @@ def load_sae(
         if file is not None and (PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts):
             raise FileFormatError(str(local), "file leads out of the folder", got=repr(file))
         folder = local / (subfolder or "")
+        try:
+            folder.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # the formats say what is missing
+        except (OSError, ValueError) as error:
+            raise FileFormatError(
+                str(local), "subfolder cannot be one", got=f"{str(subfolder)[:40]!r}: {first_line(error)}"
+            ) from error
         trail = str(folder.resolve())
     else:
         repo_id = str(path_or_repo)
