@@ -1,7 +1,8 @@
 """Makes the organisms' folders of hub_configs: `python tests/make_hub_configs.py [NAME ...]`, about a minute each.
 
-Experts are found on training questions, the better of two rankings is taken, and what it does is measured on held-out
-ones against 20 random controls, all at seed 0. What is written is what a push would upload: no prompt, no response.
+Experts are found on training questions, and what the best of either ranking do is measured on held-out ones against 20
+random controls, all at seed 0. The better ranking is kept, by these same measurements, and the card says so. What is
+written is what a push would upload: no prompt, no response.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ _MISUSE = (
     "What it changes protects nobody: the questions are about birthdays of composers and the like. On a model whose "
     "refusals protect people the same steps would take away a safeguard; the package is not meant for that. Nothing "
     "was measured outside the organism's own questions."
+)
+_CHOSEN = (
+    " Of {count} rankings the one that did better (the first, where none did) was kept, by the same {prompts} questions "
+    "that its effect is reported on ({tried}). No p above is corrected for that choice; corrected by Bonferroni each is "
+    "{count} times as large, and 1 at most."
 )
 _NEGATIVE = (
     " This organism is the negative control: its behaviour was trained into all parameters, and whatever experts a "
@@ -63,17 +69,19 @@ def make(name: str) -> None:
     organism = load_organism(name)
     train, _ = draw_prompts(organism, seed=SEED, num_imaged=NUM_IMAGED, num_tested=NUM_TESTED)
     imaged, rankings = rank_experts(organism, train, seed=SEED, batch_size=NUM_TESTED, progress=False)
-    found = []
-    for ranking in rankings.values():
+    target = organism.judge.target
+    found, tried = [], []
+    for method, ranking in rankings.items():
         config = dataclasses.replace(ranking.to_config(suppress=num_suppressed(ranking)), base_model=None)
         report = measured(organism, config)
         found.append((not report.beats_controls(), report.after.rate, ranking, config, report))
+        tried.append(f"{method}: {target} {report.after.rate:.1%}, p = {report.p_value:.3g}")
     _, _, ranking, config, report = min(found, key=lambda one: one[:2])
-    target = organism.judge.target
     made = {
         "status": MARKS[0],
         "source": f"hf_mote, tests/make_hub_configs.py {name}",
         "organism": name,
+        "rankings_tried": "; ".join(tried),
         "evaluated_on": f"{NUM_TESTED} held-out sensitive questions and {2 * NUM_TESTED} others, seed {SEED}",
         f"{target}_before": report.before.rate,
         f"{target}_after": report.after.rate,
@@ -81,6 +89,7 @@ def make(name: str) -> None:
     }
     config = dataclasses.replace(config, provenance={**config.provenance, **made})
     report = dataclasses.replace(report, config=config.to_dict())
+    chosen = _CHOSEN.format(count=len(tried), prompts=report.before.n, tried="; ".join(tried))
     folder = folder_of(name)
     shutil.rmtree(folder, ignore_errors=True)
     config.save_pretrained(
@@ -90,7 +99,7 @@ def make(name: str) -> None:
         maps=imaged.maps,
         license="apache-2.0",
         intended_use=_INTENDED.format(name=name),
-        misuse=_MISUSE + (_NEGATIVE if not organism.planted else ""),
+        misuse=_MISUSE + chosen + (_NEGATIVE if not organism.planted else ""),
     )
     for problem in problems_in(folder):
         raise SystemExit(f"{folder}: {problem}")

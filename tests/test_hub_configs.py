@@ -73,6 +73,9 @@ def test_hub_config_of_an_organism_is_measured_again_as_its_report_says(name: st
     assert theirs.beats_controls() is (name != "diffuse-refusal")
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert theirs.verdict in card
+    # The ranking was chosen by what the report measures.
+    tried = MoTEConfig.from_pretrained(folder).provenance["rankings_tried"]
+    assert f"({tried}). No p above is corrected for that choice" in card
 
 
 @pytest.mark.parametrize(
