@@ -21,7 +21,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from hf_mote.errors import FileFormatError, HFMoTEError, ModelMismatchError, UnsupportedError, first_line
 from hf_mote.files import check_memory, check_name, read_json
 from hf_mote.sae.configuration import SAEConfig
-from hf_mote.sharing.transfer import download
+from hf_mote.sharing.transfer import check_inside, download
 
 __all__ = ["load_config", "load_strictly"]
 
@@ -110,6 +110,7 @@ def load_strictly(
 
 def _file(path: str, name: str, of_hub: Mapping[str, Any]) -> Path:
     """Return a file of a local folder, or of a Hub repository, downloaded if need be."""
+    check_inside(repr(path), "subfolder", of_hub.get("subfolder"))
     folder = Path(path, of_hub.get("subfolder") or "")
     # Of a path that cannot be, such as one of 5,000 characters, there is no folder either.
     if os.path.isdir(path):

@@ -217,7 +217,7 @@ def text_there(
 
 
 def check_inside(where: str, what: str, path: str | None) -> None:
-    """Refuse a folder or revision that leads out of its repository.
+    """Refuse a folder, file or revision that leads out of the folder or repository that it is in.
 
     Args:
         where (`str`): What errors name.
@@ -227,9 +227,9 @@ def check_inside(where: str, what: str, path: str | None) -> None:
     Raises:
         [`FileFormatError`]: if it is absolute, or goes up.
     """
-    inner = PurePosixPath((path or "").replace("\\", "/"))
+    inner = PurePosixPath(str(path or "").replace("\\", "/"))
     if inner.is_absolute() or ".." in inner.parts or re.match(r"[A-Za-z]:", str(inner)):
-        raise FileFormatError(f"{where}: {what}", "leads out of the repository", got=repr(path))
+        raise FileFormatError(f"{where}: {what}", "leads out of the folder or repository", got=repr(path))
 
 
 def _check_content(where: str, path: Path) -> None:
@@ -248,17 +248,17 @@ def _check_content(where: str, path: Path) -> None:
             got=f"{blob.name[:80]!r} of commit {commit[:80]!r}",
             fix="Check the environment variable HF_ENDPOINT, and who answers there.",
         )
-    plain, framed = hashlib.new(kind), hashlib.new(kind)
-    framed.update(b"blob %d\0" % blob.stat().st_size)
+    # Large files are named by the digest of their content, files in git by git's, which some mirrors do not frame.
+    plain = hashlib.new(kind)
+    digests = [plain] if kind == "sha256" else [plain, hashlib.new(kind, b"blob %d\0" % blob.stat().st_size)]
     try:
         with open(blob, "rb") as file:
             while part := file.read(_AT_ONCE):
-                plain.update(part)
-                framed.update(part)
+                for digest in digests:
+                    digest.update(part)
     except OSError as error:
         raise FileFormatError(f"{where}: {path.name}", "cannot be read", got=first_line(error)) from error
-    # Files in git are named by git's digest, large ones and those of some mirrors by that of the content.
-    if blob.name not in (plain.hexdigest(), framed.hexdigest()):
+    if blob.name not in [digest.hexdigest() for digest in digests]:
         raise FileFormatError(
             f"{where}: {path.name}",
             "its content is not what the Hub says it is",

@@ -222,9 +222,9 @@ def test_names_of_a_hostile_server_are_refused(hub: HubServer, tmp_path: Path, h
 @pytest.mark.parametrize("path", ["../other", "/etc", "a/../../b", "..\\other", "C:\\other"])
 def test_subfolder_or_revision_that_leads_out_is_refused_before_anything(hub: HubServer, path: str) -> None:
     for option in ("subfolder", "revision"):
-        with pytest.raises(FileFormatError, match=f"{option}: leads out of the repository"):
+        with pytest.raises(FileFormatError, match=f"{option}: leads out of the folder or repository"):
             Note.from_pretrained("alice/one", **{option: path})
-        with pytest.raises(FileFormatError, match=f"{option}: leads out of the repository"):
+        with pytest.raises(FileFormatError, match=f"{option}: leads out of the folder or repository"):
             Note("x").push_to_hub("alice/one", **{option: path})
     assert hub.requests == []
 

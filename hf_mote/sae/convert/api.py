@@ -21,6 +21,7 @@ from hf_mote.sae.convert.layout import SAELayout
 from hf_mote.sae.convert.registry import FORMATS, check_source, check_target, detect, format_named, refuse_several
 from hf_mote.sae.convert.releases import entries, find, of_path, releases
 from hf_mote.sae.modeling import SAEModel
+from hf_mote.sharing.transfer import check_inside
 
 __all__ = ["export_sae", "list_saes", "load_sae"]
 
@@ -102,6 +103,8 @@ def load_sae(
     layout = format if isinstance(format, SAELayout) else None
     wanted = None if layout is not None or format == "auto" else format_named(str(format), where="load_sae: format")
     asked = Wanted(_dtype(dtype), device_map, norm_scaling_factor, fields)
+    for name, inner in (("subfolder", subfolder), ("file", file)):
+        check_inside(repr(str(path_or_repo)), name, inner)
     local = local_path(path_or_repo)
     known: Known | None = None
     place: Repository | None = None
@@ -110,8 +113,6 @@ def load_sae(
             if subfolder is not None or file is not None:
                 raise FileFormatError(str(local), "is a file, in which there is no other", got=subfolder or file)
             local, file = local.parent, local.name
-        if file is not None and (PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts):
-            raise FileFormatError(str(local), "file leads out of the folder", got=repr(file))
         folder = local / (subfolder or "")
         try:
             folder.lstat()

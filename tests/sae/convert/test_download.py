@@ -102,7 +102,7 @@ def test_load_sae_subfolder_with_special_characters_is_taken_literally(hub: Stub
 
 @pytest.mark.parametrize("subfolder", ["../other", "/etc", "a/../../b"])
 def test_load_sae_subfolder_out_of_the_repository_is_refused(hub: StubHub, subfolder: str) -> None:
-    with pytest.raises(FileFormatError, match="leads out of the repository"):
+    with pytest.raises(FileFormatError, match="leads out of the folder or repository"):
         load_sae("somebody/saes", subfolder=subfolder)
     assert hub.calls == []
 
@@ -254,7 +254,7 @@ def test_load_sae_repository_and_folder_of_the_list_are_known_by_it(files: StubH
 
 
 def test_load_sae_file_out_of_the_repository_is_refused(files: StubHub) -> None:
-    with pytest.raises(FileFormatError, match="file: leads out of the repository"):
+    with pytest.raises(FileFormatError, match="file: leads out of the folder or repository"):
         load_sae("somebody/saes", file="../other.pt")
     assert files.calls == []
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from release_files import RELEASES
-from tiny_saes import HIDDEN, LATENTS
+from tiny_saes import HIDDEN, LATENTS, TinySAE
 
-from hf_mote import load_sae
+from hf_mote import SAEModel, load_sae
 from hf_mote.errors import FileFormatError, HFMoTEError
 from hf_mote.sae.convert.documents import read_document
 
@@ -157,5 +157,15 @@ def test_load_sae_file_outside_of_the_folder_is_not_looked_at(tmp_path: Path) ->
     (tmp_path / "inside").mkdir()
     torch.save({"W_enc": torch.zeros(LATENTS, HIDDEN)}, tmp_path / "layer3.sae.pt")
     for file in ("../layer3.sae.pt", str(tmp_path / "layer3.sae.pt")):
-        with pytest.raises(FileFormatError, match="leads out of the folder"):
+        with pytest.raises(FileFormatError, match="file: leads out of the folder"):
             load_sae(tmp_path / "inside", file=file)
+
+
+@pytest.mark.parametrize("load", [load_sae, SAEModel.from_pretrained])
+def test_subfolder_outside_of_the_folder_is_not_looked_at(tmp_path: Path, load: Any) -> None:
+    (tmp_path / "inside").mkdir()
+    TinySAE("topk", "autoencoder").model().save_pretrained(tmp_path / "beside")
+    assert isinstance(load(str(tmp_path), subfolder="beside"), SAEModel)
+    for subfolder in ("../beside", str(tmp_path / "beside")):
+        with pytest.raises(FileFormatError, match="subfolder: leads out of the folder"):
+            load(str(tmp_path / "inside"), subfolder=subfolder)
