@@ -1,9 +1,8 @@
 """Save, load and push, for everything that lives in one file.
 
-A noun mixes in [`Shareable`] and says how it is written to and read from its file; folders, the Hub,
-the card, what of the author stays away from others (all three in `sharing/`) and the promise that a failed save loses
-nothing come from here. Files are JSON or safetensors and nothing else, through the four functions of `files.py`
-re-exported here.
+A noun mixes in [`Shareable`] and says how it is written to and read from its file. Folders, the Hub, the card and what
+of the author stays away from others (by `sharing/`), and the promise that a failed save loses nothing, come from here.
+Files are JSON or safetensors and nothing else, through the four functions of `files.py` re-exported here.
 """
 
 from __future__ import annotations

@@ -378,8 +378,10 @@ class _Writer(AtHookpoint):
         latents = sae._encode(tokens).latents
         sparse = latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
         change = self._change(sparse, row_of)
-        edited = self._table.latents
-        added = None if change is None else in_blocks(change, lambda block: block @ dictionary_rows(sae, edited))
+        added = None
+        if change is not None:
+            dictionary = dictionary_rows(sae, self._table.latents)
+            added = in_blocks(change, lambda block: block @ dictionary)
         if added is not None and (scale := sae._restored_scale(tokens.values)) is not None:
             added = added * scale
         if self.plan.keep_error:

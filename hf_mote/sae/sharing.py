@@ -11,21 +11,21 @@ from transformers import PreTrainedModel
 
 from hf_mote.errors import ConfigError
 from hf_mote.files import read_json, write_json
-from hf_mote.hub import Shareable
+from hf_mote.sae.report import SAEReport
 from hf_mote.sharing.cards import CARD, MADE_HERE, CardNotes, card_header, compose_card, evidence_of
 from hf_mote.sharing.privacy import public_name, without_places
 from hf_mote.sharing.transfer import upload
 
 __all__ = ["push_sae"]
 
-_CONFIG, _REPORT = "config.json", "sae_report.json"
+_CONFIG = "config.json"
 
 
 def push_sae(
     sae: PreTrainedModel,
     repo_id: str,
     notes: CardNotes,
-    report: Shareable | None,
+    report: SAEReport | None,
     tags: Sequence[str],
     max_shard_size: int | str | None,
     *,
@@ -47,7 +47,7 @@ def push_sae(
     Raises:
         [`ConfigError`]: if `report` is of another kind.
     """
-    if report is not None and (not isinstance(report, Shareable) or report.file_name != _REPORT):
+    if report is not None and not isinstance(report, SAEReport):
         raise ConfigError(
             "push_to_hub: report", "is another thing", got=type(report).__name__, expected="an SAEReport"
         )
@@ -61,14 +61,14 @@ def push_sae(
         write_json(folder / _CONFIG, config)
         if report is not None:
             report = report._public(with_texts=False)
-            report._to_file(folder / _REPORT)
+            report._to_file(folder / report.file_name)
         text = _card(sae, config.get("base_model"), notes, report, tags)
         (folder / CARD).write_text(f"{text}\n{MADE_HERE}\n", encoding="utf-8")
         return upload(folder, repo_id, subfolder=subfolder, **options)
 
 
 def _card(
-    sae: PreTrainedModel, base_model: str | None, notes: CardNotes, report: Shareable | None, tags: Sequence[str]
+    sae: PreTrainedModel, base_model: str | None, notes: CardNotes, report: SAEReport | None, tags: Sequence[str]
 ) -> str:
     config: Any = sae.config
     evidence = [] if report is None else evidence_of([("", report._evidence())])

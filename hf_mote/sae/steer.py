@@ -79,9 +79,7 @@ def steer(
         if not isinstance(config, SteeringConfig):
             expected = "an SAEModel, a SteeringConfig, a folder or a Hub id"
             raise ConfigError("steer.sae", "no SAE and no config", got=type(sae).__name__, expected=expected)
-        sae = config.load_sae()
-        if (weight := next(model.parameters(), None)) is not None:
-            nn.Module.to(sae, weight.device)
+        return config.bind().attach(model)
     if config is not None:
         # What is said beside a config would be said twice.
         return config.bind(sae).attach(model)

@@ -24,7 +24,7 @@ from hf_mote.sharing.cards import CardNotes
 if TYPE_CHECKING:
     from typing import Self
 
-    from hf_mote.hub import Shareable
+    from hf_mote.sae.report import SAEReport
 
 __all__ = ["SAEWeights", "wide_dtype"]
 
@@ -170,11 +170,8 @@ class SAEWeights(PreTrainedModel):
         for name, value, size in zip(("scale", "output_scale"), (scale, output_scale), sizes, strict=True):
             _check_scale(f"fold_scale: {name}", value, size)
         by_dimension = isinstance(scale, Tensor) or isinstance(output_scale, Tensor)
-        same = (
-            torch.equal(*torch.broadcast_tensors(*map(torch.as_tensor, (scale, output_scale))))
-            if (not by_dimension or sizes[0] == sizes[1])
-            else False
-        )
+        wide = [torch.as_tensor(one, dtype=torch.float64, device="cpu") for one in (scale, output_scale)]
+        same = (not by_dimension or sizes[0] == sizes[1]) and torch.equal(*torch.broadcast_tensors(*wide))
         if not same:
             if not self.config.is_transcoder:
                 what = "an autoencoder reconstructs its input, in one scale"
@@ -267,7 +264,7 @@ class SAEWeights(PreTrainedModel):
         self,
         repo_id: str,
         *,
-        report: Shareable | None = None,
+        report: SAEReport | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
         commit_message: str | None = None,

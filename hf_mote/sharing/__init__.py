@@ -7,6 +7,6 @@ Files in reading order:
 - `transfer.py`: down from the Hub and up to it, checked; every error one of this package.
 - `shipped.py`: the configs that come with the package, by name.
 
-`hub.py` uses all three for what lives in one file, `sae/sharing.py` for SAEs. May import `files` and `plots`. What a
+`hub.py` uses all of them for what lives in one file, `sae/sharing.py` for SAEs. May import `files` and `plots`. What a
 new kind of thing says on a card stands in its own class, as `_card` and `_evidence`.
 """

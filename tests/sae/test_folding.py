@@ -123,3 +123,8 @@ def test_fold_scale_by_dimension_takes_a_number_beside_a_tensor() -> None:
 def test_fold_scale_by_no_positive_numbers_is_refused(scale: torch.Tensor) -> None:
     with pytest.raises(DataError, match="must be a positive number for each dimension"):
         TinySAE("relu", "autoencoder").model().fold_scale(scale)
+
+
+def test_fold_scale_by_numbers_that_differ_a_little_is_refused_too() -> None:
+    with pytest.raises(DataError, match="in one scale"):
+        TinySAE("relu", "autoencoder").model().fold_scale(1.0, 1.0 + 1e-12)
