@@ -27,7 +27,8 @@ from hf_mote.sae.hookpoints import Hookpoint, resolve_hookpoints
 from hf_mote.sae.intervene import dictionary_rows, sites_of, steer_latents
 from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.training.activations import activations_of
+from hf_mote.sae.spliced import in_evaluation_mode
+from hf_mote.sae.tapped import activations_of
 from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of
 
 __all__ = ["link_latents"]
@@ -251,41 +252,36 @@ def _by_intervention(
     change = torch.zeros(len(latents), len(sites), width, dtype=torch.float64)
     tokens = torch.zeros(len(latents), dtype=torch.int64)
     everywhere = not (edit == "ablate" or (isinstance(edit, Sequence) and edit[0] in ("ablate", "multiply")))
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with (
-            record_routing(model, phase="prompt") as record,
-            logging.tqdm(total=len(batches), desc="linking", disable=not progress, leave=False) as bar,
-        ):
+    with (
+        in_evaluation_mode(model),
+        record_routing(model, phase="prompt") as record,
+        logging.tqdm(total=len(batches), desc="linking", disable=not progress, leave=False) as bar,
+    ):
 
-            def counted(ids: Tensor, mask: Tensor) -> Tensor:
-                record.forget()
-                model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-                return record.stacked()[0]
+        def counted(ids: Tensor, mask: Tensor) -> Tensor:
+            record.forget()
+            model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+            return record.stacked()[0]
 
-            for (ids, mask), here in zip(batches, active, strict=True):
-                plain = counted(ids, mask)
-                for place, latent in enumerate(latents):
-                    rows = here[..., latent].any(1).nonzero().squeeze(1)
-                    rows = torch.arange(len(ids)) if everywhere else rows
-                    if not len(rows):
-                        continue
-                    with steer_latents(
-                        model,
-                        sae,
-                        {latent: edit},
-                        hookpoint=hookpoint,
-                        scope="all",
-                        thinking_tokens=None,
-                        strength=1.0,
-                        keep_error=True,
-                    ):
-                        changed = counted(ids[rows], mask[rows])
-                    change[place] += (changed - plain[rows]).sum(0)
-                    tokens[place] += int(mask[rows].sum() if everywhere else here[..., latent].sum())
-                bar.update()
-    finally:
-        for module in was_training:
-            module.training = True
+        for (ids, mask), here in zip(batches, active, strict=True):
+            plain = counted(ids, mask)
+            for place, latent in enumerate(latents):
+                rows = here[..., latent].any(1).nonzero().squeeze(1)
+                rows = torch.arange(len(ids)) if everywhere else rows
+                if not len(rows):
+                    continue
+                with steer_latents(
+                    model,
+                    sae,
+                    {latent: edit},
+                    hookpoint=hookpoint,
+                    scope="all",
+                    thinking_tokens=None,
+                    strength=1.0,
+                    keep_error=True,
+                ):
+                    changed = counted(ids[rows], mask[rows])
+                change[place] += (changed - plain[rows]).sum(0)
+                tokens[place] += int(mask[rows].sum() if everywhere else here[..., latent].sum())
+            bar.update()
     return change / tokens.clamp(min=1)[:, None, None], tokens

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hf_mote.hooks import attach
 from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint, attachments_at
 
-__all__ = ["Replace", "cross_entropies", "divergences", "in_evaluation_mode", "logits_with"]
+__all__ = ["Replace", "cross_entropies", "divergences", "frozen", "in_evaluation_mode", "logits_with"]
 
 
 class Replace(AtHookpoint):
@@ -54,6 +54,19 @@ def divergences(clean: Tensor, other: Tensor) -> Tensor:
     """Return the KL divergence of each prediction from the clean one in nats, `(batch, length - 1)`."""
     p, q = clean[:, :-1].log_softmax(-1), other[:, :-1].log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Have no parameter of a module ask for a gradient within the block, so that nothing is kept for it."""
+    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from hf_mote.errors import ConfigError, DataError
 from hf_mote.sae.intervene import sites_of
 from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.training.activations import activations_of
+from hf_mote.sae.tapped import activations_of
 from hf_mote.sae.training.sequences import Sequences, batch_of
 
 __all__ = ["Excerpt", "Histogram", "LatentProfile", "top_activations"]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,12 +20,13 @@ from hf_mote.hooks import Intervention
 from hf_mote.sae.hookpoints import Hookpoint
 from hf_mote.sae.intervene import sites_of, splice_sae
 from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.spliced import divergences, frozen, in_evaluation_mode
 from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-__all__ = ["adapt_to_sae", "divergence", "lora_after"]
+__all__ = ["adapt_to_sae", "lora_after"]
 
 _IGNORED = -100  # as the labels of transformers have it
 
@@ -123,7 +123,7 @@ def adapt_to_sae(
         except ValueError as error:
             raise ConfigError(f"{where}.peft_config", "does not fit the model", got=str(error)[:200]) from error
     try:
-        with _frozen(sae), splice_sae(model, sae, hookpoint=hookpoint) as splice, tempfile.TemporaryDirectory() as to:
+        with frozen(sae), splice_sae(model, sae, hookpoint=hookpoint) as splice, tempfile.TemporaryDirectory() as to:
             if arguments is None:
                 arguments = TrainingArguments(
                     to,
@@ -191,12 +191,6 @@ def lora_after(model: nn.Module, point: Hookpoint, *, rank: int = 16) -> PeftCon
     )
 
 
-def divergence(plain: Tensor, other: Tensor) -> Tensor:
-    """Return KL(plain || other) of each prediction, in nats, from logits `(..., vocabulary)`, in float32."""
-    p, q = plain.float().log_softmax(-1), other.float().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
-
-
 class _AdaptTrainer(Trainer):
     """Trains the adapter, which is all that takes gradients."""
 
@@ -217,17 +211,14 @@ class _AdaptTrainer(Trainer):
         scored = inputs["labels"][:, 1:] != _IGNORED
         given = {key: inputs[key] for key in ("input_ids", "attention_mask")}
         own: Any = self.accelerator.unwrap_model(model)
-        was_training = model.training
         try:
-            model.eval()
             self._splice.active = False
-            with torch.no_grad(), own.disable_adapter():
+            with in_evaluation_mode(model), torch.no_grad(), own.disable_adapter():
                 plain = model(**given, use_cache=False).logits
         finally:
             self._splice.active = True
-            model.train(was_training)
         output = model(**given, use_cache=False)
-        lost = divergence(plain[:, :-1], output.logits[:, :-1])[scored]
+        lost = divergences(plain.float(), output.logits.float())[scored]
         count = scored.sum() if num_items_in_batch is None else num_items_in_batch
         loss = lost.sum() / count
         return (loss, output) if return_outputs else loss
@@ -263,16 +254,3 @@ def _is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     sized = hasattr(module, "in_features") or hasattr(module, "nf")
     return sized and isinstance(weight, Tensor) and weight.ndim == 2 and not list(module.children())
-
-
-@contextmanager
-def _frozen(sae: SAEModel) -> Iterator[None]:
-    """Let no gradient go to an SAE."""
-    required = [(parameter, parameter.requires_grad) for parameter in sae.parameters()]
-    try:
-        for parameter, _ in required:
-            parameter.requires_grad = False
-        yield
-    finally:
-        for parameter, value in required:
-            parameter.requires_grad = value

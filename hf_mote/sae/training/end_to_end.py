@@ -7,14 +7,13 @@ kept of it: memory is that of one such forward and backward, whatever the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_mote.sae.spliced import Replace, cross_entropies, divergences, in_evaluation_mode, logits_with
+from hf_mote.sae.spliced import Replace, cross_entropies, divergences, frozen, in_evaluation_mode, logits_with
 from hf_mote.sae.training.activations import ActivationStream, scales_for
 
 __all__ = ["EndToEnd", "EndToEndLoss"]
@@ -65,7 +64,7 @@ class EndToEnd:
         size = stream.sequences_per_forward
         device_type = next(model.parameters()).device.type
         with (
-            _frozen(model),
+            frozen(model),
             in_evaluation_mode(model),
             torch.autocast(device_type, enabled=False),
             torch.enable_grad(),
@@ -100,16 +99,3 @@ def _scored(record: Mapping[str, Tensor]) -> Tensor:
     ids = record["input_ids"]
     kept = record["attention_mask"].bool().reshape(ids.shape)
     return kept[:, :-1] & record["text_mask"][:, 1:].bool()
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Have no parameter ask for a gradient, so that the model keeps no activations for it."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in asking:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)
