@@ -31,9 +31,9 @@ _MISUSE = (
     "was measured outside the organism's own questions."
 )
 _CHOSEN = (
-    " Of {count} rankings the one that did better (the first, where none did) was kept, by the same {prompts} questions "
-    "that its effect is reported on ({tried}). No p above is corrected for that choice; corrected by Bonferroni each is "
-    "{count} times as large, and 1 at most."
+    " Of {count} rankings the one that did better (the first, where none did) was kept, by the same {prompts} "
+    "questions that its effect is reported on ({tried}). No p above is corrected for that choice; corrected by "
+    "Bonferroni each is {count} times as large, and 1 at most."
 )
 _NEGATIVE = (
     " This organism is the negative control: its behaviour was trained into all parameters, and whatever experts a "
