@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ def link_latents(
     batches = _batches(reader, sequences_per_forward, max_tokens)
     active = [_active(model, sae, reads, ids, mask) for ids, mask in batches]
     if wanted is None:
-        used = torch.stack([part.sum((0, 1)) for part in active]).sum(0)
+        used = torch.cat([part.latents for part in active]).bincount(minlength=sae.config.num_latents)
         order = used.argsort(descending=True, stable=True)[:_MOST].tolist()
         wanted = sorted(latent for latent in order if used[latent])
         if not wanted:
@@ -225,14 +225,26 @@ def _batches(reader: Sequences, size: int, max_tokens: int) -> list[tuple[Tensor
     return found
 
 
-def _active(model: nn.Module, sae: SAEModel, reads: Hookpoint, ids: Tensor, mask: Tensor) -> Tensor:
-    """On which tokens each latent is active, bool `(batch, length, latents)`."""
+class _Active(NamedTuple):
+    """The tokens of a forward, counted over rows, and the latents that are active on them, one entry for each pair."""
+
+    tokens: Tensor
+    latents: Tensor
+    shape: torch.Size
+
+    def where(self, latent: int) -> Tensor:
+        """Return on which tokens a latent is active, bool `(batch, length)`."""
+        found = torch.zeros(self.shape.numel(), dtype=torch.bool)
+        found[self.tokens[self.latents == latent]] = True
+        return found.reshape(self.shape)
+
+
+def _active(model: nn.Module, sae: SAEModel, reads: Hookpoint, ids: Tensor, mask: Tensor) -> _Active:
     values = activations_of(model, ids, mask, [reads])[reads.name].to(sae.W_dec.device)
     latents = sae._encode(sae._tokens(values, mask.to(values.device))).latents
     sparse = latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
-    found = torch.zeros(sparse.pattern.num_rows, sparse.pattern.num_columns, dtype=torch.bool)
-    found[sparse.pattern.rows.cpu(), sparse.pattern.columns.cpu()] = sparse.values.cpu() > 0
-    return found.reshape(*mask.shape, -1) & mask.bool()[..., None]
+    active = sparse.values > 0
+    return _Active(sparse.pattern.rows[active].cpu(), sparse.pattern.columns[active].cpu(), mask.shape)
 
 
 def _by_intervention(
@@ -240,7 +252,7 @@ def _by_intervention(
     sae: SAEModel,
     sites: Sequence[RouterSite],
     batches: Sequence[tuple[Tensor, Tensor]],
-    active: Sequence[Tensor],
+    active: Sequence[_Active],
     latents: Sequence[int],
     edit: Any,
     hookpoint: str | None,
@@ -263,10 +275,11 @@ def _by_intervention(
             model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
             return record.stacked()[0]
 
-        for (ids, mask), here in zip(batches, active, strict=True):
+        for (ids, mask), part in zip(batches, active, strict=True):
             plain = counted(ids, mask)
             for place, latent in enumerate(latents):
-                rows = here[..., latent].any(1).nonzero().squeeze(1)
+                here = part.where(latent)
+                rows = here.any(1).nonzero().squeeze(1)
                 rows = torch.arange(len(ids)) if everywhere else rows
                 if not len(rows):
                     continue
@@ -282,6 +295,6 @@ def _by_intervention(
                 ):
                     changed = counted(ids[rows], mask[rows])
                 change[place] += (changed - plain[rows]).sum(0)
-                tokens[place] += int(mask[rows].sum() if everywhere else here[..., latent].sum())
+                tokens[place] += int(mask[rows].sum() if everywhere else here.sum())
             bar.update()
     return change / tokens.clamp(min=1)[:, None, None], tokens
