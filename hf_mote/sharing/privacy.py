@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -85,10 +86,13 @@ def check_nothing_private(folder: Path, *, token: str | bool | None = None, text
         wanted += [(f"{home}{os.sep}".encode(), "a path in your home folder")]
     wanted += [(text.encode(), "the text of a prompt or response") for text in texts if len(text) >= 12]
     for path in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
-        content = path.read_bytes()
-        found = next((what for text, what in wanted if text in content), None)
-        if found is None and _TOKEN.search(content):
-            found = "what looks like a token"
+        if not path.stat().st_size:
+            continue
+        # Mapped, since weights may be larger than memory.
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            found = next((what for text, what in wanted if content.find(text) >= 0), None)
+            if found is None and _TOKEN.search(content):
+                found = "what looks like a token"
         if found is not None:
             raise UnsupportedError(
                 f"push: {path.relative_to(folder).as_posix()}",

@@ -510,8 +510,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
             if self.whole_sequences:
                 rows = rows[window.rows[_KEPT]]
             wide = rows.double()
-            spread = (wide - wide.mean(0)).pow(2).mean(0)
-            measured = wide.pow(2).mean() if self._normalize == "mean_square" else spread
+            measured = wide.pow(2).mean() if self._normalize == "mean_square" else (wide - wide.mean(0)).pow(2).mean(0)
             if not len(rows) or not bool((measured > 0).any()):
                 raise DataError(key, "activations are the same throughout, and cannot be scaled")
             # A dimension that never moves stays as it is.

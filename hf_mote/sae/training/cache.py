@@ -173,5 +173,8 @@ def _column(rows: Tensor) -> pyarrow.FixedSizeListArray:
 def _tensor(column: pyarrow.ChunkedArray, dtype: torch.dtype) -> Tensor:
     width = column.type.list_size
     parts = [torch.from_numpy(chunk.flatten().to_numpy(zero_copy_only=False).copy()) for chunk in column.chunks]
-    flat = torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint16 if dtype == torch.bfloat16 else dtype)
+    if len(parts) == 1:
+        flat = parts[0]  # as all that are written here: a window is large, and need not be copied again
+    else:
+        flat = torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint16 if dtype == torch.bfloat16 else dtype)
     return (flat.view(dtype) if dtype == torch.bfloat16 else flat).reshape(-1, width)
