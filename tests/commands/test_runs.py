@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -394,3 +395,49 @@ def test_evaluate_shows_both_ways_in_one_table(attribute_run: Path, tmp_path: Pa
     assert stimulated.after.rate > stimulated.before.rate
     assert "| suppressed | 100.0%" in said(result)
     assert "| stimulated | 0.0%" in said(result)
+    assert stimulated.config["stimulate_weight"] == "max"  # as evaluate_both_ways has it
+    files = json.loads((tmp_path / "a" / "report.json").read_text())["files"]
+    assert "stimulated" in files["stimulated/evaluation_report.json"]
+
+
+def test_evaluate_refuses_opposite_of_a_config_that_suppresses_nothing_before_it_runs(tmp_path: Path) -> None:
+    organism = load_organism("refusal")
+    MoTEConfig.for_model(organism.model, stimulate=organism.planted[:1]).save_pretrained(tmp_path / "config")
+    result = run(
+        "evaluate", "organism:refusal", tmp_path / "config", "organism:refusal/heldout/sensitive", "--limit", 2,
+        "--opposite", "organism:refusal/heldout/neutral", "--output", tmp_path / "a", *QUICK,
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "suppresses nothing" in said(result)
+    assert "evaluating" not in said(result)
+    assert [path.name for path in tmp_path.iterdir()] == ["config"]
+
+
+def test_evaluate_on_other_weights_needs_the_flag_and_says_so_everywhere(tmp_path: Path) -> None:
+    organism = load_organism("refusal")
+    config = MoTEConfig.for_model(organism.model, suppress=organism.planted)
+    other = dataclasses.replace(config, fingerprint={**config.fingerprint, "router_sha256": "0" * 64})
+    other.save_pretrained(tmp_path / "config")
+    out, plan = tmp_path / "a", tmp_path / "plan.json"
+    asked = [
+        "evaluate", "organism:refusal", tmp_path / "config", "organism:refusal/heldout/sensitive", "--limit", 3,
+        "--controls", 2, "--opposite", "organism:refusal/heldout/neutral", "--against", tmp_path / "config",
+        "--output", out, *QUICK,
+    ]  # fmt: skip
+    refused = run(*asked)
+    assert refused.exit_code == 1
+    assert "other router weights" in said(refused)
+    assert not out.exists()
+    asked += ["--allow-other-weights", "--preregister", plan]
+    ran(*asked)
+    assert not out.exists()
+    result = said(ran(*asked))
+    assert "on other weights than it was made for" in result
+    digest = json.loads(plan.read_text())["digest"]
+    for folder in (out, out / "against", out / "stimulated"):
+        report = EvaluationReport.from_pretrained(folder)
+        assert "allow_other_weights" in report.config["provenance"]
+        assert "on other weights than it was made for" in report.verdict
+        assert report.preregistration == digest
+    assert "config is used" in json.loads((out / "report.json").read_text())["provenance"]
+    assert "on other weights than it was made for" in (out / "report.html").read_text(encoding="utf-8")
