@@ -63,6 +63,23 @@ def test_train_writes_an_sae_that_loads_with_its_report_and_card(trained: Path) 
     }
 
 
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("train", []), ("adapt", ["SAE"]), ("evaluate", ["SAE"]), ("top-tokens", ["SAE", "--latent", 0]),
+        ("experts", ["SAE"]),
+    ],
+)  # fmt: skip
+def test_a_folder_that_holds_something_is_refused_before_anything_is_loaded(
+    tmp_path: Path, command: str, more: list[object]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    result = run("sae", command, "no/model", *more, "no-text.txt", "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "holds something already" in said(result)
+
+
 def test_evaluate_measures_the_same_sae(place: Path, trained: Path) -> None:
     result = ran(
         "sae", "evaluate", place / "model", trained, place / "texts.jsonl", "--tokens", 500, "--context-length", 32,
