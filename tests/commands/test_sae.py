@@ -55,6 +55,7 @@ def test_train_writes_an_sae_that_loads_with_its_report_and_card(trained: Path) 
     assert "FVU (centred)" in card
     assert "AutoModel.from_pretrained" in card
     assert "mixture-of-experts" not in card
+    assert "- command: hf-mote sae train " in card
     assert {path.name for path in trained.iterdir()} == {
         "README.md",
         "config.json",
