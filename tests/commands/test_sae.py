@@ -150,6 +150,14 @@ def test_top_tokens_shows_where_latents_are_active(place: Path, trained: Path) -
         assert entry["largest"] == peaks[0]
     assert (place / "page" / "tiny" / "1-res-96" / "features" / "batch-0.jsonl.gz").is_file()
     assert "tiny/1-res-96/source.jsonl" in figures["files"]
+    # What was read is told, not what was asked for.
+    longest = tiny_model("mixtral").config.max_position_embeddings
+    ran(
+        "sae", "top-tokens", place / "model", trained, place / "texts.jsonl", "--latent", 0, "--tokens", 100,
+        "--context-length", longest + 1, "--output", place / "long", "--neuronpedia", "tiny/res-96",
+    )  # fmt: skip
+    source = json.loads((place / "long" / "tiny" / "1-res-96" / "source.jsonl").read_text())
+    assert source["num_tokens_in_prompt"] == longest
     text = (place / "page" / "report.html").read_text(encoding="utf-8")
     check_page(text)
     assert "latents are active somewhere" in parse_page(text).text

@@ -75,6 +75,7 @@ def top_tokens_command(
             trust_remote_code=trust_remote_code,
             any_model=True,
         )
+        context_length = fitting(subject.model, context_length)
         say(f"reading up to {tokens:,} tokens")
         profiles = top_activations(
             subject.model,
@@ -84,7 +85,7 @@ def top_tokens_command(
             latent,
             top=top,
             max_tokens=tokens,
-            context_length=fitting(subject.model, context_length),
+            context_length=context_length,
             text_column=text_column,
             hookpoint=hookpoint,
         )
