@@ -20,6 +20,7 @@ from hf_mote import (
     FTRIResult,
     MoTEConfig,
     OptimizedRanking,
+    evaluate_mote,
     load_organism,
 )
 from hf_mote.commands import imaging, session
@@ -411,6 +412,30 @@ def test_evaluate_refuses_opposite_of_a_config_that_suppresses_nothing_before_it
     assert "suppresses nothing" in said(result)
     assert "evaluating" not in said(result)
     assert [path.name for path in tmp_path.iterdir()] == ["config"]
+
+
+def test_evaluate_groups_the_opposite_prompts_too(
+    attribute_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, turned = tmp_path / "asked.jsonl", tmp_path / "turned.jsonl"
+    held = load_organism("refusal").prompts["heldout"]
+    for path, kind in ((asked, "sensitive"), (turned, "neutral")):
+        rows = [{"prompt": prompt, "subject": f"{kind} {index % 2}"} for index, prompt in enumerate(held[kind][:4])]
+        path.write_text("\n".join(map(json.dumps, rows)))
+    words = ["evaluate", "organism:refusal", attribute_run, asked, "--controls", 0, "--group-field", "subject", *QUICK]
+    refused = run(*words, "--opposite", "organism:refusal/heldout/neutral", "--output", tmp_path / "a")
+    assert refused.exit_code == 1
+    assert "subject" in said(refused)
+    assert "evaluating" not in said(refused)
+    seen: list[list[str]] = []
+
+    def spying(*arguments: Any, **options: Any) -> EvaluationReport:
+        seen.append(options["groups"])
+        return evaluate_mote(*arguments, **options)
+
+    monkeypatch.setattr("hf_mote.evaluation.evaluate.evaluate_mote", spying)
+    ran(*words, "--opposite", turned, "--output", tmp_path / "a")
+    assert seen == [["sensitive 0", "sensitive 1"] * 2, ["neutral 0", "neutral 1"] * 2]
 
 
 def test_evaluate_on_other_weights_needs_the_flag_and_says_so_everywhere(tmp_path: Path) -> None:
