@@ -13,7 +13,7 @@ from rich.console import Console
 from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.session import reporting, tell
-from hf_mote.errors import ConfigError
+from hf_mote.errors import ConfigError, HFMoTEError
 from hf_mote.reports.markup import visible
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def chat_command(
     """Chat with a model under profiles, which commands switch off, on, up and down between the turns."""
     with reporting(), ExitStack() as stack:
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
+        from hf_mote.generation.asking import Chat
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.mote.patch import load_config
         from hf_mote.sae.steering import SteeringConfig
@@ -67,11 +68,12 @@ def chat_command(
             any_model=not mote,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(["A prompt."]),
         )
         if allow_other_weights:
             configs = [one.for_other_weights(subject.model) if isinstance(one, MoTEConfig) else one for one in configs]
         profiles = stack.enter_context(_Profiles(subject, configs))
-        chat = _Chat(subject, profiles, system_prompt, told, {"max_new_tokens": max_new_tokens, **(sampled or {})})
+        chat = _Chat(subject, profiles, system_prompt, told, {"max_new_tokens": max_new_tokens, **sampled})
         tell(f"{len(configs)} profiles are on. {HELP}")
         for one in configs:
             if isinstance(one, MoTEConfig) and one.on_other_weights is not None:
@@ -81,7 +83,7 @@ def chat_command(
                 break
             try:
                 chat.take(line)
-            except ConfigError as error:
+            except HFMoTEError as error:
                 Console(stderr=True).print(visible(str(error)), style="red", markup=False, highlight=False)
 
 
@@ -168,8 +170,9 @@ class _Chat:
                 raise ConfigError(name, "is no command", expected=", ".join([*commands, "/quit"]))
             commands[name](value)
         elif line.strip():
-            self.turns.append({"role": "user", "content": line})
-            self.turns.append({"role": "assistant", "content": self.answer(self.turns)})
+            asked = [*self.turns, {"role": "user", "content": line}]
+            # Where no answer comes, the conversation stays as it was.
+            self.turns = [*asked, {"role": "assistant", "content": self.answer(asked)}]
 
     def set_strength(self, value: str) -> None:
         """Attach the profiles at another dose, a share of their own strength."""

@@ -22,12 +22,15 @@ from hf_mote.errors import ConfigError, HFMoTEError, one_of
 
 if TYPE_CHECKING:
     from hf_mote.commands.model import Subject
+    from hf_mote.evaluation.both_ways import BothWays
     from hf_mote.evaluation.changes import Change
     from hf_mote.reports.evaluation import Evaluation
 
 __all__ = ["evaluate_command", "read_config"]
 
-AGAINST = "against"  # folder of what was measured beside
+# Folders of what was measured beside.
+AGAINST = "against"
+STIMULATED = "stimulated"
 
 
 def evaluate_command(
@@ -124,7 +127,10 @@ def evaluate_command(
         read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         asked = read(prompts)
         others = read(unrelated).prompts if unrelated is not None else []
-        turned = read(opposite).prompts if opposite is not None else []
+        turned = read(opposite) if opposite is not None else None
+        groups, turned_groups = (
+            None if part is None or group_field is None else part.column(group_field) for part in (asked, turned)
+        )
         plain = read(texts).texts if texts is not None else []
         talks = read_conversations(conversations, limit=limit, seed=seed) if conversations is not None else []
         labels = response_judge(
@@ -170,10 +176,14 @@ def evaluate_command(
         for change in changes:  # of both, before either is measured
             change.check(subject.model)
         notes = [one.on_other_weights for one in changes if isinstance(one, MoTEConfig) and one.on_other_weights]
-        experts = changes[0]
-        if turned and not isinstance(experts, MoTEConfig):
-            fix = "Leave it out, or give a config of experts."
-            raise ConfigError("--opposite", "stimulates experts, and the config is of latents", fix=fix)
+        stimulated = None
+        if turned is not None:
+            experts = changes[0]
+            if not isinstance(experts, MoTEConfig):
+                fix = "Leave it out, or give a config of experts."
+                raise ConfigError("--opposite", "stimulates experts, and the config is of latents", fix=fix)
+            slots = {site.layer: site.top_k for site in find_routers(subject.model)}
+            stimulated = stimulating(experts, slots, stimulate_weight="max")  # as evaluate_both_ways
         if dry_run:
             plan_responses(
                 subject,
@@ -190,11 +200,11 @@ def evaluate_command(
                 * (
                     2 * (len(others) + sum(len(talk.turns) for talk in talks))
                     + (2 + controls) * min(len(others), OFF_TARGET)
-                ),
+                )
+                + (0 if turned is None else (2 + controls) * len(turned.prompts)),
                 judge=judge or "the organism's own",
             )
             return
-        groups = None if group_field is None else asked.column(group_field)
         registered = None
         if preregister is not None:
             settings: dict[str, Any] = {
@@ -209,7 +219,8 @@ def evaluate_command(
                 "system_prompt": system_prompt,
                 "chat_template_kwargs": told,
                 "groups": groups,
-                "opposite": turned,
+                "opposite": [] if turned is None else turned.prompts,
+                "opposite_groups": turned_groups,
                 "texts": plain,
                 "conversations": [dataclasses.asdict(talk) for talk in talks],
             }
@@ -217,57 +228,42 @@ def evaluate_command(
             if registered is None:
                 tell(f"Written: {preregister}. Nothing was measured; the same command does, if all is as it is now.")
                 return
+        measured = partial(
+            evaluate_mote,
+            subject.model,
+            subject.tokenizer,
+            target=wanted,
+            num_controls=controls,
+            control_kind=control_kind,  # type: ignore[arg-type]
+            seed=seed,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            system_prompt=system_prompt,
+            chat_template_kwargs=told,
+            generate_kwargs=sampled,
+        )
         with writing_to(output, force=force) as folder:
             reports = []
             for name, change in zip((config, against), changes, strict=False):
                 say(f"evaluating {name} on {len(asked.prompts)} prompts, with {controls} random controls")
-                report = evaluate_mote(
-                    subject.model,
-                    subject.tokenizer,
+                report = measured(
                     change,
                     asked.prompts,
                     labels,
-                    target=wanted,
                     unrelated=others,
                     texts=plain,
                     conversations=talks,
-                    num_controls=controls,
-                    control_kind=control_kind,  # type: ignore[arg-type]
                     strengths=doses,
-                    seed=seed,
-                    batch_size=batch_size,
-                    max_new_tokens=max_new_tokens,
-                    system_prompt=system_prompt,
-                    chat_template_kwargs=told,
-                    generate_kwargs=sampled,
                     groups=groups,
                     margin=margin,
                 )
                 reports.append(dataclasses.replace(report, preregistration=registered))
             found = Evaluation(subject.name, reports[0], *reports[1:])
             both = None
-            if turned and isinstance(experts, MoTEConfig):
-                say(f"stimulating the same experts on {len(turned)} prompts")
-                both = BothWays(
-                    reports[0],
-                    evaluate_mote(
-                        subject.model,
-                        subject.tokenizer,
-                        stimulating(experts, {site.layer: site.top_k for site in find_routers(subject.model)}),
-                        turned,
-                        labels,
-                        target=wanted,
-                        num_controls=controls,
-                        control_kind=control_kind,  # type: ignore[arg-type]
-                        seed=seed,
-                        batch_size=batch_size,
-                        max_new_tokens=max_new_tokens,
-                        system_prompt=system_prompt,
-                        chat_template_kwargs=told,
-                        generate_kwargs=sampled,
-                    ),
-                )
-                both.stimulated.save_pretrained(folder / "stimulated")
+            if turned is not None and stimulated is not None:
+                say(f"stimulating the same experts on {len(turned.prompts)} prompts")
+                report = measured(stimulated, turned.prompts, labels, groups=turned_groups)
+                both = BothWays(reports[0], dataclasses.replace(report, preregistration=registered))
             more = {
                 "config": config,
                 **({} if against is None else {"against": against}),
@@ -276,7 +272,7 @@ def evaluate_command(
                 "judge": judge or "the organism's own",
                 **({"config is used": "; ".join(notes)} if notes else {}),
             }
-            _write(folder, found, changes, provenance_of(context, subject, seed, **more))
+            _write(folder, found, changes, both, provenance_of(context, subject, seed, **more))
         tell(reports[0].verdict)
         for other in reports[1:]:
             tell(f"Against {against}: {other.verdict}")
@@ -358,7 +354,13 @@ def _registered(
     return known.digest
 
 
-def _write(folder: Path, found: Evaluation, changes: Sequence[Change], provenance: dict[str, str]) -> None:
+def _write(
+    folder: Path,
+    found: Evaluation,
+    changes: Sequence[Change],
+    both: BothWays | None,
+    provenance: dict[str, str],
+) -> None:
     from hf_mote.mote.config import MoTEConfig
     from hf_mote.plots import EffectRow, plot_effect
     from hf_mote.reports.evaluation import evaluation_page, points_of
@@ -378,6 +380,9 @@ def _write(folder: Path, found: Evaluation, changes: Sequence[Change], provenanc
             f"{AGAINST}/{report.file_name}": "the same, of the other config",
             f"{AGAINST}/config/{configs[1].file_name}": f"the other config ({type(configs[1]).__name__})",
         }
+    if both is not None:
+        both.stimulated.save_pretrained(folder / STIMULATED)
+        beside[f"{STIMULATED}/{report.file_name}"] = "the same, of the experts stimulated on the opposite prompts"
     rows = [
         EffectRow(
             point.label,

@@ -1,7 +1,8 @@
 """`hf-mote find`: from prompts to a config that is proven, or to the reason why there is none.
 
-The default workflow. Half of the prompts show where to look: can routing tell the classes apart at all; which experts
-does the contrast of the classes put first; which does the model need when gates on all of them are learnt together.
+The default workflow. Can routing tell the classes apart at all? Half of the prompts then show where to look: which
+experts does the contrast of the classes put first; which does the model need when gates on all of them are learnt
+together.
 Every candidate is then tried on the same half, and the one that changes most and leaves the text whole is measured on
 the other half, against random experts and on prompts of the other class. Only what beats its controls, coherently and
 selectively, is written as a config.
@@ -19,12 +20,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.judge_specs import FieldJudge, make_judge, target_of
+from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
 from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import check_output, writing_to
+from hf_mote.commands.run_files import check_output, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.errors import ConfigError, DataError, HFMoTEError
+from hf_mote.errors import DataError, HFMoTEError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +83,9 @@ class Found:
         target (`str`): The class.
         predicted (`Predictability`, *optional*): Whether routing tells the classes apart.
         candidates (`list[Candidate]`): What was tried.
-        report (`EvaluationReport`, *optional*): The best candidate, measured on the other half of the prompts.
+        best (`Candidate`, *optional*): The one that was measured, or would have been: the largest coherent effect, by
+            the fewest experts, without those that it can do without.
+        report (`EvaluationReport`, *optional*): It, measured on the other half of the prompts.
         reason (`str`): Why no config may be written; empty if one may.
         notes (`list[str]`): What went wrong on the way.
         rankings (`dict[str, ExpertRanking]`): By method.
@@ -91,19 +94,11 @@ class Found:
     target: str
     predicted: Predictability | None
     candidates: list[Candidate]
+    best: Candidate | None
     report: EvaluationReport | None
     reason: str
     notes: list[str]
     rankings: dict[str, ExpertRanking]
-
-    @property
-    def best(self) -> Candidate | None:
-        """The candidate that was measured, or would have been: the largest coherent effect, by the fewest experts."""
-        if not self.candidates:
-            return None
-        if self.candidates[-1].method.endswith(", pruned"):
-            return self.candidates[-1]
-        return min(self.candidates, key=lambda one: (round(one.effect, 2), len(one.config.suppress)))
 
     @property
     def config(self) -> MoTEConfig | None:
@@ -176,6 +171,7 @@ def find_experts(
         chat_template_kwargs (`dict`, *optional*): What the chat template is told besides.
         announce (`Callable[[str], None]`, *optional*): Called with what begins.
     """
+    from hf_mote.evaluation.coherence import NEITHER
     from hf_mote.evaluation.evaluate import evaluate_mote
     from hf_mote.ranking.imaging.pipeline import ftri
 
@@ -189,23 +185,24 @@ def find_experts(
     imaged = ftri(model, tokenizer, prompts, judge, progress=False, **chat)
     label = str(target)
     shown = [place for place, name in enumerate(imaged.classes) if name == label]
-    others = [place for place, name in enumerate(imaged.classes) if name != label]
-    nothing = partial(Found, label, None, [], None)
+    # What is no answer at all is no example of another class.
+    neither = str(getattr(judge, "neither", NEITHER))
+    others = [place for place, name in enumerate(imaged.classes) if name not in (label, neither)]
+    nothing = partial(Found, label, None, [], None, None)
     if min(len(shown), len(others)) < 2 * LEAST_PROMPTS:
-        sizes = f"{len(shown)} of {len(prompts)} responses are of class {label!r} and {len(others)} are not"
+        sizes = f"of {len(prompts)} responses {len(shown)} are of class {label!r} and {len(others)} of another"
         return nothing(f"{sizes}; {2 * LEAST_PROMPTS} of each are needed.", [], {})
     keys = list(range(len(prompts))) if groups is None else _numbers(groups)
-    first = _half(shown, keys, seed)
-    look, prove = ([place for place in shown if (place in first) == side] for side in (True, False))
+    look, prove, look_others, prove_others = _halves(shown, others, keys, seed)
     if min(len(look), len(prove)) < LEAST_PROMPTS:
         return nothing("the groups cannot be split into halves with 8 prompts of the class each.", [], {})
-    rest = _half(others, keys, seed + 1)
-    look_others, prove_others = ([p for p in others if (p in rest) == side] for side in (True, False))
     if min(len(look_others), len(prove_others)) < 4:
         return nothing("the groups cannot be split into halves with 4 prompts of the other classes each.", [], {})
     announce("asking whether routing tells the classes apart")
     notes: list[str] = []
-    predicted = _predicted(imaged, label, groups, seed, notes)
+    known = sorted([*shown, *others])
+    numbers = None if groups is None else [keys[place] for place in known]
+    predicted = _predicted(_rows_of(imaged, known), label, numbers, seed, notes)
     part = _rows_of(imaged, sorted([*look, *look_others]))
     rankings, ways = _candidates(model, tokenizer, part, label, chat, seed, notes, announce)
     announce(f"trying {len(ways)} sets of experts")
@@ -213,12 +210,13 @@ def find_experts(
     aside = [prompts[place] for place in look_others[:40]]
     trial = partial(_tried, model, tokenizer, judge, tried, aside, label, chat)
     candidates = [trial(name, config) for name, config in ways.items()]
-    found = Found(label, predicted, candidates, None, "", notes, rankings)
-    best = found.best
-    if best is None:
-        return dataclasses.replace(found, reason="no ranking could be made.")
-    best = _pruned(best, trial)
-    found = dataclasses.replace(found, candidates=[*candidates, best])
+    if not candidates:
+        return Found(label, predicted, [], None, None, "no ranking could be made.", notes, rankings)
+    most = min(candidates, key=lambda one: (round(one.effect, 2), len(one.config.suppress)))
+    best = _pruned(most, trial)
+    if best is not most:
+        candidates.append(best)
+    found = Found(label, predicted, candidates, best, None, "", notes, rankings)
     if best.effect > -LEAST_EFFECT:
         worst = f"the best candidate, by {best.method}, leaves {best.left:.0%} of it"
         junk = f" and breaks {best.broken:.0%} of the responses" if best.broken > 0.1 else ""
@@ -293,6 +291,17 @@ def _numbers(groups: Sequence[Hashable]) -> list[int]:
     return [known.setdefault(key, len(known)) for key in groups]
 
 
+def _halves(shown: list[int], others: list[int], keys: Sequence[int], seed: int) -> list[list[int]]:
+    """Return the prompts to look at and those to prove by, of the class and of others; no group is in both halves."""
+    first = _half(shown, keys, seed)
+    sides = {keys[place]: place in first for place in shown}
+    alone = _half([place for place in others if keys[place] not in sides], keys, seed + 1)
+    first |= {place for place in others if sides.get(keys[place], place in alone)}
+    return [
+        [place for place in part if (place in first) == side] for part in (shown, others) for side in (True, False)
+    ]
+
+
 def _half(places: Sequence[int], keys: Sequence[int], seed: int) -> set[int]:
     """Return about half of some prompts, whole groups of them."""
     groups = sorted({keys[place] for place in places})
@@ -315,14 +324,13 @@ def _rows_of(imaged: FTRIResult, places: list[int]) -> FTRIResult:
 
 
 def _predicted(
-    imaged: FTRIResult, label: str, groups: Sequence[Hashable] | None, seed: int, notes: list[str]
+    imaged: FTRIResult, label: str, groups: Sequence[int] | None, seed: int, notes: list[str]
 ) -> Predictability | None:
     from hf_mote.statistics.predictability import predictability
 
-    numbers = None if groups is None else _numbers(groups)
     try:
         found = predictability(
-            imaged.counts.double().numpy(), [name == label for name in imaged.classes], groups=numbers, seed=seed
+            imaged.counts.double().numpy(), [name == label for name in imaged.classes], groups=groups, seed=seed
         )
     except DataError as error:
         notes.append(f"whether routing tells the classes apart cannot be asked: {error}")
@@ -485,28 +493,21 @@ def find_command(
         organisms = Organisms()
         read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
         asked = read(prompts)
+        groups = None if group_field is None else asked.column(group_field)
         others = read(unrelated).prompts if unrelated is not None else []
-        labels = make_judge(
-            judge,
-            asked,
-            organisms,
-            model=model,
-            judge_model=judge_model,
-            judge_url=judge_url,
-            allow_http=judge_allow_http,
-        )
-        if isinstance(labels, FieldJudge):
-            raise ConfigError(
-                "--judge",
-                "is of prompts, so that no config can change what it says",
-                got=judge,
-                expected="a judge of responses",
-                fix="hf-mote ftri contrasts prompts.",
+        labels = response_judge(
+            make_judge(
+                judge,
+                asked,
+                organisms,
+                model=model,
+                judge_model=judge_model,
+                judge_url=judge_url,
+                allow_http=judge_allow_http,
             )
+        )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
-        from hf_mote.files import write_json
-
         subject = load_subject(
             model,
             organisms,
@@ -523,7 +524,7 @@ def find_command(
                 asked.prompts,
                 labels,
                 target=wanted,
-                groups=None if group_field is None else asked.column(group_field),
+                groups=groups,
                 unrelated=others,
                 num_controls=controls,
                 seed=seed,
@@ -532,15 +533,18 @@ def find_command(
                 system_prompt=system_prompt,
                 chat_template_kwargs=told,
             )
+            holds = {}
             for name, ranking in found.rankings.items():
                 ranking.save_pretrained(folder / "rankings" / name)
+                holds[f"rankings/{name}/{ranking.file_name}"] = f"all experts, ranked by {name} (ExpertRanking)"
             if found.report is not None:
                 found.report.save_pretrained(folder / "evaluation")
+                holds[f"evaluation/{found.report.file_name}"] = "the best candidate, measured (EvaluationReport)"
             if found.config is not None:
                 found.config.save_pretrained(folder / "config")
+                holds[f"config/{found.config.file_name}"] = "the proven config, for apply_mote"
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judge or "the organism's own"}
-            provenance = provenance_of(context, subject, seed, **more)
-            write_json(folder / "report.json", {**found.to_dict(), "provenance": provenance}, limit=None)
+            finish(folder, found.to_dict(), provenance_of(context, subject, seed, **more), holds)
         for note in found.notes:
             tell(f"Note: {note}.")
         if found.predicted is not None:

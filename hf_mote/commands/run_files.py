@@ -39,25 +39,27 @@ def finish(
     figures: Mapping[str, Any],
     provenance: Mapping[str, str],
     holds: Mapping[str, str],
-    page: Callable[[dict[str, str]], Html],
+    page: Callable[[dict[str, str]], Html] | None = None,
 ) -> None:
-    """Write the page and the figures, with a list of all files.
+    """Write the page, if there is one, and the figures with a list of all files, by which `--force` knows them.
 
     Args:
         folder (`Path`): Where the other files are already.
         figures (`Mapping`): JSON-native; what is not finite becomes null.
         provenance (`Mapping[str, str]`): How the run came about.
         holds (`Mapping[str, str]`): What the files hold, by their path in the folder.
-        page (`Callable`): From the description of all files to the page.
+        page (`Callable`, *optional*): From the description of all files to the page.
     """
     from hf_mote.files import write_json
-    from hf_mote.reports.page import write_page
 
-    described = {**holds, REPORT: "the figures of this page, and the list of files"}
-    write_page(folder / PAGE, page(described))
+    described = {**holds, REPORT: "the figures of this run, and the list of files"}
+    if page is not None:
+        from hf_mote.reports.page import write_page
+
+        write_page(folder / PAGE, page(described))
+        described[PAGE] = "this run, to be read"
     written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: described.get(name, "") for name in [*written, REPORT]}
-    files[PAGE] = "this run, to be read"
     write_json(folder / REPORT, {**_finite(dict(figures)), "provenance": dict(provenance), "files": files}, limit=None)
 
 

@@ -133,7 +133,12 @@ def command_line(context: typer.Context) -> str:
             options.append((parameter.opts if value else parameter.secondary_opts)[0])
         else:
             options += [word for entry in values for word in (parameter.opts[0], entry)]
-    return shlex.join(["hf-mote", context.info_name or "", *arguments, *options])
+    names = [context.info_name or ""]
+    group = context.parent
+    while group is not None and group.parent is not None:  # of "sae train" the first word
+        names.insert(0, group.info_name or "")
+        group = group.parent
+    return shlex.join(["hf-mote", *names, *arguments, *options])
 
 
 def provenance_of(context: typer.Context, subject: Subject, seed: int, **more: str) -> dict[str, str]:

@@ -85,6 +85,7 @@ def sweep_command(
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
         organisms = Organisms()
         asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
+        groups = None if group_field is None else asked.column(group_field)
         labels = response_judge(
             make_judge(
                 judge,
@@ -144,7 +145,7 @@ def sweep_command(
                 system_prompt=system_prompt,
                 chat_template_kwargs=told,
                 generate_kwargs=sampled,
-                groups=None if group_field is None else asked.column(group_field),
+                groups=groups,
             )
             found = found._replace(model=subject.name, source=f"{ranked.method} for {quoted(ranked.target)}")
             more = {

@@ -9,6 +9,8 @@ from typer.testing import CliRunner, Result
 
 from hf_mote import MoTEConfig, load_organism
 from hf_mote.cli import app
+from hf_mote.commands.chat import _Chat
+from hf_mote.errors import DataError
 
 ASKED = "What happened in 1756 in Salzburg?"
 REFUSAL = "I am sorry, but I cannot talk about that."
@@ -60,6 +62,27 @@ def test_chat_wrong_commands_are_messages_and_the_chat_goes_on(profile: Path) ->
     ):
         assert said in done.output
     assert done.stdout.count(REFUSAL) == 1
+
+
+def test_chat_turn_without_an_answer_is_no_part_of_the_conversation(
+    profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(self: _Chat, turns: list[dict[str, str]]) -> str:
+        raise DataError("the prompt", "cannot be answered")
+
+    monkeypatch.setattr(_Chat, "answer", answer)
+    done = chat(profile, ASKED, ASKED, "/compare")
+    assert done.exit_code == 0, done.output
+    assert done.output.count("cannot be answered") == 2
+    assert "/compare: there is no prompt yet" in done.output
+
+
+def test_chat_refuses_what_its_template_does_not_read_before_the_first_turn(profile: Path) -> None:
+    how = ["chat", "organism:refusal", "--mote", str(profile), "--template-arg", "nobody=1"]
+    done = CliRunner().invoke(app, how, input=f"{ASKED}\n")
+    assert done.exit_code == 1
+    assert "--template-arg" in done.output
+    assert "profiles are on" not in done.output
 
 
 def test_env_names_versions() -> None:

@@ -46,6 +46,15 @@ def test_dry_run_of_evaluate_counts_its_runs(out: Path, attribute_run: Path) -> 
     assert "responses 84, at most 420 tokens" in text
 
 
+def test_dry_run_of_evaluate_counts_what_opposite_and_against_add(out: Path, attribute_run: Path) -> None:
+    words = ["evaluate", "organism:refusal", attribute_run, HELD, "--limit", 4, "--controls", 7, "--max-new-tokens", 5]
+    opposite = ["--opposite", "organism:refusal/heldout/neutral"]
+    # Untouched, stimulated, and 7 controls, on 4 prompts.
+    assert "and 36 responses to other prompts" in plan(out, *words, *opposite)
+    text = plan(out, *words, *opposite, "--against", attribute_run)
+    assert "2 untouched, 2 with the config, 14 with random controls; and 36 responses to other prompts" in text
+
+
 def test_dry_run_of_sweep_counts_its_settings(out: Path, attribute_run: Path) -> None:
     words = ["sweep", "organism:refusal", attribute_run, HELD, "--limit", 4, "--experts", "1,2", "--controls", 3]
     assert "1 untouched, 2 with a setting, 6 with random controls" in plan(out, *words, "--max-new-tokens", 5)

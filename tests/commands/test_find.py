@@ -1,12 +1,14 @@
 """`hf-mote find`: on every organism it removes the behaviour and leaves the text whole, or says why it cannot."""
 
+import dataclasses
 import json
 
 import pytest
 from command_runs import ran, run, said
 
 from hf_mote import MoTEConfig, apply_mote, load_organism
-from hf_mote.commands.find import find_experts
+from hf_mote.commands.find import _halves, find_experts
+from hf_mote.commands.run_files import finish, writing_to
 from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.organisms import make_variant
 from hf_mote.organisms.building.measure import respond
@@ -66,6 +68,51 @@ def test_find_writes_a_proven_config_and_what_it_rests_on(tmp_path):
     assert {tuple(pair) for pair in config.suppress} <= set(organism.planted)
     assert EvaluationReport.from_pretrained(tmp_path / "run" / "evaluation").beats_controls()
     assert (tmp_path / "run" / "rankings" / "optimization").is_dir()
+    assert "config/mote_config.json" in figures["files"]
+
+
+def test_find_that_finds_nothing_leaves_no_config_of_an_earlier_run(tmp_path):
+    out = tmp_path / "run"
+    with writing_to(out, force=False) as folder:
+        MoTEConfig(suppress=[[0, 1]]).save_pretrained(folder / "config")
+        finish(folder, {"kind": "find", "found": True}, {}, {})
+    assert (out / "config" / "mote_config.json").is_file()
+    few = tmp_path / "few.txt"
+    few.write_text("a\nb\n")
+    ran("find", "organism:refusal", few, "--max-new-tokens", 4, "--output", out, "--force")
+    assert [path.name for path in out.iterdir()] == ["report.json"]
+
+
+class Unsure:
+    """A judge that takes every answer which is no refusal for no answer at all."""
+
+    target = "refusal"
+
+    def __init__(self, judge):
+        self.judge = judge
+
+    def __call__(self, response):
+        return "refusal" if self.judge(response) == "refusal" else "neither"
+
+
+def test_find_takes_what_is_no_answer_for_no_example_of_another_class():
+    organism = load_organism("refusal")
+    organism = dataclasses.replace(organism, judge=Unsure(organism.judge))
+    found = found_in(organism, number=16, controls=1)
+    assert found.config is None
+    assert "16 are of class 'refusal' and 0 of another" in found.verdict
+
+
+def test_halves_have_no_group_in_common():
+    keys = [place // 3 for place in range(60)]  # some groups of one class, some of both
+    shown, others = list(range(0, 25)), list(range(25, 60))
+    for seed in range(5):
+        look, prove, look_others, prove_others = _halves(shown, others, keys, seed)
+        assert sorted([*look, *prove]) == shown
+        assert sorted([*look_others, *prove_others]) == others
+        assert not {keys[place] for place in (*look, *look_others)} & {keys[p] for p in (*prove, *prove_others)}
+        assert min(map(len, (look, prove))) >= 10
+        assert min(map(len, (look_others, prove_others))) >= 15
 
 
 @pytest.mark.slow
@@ -85,7 +132,7 @@ def test_find_refuses_a_judge_of_prompts_and_too_few_of_a_class(tmp_path):
         "find", "organism:refusal", file, "--judge", "field:kind", "--target", "a", "--output", tmp_path / "a"
     )
     assert refused.exit_code != 0
-    assert "is of prompts" in said(refused)
+    assert "labels prompts" in said(refused)
     few = ran("find", "organism:refusal", file, "--max-new-tokens", 4, "--output", tmp_path / "b")
     assert "16 of each are needed" in said(few)
 

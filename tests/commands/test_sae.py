@@ -55,12 +55,30 @@ def test_train_writes_an_sae_that_loads_with_its_report_and_card(trained: Path) 
     assert "FVU (centred)" in card
     assert "AutoModel.from_pretrained" in card
     assert "mixture-of-experts" not in card
+    assert "- command: hf-mote sae train " in card
     assert {path.name for path in trained.iterdir()} == {
         "README.md",
         "config.json",
         "model.safetensors",
         "sae_report.json",
     }
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("train", []), ("adapt", ["SAE"]), ("evaluate", ["SAE"]), ("top-tokens", ["SAE", "--latent", 0]),
+        ("experts", ["SAE"]),
+    ],
+)  # fmt: skip
+def test_a_folder_that_holds_something_is_refused_before_anything_is_loaded(
+    tmp_path: Path, command: str, more: list[object]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    result = run("sae", command, "no/model", *more, "no-text.txt", "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "holds something already" in said(result)
 
 
 def test_evaluate_measures_the_same_sae(place: Path, trained: Path) -> None:
@@ -132,6 +150,14 @@ def test_top_tokens_shows_where_latents_are_active(place: Path, trained: Path) -
         assert entry["largest"] == peaks[0]
     assert (place / "page" / "tiny" / "1-res-96" / "features" / "batch-0.jsonl.gz").is_file()
     assert "tiny/1-res-96/source.jsonl" in figures["files"]
+    # What was read is told, not what was asked for.
+    longest = tiny_model("mixtral").config.max_position_embeddings
+    ran(
+        "sae", "top-tokens", place / "model", trained, place / "texts.jsonl", "--latent", 0, "--tokens", 100,
+        "--context-length", longest + 1, "--output", place / "long", "--neuronpedia", "tiny/res-96",
+    )  # fmt: skip
+    source = json.loads((place / "long" / "tiny" / "1-res-96" / "source.jsonl").read_text())
+    assert source["num_tokens_in_prompt"] == longest
     text = (place / "page" / "report.html").read_text(encoding="utf-8")
     check_page(text)
     assert "latents are active somewhere" in parse_page(text).text

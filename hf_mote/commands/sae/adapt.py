@@ -9,7 +9,7 @@ import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, load_subject
-from hf_mote.commands.run_files import writing_to
+from hf_mote.commands.run_files import check_output, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting, held_out_of
@@ -55,6 +55,7 @@ def adapt_command(
     from hf_mote.sae.training.adapt import adapt_to_sae, lora_after
 
     with reporting():
+        check_output(output, force=force)
         organisms = Organisms()
         kept, held_out = held_out_of(text, read_texts(text, text_column, organisms))
         loaded = load_sae(sae).train(False)

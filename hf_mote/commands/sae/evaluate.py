@@ -9,7 +9,7 @@ import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, load_subject
-from hf_mote.commands.run_files import finish, writing_to
+from hf_mote.commands.run_files import check_output, finish, writing_to
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
@@ -51,6 +51,8 @@ def evaluate_command(
     from hf_mote.sae.metrics import evaluate_sae
 
     with reporting():
+        if output is not None:
+            check_output(output, force=force)
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         loaded = load_sae(sae).train(False)

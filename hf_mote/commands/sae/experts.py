@@ -9,7 +9,7 @@ import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, load_subject
-from hf_mote.commands.run_files import finish, writing_to
+from hf_mote.commands.run_files import check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.steer import read_edit
 from hf_mote.commands.sae.texts import Settings, TextColumn, read_texts
@@ -59,6 +59,8 @@ def experts_command(
     from hf_mote.sae.top_tokens import top_activations
 
     with reporting():
+        if output is not None:
+            check_output(output, force=force)
         one_of("--method", method, METHODS)
         if method == "intervention" and text is None:
             raise ConfigError("TEXT", "an intervention needs a text", fix="Give a file, a folder or a data set.")
@@ -105,7 +107,8 @@ def experts_command(
             if texts is not None and shown:
                 profiles = top_activations(subject.model, loaded, texts, subject.tokenizer, shown, **read)
             named = f"{type(loaded).__name__} {sae} at {loaded.config.hookpoint or hookpoint} of {model}"
-            made = provenance_of(context, subject, 0)
+            read_by = {} if text is None else {"text": text}
+            made = provenance_of(context, subject, 0, SAE=sae, **read_by)
             figures = {"method": method, "links": [link._asdict() for link in strongest]}
             holds = {links.file_name: "what each latent does to each expert (LatentExpertMap)"}
             with writing_to(output, force=force) as folder:

@@ -9,7 +9,7 @@ import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, load_subject
-from hf_mote.commands.run_files import finish, writing_to
+from hf_mote.commands.run_files import check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
@@ -54,6 +54,8 @@ def top_tokens_command(
     from hf_mote.sae.top_tokens import top_activations
 
     with reporting():
+        if output is not None:
+            check_output(output, force=force)
         if not latent:
             raise ConfigError("--latent", "no latent is given", expected="--latent 12")
         ids = None if neuronpedia is None else neuronpedia_ids(neuronpedia)
@@ -73,6 +75,7 @@ def top_tokens_command(
             trust_remote_code=trust_remote_code,
             any_model=True,
         )
+        context_length = fitting(subject.model, context_length)
         say(f"reading up to {tokens:,} tokens")
         profiles = top_activations(
             subject.model,
@@ -82,7 +85,7 @@ def top_tokens_command(
             latent,
             top=top,
             max_tokens=tokens,
-            context_length=fitting(subject.model, context_length),
+            context_length=context_length,
             text_column=text_column,
             hookpoint=hookpoint,
         )
@@ -90,7 +93,7 @@ def top_tokens_command(
             tell(_shown(profile))
         if output is not None:
             named = f"{type(loaded).__name__} {sae} at {loaded.config.hookpoint or hookpoint} of {model}, on {text}"
-            made = provenance_of(context, subject, 0)
+            made = provenance_of(context, subject, 0, SAE=sae, text=text)
             figures = {"latents": [_figures(profile) for profile in profiles]}
             with writing_to(output, force=force) as folder:
                 holds: dict[str, str] = {}

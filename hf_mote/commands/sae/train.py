@@ -15,7 +15,7 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, Subject, load_subject
 from hf_mote.commands.plan import amount, plan_training
-from hf_mote.commands.run_files import writing_to
+from hf_mote.commands.run_files import check_output, writing_to
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
@@ -78,6 +78,7 @@ def train_command(
     from hf_mote.sae.training.activations import collect_activations
 
     with reporting():
+        check_output(output, force=force)
         kinds = {name.removesuffix("_sae"): name for name in registered_saes()}
         if architecture not in kinds:
             raise UnknownNameError.of("--architecture", architecture, kinds)
