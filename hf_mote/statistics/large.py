@@ -212,14 +212,16 @@ def moments_test(
     n, m = len(values), len(chosen)
     if paired:
         apart = rest[chosen] - rest[others]
-        total, variance = apart.sum(axis=0), (apart**2).sum(axis=0)
+        squares = apart**2
+        total, variance = apart.sum(axis=0), squares.sum(axis=0)
         skew = np.zeros_like(total)
-        least, fourth = m, (apart**4).mean(axis=0)
+        least, fourth = m, (squares**2).mean(axis=0)
         kurtosis = _ratio(fourth, (variance / m) ** 2)
     else:
         centred = rest - rest.mean(axis=0)
         total = centred[chosen].sum(axis=0)
-        second, third, fourth = ((centred**power).mean(axis=0) for power in (2, 3, 4))
+        squares = centred**2  # numpy multiplies for a square, and takes logarithms for other powers
+        second, third, fourth = (part.mean(axis=0) for part in (squares, squares * centred, squares**2))
         variance = m * (n - m) / (n - 1) * second
         third = m * (n - m) * (n - 2 * m) / ((n - 1) * (n - 2)) * third
         skew = _ratio(third, variance**1.5)
