@@ -118,7 +118,7 @@ def _global_state() -> dict[str, object]:
 
 @pytest.fixture(autouse=True)
 def nothing_global_left_changed() -> Iterator[None]:
-    """Fail the test that leaves global state changed, and put it back: tests after it must not depend on the order."""
+    """Fail the test that leaves global state changed, on which later ones may depend; put back levels of loggers."""
     before, environment = _global_state(), dict(os.environ)
     yield
     after = _global_state()

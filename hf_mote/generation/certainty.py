@@ -66,7 +66,7 @@ class Certainty:
     def __init__(self, model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
         self._ends, self._pad = ends_of(model, settings), int(settings["pad_token_id"])
         self._settings = settings
-        self._scores: Tensor | None = None
+        self._logs: Tensor | None = None
         self._chosen: list[Tensor] = []
         self._tokens: list[Tensor] = []
 
@@ -89,7 +89,7 @@ class Certainty:
         """
         chosen = torch.stack(self._chosen, dim=1).double().cpu()
         rows = torch.stack(self._tokens, dim=1).tolist()
-        self._scores, self._chosen, self._tokens = None, [], []
+        self._logs, self._chosen, self._tokens = None, [], []
         found = []
         for row, text, logs in zip(rows, texts, chosen, strict=True):
             tokens = without_padding(row, self._ends, self._pad)
@@ -98,17 +98,16 @@ class Certainty:
         return found
 
     def before(self, scores: Tensor) -> None:
-        """Take the scores that a token is about to be chosen by."""
-        self._scores = scores
+        """Take the scores that a token is about to be chosen by, which later processors may write over."""
+        self._logs = scores.float().log_softmax(dim=-1)
 
     def after(self, tokens: Tensor) -> None:
         """Take the tokens that were chosen, `(batch,)`."""
-        if self._scores is None:
+        if self._logs is None:
             return
-        logs = self._scores.float().log_softmax(dim=-1)
-        self._chosen.append(logs.gather(-1, tokens[:, None].to(logs.device))[:, 0])
+        self._chosen.append(self._logs.gather(-1, tokens[:, None].to(self._logs.device))[:, 0])
         self._tokens.append(tokens)
-        self._scores = None
+        self._logs = None
 
 
 class _Before(LogitsProcessor):

@@ -246,7 +246,11 @@ class MoTEConfig(Printable, Shareable):
         return self.for_other_weights_of(RoutedModel(model))
 
     def for_other_weights_of(self, routed: RoutedModel) -> Self:
-        """Do what [`for_other_weights`] does, for a model whose routers are found."""
+        """Do what [`for_other_weights`] does, for a model whose routers are found.
+
+        Args:
+            routed (`RoutedModel`): The model with its routers.
+        """
         live, made = routed.fingerprint, self.fingerprint
         if made is not None:
             shape = {**made, "router_sha256": None}
@@ -297,6 +301,10 @@ class MoTEConfig(Printable, Shareable):
             facts["model"] = self.base_model
         if self.fingerprint is None:
             facts["checked by"] = "layers and experts alone: it has no fingerprint"
+        if self.unverified is not None:
+            facts["not verified"] = self.unverified
+        if self.on_other_weights is not None:
+            facts["used"] = self.on_other_weights
         number = len(self.suppress) + len(self.stimulate) + len(self.bias)
         return Summary(f"MoTEConfig: {number} expert{'s' * (number != 1)}", facts)
 
@@ -467,8 +475,8 @@ class MoTEConfig(Printable, Shareable):
         opening = (
             f"For `{name}`. Scope: {self.scope}. Strength: {self.strength}.\n\n"
             f"{'' if self.unverified is None else f'**Not verified: {self.unverified}** '}"
-            f"{'' if self.on_other_weights is None else f'**It was made {self.on_other_weights}.** '}"
-            f"{'' if measured else 'What it does was not measured for this card. '}"
+            f"{'' if self.on_other_weights is None else f'**It is {self.on_other_weights}.** '}"
+            f"{'' if measured else 'What it does was not measured for this card.'}\n\n"
             "| what | experts | [layer, expert] |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
             "Layers are absolute decoder layers, experts indices within them. The config is checked against the "
             "model's type, layers, experts and weights when it is applied. It is data: loading it runs no code."

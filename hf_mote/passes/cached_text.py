@@ -129,10 +129,9 @@ def rows_of(cache: Any) -> CachedRows | None:
         for layer in getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
         if callable(getattr(layer, "get_seq_length", None))
     ]
-    filled = [layer for layer in layers if _keys(layer) is not None] or layers
-    if not filled:
+    if not layers:
         return None
-    layer = filled[-1]
+    layer = next((layer for layer in reversed(layers) if _keys(layer) is not None), layers[-1])
     parts: list[object] = []
     for value in vars(layer).values():
         parts += value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]

@@ -168,8 +168,8 @@ class DecoderHook(SharedHook):
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the arguments of a decoder's forward."""
-        for watcher in self._watchers:
-            watcher.begin()
+        if not is_compiling():
+            self._begin()
         if not self._needs_passes:
             return
         read = read_arguments(args, kwargs)
@@ -254,8 +254,7 @@ class DecoderHook(SharedHook):
         )
         here.columns["prompt"] += max(generation_from - first_new_column, 0)
         here.columns["generation"] += length - max(generation_from, first_new_column)
-        here.guessed = False
-        self._go(inside=True)
+        here.guessed, here.inside = False, True
         self._now, self._inside = here.now, True
         here.defers, here.deferred = batch * length <= ROWS_DEFERRED, []
         for watcher in self._watchers:
@@ -323,17 +322,20 @@ class DecoderHook(SharedHook):
         self._inside = False
         if is_compiling():
             return
-        now = self._remember(output) if self._needs_passes else None
-        for watcher in self._watchers:
-            watcher.check_alive()
-            if watcher.active and now is not None:
-                watcher.on_end(now)
+        try:
+            now = self._remember(output) if self._needs_passes else None
+            for watcher in self._watchers:
+                watcher.check_alive()
+                if watcher.active and now is not None:
+                    watcher.on_end(now)
+        finally:
+            self._end()
 
     def failed(self) -> None:
         """Leave the pass: what routers are called with from now on is no part of it."""
         here = self._here
         self._inside = here.guessed = False
-        self._go(inside=False)
+        self._end()
         here.deferred, here.cache, here.ids = [], None, None
 
     def _remember(self, output: Any) -> Forward | None:
@@ -343,7 +345,7 @@ class DecoderHook(SharedHook):
         if here.now is not None and any(watcher.needs_routers(here.now) for watcher in self._watchers):
             for look, its_args, its_output in deferred:
                 look(its_args, its_output)
-        self._go(inside=False)
+        here.inside = False
         cache = here.cache if here.cache is not None else next(caches_in(output), None)
         here.cache = None
         if cache is not None and here.text is not None:
@@ -352,13 +354,25 @@ class DecoderHook(SharedHook):
             self._texts[cache] = here.text._replace(rows=rows_of(cache)) if several else here.text
         return here.now
 
-    def _go(self, *, inside: bool) -> None:
-        """Take note that this thread's pass has begun, or has ended."""
+    def _begin(self) -> None:
+        """Take note that this thread's pass has begun; what ran is forgotten unless another thread's pass needs it."""
         here = self._here
-        if here.inside is not inside:
-            here.inside = inside
+        with self._lock:
+            if not here.under_way:
+                here.under_way = True
+                self._under_way += 1
+            if self._under_way == 1:
+                for watcher in self._watchers:
+                    watcher.begin()
+
+    def _end(self) -> None:
+        """Take note that this thread's pass has ended."""
+        here = self._here
+        here.inside = False
+        if here.under_way:
+            here.under_way = False
             with self._lock:
-                self._under_way += 1 if inside else -1
+                self._under_way -= 1
 
     def _extends_previous(self, read: PassArguments) -> tuple[bool, Tensor | None]:
         """Whether the pass repeats the one before and adds a token, and the rows that its sequences come from."""
@@ -396,6 +410,7 @@ class _Here(threading.local):
     def __init__(self) -> None:
         self.now: Forward | None = None
         self.inside = False
+        self.under_way = False
         self.guessed = False
         self.ids: Tensor | None = None
         self.defers = False

@@ -241,12 +241,8 @@ class DecoderParticipant(Participant):
     """What says why a router that had run before did not run again, if that means that it went unseen."""
 
     def begin(self) -> None:
-        """Called when a forward pass begins, whether passes matter or not: nothing has run in it yet.
-
-        Before every router has been seen to run once, nothing is forgotten: of two threads that both make their first
-        pass, the later one would take from the earlier one what its routers had done.
-        """
-        if self.active and self._proven:
+        """Called when a forward pass begins and no other is under way, whether passes matter: nothing has run yet."""
+        if self.active:
             for participant in self._expected.values():
                 participant.ran = False
 

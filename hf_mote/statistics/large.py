@@ -28,7 +28,7 @@ from hf_mote.errors import DataError
 from hf_mote.statistics.contrast import Contrast, check_pairs
 from hf_mote.statistics.inputs import checked_tokens
 from hf_mote.statistics.intervals import OF_SHARES, Limits, limits
-from hf_mote.statistics.permutation import permutation_test, relabellings
+from hf_mote.statistics.permutation import Relabellings, permutation_test, relabellings
 from hf_mote.statistics.resampling import Statistic, check_resampling
 from hf_mote.statistics.scores import SCORES
 
@@ -55,8 +55,8 @@ class _Plan(NamedTuple):
     score: str
     paired: bool
     confidence: float
-    resamples: int
     permutations: int | None
+    several: Relabellings | None  # None: scores alone
     seed: int
 
 
@@ -107,18 +107,19 @@ def contrast_in_blocks(
     chosen, others = np.flatnonzero(is_target), np.flatnonzero(~is_target)
     if paired:
         check_pairs(chosen, others)
-    plan = _Plan(chosen, others, lengths, score, paired, confidence, resamples, permutations, seed)
     number = grid[0] * grid[1]
+    several = None
+    if resamples:
+        wanted = permutations or RELABELLINGS
+        several = relabellings(len(chosen), len(others), paired=paired, wanted=wanted, columns=number)
+    plan = _Plan(chosen, others, lengths, score, paired, confidence, permutations, several, seed)
     width = max(1, VALUES_PER_BLOCK // len(is_target))
     found = [_of_block(columns(start, min(start + width, number)), plan) for start in range(0, number, width)]
     scores, low, high, p, relabelled = (np.concatenate(parts) for parts in zip(*found, strict=True))
     scores = scores.reshape(grid)
-    if resamples == 0:
+    if several is None:
         return Contrast(scores, None, None, None, None, None)
     q = np.asarray(stats.false_discovery_control(p), dtype=np.float64)
-    several = relabellings(
-        len(chosen), len(others), paired=paired, wanted=permutations or RELABELLINGS, columns=number
-    )
     # Moments bound no p value; relabellings do.
     least = several.least_p if relabelled.all() else LEAST_P
     done = several.number if relabelled.any() else None
@@ -137,7 +138,7 @@ def _of_block(values: Array, plan: _Plan) -> _Block:
     statistic = Statistic(values, plan.tokens, SCORES[plan.score])
     found = statistic(plan.chosen, plan.others)
     nothing = np.full(values.shape[1], np.nan)
-    if plan.resamples == 0:
+    if plan.several is None:
         return _Block(found, nothing, nothing, nothing, np.zeros(len(nothing), dtype=bool))
     if plan.paired:
         ends = _jackknife(statistic, found, plan)
@@ -167,18 +168,11 @@ def _of_block(values: Array, plan: _Plan) -> _Block:
         relabelled = ~enough
     if relabelled.any():
         some = np.flatnonzero(relabelled)
-        several = relabellings(
-            len(plan.chosen),
-            len(plan.others),
-            paired=plan.paired,
-            wanted=plan.permutations or RELABELLINGS,
-            columns=len(some),
-        )
         p[some] = permutation_test(
             statistic.of_columns(some),
             plan.chosen,
             plan.others,
-            plan=several,
+            plan=plan.several,
             paired=plan.paired,
             seed=plan.seed,
             to_the_end=plan.permutations is not None,
@@ -212,14 +206,16 @@ def moments_test(
     n, m = len(values), len(chosen)
     if paired:
         apart = rest[chosen] - rest[others]
-        total, variance = apart.sum(axis=0), (apart**2).sum(axis=0)
+        squares = apart**2
+        total, variance = apart.sum(axis=0), squares.sum(axis=0)
         skew = np.zeros_like(total)
-        least, fourth = m, (apart**4).mean(axis=0)
+        least, fourth = m, (squares**2).mean(axis=0)
         kurtosis = _ratio(fourth, (variance / m) ** 2)
     else:
         centred = rest - rest.mean(axis=0)
         total = centred[chosen].sum(axis=0)
-        second, third, fourth = ((centred**power).mean(axis=0) for power in (2, 3, 4))
+        squares = centred**2  # numpy multiplies for a square, and takes logarithms for other powers
+        second, third, fourth = (part.mean(axis=0) for part in (squares, squares * centred, squares**2))
         variance = m * (n - m) / (n - 1) * second
         third = m * (n - m) * (n - 2 * m) / ((n - 1) * (n - 2)) * third
         skew = _ratio(third, variance**1.5)

@@ -22,6 +22,7 @@ __all__ = ["Predictability", "predictability"]
 
 _FOLDS = 5
 _RIDGE = 1.0  # of the mean eigenvalue
+_MOST = 2_000  # prompts of a class: memory grows with their square, time with their cube
 
 
 class Predictability(NamedTuple):
@@ -70,7 +71,7 @@ def predictability(
     Ridge regression on each prompt's shares of tokens, standardised; five folds, whole groups in each. Pairs are
     compared within a fold, so that the folds' thresholds play no part. The interval is Student's over the folds, with
     the correction of Nadeau and Bengio (2003), "Inference for the Generalization Error", for training on the same
-    prompts.
+    prompts. Of a class of more than 2,000 prompts as many are drawn.
 
     Args:
         counts (`array` of shape `(prompts, ...)`): Tokens, or routing weight, that each expert took.
@@ -78,7 +79,7 @@ def predictability(
         groups (`Sequence[int]`, *optional*): The number of each prompt's group, such as its topic; each its own by
             default.
         confidence (`float`, *optional*, defaults to 0.95): Coverage of the interval.
-        seed (`int`, *optional*, defaults to 0): Of the folds.
+        seed (`int`, *optional*, defaults to 0): Of the folds, and of prompts that are drawn.
 
     Raises:
         [`DataError`]: if there are fewer than four prompts of either class, or fewer than two groups.
@@ -97,8 +98,13 @@ def predictability(
     """
     real("predictability.confidence", confidence, above=0, below=1)
     labels = np.asarray(of_class, dtype=bool)
-    values = np.asarray(counts, dtype=np.float64).reshape(len(labels), -1)
     keys = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    given = np.asarray(counts)
+    if max(labels.sum(), (~labels).sum()) > _MOST:
+        order = np.random.default_rng(seed).permutation(len(labels))
+        kept = np.sort(np.concatenate([order[labels[order] == value][:_MOST] for value in (True, False)]))
+        labels, keys, given = labels[kept], keys[kept], given[kept]
+    values = given.astype(np.float64).reshape(len(labels), -1)
     number = len(np.unique(keys))
     if min(labels.sum(), (~labels).sum()) < 4 or number < 2:
         got = f"{labels.sum()} and {(~labels).sum()} prompts in {number} groups"

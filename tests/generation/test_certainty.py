@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tiny_models import tiny_model, tiny_tokenizer
 
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.certainty import Certainty
 from hf_mote.generation.decoding import answer_tokens
 from hf_mote.generation.prompts import padded
 from hf_mote.organisms.organism import load_organism
-from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +58,14 @@ def test_repeated_pairs_are_counted_and_signs_are_taken_once(organism):
     assert signs.surprise == pytest.approx(torch.tensor(8.0).log().item())
 
 
-def test_the_callers_own_processors_still_act(organism):
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_callers_own_processors_still_act(organism, in_place):
     from transformers import LogitsProcessor, LogitsProcessorList
 
     class OnlyFive(LogitsProcessor):
         def __call__(self, input_ids, scores):
-            return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([5]), 0.0)
+            only = torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([5]), 0.0)
+            return scores.copy_(only) if in_place else only
 
     _, answers, signs = written(
         organism.model, organism.tokenizer, ["What?"], logits_processor=LogitsProcessorList([OnlyFive()])

@@ -187,7 +187,8 @@ def test_fine_tune_is_told_apart_and_needs_the_flag(found: tuple, tuned: torch.n
         "applied_to": used.fingerprint["router_sha256"],
         "model": "org/tuned",
     }
-    assert "on other weights" in used._card(*_nothing())
+    assert "**It is on other weights than it was made for" in used._card(*_nothing())
+    assert "on other weights than it was made for" in repr(used)
     assert MoTEConfig.from_dict(used.to_dict()).on_other_weights == used.on_other_weights
     apply_mote(tuned, used).remove()  # saved with the mark, it is one for these weights
 
@@ -236,7 +237,16 @@ def test_unverified_config_is_applied_with_the_flag_alone_and_says_so() -> None:
     assert used.provenance["allow_other_weights"]["unverified"] == "Nobody had the weights."
     assert MoTEConfig.from_dict(config.to_dict()) == config
     assert "unverified" not in MoTEConfig().to_dict()
+    assert "Nobody had the weights." in repr(config)
+    assert "applied unverified" in repr(used)
     assert "Not verified" in config._card(*_nothing())
+    assert "**It is applied unverified" in used._card(*_nothing())
+
+
+@pytest.mark.parametrize("unverified", [None, "Nobody had the weights."])
+def test_table_of_experts_on_a_card_begins_a_paragraph(unverified: str | None) -> None:
+    card = MoTEConfig(suppress=[[0, 1]], unverified=unverified)._card(*_nothing())
+    assert "not measured for this card.\n\n| what | experts | [layer, expert] |\n| --- |" in card
 
 
 @pytest.mark.parametrize("value", ["", " ", 3, True])

@@ -160,6 +160,45 @@ def test_threads_that_share_compiled_layers_get_their_own_tokens_edited(model: P
     assert torch.allclose(found[0], wanted[1], atol=1e-5)
 
 
+def test_thread_that_begins_while_another_ends_takes_nothing_from_its_compiled_layers(model: PreTrainedModel) -> None:
+    ended_layers, begun, ended = threading.Event(), threading.Event(), threading.Event()
+    failures: list[BaseException] = []
+
+    def at_norm(*_: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            ended_layers.set()
+            begun.wait(20)
+
+    def at_embedding(*_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            begun.set()
+            assert ended.wait(20)
+
+    def run() -> None:
+        try:
+            model(IDS, use_cache=False)
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+        ended.set()
+
+    for layer in model.model.layers:
+        layer.compile(backend="eager")
+    with apply_mote(model, config("all")):
+        model(IDS, use_cache=False)
+        pauses = [
+            model.model.norm.register_forward_pre_hook(at_norm),
+            model.model.embed_tokens.register_forward_pre_hook(at_embedding),
+        ]
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert ended_layers.wait(20)
+        model(IDS, use_cache=False)
+        thread.join()
+        for pause in pauses:
+            pause.remove()
+    assert not failures
+
+
 def test_cache_in_an_object_of_a_compiled_model_is_refused(model: PreTrainedModel) -> None:
     class Box:
         def __init__(self, held: Any) -> None:

@@ -48,6 +48,18 @@ def test_topics_without_classes_inside_and_with():
     assert "within topics" in str(found)
 
 
+def test_of_many_prompts_as_many_of_each_class_are_drawn_as_fit(monkeypatch):
+    rng = np.random.default_rng(3)
+    of_class = np.arange(900) < 50
+    counts = rng.poisson(5, (900, 4)) + 9 * of_class[:, None] * (np.arange(4) == 3)
+    whole = predictability(counts, of_class, seed=1)
+    monkeypatch.setattr("hf_mote.statistics.predictability._MOST", 100)
+    found = predictability(counts, of_class, seed=1)
+    assert found.pairs == 50 * 100 / 5  # of each of five folds
+    assert found == predictability(counts, of_class, seed=1)
+    assert found.auroc == pytest.approx(whole.auroc, abs=0.03)
+
+
 @pytest.mark.parametrize(("classes", "groups"), [([True] * 3 + [False] * 9, None), ([True, False] * 6, [0] * 12)])
 def test_too_few_prompts_are_refused(classes, groups):
     with pytest.raises(DataError, match="too few"):
