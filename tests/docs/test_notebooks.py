@@ -52,3 +52,11 @@ def test_outputs_are_those_of_one_run_from_top_to_bottom(path: Path) -> None:
     assert len(kinds) >= 5
     told = [output for cell in cells for output in cell["outputs"] if output.get("name") == "stderr"]
     assert not told, told
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_picture_is_shown_as_one(path: Path) -> None:
+    shown = [output["data"] for cell in code_of(path) for output in cell["outputs"] if "data" in output]
+    figures = [data for data in shown if "".join(data.get("text/plain", "")).startswith("<Figure")]
+    assert all("image/png" in data for data in figures), "a figure is there as text alone: %matplotlib inline"
+    assert bool(figures) == any("plot_" in "".join(cell["source"]) for cell in code_of(path))
