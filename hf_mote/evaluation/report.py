@@ -16,7 +16,7 @@ from hf_mote.evaluation.controls import CONTROL_KINDS
 from hf_mote.evaluation.conversations import Conversation
 from hf_mote.evaluation.selectivity import NonInferiority, Selectivity
 from hf_mote.evaluation.side_effects import SideEffects
-from hf_mote.evaluation.verdict import Outcome, decide
+from hf_mote.evaluation.verdict import Outcome, decide, one_fewer
 from hf_mote.hub import RESULT_LIMIT, Shareable, read_json, write_json
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.printing import Printable, Summary, frame_of
@@ -180,7 +180,10 @@ class EvaluationReport(Printable, Shareable):
         at these prompts, it is at most `a` in at most a share `a` of cases, for every `a`: the config and its controls
         are exchangeable then, see [`random_controls`]. It is never below `1 / (1 + number of controls)`.
         """
-        return self._p(self.control_effects)
+        others = self.control_effects
+        if not others:
+            return None
+        return (1 + sum(reaches(effect, self.coherent_effect) for effect in others)) / (1 + len(others))
 
     @property
     def disjoint_p(self) -> float | None:
@@ -207,11 +210,6 @@ class EvaluationReport(Printable, Shareable):
         reached = sum(reaches(effect, self.coherent_effect) for effect in others)
         chances = self.disjoint_chances or [(1 + few) / (1 + len(others)) for few in range(len(others) + 1)]
         return chances[reached], chances[max(0, reached - 1)]
-
-    def _p(self, others: Sequence[float]) -> float | None:
-        if not others:
-            return None
-        return (1 + sum(reaches(effect, self.coherent_effect) for effect in others)) / (1 + len(others))
 
     @property
     def flips(self) -> Flips | None:
@@ -242,8 +240,7 @@ class EvaluationReport(Printable, Shareable):
         apart = counted.high < self.before.low or counted.low > self.before.high
         broken = self.coherence is not None and self.coherence.broken
         p = self.p_value if adjusted_p is None else adjusted_p
-        one = 1 / (1 + len(self.controls))
-        p_less = 0.0 if p is None else max(one, p - one)
+        p_less = one_fewer(p, len(self.controls))
         if adjusted_p is None and self.sharing:
             found = self._disjoint
             p, p_less = (None, 0.0) if found is None else found
@@ -280,6 +277,7 @@ class EvaluationReport(Printable, Shareable):
             "beats": "beats its controls",
             "undecided": "may beat its controls, or not, which more of them would tell (100, say)",
             "breaks the text": "breaks the text, which is no effect on the behaviour",
+            "untested": "cannot be held against these controls",
         }.get(outcome, "does not beat its controls")
         verdict = f"The config {said}: "
         verdict += (
