@@ -58,7 +58,7 @@ class Rates(NamedTuple):
 
     Attributes:
         before (`Measured`): The untouched model's.
-        after (`list[Run]`): With each config.
+        after (`list[Measured]`): With each config.
         controls (`list[list[float]]`): For each config the rate with each of its controls.
         sharing (`list[list[bool]]`): For each config, whether each of its controls holds some of its own experts.
         chances (`list[list[float]]`): For each config, where some do, what [`chance_of_reach`] says of the others.

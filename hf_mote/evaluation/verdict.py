@@ -46,8 +46,8 @@ def decide(p: float | None, p_less: float, *, apart: bool, broken: bool) -> Outc
     if not apart:
         return "does not beat"
     most = SIGNIFICANT + _ROUNDING
-    # Leaving one control out of n raises (1 + r) / (1 + n) by the factor (1 + n) / n, and p - p_less is 1 / (1 + n). Of
-    # controls that overlap each other that step is taken as well.
+    # Leaving one control out of n raises (1 + r) / (1 + n) by the factor (1 + n) / n, and p - p_less is 1 / (1 + n).
+    # Of controls that overlap each other that step is taken as well.
     if p <= most and (p_less >= p or p / (1 - (p - p_less)) <= most):
         return "beats"
     return "undecided" if p_less < p and p_less <= most else "does not beat"
