@@ -65,7 +65,7 @@ class Rates(NamedTuple):
         control_labels (`list[list[list[str]]]`): For each config the judge's labels with each of its controls.
         control_signs (`list[list[list[Signs]]]`): Likewise how sure the model was of each response.
         aside (`list[Measured]`): On other prompts: the untouched model, then the first config, then its controls;
-            empty where there are none, or the judge cannot label them.
+            empty where there are none, or the judge cannot label them. Responses of the first two are kept.
     """
 
     before: Measured
@@ -258,7 +258,7 @@ class RateMeasurement:
                 )
                 return []
             rate = Rate.of(labels.count(self.label), len(labels), self.confidence)
-            found.append(Measured(rate, [], labels, signs))
+            found.append(Measured(rate, responses if len(found) < 2 else [], labels, signs))
         return found
 
     def _check_target(self) -> None:
