@@ -9,8 +9,8 @@ Files in reading order:
 - `side_effects.py`: divergence and perplexity on other text. `conversations.py`: several turns.
 - `coherence.py`: which responses are no text. `selectivity.py`: what changes elsewhere. `verdict.py`: what it proves.
 - `both_ways.py`: suppressed and stimulated. `preregistration.py`: what will be measured, written down before.
-- `report.py`: `EvaluationReport`. `sweep.py`: a report for each setting, with p adjusted for having tried them all.
-- `router_copies.py`: what an edit must do, told by a copy of the router on changed logits.
+- `report.py`: `EvaluationReport`. `report_file.py`: its file. `sweep.py`: several settings, with p adjusted.
+- `edit_checks.py`: what an edit is defined to do. `router_copies.py`: what a copy on changed logits does.
 - `model_check.py`: `check_model`, whether all that is claimed holds on one model as it was loaded.
 
 May import `mote`, `routing`, `passes`, `hooks`, `statistics`, `generation`, `judges`, `hub`, `sharing` and `files`;

@@ -32,6 +32,8 @@ __all__ = [
     "controls_of",
     "counting_use",
     "read_change",
+    "units_of",
+    "with_fields",
 ]
 
 

@@ -142,6 +142,11 @@ class Coherence:
         flags = all(isinstance(one, list) and all(isinstance(flag, bool) for flag in one) for one in lists)
         if not flags or len({len(one) for one in lists}) > 1 or not self.before:
             raise DataError("Coherence", "no flag for each response", got=repr(lists)[:80])
+        for name in ("unsure", "unsure_low"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if value is not None and not number:
+                raise DataError(f"Coherence.{name}", "is no chance", got=repr(value))
         if not isinstance(self.references, int) or isinstance(self.references, bool) or self.references < 0:
             raise DataError("Coherence.references", "is no number of responses", got=repr(self.references))
 

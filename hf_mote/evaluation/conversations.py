@@ -149,7 +149,7 @@ def run_conversations(
         system_prompt (`str`, *optional*):
             First message of every conversation.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*):
-            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
+            Further arguments of the chat template, as `{"enable_thinking": False}`; it must read each name.
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
         seed (`int`, *optional*):

@@ -125,7 +125,7 @@ def evaluate_mote(
         system_prompt (`str`, *optional*):
             First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*):
-            What the chat template is told besides, as `{"enable_thinking": False}`; it must read the name.
+            Further arguments of the chat template, as `{"enable_thinking": False}`; it must read each name.
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
         groups (`Sequence`, *optional*):
@@ -212,8 +212,11 @@ def evaluate_mote(
     others_after: list[str] = []
     references: list[Signs] = []
     if others:
-        others_before, references = trial.respond(others, None)
-        others_after, _ = trial.respond(others, change)
+        if found.aside and len(aside) == len(others):  # they have been answered, all of them
+            said = [(one.responses, one.signs) for one in found.aside[:2]]
+        else:
+            said = [trial.respond(others, which) for which in (None, change)]
+        (others_before, references), (others_after, _) = said
         same = [a == b for a, b in zip(others_before, others_after, strict=True)]
         unchanged = Rate.of(sum(same), len(same), confidence)
     turns_unchanged = None

@@ -27,7 +27,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_mote.errors import DataError, HFMoTEError, LivenessError, ModelMismatchError, UnsupportedError
-from hf_mote.evaluation.router_copies import CopiedEdit, on_a_copy, same_routing
+from hf_mote.evaluation.edit_checks import BIAS, COPIED, EDITS, TriedEdit, differs_from_copy
+from hf_mote.evaluation.router_copies import CopiedEdit, on_a_copy
 from hf_mote.files import write_json
 from hf_mote.generation.asking import Chat
 from hf_mote.generation.decoding import pad_token_of
@@ -352,7 +353,7 @@ def _edits(model: PreTrainedModel) -> Iterator[CheckRow]:
     for site in sites:
         kinds.setdefault((type(site.module), site.num_experts, site.top_k, site.rule.name), []).append(site)
     chosen = {site.path: site for same in kinds.values() for site in (same[0], same[len(same) // 2], same[-1])}
-    for name, (changes, holds) in _EDITS.items():
+    for name, (changes, holds) in EDITS.items():
         refused: dict[str, None] = {}
         wrong: list[str] = []
         layers: list[int] = []
@@ -361,11 +362,11 @@ def _edits(model: PreTrainedModel) -> Iterator[CheckRow]:
             if self_test(site) is None:
                 continue
             try:
-                tried = _try(model, sites, site, changes, _COPIED.get(name))
+                tried = _try(model, sites, site, changes, COPIED.get(name))
             except (ModelMismatchError, UnsupportedError) as error:
                 refused[str(error)] = None
                 continue
-            fault = holds(tried) or _differs_from_copy(tried, name)
+            fault = holds(tried) or differs_from_copy(tried, name)
             copies += tried.copied is not None
             if fault is not None:
                 wrong.append(f"layer {site.layer}, expert {tried.expert}: {fault}")
@@ -374,7 +375,7 @@ def _edits(model: PreTrainedModel) -> Iterator[CheckRow]:
             yield CheckRow(f"edit: {name}", False, "; ".join(wrong))
         elif layers:
             detail = f"as defined, in layers {', '.join(map(str, sorted(layers)))}"
-            if name in _COPIED:
+            if name in COPIED:
                 detail += f"; {copies} of {len(layers)} equal a copy whose own code decides on changed logits"
             yield CheckRow(f"edit: {name}", True, detail)
         else:
@@ -388,7 +389,7 @@ def _try(
     site: RouterSite,
     changes: Callable[[int, int], dict[str, Any]],
     copied: CopiedEdit | None = None,
-) -> _Tried:
+) -> TriedEdit:
     """Run one router without and with an edit of the expert that it chooses most.
 
     Raises:
@@ -415,17 +416,7 @@ def _try(
         told = None if copied is None else on_a_copy(site, adapter, args, expert, copied, bias=BIAS)
     if look.seen is None:
         raise LivenessError(site.path, "its hook did not run", expected="one run", fix="Report how it was loaded.")
-    return _Tried(site, logits, native, look.seen, expert, told)
-
-
-def _differs_from_copy(tried: _Tried, name: str) -> str | None:
-    if tried.copied is None:
-        return None
-    # In half precision a changed logit rounds in another place than the copy's.
-    tolerance = max(1e-5, 8 * torch.finfo(tried.logits.dtype).eps)
-    if name.startswith("stimulate"):
-        return same_routing(tried.edited, tried.copied, tolerance=tolerance, weights=False)
-    return same_routing(tried.edited, tried.copied, tolerance=tolerance)
+    return TriedEdit(site, logits, native, look.seen, expert, told)
 
 
 class _Look(WeightProbe):
@@ -436,126 +427,6 @@ class _Look(WeightProbe):
     def probe(self, forward: Forward | None, routing: Routing) -> Tensor:
         self.seen = routing
         return routing.weights
-
-
-class _Tried(NamedTuple):
-    """One router, what it decided, and what it decided under an edit of one expert."""
-
-    site: RouterSite
-    logits: Tensor
-    native: Routing
-    edited: Routing
-    expert: int
-    copied: Routing | None = None
-
-    @property
-    def tolerance(self) -> float:
-        """Relative; of rounding to the weights' dtype."""
-        return 4 * torch.finfo(self.native.weights.dtype).eps
-
-    def close(self, mine: Tensor, wanted: Tensor) -> bool:
-        """Whether weights are equal but for rounding."""
-        largest = float(wanted.float().abs().max().clamp(min=1e-30))
-        return bool(((mine.float() - wanted.float()).abs() <= self.tolerance * largest).all())
-
-
-def _holds_zero(tried: _Tried) -> str | None:
-    hit = tried.native.indices == tried.expert
-    wanted = tried.native.weights.masked_fill(hit, 0)
-    same = torch.equal(tried.edited.indices, tried.native.indices) and torch.equal(tried.edited.weights, wanted)
-    return None if same else "weights are not the router's own with the expert's at 0"
-
-
-def _holds_drop(tried: _Tried) -> str | None:
-    weights = tried.native.weights.double()
-    left = weights.masked_fill(tried.native.indices == tried.expert, 0)
-    kept = left.sum(dim=-1, keepdim=True)
-    wanted = torch.where(kept == 0, torch.zeros_like(left), left * weights.sum(dim=-1, keepdim=True) / kept)
-    same = torch.equal(tried.edited.indices, tried.native.indices) and tried.close(tried.edited.weights, wanted)
-    return None if same else "weights do not sum to what all of the chosen summed to"
-
-
-def _holds_reroute(tried: _Tried) -> str | None:
-    if bool(((tried.edited.indices == tried.expert) & (tried.edited.weights != 0)).any()):
-        return "the expert is still chosen"
-    if not bool(tried.edited.weights.isfinite().all()):
-        return "weights are not finite"
-    spared = ~(tried.native.indices == tried.expert).any(dim=-1)
-    ours, theirs = (routing.indices[spared].sort(dim=-1).values for routing in (tried.edited, tried.native))
-    if tried.site.selection.num_groups == 1 and not torch.equal(ours, theirs):
-        return "tokens that did not choose the expert have others now"
-    return None
-
-
-def _holds_stimulate(tried: _Tried) -> str | None:
-    chosen = (tried.edited.indices == tried.expert).any(dim=-1)
-    return None if bool(chosen.all()) else f"chosen by {int(chosen.sum())} of {len(chosen)} tokens alone"
-
-
-def _holds_stimulate_max(tried: _Tried) -> str | None:
-    mine = tried.edited.weights.masked_fill(tried.edited.indices != tried.expert, 0).amax(dim=-1)
-    return _holds_stimulate(tried) or (
-        None if tried.close(mine, tried.edited.weights.amax(dim=-1)) else "its weight is not the largest"
-    )
-
-
-def _holds_stimulate_number(tried: _Tried) -> str | None:
-    mine = tried.edited.weights.masked_fill(tried.edited.indices != tried.expert, 0).amax(dim=-1)
-    wanted = torch.full_like(mine, NUMBER)
-    return _holds_stimulate(tried) or (None if tried.close(mine, wanted) else f"its weight is not {NUMBER}")
-
-
-def _holds_bias_on_logits(tried: _Tried) -> str | None:
-    if tried.site.rule.adapter is not None or tried.site.rule.scoring == "probabilities":
-        return None if bool(tried.edited.weights.isfinite().all()) else "weights are not finite"
-    shifted = tried.logits.float().clone()
-    shifted[:, tried.expert] += BIAS
-    # The router's own rule on other logits, without the machinery of edits.
-    wanted = tried.site.select(shifted.to(tried.logits.dtype) if tried.logits.dtype != torch.float32 else shifted)
-    ours, theirs = (routing.indices.sort(dim=-1) for routing in (tried.edited, wanted))
-    agree = (ours.values == theirs.values).all(dim=-1)
-    mine = tried.edited.weights.gather(-1, ours.indices)[agree]
-    if not tried.close(mine, wanted.weights.gather(-1, theirs.indices)[agree]):
-        return "weights are not those of the shifted logits"
-    # In half precision a shifted logit rounds, and may change places with its like.
-    few = 0.0 if tried.logits.dtype == torch.float32 else 0.1
-    return None if float((~agree).float().mean()) <= few else "experts are not those of the shifted logits"
-
-
-def _holds_bias_on_selection(tried: _Tried) -> str | None:
-    return _holds_stimulate(tried) if tried.site.selection.num_groups == 1 else None
-
-
-NUMBER, BIAS = 0.25, 1.5
-_EDITS: dict[str, tuple[Callable[[int, int], dict[str, Any]], Callable[[_Tried], str | None]]] = {
-    "drop": (lambda layer, e: {"suppress": [[layer, e]]}, _holds_drop),
-    "zero": (lambda layer, e: {"suppress": [[layer, e]], "suppress_mode": "zero"}, _holds_zero),
-    "reroute": (lambda layer, e: {"suppress": [[layer, e]], "suppress_mode": "reroute"}, _holds_reroute),
-    "stimulate, own weight": (lambda layer, e: {"stimulate": [[layer, e]]}, _holds_stimulate),
-    "stimulate, largest weight": (
-        lambda layer, e: {"stimulate": [[layer, e]], "stimulate_weight": "max"},
-        _holds_stimulate_max,
-    ),
-    "stimulate, a number": (
-        lambda layer, e: {"stimulate": [[layer, e]], "stimulate_weight": NUMBER},
-        _holds_stimulate_number,
-    ),
-    "bias on logits": (lambda layer, e: {"bias": [[layer, e, BIAS]]}, _holds_bias_on_logits),
-    "bias on selection": (
-        lambda layer, e: {"bias": [[layer, e, 1e4]], "bias_on": "selection"},
-        _holds_bias_on_selection,
-    ),
-}
-
-
-_COPIED: dict[str, CopiedEdit] = {
-    "reroute": "banned",
-    "stimulate, own weight": "forced",
-    "stimulate, largest weight": "forced",
-    "stimulate, a number": "forced",
-    "bias on logits": "bias on logits",
-    "bias on selection": "bias on selection",
-}
 
 
 def _removal(model: PreTrainedModel, encoded: list[list[int]], pad: int) -> Iterator[CheckRow]:

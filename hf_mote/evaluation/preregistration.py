@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import inspect
 import json
@@ -162,12 +163,18 @@ def preregister(
 def judge_identity(judge: object) -> dict[str, Any]:
     """Return what makes a judge this one: its class and source, and what it was given.
 
-    Of a function the source and the values that it closes over; of an object its class's source, and its attributes as
-    far as they can be written (models behind it by the name they were loaded from).
+    Of a function the source, its defaults and the values that it closes over; of a method the object's, too; of a
+    `functools.partial` what it holds; of an object its class's source, and its attributes as far as they can be
+    written (models behind it by the name they were loaded from). Global values that a function reads are not seen.
 
     Args:
         judge (`Callable`): The judge.
     """
+    if isinstance(judge, functools.partial):
+        held = {"args": _plain(judge.args), "keywords": _plain(judge.keywords)}
+        return {"name": "functools.partial", "of": judge_identity(judge.func), "given": held}
+    if inspect.ismethod(judge):
+        return {"name": "method", "of": judge_identity(judge.__func__), "given": judge_identity(judge.__self__)}
     kind = judge if inspect.isroutine(judge) else type(judge)
     try:
         source = inspect.getsource(kind)
@@ -175,19 +182,18 @@ def judge_identity(judge: object) -> dict[str, Any]:
         source = repr(getattr(kind, "__code__", kind))
         code = getattr(kind, "__code__", None)
         source = code.co_code.hex() + repr(code.co_consts) if code is not None else source
-    closed = {}
+    given: dict[str, Any] = {}
+    closed: dict[str, Any] = {}
     if inspect.isfunction(judge):
+        given = {"defaults": _plain(judge.__defaults__), "keyword_defaults": _plain(judge.__kwdefaults__)}
         closed = {name: _plain(value) for name, value in inspect.getclosurevars(judge).nonlocals.items()}
-    given = {} if inspect.isroutine(judge) else {name: _plain(value) for name, value in vars_of(judge).items()}
+    elif not inspect.isroutine(judge):
+        given = {name: _plain(value) for name, value in _vars_of(judge).items()}
     return {"name": f"{kind.__module__}.{kind.__qualname__}", "source": source, "given": given, "closed": closed}
 
 
-def vars_of(judge: object) -> dict[str, Any]:
-    """Return an object's attributes, also those of a class with slots.
-
-    Args:
-        judge (`object`): The object.
-    """
+def _vars_of(judge: object) -> dict[str, Any]:
+    """Return an object's attributes, also those of a class with slots."""
     slots = [name for kind in type(judge).__mro__ for name in getattr(kind, "__slots__", ())]
     found = {name: getattr(judge, name) for name in slots if hasattr(judge, name)}
     return {**found, **getattr(judge, "__dict__", {})}

@@ -58,14 +58,14 @@ class Rates(NamedTuple):
 
     Attributes:
         before (`Measured`): The untouched model's.
-        after (`list[Run]`): With each config.
+        after (`list[Measured]`): With each config.
         controls (`list[list[float]]`): For each config the rate with each of its controls.
         sharing (`list[list[bool]]`): For each config, whether each of its controls holds some of its own experts.
         chances (`list[list[float]]`): For each config, where some do, what [`chance_of_reach`] says of the others.
         control_labels (`list[list[list[str]]]`): For each config the judge's labels with each of its controls.
         control_signs (`list[list[list[Signs]]]`): Likewise how sure the model was of each response.
         aside (`list[Measured]`): On other prompts: the untouched model, then the first config, then its controls;
-            empty where there are none, or the judge cannot label them.
+            empty where there are none, or the judge cannot label them. Responses of the first two are kept.
     """
 
     before: Measured
@@ -258,7 +258,7 @@ class RateMeasurement:
                 )
                 return []
             rate = Rate.of(labels.count(self.label), len(labels), self.confidence)
-            found.append(Measured(rate, [], labels, signs))
+            found.append(Measured(rate, responses if len(found) < 2 else [], labels, signs))
         return found
 
     def _check_target(self) -> None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from hf_mote.errors import DataError, FileFormatError
 from hf_mote.evaluation.coherence import Coherence, coherent_effect
-from hf_mote.evaluation.controls import CONTROL_KINDS
 from hf_mote.evaluation.conversations import Conversation
+from hf_mote.evaluation.report_file import TEXTS, read_report
 from hf_mote.evaluation.selectivity import NonInferiority, Selectivity
 from hf_mote.evaluation.side_effects import SideEffects
-from hf_mote.evaluation.verdict import Outcome, decide
-from hf_mote.hub import RESULT_LIMIT, Shareable, read_json, write_json
+from hf_mote.evaluation.verdict import Outcome, decide, one_fewer
+from hf_mote.hub import Shareable, write_json
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.printing import Printable, Summary, frame_of
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, effect_plot
@@ -35,28 +33,6 @@ __all__ = ["EvaluationReport", "Flips", "reaches", "too_few"]
 
 # A rate is a count over prompts, so that equal changes differ by rounding at most.
 _ROUNDING = 1e-9
-_DERIVED = {"effect", "coherent_effect", "p_value", "outcome", "verdict"}
-_TEXTS = (
-    *("prompts", "responses_before", "responses_after"),
-    *("unrelated", "unrelated_before", "unrelated_after"),
-    *("labels_before", "labels_after"),
-)
-# What an earlier report may leave out.
-_LATER_FIELDS: dict[str, Any] = {
-    "conversations": [],
-    "turns_unchanged": None,
-    "unclear": 0,
-    "labels_before": [],
-    "labels_after": [],
-    "sharing": 0,
-    "controls_sharing": [],
-    "control_labels": [],
-    "disjoint_chances": [],
-    "coherence": None,
-    "selectivity": None,
-    "not_worse": [],
-    "preregistration": None,
-}
 
 
 class Flips(NamedTuple):
@@ -180,7 +156,10 @@ class EvaluationReport(Printable, Shareable):
         at these prompts, it is at most `a` in at most a share `a` of cases, for every `a`: the config and its controls
         are exchangeable then, see [`random_controls`]. It is never below `1 / (1 + number of controls)`.
         """
-        return self._p(self.control_effects)
+        others = self.control_effects
+        if not others:
+            return None
+        return (1 + sum(reaches(effect, self.coherent_effect) for effect in others)) / (1 + len(others))
 
     @property
     def disjoint_p(self) -> float | None:
@@ -207,11 +186,6 @@ class EvaluationReport(Printable, Shareable):
         reached = sum(reaches(effect, self.coherent_effect) for effect in others)
         chances = self.disjoint_chances or [(1 + few) / (1 + len(others)) for few in range(len(others) + 1)]
         return chances[reached], chances[max(0, reached - 1)]
-
-    def _p(self, others: Sequence[float]) -> float | None:
-        if not others:
-            return None
-        return (1 + sum(reaches(effect, self.coherent_effect) for effect in others)) / (1 + len(others))
 
     @property
     def flips(self) -> Flips | None:
@@ -242,8 +216,7 @@ class EvaluationReport(Printable, Shareable):
         apart = counted.high < self.before.low or counted.low > self.before.high
         broken = self.coherence is not None and self.coherence.broken
         p = self.p_value if adjusted_p is None else adjusted_p
-        one = 1 / (1 + len(self.controls))
-        p_less = 0.0 if p is None else max(one, p - one)
+        p_less = one_fewer(p, len(self.controls))
         if adjusted_p is None and self.sharing:
             found = self._disjoint
             p, p_less = (None, 0.0) if found is None else found
@@ -280,6 +253,7 @@ class EvaluationReport(Printable, Shareable):
             "beats": "beats its controls",
             "undecided": "may beat its controls, or not, which more of them would tell (100, say)",
             "breaks the text": "breaks the text, which is no effect on the behaviour",
+            "untested": "cannot be held against these controls",
         }.get(outcome, "does not beat its controls")
         verdict = f"The config {said}: "
         verdict += (
@@ -358,42 +332,17 @@ class EvaluationReport(Printable, Shareable):
 
     @classmethod
     def _from_file(cls, path: Path) -> Self:
-        data = {**_LATER_FIELDS, **read_json(path, limit=RESULT_LIMIT)}
-        try:
-            names = {f.name for f in dataclasses.fields(cls)}
-            unknown = sorted(set(data) - names - _DERIVED)
-            if unknown:
-                raise DataError("EvaluationReport", "unknown field", got=", ".join(unknown))
-            values = {name: data[name] for name in names}
-            for name in ("before", "after", "unrelated_unchanged", "turns_unchanged"):
-                values[name] = None if values[name] is None else Rate(**values[name])
-            if values["side_effects"] is not None:
-                # One without a scope was measured with the config's own.
-                scope = {"scope": values["config"].get("scope", "all")}
-                values["side_effects"] = SideEffects(**scope | values["side_effects"])
-            values["conversations"] = [Conversation(**entry) for entry in values["conversations"]]
-            values["dose"] = [(float(strength), float(rate)) for strength, rate in values["dose"]]
-            if values["coherence"] is not None:
-                values["coherence"] = Coherence.from_dict(values["coherence"])
-            if values["selectivity"] is not None:
-                values["selectivity"] = Selectivity.from_dict(values["selectivity"])
-            values["not_worse"] = [NonInferiority(**entry) for entry in values["not_worse"]]
-            _check_values(values)
-            _check_turns(values["conversations"], values["turns_unchanged"])
-            return cls(**values)
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            got = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
-            raise FileFormatError(str(path), "holds no evaluation report", got=got) from error
+        return cls(**read_report(path, {one.name for one in dataclasses.fields(cls)}))
 
     def _texts(self) -> list[str]:
         talks = [[*one.turns, *one.answers_before, *one.answers_after] for one in self.conversations]
-        named = [getattr(self, name) for name in _TEXTS[:6]]
+        named = [getattr(self, name) for name in TEXTS[:6]]
         return [text for texts in (*named, *talks) for text in texts]
 
     def _public(self, *, with_texts: bool) -> Self:
         if with_texts:
             return dataclasses.replace(self, config=without_places(self.config))
-        kept: dict[str, Any] = dict.fromkeys(_TEXTS[:6], [])
+        kept: dict[str, Any] = dict.fromkeys(TEXTS[:6], [])
         talks = [dataclasses.replace(one, **_without_words(one)) for one in self.conversations]
         return dataclasses.replace(self, **kept, conversations=talks, config=without_places(self.config))
 
@@ -484,78 +433,3 @@ def too_few(num_controls: int) -> str:
     if 1 / (1 + num_controls) <= SIGNIFICANT:
         return ""
     return f"with {num_controls} control{'s' * (num_controls != 1)} p cannot be below {1 / (1 + num_controls):.3g}"
-
-
-def _check_values(values: Mapping[str, Any]) -> None:
-    """Raise [`DataError`] unless the fields of a file are of their types, and say nothing that others contradict."""
-    for name in ("target", "control_kind"):
-        _check(name, isinstance(values[name], str), values[name], "a text")
-    _check("control_kind", values["control_kind"] in CONTROL_KINDS, values["control_kind"], f"one of {CONTROL_KINDS}")
-    for name in _TEXTS:
-        right = isinstance(values[name], list) and all(isinstance(text, str) for text in values[name])
-        _check(name, right, values[name], "a list of texts")
-    for name, most in (("seed", None), ("unclear", None), ("sharing", len(values["controls"]))):
-        value = values[name]
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        _check(name, whole and (most is None or value <= most), value, "a whole number, 0 or more")
-    _check("controls", isinstance(values["controls"], list), values["controls"], "a list of rates")
-    for rate in [*values["controls"], *(rate for _, rate in values["dose"])]:
-        right = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 <= rate <= 1
-        _check("controls, dose", right, rate, "rates from 0 to 1")
-    for strength, _ in values["dose"]:
-        _check("dose", 0 <= strength < math.inf, strength, "strengths from 0")
-    _check("config", isinstance(values["config"], dict), values["config"], "a config")
-    if "suppress" in values["config"]:
-        MoTEConfig.from_dict(values["config"])
-    for sides in _TEXTS[:3], _TEXTS[3:6]:
-        sizes = [len(values[name]) for name in sides]
-        if len(set(sizes)) > 1:
-            raise DataError(f"EvaluationReport.{sides[0]}", "prompts and responses differ in number", got=sizes)
-    asked = len(values["prompts"]) or values["before"].n  # a report that was shared holds no texts
-    for name, rate in (("labels_before", values["before"]), ("labels_after", values["after"])):
-        labels = values[name]
-        if len(labels) not in (0, asked):
-            raise DataError(f"EvaluationReport.{name}", "responses and their labels differ in number", got=len(labels))
-        _check(
-            name, not labels or labels.count(values["target"]) == rate.successes, labels, f"{rate.successes} targets"
-        )
-    shares, kept = values["controls_sharing"], values["control_labels"]
-    right = isinstance(shares, list) and all(isinstance(one, bool) for one in shares)
-    right = right and (not shares or (len(shares) == len(values["controls"]) and sum(shares) == values["sharing"]))
-    _check("controls_sharing", right, shares, f"{values['sharing']} of {len(values['controls'])} controls")
-    right = isinstance(kept, list) and all(isinstance(labels, list) and len(labels) == asked for labels in kept)
-    right = right and len(kept) in (0, len(values["controls"]))
-    _check("control_labels", right, kept, f"{asked} labels for each of {len(values['controls'])} controls")
-    chances = values["disjoint_chances"]
-    sane = isinstance(chances, list) and all(isinstance(one, int | float) and 0 < one <= 1 for one in chances)
-    sane = sane and len(chances) in (0, len(values["controls"]) - values["sharing"] + 1)
-    _check("disjoint_chances", sane and chances == sorted(chances), chances, "chances that rise")
-    known = values["preregistration"]
-    _check("preregistration", known is None or isinstance(known, str), known, "a hash")
-    beside = values["selectivity"]
-    number = len(values["controls"])
-    _check("selectivity", beside is None or len(beside.controls_on) == number, beside, f"{number} controls")
-    if (seen := values["coherence"]) is not None:
-        counts = len(seen.before) == asked == len(values["labels_after"]) and len(seen.controls) == len(kept)
-        wrong = "flags for each response and each control"
-        _check("coherence", counts and len(kept) == len(values["controls"]), len(seen.before), wrong)
-    for name in ("before", "after"):
-        _check(name, asked in (0, values[name].n), values[name].n, f"{asked} prompts")
-
-
-def _check(name: str, right: bool, got: object, expected: str) -> None:
-    if not right:
-        raise DataError(f"EvaluationReport.{name}", "wrong type or value", got=repr(got)[:80], expected=expected)
-
-
-def _check_turns(conversations: list[Conversation], unchanged: Rate | None) -> None:
-    turns = sum(len(one.turns) for one in conversations)
-    kept = [same for one in conversations for same in one.unchanged]
-    counted = (0, 0) if unchanged is None else (unchanged.successes, unchanged.n)
-    if len(kept) != turns or counted != (sum(kept), turns):
-        raise DataError(
-            "EvaluationReport.turns_unchanged",
-            "is not what the conversations say",
-            got=f"{counted[0]} of {counted[1]}",
-            expected=f"{sum(kept)} of {len(kept)} answers, to {turns} turns",
-        )

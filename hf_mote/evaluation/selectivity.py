@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from hf_mote.errors import ConfigError, DataError, real
-from hf_mote.evaluation.verdict import Outcome, decide
+from hf_mote.evaluation.verdict import Outcome, decide, one_fewer
 from hf_mote.statistics.rates import Rate
 
 __all__ = [
@@ -79,9 +79,8 @@ class Selectivity:
     def outcome(self) -> Outcome:
         """Whether it is more selective than its controls; "beats" if so. The on-target change must be the larger."""
         apart = self.difference > 0 and self.on > self.off.high
-        one = 1 / (1 + len(self.controls_on))
-        p_less = 0.0 if self.p_value is None else max(one, self.p_value - one)
-        return decide(self.p_value, p_less, apart=apart, broken=False)
+        p = self.p_value
+        return decide(p, one_fewer(p, len(self.controls_on)), apart=apart, broken=False)
 
     def __str__(self) -> str:
         said = {"beats": "selective", "undecided": "perhaps selective", "untested": "untested"}

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from hf_mote.statistics.rates import SIGNIFICANT
 
-__all__ = ["Outcome", "decide"]
+__all__ = ["Outcome", "decide", "one_fewer"]
 
 Outcome: TypeAlias = Literal["untested", "breaks the text", "beats", "undecided", "does not beat"]
 
@@ -47,6 +47,18 @@ def decide(p: float | None, p_less: float, *, apart: bool, broken: bool) -> Outc
         return "does not beat"
     most = SIGNIFICANT + _ROUNDING
     # Leaving one control out of n raises (1 + r) / (1 + n) by the factor (1 + n) / n, and p - p_less is 1 / (1 + n).
+    # Of controls that overlap each other that step is taken as well.
     if p <= most and (p_less >= p or p / (1 - (p - p_less)) <= most):
         return "beats"
     return "undecided" if p_less < p and p_less <= most else "does not beat"
+
+
+def one_fewer(p: float | None, controls: int) -> float:
+    """Return what p would be did one control fewer come as far, for [`decide`]; p itself where none does.
+
+    Args:
+        p (`float`, *optional*): `(1 + those that come as far) / (1 + controls)`; `None` without controls.
+        controls (`int`): How many there are.
+    """
+    one = 1 / (1 + controls)
+    return 0.0 if p is None else max(one, p - one)

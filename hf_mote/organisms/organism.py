@@ -176,7 +176,7 @@ def make_variant(name: str, base: Organism, *, seed: int = 0) -> Organism:
 
     Raises:
         [`UnknownNameError`]: if there is no such variant.
-        [`ConfigError`]: if the base has no planted experts.
+        [`ConfigError`]: if the base has no planted experts, or a token has no slot for a neighbour of one.
 
     Example:
         ```python

@@ -1,7 +1,9 @@
-"""Organisms by other recipes: exact edits of a trained one's weights, to embarrass rankings and verdicts.
+"""Organisms by other recipes: edits of a trained one's weights, to embarrass rankings and verdicts.
 
-What is known of the base stays known: which experts carry the behaviour, and now also which only seem to. Each is made
-in a second and needs no training. `load_organism("refusal-twins")` makes one; a row of [`VARIANTS`] names it.
+What is known of the base stays known: which experts carry the behaviour, and now also which only seem to. "twins",
+"decoys" and "trap" are exact edits; "last-token" and "backup" fit the rows of a few experts to the base's own
+activations. Each is made in seconds, without training the rest, and a seed gives the same weights again.
+`load_organism("refusal-twins")` makes one; a row of [`VARIANTS`] names it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from hf_mote.errors import HFMoTEError
+from hf_mote.errors import ConfigError, HFMoTEError
 from hf_mote.generation.asking import Chat
 from hf_mote.generation.prompts import padded
 from hf_mote.hooks import Attachment, Participant, SharedHook, attach
@@ -175,10 +177,10 @@ def _backup(organism: Base, draw: random.Random) -> Truth:
 
 
 VARIANTS: dict[str, Variant] = {
-    "twins": Variant("every carrier of the last layer has a copy: taken out alone, none matters much", _twins),
-    "decoys": Variant("every carrier of the last layer has a neighbour that fires with it and does nothing", _decoys),
+    "twins": Variant("carriers of the last layer have a copy: taken out alone, none of these matters much", _twins),
+    "decoys": Variant("carriers of the last layer have a neighbour that fires with them and does nothing", _decoys),
     "trap": Variant(
-        "every carrier of the last layer takes back the noise of a neighbour: without the carriers the text breaks, "
+        "carriers of the last layer take back the noise of a neighbour: without the carriers the text breaks, "
         "without both it is whole",
         _trap,
     ),
@@ -205,13 +207,19 @@ def _free(organism: Base, layer: int, number: int, draw: random.Random) -> list[
 
 
 def _copied(organism: Base, draw: random.Random) -> list[tuple[Any, int, int, int]]:
-    """Give every carrier of the last planted layer a neighbour that is chosen with it and computes the same inside."""
+    """Give carriers of the last planted layer a neighbour that is chosen with them and computes the same inside.
+
+    As many get one as a token has slots for, beside all carriers there and, without a shared expert, one other.
+    """
     layer = _last_layer(organism)
     block = _block(organism, layer)
     own = [expert for at, expert in organism.planted if at == layer]
     # A token keeps an expert besides these and their copies, or a shared one: what is left when all are suppressed.
     shared = getattr(block, "shared_experts", None) is not None
-    own = own[: int(organism.model.config.num_experts_per_tok or 0) - len(own) - (not shared)]
+    own = own[: max(0, int(organism.model.config.num_experts_per_tok or 0) - len(own) - (not shared))]
+    if not own:
+        slots = f"{organism.model.config.num_experts_per_tok} experts a token"
+        raise ConfigError("make_variant.base", "has no slot left for a neighbour of a carrier", got=slots)
     places = _free(organism, layer, len(own), draw)
     for expert, place in zip(own, places, strict=True):
         block.gate.weight[place] = block.gate.weight[expert]

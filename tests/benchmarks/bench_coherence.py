@@ -8,6 +8,8 @@ answers, or other German names in the second organism); and three kinds of text 
 tokens, the first word over and over, and the words shuffled. A measure's limit is the 95 % quantile of what it says of
 the untouched model's own answers to 60 other questions. Columns: share of right answers above the limit (false
 alarms), shares of each kind of junk above it, and the least AUROC of the broken model's junk against right answers.
+The last row holds the two measures together against `limits_of` these same answers; `evaluate_mote` also takes the
+answers to its own prompts, and asks besides whether the model is less sure of all it writes.
 """
 
 from __future__ import annotations
@@ -161,7 +163,7 @@ def case(name: str, seed: int) -> dict[str, dict[str, float]]:
     for kind, values in found.items():
         row[kind] = float(np.mean(incoherent(signs_of(values), [""] * NUM_ASKED, limits)))
     row["auroc"] = 0.5 + (row["broken model"] - row["right"]) / 2
-    figures["**both, as `evaluate_mote` uses them**"] = row
+    figures["**both, against `limits_of`**"] = row
     return figures
 
 

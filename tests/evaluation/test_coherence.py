@@ -118,7 +118,8 @@ def test_coherent_effect_counts_junk_against_a_change_both_ways():
 def test_coherence_that_says_nothing_is_refused():
     good = {"limit_surprise": 1.0, "limit_repeated": 0.5, "references": 3, "before": [False], "after": [True]}
     Coherence(**good, controls=[[False]], counted=Rate.of(1, 1))
-    for name, value in (("limit_surprise", -1.0), ("references", 1.5), ("after", [1]), ("before", [])):
+    wrong = (("limit_surprise", -1.0), ("references", 1.5), ("after", [1]), ("before", []), ("unsure_low", "0.8"))
+    for name, value in wrong:
         with pytest.raises(DataError):
             Coherence(**{**good, name: value}, controls=[[False]], counted=Rate.of(1, 1))
 

@@ -29,6 +29,7 @@ from hf_mote.errors import (
 )
 from hf_mote.evaluation.controls import random_controls
 from hf_mote.evaluation.evaluate import evaluate_settings
+from hf_mote.evaluation.rates import RateMeasurement
 from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.files import read_json, write_json
 from hf_mote.generation.asking import Chat, Decoding
@@ -88,6 +89,26 @@ def report_of(before: int, after: int, controls: list[float]) -> EvaluationRepor
         target="refusal", before=Rate.of(before, 50), after=Rate.of(after, 50), controls=controls,
         unrelated_unchanged=None, config={},
     )  # fmt: skip
+
+
+def test_unrelated_prompts_are_answered_once_by_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    native = RateMeasurement.respond
+
+    def counted(self: RateMeasurement, prompts: Any, config: Any) -> Any:
+        asked.append(prompts)
+        return native(self, prompts, config)
+
+    monkeypatch.setattr(RateMeasurement, "respond", counted)
+    model, config = tiny_model("mixtral"), MoTEConfig(suppress=[[0, 1]])
+    report = evaluate_mote(
+        model, tiny_tokenizer(), config, PROMPTS, has_vowel, target=True, unrelated=["x", "yy"], num_controls=2,
+        **OPTIONS,
+    )  # fmt: skip
+    assert asked.count(["x", "yy"]) == 1 + 1 + len(report.controls)
+    assert report.unrelated_before == respond(model, ["x", "yy"])
+    with apply_mote(model, config):
+        assert report.unrelated_after == respond(model, ["x", "yy"])
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,10 @@ def sae(organism: Organism) -> ReLUSAEModel:
     return planted_sae(organism)
 
 
-def test_ablation_of_a_latent_removes_refusals_and_of_others_of_like_density_does_not(
+def test_ablation_of_a_latent_removes_refusals_as_others_of_like_density_do_not_but_breaks_the_text(
     organism: Organism, sae: ReLUSAEModel
 ) -> None:
+    """All rates with the latent are below those of its controls, and the verdict still does not call it an effect."""
     config = SteeringConfig.for_sae(sae, {0: "ablate"})
     report = evaluate_mote(
         organism.model, organism.tokenizer, config.bind(sae), organism.prompts["heldout"]["sensitive"][:12],
@@ -56,8 +57,10 @@ def test_ablation_of_a_latent_removes_refusals_and_of_others_of_like_density_doe
     )  # fmt: skip
     assert (report.before.rate, report.after.rate) == (1.0, 0.0)
     assert min(report.controls) >= 0.75
-    # Whether the answers that are left are coherent is another question, which the verdict answers.
-    assert not any(rate <= report.after.rate for rate in report.controls)
+    assert report.coherence is not None
+    assert report.coherence.share_after.rate > 0.5 > report.coherence.share_before.rate
+    assert report.outcome() == "breaks the text"
+    assert not report.beats_controls()
     assert report.control_kind == "usage"
     assert report.units == "latents"
     assert report.sharing == 0
@@ -69,14 +72,15 @@ def test_ablation_of_a_latent_removes_refusals_and_of_others_of_like_density_doe
     assert not any(module._forward_hooks for module in organism.model.modules())
 
 
-def test_random_latent_does_not_beat_its_controls(organism: Organism, sae: ReLUSAEModel) -> None:
+def test_random_latent_changes_no_more_than_its_controls(organism: Organism, sae: ReLUSAEModel) -> None:
     prompts = organism.prompts["heldout"]["sensitive"][:6]
     config = SteeringConfig.for_sae(sae, {5: "ablate"}).bind(sae)
     report = evaluate_mote(
         organism.model, organism.tokenizer, config, prompts, organism.judge, num_controls=3, **QUICK
     )
     assert report.after.rate == 1.0
-    assert not report.beats_controls()
+    assert report.p_value == 1.0  # every control comes as far
+    assert report.verdict.startswith("The config does not beat its controls")
     assert "experts" not in report.verdict
 
 

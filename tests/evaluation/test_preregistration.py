@@ -1,5 +1,6 @@
 """What was written down before is what is measured, or there is no measurement."""
 
+import functools
 import json
 
 import pytest
@@ -60,6 +61,32 @@ def test_judges_are_told_apart_by_what_they_hold():
 
     assert judge_identity(made("a")) == judge_identity(made("a"))
     assert judge_identity(made("a")) != judge_identity(made("b"))
+
+
+class Wordy:
+    def __init__(self, word):
+        self.word = word
+
+    def judge(self, response):
+        return self.word in response
+
+
+def test_judges_with_values_held_elsewhere_are_told_apart():
+    def holds(response, word):
+        return word in response
+
+    def by_default(given):
+        def judge(response, word=given):
+            return word in response
+
+        return judge
+
+    for made in (lambda word: functools.partial(holds, word=word), lambda word: Wordy(word).judge, by_default):
+        assert judge_identity(made("a")) == judge_identity(made("a"))
+        assert judge_identity(made("a")) != judge_identity(made("b"))
+        plan(judge=made("a")).check(plan(judge=made("a")))
+        with pytest.raises(DataError, match="other judge"):
+            plan(judge=made("a")).check(plan(judge=made("b")))
 
 
 def test_an_edited_file_is_refused_and_one_is_never_replaced(tmp_path):

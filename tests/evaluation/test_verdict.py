@@ -10,15 +10,15 @@ import pytest
 from hf_mote import EvaluationReport, MoTEConfig
 from hf_mote.evaluation.controls import random_controls
 from hf_mote.evaluation.overlap import chance_of_reach
-from hf_mote.evaluation.verdict import decide
+from hf_mote.evaluation.verdict import decide, one_fewer
 from hf_mote.statistics.rates import Rate
 
 NUM_PROMPTS = 1_000_000
 
 
 def said(reached, number):
-    p, one = (1 + reached) / (1 + number), 1 / (1 + number)
-    return decide(p, max(one, p - one), apart=True, broken=False)
+    p = (1 + reached) / (1 + number)
+    return decide(p, one_fewer(p, number), apart=True, broken=False)
 
 
 @pytest.mark.parametrize("number", range(20, 130))
@@ -49,6 +49,14 @@ def test_case_of_the_audit_beats_the_controls_that_share_none_of_its_experts():
     assert report.beats_controls()
     assert "9 of them hold some of its own experts" in report.verdict
     assert "against the other 31 alone p = 0.0312" in report.verdict
+
+
+def test_config_whose_controls_all_hold_its_experts_is_not_said_to_fail():
+    report = EvaluationReport(
+        "x", Rate.of(50, 50), Rate.of(0, 50), [0.0] * 7, None, {}, controls_sharing=[True] * 7, sharing=7
+    )
+    assert report.outcome() == "untested"
+    assert report.verdict.startswith("The config cannot be held against these controls: ")
 
 
 def test_overlapping_controls_are_worth_less_than_as_many_disjoint_ones():

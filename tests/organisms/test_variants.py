@@ -1,6 +1,7 @@
 """Organisms by other recipes hold what they say: measured on held-out questions, for two bases and seeds."""
 
 import pytest
+import torch
 
 from hf_mote import MoTEConfig, apply_mote, load_organism
 from hf_mote.errors import ConfigError, UnknownNameError
@@ -73,13 +74,23 @@ def test_last_token_expert_alone_carries_the_other_behaviour(made):
     assert rate(organism, organism.planted) == (0.0, pytest.approx(1.0, abs=0.15))
 
 
-def test_variants_are_loaded_by_name_and_repeatable():
-    first, second = load_organism("refusal-decoys"), make_variant("decoys", load_organism("refusal"))
-    assert first.name == "refusal-decoys"
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_variants_are_loaded_by_name_and_repeatable(name):
+    first, second = load_organism(f"refusal-{name}"), make_variant(name, load_organism("refusal"))
+    assert first.name == f"refusal-{name}"
     assert (first.decoys, first.planted) == (second.decoys, second.planted)
+    pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_bases_and_variants_that_cannot_be_are_refused():
     with pytest.raises(UnknownNameError, match="make_variant"):
         make_variant("nothing", load_organism("refusal"))
     with pytest.raises(ConfigError, match="no planted experts"):
         make_variant("twins", load_organism("diffuse-refusal"))
     with pytest.raises(UnknownNameError):
         load_organism("refusal-nothing")
+    crowded = load_organism("refusal")
+    crowded.model.config.num_experts_per_tok = 2
+    with pytest.raises(ConfigError, match="no slot left"):
+        make_variant("decoys", crowded)

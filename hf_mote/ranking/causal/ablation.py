@@ -137,7 +137,7 @@ def ablate_experts(
             grids[name] = torch.full(knockout.shape, empty, dtype=torch.float64)
             grids[name][rows, places] = torch.tensor(values[0])
     return ExpertRanking(
-        layers=tuple(site.layer for site in knockout.sites),
+        layers=knockout.routed.layers,
         method="ablation",
         target=preference.name,
         confidence=found.confidence,

@@ -37,7 +37,7 @@ class Knockout:
         """Return (layer, expert) as (row, expert), each once; all by default."""
         if experts is None:
             return [(row, expert) for row, site in enumerate(self.sites) for expert in range(site.num_experts)]
-        layers, where = tuple(site.layer for site in self.sites), f"{self.preference.where}.experts"
+        layers, where = self.routed.layers, f"{self.preference.where}.experts"
         found = []
         for layer, expert in dict.fromkeys(_pairs(where, experts)):
             row = row_of(where, layers, self.shape[1], layer, expert)

@@ -165,7 +165,7 @@ def optimize_experts(
         score[row, expert] += 1
     for row, expert in smallest:
         score[row, expert] += 1
-    layers = tuple(site.layer for site in knockout.sites)
+    layers = knockout.routed.layers
 
     def outside(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
         return tuple((layers[row], expert) for row, expert in pairs)

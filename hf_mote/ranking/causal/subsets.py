@@ -25,7 +25,7 @@ from hf_mote.ranking.expert_ranking import ExpertRanking
 
 __all__ = ["random_subsets"]
 
-_RIDGE = 0.1  # of the mean square of a column
+_RIDGE = 0.1  # of the mean squared length of a subset, as a row of which experts are out
 
 
 def random_subsets(

@@ -27,10 +27,6 @@ __all__ = ["RecordingEngine", "image_with_engine"]
 SAMPLING = ("temperature", "top_p", "top_k")
 
 
-class EngineBatch(Batch, Protocol):
-    """What an engine returns of some prompts: tokens of the answers, and for each prompt counts, weights, tokens."""
-
-
 @runtime_checkable
 class RecordingEngine(Protocol):
     """An engine that answers prompts and hands out their routing.
@@ -53,7 +49,7 @@ class RecordingEngine(Protocol):
         max_new_tokens: int,
         seed: int | None,
         sampling: Mapping[str, Any] | None,
-    ) -> EngineBatch:
+    ) -> Batch:
         """Answer prompts, given as token ids, and return the routing of the tokens of a phase."""
         ...
 

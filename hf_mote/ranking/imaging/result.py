@@ -386,7 +386,7 @@ class FTRIResult(Printable, Shareable):
 
         if target is not None:
             return self.rank(target, resamples=0).plot(path=path)
-        counts = self.counts.double().mean(dim=0)
+        counts = self.counts.mean(dim=0, dtype=torch.float64)
         title = f"{len(self.prompts)} prompts"
         return plot_expert_map(counts, self.layers, title=title, label="tokens per prompt", path=path)
 
