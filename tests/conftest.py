@@ -19,12 +19,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from transformers.utils import logging as transformers_logging
 
 if TYPE_CHECKING:
     from hub_server import HubServer
 
 # One thread: tiny models run fastest so, and sums are added up in the same order on every machine.
 torch.set_num_threads(1)
+# transformers sets its logger's level when it first logs: here, and not within some test.
+transformers_logging.get_verbosity()
 
 
 # What must hold on every release of transformers that is admitted: its own behaviour, families, recording by phase,

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from hf_mote import MoTEConfig, Organism, ReLUSAEConfig, ReLUSAEModel, apply_mote
 from hf_mote.sae.hookpoints import resolve_hookpoints
-from hf_mote.sae.training.activations import activations_of
+from hf_mote.sae.tapped import activations_of
 from hf_mote.sae.training.sequences import batch_of
 
 __all__ = ["HOOKPOINT", "LATENTS", "planted_sae"]

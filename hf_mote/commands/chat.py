@@ -77,7 +77,7 @@ def chat_command(
         tell(f"{len(configs)} profiles are on. {HELP}")
         for one in configs:
             if isinstance(one, MoTEConfig) and one.on_other_weights is not None:
-                tell(f"A profile is used {one.on_other_weights}.")
+                tell(f"A profile is {one.on_other_weights}.")
         while (line := _read()) is not None:
             if line.strip() == "/quit":
                 break

@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,6 +46,7 @@ PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.001)
 LEAST_PROMPTS = 8  # of the class, in each half
 MOST_OPTIMIZED = 12
 MOST_TRIED = 16  # prompts that a candidate is tried on
+LEAST_SAME = 0.9  # of the responses, that stay word for word without an expert that is not needed
 SPARED = 0.02  # of the rate: what the loss of an expert that is not needed may cost
 MORE_CONTROLS = 3
 STEPPING_IN = (2, 4)  # experts that are tried beside those that they step in for
@@ -62,6 +64,8 @@ class Candidate:
         left (`float`): The rate of the behaviour that is left.
         broken (`float`): Share of responses that are no coherent text.
         effect (`float`): Coherent change of the rate; 0 if the text breaks.
+        surprise (`float`): How little sure the model is of its responses without them, in nats per token.
+        responses (`list[str]`): These responses.
     """
 
     method: str
@@ -69,6 +73,8 @@ class Candidate:
     left: float
     broken: float
     effect: float
+    surprise: float
+    responses: list[str]
 
     def __str__(self) -> str:
         experts = " ".join(f"{layer}.{expert}" for layer, expert in self.config.suppress)
@@ -212,7 +218,7 @@ def find_experts(
     candidates = [trial(name, config) for name, config in ways.items()]
     if not candidates:
         return Found(label, predicted, [], None, None, "no ranking could be made.", notes, rankings)
-    most = min(candidates, key=lambda one: (round(one.effect, 2), len(one.config.suppress)))
+    most = _best(candidates)
     best = _pruned(most, trial)
     if best is not most:
         candidates.append(best)
@@ -268,20 +274,44 @@ def _tried(
 
     asked: dict[str, Any] = {"target": label, "unrelated": aside, "num_controls": 0, "progress": False, **chat}
     report = evaluate_mote(model, tokenizer, config, prompts, judge, **asked)
-    share = 0.0 if report.coherence is None else report.coherence.share_after.rate
-    broken = report.coherence is not None and report.coherence.broken
-    return Candidate(name, config, report.after.rate, share, 0.0 if broken else report.coherent_effect)
+    seen = report.coherence
+    if seen is None or seen.surprise is None:
+        raise DataError("hf-mote find", "nothing is known of how sure the model is of its responses")
+    effect = 0.0 if seen.broken else report.coherent_effect
+    return Candidate(
+        name, config, report.after.rate, seen.share_after.rate, effect, seen.surprise, report.responses_after
+    )
+
+
+def _best(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the fewest experts among those without which the behaviour goes and the model is as sure as it can be.
+
+    Where the untouched model is unsure of its answers to other prompts, no response alone is told to be junk. Of two
+    sets on the same prompts the one that leaves the model less sure is the one that leaves a part of a carrier.
+    """
+    from hf_mote.evaluation.coherence import LEAST_SURPRISE
+
+    most = min(one.effect for one in candidates)
+    able = [one for one in candidates if one.effect <= most + SPARED]
+    surest = min(one.surprise for one in able)
+    sure = [one for one in able if one.surprise <= surest + LEAST_SURPRISE]
+    return min(sure, key=lambda one: len(one.config.suppress))
 
 
 def _pruned(best: Candidate, trial: Callable[[str, MoTEConfig], Candidate]) -> Candidate:
-    """Return a candidate without the experts that it can do without, one after another."""
+    """Return a candidate without the experts that it can do without, one after another.
+
+    It can do without one if the behaviour stays away and nearly all answers stay as they were, word for word: what is
+    left of a carrier may break them without bringing the behaviour back.
+    """
     kept = best
     for pair in best.config.suppress:
         fewer = [other for other in kept.config.suppress if other != pair]
         if not fewer:
             break
         smaller = trial(f"{best.method}, pruned", dataclasses.replace(kept.config, suppress=fewer))
-        if smaller.effect <= best.effect + SPARED:
+        same = fmean(now == before for now, before in zip(smaller.responses, best.responses, strict=True))
+        if smaller.effect <= best.effect + SPARED and same >= LEAST_SAME:
             kept = smaller
     return kept
 
@@ -330,7 +360,7 @@ def _predicted(
 
     try:
         found = predictability(
-            imaged.counts.double().numpy(), [name == label for name in imaged.classes], groups=groups, seed=seed
+            imaged.counts.numpy(), [name == label for name in imaged.classes], groups=groups, seed=seed
         )
     except DataError as error:
         notes.append(f"whether routing tells the classes apart cannot be asked: {error}")

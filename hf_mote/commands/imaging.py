@@ -311,7 +311,7 @@ def _predicted(result: FTRIResult, target: str, groups: list[str] | None, seed: 
     numbers = checked_groups("ftri.groups", keys, len(result.classes))
     try:
         of_class = [label == target for label in result.classes]
-        return predictability(result.counts.double().numpy(), of_class, groups=numbers, seed=seed)
+        return predictability(result.counts.numpy(), of_class, groups=numbers, seed=seed)
     except DataError:
         return None
 

@@ -36,8 +36,11 @@ _ASKED: ContextVar[str | None] = ContextVar("verbosity asked for", default=None)
 _HIDDEN: ContextVar[bool] = ContextVar("progress bars were hidden", default=False)
 
 
-# What a record says in Python, and what that is on the command line.
-_ARGUMENTS = {"normalize=True": "--normalize", "groups=[...], one key": "--group-field, a field with one key"}
+# What a record says in Python, and what that is on the command line, where not every command takes it.
+_ARGUMENTS = {
+    "normalize=True": "--normalize where the command takes it",
+    "groups=[...], one key": "--group-field where the command takes it, a field with one key",
+}
 
 
 class _AsTyped(logging.Formatter):

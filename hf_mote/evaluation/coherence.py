@@ -19,7 +19,17 @@ from hf_mote.errors import DataError
 from hf_mote.generation.certainty import Signs
 from hf_mote.statistics.rates import Rate
 
-__all__ = ["FALSE_ALARMS", "NEITHER", "Coherence", "Limits", "coherent_effect", "incoherent", "less_sure", "limits_of"]
+__all__ = [
+    "FALSE_ALARMS",
+    "LEAST_SURPRISE",
+    "NEITHER",
+    "Coherence",
+    "Limits",
+    "coherent_effect",
+    "incoherent",
+    "less_sure",
+    "limits_of",
+]
 
 FALSE_ALARMS = 0.05  # share of responses like the references that are called incoherent, at most
 MOST_BROKEN = 2 * FALSE_ALARMS  # a config whose share of incoherent responses is surely above it breaks the text
@@ -121,6 +131,8 @@ class Coherence:
         unsure (`float`, *optional*): Chance that a response with the config is one of which its model is less sure
             than the untouched model of a reference; 0.5 where they are alike.
         unsure_low (`float`, *optional*): Lower end of its one-sided 95 % interval.
+        surprise (`float`, *optional*): Mean over the responses with the config of how little sure their model was of
+            their tokens, in nats per token; to compare configs on the same prompts.
     """
 
     limit_surprise: float
@@ -132,6 +144,7 @@ class Coherence:
     counted: Rate
     unsure: float | None = None
     unsure_low: float | None = None
+    surprise: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("limit_surprise", "limit_repeated"):
@@ -142,11 +155,11 @@ class Coherence:
         flags = all(isinstance(one, list) and all(isinstance(flag, bool) for flag in one) for one in lists)
         if not flags or len({len(one) for one in lists}) > 1 or not self.before:
             raise DataError("Coherence", "no flag for each response", got=repr(lists)[:80])
-        for name in ("unsure", "unsure_low"):
+        for name in ("unsure", "unsure_low", "surprise"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if value is not None and not number:
-                raise DataError(f"Coherence.{name}", "is no chance", got=repr(value))
+                raise DataError(f"Coherence.{name}", "is no number", got=repr(value))
         if not isinstance(self.references, int) or isinstance(self.references, bool) or self.references < 0:
             raise DataError("Coherence.references", "is no number of responses", got=repr(self.references))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -318,6 +319,7 @@ def _reports(
             counted=Rate.of_groups(counted, trial.groups, trial.confidence),
             unsure=None if unsure is None else unsure[0],
             unsure_low=None if unsure is None else unsure[1],
+            surprise=fmean(signs.surprise for signs in after.signs) if after.signs else None,
         )
         reports.append(
             EvaluationReport(

@@ -1,6 +1,6 @@
 """How many of the public SAEs that SAELens lists load here, how many say where they belong, and what is refused.
 
-    PYTHONPATH=tests python tests/benchmarks/sae_coverage.py [--list pretrained_saes.yaml] [--first]
+    python tests/benchmarks/sae_coverage.py [--list pretrained_saes.yaml] [--first]
 
 For every SAE of the list a file is synthesised at its place and in the layout that its loader reads
 (`tests/listed_saes.py`), and loaded by release and id as a user would. `--first` takes one SAE of each release.
@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import listed_saes
 import make_releases

@@ -42,7 +42,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Trainer
 import hf_mote
 from hf_mote import SAEModel, SAETrainer, SAETrainingArguments, collect_activations, load_sae
 from hf_mote.sae.hookpoints import resolve_hookpoints
-from hf_mote.sae.training.activations import ActivationStream, activations_of
+from hf_mote.sae.tapped import activations_of
+from hf_mote.sae.training.activations import ActivationStream
 
 LAYER = 15
 HOOKPOINT = f"model.layers.{LAYER}"

@@ -27,7 +27,7 @@ from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.responses import generate_responses
 from hf_mote.judges.judge import classify
 from hf_mote.sae.intervene import sites_of
-from hf_mote.sae.training.activations import activations_of
+from hf_mote.sae.tapped import activations_of
 from hf_mote.sae.training.sequences import Sequences, batch_of
 
 THINGS = [

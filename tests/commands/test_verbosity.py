@@ -28,7 +28,7 @@ def test_quiet_leaves_results_and_errors(tmp_path: Path) -> None:
 
 def test_warning_names_options_and_no_method(tmp_path: Path) -> None:
     text = " ".join(run(*FTRI, tmp_path / "a").stderr.split())
-    assert "Divide by it: --normalize." in text
+    assert "Divide by it: --normalize where the command takes it." in text
     assert "normalize=True" not in text
     assert "FTRIResult" not in text
 

@@ -209,7 +209,7 @@ def _new(subject: Subject, kind: str, where: str, latents: int | None, k: int | 
 
     from hf_mote.sae.hookpoints import resolve_hookpoints
     from hf_mote.sae.register import sae_class
-    from hf_mote.sae.training.activations import activations_of
+    from hf_mote.sae.tapped import activations_of
 
     points = resolve_hookpoints(subject.model, where)
     if len(points) != 1:

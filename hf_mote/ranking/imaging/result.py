@@ -189,6 +189,9 @@ class FTRIResult(Printable, Shareable):
             permutations (`int`, *optional*): Of the tests; by default enough for one expert alone to be found.
             seed (`int`, *optional*, defaults to 0): Seed of both.
 
+        Of more than 2,000 prompts, with 200 of each class, intervals and p values come from moments, in bounded memory
+        (`hf_mote.statistics.large`); `permutations` asks for relabellings all the same.
+
         Raises:
             [`UnknownNameError`]: if no response is of that class, or there is no such score.
             [`DataError`]: if every response is, no token was counted, or no 2 pairs come out.

@@ -32,7 +32,6 @@ __all__ = [
     "NORMALIZATIONS",
     "ActivationStream",
     "Normalization",
-    "activations_of",
     "collect_activations",
     "scales_for",
 ]

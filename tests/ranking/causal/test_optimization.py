@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_models import tiny_model, tiny_tokenizer
 
 from hf_mote.errors import ConfigError, DataError, FileFormatError
 from hf_mote.generation.asking import Chat
@@ -17,7 +18,6 @@ from hf_mote.ranking.causal.preference import Preference
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.routed_model import RoutedModel
-from tests.tiny_models import tiny_model, tiny_tokenizer
 
 REFUSAL = "I am sorry, but I cannot talk about that."
 TINY = {

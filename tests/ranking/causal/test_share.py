@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_models import tiny_model, tiny_tokenizer
 
 from hf_mote import MoTEConfig, apply_mote, load_organism
 from hf_mote.errors import ConfigError, DataError
@@ -9,7 +10,6 @@ from hf_mote.generation.asking import Chat
 from hf_mote.ranking.causal.preference import Preference
 from hf_mote.ranking.causal.share import RoutedShare, routed_share
 from hf_mote.routing.sites.discover import find_routers
-from tests.tiny_models import tiny_model, tiny_tokenizer
 
 REFUSAL = "I am sorry, but I cannot talk about that."
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from tiny_models import tiny_model, tiny_tokenizer
 
 from hf_mote import load_organism
 from hf_mote.errors import ConfigError
 from hf_mote.organisms import make_variant
 from hf_mote.ranking.causal.subsets import random_subsets
-from tests.tiny_models import tiny_model, tiny_tokenizer
 
 REFUSAL = "I am sorry, but I cannot talk about that."
 
