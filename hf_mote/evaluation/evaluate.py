@@ -19,6 +19,7 @@ from hf_mote.evaluation.changes import Change, LatentChange, SteeringLike, read_
 from hf_mote.evaluation.coherence import Coherence, Limits, incoherent, less_sure, limits_of
 from hf_mote.evaluation.conversations import Conversation, answer_conversations, checked_conversations
 from hf_mote.evaluation.rates import Measured, RateMeasurement, Rates
+from hf_mote.evaluation.records import Behaviour, ControlRuns, Elsewhere, SideBySide
 from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.evaluation.selectivity import (
     Quality,
@@ -232,19 +233,17 @@ def evaluate_mote(
     if quality is not None and others:
         scores = judged_quality(quality, [prompt_text(prompt) for prompt in others], others_before, others_after)
         tests.append(not_inferior("quality of unrelated answers", *scores, quality_margin, confidence=confidence))
-    return dataclasses.replace(
-        report,
+    elsewhere = Elsewhere(
+        answers=SideBySide([prompt_text(prompt) for prompt in others], others_before, others_after),
+        unchanged=unchanged,
         selectivity=_selectivity(trial, report, found.aside),
         not_worse=tests,
-        unrelated_unchanged=unchanged,
-        dose=dose_rates,
-        unrelated=[prompt_text(prompt) for prompt in others],
-        unrelated_before=others_before,
-        unrelated_after=others_after,
         side_effects=effects,
         conversations=talks,
         turns_unchanged=turns_unchanged,
     )
+    behaviour = dataclasses.replace(report.behaviour, dose=dose_rates)
+    return dataclasses.replace(report, behaviour=behaviour, elsewhere=elsewhere)
 
 
 def evaluate_settings(
@@ -324,24 +323,29 @@ def _reports(
         reports.append(
             EvaluationReport(
                 target=trial.label,
-                before=found.before.rate,
-                after=after.rate,
-                controls=found.controls[index],
-                unrelated_unchanged=None,
                 config=config.to_dict(),
-                prompts=trial.texts,
-                responses_before=found.before.responses,
-                responses_after=after.responses,
-                labels_before=found.before.labels,
-                labels_after=after.labels,
-                seed=trial.seed,
-                control_kind=trial.control_kind,
-                unclear=trial.unclear,
-                sharing=sum(sharing),
-                controls_sharing=sharing,
-                control_labels=found.control_labels[index],
-                disjoint_chances=found.chances[index],
-                coherence=coherence,
+                behaviour=Behaviour(
+                    before=found.before.rate,
+                    after=after.rate,
+                    answers=SideBySide(
+                        prompts=trial.texts,
+                        before=found.before.responses,
+                        after=after.responses,
+                        labels_before=found.before.labels,
+                        labels_after=after.labels,
+                    ),
+                    unclear=trial.unclear,
+                    coherence=coherence,
+                ),
+                control_runs=ControlRuns(
+                    rates=found.controls[index],
+                    labels=found.control_labels[index],
+                    kind=trial.control_kind,
+                    seed=trial.seed,
+                    sharing=sharing,
+                    num_sharing=sum(sharing),
+                    disjoint_chances=found.chances[index],
+                ),
             )
         )
     return reports

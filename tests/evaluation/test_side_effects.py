@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from evaluation_reports import report_of
 from tiny_models import tiny_model, tiny_tokenizer
 
 from hf_mote import EvaluationReport, MoTEConfig, apply_mote, evaluate_mote, find_routers, record_routing
@@ -151,12 +152,11 @@ def test_side_effects_perplexity_beyond_floats_is_none_and_saved_so(model, tmp_p
     assert found.perplexity_after is None
     assert 0 < found.kl < math.inf
     assert "perplexity above 1.8e308 to above 1.8e308" in str(found)
-    report = EvaluationReport(
-        target="a",
-        before=Rate.of(1, 2),
-        after=Rate.of(0, 2),
-        controls=[0.5],
-        unrelated_unchanged=None,
+    report = report_of(
+        "a",
+        Rate.of(1, 2),
+        Rate.of(0, 2),
+        [0.5],
         config=config.to_dict(),
         side_effects=dataclasses.replace(found, perplexity_before=4.0),
     )
@@ -231,7 +231,7 @@ def test_side_effects_of_a_config_for_generated_tokens_are_measured_on_all(model
     assert found == side_effects(model, tiny_tokenizer(), everywhere, TEXTS, progress=False)
     assert found.scope == "all"
     assert found.kl > 0
-    report = EvaluationReport("a", Rate.of(1, 2), Rate.of(0, 2), [0.5], None, config.to_dict(), side_effects=found)
+    report = report_of("a", Rate.of(1, 2), Rate.of(0, 2), [0.5], config=config.to_dict(), side_effects=found)
     page = str(evaluation_page(Evaluation("a model", report), provenance={}, files={}))
     assert f"own, {scope}, would do nothing to it" in page
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from evaluation_reports import report_of
 from mutations import Mutation, archive, json_document, json_lines, raw, safetensors_file, text
 from safetensors.torch import save_file
 from tiny_saes import HIDDEN, TinySAE
@@ -184,7 +185,7 @@ def _use_result(found: FTRIResult) -> None:
 
 
 def _report() -> EvaluationReport:
-    return EvaluationReport(
+    return report_of(
         target="refusal",
         before=Rate.of(3, 4),
         after=Rate.of(1, 4),
