@@ -89,6 +89,8 @@ class EvaluationReport(Printable, Shareable):
         conversations (`list[Conversation]`): Conversations with the answers before and after.
         turns_unchanged (`Rate`, *optional*): Share of their answers that stay word for word the same. A later answer
             can change because an earlier one did.
+        notes (`list[str]`): What could not be measured, as an engine does not tell it; empty for a model in
+            transformers.
     """
 
     target: str
@@ -120,6 +122,7 @@ class EvaluationReport(Printable, Shareable):
     selectivity: Selectivity | None = None
     not_worse: list[NonInferiority] = field(default_factory=list)
     preregistration: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     file_name: ClassVar[str] = "evaluation_report.json"
 
@@ -314,6 +317,8 @@ class EvaluationReport(Printable, Shareable):
             facts["unrelated answers unchanged"] = f"{self.unrelated_unchanged}"
         if self.side_effects is not None:
             facts["side effects"] = f"{self.side_effects}"
+        if self.notes:
+            facts["not measured"] = "; ".join(self.notes)
         return Summary(f"EvaluationReport: {self.target!r} on {self.before.n} prompts", facts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -368,6 +373,7 @@ class EvaluationReport(Printable, Shareable):
             sides.append(f"- answers in conversations that stay word for word the same: {self.turns_unchanged}")
         if self.side_effects is not None:
             sides.append(f"- on plain texts: {self.side_effects}")
+        sides += [f"- not measured: {note}" for note in self.notes]
         name = f"{self.target} rate"
         results = [(f"{name}, untouched", self.before.rate), (f"{name}, with the config", self.after.rate)]
         if self.controls:
