@@ -32,7 +32,6 @@ MORE = [
 # Built for another torch, so that transformers fails when it tries them.
 # One family with every kind of profile, the organism imaged and measured, and a server with its clients.
 SMOKE = [
-    "tests/serving/test_profiles.py",
     "tests/serving/test_families.py::test_no_profile_is_the_plain_engine_bit_for_bit[mixtral]",
     "tests/serving/test_families.py::test_all_profiles_in_one_batch_say_what_transformers_says[mixtral]",
     "tests/serving/test_organism.py::test_ftri_through_the_engine_ranks_as_transformers_does",
