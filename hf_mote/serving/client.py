@@ -24,7 +24,7 @@ from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.routing.sites.fingerprint import fingerprint_of
 from hf_mote.routing.sites.site import RouterSite
-from hf_mote.serving.recorded import Answered, RecordedBatch, maps_of, numbers_of, of_phase
+from hf_mote.serving.recorded import RAW, Answered, RecordedBatch, check_raw, maps_of, numbers_of, of_phase
 from hf_mote.serving.requests import NAME, RECORD
 from hf_mote.serving.routers import meta_sites
 from hf_mote.serving.settings import config_from
@@ -60,6 +60,7 @@ class ServerEngine:
         self.fingerprint: dict[str, Any] = told["fingerprint"]
         self._base_model: str = told["model"]
         self._config: dict[str, Any] | None = told.get("config")
+        self._logprobs_mode: str = told.get("logprobs_mode", RAW)
         self.dtype: str = told.get("dtype", "not told")
         self.most_recordings: int = told["record"]
         self._served: str = self._ask("GET", "/v1/models")["data"][0]["id"]
@@ -166,6 +167,7 @@ class ServerEngine:
         at_once: int = 16,
     ) -> list[Answered]:
         """Answer prompts and return how likely each token of the answers was; see [`VLLMEngine.answer`]."""
+        check_raw(self.url, self._logprobs_mode)
 
         def one(place: int) -> Answered:
             found = self._complete(

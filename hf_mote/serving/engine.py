@@ -19,7 +19,7 @@ from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.serving.plugin import front_of
-from hf_mote.serving.recorded import Answered, RecordedBatch, maps_of, numbers_of, of_phase
+from hf_mote.serving.recorded import Answered, RecordedBatch, check_raw, maps_of, numbers_of, of_phase
 from hf_mote.serving.requests import NAME, RECORD
 from hf_mote.serving.routers import meta_sites
 from hf_mote.serving.settings import config_from
@@ -172,6 +172,7 @@ class VLLMEngine:
         """
         from vllm import SamplingParams
 
+        check_raw("VLLMEngine", str(self.llm.llm_engine.model_config.logprobs_mode))
         params = [
             SamplingParams(
                 **{"temperature": 0.0, **(sampling or {})},

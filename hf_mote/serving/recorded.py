@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_mote.errors import DataError
+from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.maps.activation_map import ActivationMap
 
-__all__ = ["Answered", "RecordedBatch", "maps_of", "numbers_of", "of_phase"]
+__all__ = ["RAW", "Answered", "RecordedBatch", "check_raw", "maps_of", "numbers_of", "of_phase"]
 
+RAW = "raw_logprobs"
 _IMPOSSIBLE = -9999.0
 
 
@@ -78,6 +79,19 @@ def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: 
 def of_phase(maps: Mapping[str, ActivationMap], phase: str) -> ActivationMap:
     """Return the map of a phase, or of all tokens."""
     return maps["prompt"] + maps["generation"] if phase == "all" else maps[phase]
+
+
+def check_raw(where: str, mode: str) -> None:
+    """Raise unless an engine tells the model's own probabilities, and not those after temperature and the like.
+
+    Args:
+        where (`str`): The engine, for the error.
+        mode (`str`): Its `logprobs_mode`.
+    """
+    if mode != RAW:
+        what = "tells no probabilities of the model itself, by which junk is known"
+        fix = f"Start the engine with --logprobs-mode {RAW}, vLLM's default."
+        raise UnsupportedError(where, what, got=f"logprobs_mode {mode!r}", expected=repr(RAW), fix=fix)
 
 
 def numbers_of(log_probabilities: Sequence[float | None]) -> list[float]:
