@@ -28,14 +28,19 @@ class RoutedModel:
     Args:
         model (`nn.Module`): The model.
         sites (`Sequence[RouterSite]`, *optional*): All its router sites; by default they are found.
+        fingerprint (`dict`, *optional*): Its fingerprint, of a model without weights whose weights are elsewhere; by
+            default it is computed.
 
     Attributes:
         model (`nn.Module`): The model.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[RouterSite] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, sites: Sequence[RouterSite] | None = None, fingerprint: dict[str, Any] | None = None
+    ) -> None:
         self.model = model
         self._given = sites
+        self._known = fingerprint
         self._tested: dict[str, RouterOutput | None] = {}
 
     @cached_property
@@ -60,7 +65,7 @@ class RoutedModel:
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What [`fingerprint_of`] returns, hashed when it is first asked for."""
-        return fingerprint_of(self.model, self.sites)
+        return fingerprint_of(self.model, self.sites) if self._known is None else self._known
 
     @cached_property
     def decoder(self) -> nn.Module:
