@@ -30,6 +30,7 @@ from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFo
 from hf_mote.ranking.imaging.run_identity import digest_of, model_settings, plain
 from hf_mote.ranking.imaging.scopes import ImagingScope
 from hf_mote.routing.recording.record import RoutingRecord
+from hf_mote.routing.sites.fingerprint import SAMPLED
 from hf_mote.routing.sites.routed_model import RoutedModel
 
 __all__ = ["ftri"]
@@ -163,7 +164,8 @@ def ftri(
     folder = None
     if run_folder is not None:
         identity = {
-            "fingerprint": routed.fingerprint,
+            # Without its sample of weights, which depends on where they lie; all are digested below.
+            "fingerprint": {key: value for key, value in routed.fingerprint.items() if key != SAMPLED},
             "scope": scope,
             "seed": seed,
             "batch_size": batch_size,
