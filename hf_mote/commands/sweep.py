@@ -56,6 +56,7 @@ def sweep_command(
     quantization: o.Quantization = None,
     attn_implementation: o.AttnImplementation = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    allow_other_weights: o.AllowOtherWeights = False,
     dry_run: o.DryRun = False,
     force: o.Force = False,
 ) -> None:
@@ -146,6 +147,7 @@ def sweep_command(
                 chat_template_kwargs=told,
                 generate_kwargs=sampled,
                 groups=groups,
+                allow_other_weights=allow_other_weights,
             )
             found = found._replace(model=subject.name, source=f"{ranked.method} for {quoted(ranked.target)}")
             more = {

@@ -227,6 +227,7 @@ def test_front_a_name_that_is_loaded_anew_means_the_new_profile() -> None:
         ({"profiles": {"a": "/nowhere/at/all"}}, UnknownNameError),
         ({"max_profiles": 0}, ConfigError),
         ({"max_profiles": True}, ConfigError),
+        ({"allow_other_weights": 1}, ConfigError),
         ({"record": -1}, ConfigError),
         ({"modes": ["dropp"]}, UnknownNameError),
         (

@@ -29,6 +29,7 @@ from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, read_batch, write_batch
 from hf_mote.ranking.imaging.scopes import ImagingScope
 from hf_mote.routing.recording.record import RoutingRecord
+from hf_mote.routing.sites.fingerprint import SAMPLED
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.runs.folder import RunFolder, digest_of
 from hf_mote.runs.identity import model_settings, plain
@@ -164,7 +165,8 @@ def ftri(
     folder = None
     if run_folder is not None:
         identity = {
-            "fingerprint": routed.fingerprint,
+            # Without its sample of weights, which depends on where they lie; all are digested below.
+            "fingerprint": {key: value for key, value in routed.fingerprint.items() if key != SAMPLED},
             "scope": scope,
             "seed": seed,
             "batch_size": batch_size,

@@ -14,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_mote.routing.sites.discover import find_routers
-from hf_mote.routing.sites.fingerprint import fingerprint_of
+from hf_mote.routing.sites.fingerprint import SAMPLED, fingerprint_of
 from hf_mote.routing.sites.output import RouterOutput
+from hf_mote.routing.sites.sampled_weights import sample_weights
 from hf_mote.routing.sites.self_test import self_test
 from hf_mote.routing.sites.site import RouterSite
 
@@ -64,8 +65,10 @@ class RoutedModel:
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What [`fingerprint_of`] returns, hashed when it is first asked for."""
-        return fingerprint_of(self.model, self.sites) if self._known is None else self._known
+        """What [`fingerprint_of`] and [`sample_weights`] return, hashed when it is first asked for."""
+        if self._known is not None:
+            return self._known
+        return {**fingerprint_of(self.model, self.sites), SAMPLED: sample_weights(self.model, self.sites)}
 
     @cached_property
     def decoder(self) -> nn.Module:
