@@ -254,10 +254,10 @@ def evaluate_mote(
         side_effects=effects,
         conversations=talks,
         turns_unchanged=turns_unchanged,
-        notes=[] if trial.served is None else trial.served.notes(trial.decoding, texts=bool(texts)),
     )
     behaviour = dataclasses.replace(report.behaviour, dose=dose_rates)
-    return dataclasses.replace(report, behaviour=behaviour, elsewhere=elsewhere)
+    notes = [] if trial.served is None else trial.served.notes(trial.decoding, texts=bool(texts))
+    return dataclasses.replace(report, behaviour=behaviour, elsewhere=elsewhere, notes=notes)
 
 
 def evaluate_settings(
