@@ -139,9 +139,8 @@ def test_evaluate_through_an_engine_reports_what_transformers_does(organism: Any
     assert mine.side_effects.kl is None
     assert theirs.side_effects is not None
     assert theirs.side_effects.kl is not None
-    same = dataclasses.replace(
-        mine, notes=[], side_effects=dataclasses.replace(mine.side_effects, kl=theirs.side_effects.kl)
-    )
+    effects = dataclasses.replace(mine.side_effects, kl=theirs.side_effects.kl)
+    same = dataclasses.replace(mine, notes=[], elsewhere=dataclasses.replace(mine.elsewhere, side_effects=effects))
     assert different(same.to_dict(), theirs.to_dict()) == {}
     assert theirs.side_effects.kl > 0
     assert mine.after.rate < mine.before.rate
