@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -124,7 +125,9 @@ def _digests(part: nn.Module, without: set[int]) -> Iterator[tuple[str, str]]:
     for name, members in alike.items():
         digest, shape = hashlib.sha256(), ""
         for held in members:
-            with align_module_device(held.holder):
+            with ExitStack() as stack:
+                for module in (held.holder, *(inner for adapter in held.adapters for inner in _parts_of(adapter))):
+                    stack.enter_context(align_module_device(module))
                 tensor = _with_adapters(held)
                 if tensor is None or tensor.is_meta:
                     break
@@ -146,27 +149,31 @@ def _parameters(part: nn.Module, without: set[int]) -> Iterator[tuple[list[str],
     """The parameters that a part of a model has by itself, by path; copies that PEFT trains where they are on."""
     modules = dict(part.named_modules())
     tuned = {path: module for path, module in modules.items() if hasattr(module, "get_base_layer")}
-    copied = {path: module for path, module in modules.items() if hasattr(module, "original_module")}
+    around: dict[tuple[int, str], list[nn.Module]] = defaultdict(list)
+    for module in tuned.values():
+        around[id(module.get_base_layer()), getattr(module, "parameter_name", "weight")].append(module)
+    copied = {
+        path: _kept(module)
+        for path, module in modules.items()
+        if hasattr(module, "original_module") and hasattr(module, "active_adapters")
+    }
     for path, holder in modules.items():
-        if any(_inside(path, outer) and not _inside(path, _joined(outer, "base_layer")) for outer in tuned):
-            continue
-        kept = {outer: _kept(module) for outer, module in copied.items() if _inside(path, outer)}
-        if any(not _inside(path, _joined(outer, inner)) for outer, inner in kept.items()):
-            continue
         words = path.split(".") if path else []
-        for outer, inner in kept.items():
-            at = len(outer.split(".")) if outer else 0
-            words[at : at + len(inner.split("."))] = [""] * len(inner.split("."))
+        outer = [".".join(words[:at]) for at in range(len(words) + 1)]
+        if any(one in tuned and not _inside(path, _joined(one, "base_layer")) for one in outer):
+            continue
+        if any(one in copied and not _inside(path, _joined(one, copied[one])) for one in outer):
+            continue
+        for at, one in enumerate(outer):
+            if one in copied:
+                steps = len(copied[one].split("."))
+                words[at : at + steps] = [""] * steps
         words = [word for word in words if word and word not in _WRAPPERS]
         for name, parameter in holder._parameters.items():
             if parameter is None or id(parameter) in without:
                 continue
-            around = [
-                module
-                for module in tuned.values()
-                if module.get_base_layer() is holder and getattr(module, "parameter_name", "weight") == name
-            ]
-            adapters = [module for module in around if not module.disable_adapters and not module.merged]
+            mine = around.get((id(holder), name), ())
+            adapters = [module for module in mine if not module.disable_adapters and not module.merged]
             yield [*words, name], _Held(holder, name, adapters)
 
 
@@ -175,11 +182,11 @@ def _with_adapters(held: _Held) -> Tensor | None:
     tensor = held.holder._parameters[held.name]
     assert tensor is not None
     away = tensor.is_meta or hasattr(tensor, "full_tensor") or bool(held.adapters)
-    if away and tensor.numel() > LARGE:
+    if away and tensor.numel() > LARGE or any(own.is_meta for adapter in held.adapters for own in _own(adapter)):
         return None
     for adapter in filter(_adds, held.adapters):
         for name in adapter.active_adapters:  # type: ignore[union-attr]
-            if name in adapter.lora_A or name in adapter.lora_embedding_A:  # type: ignore[operator]
+            if name in adapter.lora_A or name in getattr(adapter, "lora_embedding_A", ()):  # type: ignore[operator]
                 tensor = tensor + adapter.get_delta_weight(name)  # type: ignore[operator]
     return tensor
 
@@ -189,6 +196,11 @@ def _adds(adapter: nn.Module) -> bool:
     return hasattr(adapter, "lora_A") and not getattr(adapter, "lora_magnitude_vector", None)
 
 
+def _parts_of(adapter: nn.Module) -> list[nn.Module]:
+    """The modules of an adapter, without what it wraps."""
+    return [module for path, module in adapter.named_modules() if path.split(".")[0] != "base_layer"]
+
+
 def _own(adapter: nn.Module) -> list[Tensor]:
     """The parameters of an adapter, without those of what it wraps."""
     return [held for name, held in adapter.named_parameters() if not name.startswith("base_layer.")]
@@ -196,7 +208,11 @@ def _own(adapter: nn.Module) -> list[Tensor]:
 
 def _kept(wrapper: Any) -> str:
     """Which of the modules that PEFT keeps side by side runs."""
-    names = [] if wrapper.disable_adapters else [n for n in wrapper.active_adapters if n in wrapper.modules_to_save]
+    names = (
+        []
+        if wrapper.disable_adapters
+        else [n for n in wrapper.active_adapters if n in getattr(wrapper, "modules_to_save", ())]
+    )
     return f"modules_to_save.{names[0]}" if names else "original_module"
 
 

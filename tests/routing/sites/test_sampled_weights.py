@@ -106,6 +106,14 @@ def test_sample_of_lora_is_that_of_the_merged_model(how: dict[str, Any]) -> None
     assert sampled(merged) == sampled(tuned)
 
 
+def test_sample_of_offloaded_lora_is_that_of_the_whole_one(tmp_path: Path) -> None:
+    tuned = wrapped(tiny_model("mixtral"), trained=True)
+    whole = sampled(tuned)
+    accelerate.disk_offload(tuned, str(tmp_path), execution_device="cpu")
+    assert any(parameter.is_meta for name, parameter in tuned.named_parameters() if "lora_" in name)
+    assert sampled(tuned) == whole
+
+
 def test_sample_of_lora_on_experts_and_embeddings_is_that_of_the_merged_model() -> None:
     how = {"target_modules": ["embed_tokens"], "target_parameters": ["mlp.experts.down_proj"]}
     model = tiny_model("mixtral")
