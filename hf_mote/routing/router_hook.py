@@ -117,7 +117,7 @@ class RouterHook(SharedHook):
             participant.ran |= participant.active
         if self._idle:
             return None
-        if self._only_observed and not is_compiling() and self.tracker.defers(self.look, args, output):
+        if self._only_observed and not is_compiling() and self.tracker.passes_unread():
             return None
         adapter = self._adapter_of(args, output)
         native = adapter.read(output)[1]
@@ -147,21 +147,6 @@ class RouterHook(SharedHook):
         if observers and not recomputing():
             self._show(observers, forward, native, applied)
         return None if applied is native else adapter.write(output, applied, touched)
-
-    def look(self, args: tuple[Any, ...], output: Any) -> None:
-        """Show a pass of the router in which nothing is edited.
-
-        Args:
-            args (`tuple`): What the router was called with.
-            output (`Any`): What it returned.
-        """
-        native = self._adapter_of(args, output).read(output)[1]
-        observers = [one for one in self.participants if isinstance(one, RoutingObserver) and one.active]
-        if observers:
-            forward = self.tracker.forward_of(native.indices.shape[0])
-            if forward is None:
-                self._check_gets_all(native.indices.shape[0])
-            self._show(observers, forward, native, native)
 
     def _check_gets_all(self, rows: int) -> None:
         """Refuse a pass whose tokens do not all come here, if anybody must know which of them do."""
@@ -236,8 +221,7 @@ class RouterHook(SharedHook):
         else:
             routing = adapter.route(output, args, edit)
             edited = Routing(routing.weights.to(native.weights.dtype), routing.indices, routing.shared)
-            one = len(self.participants) == len(edits) == native.indices.shape[0] == 1
-            if self._concerns_hits_alone(edit) and not (one and readable_now(native.indices)):
+            if self._concerns_hits_alone(edit):
                 # Among the other tokens, a tie could be broken in another way than the router did.
                 touched = edit.hits(native.indices)
         if touched is None:
