@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from caches import cache_of, taking
-from routing.reference import dense, observe_experts
-from routing_cases import GREEDY, no_gradients, num_hooks  # noqa: F401
+from routing_cases import GREEDY, dense, no_gradients, num_hooks, observe_experts  # noqa: F401
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import PreTrainedModel
 
