@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _current_graph_task_id
 from torch.compiler import is_compiling
+from transformers import PreTrainedModel
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.hooks import SharedHook
@@ -31,7 +32,7 @@ from hf_mote.passes.arguments import (
 from hf_mote.passes.cached_text import CachedText, ThinkingTokens, label_thinking, moved_from, rows_of
 from hf_mote.passes.forward import DecoderParticipant, Forward, Phase, real_tokens
 
-__all__ = ["DecoderHook", "recomputing"]
+__all__ = ["DecoderHook", "decoder_of", "recomputing"]
 
 _COMPILED = "several tokens on a cache can be a prompt or a chunk of one, and a compiled graph cannot ask which"
 
@@ -376,6 +377,21 @@ class DecoderHook(SharedHook):
                 begin = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
             found[marks] = (begin, label_thinking(ids, marks, begin))
         return found
+
+
+def decoder_of(model: nn.Module, paths: Sequence[str]) -> nn.Module:
+    """Return the innermost `PreTrainedModel` that has all the modules: its forward sees every token.
+
+    Args:
+        model (`nn.Module`): The model.
+        paths (`Sequence[str]`): Paths of modules in it.
+    """
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, PreTrainedModel) and all(p.startswith(f"{path}." if path else "") for p in paths)
+    ]
+    return max(found, key=lambda item: len(item[0]))[1] if found else model
 
 
 def recomputing() -> bool:

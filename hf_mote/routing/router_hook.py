@@ -16,7 +16,7 @@ from torch.compiler import is_compiling
 from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.hooks import Attachment, Intervention, Participant, SharedHook, attach, compiled_parts, stack_on
 from hf_mote.passes.assisted import assisted_decoding_hooks
-from hf_mote.passes.decoder_hook import DecoderHook, recomputing
+from hf_mote.passes.decoder_hook import DecoderHook, decoder_of, recomputing
 from hf_mote.passes.forward import DecoderParticipant, Forward, why_stopped
 from hf_mote.routing.detour import check_block_follows, shortcut_hooks, why_silent
 from hf_mote.routing.rules.edits import RoutingEdit, merge_edits
@@ -272,7 +272,7 @@ def attach_to_routers(
         [`RouterContractError`]: if a router fails its self-test; nothing is attached then.
         [`UnsupportedError`]: if a block's forward was replaced by one that does not follow its router.
     """
-    model, decoder = routed.model, routed.decoder
+    model, decoder = routed.model, decoder_of(routed.model, [site.path for site in routed.sites])
 
     def attachments() -> list[Attachment]:
         tracker = stack_on(decoder, DecoderHook) or DecoderHook()
