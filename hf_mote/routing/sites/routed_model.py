@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.fingerprint import SAMPLED, fingerprint_of
@@ -69,17 +68,6 @@ class RoutedModel:
         if self._known is not None:
             return self._known
         return {**fingerprint_of(self.model, self.sites), SAMPLED: sample_weights(self.model, self.sites)}
-
-    @cached_property
-    def decoder(self) -> nn.Module:
-        """The innermost `PreTrainedModel` that contains every router: its forward sees every routed token."""
-        candidates = [
-            (path, module)
-            for path, module in self.model.named_modules()
-            if isinstance(module, PreTrainedModel)
-            and all(site.path.startswith(f"{path}." if path else "") for site in self.sites)
-        ]
-        return max(candidates, key=lambda item: len(item[0]))[1] if candidates else self.model
 
     def tested(self, site: RouterSite) -> RouterOutput | None:
         """Return what reads a router's output, after a self-test the first time; see [`self_test`].
