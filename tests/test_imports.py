@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "printing",
         "plots",
     },
-    "sae": {"hooks", "passes", "files", "folders", "hub", "sharing"},
+    "sae": {"hooks", "passes", "files", "folders", "hub", "sharing", "plots"},
     "links": _STOREYS | {"hooks", "passes", "maps", "sae", "hub", "sharing", "files"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps", "web"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},
