@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import product
 from statistics import fmean
@@ -237,6 +238,7 @@ def sweep_mote(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     generate_kwargs: Mapping[str, Any] | None = None,
     groups: Sequence[Hashable] | None = None,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Sweep:
     """Suppress or stimulate 1, 2, 5, 10, ... of a ranking's first experts, at each strength, against random controls.
@@ -282,6 +284,8 @@ def sweep_mote(
             Further arguments of `generate`; decoding is greedy by default.
         groups (`Sequence`, *optional*):
             One key for each prompt, by which the intervals are; see [`evaluate_mote`].
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where responses are kept as they come, so that a run that was killed goes on; see [`evaluate_mote`].
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -322,6 +326,7 @@ def sweep_mote(
         control_kind=control_kind,
         confidence=confidence,
         groups=groups,
+        run_folder=run_folder,
         progress=progress,
     )
     settings = [Setting(*setting, report) for setting, report in zip(configs, reports, strict=True)]
