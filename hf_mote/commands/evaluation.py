@@ -16,7 +16,7 @@ from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
 from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.names import CONTROL_KINDS
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import PAGE, check_output, finish, writing_to
+from hf_mote.commands.run_files import PAGE, Work, check_output, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, HFMoTEError, one_of
 
@@ -89,6 +89,7 @@ def evaluate_command(
         ),
     ] = None,
     strengths: Annotated[str | None, typer.Option(help="Further strengths, as in 0.25,0.5,0.75.")] = None,
+    run_folder: o.RunFolder = None,
     seed: o.Seed = 0,
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
@@ -117,8 +118,10 @@ def evaluate_command(
 
     With --against two configs are compared on one behaviour, such as experts and latents.
     """
-    with reporting():
+    work = Work(output, run_folder)
+    with reporting(kept=work.word):
         check_output(output, force=force)
+        work.check()
         doses = o.numbers_in("--strengths", strengths, float) if strengths is not None else []
         if control_kind is not None:
             one_of("--control-kind", control_kind, CONTROL_KINDS)
@@ -242,9 +245,10 @@ def evaluate_command(
             chat_template_kwargs=told,
             generate_kwargs=sampled,
         )
-        with writing_to(output, force=force) as folder:
+        with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
             reports = []
-            for name, change in zip((config, against), changes, strict=False):
+            parts = zip((config, against), ("config", AGAINST), changes, strict=False)
+            for name, part, change in parts:
                 say(f"evaluating {name} on {len(asked.prompts)} prompts, with {controls} random controls")
                 report = measured(
                     change,
@@ -256,13 +260,16 @@ def evaluate_command(
                     strengths=doses,
                     groups=groups,
                     margin=margin,
+                    run_folder=part_of(part),
                 )
                 reports.append(dataclasses.replace(report, preregistration=registered))
             found = Evaluation(subject.name, reports[0], *reports[1:])
             both = None
             if turned is not None and stimulated is not None:
                 say(f"stimulating the same experts on {len(turned.prompts)} prompts")
-                report = measured(stimulated, turned.prompts, labels, groups=turned_groups)
+                report = measured(
+                    stimulated, turned.prompts, labels, groups=turned_groups, run_folder=part_of(STIMULATED)
+                )
                 both = BothWays(reports[0], dataclasses.replace(report, preregistration=registered))
             more = {
                 "config": config,
