@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "printing": set(),
     "plots": {"drawing", "files"},
     "sharing": {"files", "plots"},
-    "hub": {"files", "sharing"},
+    "hub": {"files", "folders", "sharing"},
     "passes": {"hooks"},
     "maps": {"files", "hub", "sharing", "printing", "plots"},
     "statistics": set(),
