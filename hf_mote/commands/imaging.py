@@ -23,6 +23,7 @@ from hf_mote.commands.run_files import (
     save_config,
     writing_to,
 )
+from hf_mote.commands.served import connect, routed_there, served_facts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError, UnknownNameError, real
 from hf_mote.processes import launched_as, part
@@ -147,9 +148,8 @@ def ftri_command(
         from hf_mote.reports.explorer import traced_experts
         from hf_mote.reports.imaging import Imaging, imaging_verdict
         from hf_mote.routing.sites.discover import find_routers
-        from hf_mote.serving.client import ServerEngine
 
-        engine = None if server is None else ServerEngine(server)
+        engine = None if server is None else connect(server)
         subject = (
             load_subject(
                 model,
@@ -166,6 +166,8 @@ def ftri_command(
             if engine is None
             else served_subject(model, organisms, revision=revision, chat_template=chat_template)
         )
+        if engine is not None:
+            routed_there(subject, engine)
         o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, top=top)
         marks = _token_ids(subject, thinking_tokens)
         if dry_run:
@@ -239,7 +241,7 @@ def ftri_command(
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judge or "the organism's own"}
             if engine is not None:
-                more["engine"] = f"vLLM, serving {engine.base_model}"
+                more |= served_facts(engine)
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(imaging_verdict(found)[0])
         if config is not None:

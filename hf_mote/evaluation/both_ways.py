@@ -19,8 +19,9 @@ from hf_mote.evaluation.evaluate import evaluate_mote
 from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.generation.chat import Prompt
 from hf_mote.judges.judge import Judge
+from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.routed_model import RoutedModel
 
 __all__ = ["BothWays", "evaluate_both_ways", "stimulating"]
 
@@ -124,8 +125,9 @@ def evaluate_both_ways(
     assert found.suppressed.after.rate < found.stimulated.after.rate
     ```
     """
-    slots = {site.layer: site.top_k for site in find_routers(model)}
-    config.check(model)
+    routed = RoutedModel(model)
+    check_against_model(config, routed)
+    slots = {site.layer: site.top_k for site in routed.sites}
     fields = {"stimulate_weight": "max"} if stimulation is None else dict(stimulation)
     reports = [
         evaluate_mote(model, tokenizer, one, asked, judge, unrelated=unrelated, **options)

@@ -10,20 +10,22 @@ import dataclasses
 import json
 from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError, UnknownNameError, one_of, real, whole
-from hf_mote.evaluation.changes import Change, attached, check_change, controls_of, counting_use, units_of
+from hf_mote.evaluation.changes import Change, Use, attached, check_change, controls_of, counting_use, units_of
 from hf_mote.evaluation.coherence import NEITHER, Limits, incoherent
 from hf_mote.evaluation.controls import CONTROL_KINDS
+from hf_mote.evaluation.engine import AnsweringEngine, ServedModel
 from hf_mote.evaluation.overlap import chance_of_reach
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.certainty import Certainty, Signs
 from hf_mote.generation.chat import Prompt
-from hf_mote.generation.decoding import pad_token_of
+from hf_mote.generation.decoding import engine_sampling, pad_token_of
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.generation.responses import generate_responses
 from hf_mote.judges.judge import Judge, check_judge, classify, labels_of
@@ -83,7 +85,7 @@ class RateMeasurement:
 
     Args:
         where (`str`): What an error names.
-        model (`PreTrainedModel`): The model; left as it is.
+        model (`PreTrainedModel` or `AnsweringEngine`): The model, left as it is, or an engine that serves it.
         chat (`Chat`): How the prompts become tokens.
         prompts (`Sequence[Prompt]`): The prompts.
         judge (`Judge`): Labels the responses.
@@ -95,13 +97,14 @@ class RateMeasurement:
     Attributes:
         label (`str`): The label whose rate is measured.
         neither (`str`): The judge's word for what is no answer at all: its attribute `neither`, or "neither".
+        served (`ServedModel`, *optional*): The model, if it is behind an engine.
         unclear (`int`): Responses so far that the judge could not label, as a [`ServerJudge`] says of some.
     """
 
     def __init__(
         self,
         where: str,
-        model: PreTrainedModel,
+        model: PreTrainedModel | AnsweringEngine,
         chat: Chat,
         prompts: Sequence[Prompt],
         judge: Judge,
@@ -112,7 +115,7 @@ class RateMeasurement:
         groups: Sequence[Hashable] | None = None,
     ) -> None:
         self.where = where
-        self.model, self.chat, self.decoding = model, chat, decoding
+        self.chat, self.decoding = chat, decoding
         self.judge, self.confidence = judge, confidence
         self.prompts = checked_prompts(f"{where}.prompts", prompts)
         self.texts = [prompt_text(prompt) for prompt in self.prompts]
@@ -126,7 +129,12 @@ class RateMeasurement:
         self.seed = whole(f"{where}.seed", decoding.seed)
         self._special_tokens = bool(getattr(judge, "needs_special_tokens", False))
         self.check(self.prompts)
-        self.routed = RoutedModel(model)
+        self.served: ServedModel | None = None
+        if isinstance(model, nn.Module):
+            self.routed = RoutedModel(model)
+        else:
+            engine_sampling(decoding.settings(chat.tokenizer))  # refuses what an engine does not take
+            self.routed = self.served = ServedModel(model)
         self.unclear = 0
         self.neither = str(getattr(judge, "neither", NEITHER))
         # A label that the judge is known to give is one that no response need get.
@@ -140,17 +148,27 @@ class RateMeasurement:
 
     def respond(self, prompts: Sequence[Prompt], config: Change | None) -> tuple[list[str], list[Signs]]:
         """Return the model's responses with a config, or without one, and how sure it was of each."""
+        if self.served is not None:
+            return self.served.respond(self.chat, prompts, config, self.decoding, special_tokens=self._special_tokens)
+        model: Any = self.routed.model
         responses, signs = [""] * len(prompts), [Signs(0.0, 0.0, True)] * len(prompts)
         given = self.decoding.generate_kwargs or {}
-        certainty = Certainty(self.model, self.decoding.settings(self.chat.tokenizer))
+        certainty = Certainty(model, self.decoding.settings(self.chat.tokenizer))
         decoding = dataclasses.replace(self.decoding, generate_kwargs={**given, **certainty.processors})
         with attached(self.routed, config):
             for positions, answers in generate_responses(
-                self.model, self.chat, prompts, decoding, special_tokens=self._special_tokens
+                model, self.chat, prompts, decoding, special_tokens=self._special_tokens
             ):
                 for position, answer, seen in zip(positions, answers, certainty.take(answers), strict=True):
                     responses[position], signs[position] = answer, seen
         return responses, signs
+
+    def fit(self, config: Change) -> None:
+        """Raise unless a config fits the model, and the engine that the model is behind takes it."""
+        if self.served is None or isinstance(config, MoTEConfig):
+            check_change(config, self.routed)
+        if self.served is not None:
+            self.served.check(config)
 
     def incoherent(self, measured: Measured, limits: Limits) -> list[bool]:
         """Return which responses are no text any more, by their signs or by the judge's word."""
@@ -188,7 +206,7 @@ class RateMeasurement:
         self.control_kind = control_kind if control_kind is not None else ("layer" if of_experts else "usage")
         one_of(f"{self.where}.control_kind", self.control_kind, CONTROL_KINDS)
         for config in configs:
-            check_change(config, self.routed)
+            self.fit(config)
             if config.is_empty:
                 raise ConfigError(f"{self.where}.config", "nothing to measure", got="no targets, or strength 0")
         self._configs = list(configs)
@@ -208,10 +226,7 @@ class RateMeasurement:
         total = 1 + len(self._configs) * (1 + len(self._controls))
         with logging.tqdm(total=total, desc="evaluating", disable=not progress, leave=False) as bar:
             if self._by_usage:
-                pad = pad_token_of(self.chat.tokenizer)
-                with counting_use(self.routed, self._configs, stop=self.decoding.stop, pad=pad) as usage:
-                    before = self.measure(None, keep=True)
-                    counted = usage()
+                before, counted = self._with_use()
                 self._controls = self._drawn(usage=counted)
                 bar.total = 1 + len(self._configs) * (1 + len(self._controls))
             else:
@@ -240,6 +255,15 @@ class RateMeasurement:
             others = [units_of(c[index]) for c, share in zip(self._controls, shares, strict=True) if not share]
             chances.append(chance_of_reach(own[index], others) if any(shares) else [])
         return Rates(before, after, rates, sharing, chances, labels, signs, self._aside(aside, progress))
+
+    def _with_use(self) -> tuple[Measured, Use]:
+        """Measure without a config, and count how often each expert or latent is used."""
+        if self.served is not None:
+            counted = self.served.use(self.chat, self.prompts, self.decoding)
+            return self.measure(None, keep=True), counted
+        pad = pad_token_of(self.chat.tokenizer)
+        with counting_use(self.routed, self._configs, stop=self.decoding.stop, pad=pad) as usage:
+            return self.measure(None, keep=True), usage()
 
     def _aside(self, prompts: Sequence[Prompt], progress: bool) -> list[Measured]:
         """Measure on other prompts, where there are any and the judge takes them."""

@@ -35,9 +35,10 @@ from hf_mote.commands.run_files import REPORT, writing_to  # noqa: E402
 from hf_mote.errors import HFMoTEError  # noqa: E402
 from hf_mote.files import read_json, read_tensors, write_json, write_tensors  # noqa: E402
 from hf_mote.plots import plot_expert_map  # noqa: E402
-from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder  # noqa: E402
+from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, read_batch, write_batch  # noqa: E402
 from hf_mote.reports.markup import Html  # noqa: E402
 from hf_mote.reports.page import write_page  # noqa: E402
+from hf_mote.runs.folder import RunFolder  # noqa: E402
 
 __all__ = ["WRITERS", "Writer", "tried"]
 
@@ -114,14 +115,14 @@ def _write_run(folder: Path, state: int) -> None:
     run = RunFolder(folder / "run", {"seed": 0})
     counts = torch.zeros(2, 3, 4)
     counts[:, :, 0] = 3
-    run.write(0, ImagedBatch([[state], [state]], counts, counts / state, torch.tensor([3.0, 3.0])))
+    write_batch(run, 0, ImagedBatch([[state], [state]], counts, counts / state, torch.tensor([3.0, 3.0])))
 
 
 def _read_run(folder: Path) -> int:
     if not (folder / "run").exists():
         return 0
     expected = ExpectedBatch([3, 3], True, [1, 1, 1], num_experts=4, vocab_size=9, max_new_tokens=2)
-    batch = RunFolder(folder / "run", {"seed": 0}).read(0, expected)
+    batch = read_batch(RunFolder(folder / "run", {"seed": 0}), 0, expected)
     if batch is None:
         return 0
     state = batch.tokens[0][0]
