@@ -18,6 +18,7 @@ from typing import Any, Literal
 from hf_mote.errors import ConfigError, UnsupportedError
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.fields import checked_fingerprint
 from hf_mote.serving.recorded import RecordedBatch, maps_of, of_phase
 from hf_mote.serving.requests import NAME, RECORD
 from hf_mote.serving.settings import config_from
@@ -48,10 +49,13 @@ class ServerEngine:
         self._key = api_key
         self._timeout = timeout
         told = self._ask("GET", "/v1/mote/model")
-        self.fingerprint: dict[str, Any] = told["fingerprint"]
-        self._base_model: str = told["model"]
-        self._record: int = told["record"]
-        self._served: str = self._ask("GET", "/v1/models")["data"][0]["id"]
+        try:
+            self.fingerprint: dict[str, Any] = checked_fingerprint(self._told(told, dict, "fingerprint"))
+        except ConfigError as error:
+            raise UnsupportedError(self.url, "says of no model what it is", got=str(error).rstrip(".")) from error
+        self._base_model: str = self._told(told, str, "model")
+        self._record: int = self._told(told, int, "record")
+        self._served: str = self._told(self._ask("GET", "/v1/models"), str, "data", 0, "id")
 
     @property
     def base_model(self) -> str:
@@ -61,7 +65,7 @@ class ServerEngine:
     @property
     def profiles(self) -> dict[str, MoTEConfig]:
         """The profiles by name."""
-        found = self._ask("GET", "/v1/mote/profiles")["profiles"]
+        found: dict[str, Any] = self._told(self._ask("GET", "/v1/mote/profiles"), dict, "profiles")
         return {name: MoTEConfig.from_dict(config) for name, config in found.items()}
 
     def load(self, name: str, config: MoTEConfig | str | os.PathLike[str]) -> None:
@@ -75,7 +79,7 @@ class ServerEngine:
     def take(self, key: str) -> dict[str, ActivationMap]:
         """Return what was recorded of the requests that named a key, by phase; see [`VLLMEngine.take`]."""
         found = self._ask("POST", f"/v1/mote/recordings/{urllib.parse.quote(key, safe='')}")
-        return maps_of(found["recorded"], self.fingerprint, self.base_model)
+        return maps_of(self._told(found, dict, "recorded"), self.fingerprint, self.base_model)
 
     def image(
         self,
@@ -104,12 +108,30 @@ class ServerEngine:
                 "vllm_xargs": {RECORD: key} | ({} if profile is None else {NAME: profile}),
                 **{"temperature": 0.0, **(sampling or {})},
             }
-            tokens = self._ask("POST", "/v1/completions", body)["choices"][0]["token_ids"]
+            tokens = self._told(self._ask("POST", "/v1/completions", body), list, "choices", 0, "token_ids")
+            if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in tokens):
+                raise UnsupportedError(self.url, "answers with what is no token", got=repr(tokens)[:80])
             return list(tokens), of_phase(self.take(key), phase)
 
         with ThreadPoolExecutor(max(len(prompts), 1)) as pool:
             answers = list(pool.map(one, prompts))
         return RecordedBatch.of([tokens for tokens, _ in answers], [seen for _, seen in answers])
+
+    def _told(self, reply: Any, kind: type, *places: str | int) -> Any:
+        """Return what a reply holds at a place, of a type."""
+        value = reply
+        for place in places:
+            try:
+                value = value[place]
+            except (LookupError, TypeError):
+                value = None
+                break
+        if not isinstance(value, kind) or isinstance(value, bool):
+            where = ".".join(map(str, places))
+            raise UnsupportedError(
+                self.url, f"its reply has no {where}", got=repr(reply)[:80], fix="Start it with `hf-mote serve`."
+            )
+        return value
 
     def _ask(self, method: str, route: str, body: Any = None) -> Any:
         headers = {"Content-Type": "application/json"}

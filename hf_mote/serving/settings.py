@@ -129,7 +129,9 @@ class ServingSettings:
                 expected = f"{least} to 1024"
                 raise ConfigError(f"{_WHERE}.{name}", "is no such number", got=repr(value), expected=expected)
             numbers[name] = value
-        modes = tuple(given.get("modes", ()))
+        modes = given.get("modes", ())
+        if not isinstance(modes, list | tuple) or not all(isinstance(mode, str) for mode in modes):
+            raise ConfigError(f"{_WHERE}.modes", "are no names", got=repr(modes)[:80], expected="a list of texts")
         for mode in modes:
             if mode not in MODES:
                 raise UnknownNameError.of(f"{_WHERE}.modes", mode, MODES)
@@ -139,7 +141,7 @@ class ServingSettings:
             raise ConfigError(
                 f"{_WHERE}.profiles", "too many", got=len(found), expected=numbers["max_profiles"], fix=fix
             )
-        return cls(found, modes=modes, **numbers)
+        return cls(found, modes=tuple(modes), **numbers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings with every profile inlined, JSON-native."""
