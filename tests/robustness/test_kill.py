@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-SOME = ["--every", "4", "--sizes", "5"]
+SOME = ["--every", "9", "--sizes", "2"]
 for _name in (
     *("write_json", "RunFolder", "SAEModel.save_pretrained, in shards", "a command", "MoTEConfig with"),
     *("the cache", "maps in a file", "write_neuronpedia", "hf-mote", "push_to_hub"),
