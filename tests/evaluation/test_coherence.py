@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from evaluation_reports import with_parts
 
 from hf_mote import EvaluationReport, MoTEConfig, evaluate_mote, load_organism
 from hf_mote.errors import DataError
@@ -44,7 +45,7 @@ def test_config_that_breaks_the_text_never_beats_its_controls(trap):
     assert report.coherence.broken
     assert not report.coherence.before.count(True)
     controls = [1.0] * 40
-    loud = dataclasses.replace(
+    loud = with_parts(
         report,
         controls=controls,
         control_labels=[report.labels_before] * 40,
