@@ -141,9 +141,11 @@ def _recipe(folder: Path) -> Iterator[str]:
     from hf_mote.sae.convert.documents import read_yaml
     from hf_mote.sae.register import registered_saes
 
-    options, wrong = _said(lambda: read_yaml(path))
-    yield from wrong
-    if options is None:
+    try:
+        options = read_yaml(path)
+    except FileFormatError as error:
+        no_object = "must hold an object" in str(error)
+        yield f"{RECIPE}: " + ("holds no options" if no_object else f"cannot be read as YAML ({error})")
         return
     group: Any = get_command(app)
     train: Any = group.commands["sae"].commands["train"]

@@ -257,7 +257,8 @@ class SAEReport(Shareable):
             if (value := self.adaptive[name]) is not None:
                 real(f"SAEReport.adaptive.{name}", value, least=-1 - _ROUNDING, most=1 + _ROUNDING)
         ablations = {*self.ce} - {"clean", "sae"}
-        if not ({*self.ce} == {*self.kl} and ablations == {*self.ce_recovered} == {*self.kl_recovered}):
+        diverging = {*self.kl} - {"clean", "sae"}  # which the clean predictions do not
+        if not ablations == diverging == {*self.ce_recovered} == {*self.kl_recovered}:
             raise ConfigError("SAEReport.ce", "is of other ablations than what is recovered", got=sorted(self.ce))
         for name, value in self.ce.items():
             real(f"SAEReport.ce.{name}", value, least=0)

@@ -63,9 +63,10 @@ class ServerEngine:
         except ConfigError as error:
             raise UnsupportedError(self.url, "says of no model what it is", got=str(error).rstrip(".")) from error
         self._base_model: str = self._told(told, str, "model")
-        self._config: dict[str, Any] | None = self._told(told, dict, "config") if "config" in told else None
-        self._logprobs_mode: str = self._told(told, str, "logprobs_mode") if "logprobs_mode" in told else RAW
-        self.dtype: str = self._told(told, str, "dtype") if "dtype" in told else "not told"
+        # Which earlier servers do not tell.
+        self._config: dict[str, Any] | None = None if told.get("config") is None else self._told(told, dict, "config")
+        self._logprobs_mode: str = str(told.get("logprobs_mode", RAW))
+        self.dtype: str = str(told.get("dtype", "not told"))
         self.most_recordings: int = self._told(told, int, "record")
         self._served: str = self._told(self._ask("GET", "/v1/models"), str, "data", 0, "id")
 
@@ -127,11 +128,34 @@ class ServerEngine:
                 "vllm_xargs": {RECORD: key} | ({} if profile is None else {NAME: profile}),
                 **{"temperature": 0.0, **(sampling or {})},
             }
-            tokens = self._told(self._ask("POST", "/v1/completions", body), list, "choices", 0, "token_ids")
-            return self._tokens(tokens), of_phase(self.take(key), phase)
+            reply = self._ask("POST", "/v1/completions", body)
+            tokens = self._tokens(self._told(reply, list, "choices", 0, "token_ids"))
+            return tokens, of_phase(self.take(key), phase)
 
         answers = self._all(one, prompts, len(prompts))
         return RecordedBatch.of([tokens for tokens, _ in answers], [seen for _, seen in answers])
+
+    def _tokens(self, given: list[Any]) -> list[int]:
+        """Return tokens that a reply holds."""
+        if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in given):
+            raise UnsupportedError(self.url, "answers with what is no token", got=repr(given)[:80])
+        return list(given)
+
+    def _told(self, reply: Any, kind: Any, *places: str | int) -> Any:
+        """Return what a reply holds at a place, of a type."""
+        value = reply
+        for place in places:
+            try:
+                value = value[place]
+            except (LookupError, TypeError):
+                value = None
+                break
+        if not isinstance(value, kind) or isinstance(value, bool):
+            where = ".".join(map(str, places)) or "choice"
+            raise UnsupportedError(
+                self.url, f"its reply has no {where}", got=repr(reply)[:80], fix="Start it with `hf-mote serve`."
+            )
+        return value
 
     def routers(self) -> tuple[nn.Module, list[RouterSite]]:
         """Return the server's model without weights, and its routers.
@@ -183,8 +207,8 @@ class ServerEngine:
                 logprobs=0,
                 **{"temperature": 0.0, **(sampling or {})},
             )
-            chances = numbers_of(self._told(found, list, "logprobs", "token_logprobs"))
-            return Answered(self._tokens(self._told(found, list, "token_ids")), chances)
+            tokens = self._tokens(self._told(found, list, "token_ids"))
+            return Answered(tokens, numbers_of(self._told(found, list, "logprobs", "token_logprobs")))
 
         return self._all(one, range(len(prompts)), at_once)
 
@@ -195,12 +219,12 @@ class ServerEngine:
 
         def one(text: Sequence[int]) -> list[float]:
             found = self._complete(text, profile, max_tokens=1, temperature=0.0, prompt_logprobs=0)
-            steps = self._told(found, list, "prompt_logprobs")
-            if len(steps) != len(text):
-                raise UnsupportedError(self.url, "its reply has not one entry for each token", got=len(steps))
-            return numbers_of(
-                [self._told(steps, (float, int), i, str(text[i]), "logprob") for i in range(1, len(text))]
-            )
+            steps = self._told(found, list, "prompt_logprobs")[1:]
+            if len(steps) != len(text) - 1:
+                what = "tells the probabilities of other tokens"
+                raise UnsupportedError(self.url, what, got=len(steps), expected=len(text) - 1)
+            told = zip(text[1:], steps, strict=True)
+            return numbers_of([self._told(step, int | float, str(token), "logprob") for token, step in told])
 
         return self._all(one, texts, at_once)
 
@@ -235,7 +259,7 @@ class ServerEngine:
             body["chat_template_kwargs"] = dict(template_kwargs)
         if profile is not None:
             body["vllm_xargs"] = {NAME: profile}
-        message = self._told(self._ask("POST", "/v1/chat/completions", body), dict, "choices", 0, "message")
+        message = self._told(self._choice(self._ask("POST", "/v1/chat/completions", body)), dict, "message")
         # A server that parses thinking hands it out beside the answer.
         return str(message.get("content") or message.get("reasoning_content") or message.get("reasoning") or "")
 
@@ -246,8 +270,12 @@ class ServerEngine:
         return self._choice(self._ask("POST", "/v1/completions", body))
 
     def _choice(self, found: Any) -> dict[str, Any]:
-        choice: dict[str, Any] = self._told(found, dict, "choices", 0)
-        return choice
+        try:
+            choice = found["choices"][0]
+        except (KeyError, IndexError, TypeError) as error:
+            raise UnsupportedError(self.url, "is no answer of a server", got=repr(found)[:200]) from error
+        chosen: dict[str, Any] = self._told(choice, dict)
+        return chosen
 
     def _all(self, one: Callable[[_Given], _Found], given: Sequence[_Given], at_once: int) -> list[_Found]:
         """Return what a function finds for each, so many at once; of one that fails the others are not waited for."""
@@ -256,27 +284,6 @@ class ServerEngine:
             return list(pool.map(one, given))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-    def _tokens(self, tokens: list[Any]) -> list[int]:
-        if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in tokens):
-            raise UnsupportedError(self.url, "answers with what is no token", got=repr(tokens)[:80])
-        return list(tokens)
-
-    def _told(self, reply: Any, kind: type | tuple[type, ...], *places: str | int) -> Any:
-        """Return what a reply holds at a place, of a type."""
-        value = reply
-        for place in places:
-            try:
-                value = value[place]
-            except (LookupError, TypeError):
-                value = None
-                break
-        if not isinstance(value, kind) or isinstance(value, bool):
-            where = ".".join(map(str, places))
-            raise UnsupportedError(
-                self.url, f"its reply has no {where}", got=repr(reply)[:80], fix="Start it with `hf-mote serve`."
-            )
-        return value
 
     def _ask(self, method: str, route: str, body: Any = None) -> Any:
         headers = {"Content-Type": "application/json"}

@@ -132,13 +132,13 @@ class ServingSettings:
                 expected = f"{least} to 1024"
                 raise ConfigError(f"{_WHERE}.{name}", "is no such number", got=repr(value), expected=expected)
             numbers[name] = value
+        modes = given.get("modes", ())
+        if not isinstance(modes, list | tuple) or not all(isinstance(mode, str) for mode in modes):
+            raise ConfigError(f"{_WHERE}.modes", "are no names", got=repr(modes)[:80], expected="a list of texts")
         others = given.get("allow_other_weights", False)
         if not isinstance(others, bool):
             expected = "true or false"
             raise ConfigError(f"{_WHERE}.allow_other_weights", "is neither", got=repr(others), expected=expected)
-        modes = given.get("modes", ())
-        if not isinstance(modes, list | tuple) or not all(isinstance(mode, str) for mode in modes):
-            raise ConfigError(f"{_WHERE}.modes", "are no names", got=repr(modes)[:80], expected="a list of texts")
         for mode in modes:
             if mode not in MODES:
                 raise UnknownNameError.of(f"{_WHERE}.modes", mode, MODES)

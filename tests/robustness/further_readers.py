@@ -485,7 +485,16 @@ def _make_server(folder: Path) -> None:
         "models": {"data": [{"id": "served"}]},
         "profiles": {"profiles": {"a": MoTEConfig(suppress=[[0, 1]]).to_dict()}},
         "recording": {"recorded": {"layers": {"0": layer, "1": layer}, "tokens": [3, 1]}},
-        "completion": {"choices": [{"token_ids": [5, 6, 7]}]},
+        "completion": {
+            "choices": [
+                {
+                    "token_ids": [5, 6, 7],
+                    "logprobs": {"token_logprobs": [-0.5, -1.0, -9999.0]},
+                    "prompt_logprobs": [None, {"2": {"logprob": -0.5}}, {"3": {"logprob": -1.5}}],
+                    "message": {"role": "assistant", "content": "Hello."},
+                }
+            ]
+        },
     }
     for name, reply in replies.items():
         (folder / f"{name}.json").write_text(json.dumps(reply))
@@ -508,6 +517,10 @@ def _read_server(folder: Path) -> None:
         batch = engine.image([[1, 2], [3]], phase="all")
         assert batch.counts.shape == batch.weights.shape
         assert bool((batch.counts >= 0).all())
+        for answered in engine.answer([[1, 2]]):
+            assert len(answered.tokens) > 0
+        assert len(engine.predict([[1, 2, 3]])[0]) == 2
+        engine.chat([{"role": "user", "content": "Hi"}]).encode()
         assert all(isinstance(token, int) and token >= 0 for tokens in batch.tokens for token in tokens)
     finally:
         client.ask = usual

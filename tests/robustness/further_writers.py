@@ -18,6 +18,7 @@ from typing import Any
 import readers
 import torch
 import typer
+from evaluation_reports import with_parts
 from tiny_models import tiny_model, tiny_tokenizer
 from tiny_saes import TinySAE
 from writer import Writer
@@ -88,7 +89,7 @@ def _shareables() -> list[Writer]:
         _saved("ExpertRanking.save_pretrained", _two(ranking, target="other")),
         _saved("ExpertSearch.save_pretrained", _two(search, evaluations=8)),
         _saved("FTRIResult.save_pretrained", _two(result, counts=result.counts + 1)),
-        _saved("EvaluationReport.save_pretrained", _two(report, preregistration="0" * 64)),
+        _saved("EvaluationReport.save_pretrained", {1: report, 2: with_parts(report, seed=1)}),
         _saved("SteeringConfig.save_pretrained", _two(steering, sae_digest="cd")),
         _saved("SAEReport.save_pretrained", _two(readers._sae_report(), tokens=4)),
         _saved("LatentExpertMap.save_pretrained", _two(links, values=links.values + 1)),
@@ -102,7 +103,7 @@ def _write_bundle(folder: Path, state: int) -> None:
     counts = torch.full((3, 4), float(state), dtype=torch.float64)
     shown = {"refusal": ActivationMap(counts, counts, (0, 1, 2), 9.0, {"state": state})}
     config = MoTEConfig(suppress=[[0, state]], provenance={"state": state})
-    report = dataclasses.replace(readers._report(), seed=state, config=config.to_dict())
+    report = with_parts(readers._report(), seed=state, config=config.to_dict())
     ranking = dataclasses.replace(readers._ranking(), target=f"refusal {state}")
     config.save_pretrained(folder / "bundle", ranking=ranking, report=report, maps=shown)
 

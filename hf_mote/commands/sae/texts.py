@@ -36,7 +36,9 @@ def _settings(context: typer.Context, value: Path | None) -> Path | None:
     try:
         found = read_yaml(value)
     except FileFormatError as error:
-        raise typer.BadParameter(str(error)) from error
+        no_object = "must hold an object" in str(error)
+        what = f"{value}: holds no options" if no_object else f"cannot be read as YAML ({error})"
+        raise typer.BadParameter(what) from error
     known = {
         parameter.name: parameter
         for parameter in context.command.params
