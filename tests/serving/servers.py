@@ -54,8 +54,9 @@ class Process:
         return f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(timeout=60)
+        # Not SIGINT, which a process ignores that a script started in the background.
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=120)
         self.listener.join()
         assert self.process.stdout is not None
         self.process.stdout.close()

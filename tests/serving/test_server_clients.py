@@ -112,7 +112,14 @@ def test_evaluate_command_that_is_stopped_leaves_no_profile_behind(server: Serve
     engine = ServerEngine(server.url)
     how = ["evaluate", "organism:refusal", "organism:refusal/heldout/sensitive", "--profile", "ban"]
     how += ["--controls", "100", "--output", str(tmp_path / "out")]
-    running = subprocess.Popen(command(server, *how), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running = subprocess.Popen(
+        command(server, *how),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Which is ignored in what a script started in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         for _ in range(600):
             if len(engine.profiles) > 2:
