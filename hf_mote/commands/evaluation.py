@@ -16,7 +16,7 @@ from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
 from hf_mote.commands.model import Organisms, load_subject, served_subject
 from hf_mote.commands.names import CONTROL_KINDS
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import PAGE, check_output, finish, writing_to
+from hf_mote.commands.run_files import PAGE, Work, check_output, finish, writing_to
 from hf_mote.commands.served import connect, refuse_loading, routed_there, served_facts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError, one_of
@@ -96,6 +96,7 @@ def evaluate_command(
         ),
     ] = None,
     strengths: Annotated[str | None, typer.Option(help="Further strengths, as in 0.25,0.5,0.75.")] = None,
+    run_folder: o.RunFolder = None,
     seed: o.Seed = 0,
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
@@ -127,7 +128,8 @@ def evaluate_command(
     With --against two configs are compared on one behaviour, such as experts and latents. With --server the model runs
     there: `hf-mote evaluate MODEL PROMPTS --server URL --profile NAME`, or with a CONFIG that the server lacks.
     """
-    with reporting():
+    work = Work(output, run_folder)
+    with reporting(kept=work.word):
         config, prompts = _asked_for(config, prompts, server, profile)
         if server is not None:
             loading = {
@@ -138,9 +140,11 @@ def evaluate_command(
                 "--attn-implementation": attn_implementation,
                 "--trust-remote-code": trust_remote_code,
                 "--dry-run": dry_run,
+                "--run-folder": run_folder,
             }
             refuse_loading(loading)
         check_output(output, force=force)
+        work.check()
         doses = o.numbers_in("--strengths", strengths, float) if strengths is not None else []
         if control_kind is not None:
             one_of("--control-kind", control_kind, CONTROL_KINDS)
@@ -272,9 +276,13 @@ def evaluate_command(
             chat_template_kwargs=told,
             generate_kwargs=sampled,
         )
-        with writing_to(output, force=force) as folder:
+        with (
+            work.of(None if engine is not None else subject.model) as part_of,
+            writing_to(output, force=force) as folder,
+        ):
             reports = []
-            for name, change in zip((config, against), changes, strict=False):
+            parts = zip((config, against), ("config", AGAINST), changes, strict=False)
+            for name, part, change in parts:
                 say(f"evaluating {name} on {len(asked.prompts)} prompts, with {controls} random controls")
                 report = measured(
                     change,
@@ -286,13 +294,16 @@ def evaluate_command(
                     strengths=doses,
                     groups=groups,
                     margin=margin,
+                    run_folder=part_of(part),
                 )
                 reports.append(dataclasses.replace(report, preregistration=registered))
             found = Evaluation(subject.name, reports[0], *reports[1:])
             both = None
             if turned is not None and stimulated is not None:
                 say(f"stimulating the same experts on {len(turned.prompts)} prompts")
-                report = measured(stimulated, turned.prompts, labels, groups=turned_groups)
+                report = measured(
+                    stimulated, turned.prompts, labels, groups=turned_groups, run_folder=part_of(STIMULATED)
+                )
                 both = BothWays(reports[0], dataclasses.replace(report, preregistration=registered))
             more = {
                 "config": config,

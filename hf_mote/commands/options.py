@@ -219,6 +219,14 @@ DryRun: TypeAlias = Annotated[
 Force: TypeAlias = Annotated[
     bool, typer.Option("--force", help="Replace what an earlier run wrote to the folder.", rich_help_panel=_OUT)
 ]
+RunFolder: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep results there as they come, and afterwards; the same command goes on from them. By default they "
+        "lie beside the output, in OUTPUT.run, until that is written.",
+        rich_help_panel=_OUT,
+    ),
+]
 Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random.")]
 Resamples: TypeAlias = Annotated[
     int, typer.Option(min=0, help="Bootstrap resamples for intervals; 0 for no intervals and no p values.")

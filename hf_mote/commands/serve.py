@@ -8,14 +8,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +22,7 @@ from hf_mote.commands import options as o
 from hf_mote.commands.model import ORGANISM
 from hf_mote.commands.session import reporting, say
 from hf_mote.errors import ConfigError, UnsupportedError
+from hf_mote.folders import staging
 
 __all__ = ["serve_command"]
 
@@ -127,7 +126,7 @@ def _organism(name: str, stack: ExitStack) -> tuple[str, list[str]]:
     from hf_mote.serving.checkpoints import save_for_vllm
 
     organism = load_organism(name)
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"hf-mote-{Path(name).name}-"))
+    folder = str(stack.enter_context(staging("serve")))
     save_for_vllm(organism.model, folder, organism.tokenizer)
     length = str(organism.model.config.max_position_embeddings)
     options = {"--dtype": "float32", "--max-model-len": length, "--served-model-name": f"{ORGANISM}{name}"}

@@ -16,10 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, DataError
 from hf_mote.evaluation.changes import Change, SteeringLike, attached, check_change, read_change
+from hf_mote.evaluation.kept import KeptResponses
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.responses import generate_responses
 from hf_mote.routing.sites.routed_model import RoutedModel
+from hf_mote.runs.folder import RunFolder
 
 __all__ = [
     "Conversation",
@@ -207,6 +209,7 @@ def answer_conversations(
     asked: Sequence[Conversation],
     decoding: Decoding,
     *,
+    folder: RunFolder | None = None,
     progress: bool,
 ) -> list[Conversation]:
     """Return what [`run_conversations`] returns, of a model whose routers are found once.
@@ -217,19 +220,24 @@ def answer_conversations(
         change (`MoTEConfig` or [`LatentChange`]): What to measure; it fits the model.
         asked (`Sequence[Conversation]`): What [`checked_conversations`] returned.
         decoding (`Decoding`): How the answers come.
+        folder ([`RunFolder`], *optional*): Where answers are kept as they come.
         progress (`bool`): Show a progress bar.
     """
     model: Any = routed.model
 
     def ask(prompts: list[Prompt], turn: int, which: str) -> list[str]:
         said = [""] * len(prompts)
-        for positions, responses in generate_responses(
+        kept = KeptResponses(folder, f"conversations-{which}-turn-{turn + 1}")
+        batches = generate_responses(
             model,
             chat,
             prompts,
             at_turn(decoding, turn),
             progress=f"conversations {which}, turn {turn + 1}" if progress else None,
-        ):
+            known=kept.known,
+        )
+        for number, (positions, responses) in enumerate(batches):
+            kept.put(number, responses)
             for position, response in zip(positions, responses, strict=True):
                 said[position] = response
         return said

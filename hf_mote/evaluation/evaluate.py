@@ -38,6 +38,7 @@ from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.judges.judge import Judge
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.runs.folder import digest_of
 from hf_mote.statistics.rates import Rate
 
 __all__ = ["evaluate_mote", "evaluate_settings"]
@@ -71,6 +72,7 @@ def evaluate_mote(
     quality: Quality | None = None,
     margin: float = 0.1,
     quality_margin: float = 0.5,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> EvaluationReport:
     """Measure a config: the target behaviour before and after, random controls, dose-response, and what else changes.
@@ -148,6 +150,11 @@ def evaluate_mote(
             unchanged, above 0.
         quality_margin (`float`, *optional*, defaults to 0.5):
             The largest loss of quality that would not matter, in the unit of `quality`, above 0.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where responses are kept as they come, as in [`ftri`]: a run that was killed goes on from there, and gives
+            what it would have given. A folder of other settings is refused: another model, config, judge or decoding,
+            other prompts or controls. Labels of a judge whose attribute `costly` is true are kept, too, as those of
+            [`LMJudge`] and [`ServerJudge`]; others judge again.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -164,7 +171,8 @@ def evaluate_mote(
             controls from, a number is out of range, or a conversation of several turns meets a tokenizer without a
             chat template.
 
-    All but what the model and the judge themselves raise is raised before the first response.
+    With a run folder also what [`ftri`] raises of one. All but what the model and the judge themselves raise is
+    raised before the first response.
 
     Example:
 
@@ -208,13 +216,26 @@ def evaluate_mote(
     real(f"{where}.quality_margin", quality_margin, above=0)
     if quality is not None:
         check_quality(quality)
+    trial.keep(
+        run_folder,
+        strengths=[dose.strength for dose in doses],
+        unrelated_sha256=digest_of(trial.chat.encode(others, f"{where}.unrelated")),
+        texts_sha256=digest_of(list(texts)),
+        conversations_sha256=digest_of([dataclasses.asdict(talk) for talk in talks]),
+    )
     # First, since it takes the least time and the model or a text can be refused.
     effects = None
     if texts and trial.served is not None:
         effects = trial.served.side_effects(tokenizer, change, texts, batch_size=batch_size)
     elif texts:
         effects = measure_side_effects(
-            trial.routed, tokenizer, change, texts, batch_size=batch_size, progress=progress
+            trial.routed,
+            tokenizer,
+            change,
+            texts,
+            batch_size=batch_size,
+            folder=trial.folder,
+            progress=progress,
         )
     aside = _spread(others, OFF_TARGET)
     found = trial.run(progress=progress, aside=aside)
@@ -236,7 +257,9 @@ def evaluate_mote(
         if trial.served is not None:
             talks = trial.served.converse(trial.chat, change, talks, trial.decoding)
         else:
-            talks = answer_conversations(trial.routed, trial.chat, change, talks, trial.decoding, progress=progress)
+            talks = answer_conversations(
+                trial.routed, trial.chat, change, talks, trial.decoding, folder=trial.folder, progress=progress
+            )
         kept = [same for talk in talks for same in talk.unchanged]
         turns_unchanged = Rate.of(sum(kept), len(kept), confidence)
     (report,) = _reports(trial, [change], found, references)
@@ -273,6 +296,7 @@ def evaluate_settings(
     control_kind: Literal["layer", "usage"] = "layer",
     confidence: float = 0.95,
     groups: Sequence[Hashable] | None = None,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> list[EvaluationReport]:
     """Measure several settings of one choice of experts: a report for each, with the same controls for all.
@@ -303,6 +327,7 @@ def evaluate_settings(
         groups=groups,
     )
     trial.plan(configs, num_controls=num_controls, control_kind=control_kind)
+    trial.keep(run_folder)
     return _reports(trial, configs, trial.run(progress=progress))
 
 

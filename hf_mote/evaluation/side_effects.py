@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -20,6 +22,7 @@ from hf_mote.generation.prompts import padded
 from hf_mote.generation.randomness import without_randomness
 from hf_mote.mote.config import CHOICES
 from hf_mote.routing.sites.routed_model import RoutedModel
+from hf_mote.runs.folder import RunFolder
 
 __all__ = [
     "SideEffects",
@@ -146,6 +149,7 @@ def measure_side_effects(
     *,
     batch_size: int,
     max_tokens: int = 512,
+    folder: RunFolder | None = None,
     progress: bool,
 ) -> SideEffects:
     """Return what [`side_effects`] returns, of a model whose routers are found once.
@@ -157,6 +161,7 @@ def measure_side_effects(
         texts (`Sequence[str]`): The texts.
         batch_size (`int`): Texts that run together.
         max_tokens (`int`, *optional*, defaults to 512): Each text is cut to so many tokens.
+        folder ([`RunFolder`], *optional*): Where the sums of each batch are kept as they come.
         progress (`bool`): Show a progress bar.
     """
     model: Any = routed.model
@@ -167,27 +172,38 @@ def measure_side_effects(
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     divergence, before, after, tokens = 0.0, 0.0, 0.0, 0
     handle = attached(routed, config)
+    repeats = False
+
+    def sums(rows: list[list[int]]) -> dict[str, Tensor]:
+        """Return the sums over the tokens of a batch: divergence, losses before and after, and how many."""
+        nonlocal repeats
+        batch = padded(rows, pad, side="right", device=model.device)
+        handle.active = False
+        with nullcontext() if repeats else without_randomness("side_effects", model):
+            plain = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        repeats = True
+        handle.active = True
+        changed = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        real = batch["attention_mask"][:, 1:].bool()
+        next_ids = batch["input_ids"][:, 1:, None]
+        # A token that is impossible in the untouched model adds nothing.
+        kl = (plain.exp() * (plain - changed)).masked_fill(plain == -math.inf, 0).sum(-1)
+        losses = [-float(one.gather(-1, next_ids)[..., 0][real].double().sum()) for one in (plain, changed)]
+        found = [float(kl[real].double().sum()), *losses, float(real.sum())]
+        return {"sums": torch.tensor(found, dtype=torch.float64)}
+
     with (
         handle,
         torch.no_grad(),
         logging.tqdm(total=len(texts), desc="side effects", disable=not progress, leave=False) as bar,
     ):
-        for start in range(0, len(order), batch_size):
+        for number, start in enumerate(range(0, len(order), batch_size)):
             rows = [encoded[index] for index in order[start : start + batch_size]]
-            batch = padded(rows, pad, side="right", device=model.device)
-            handle.active = False
-            with nullcontext() if start else without_randomness("side_effects", model):
-                plain = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-            handle.active = True
-            changed = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-            real = batch["attention_mask"][:, 1:].bool()
-            next_ids = batch["input_ids"][:, 1:, None]
-            # A token that is impossible in the untouched model adds nothing.
-            kl = (plain.exp() * (plain - changed)).masked_fill(plain == -math.inf, 0).sum(-1)
-            divergence += float(kl[real].double().sum())
-            before -= float(plain.gather(-1, next_ids)[..., 0][real].double().sum())
-            after -= float(changed.gather(-1, next_ids)[..., 0][real].double().sum())
-            tokens += int(real.sum())
+            name, make = f"side-effects-{number:06d}", partial(sums, rows)
+            found = make() if folder is None else folder.kept(name, make, {"sums": (4,)})
+            kl, loss_before, loss_after, seen = found["sums"].tolist()
+            divergence, before, after = divergence + kl, before + loss_before, after + loss_after
+            tokens += int(seen)
             bar.update(len(rows))
     if not math.isfinite(divergence):
         raise DataError(

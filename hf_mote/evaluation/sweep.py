@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import product
 from statistics import fmean
@@ -239,6 +240,7 @@ def sweep_mote(
     generate_kwargs: Mapping[str, Any] | None = None,
     groups: Sequence[Hashable] | None = None,
     allow_other_weights: bool = False,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Sweep:
     """Suppress or stimulate 1, 2, 5, 10, ... of a ranking's first experts, at each strength, against random controls.
@@ -287,6 +289,8 @@ def sweep_mote(
         allow_other_weights (`bool`, *optional*, defaults to `False`):
             Try the ranking of a model on one of the same shape with other weights, as its fine-tune. The reports then
             say so.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where responses are kept as they come, so that a run that was killed goes on; see [`evaluate_mote`].
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -330,6 +334,7 @@ def sweep_mote(
         control_kind=control_kind,
         confidence=confidence,
         groups=groups,
+        run_folder=run_folder,
         progress=progress,
     )
     settings = [Setting(*setting, report) for setting, report in zip(configs, reports, strict=True)]

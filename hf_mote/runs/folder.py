@@ -13,13 +13,14 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_mote.errors import FileFormatError, ModelMismatchError, first_line
 from hf_mote.files import read_json, read_tensors, write_json, write_tensors
+
+# torch is imported where it is used: the command line asks what is kept before it loads it.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["MANIFEST", "Record", "RunFolder", "digest_of", "holds_records", "remove_run"]
 
@@ -58,38 +59,39 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
         manifest = self.path / MANIFEST
-        settings = {"format": _FORMAT, **settings}
+        settings = json.loads(json.dumps({"format": _FORMAT, **settings}))
         self._run = digest_of(settings)
-        if os.path.exists(manifest):
-            found = read_json(manifest)
-            if found.get("format") != _FORMAT:
-                raise ModelMismatchError(
-                    str(manifest),
-                    "was written by another version of hf_mote, which did not keep all that a run depends on",
-                    got=f"format {found.get('format', 1)}",
-                    expected=f"format {_FORMAT}",
-                    fix="Give another folder, or delete this one, and run anew.",
-                )
-            other = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
-            if other:
-                raise ModelMismatchError(
-                    str(self.path),
-                    "holds a run with other settings",
-                    got=", ".join(_differing(key, found.get(key), settings.get(key)) for key in other),
-                    expected=", ".join(_differing(key, settings.get(key), found.get(key)) for key in other),
-                    fix="Give another folder, or the settings it was begun with; or delete it to begin anew.",
-                )
-            return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (OSError, ValueError) as error:
-            raise FileFormatError(str(self.path), "cannot be made a folder", got=first_line(error)) from error
-        # Hidden files are what a killed run was writing; run.json may be another process's of this very run.
-        if any(not file.name.startswith(".") and file != manifest for file in self.path.iterdir()):
-            raise FileFormatError(
-                str(self.path), "is no run folder", got="other files, and no run.json", expected="an empty folder"
+        if not os.path.exists(manifest):
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except (OSError, ValueError) as error:
+                raise FileFormatError(str(self.path), "cannot be made a folder", got=first_line(error)) from error
+            # Hidden files are what a killed run was writing.
+            if any(not file.name.startswith(".") for file in self.path.iterdir()):
+                if not os.path.exists(manifest):  # by now another process of this run may have written it
+                    got, expected = "other files, and no run.json", "an empty folder"
+                    raise FileFormatError(str(self.path), "is no run folder", got=got, expected=expected)
+            else:
+                write_json(manifest, settings)
+                return
+        found = read_json(manifest)
+        if found.get("format") != _FORMAT:
+            raise ModelMismatchError(
+                str(manifest),
+                "was written by another version of hf_mote, which did not keep all that a run depends on",
+                got=f"format {found.get('format', 1)}",
+                expected=f"format {_FORMAT}",
+                fix="Give another folder, or delete this one, and run anew.",
             )
-        write_json(manifest, settings)
+        other = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
+        if other:
+            raise ModelMismatchError(
+                str(self.path),
+                "holds a run with other settings",
+                got=", ".join(_differing(key, found.get(key), settings.get(key)) for key in other),
+                expected=", ".join(_differing(key, settings.get(key), found.get(key)) for key in other),
+                fix="Give another folder, or the settings it was begun with; or delete it to begin anew.",
+            )
 
     def read(self, name: str, shapes: Mapping[str, Sequence[int | None]] | None = None) -> Record | None:
         """Return a record, or `None` if there is none yet.
@@ -160,6 +162,8 @@ class RunFolder:
         return self.path / f"{name}{_ENDING}"
 
     def _digest(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> str:
+        import torch
+
         digest = hashlib.sha256(json.dumps([self._run, name, notes], sort_keys=True).encode())
         for key in sorted(tensors):
             tensor = tensors[key]

@@ -15,7 +15,7 @@ from hf_mote.errors import UnsupportedError
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 8}
-# bailing_hybrid keeps a state that assisted decoding does not take; mellum and step3p7 want the types of the heads' layers.
+# bailing_hybrid has a state that assisted decoding does not take; mellum and step3p7 ask for their heads' layer types.
 FAMILIES = ("deepseek_v3", "glm4_moe", "inkling", "sarvam_mla", "sarvam_moe")
 SUPPRESS = [[layer, expert] for layer in (1, 2) for expert in range(3)]
 
