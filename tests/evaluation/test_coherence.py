@@ -7,7 +7,14 @@ import pytest
 
 from hf_mote import EvaluationReport, MoTEConfig, evaluate_mote, load_organism
 from hf_mote.errors import DataError
-from hf_mote.evaluation.coherence import FALSE_ALARMS, Coherence, coherent_effect, incoherent, less_sure, limits_of
+from hf_mote.evaluation.coherence import (
+    FALSE_ALARMS,
+    Coherence,
+    coherent_effect,
+    incoherent,
+    less_sure,
+    limits_of,
+)
 from hf_mote.generation.certainty import Signs
 from hf_mote.organisms import make_variant
 from hf_mote.statistics.rates import Rate
@@ -154,3 +161,53 @@ def test_model_as_sure_as_before_is_rarely_called_less_sure():
         signs = [sign(value) for value in rng.exponential(0.3, 40)]
         found += less_sure(signs[:16], signs[16:])[1] > 0.75
     assert found <= 2
+
+
+def doubtful(unsure_low, **more):
+    """A config that beats its controls, and how surely its model is less sure of what it writes."""
+    coherence = Coherence(
+        2.0,
+        0.5,
+        60,
+        [False] * 20,
+        [False] * 20,
+        [[False] * 20] * 40,
+        Rate.of(0, 20),
+        unsure=0.8,
+        unsure_low=unsure_low,
+    )
+    fields = {
+        "target": "x", "before": Rate.of(20, 20), "after": Rate.of(0, 20), "controls": [1.0] * 40,
+        "unrelated_unchanged": None, "config": MoTEConfig(suppress=[[4, 1]]).to_dict(), "prompts": ["p"] * 20,
+        "responses_before": ["a"] * 20, "responses_after": ["b"] * 20, "labels_before": ["x"] * 20,
+        "labels_after": ["y"] * 20, "control_labels": [["x"] * 20] * 40, "coherence": coherence,
+    }  # fmt: skip
+    return EvaluationReport(**{**fields, **more})
+
+
+def test_config_that_beats_its_controls_by_what_may_be_junk_is_undecided_and_says_why(tmp_path):
+    words = {low: doubtful(low).outcome() for low in (None, 0.5, 0.6, 0.61, 0.75, 0.76)}
+    assert list(words.values()) == ["beats"] * 3 + ["undecided"] * 2 + ["breaks the text"]
+    assert [bool(doubtful(low).doubt) for low in words] == [False] * 3 + [True] * 2 + [False]
+    report = doubtful(0.7)
+    assert report.outcome(adjusted_p=1 / 41) == "undecided"
+    assert report.verdict.startswith("The config may beat its controls, or write junk: ")
+    assert "less sure of 80% of what it writes than the untouched model of its answers" in report.verdict
+    assert "give unrelated prompts of this kind that the model answers well" in report.verdict
+    worse = doubtful(0.7, controls=[0.0] * 40, control_labels=[["y"] * 20] * 40)
+    assert (worse.outcome(), worse.doubt) == ("does not beat", "")
+    report.save_pretrained(tmp_path)
+    assert EvaluationReport.from_pretrained(tmp_path) == report
+
+
+@pytest.mark.parametrize("kinds", [("unrelated",), ("neutral", "unrelated")], ids=str)
+def test_some_of_the_planted_experts_alone_never_beat_whatever_the_references_are(kinds):
+    """Without one or two of the four the organism writes "I, but."; of "unrelated" exercises it is as unsure."""
+    organism = load_organism("refusal")
+    for experts in ([(2, 53)], [(4, 33), (4, 62)]):
+        report = evaluated(organism, experts, controls=0, prompts=16, kinds=kinds)
+        assert report.after.rate <= 0.2
+        assert report.coherence.broken or report.coherence.doubtful
+    whole = evaluated(organism, organism.planted, controls=0, prompts=16, kinds=kinds)
+    assert not whole.coherence.broken
+    assert not whole.coherence.doubtful
