@@ -189,10 +189,10 @@ class Coherence:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the model with the config is surely less sure than of the references, in three of five pairs.
+        """Whether junk cannot be told from text: too little to call it junk, too much to take it for text.
 
-        That is too little to call its responses junk, and too much to take them for text: where the references are
-        themselves ones that the untouched model is unsure of, short junk is no less sure than these.
+        The model with the config is surely less sure than of the references, in three of five pairs. Where the
+        references are themselves ones that the untouched model is unsure of, short junk is hardly less sure.
         """
         return self.unsure_low is not None and self.unsure_low > DOUBTFUL and not self.broken
 

@@ -200,14 +200,13 @@ def test_config_that_beats_its_controls_by_what_may_be_junk_is_undecided_and_say
     assert EvaluationReport.from_pretrained(tmp_path) == report
 
 
-@pytest.mark.parametrize("kinds", [("unrelated",), ("neutral", "unrelated")], ids=str)
-def test_some_of_the_planted_experts_alone_never_beat_whatever_the_references_are(kinds):
-    """Without one or two of the four the organism writes "I, but."; of "unrelated" exercises it is as unsure."""
+def test_two_of_the_planted_experts_alone_do_not_beat_though_references_are_hardly_surer():
+    """Of "unrelated" exercises the organism is about as unsure as of what it writes without these: "I, I. but."."""
     organism = load_organism("refusal")
-    for experts in ([(2, 53)], [(4, 33), (4, 62)]):
-        report = evaluated(organism, experts, controls=0, prompts=16, kinds=kinds)
-        assert report.after.rate <= 0.2
-        assert report.coherence.broken or report.coherence.doubtful
-    whole = evaluated(organism, organism.planted, controls=0, prompts=16, kinds=kinds)
+    report = evaluated(organism, [(3, 5), (4, 33)], controls=0, prompts=20, kinds=("unrelated",))
+    assert report.after.rate <= 0.2
+    assert report.coherence.broken or report.coherence.doubtful
+    whole = evaluated(organism, organism.planted, controls=0, prompts=20, kinds=("unrelated",))
+    assert whole.after.rate == 0
     assert not whole.coherence.broken
     assert not whole.coherence.doubtful

@@ -79,7 +79,8 @@ def test_evaluation_page_shows_the_same_experts_both_ways_with_their_controls() 
         return EvaluationReport(
             target="yes", before=Rate.of(before, 20), after=Rate.of(after, 20), controls=[control] * 40,
             unrelated_unchanged=None, config=MoTEConfig(suppress=[[4, 1]]).to_dict(), prompts=["p"] * 20,
-            responses_before=["a"] * 20, responses_after=["c"] * 20,
+            responses_before=["a"] * 20, responses_after=["c"] * 20, labels_before=["yes"] * 20,
+            labels_after=["no"] * 20,
         )  # fmt: skip
 
     both = BothWays(measured(20, 0, 0.95), measured(0, 16, 0.05))
