@@ -10,20 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from routing.family_reference import FAMILIES, Edit, Family, Numbers, Token, numbers_of, route
+from routing.family_reference import FAMILIES, Edit, Family, Numbers, edit_at, numbers_of, route_all
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["edit_at", "replace_routers"]
-
-
-def edit_at(layer: int, fields: dict[str, Any]) -> Edit:
-    """The share that one layer has in the fields of a config."""
-    mine = dict(fields)
-    for name in ("suppress", "stimulate"):
-        mine[name] = frozenset(expert for at, expert in fields.get(name, ()) if at == layer)
-    mine["bias"] = {expert: value for at, expert, value in fields.get("bias", ()) if at == layer}
-    return Edit(**mine)
+__all__ = ["replace_routers"]
 
 
 def replace_routers(
@@ -65,10 +56,10 @@ def _decide(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Weights and indices, `(tokens, top_k)`, from logits."""
-    found = [route(token, row, n, edit, Token(bias)) for token in logits.double().numpy()]
-    margins += [token.margin for token in found]
-    indices = torch.tensor([np.flatnonzero(token.chosen).tolist() for token in found])
-    weights = torch.tensor(np.stack([token.weights for token in found])).gather(1, indices)
+    found = route_all(logits.double().numpy(), row, n, bias, edit)
+    margins += found.margin.tolist()
+    indices = torch.tensor([np.flatnonzero(chosen).tolist() for chosen in found.chosen])
+    weights = torch.tensor(found.weights).gather(1, indices)
     return weights.to(dtype), indices
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from evaluation_reports import report_of
 from safetensors.torch import save_file
 
 import hf_mote.files
@@ -35,9 +36,9 @@ def test_write_json_without_a_limit_is_read_as_a_result_and_not_as_a_config(tmp_
 
 def test_evaluation_report_of_a_long_run_comes_back_equal(tmp_path: Path) -> None:
     texts = [f"{number} {'word ' * 2000}" for number in range(600)]
-    report = EvaluationReport(
-        target="refusal", before=Rate.of(3, 600), after=Rate.of(1, 600), controls=[0.0], unrelated_unchanged=None,
-        config={}, prompts=texts, responses_before=texts, responses_after=texts[::-1],
+    report = report_of(
+        target="refusal", before=Rate.of(3, 600), after=Rate.of(1, 600), controls=[0.0],
+        prompts=texts, responses_before=texts, responses_after=texts[::-1],
     )  # fmt: skip
     report.save_pretrained(tmp_path)
     assert (tmp_path / report.file_name).stat().st_size > LONG

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
@@ -12,27 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from shareable_note import Note
 
 import hf_mote.hub
 from hf_mote.errors import FileFormatError, HFMoTEError, UnknownNameError
 from hf_mote.files import SCHEMA_VERSION
-from hf_mote.hub import Shareable, read_json, read_tensors, write_json, write_tensors
-
-
-class Note(Shareable):
-    """The smallest shareable noun."""
-
-    file_name = "note.json"
-
-    def __init__(self, text: Any) -> None:
-        self.text = text
-
-    def _to_file(self, path: Path) -> None:
-        write_json(path, {"text": self.text})
-
-    @classmethod
-    def _from_file(cls, path: Path) -> Note:
-        return cls(read_json(path)["text"])
+from hf_mote.hub import read_json, read_tensors, write_json, write_tensors
 
 
 class HalfWritten(Note):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from evaluation_reports import report_of
 from html_pages import parse_page
 from tiny_models import tiny_model
 
@@ -47,8 +48,8 @@ def result() -> FTRIResult:
 
 def report(after: int = 1) -> EvaluationReport:
     texts = [ATTACK] * 8
-    return EvaluationReport(
-        target=ATTACK, before=Rate.of(8, 8), after=Rate.of(after, 8), controls=[1.0] * 19, unrelated_unchanged=None,
+    return report_of(
+        target=ATTACK, before=Rate.of(8, 8), after=Rate.of(after, 8), controls=[1.0] * 19,
         config=MoTEConfig(suppress=[[4, 1]]).to_dict(), prompts=texts, responses_before=texts,
         responses_after=["other"] * 8, labels_before=[ATTACK] * 8, labels_after=[ATTACK] * after + ["n"] * (8 - after),
     )  # fmt: skip

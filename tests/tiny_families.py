@@ -2,6 +2,7 @@
 
 A new family is one line of `_FAMILIES`: its model class and what its config needs beyond `_COMMON`. As in
 `tiny_models`, weights are seeded, and the routers are wide enough that chosen experts and the rest are well apart.
+`COMMON_MODELS`, at the end, are the configs of the few models that most tests run on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-__all__ = ["NOT_BUILT", "TINY_FAMILIES", "family_inputs"]
+__all__ = ["COMMON_MODELS", "NOT_BUILT", "TINY_FAMILIES", "common_config", "family_inputs"]
 
 _NUMBER_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -309,3 +310,47 @@ def family_inputs(model: PreTrainedModel, input_ids: torch.Tensor) -> dict[str, 
 
 
 TINY_FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {name: partial(_build, name) for name in _FAMILIES}
+
+# The models that most tests run on: three families, two of them with and without groups of experts. `tiny_models`
+# builds them with the vocabulary of its tokenizer.
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+_DEEPSEEK: dict[str, Any] = {
+    **_SIZES,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": None,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "routed_scaling_factor": 1.5,
+}
+COMMON_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v2": ("deepseek_v2", {**_DEEPSEEK, "topk_method": "greedy", "num_experts_per_tok": 3}),
+    "deepseek_v2_groups": (
+        "deepseek_v2",
+        {**_DEEPSEEK, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3},
+    ),
+    "deepseek_v3": ("deepseek_v3", {**_DEEPSEEK, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 4}),
+    "deepseek_v3_groups": ("deepseek_v3", {**_DEEPSEEK, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2}),
+    "mixtral": ("mixtral", {**_SIZES, "num_key_value_heads": 2, "num_local_experts": 8, "num_experts_per_tok": 2}),
+}
+
+
+def common_config(name: str, **overrides: Any) -> PreTrainedConfig:
+    """Return the config of one of `COMMON_MODELS`; `overrides` are further fields of it."""
+    family, given = COMMON_MODELS[name]
+    return CONFIG_MAPPING[family](**{**given, **overrides})

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import loading_stubs as stubs
 import torch
 from router_oracle import replace_routers
+from routing_cases import fields_at
 from tiny_families import TINY_FAMILIES
 from torch import nn
 from transformers import PreTrainedModel
@@ -332,17 +333,6 @@ def _spec(name: str) -> Any:
         return importlib.util.find_spec(name)
     except ModuleNotFoundError:
         return None
-
-
-def fields_at(edit: dict[str, Any], layers: list[int]) -> dict[str, Any]:
-    """An entry of EDITS as the fields of a config, at the layers given."""
-    fields = dict(edit)
-    for name in ("suppress", "stimulate"):
-        if name in fields:
-            fields[name] = [[layer, expert] for layer in layers for expert in edit[name]]
-    if "bias" in fields:
-        fields["bias"] = [[layer, expert, value] for layer in layers for expert, value in edit["bias"]]
-    return fields
 
 
 @torch.no_grad()

@@ -194,6 +194,7 @@ def run_demo(
     imaged, rankings = rank_experts(subject, train, seed=seed, batch_size=NUM_TESTED, progress=True)
     num = num_suppressed(rankings["ftri"])
     methods = {}
+    sites = find_routers(model)
     neutral_before = None
     for name, ranking in rankings.items():
         say(f"suppressing and stimulating the top {num} of {len(ranking)} by {name}, with {NUM_CONTROLS} controls")
@@ -201,7 +202,7 @@ def run_demo(
         stimulated = evaluate_mote(
             model,
             tokenizer,
-            _stimulating(ranking, num, find_routers(model), stimulation),
+            _stimulating(ranking, num, sites, stimulation),
             test["neutral"],
             judge,
             num_controls=0,

@@ -11,6 +11,8 @@ selectively, is written as a config.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 import random
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -24,7 +26,7 @@ from hf_mote.commands import options as o
 from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
 from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import check_output, finish, writing_to
+from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import DataError, HFMoTEError
 
@@ -157,6 +159,7 @@ def find_experts(
     max_new_tokens: int = 64,
     system_prompt: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    run_folder: str | os.PathLike[str] | None = None,
     announce: Callable[[str], None] = say,
 ) -> Found:
     """Find the experts behind a class of responses and prove it, or say why that cannot be done.
@@ -175,6 +178,8 @@ def find_experts(
         max_new_tokens (`int`, *optional*, defaults to 64): Longest response, in tokens.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
         chat_template_kwargs (`dict`, *optional*): What the chat template is told besides.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where the work of each step is kept as it comes, in a run folder of its own; see [`ftri`].
         announce (`Callable[[str], None]`, *optional*): Called with what begins.
     """
     from hf_mote.evaluation.coherence import NEITHER
@@ -187,8 +192,12 @@ def find_experts(
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
     }
+
+    def part_of(name: str) -> Path | None:
+        return None if run_folder is None else Path(run_folder) / name
+
     announce(f"imaging {len(prompts)} prompts")
-    imaged = ftri(model, tokenizer, prompts, judge, progress=False, **chat)
+    imaged = ftri(model, tokenizer, prompts, judge, run_folder=part_of("imaging"), progress=False, **chat)
     label = str(target)
     shown = [place for place, name in enumerate(imaged.classes) if name == label]
     # What is no answer at all is no example of another class.
@@ -210,11 +219,11 @@ def find_experts(
     numbers = None if groups is None else [keys[place] for place in known]
     predicted = _predicted(_rows_of(imaged, known), label, numbers, seed, notes)
     part = _rows_of(imaged, sorted([*look, *look_others]))
-    rankings, ways = _candidates(model, tokenizer, part, label, chat, seed, notes, announce)
+    rankings, ways = _candidates(model, tokenizer, part, label, chat, seed, notes, part_of, announce)
     announce(f"trying {len(ways)} sets of experts")
     tried = [prompts[place] for place in random.Random(seed).sample(look, min(MOST_TRIED, len(look)))]
     aside = [prompts[place] for place in look_others[:40]]
-    trial = partial(_tried, model, tokenizer, judge, tried, aside, label, chat)
+    trial = partial(_tried, model, tokenizer, judge, tried, aside, label, chat, part_of)
     candidates = [trial(name, config) for name, config in ways.items()]
     if not candidates:
         return Found(label, predicted, [], None, None, "no ranking could be made.", notes, rankings)
@@ -244,10 +253,10 @@ def find_experts(
         progress=False,
         **chat,
     )
-    report = measured(num_controls=num_controls)
+    report = measured(num_controls=num_controls, run_folder=part_of("proof"))
     if report.outcome() == "undecided" and not report.doubt:
         announce(f"measuring it against {MORE_CONTROLS * num_controls} controls, as {num_controls} do not decide")
-        report = measured(num_controls=MORE_CONTROLS * num_controls)
+        report = measured(num_controls=MORE_CONTROLS * num_controls, run_folder=part_of("proof-with-more"))
     reason = ""
     if report.coherent_effect > -LEAST_EFFECT:
         reason = f"on prompts that it was not found with, the best candidate does too little. {report.verdict}"
@@ -266,13 +275,18 @@ def _tried(
     aside: Sequence[Prompt],
     label: str,
     chat: dict[str, Any],
+    part_of: Callable[[str], Path | None],
     name: str,
     config: MoTEConfig,
 ) -> Candidate:
     """Return what becomes of the behaviour with a config, without controls."""
     from hf_mote.evaluation.evaluate import evaluate_mote
 
+    experts = "-".join(f"{layer}.{expert}" for layer, expert in config.suppress)
+    # Named by the experts, as a set that was pruned comes by another name; shortened, as there may be many.
+    folder = part_of(f"tried-{hashlib.sha256(experts.encode()).hexdigest()[:16]}")
     asked: dict[str, Any] = {"target": label, "unrelated": aside, "num_controls": 0, "progress": False, **chat}
+    asked["run_folder"] = folder
     report = evaluate_mote(model, tokenizer, config, prompts, judge, **asked)
     seen = report.coherence
     if seen is None or seen.surprise is None:
@@ -378,6 +392,7 @@ def _candidates(
     chat: dict[str, Any],
     seed: int,
     notes: list[str],
+    part_of: Callable[[str], Path | None],
     announce: Callable[[str], None],
 ) -> tuple[dict[str, ExpertRanking], dict[str, MoTEConfig]]:
     """Return rankings, and configs that suppress their first experts, each set once."""
@@ -435,6 +450,7 @@ def _candidates(
             seed=seed,
             system_prompt=chat["system_prompt"],
             chat_template_kwargs=chat["chat_template_kwargs"],
+            run_folder=part_of("gates"),
             progress=False,
         )
     except HFMoTEError as error:
@@ -452,7 +468,7 @@ def _candidates(
     if number:
         first = contrast.top(number)
         config = MoTEConfig(suppress=sorted(list(pair) for pair in first), fingerprint=fingerprint)
-        stepping = _stepping_in(model, tokenizer, prompts, config, chat)
+        stepping = _stepping_in(model, tokenizer, prompts, config, chat, part_of)
         for more in STEPPING_IN:
             name = f"the contrast's first {number} and the first {more} that step in for them"
             add(name, [*first, *[pair for pair in stepping if pair not in first][:more]])
@@ -470,6 +486,7 @@ def _stepping_in(
     prompts: Sequence[Prompt],
     config: MoTEConfig,
     chat: dict[str, Any],
+    part_of: Callable[[str], Path | None],
 ) -> list[tuple[int, int]]:
     """Return experts by how much more of the tokens they take while a config is at work, those that take more."""
     from hf_mote.mote.config import MoTEConfig
@@ -477,9 +494,10 @@ def _stepping_in(
     from hf_mote.ranking.imaging.pipeline import ftri
 
     shares = []
-    for one in (MoTEConfig(), config):
+    for name, one in (("untouched", MoTEConfig()), ("suppressed", config)):
+        kept: dict[str, Any] = {"run_folder": part_of(f"stepping-in-{name}"), **chat}
         with apply_mote(model, one):
-            seen = ftri(model, tokenizer, prompts, lambda _: "any", scope="all", progress=False, **chat)
+            seen = ftri(model, tokenizer, prompts, lambda _: "any", scope="all", progress=False, **kept)
         shares.append((seen.counts.double() / seen.num_tokens.double()[:, None, None]).mean(dim=0))
     rise = shares[1] - shares[0]
     order = rise.flatten().argsort(descending=True).tolist()
@@ -498,6 +516,7 @@ def find_command(
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-find"),
     controls: o.Controls = 40,
+    run_folder: o.RunFolder = None,
     seed: o.Seed = 0,
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
@@ -517,8 +536,10 @@ def find_command(
     force: o.Force = False,
 ) -> None:
     """Find the experts behind a class of responses and prove it on other prompts; write a config only then."""
-    with reporting():
+    work = Work(output, run_folder)
+    with reporting(kept=work.word):
         check_output(output, force=force)
+        work.check()
         told = o.template_args(template_arg)
         organisms = Organisms()
         read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
@@ -547,7 +568,7 @@ def find_command(
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
-        with writing_to(output, force=force) as folder:
+        with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
             found = find_experts(
                 subject.model,
                 subject.tokenizer,
@@ -562,6 +583,7 @@ def find_command(
                 max_new_tokens=max_new_tokens,
                 system_prompt=system_prompt,
                 chat_template_kwargs=told,
+                run_folder=part_of(""),
             )
             holds = {}
             for name, ranking in found.rankings.items():

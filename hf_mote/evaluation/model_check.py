@@ -39,7 +39,6 @@ from hf_mote.passes.forward import DecoderParticipant, Forward
 from hf_mote.routing.recording.record import record_routing
 from hf_mote.routing.router_hook import WeightProbe, attach_to_routers
 from hf_mote.routing.rules.selection import Routing
-from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.packed import feed_of, packed_parts
 from hf_mote.routing.sites.replaced import replaced_forward
 from hf_mote.routing.sites.routed_model import RoutedModel
@@ -202,6 +201,7 @@ def _parts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new: int, rounds: int
 ) -> dict[str, Callable[[], Iterator[CheckRow]]]:
     encoded: list[list[int]] = []
+    routed = RoutedModel(model)
 
     def ids() -> list[list[int]]:
         if not encoded:
@@ -210,15 +210,15 @@ def _parts(
 
     pad = pad_token_of(tokenizer)
     parts: dict[str, Callable[[], Iterator[CheckRow]]] = {
-        "routers": lambda: _routers(model),
-        "self-test": lambda: _self_tests(model),
-        "generations": lambda: _generations(model, ids(), pad, new),
+        "routers": lambda: _routers(routed),
+        "self-test": lambda: _self_tests(routed),
+        "generations": lambda: _generations(routed, ids(), pad, new),
         "continuous batching": lambda: _continuous_batching(model, ids()),
-        "edits": lambda: _edits(model),
-        "removal": lambda: _removal(model, ids(), pad),
+        "edits": lambda: _edits(routed),
+        "removal": lambda: _removal(routed, ids(), pad),
     }
     if rounds:
-        parts["cost"] = lambda: _cost(model, ids(), pad, new, rounds)
+        parts["cost"] = lambda: _cost(routed, ids(), pad, new, rounds)
     return parts
 
 
@@ -234,8 +234,8 @@ def _tried(name: str, part: Callable[[], Iterator[CheckRow]]) -> list[CheckRow]:
     return rows
 
 
-def _routers(model: PreTrainedModel) -> Iterator[CheckRow]:
-    sites = find_routers(model)
+def _routers(routed: RoutedModel) -> Iterator[CheckRow]:
+    sites = routed.sites
     experts = sum(site.num_experts for site in sites)
     yield CheckRow(
         "routers", True, f"{len(sites)}, in layers {sites[0].layer} to {sites[-1].layer}; {experts} experts"
@@ -259,6 +259,7 @@ def _routers(model: PreTrainedModel) -> Iterator[CheckRow]:
         for by, where in sorted(layers.items()):
             detail = f"in {len(where)} of {len(sites)} layers ({_ranges(where)}) the forward is {by}"
             yield CheckRow(f"replaced {what}s", None, detail)
+    model: Any = routed.model
     config = model.config
     told = {
         "quantisation": getattr(getattr(config, "quantization_config", None), "quant_method", None),
@@ -282,8 +283,8 @@ def _ranges(layers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in found)
 
 
-def _self_tests(model: PreTrainedModel) -> Iterator[CheckRow]:
-    sites = find_routers(model)
+def _self_tests(routed: RoutedModel) -> Iterator[CheckRow]:
+    sites = routed.sites
     skipped = sum(self_test(site) is None for site in sites)
     detail = (
         f"{len(sites) - skipped} of {len(sites)} routers give their own routing from their own logits, bit for bit"
@@ -293,21 +294,22 @@ def _self_tests(model: PreTrainedModel) -> Iterator[CheckRow]:
     )
 
 
-def _generations(model: PreTrainedModel, encoded: list[list[int]], pad: int, new: int) -> Iterator[CheckRow]:
+def _generations(routed: RoutedModel, encoded: list[list[int]], pad: int, new: int) -> Iterator[CheckRow]:
+    model: Any = routed.model
     if not getattr(model, "can_generate", bool)():
         yield CheckRow("phases", None, "it is no model that generates text")
         return
     together = padded(encoded, pad, side="left", device=model.device)
     alone = [padded([row], pad, side="left", device=model.device) for row in encoded]
     lengths = [len(row) for row in encoded]
-    yield _generation(model, "phases, one by one", alone, [[length] for length in lengths], new)
-    yield _generation(model, "phases, padded batch", [together], [lengths], new)
-    yield _generation(model, "phases, no cache", [together], [lengths], new, use_cache=False)
-    yield _generation(model, "phases, sampled", [together], [lengths], new, do_sample=True)
+    yield _generation(routed, "phases, one by one", alone, [[length] for length in lengths], new)
+    yield _generation(routed, "phases, padded batch", [together], [lengths], new)
+    yield _generation(routed, "phases, no cache", [together], [lengths], new, use_cache=False)
+    yield _generation(routed, "phases, sampled", [together], [lengths], new, do_sample=True)
 
 
 def _generation(
-    model: PreTrainedModel,
+    routed: RoutedModel,
     name: str,
     batches: Sequence[Mapping[str, Tensor]],
     lengths: Sequence[Sequence[int]],
@@ -315,14 +317,14 @@ def _generation(
     **how: Any,
 ) -> CheckRow:
     settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, **how}
-    sites = find_routers(model)
+    model: Any = routed.model
     with record_routing(model, eos_token_id=[]) as record:
         for batch in batches:
-            output = model.generate(**batch, pad_token_id=0, **settings)  # type: ignore[operator]
+            output = model.generate(**batch, pad_token_id=0, **settings)
             record.check_generated(output, batch["input_ids"].shape[1])
     wanted = {"prompt": [float(n) for batch in lengths for n in batch]}
     wanted["generation"] = [float(new - 1)] * len(wanted["prompt"])
-    chosen = sum(site.top_k for site in sites)
+    chosen = sum(site.top_k for site in routed.sites)
     for phase in ("prompt", "generation"):
         counts, _, tokens = record.stacked(phase, routing="native")
         if tokens.tolist() != wanted[phase]:
@@ -347,8 +349,9 @@ def _continuous_batching(model: PreTrainedModel, encoded: list[list[int]]) -> It
     yield CheckRow("continuous batching", False, "recording it is not refused, and its rows are no sequences")
 
 
-def _edits(model: PreTrainedModel) -> Iterator[CheckRow]:
-    sites = find_routers(model)
+def _edits(routed: RoutedModel) -> Iterator[CheckRow]:
+    model: Any = routed.model
+    sites = routed.sites
     kinds: dict[tuple[Any, ...], list[RouterSite]] = {}
     for site in sites:
         kinds.setdefault((type(site.module), site.num_experts, site.top_k, site.rule.name), []).append(site)
@@ -429,13 +432,14 @@ class _Look(WeightProbe):
         return routing.weights
 
 
-def _removal(model: PreTrainedModel, encoded: list[list[int]], pad: int) -> Iterator[CheckRow]:
+def _removal(routed: RoutedModel, encoded: list[list[int]], pad: int) -> Iterator[CheckRow]:
+    model: Any = routed.model
     batch = padded(encoded, pad, side="left", device=model.device)
     if not hasattr(model(**batch), "logits"):
         yield CheckRow("removal", None, "it gives no logits to compare")
         return
     before, again = model(**batch).logits, model(**batch).logits
-    site = find_routers(model)[0]
+    site = routed.sites[0]
     modes: tuple[Literal["drop", "zero", "reroute"], ...] = ("drop", "zero", "reroute")
     can = next(mode for mode in modes if mode not in refusals_of(site))
     config = MoTEConfig(suppress=[[site.layer, 0]], suppress_mode=can)
@@ -457,9 +461,10 @@ def _removal(model: PreTrainedModel, encoded: list[list[int]], pad: int) -> Iter
     yield CheckRow("patched logits", finite, "finite" if finite else "not finite")
 
 
-def _cost(model: PreTrainedModel, encoded: list[list[int]], pad: int, new: int, rounds: int) -> Iterator[CheckRow]:
+def _cost(routed: RoutedModel, encoded: list[list[int]], pad: int, new: int, rounds: int) -> Iterator[CheckRow]:
+    model: Any = routed.model
     batch = padded(encoded[:1], pad, side="left", device=model.device)
-    sites = find_routers(model)
+    sites = routed.sites
     most = {site.layer: site.num_experts - site.top_k for site in sites}
     targets = [[site.layer, e] for e in range(PATCHED) for site in sites if e < most[site.layer]][:PATCHED]
     config = MoTEConfig(suppress=sorted(targets))
@@ -469,7 +474,7 @@ def _cost(model: PreTrainedModel, encoded: list[list[int]], pad: int, new: int, 
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         start = time.perf_counter()
-        model.generate(**batch, **settings)  # type: ignore[operator]
+        model.generate(**batch, **settings)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - start

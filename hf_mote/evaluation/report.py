@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,18 +10,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from hf_mote.evaluation.coherence import Coherence, coherent_effect
+from hf_mote.evaluation.coherence import coherent_effect
 from hf_mote.evaluation.conversations import Conversation
-from hf_mote.evaluation.report_file import TEXTS, read_report
-from hf_mote.evaluation.selectivity import NonInferiority, Selectivity
-from hf_mote.evaluation.side_effects import SideEffects
+from hf_mote.evaluation.records import Behaviour, ControlRuns, Elsewhere, PartsByName, SideBySide
+from hf_mote.evaluation.report_file import FIELDS, read_report
 from hf_mote.evaluation.verdict import Outcome, decide, one_fewer
 from hf_mote.hub import Shareable, write_json
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.printing import Printable, Summary, frame_of
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, effect_plot
 from hf_mote.sharing.privacy import without_places
-from hf_mote.statistics.rates import SIGNIFICANT, Rate
+from hf_mote.statistics.rates import SIGNIFICANT
 
 if TYPE_CHECKING:
     import os
@@ -50,76 +50,30 @@ class Flips(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class EvaluationReport(Printable, Shareable):
+class EvaluationReport(PartsByName, Printable, Shareable):
     """What a config does, measured.
+
+    Each part of its records has a name here too: `report.responses_after` is `report.behaviour.answers.after`. The
+    report's file and `to_dict` have these names.
 
     Attributes:
         target (`str`): The label whose rate is reported.
-        before (`Rate`): Its rate in the untouched model.
-        after (`Rate`): Its rate with the config.
-        controls (`list[float]`): Its rate under each random control.
-        unrelated_unchanged (`Rate`, *optional*): Share of unrelated answers that stay word for word the same.
-        dose (`list[tuple[float, float]]`): (strength, rate) pairs.
         config (`dict`): The config.
-        prompts (`list[str]`): The prompts.
-        responses_before (`list[str]`): The untouched model's responses.
-        responses_after (`list[str]`): Those with the config.
-        seed (`int`): Seed of the controls.
-        control_kind (`str`): What the controls are matched by beside their number: `"layer"`, or `"usage"` too.
-        unclear (`int`): Responses, of all runs on the prompts, that the judge could not label, as [`ServerJudge`] says
-            of a reply that it cannot read. They do not count as `target`.
-        labels_before (`list[str]`): The judge's labels of `responses_before`.
-        labels_after (`list[str]`): Those of `responses_after`.
-        sharing (`int`): Controls that hold some of the config's own experts, as they may where experts are few.
-        controls_sharing (`list[bool]`): For each control, whether it is one of these.
-        control_labels (`list[list[str]]`): For each control the judge's labels of its responses.
-        disjoint_chances (`list[float]`): Where some controls share experts with the config: for each number of the
-            others the chance that at most so many come as far, as [`chance_of_reach`] has it.
-        coherence (`Coherence`, *optional*): Which responses are no text any more; without it, junk that is not of the
-            target class counts as a change like any other.
-        selectivity (`Selectivity`, *optional*): What changes on the prompts beside what changes on unrelated ones, for
-            the config and its controls.
-        not_worse (`list[NonInferiority]`): Tests, with a margin stated before, that unrelated answers stay as they are
-            or as good.
+        behaviour (`Behaviour`): The rates before and after, with the responses and their labels.
+        control_runs (`ControlRuns`): The rates under random controls.
+        elsewhere (`Elsewhere`): What else changes: unrelated answers, plain texts, conversations.
         preregistration (`str`, *optional*): SHA-256 of the file in which all of this was written down before.
-        unrelated (`list[str]`): The unrelated prompts.
-        unrelated_before (`list[str]`): The untouched model's responses to them.
-        unrelated_after (`list[str]`): Those with the config.
-        side_effects (`SideEffects`, *optional*): Divergence and perplexity on plain texts.
-        conversations (`list[Conversation]`): Conversations with the answers before and after.
-        turns_unchanged (`Rate`, *optional*): Share of their answers that stay word for word the same. A later answer
-            can change because an earlier one did.
+        notes (`list[str]`): What could not be measured, as an engine does not tell it; empty for a model in
+            transformers.
     """
 
     target: str
-    before: Rate
-    after: Rate
-    controls: list[float]
-    unrelated_unchanged: Rate | None
     config: dict[str, Any]
-    dose: list[tuple[float, float]] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
-    responses_before: list[str] = field(default_factory=list)
-    responses_after: list[str] = field(default_factory=list)
-    seed: int = 0
-    control_kind: str = "layer"
-    unrelated: list[str] = field(default_factory=list)
-    unrelated_before: list[str] = field(default_factory=list)
-    unrelated_after: list[str] = field(default_factory=list)
-    side_effects: SideEffects | None = None
-    conversations: list[Conversation] = field(default_factory=list)
-    turns_unchanged: Rate | None = None
-    unclear: int = 0
-    labels_before: list[str] = field(default_factory=list)
-    labels_after: list[str] = field(default_factory=list)
-    sharing: int = 0
-    controls_sharing: list[bool] = field(default_factory=list)
-    control_labels: list[list[str]] = field(default_factory=list)
-    disjoint_chances: list[float] = field(default_factory=list)
-    coherence: Coherence | None = None
-    selectivity: Selectivity | None = None
-    not_worse: list[NonInferiority] = field(default_factory=list)
+    behaviour: Behaviour
+    control_runs: ControlRuns = field(default_factory=ControlRuns)
+    elsewhere: Elsewhere = field(default_factory=Elsewhere)
     preregistration: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     file_name: ClassVar[str] = "evaluation_report.json"
 
@@ -338,10 +292,13 @@ class EvaluationReport(Printable, Shareable):
             facts["unrelated answers unchanged"] = f"{self.unrelated_unchanged}"
         if self.side_effects is not None:
             facts["side effects"] = f"{self.side_effects}"
+        if self.notes:
+            facts["not measured"] = "; ".join(self.notes)
         return Summary(f"EvaluationReport: {self.target!r} on {self.before.n} prompts", facts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, the effect, the p value and the verdict, JSON-native."""
+        """Return the parts of the records by name, the effect, the p value and the verdict, JSON-native."""
+        parts = {name: _plain(getattr(self, name)) for name in FIELDS}
         derived = {
             "effect": self.effect,
             "coherent_effect": self.coherent_effect,
@@ -349,26 +306,31 @@ class EvaluationReport(Printable, Shareable):
             "outcome": self.outcome(),
             "verdict": self.verdict,
         }
-        return {**dataclasses.asdict(self), **derived}
+        return {**parts, **derived}
 
     def _to_file(self, path: Path) -> None:
         write_json(path, self.to_dict(), limit=None)
 
     @classmethod
     def _from_file(cls, path: Path) -> Self:
-        return cls(**read_report(path, {one.name for one in dataclasses.fields(cls)}))
+        return cls(**read_report(path))
 
     def _texts(self) -> list[str]:
-        talks = [[*one.turns, *one.answers_before, *one.answers_after] for one in self.conversations]
-        named = [getattr(self, name) for name in TEXTS[:6]]
-        return [text for texts in (*named, *talks) for text in texts]
+        asked = [(one.prompts, one.before, one.after) for one in (self.behaviour.answers, self.elsewhere.answers)]
+        talks = [(one.turns, one.answers_before, one.answers_after) for one in self.conversations]
+        return [text for sides in (*asked, *talks) for texts in sides for text in texts]
 
     def _public(self, *, with_texts: bool) -> Self:
+        shared = dataclasses.replace(self, config=without_places(self.config))
         if with_texts:
-            return dataclasses.replace(self, config=without_places(self.config))
-        kept: dict[str, Any] = dict.fromkeys(TEXTS[:6], [])
+            return shared
+        labels = SideBySide(labels_before=self.labels_before, labels_after=self.labels_after)
         talks = [dataclasses.replace(one, **_without_words(one)) for one in self.conversations]
-        return dataclasses.replace(self, **kept, conversations=talks, config=without_places(self.config))
+        return dataclasses.replace(
+            shared,
+            behaviour=dataclasses.replace(self.behaviour, answers=labels),
+            elsewhere=dataclasses.replace(self.elsewhere, answers=SideBySide(), conversations=talks),
+        )
 
     def _evidence(self) -> Evidence:
         rows = [("untouched", f"{self.before}"), ("with the config", f"{self.after}")]
@@ -392,6 +354,7 @@ class EvaluationReport(Printable, Shareable):
             sides.append(f"- answers in conversations that stay word for word the same: {self.turns_unchanged}")
         if self.side_effects is not None:
             sides.append(f"- on plain texts: {self.side_effects}")
+        sides += [f"- not measured: {note}" for note in self.notes]
         name = f"{self.target} rate"
         results = [(f"{name}, untouched", self.before.rate), (f"{name}, with the config", self.after.rate)]
         if self.controls:
@@ -426,6 +389,15 @@ class EvaluationReport(Printable, Shareable):
             intended_use="Reading what a config does, and holding it against a measurement of one's own.",
             misuse="Rates are those of one judge on one set of prompts.",
         )
+
+
+def _plain(value: Any) -> Any:
+    """Return a part as dictionaries, lists, texts and numbers."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return copy.deepcopy(value)
 
 
 def _without_words(one: Conversation) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""The file of an `EvaluationReport`: read whole, and refused where it contradicts itself."""
+"""The file of an `EvaluationReport`: the parts of its records by one name each.
+
+A file is read whole, and refused where it contradicts itself. Earlier releases wrote the same names.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +14,17 @@ from hf_mote.errors import DataError, FileFormatError
 from hf_mote.evaluation.coherence import Coherence
 from hf_mote.evaluation.controls import CONTROL_KINDS
 from hf_mote.evaluation.conversations import Conversation
+from hf_mote.evaluation.records import Behaviour, ControlRuns, Elsewhere, SideBySide
 from hf_mote.evaluation.selectivity import NonInferiority, Selectivity
 from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.hub import RESULT_LIMIT, read_json
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.statistics.rates import Rate
 
-__all__ = ["TEXTS", "read_report"]
+__all__ = ["FIELDS", "read_report", "report_fields"]
 
 _DERIVED = {"effect", "coherent_effect", "p_value", "outcome", "verdict"}
-TEXTS = (
+_TEXTS = (
     *("prompts", "responses_before", "responses_after"),
     *("unrelated", "unrelated_before", "unrelated_after"),
     *("labels_before", "labels_after"),
@@ -40,25 +44,75 @@ _LATER_FIELDS: dict[str, Any] = {
     "selectivity": None,
     "not_worse": [],
     "preregistration": None,
+    "notes": [],
 }
+FIELDS = (
+    *("target", "before", "after", "controls", "unrelated_unchanged", "config", "dose", "seed", "control_kind"),
+    *("side_effects", *_TEXTS[:6], *_LATER_FIELDS),
+)
 
 
-def read_report(path: Path, names: Collection[str]) -> dict[str, Any]:
-    """Return the fields of a report that was written to a file.
+def report_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an [`EvaluationReport`] from its parts.
+
+    Args:
+        values (`Mapping[str, Any]`): All of `FIELDS`, by name.
+    """
+    return {
+        "target": values["target"],
+        "config": values["config"],
+        "behaviour": Behaviour(
+            before=values["before"],
+            after=values["after"],
+            answers=SideBySide(
+                prompts=values["prompts"],
+                before=values["responses_before"],
+                after=values["responses_after"],
+                labels_before=values["labels_before"],
+                labels_after=values["labels_after"],
+            ),
+            dose=values["dose"],
+            unclear=values["unclear"],
+            coherence=values["coherence"],
+        ),
+        "control_runs": ControlRuns(
+            rates=values["controls"],
+            labels=values["control_labels"],
+            kind=values["control_kind"],
+            seed=values["seed"],
+            sharing=values["controls_sharing"],
+            num_sharing=values["sharing"],
+            disjoint_chances=values["disjoint_chances"],
+        ),
+        "elsewhere": Elsewhere(
+            answers=SideBySide(values["unrelated"], values["unrelated_before"], values["unrelated_after"]),
+            unchanged=values["unrelated_unchanged"],
+            selectivity=values["selectivity"],
+            not_worse=values["not_worse"],
+            side_effects=values["side_effects"],
+            conversations=values["conversations"],
+            turns_unchanged=values["turns_unchanged"],
+        ),
+        "preregistration": values["preregistration"],
+        "notes": values["notes"],
+    }
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return the fields of an [`EvaluationReport`] that was written to a file.
 
     Args:
         path (`Path`): The file.
-        names (`Collection[str]`): The fields of [`EvaluationReport`].
 
     Raises:
-        [`FileFormatError`]: if a field is missing, unknown or of another type, or contradicts another.
+        [`FileFormatError`]: if a part is missing, unknown or of another type, or contradicts another.
     """
     data = {**_LATER_FIELDS, **read_json(path, limit=RESULT_LIMIT)}
     try:
-        unknown = sorted(set(data) - set(names) - _DERIVED)
+        unknown = sorted(set(data) - set(FIELDS) - _DERIVED)
         if unknown:
             raise DataError("EvaluationReport", "unknown field", got=", ".join(unknown))
-        values = {name: data[name] for name in names}
+        values = {name: data[name] for name in FIELDS}
         for name in ("before", "after", "unrelated_unchanged", "turns_unchanged"):
             values[name] = None if values[name] is None else Rate(**values[name])
         if values["side_effects"] is not None:
@@ -74,7 +128,7 @@ def read_report(path: Path, names: Collection[str]) -> dict[str, Any]:
         values["not_worse"] = [NonInferiority(**entry) for entry in values["not_worse"]]
         _check_values(values)
         _check_turns(values["conversations"], values["turns_unchanged"])
-        return values
+        return report_fields(values)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         got = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise FileFormatError(str(path), "holds no evaluation report", got=got) from error
@@ -85,7 +139,7 @@ def _check_values(values: Mapping[str, Any]) -> None:
     for name in ("target", "control_kind"):
         _check(name, isinstance(values[name], str), values[name], "a text")
     _check("control_kind", values["control_kind"] in CONTROL_KINDS, values["control_kind"], f"one of {CONTROL_KINDS}")
-    for name in TEXTS:
+    for name in (*_TEXTS, "notes"):
         right = isinstance(values[name], list) and all(isinstance(text, str) for text in values[name])
         _check(name, right, values[name], "a list of texts")
     for name, most in (("seed", None), ("unclear", None), ("sharing", len(values["controls"]))):
@@ -101,7 +155,7 @@ def _check_values(values: Mapping[str, Any]) -> None:
     _check("config", isinstance(values["config"], dict), values["config"], "a config")
     if "suppress" in values["config"]:
         MoTEConfig.from_dict(values["config"])
-    for sides in TEXTS[:3], TEXTS[3:6]:
+    for sides in _TEXTS[:3], _TEXTS[3:6]:
         sizes = [len(values[name]) for name in sides]
         if len(set(sizes)) > 1:
             raise DataError(f"EvaluationReport.{sides[0]}", "prompts and responses differ in number", got=sizes)
@@ -124,6 +178,9 @@ def _check_values(values: Mapping[str, Any]) -> None:
     sane = isinstance(chances, list) and all(isinstance(one, int | float) and 0 < one <= 1 for one in chances)
     sane = sane and len(chances) in (0, len(values["controls"]) - values["sharing"] + 1)
     _check("disjoint_chances", sane and chances == sorted(chances), chances, "chances that rise")
+    effects = values["side_effects"]
+    told = effects is None or effects.kl is not None or bool(values["notes"])
+    _check("side_effects", told, None, "a divergence, or a note on why there is none")
     known = values["preregistration"]
     _check("preregistration", known is None or isinstance(known, str), known, "a hash")
     beside = values["selectivity"]

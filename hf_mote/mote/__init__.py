@@ -3,7 +3,7 @@
 Files in reading order:
 
 - `config.py`: `MoTEConfig`, which experts are suppressed, stimulated or biased, how and when.
-- `fields.py`: checks of single fields. `checks.py`: whether a config fits a model.
+- `fields.py`: checks of single fields. `checks.py`: whether a config fits a model. `config_card.py`: its card.
 - `patch.py`: `apply_mote`.
 - `bake.py`: `bake_mote`, a config folded into a plain checkpoint, with `baked_model.py` and `bake_proof.py`.
 - `gains.py`: a gain on every routing weight, which the causal rankings measure with.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,13 @@ from torch import nn
 from hf_mote.errors import ConfigError, FileFormatError, one_of
 from hf_mote.hub import Shareable, public_name, read_json, write_json
 from hf_mote.mote.checks import check_against_model
+from hf_mote.mote.config_card import beside_config, config_card
 from hf_mote.mote.fields import FLOAT32_MAX, checked_fingerprint, json_copy, number, pairs, token_pair, triples
 from hf_mote.printing import Printable, Summary, experts_in_words, frame_of
-from hf_mote.routing.sites.fingerprint import check_fingerprint
+from hf_mote.routing.sites.fingerprint import SAMPLED, check_fingerprint, same_weights
 from hf_mote.routing.sites.routed_model import RoutedModel
-from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, evidence_of
+from hf_mote.routing.sites.sampled_weights import differing
+from hf_mote.sharing.cards import CardNotes, Evidence, evidence_of
 from hf_mote.sharing.privacy import without_places
 from hf_mote.version import __version__
 
@@ -42,11 +43,6 @@ CHOICES = {
     "scope": ("all", "prompt", "generation", "thinking", "answer"),
 }
 _OTHER_WEIGHTS = "allow_other_weights"
-_MISUSE = (
-    "A config changes what a model does, in ways that were measured on few prompts or not at all. One that reduces "
-    "refusals takes away a safeguard, one that adds them makes a model less useful; neither is for a product that "
-    "others rely on. It says nothing about other models, other prompts or other languages."
-)
 
 
 @dataclass(frozen=True, repr=False)
@@ -253,15 +249,16 @@ class MoTEConfig(Printable, Shareable):
         """
         live, made = routed.fingerprint, self.fingerprint
         if made is not None:
-            shape = {**made, "router_sha256": None}
+            shape = {**made, "router_sha256": None, SAMPLED: None}
             check_fingerprint(shape, live, routed.sites, where="MoTEConfig.fingerprint")
-        same = made is None or None in (made["router_sha256"], live["router_sha256"]) or made == live
-        if same and self.unverified is None:
+        if (made is None or same_weights(made, live)) and self.unverified is None:
             return self
+        elsewhere, compared = differing(None if made is None else made.get(SAMPLED), live.get(SAMPLED))
         found = {
             "made_for": None if made is None else made["router_sha256"],
             "applied_to": live["router_sha256"],
             "model": public_name(getattr(getattr(routed.model, "config", None), "name_or_path", None)),
+            **({"elsewhere": f"{len(elsewhere)} of {compared} sampled weights differ"} if elsewhere else {}),
             **({} if self.unverified is None else {"unverified": self.unverified}),
         }
         provenance = {**self.provenance, _OTHER_WEIGHTS: found}
@@ -395,7 +392,7 @@ class MoTEConfig(Printable, Shareable):
             [`FileFormatError`]: if `folder` cannot be a folder, or the config holds what a file cannot.
             [`ConfigError`]: if what is to lie beside it is of another kind.
         """
-        beside = _beside(ranking, report, maps)
+        beside = beside_config(ranking, report, maps)
         evidence = evidence_of([(place, one._evidence()) for place, one in beside])
         self._write(Path(folder), CardNotes(datasets, license, intended_use, misuse), beside, evidence)
 
@@ -449,7 +446,7 @@ class MoTEConfig(Printable, Shareable):
         return self._push(
             repo_id,
             CardNotes(datasets, license, intended_use, misuse),
-            _beside(ranking, report, maps),
+            beside_config(ranking, report, maps),
             private=private,
             token=token,
             commit_message=commit_message,
@@ -464,63 +461,6 @@ class MoTEConfig(Printable, Shareable):
         return dataclasses.replace(self, base_model=name, provenance=without_places(self.provenance))
 
     def _card(self, notes: CardNotes, evidence: Sequence[Evidence]) -> str:
-        rows = [
-            f"| suppressed ({self.suppress_mode}) | {len(self.suppress)} | {_shown(self.suppress)} |",
-            f"| stimulated (weight {self.stimulate_weight}) | {len(self.stimulate)} | {_shown(self.stimulate)} |",
-            f"| biased (on {self.bias_on}) | {len(self.bias)} | {_shown(self.bias)} |",
-        ]
-        made = "\n".join(f"- {key}: {value}" for key, value in sorted(self.provenance.items())) or "- not stated"
-        name = self.base_model or "a model that is not named"
-        measured = any(part.results for part in evidence)
-        opening = (
-            f"For `{name}`. Scope: {self.scope}. Strength: {self.strength}.\n\n"
-            f"{'' if self.unverified is None else f'**Not verified: {self.unverified}** '}"
-            f"{'' if self.on_other_weights is None else f'**It is {self.on_other_weights}.** '}"
-            f"{'' if measured else 'What it does was not measured for this card.'}\n\n"
-            "| what | experts | [layer, expert] |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
-            "Layers are absolute decoder layers, experts indices within them. The config is checked against the "
-            "model's type, layers, experts and weights when it is applied. It is data: loading it runs no code."
+        return config_card(
+            self.to_dict(), notes, evidence, unverified=self.unverified, other_weights=self.on_other_weights
         )
-        return compose_card(
-            card_header(tags=["mote"], base_model=self.base_model, notes=notes, name=name, evidence=evidence),
-            "Mixture of tunable experts",
-            opening,
-            load='from hf_mote import apply_mote\n\nhandle = apply_mote(model, "<this repository or folder>"'
-            f"{'' if self.unverified is None else ', allow_other_weights=True'})",
-            notes=notes,
-            evidence=evidence,
-            sections={"How it was made": made},
-            intended_use="Studying what the named experts do in the model it was made for; no other use is stated.",
-            misuse=_MISUSE,
-        )
-
-
-def _beside(
-    ranking: Shareable | None, report: Shareable | None, maps: Mapping[str, Shareable] | None
-) -> list[tuple[str, Shareable]]:
-    """What lies beside a config, by its folder; refuses what is of another kind or has a name that no folder can."""
-    found = []
-    for name, one, file_name in (
-        ("ranking", ranking, "expert_ranking.safetensors"),
-        ("report", report, "evaluation_report.json"),
-    ):
-        if one is not None:
-            found.append(("", _of_kind(name, one, file_name)))
-    for label, one in (maps or {}).items():
-        if not isinstance(label, str) or not re.fullmatch(r"\w[\w.-]*", label):
-            what, expected = "is no name of a folder", "letters, digits, '.', '_' and '-'"
-            raise ConfigError("MoTEConfig: maps", what, got=repr(label), expected=expected)
-        found.append((f"maps/{label}", _of_kind("maps", one, "activation_map.safetensors")))
-    return found
-
-
-def _of_kind(name: str, one: object, file_name: str) -> Shareable:
-    if not isinstance(one, Shareable) or one.file_name != file_name:
-        kinds = {"ranking": "an ExpertRanking", "report": "an EvaluationReport", "maps": "ActivationMaps by class"}
-        raise ConfigError(f"MoTEConfig: {name}", "is another thing", got=type(one).__name__, expected=kinds[name])
-    return one
-
-
-def _shown(entries: list[list[Any]], most: int = 20) -> str:
-    shown = ", ".join(str(entry) for entry in entries[:most]) or "none"
-    return shown if len(entries) <= most else f"{shown}, and {len(entries) - most} more"

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch._C import _current_graph_task_id
 from torch.compiler import is_compiling
+from transformers import PreTrainedModel
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.hooks import SharedHook
@@ -31,9 +32,7 @@ from hf_mote.passes.arguments import (
 from hf_mote.passes.cached_text import CachedText, ThinkingTokens, label_thinking, moved_from, rows_of
 from hf_mote.passes.forward import DecoderParticipant, Forward, Phase, real_tokens
 
-__all__ = ["DecoderHook", "recomputing"]
-
-ROWS_DEFERRED = 256  # longer passes are looked at router by router
+__all__ = ["DecoderHook", "decoder_of", "recomputing"]
 
 _COMPILED = "several tokens on a cache can be a prompt or a chunk of one, and a compiled graph cannot ask which"
 
@@ -45,8 +44,6 @@ _EMPTY = (
     "hf_mote: a compiled graph was given one token on an empty cache of fixed size, and took it for a generated one: "
     "do not compile the model under scope 'prompt' or 'generation'; generate takes disable_compile=True"
 )
-
-DeferredRead: TypeAlias = Callable[[tuple[Any, ...], Any], None]
 
 
 class DecoderHook(SharedHook):
@@ -127,22 +124,9 @@ class DecoderHook(SharedHook):
         """Return the pass that this thread is in, whatever rows a router sees of it; `None` outside of one."""
         return self._here.now if not is_compiling() and self._here.inside else None
 
-    def defers(self, look: DeferredRead, args: tuple[Any, ...], output: Any) -> bool:
-        """Return whether a look at what a router decided is put off to the end of the pass.
-
-        Routers that are looked at one after the other find the code at hand, which costs a decode step much less than
-        looking while the model's weights go by. Short passes alone wait, since what they returned is held until then.
-
-        Args:
-            look (`Callable[[tuple, Any], None]`): What to call.
-            args (`tuple`): What the router was called with.
-            output (`Any`): What it returned.
-        """
-        here = self._here
-        if not here.inside or not here.defers:
-            return False
-        here.deferred.append((look, args, output))
-        return True
+    def passes_unread(self) -> bool:
+        """Return whether this thread is in a pass in which nobody reads what routers decide."""
+        return self._here.inside and not self._here.reads_routers
 
     def expect(self, guessed: bool, ids: Tensor | None) -> None:
         """Hear from the model that `generate` calls of the pass that comes next in this thread.
@@ -256,10 +240,10 @@ class DecoderHook(SharedHook):
         here.columns["generation"] += length - max(generation_from, first_new_column)
         here.guessed, here.inside = False, True
         self._now, self._inside = here.now, True
-        here.defers, here.deferred = batch * length <= ROWS_DEFERRED, []
         for watcher in self._watchers:
             if watcher.active:
                 watcher.on_forward(here.now)
+        here.reads_routers = any(watcher.needs_routers(here.now) for watcher in self._watchers)
 
     def _unclear(self, length: int, past: int, text: CachedText | None) -> str | None:
         """Say why tokens that were read right may be prompt or generation, or `None` if they can be told apart."""
@@ -336,15 +320,11 @@ class DecoderHook(SharedHook):
         here = self._here
         self._inside = here.guessed = False
         self._end()
-        here.deferred, here.cache, here.ids = [], None, None
+        here.cache, here.ids = None, None
 
     def _remember(self, output: Any) -> Forward | None:
-        """Look at what was put off, take note of what the cache now holds, and return the pass that ends."""
+        """Take note of what the cache now holds, and return the pass that ends."""
         here = self._here
-        deferred, here.deferred = here.deferred, []
-        if here.now is not None and any(watcher.needs_routers(here.now) for watcher in self._watchers):
-            for look, its_args, its_output in deferred:
-                look(its_args, its_output)
         here.inside = False
         cache = here.cache if here.cache is not None else next(caches_in(output), None)
         here.cache = None
@@ -399,6 +379,21 @@ class DecoderHook(SharedHook):
         return found
 
 
+def decoder_of(model: nn.Module, paths: Sequence[str]) -> nn.Module:
+    """Return the innermost `PreTrainedModel` that has all the modules: its forward sees every token.
+
+    Args:
+        model (`nn.Module`): The model.
+        paths (`Sequence[str]`): Paths of modules in it.
+    """
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, PreTrainedModel) and all(p.startswith(f"{path}." if path else "") for p in paths)
+    ]
+    return max(found, key=lambda item: len(item[0]))[1] if found else model
+
+
 def recomputing() -> bool:
     """Whether gradient checkpointing is running a layer again, during a backward pass."""
     return _current_graph_task_id() != -1
@@ -413,8 +408,7 @@ class _Here(threading.local):
         self.under_way = False
         self.guessed = False
         self.ids: Tensor | None = None
-        self.defers = False
-        self.deferred: list[tuple[DeferredRead, tuple[Any, ...], Any]] = []
+        self.reads_routers = True
         self.text: CachedText | None = None
         self.cache: Any | None = None
         self.run_id = 0

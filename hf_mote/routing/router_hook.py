@@ -16,7 +16,7 @@ from torch.compiler import is_compiling
 from hf_mote.errors import RouterContractError, UnsupportedError
 from hf_mote.hooks import Attachment, Intervention, Participant, SharedHook, attach, compiled_parts, stack_on
 from hf_mote.passes.assisted import assisted_decoding_hooks
-from hf_mote.passes.decoder_hook import DecoderHook, recomputing
+from hf_mote.passes.decoder_hook import DecoderHook, decoder_of, recomputing
 from hf_mote.passes.forward import DecoderParticipant, Forward, why_stopped
 from hf_mote.routing.detour import check_block_follows, shortcut_hooks, why_silent
 from hf_mote.routing.rules.edits import RoutingEdit, merge_edits
@@ -117,7 +117,7 @@ class RouterHook(SharedHook):
             participant.ran |= participant.active
         if self._idle:
             return None
-        if self._only_observed and not is_compiling() and self.tracker.defers(self.look, args, output):
+        if self._only_observed and not is_compiling() and self.tracker.passes_unread():
             return None
         adapter = self._adapter_of(args, output)
         native = adapter.read(output)[1]
@@ -147,21 +147,6 @@ class RouterHook(SharedHook):
         if observers and not recomputing():
             self._show(observers, forward, native, applied)
         return None if applied is native else adapter.write(output, applied, touched)
-
-    def look(self, args: tuple[Any, ...], output: Any) -> None:
-        """Show a pass of the router in which nothing is edited.
-
-        Args:
-            args (`tuple`): What the router was called with.
-            output (`Any`): What it returned.
-        """
-        native = self._adapter_of(args, output).read(output)[1]
-        observers = [one for one in self.participants if isinstance(one, RoutingObserver) and one.active]
-        if observers:
-            forward = self.tracker.forward_of(native.indices.shape[0])
-            if forward is None:
-                self._check_gets_all(native.indices.shape[0])
-            self._show(observers, forward, native, native)
 
     def _check_gets_all(self, rows: int) -> None:
         """Refuse a pass whose tokens do not all come here, if anybody must know which of them do."""
@@ -236,8 +221,7 @@ class RouterHook(SharedHook):
         else:
             routing = adapter.route(output, args, edit)
             edited = Routing(routing.weights.to(native.weights.dtype), routing.indices, routing.shared)
-            one = len(self.participants) == len(edits) == native.indices.shape[0] == 1
-            if self._concerns_hits_alone(edit) and not (one and readable_now(native.indices)):
+            if self._concerns_hits_alone(edit):
                 # Among the other tokens, a tie could be broken in another way than the router did.
                 touched = edit.hits(native.indices)
         if touched is None:
@@ -288,7 +272,7 @@ def attach_to_routers(
         [`RouterContractError`]: if a router fails its self-test; nothing is attached then.
         [`UnsupportedError`]: if a block's forward was replaced by one that does not follow its router.
     """
-    model, decoder = routed.model, routed.decoder
+    model, decoder = routed.model, decoder_of(routed.model, [site.path for site in routed.sites])
 
     def attachments() -> list[Attachment]:
         tracker = stack_on(decoder, DecoderHook) or DecoderHook()

@@ -13,12 +13,11 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from hf_mote.errors import ConfigError, DataError, LivenessError, UnsupportedError
 from hf_mote.hooks import Attachment, Intervention, attach, stack_on
 from hf_mote.passes.assisted import assisted_decoding_hooks
-from hf_mote.passes.decoder_hook import DecoderHook
+from hf_mote.passes.decoder_hook import DecoderHook, decoder_of
 from hf_mote.passes.forward import DecoderParticipant, Forward, why_stopped
 from hf_mote.sae.edits import SCOPES, Edits, EditTable, LatentEdit, Scope, read_edits, table_of
 from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint, attachments_at, resolve_hookpoints
@@ -27,7 +26,7 @@ from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.variants.bases.selective import SelectiveSAEModel
 
-__all__ = ["decoder_of", "dictionary_rows", "sites_of", "splice_sae", "steer_latents", "unwrapped"]
+__all__ = ["dictionary_rows", "sites_of", "splice_sae", "steer_latents", "unwrapped"]
 
 
 def splice_sae(
@@ -222,21 +221,6 @@ def _attach(model: nn.Module, plans: Sequence[_Plan]) -> Intervention:
         return found + attachments_at(places)
 
     return attach(attachments)
-
-
-def decoder_of(model: nn.Module, paths: Sequence[str]) -> nn.Module:
-    """Return the innermost `PreTrainedModel` that has all the modules: its forward sees every token.
-
-    Args:
-        model (`nn.Module`): The model.
-        paths (`Sequence[str]`): Paths of modules in it.
-    """
-    found = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, PreTrainedModel) and all(p.startswith(f"{path}." if path else "") for p in paths)
-    ]
-    return max(found, key=lambda item: len(item[0]))[1] if found else model
 
 
 class _Watcher(DecoderParticipant):

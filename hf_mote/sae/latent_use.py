@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.hooks import Attachment, Intervention, attach, stack_on
-from hf_mote.passes.decoder_hook import DecoderHook
+from hf_mote.passes.decoder_hook import DecoderHook, decoder_of
 from hf_mote.passes.forward import DecoderParticipant, all_of
 from hf_mote.sae.hookpoints import AtHookpoint, attachments_at
-from hf_mote.sae.intervene import decoder_of, sites_of, unwrapped
+from hf_mote.sae.intervene import sites_of, unwrapped
 from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.modeling import SAEModel
 

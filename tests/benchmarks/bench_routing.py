@@ -137,13 +137,12 @@ def ratio(step: Callable[[], float], variant: Variant, rounds: int) -> tuple[flo
 
 
 def recorder_bytes(model: PreTrainedModel) -> list[int]:
-    """Bytes of tensors that a record holds after more and more tokens, when no decode steps wait."""
+    """Bytes of tensors that a record holds after more and more tokens."""
     sizes = []
     prompt = torch.randint(5, 2000, (2, 16), device=model.device)
     for tokens in (8, 64, 256):
         with record_routing(model, eos_token_id=[]) as record:
             model.generate(prompt, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-        record.maps()  # adds up the steps that wait
         (batch,) = record._batches.values()
         held = [*(tensor for pair in batch.sums.values() for tensor in pair), *batch.tokens.values(), batch._starts]
         sizes.append(sum(part.nbytes for part in held if isinstance(part, torch.Tensor)))

@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from evaluation_reports import report_of, with_parts
 
-from hf_mote import EvaluationReport, FTRIResult, MoTEConfig, evaluate_mote, load_organism
+from hf_mote import FTRIResult, MoTEConfig, evaluate_mote, load_organism
 from hf_mote.evaluation.controls import random_controls
 from hf_mote.evaluation.sweep import Setting, Sweep
 from hf_mote.statistics.rates import Rate
@@ -47,9 +48,9 @@ def null_sweep(draw, layers, experts, spread, shared):
         return NUM_PROMPTS - round(taken * NUM_PROMPTS / 5000)
 
     reports = [
-        EvaluationReport(
+        report_of(
             "x", Rate.of(NUM_PROMPTS, NUM_PROMPTS), Rate.of(left(config), NUM_PROMPTS),
-            [left(control[place]) / NUM_PROMPTS for control in controls], None, {},
+            [left(control[place]) / NUM_PROMPTS for control in controls],
         )
         for place, config in enumerate(configs)
     ]  # fmt: skip
@@ -165,7 +166,7 @@ def test_random_experts_of_a_real_model_beat_their_controls_as_rarely_as_it_says
         mine = {tuple(pair) for pair in one.config["suppress"]}
         others = [other for other in reports if mine.isdisjoint(tuple(pair) for pair in other.config["suppress"])]
         controls = draw.sample(others, 40)
-        whole = dataclasses.replace(
+        whole = with_parts(
             one,
             controls=[other.after.rate for other in controls],
             control_labels=[other.labels_after for other in controls],

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from evaluation_reports import report_of, with_parts
 
 from hf_mote import EvaluationReport, MoTEConfig, evaluate_mote, load_organism
 from hf_mote.errors import DataError
@@ -51,7 +52,7 @@ def test_config_that_breaks_the_text_never_beats_its_controls(trap):
     assert report.coherence.broken
     assert not report.coherence.before.count(True)
     controls = [1.0] * 40
-    loud = dataclasses.replace(
+    loud = with_parts(
         report,
         controls=controls,
         control_labels=[report.labels_before] * 40,
@@ -178,11 +179,11 @@ def doubtful(unsure_low, **more):
     )
     fields = {
         "target": "x", "before": Rate.of(20, 20), "after": Rate.of(0, 20), "controls": [1.0] * 40,
-        "unrelated_unchanged": None, "config": MoTEConfig(suppress=[[4, 1]]).to_dict(), "prompts": ["p"] * 20,
+        "config": MoTEConfig(suppress=[[4, 1]]).to_dict(), "prompts": ["p"] * 20,
         "responses_before": ["a"] * 20, "responses_after": ["b"] * 20, "labels_before": ["x"] * 20,
         "labels_after": ["y"] * 20, "control_labels": [["x"] * 20] * 40, "coherence": coherence,
     }  # fmt: skip
-    return EvaluationReport(**{**fields, **more})
+    return report_of(**{**fields, **more})
 
 
 def test_config_that_beats_its_controls_by_what_may_be_junk_is_undecided_and_says_why(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from evaluation_reports import report_of
 
 from hf_mote import EvaluationReport, MoTEConfig
 from hf_mote.errors import ConfigError
@@ -146,7 +147,7 @@ def report(effects: Mapping[Pair, float], config: MoTEConfig, controls: Sequence
 
     before, after = (Rate.of(successes, NUM_PROMPTS) for successes in (NUM_PROMPTS, left(config)))
     rates = [left(control) / NUM_PROMPTS for control in controls]
-    return EvaluationReport("x", before, after, rates, None, {})
+    return report_of("x", before, after, rates)
 
 
 def drawn_case(draw: random.Random, number: int, experts: int, kind: str) -> tuple[dict[Pair, float], dict[str, Any]]:
@@ -221,6 +222,6 @@ def test_p_value_counts_a_change_of_the_same_size_in_the_other_direction() -> No
                 if after == before or mirrored > n:
                     continue
                 controls = [mirrored / n, *[before / n] * 19]
-                found = EvaluationReport("x", Rate.of(before, n), Rate.of(after, n), controls, None, {})
+                found = report_of("x", Rate.of(before, n), Rate.of(after, n), controls)
                 assert found.p_value == 2 / 21
                 assert Sweep("m", "r", "suppress", [Setting(1, 1.0, found)]).adjusted_p == [2 / 21]

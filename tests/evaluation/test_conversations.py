@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from evaluation_reports import report_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_model, tiny_tokenizer
@@ -207,10 +208,10 @@ def test_conversation_impossible_fields_are_refused(fields: dict[str, Any], name
         Conversation(**fields)
 
 
-def report_of(conversations: list[Conversation]) -> EvaluationReport:
+def report_with(conversations: list[Conversation]) -> EvaluationReport:
     kept = [same for one in conversations for same in one.unchanged]
-    return EvaluationReport(
-        target="yes", before=Rate.of(5, 5), after=Rate.of(1, 5), controls=[1.0], unrelated_unchanged=None, config={},
+    return report_of(
+        "yes", Rate.of(5, 5), Rate.of(1, 5), [1.0],
         conversations=conversations, turns_unchanged=Rate.of(sum(kept), len(kept)) if kept else None,
     )  # fmt: skip
 
@@ -226,17 +227,17 @@ def test_report_with_any_conversations_survives_saving(
 ) -> None:
     talks = [Conversation(*map(list, zip(*turns, strict=True)), *names) for turns, *names in given]  # type: ignore[arg-type]
     folder = tmp_path_factory.mktemp("report")
-    report_of(talks).save_pretrained(folder)
-    assert EvaluationReport.from_pretrained(folder) == report_of(talks)
+    report_with(talks).save_pretrained(folder)
+    assert EvaluationReport.from_pretrained(folder) == report_with(talks)
 
 
 def test_report_without_the_fields_of_conversations_still_loads(tmp_path: Path) -> None:
-    report_of([]).save_pretrained(tmp_path)
+    report_with([]).save_pretrained(tmp_path)
     file = tmp_path / "evaluation_report.json"
     data = read_json(file)
     del data["conversations"], data["turns_unchanged"]
     write_json(file, data)
-    assert EvaluationReport.from_pretrained(tmp_path) == report_of([])
+    assert EvaluationReport.from_pretrained(tmp_path) == report_with([])
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_report_without_the_fields_of_conversations_still_loads(tmp_path: Path) 
     ],
 )
 def test_report_with_conversations_that_cannot_be_is_refused(tmp_path: Path, field: str, value: Any) -> None:
-    report_of([Conversation(["x", "y"], ["a", "b"], ["a", "c"])]).save_pretrained(tmp_path)
+    report_with([Conversation(["x", "y"], ["a", "b"], ["a", "c"])]).save_pretrained(tmp_path)
     file = tmp_path / "evaluation_report.json"
     write_json(file, {**read_json(file), field: value})
     with pytest.raises(FileFormatError, match="evaluation_report"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluation_reports import report_of, with_parts
 from tiny_models import tiny_model, tiny_tokenizer
 
 from hf_mote import (
@@ -84,20 +86,17 @@ def test_evaluate_mote_rates_are_those_of_the_responses() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def report_of(before: int, after: int, controls: list[float]) -> EvaluationReport:
-    return EvaluationReport(
-        target="refusal", before=Rate.of(before, 50), after=Rate.of(after, 50), controls=controls,
-        unrelated_unchanged=None, config={},
-    )  # fmt: skip
+def refusals(before: int, after: int, controls: list[float]) -> EvaluationReport:
+    return report_of("refusal", Rate.of(before, 50), Rate.of(after, 50), controls)
 
 
 def test_unrelated_prompts_are_answered_once_by_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     native = RateMeasurement.respond
 
-    def counted(self: RateMeasurement, prompts: Any, config: Any) -> Any:
+    def counted(self: RateMeasurement, prompts: Any, config: Any, **options: Any) -> Any:
         asked.append(prompts)
-        return native(self, prompts, config)
+        return native(self, prompts, config, **options)
 
     monkeypatch.setattr(RateMeasurement, "respond", counted)
     model, config = tiny_model("mixtral"), MoTEConfig(suppress=[[0, 1]])
@@ -124,12 +123,12 @@ def test_unrelated_prompts_are_answered_once_by_each_model(monkeypatch: pytest.M
 def test_report_verdict_beats_only_with_a_gap_that_no_control_reaches(
     before: int, after: int, controls: list[float], beats: bool
 ) -> None:
-    assert report_of(before, after, controls).beats_controls() == beats
-    assert report_of(before, after, controls).verdict.startswith("The config beats") == beats
+    assert refusals(before, after, controls).beats_controls() == beats
+    assert refusals(before, after, controls).verdict.startswith("The config beats") == beats
 
 
 def test_report_survives_saving_and_refuses_an_edited_file(tmp_path: Path) -> None:
-    report = report_of(50, 2, [1.0, 0.98])
+    report = refusals(50, 2, [1.0, 0.98])
     report.save_pretrained(tmp_path)
     assert EvaluationReport.from_pretrained(tmp_path) == report
     file = tmp_path / "evaluation_report.json"
@@ -296,15 +295,15 @@ def test_evaluate_settings_share_the_untouched_run_and_the_controls() -> None:
 
 
 def test_report_verdict_of_too_few_controls_says_that_they_cannot_do() -> None:
-    assert report_of(50, 2, [1.0] * 18).verdict.endswith("(p = 0.0526); with 18 controls p cannot be below 0.0526.")
-    assert report_of(50, 2, [1.0]).verdict.endswith("; with 1 control p cannot be below 0.5.")
-    assert "cannot" not in report_of(50, 2, [1.0] * 19).verdict
+    assert refusals(50, 2, [1.0] * 18).verdict.endswith("(p = 0.0526); with 18 controls p cannot be below 0.0526.")
+    assert refusals(50, 2, [1.0]).verdict.endswith("; with 1 control p cannot be below 0.5.")
+    assert "cannot" not in refusals(50, 2, [1.0] * 19).verdict
 
 
 def test_report_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
     config = MoTEConfig(suppress=[[0, 1]], scope="generation")
-    report = dataclasses.replace(
-        report_of(50, 2, [1.0]), config=config.to_dict(), side_effects=SideEffects(0.0, 2.0, 2.0, 9, "generation")
+    report = with_parts(
+        refusals(50, 2, [1.0]), config=config.to_dict(), side_effects=SideEffects(0.0, 2.0, 2.0, 9, "generation")
     )
     report.save_pretrained(tmp_path)
     file = tmp_path / "evaluation_report.json"
@@ -320,9 +319,30 @@ def test_report_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
             EvaluationReport.from_pretrained(tmp_path)
 
 
+def test_report_that_an_earlier_version_wrote_has_every_part_by_name(tmp_path: Path) -> None:
+    """`data/flat_report.json` was written when a report had these names as fields of its own."""
+    written = (Path(__file__).parent / "data" / "flat_report.json").read_text(encoding="utf-8")
+    (tmp_path / EvaluationReport.file_name).write_text(written, encoding="utf-8")
+    report = EvaluationReport.from_pretrained(tmp_path)
+    for name, value in json.loads(written).items():
+        got = getattr(report, name)
+        assert json.loads(json.dumps(got() if callable(got) else got, default=dataclasses.asdict)) == value, name
+    assert all(report.labels_before + report.unrelated + report.dose + report.conversations + report.not_worse)
+    assert report.behaviour.answers.after == report.responses_after != report.responses_before
+    assert report.elsewhere.answers.after == report.unrelated_after != report.unrelated_before
+    assert report.control_runs.rates == report.controls
+    report.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / EvaluationReport.file_name).read_text(encoding="utf-8") == written
+    shared = report._public(with_texts=False)
+    assert shared.prompts == shared.responses_after == shared.unrelated == []
+    assert (shared.labels_after, shared.controls, shared.verdict) == (
+        report.labels_after, report.controls, report.verdict,
+    )  # fmt: skip
+
+
 def test_flips_count_labels_that_come_and_go_and_controls_keep_theirs(tmp_path: Path) -> None:
-    report = dataclasses.replace(
-        report_of(2, 1, [0.5, 0.5]),
+    report = with_parts(
+        refusals(2, 1, [0.5, 0.5]),
         before=Rate.of(2, 4),
         after=Rate.of(1, 4),
         prompts=list("abcd"),
@@ -345,14 +365,12 @@ def test_flips_count_labels_that_come_and_go_and_controls_keep_theirs(tmp_path: 
 
 
 def test_p_of_disjoint_controls_leaves_out_those_that_do_it_by_the_configs_own_experts() -> None:
-    report = dataclasses.replace(
-        report_of(50, 0, [0.0] * 9 + [1.0] * 11), controls_sharing=[True] * 9 + [False] * 11, sharing=9
-    )
+    report = with_parts(refusals(50, 0, [0.0] * 9 + [1.0] * 11), controls_sharing=[True] * 9 + [False] * 11, sharing=9)
     assert report.p_value == pytest.approx(10 / 21)
     assert report.disjoint_p == pytest.approx(1 / 12)
     assert "against the other 11 alone p = 0.0833" in report.verdict
-    assert dataclasses.replace(report, controls_sharing=[True] * 20, sharing=20).disjoint_p is None
-    assert report_of(50, 0, [1.0]).disjoint_p is None
+    assert with_parts(report, controls_sharing=[True] * 20, sharing=20).disjoint_p is None
+    assert refusals(50, 0, [1.0]).disjoint_p is None
 
 
 def test_evaluate_mote_keeps_the_labels_of_every_control() -> None:

@@ -6,8 +6,9 @@ import random
 from types import SimpleNamespace
 
 import pytest
+from evaluation_reports import report_of
 
-from hf_mote import EvaluationReport, MoTEConfig
+from hf_mote import MoTEConfig
 from hf_mote.evaluation.controls import random_controls
 from hf_mote.evaluation.overlap import chance_of_reach
 from hf_mote.evaluation.verdict import decide, one_fewer
@@ -41,8 +42,8 @@ def test_outcomes_in_words():
 
 def test_case_of_the_audit_beats_the_controls_that_share_none_of_its_experts():
     """Five experts with both causal ones; controls that hold one of them do the same, and stand apart."""
-    report = EvaluationReport(
-        "x", Rate.of(50, 50), Rate.of(0, 50), [0.0] * 9 + [1.0] * 31, None, {},
+    report = report_of(
+        "x", Rate.of(50, 50), Rate.of(0, 50), [0.0] * 9 + [1.0] * 31,
         controls_sharing=[True] * 9 + [False] * 31, sharing=9,
     )  # fmt: skip
     assert report.p_value == 10 / 41
@@ -52,9 +53,7 @@ def test_case_of_the_audit_beats_the_controls_that_share_none_of_its_experts():
 
 
 def test_config_whose_controls_all_hold_its_experts_is_not_said_to_fail():
-    report = EvaluationReport(
-        "x", Rate.of(50, 50), Rate.of(0, 50), [0.0] * 7, None, {}, controls_sharing=[True] * 7, sharing=7
-    )
+    report = report_of("x", Rate.of(50, 50), Rate.of(0, 50), [0.0] * 7, controls_sharing=[True] * 7, sharing=7)
     assert report.outcome() == "untested"
     assert report.verdict.startswith("The config cannot be held against these controls: ")
 
@@ -98,9 +97,9 @@ def test_beats_is_rare_where_experts_are_alike(layers, experts, targets, spread)
 
         shares = [not suppressed(config).isdisjoint(suppressed(control)) for control in controls]
         others = [suppressed(control) for control, share in zip(controls, shares, strict=True) if not share]
-        report = EvaluationReport(
+        report = report_of(
             "x", Rate.of(NUM_PROMPTS, NUM_PROMPTS), Rate.of(left(config), NUM_PROMPTS),
-            [left(control) / NUM_PROMPTS for control in controls], None, {},
+            [left(control) / NUM_PROMPTS for control in controls],
             controls_sharing=shares, sharing=sum(shares),
             disjoint_chances=chance_of_reach(suppressed(config), others) if any(shares) and others else [],
         )  # fmt: skip

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from caches import cache_of, taking
-from routing_cases import GREEDY, no_gradients  # noqa: F401
+from routing_cases import GREEDY, no_gradients, transformers_calls_itself_deprecated  # noqa: F401
 from tiny_models import tiny_model
 from transformers import PreTrainedModel
 
@@ -28,19 +26,6 @@ OPENS, CLOSES = 10, {"deepseek_v3": 82, "mixtral": 54}
 @pytest.fixture(params=["deepseek_v3", "mixtral"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)
-
-
-@pytest.fixture(autouse=True)
-def transformers_calls_itself_deprecated() -> Iterator[None]:
-    """Assisted decoding calls the assistant's `generate` in a way that transformers itself deprecates."""
-
-    def quiet(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("Passing `generation_config` together with")
-
-    logger = logging.getLogger("transformers.generation.utils")
-    logger.addFilter(quiet)
-    yield
-    logger.removeFilter(quiet)
 
 
 def written(model: PreTrainedModel, ids: torch.Tensor = PROMPT, new: int = 12, **how: Any) -> torch.Tensor:

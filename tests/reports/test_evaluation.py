@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evaluation_reports import report_of
 from html_pages import Element, check_page
 
 from hf_mote import EvaluationReport, MoTEConfig
@@ -16,8 +17,8 @@ ATTACK = "</p></style><script>document.title = 'taken'</script><img src=x onerro
 
 
 def page_with(conversations: list[Conversation], unchanged: Rate | None) -> Element:
-    report = EvaluationReport(
-        target="yes", before=Rate.of(2, 2), after=Rate.of(0, 2), controls=[1.0], unrelated_unchanged=None,
+    report = report_of(
+        target="yes", before=Rate.of(2, 2), after=Rate.of(0, 2), controls=[1.0],
         config=MoTEConfig(suppress=[[4, 1]]).to_dict(), prompts=["p", "q"], responses_before=["a", "b"],
         responses_after=["c", "d"], labels_before=["yes"] * 2, labels_after=["no"] * 2,
         conversations=conversations, turns_unchanged=unchanged,
@@ -51,8 +52,8 @@ def test_evaluation_page_without_conversations_has_no_section_for_them() -> None
 
 
 def test_evaluation_page_says_what_is_no_text_and_what_changes_elsewhere() -> None:
-    report = EvaluationReport(
-        target="yes", before=Rate.of(20, 20), after=Rate.of(0, 20), controls=[1.0] * 19, unrelated_unchanged=None,
+    report = report_of(
+        target="yes", before=Rate.of(20, 20), after=Rate.of(0, 20), controls=[1.0] * 19,
         config=MoTEConfig(suppress=[[4, 1]]).to_dict(), prompts=["p"] * 20, responses_before=["a"] * 20,
         responses_after=["c"] * 20, labels_before=["yes"] * 20, labels_after=["no"] * 20,
         control_labels=[["yes"] * 20] * 19,
@@ -76,9 +77,9 @@ def test_evaluation_page_says_what_is_no_text_and_what_changes_elsewhere() -> No
 
 def test_evaluation_page_shows_the_same_experts_both_ways_with_their_controls() -> None:
     def measured(before: int, after: int, control: float) -> EvaluationReport:
-        return EvaluationReport(
+        return report_of(
             target="yes", before=Rate.of(before, 20), after=Rate.of(after, 20), controls=[control] * 40,
-            unrelated_unchanged=None, config=MoTEConfig(suppress=[[4, 1]]).to_dict(), prompts=["p"] * 20,
+            config=MoTEConfig(suppress=[[4, 1]]).to_dict(), prompts=["p"] * 20,
             responses_before=["a"] * 20, responses_after=["c"] * 20, labels_before=["yes"] * 20,
             labels_after=["no"] * 20,
         )  # fmt: skip

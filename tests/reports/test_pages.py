@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluation_reports import report_of
 from html_pages import Element, check_page
 
 from hf_mote import EvaluationReport, ExpertRanking, FTRIResult, MoTEConfig
@@ -43,12 +44,11 @@ def ranking(q: list[float] | None = None, p: list[float] | None = None, **fields
 def report(before: int, after: int, controls: list[float], n: int = 20, **fields: Any) -> EvaluationReport:
     config = MoTEConfig(suppress=[[4, 1], [4, 0]]).to_dict()
     texts = [ATTACK] * n
-    return EvaluationReport(
+    return report_of(
         target=ATTACK,
         before=Rate.of(before, n),
         after=Rate.of(after, n),
         controls=controls,
-        unrelated_unchanged=None,
         config=config,
         prompts=texts,
         responses_before=texts,

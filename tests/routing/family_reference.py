@@ -13,7 +13,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["FAMILIES", "Edit", "Family", "Numbers", "Routed", "Token", "numbers_of", "route"]
+__all__ = [
+    "FAMILIES",
+    "SUFFICIENT_MARGIN",
+    "Edit",
+    "Family",
+    "Numbers",
+    "Routed",
+    "RoutedTokens",
+    "Token",
+    "edit_at",
+    "numbers_of",
+    "route",
+    "route_all",
+]
+
+# A choice decided by less is a tie, about which a reference can say nothing.
+SUFFICIENT_MARGIN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -246,6 +262,35 @@ def route(logits: np.ndarray, family: Family, n: Numbers, edit: Edit, token: Tok
     for expert, value in w.items():
         weights[expert], mask[expert] = value, True
     return Routed(weights, mask, min(margins, default=np.inf), shared)
+
+
+class RoutedTokens(NamedTuple):
+    """Weights and choice of several tokens, `(tokens, experts)`, and by how much each was decided, `(tokens,)`."""
+
+    weights: np.ndarray
+    chosen: np.ndarray
+    margin: np.ndarray
+
+
+def route_all(
+    logits: np.ndarray, family: Family, n: Numbers, bias: np.ndarray | None = None, edit: Edit | None = None
+) -> RoutedTokens:
+    """Route several tokens, `(tokens, experts)`, that differ in their logits alone."""
+    found = [route(row, family, n, edit or Edit(), Token(bias)) for row in logits]
+    return RoutedTokens(
+        np.stack([one.weights for one in found]),
+        np.stack([one.chosen for one in found]),
+        np.array([one.margin for one in found]),
+    )
+
+
+def edit_at(layer: int, fields: dict[str, Any]) -> Edit:
+    """The share that one layer has in the fields of a config."""
+    mine = dict(fields)
+    for name in ("suppress", "stimulate"):
+        mine[name] = frozenset(expert for at, expert in fields.get(name, ()) if at == layer)
+    mine["bias"] = {expert: value for at, expert, value in fields.get("bias", ()) if at == layer}
+    return Edit(**mine)
 
 
 def _choose(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from caches import cache_of, taking
-from routing.reference import SUFFICIENT_MARGIN, dense, edit_of, family_of, observe_experts, route
-from routing_cases import GREEDY, no_gradients, num_hooks  # noqa: F401
+from routing.family_reference import FAMILIES, SUFFICIENT_MARGIN, Edit, RoutedTokens, edit_at, numbers_of, route_all
+from routing_cases import GREEDY, dense, fields_at, no_gradients, num_hooks, observe_experts  # noqa: F401
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import PreTrainedModel
 
@@ -61,19 +61,14 @@ def one_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)
 
 
-def fields_at(edit: dict[str, Any], layers: list[int]) -> dict[str, Any]:
-    """An entry of EDITS as the fields of a config, at the layers given."""
-    fields = dict(edit)
-    for name in ("suppress", "stimulate"):
-        if name in fields:
-            fields[name] = [[layer, expert] for layer in layers for expert in edit[name]]
-    if "bias" in fields:
-        fields["bias"] = [[layer, expert, value] for layer in layers for expert, value in edit["bias"]]
-    return fields
-
-
 def layers_of(model: PreTrainedModel) -> list[int]:
     return [site.layer for site in find_routers(model)]
+
+
+def routed(model: PreTrainedModel, logits: np.ndarray, bias: np.ndarray | None, edit: Edit) -> RoutedTokens:
+    """What the reference makes of a router's logits."""
+    family = FAMILIES[model.config.model_type]
+    return route_all(logits, family, numbers_of(family, model.config), bias, edit)
 
 
 def router_logits_of(model: PreTrainedModel, tokens: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -95,8 +90,8 @@ def test_find_routers_layers_are_absolute_and_dense_layers_have_none(model32: Pr
     first = getattr(model32.config, "first_k_dense_replace", 0)
     sites = find_routers(model32)
     assert [site.layer for site in sites] == list(range(first, 3))
-    family = family_of(model32.config)
-    assert {(site.num_experts, site.top_k) for site in sites} == {(family.num_experts, family.top_k)}
+    numbers = numbers_of(FAMILIES[model32.config.model_type], model32.config)
+    assert {(site.num_experts, site.top_k) for site in sites} == {(numbers.num_experts, numbers.top_k)}
     assert all(model32.get_submodule(site.path) is site.module for site in sites)
 
 
@@ -147,20 +142,16 @@ def test_apply_mote_after_removal_logits_are_bit_identical(model: PreTrainedMode
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_apply_mote_experts_get_the_references_weights(model: PreTrainedModel, edit: str) -> None:
-    layers, family = layers_of(model), family_of(model.config)
+    layers = layers_of(model)
     fields = fields_at(EDITS[edit], layers)
     with apply_mote(model, MoTEConfig.for_model(model, **fields)), observe_experts(model) as seen:
         logits = router_logits_of(model, PROMPT)
     assert sorted(seen) == layers
     for site in find_routers(model):
         correction = getattr(site.module, "e_score_correction_bias", None)
-        wanted = route(
-            logits[site.layer].float().numpy(),
-            family,
-            None if correction is None else correction.numpy(),
-            edit_of(site.layer, **fields),
-        )
-        weights, chosen = dense(*seen[site.layer][0], family.num_experts)
+        bias = None if correction is None else correction.numpy()
+        wanted = routed(model, logits[site.layer].float().numpy(), bias, edit_at(site.layer, fields))
+        weights, chosen = dense(*seen[site.layer][0], site.num_experts)
         decided = wanted.margin > SUFFICIENT_MARGIN
         assert decided.mean() > 0.6  # bfloat16 logits tie now and then
         np.testing.assert_array_equal(chosen[decided], wanted.chosen[decided])
@@ -400,7 +391,7 @@ def _refused(model: PreTrainedModel, match: str, **fields: Any) -> None:
 def test_apply_mote_fewer_survivors_than_top_k_is_refused_with_layer_and_counts(
     model32: PreTrainedModel, mode: str
 ) -> None:
-    k = family_of(model32.config).top_k
+    k = model32.config.num_experts_per_tok
     suppress = [[2, expert] for expert in range(8 - k + 1)]
     match = rf"(?s)layer 2\b.*{k - 1} of 8.*at least {k}"
     _refused(model32, match, suppress=suppress, suppress_mode=mode)
@@ -426,7 +417,7 @@ def test_apply_mote_reroute_group_left_with_too_few_is_refused(name: str, suppre
 
 
 def test_apply_mote_more_than_top_k_stimulated_is_refused(model32: PreTrainedModel) -> None:
-    k = family_of(model32.config).top_k
+    k = model32.config.num_experts_per_tok
     stimulate = [[2, expert] for expert in range(k + 1)]
     _refused(model32, rf"layer 2\b.*got {k + 1}, expected at most {k}", stimulate=stimulate)
     with apply_mote(model32, MoTEConfig(stimulate=stimulate[:-1])), observe_experts(model32) as seen:
@@ -484,9 +475,8 @@ def test_apply_mote_unnormalised_deepseek_v3_follows_its_own_flag() -> None:
     with apply_mote(model, MoTEConfig(suppress=[[2, 1]], suppress_mode="reroute")), observe_experts(model) as seen:
         logits = router_logits_of(model, PROMPT)[2]
     correction = find_routers(model)[1].module.e_score_correction_bias.numpy()
-    wanted = route(
-        logits.numpy(), family_of(model.config), correction, edit_of(2, suppress=[[2, 1]], suppress_mode="reroute")
-    )
+    edit = edit_at(2, {"suppress": [[2, 1]], "suppress_mode": "reroute"})
+    wanted = routed(model, logits.numpy(), correction, edit)
     weights, _ = dense(*seen[2][0], 8)
     np.testing.assert_allclose(weights, wanted.weights, rtol=0, atol=1e-6)
 
@@ -497,7 +487,7 @@ def test_apply_mote_negative_selection_bias_keeps_the_group_limit() -> None:
     fields = {"bias": [[1, expert, -10.0] for expert in range(8)], "bias_on": "selection"}
     with apply_mote(model, MoTEConfig(**fields)), observe_experts(model) as seen:
         logits = router_logits_of(model, PROMPT)[1]
-    wanted = route(logits.numpy(), family_of(model.config), None, edit_of(1, **fields))
+    wanted = routed(model, logits.numpy(), None, edit_at(1, fields))
     _, chosen = dense(*seen[1][0], 8)
     decided = wanted.margin > SUFFICIENT_MARGIN
     assert decided.mean() > 0.6

@@ -81,7 +81,7 @@ def generated(model: PreTrainedModel, prompt: torch.Tensor = PROMPT) -> torch.Te
 
 
 def never_look(patch: pytest.MonkeyPatch) -> None:
-    for module in (hf_mote.routing.rules.shortcuts, hf_mote.routing.router_hook, hf_mote.routing.rules.selection):
+    for module in (hf_mote.routing.rules.shortcuts, hf_mote.routing.router_hook):
         patch.setattr(module, "readable_now", lambda values: False)
 
 

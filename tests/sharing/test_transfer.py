@@ -10,27 +10,12 @@ import huggingface_hub
 import pytest
 import torch
 from hub_server import ALICE, BOB, HubServer
+from shareable_note import Note
 
 from hf_mote import MoTEConfig
 from hf_mote.errors import FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
-from hf_mote.hub import Shareable, read_json, read_tensors, write_json, write_tensors
+from hf_mote.hub import Shareable, read_json, read_tensors, write_tensors
 from hf_mote.sharing.transfer import download, download_matching, text_there, upload
-
-
-class Note(Shareable):
-    """Stored in git, as JSON is."""
-
-    file_name = "note.json"
-
-    def __init__(self, text: Any) -> None:
-        self.text = text
-
-    def _to_file(self, path: Path) -> None:
-        write_json(path, {"text": self.text})
-
-    @classmethod
-    def _from_file(cls, path: Path) -> Note:
-        return cls(read_json(path)["text"])
 
 
 class Numbers(Shareable):

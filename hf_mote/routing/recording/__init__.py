@@ -4,7 +4,6 @@ Files in reading order:
 
 - `record.py`: `record_routing` and `RoutingRecord`.
 - `tally.py`: the sums: one row of experts for each router, sequence and phase.
-- `decode_steps.py`: decode steps that are added up together.
 - `trace.py`: token by token routing, kept on request.
 
 May import the storeys above it, `passes`, `hooks` and `maps`. A new thing to count per pass goes into `tally.py`.

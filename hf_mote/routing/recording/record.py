@@ -6,7 +6,6 @@ Padding is not counted, nor is a token twice; the last sampled token is never fe
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Literal
 from warnings import warn
@@ -266,9 +265,6 @@ class _Clock(DecoderParticipant):
         _ = forward.phases  # refuses what cannot be told apart before anything is counted
         batch = record._batches.get(forward.run_id)
         if batch is None:
-            for other in list(record._batches.values()):
-                if other.thread == threading.get_ident():  # those of other threads may be at work
-                    other.settle()
             batch = Tally(forward, *record._size, stops=record._stops, phases=record._phases, trace=record._trace)
             record._batches[forward.run_id] = batch
         if forward.moved is not None:

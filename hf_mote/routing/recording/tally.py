@@ -1,8 +1,7 @@
 """The sums that a recording keeps: one row of experts for each router, sequence and phase, whatever the tokens.
 
-What the routers of one pass decided is kept as they run and added up in one go when the pass ends. Decode steps,
-of one token for each sequence, wait for one another and are added up together, in their order, so that each pays for
-little more than being kept. Long passes are added up router by router.
+What the routers of one pass decided is kept as they run and added up in one go when the pass ends. Long passes are
+added up router by router.
 
 A router of a looped layer runs several times in one pass; a token then counts for the mean of its visits, so that it
 counts as much in every layer.
@@ -11,22 +10,29 @@ counts as much in every layer.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_mote.errors import UnsupportedError
 from hf_mote.passes.forward import Forward, Phase, all_of
-from hf_mote.routing.recording.decode_steps import DecodeStep, RoutedRows, stacked
 from hf_mote.routing.recording.trace import TraceKeeper
 from hf_mote.routing.rules.selection import Routing
 
 __all__ = ["Tally"]
 
-STEPS_AT_ONCE = 16  # decode steps that wait for one another
 TOKENS_AT_ONCE = 2048  # longer passes are added up router by router
+
+
+class RoutedRows(NamedTuple):
+    """What routers of one kind and width decided in one pass; both tensors `(routers, rows, top_k)`."""
+
+    kind: str
+    rows: list[int]
+    indices: Tensor
+    weights: Tensor
 
 
 class Tally:
@@ -59,7 +65,6 @@ class Tally:
         self.phases = phases
         self.tokens: dict[Phase, Tensor | int] = {}
         self.columns: dict[Phase, int] = {"prompt": 0, "generation": 0}  # read so far, padding and all
-        self.thread = threading.get_ident()
         self.sums: dict[tuple[Phase, str], tuple[Tensor, Tensor]] = {}
         self.trace = TraceKeeper() if trace else None
         # How often each router runs in a pass: the pass under way, and those before.
@@ -67,11 +72,9 @@ class Tally:
         self._stops = stops.to(self.device)
         self._ended: Tensor | None = None
         # The pass under way.
-        self._only: Tensor | None = None
-        self._counts = self._waits = self._long = False
+        self._counts = self._long = False
         self._masks: list[tuple[Phase, Tensor | None]] = []
         self._pending: dict[str, list[tuple[int, Routing]]] = {}
-        self._waiting: list[DecodeStep] = []
         # Where in the sums the first expert of each router and sequence stands.
         starts = torch.arange(0, math.prod(self.shape), num_experts, device=self.device)
         self._starts = starts.view(num_layers, forward.batch, 1, 1)
@@ -92,20 +95,15 @@ class Tally:
         self.columns["prompt"] += max(forward.generation_from - forward.first_new_column, 0)
         self.columns["generation"] += forward.length - max(forward.generation_from, forward.first_new_column)
         if "generation" not in phases:
-            self.settle()
             self._ended = None
         counted = [phase for phase in phases if phase in self.phases]
         self._counts = bool(counted)
         if not counted:
             return
-        self._only = only
         self._long = self.size * forward.length > TOKENS_AT_ONCE
-        self._waits = phases == ("generation",) and forward.length == 1 and not self._long and self.trace is None
-        if not self._waits:
-            self.settle()
-            going = self._going(None if forward.ids is None else forward.ids[None, :, -1], phases)
-            going = None if going is None else going[0].repeat_interleave(forward.length)
-            self._masks = [(phase, all_of(forward.countable(phase), going, only)) for phase in counted]
+        going = self._going(None if forward.ids is None else forward.ids[:, -1], phases)
+        going = None if going is None else going.repeat_interleave(forward.length)
+        self._masks = [(phase, all_of(forward.countable(phase), going, only)) for phase in counted]
 
     def add_router(self, row: int, native: Routing, applied: Routing) -> None:
         """Take in what one router decided and what was applied.
@@ -129,7 +127,7 @@ class Tally:
             self._add_up()
 
     def end(self, forward: Forward) -> None:
-        """Add up what the pass left, or let it wait.
+        """Add up what the pass left.
 
         Args:
             forward (`Forward`): The pass that has begun.
@@ -138,37 +136,13 @@ class Tally:
             return
         if self._visits != self._visits_before:
             self._take_note_of_visits()
-        if self._waits:
-            last = None if forward.ids is None else forward.ids[:, -1]
-            step = DecodeStep.of(last, forward.countable("generation"), self._only, self._gather())
-            if self._waiting and not step.resembles(self._waiting[0]):
-                self.settle()
-            self._waiting.append(step)
-            if len(self._waiting) >= STEPS_AT_ONCE or len(self._waiting) * self.size > TOKENS_AT_ONCE:
-                self.settle()
-            return
         self._add_up()
         for phase, mask in self._masks:
             seen = forward.length if mask is None else mask.view(self.size, -1).sum(dim=1)
             self.tokens[phase] = self.tokens.get(phase, 0) + seen
         if self.trace is not None:
             self.trace.end(*self._marks(forward))
-        self._masks, self._only = [], None
-
-    def settle(self) -> None:
-        """Add up the decode steps that wait, in their order."""
-        steps, self._waiting = self._waiting, []
-        if not steps:
-            return
-        first = steps[0]
-        going = self._going(stacked([step.last for step in steps]), ("generation",))
-        mask = all_of(stacked([step.real for step in steps]), going, stacked([step.only for step in steps]))
-        for place, part in enumerate(first.parts):
-            indices = torch.stack([step.parts[place].indices for step in steps])
-            weights = torch.stack([step.parts[place].weights for step in steps])
-            self._add(part.kind, part.rows, indices, weights, [("generation", mask)])
-        seen = len(steps) if mask is None else mask.sum(dim=0)
-        self.tokens["generation"] = self.tokens.get("generation", 0) + seen
+        self._masks = []
 
     def totals(self, phases: tuple[Phase, ...], kind: str) -> tuple[Tensor, Tensor, Tensor]:
         """Return counts and weights, `(sequences, layers, experts)`, and tokens, `(sequences,)`, float64 on the CPU.
@@ -177,7 +151,6 @@ class Tally:
             phases (`tuple[str, ...]`): What to add together.
             kind (`str`): `"native"` or `"applied"`.
         """
-        self.settle()
         counts = torch.zeros(self.shape, dtype=torch.float64)
         weights = torch.zeros(self.shape, dtype=torch.float64)
         tokens = torch.zeros(self.size, dtype=torch.float64)
@@ -207,24 +180,22 @@ class Tally:
             self._visits_before[row] = now or before
 
     def _going(self, ids: Tensor | None, phases: Sequence[Phase]) -> Tensor | None:
-        """Which sequences have not ended before each of some steps, `(steps, sequences)`; `None` if none can have.
+        """Which sequences have not ended before a pass, bool `(sequences,)`; `None` if none can have.
 
         Args:
-            ids (`torch.Tensor` of shape `(steps, sequences)`, *optional*): The last token that each step reads.
-            phases (`Sequence[str]`): What the steps have tokens of.
+            ids (`torch.Tensor` of shape `(sequences,)`, *optional*): The last token of each that the pass reads.
+            phases (`Sequence[str]`): What the pass has tokens of.
         """
         if "generation" not in phases or ids is None or not len(self._stops):
             return None
-        ended = torch.isin(ids, self._stops).cumsum(dim=0) > 0
-        if self._ended is not None:
-            ended |= self._ended
-        self._ended = ended[-1]
-        return ~ended
+        ended = torch.isin(ids, self._stops)
+        self._ended = ended if self._ended is None else ended | self._ended
+        return ~self._ended
 
     def _add_up(self) -> None:
         """Add up what is kept of the pass under way."""
         for kind, rows, indices, weights in self._gather():
-            self._add(kind, rows, indices[None], weights[None], self._masks)
+            self._add(kind, rows, indices, weights)
 
     def _gather(self) -> list[RoutedRows]:
         """What is kept, routers of one kind and width together."""
@@ -246,29 +217,26 @@ class Tally:
         rows: list[int],
         indices: Tensor,
         weights: Tensor,
-        masks: Sequence[tuple[Phase, Tensor | None]],
     ) -> None:
         """Add what routers of one width decided to the sums.
 
         Args:
             kind (`str`): `"both"`, `"native"` or `"applied"`.
             rows (`list[int]`): The routers.
-            indices (`torch.Tensor` of shape `(passes, routers, tokens, top_k)`, int64): Chosen experts.
+            indices (`torch.Tensor` of shape `(routers, tokens, top_k)`, int64): Chosen experts.
             weights (`torch.Tensor` of the same shape): Their weights.
-            masks (`Sequence[tuple[str, torch.Tensor]]`):
-                The tokens of each phase, bool `(passes, tokens)` or flat; `None` for all.
         """
         weights = weights.float()
         starts = self._starts if rows == self._all_rows else self._starts[rows]
-        places = (starts + indices.view(*indices.shape[:2], self.size, -1, indices.shape[-1])).view_as(weights)
-        for phase, mask in masks:
+        places = (starts + indices.view(len(indices), self.size, -1, indices.shape[-1])).view_as(weights)
+        for phase, mask in self._masks:
             if (phase, kind) not in self.sums:
                 counts = torch.zeros(math.prod(self.shape), dtype=torch.long, device=self.device)
                 self.sums[phase, kind] = (counts, torch.zeros_like(counts, dtype=torch.float))
             counted = (weights != 0).long() if kind == "applied" else torch.ones_like(places)
             weighed = weights
             if mask is not None:
-                rows_counted = mask.view(len(weights), 1, -1, 1)
+                rows_counted = mask.view(1, -1, 1)
                 counted, weighed = counted * rows_counted, weights * rows_counted
             self.sums[phase, kind][0].scatter_add_(0, places.view(-1), counted.view(-1))
             self.sums[phase, kind][1].scatter_add_(0, places.view(-1), weighed.view(-1))

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from hf_mote.routing.rules.edits import RoutingEdit, values_at
 from hf_mote.routing.rules.rule import RoutingRule
-from hf_mote.routing.rules.shortcuts import readable_now
 
 __all__ = [
     "BoundRule",
@@ -291,7 +290,5 @@ def _drop(weights: Tensor, keep: Tensor) -> Tensor:
     survivors, total = left.sum(dim=-1, keepdim=True), weights.sum(dim=-1, keepdim=True)
     # Divided first: the survivors' sum can be so small that its inverse is no float. Rows that lose nothing are left
     # alone, to the last bit.
-    if readable_now(weights) and len(weights) == 1:
-        return left if survivors.item() in (total.item(), 0.0) else left / survivors * total
     shared_out = left / survivors.masked_fill(survivors == 0, 1.0) * total
     return torch.where(survivors == total, left, shared_out)

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from caches import cache_of, taking
-from routing.reference import dense, observe_experts
-from routing_cases import GREEDY, no_gradients, num_hooks  # noqa: F401
+from routing_cases import GREEDY, dense, no_gradients, num_hooks, observe_experts  # noqa: F401
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import PreTrainedModel
 
@@ -473,7 +472,7 @@ def test_record_routing_routers_run_after_a_forward_that_failed_are_not_part_of_
             with pytest.raises(RouterContractError, match="cannot tell which token"):
                 block(torch.randn(1, 3, 32))
         assert tracker is not None
-        assert tracker._here.deferred == []
+        assert tracker.under_way() is None
         record.token_filter = None
         one_model(torch.tensor([[5, 6, 7]]))
     first, *_, last = record.maps()

@@ -43,21 +43,18 @@ def everything(record: RoutingRecord) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("how", CACHES, ids=str)
 @pytest.mark.parametrize("patch", [None, "all", "thinking"])
-def test_record_routing_what_waits_is_added_up_as_if_it_did_not(
+def test_record_routing_long_passes_add_up_to_what_short_ones_do(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], patch: str | None
 ) -> None:
     stops = list(range(60, 66))
     found = []
-    # In the last, each decode step is one of the passes that are too long to be put aside.
-    for steps, rows, tokens in ((1, 0, 2048), (16, 256, 2048), (5, 256, 2048), (16, 256, 2)):
-        monkeypatch.setattr(hf_mote.routing.recording.tally, "STEPS_AT_ONCE", steps)
+    # In the last, each decode step is long enough to be added up router by router.
+    for tokens in (2048, 2):
         monkeypatch.setattr(hf_mote.routing.recording.tally, "TOKENS_AT_ONCE", tokens)
-        monkeypatch.setattr(hf_mote.passes.decoder_hook, "ROWS_DEFERRED", rows)
         with record_routing(model, eos_token_id=stops, thinking_tokens=(12, 40)) as record:
             if patch is None:
                 generate(model, stops, **how)
             else:
-                # Some steps are patched and others are not, so that not all can wait for one another.
                 marks = None if patch == "all" else [12, 40]
                 with apply_mote(model, MoTEConfig(suppress=[[1, 2]], scope=patch, thinking_tokens=marks)):
                     generate(model, stops, **how)
@@ -142,15 +139,6 @@ def test_record_of_steps_in_one_reused_tensor_is_that_of_new_ones(model: PreTrai
 
     fresh, reused = counted(False), counted(True)
     assert all(torch.equal(a, b) for a, b in zip(fresh, reused, strict=True))
-
-
-def test_record_of_many_runs_keeps_no_steps_waiting_but_the_last_ones(model: PreTrainedModel) -> None:
-    with record_routing(model) as record:
-        for _ in range(3):
-            generate(model, [])
-    waiting = [len(batch._waiting) for batch in record._batches.values()]
-    assert len(waiting) == 3
-    assert waiting[:2] == [0, 0]
 
 
 def test_traces_where_no_pass_had_anything_to_count_are_empty(model: PreTrainedModel) -> None:

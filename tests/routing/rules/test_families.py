@@ -16,7 +16,7 @@ import torch
 import transformers
 from caches import cache_of, taking
 from packaging.version import Version
-from routing.family_reference import FAMILIES, Edit, Numbers, Token, numbers_of, route
+from routing.family_reference import FAMILIES, SUFFICIENT_MARGIN, Edit, Numbers, Token, edit_at, numbers_of, route
 from routing_cases import no_gradients, num_hooks  # noqa: F401
 from tiny_families import TINY_FAMILIES, family_inputs
 from tiny_models import tiny_tokenizer
@@ -32,7 +32,6 @@ from hf_mote.routing.sites.site import RouterSite
 
 PROMPT = torch.randint(5, 85, (2, 12), generator=torch.Generator().manual_seed(3))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SUFFICIENT_MARGIN = 1e-5
 
 EDITS: dict[str, dict[str, Any]] = {
     "reroute": {"suppress": [1, 6], "suppress_mode": "reroute"},
@@ -134,15 +133,6 @@ def fields_at(edit: dict[str, Any], layers: tuple[int, ...], top_k: int = 3) -> 
     if "bias" in fields:
         fields["bias"] = [[layer, expert, value] for layer in layers for expert, value in edit["bias"]]
     return fields
-
-
-def edit_at(layer: int, fields: dict[str, Any]) -> Edit:
-    """The share that one layer has in the fields of a config."""
-    mine = dict(fields)
-    for name in ("suppress", "stimulate"):
-        mine[name] = frozenset(expert for at, expert in fields.get(name, ()) if at == layer)
-    mine["bias"] = {expert: value for at, expert, value in fields.get("bias", ()) if at == layer}
-    return Edit(**mine)
 
 
 class Call(NamedTuple):

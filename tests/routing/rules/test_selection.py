@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from routing.reference import SUFFICIENT_MARGIN, Edit, Family, dense, route
+from routing.family_reference import FAMILIES, SUFFICIENT_MARGIN, Edit, Family, Numbers, RoutedTokens, route_all
+from routing_cases import dense
 from tiny_models import TINY_MODELS, tiny_model
 
 from hf_mote import find_routers
@@ -31,26 +32,45 @@ class Case:
 
     selection: BoundRule
     family: Family
+    numbers: Numbers
     bias: torch.Tensor | None = None
+
+    def routed(self, logits: torch.Tensor, edit: Edit) -> RoutedTokens:
+        """What the reference makes of logits."""
+        bias = None if self.bias is None else self.bias.numpy()
+        return route_all(logits.numpy(), self.family, self.numbers, bias, edit)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
 
 
 BIAS = torch.linspace(-0.3, 0.3, E)[torch.tensor([3, 0, 6, 1, 7, 2, 5, 4])]
 CASES = {
-    "mixtral": Case(BoundRule(MIXTRAL, E, 2, renormalize=True), Family("softmax", E, 2, renormalize=True)),
-    "deepseek_v2": Case(BoundRule(V2, E, 3, scale=1.5), Family("softmax", E, 3, scale=1.5)),
+    "mixtral": Case(BoundRule(MIXTRAL, E, 2, renormalize=True), FAMILIES["mixtral"], Numbers(E, 2, renorm=True)),
+    "deepseek_v2": Case(BoundRule(V2, E, 3, scale=1.5), FAMILIES["deepseek_v2"], Numbers(E, 3, scale=1.5)),
     "deepseek_v2_groups": Case(
-        BoundRule(V2, E, 3, num_groups=4, groups_kept=3, scale=16.0), Family("softmax", E, 3, 4, 3, "max", scale=16.0)
+        BoundRule(V2, E, 3, num_groups=4, groups_kept=3, scale=16.0),
+        FAMILIES["deepseek_v2"],
+        Numbers(E, 3, 4, 3, scale=16.0),
     ),
     "deepseek_v3": Case(
-        BoundRule(V3, E, 4, renormalize=True, scale=2.5), Family("sigmoid", E, 4, renormalize=True, scale=2.5), BIAS
+        BoundRule(V3, E, 4, renormalize=True, scale=2.5),
+        FAMILIES["deepseek_v3"],
+        Numbers(E, 4, renorm=True, scale=2.5, activation=sigmoid),
+        BIAS,
     ),
     "deepseek_v3_groups": Case(
         BoundRule(V3, E, 2, num_groups=2, groups_kept=1, renormalize=True, scale=2.5),
-        Family("sigmoid", E, 2, 2, 1, "sum2", renormalize=True, scale=2.5),
+        FAMILIES["deepseek_v3"],
+        Numbers(E, 2, 2, 1, renorm=True, scale=2.5, activation=sigmoid),
         BIAS,
     ),
     "deepseek_v3_raw": Case(
-        BoundRule(V3, E, 2, num_groups=4, groups_kept=2), Family("sigmoid", E, 2, 4, 2, "sum2"), BIAS
+        BoundRule(V3, E, 2, num_groups=4, groups_kept=2),
+        FAMILIES["deepseek_v3"],
+        Numbers(E, 2, 4, 2, activation=sigmoid),
+        BIAS,
     ),
 }
 
@@ -281,7 +301,7 @@ def test_select_any_combination_equals_the_reference(case: Case, seed: int, fiel
     room = max(case.selection.top_k - len(edit.suppress), 0) if edit.suppress_mode != "reroute" else 2
     edit = replace(edit, stimulate=frozenset(sorted(edit.stimulate - edit.suppress)[:room]))
     logits = logits_of(seed)
-    wanted = route(logits.numpy(), case.family, None if case.bias is None else case.bias.numpy(), edit)
+    wanted = case.routed(logits, edit)
     weights, chosen = spread(run(case, logits, _as_routing_edit(edit)))
     decided = wanted.margin > SUFFICIENT_MARGIN
     np.testing.assert_array_equal(chosen[decided], wanted.chosen[decided])
@@ -298,7 +318,7 @@ def test_select_forced_expert_among_only_suppressed_ones_replaces_the_weakest(ca
     suppressed = frozenset(np.flatnonzero(ranked).tolist())
     forced = min(set(range(E)) - suppressed)
     edit = Edit(suppressed, frozenset({forced}))
-    wanted = route(logits.numpy(), case.family, None if case.bias is None else case.bias.numpy(), edit)
+    wanted = case.routed(logits, edit)
     assume((wanted.margin > SUFFICIENT_MARGIN).all())
     weights, chosen = spread(run(case, logits, _as_routing_edit(edit)))
     np.testing.assert_array_equal(chosen, wanted.chosen)
@@ -413,7 +433,7 @@ def _survivors_suffice(case: Case, banned: set[int]) -> bool:
     size = E // case.selection.num_groups
     left = [size - sum(e // size == group for e in banned) for group in range(case.selection.num_groups)]
     enough = sum(sorted(left)[: case.selection.groups_kept]) >= case.selection.top_k
-    return enough and (case.family.group_score != "sum2" or case.selection.num_groups == 1 or min(left) > 1)
+    return enough and (case.family.groups != "sum2" or case.selection.num_groups == 1 or min(left) > 1)
 
 
 def _decided(case: Case, logits: torch.Tensor, edit: RoutingEdit) -> bool:

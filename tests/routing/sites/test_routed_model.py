@@ -143,5 +143,4 @@ def test_routed_model_of_given_sites_searches_nothing(monkeypatch: pytest.Monkey
     routed = RoutedModel(model, sites)
     assert routed.layers == (0, 1, 2)
     assert routed.shape == (3, 8)
-    assert routed.decoder is model.model
     assert routed.tested(sites[0]) is routed.tested(sites[0])
