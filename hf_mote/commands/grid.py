@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hf_mote.commands.session import reporting, tell
-from hf_mote.errors import ConfigError, DataError, FileFormatError
+from hf_mote.errors import ConfigError, DataError, FileFormatError, first_line
 from hf_mote.files import replacing
 from hf_mote.generation.grid import prompt_grid
 
@@ -53,14 +53,23 @@ def grid_command(
             {"prompt": prompt, **{name: column[place] for name, column in grid.fields.items()}, **more}
             for place, prompt in enumerate(grid.prompts)
         ]
-        before = output.read_text(encoding="utf-8") if output.exists() else ""
-        if before and not before.endswith("\n"):
-            before += "\n"
+        before = _before(output)
         with replacing(output) as temporary:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             temporary.write_text(before + text, encoding="utf-8")
         names = ", ".join(f"--group-field {name}" for name in grid.fields)
         tell(f"{len(rows)} prompts: {output}. What counts as one piece of evidence is one of {names}.")
+
+
+def _before(output: Path) -> str:
+    """Return the rows of a file that others are added to; nothing where there is none."""
+    if not output.exists():
+        return ""
+    try:
+        text = output.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"--output {output}", "cannot be added to", got=first_line(error)) from error
+    return text if not text or text.endswith("\n") else f"{text}\n"
 
 
 def _parted(given: str) -> tuple[str, str]:

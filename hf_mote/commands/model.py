@@ -262,6 +262,7 @@ def served_subject(name: str, organisms: Organisms, *, revision: str | None, cha
 
     Raises:
         [`UnknownNameError`]: if there is no such model.
+        [`UnsupportedError`]: if transformers cannot load config and tokenizer without running code.
     """
     template = None if chat_template is None else _template(chat_template)
     if name.startswith(ORGANISM):
@@ -273,11 +274,18 @@ def served_subject(name: str, organisms: Organisms, *, revision: str | None, cha
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        _check_kernels(name, config)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except HFMoTEError:
+        raise
+    except OSError as error:
         what = "no tokenizer and config can be loaded from there"
         raise UnknownNameError(repr(name), what, got=_first_line(error)) from error
+    # As in `load_subject`.
+    except Exception as error:
+        got = f"{type(error).__name__}: {_first_line(error)}"
+        raise UnsupportedError(repr(name), "transformers does not load its tokenizer and config", got=got) from error
     return Subject(name, model, _with_template(tokenizer, template))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from hf_mote.commands.session import reporting, tell
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError
@@ -139,15 +138,12 @@ def _recipe(folder: Path) -> Iterator[str]:
     from typer.main import get_command
 
     from hf_mote.cli import app
+    from hf_mote.sae.convert.documents import read_yaml
     from hf_mote.sae.register import registered_saes
 
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        yield f"{RECIPE}: cannot be read as YAML ({str(error).splitlines()[0]})"
-        return
-    if not isinstance(options, dict):
-        yield f"{RECIPE}: holds no options"
+    options, wrong = _said(lambda: read_yaml(path))
+    yield from wrong
+    if options is None:
         return
     group: Any = get_command(app)
     train: Any = group.commands["sae"].commands["train"]

@@ -82,7 +82,7 @@ def rendered(
 
     Raises:
         [`ConfigError`]: if a chat or a system prompt meets a tokenizer without a template, or the template fails,
-            takes longer than 10 s or gives more than 16 Mi characters.
+            takes longer than 10 s or gives nothing, or more than 16 Mi characters.
         [`DataError`]: if the text is not Unicode.
     """
     if tokenizer.chat_template is None:
@@ -123,6 +123,9 @@ def rendered(
         if len(text) > MOST_CHARACTERS:
             what, expected = "the tokenizer's chat template gives too long a text", f"at most {MOST_CHARACTERS}"
             raise ConfigError(where, what, got=f"{len(text)} characters", expected=expected)
+        if not text.strip():
+            fix = "Look at tokenizer.chat_template."
+            raise ConfigError(where, "the tokenizer's chat template gives no text", got=repr(text[:40]), fix=fix)
     try:
         text.encode()
     except UnicodeEncodeError as error:

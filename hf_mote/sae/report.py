@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hf_mote.errors import ConfigError, FileFormatError, first_line
+from hf_mote.errors import ConfigError, FileFormatError, first_line, real, whole
 from hf_mote.files import read_json, write_json
 from hf_mote.hub import Shareable, public_name
 from hf_mote.sae.fields import check_types
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["SAEReport"]
 
 SCHEMA_VERSION = 1
+_ROUNDING = 1e-6  # by which a mean may leave its range
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ class SAEReport(Shareable):
         made = cls(**values)
         try:
             check_types(made, known)
+            made._check_values()
             made.rows()
             made.to_saebench()
         except ConfigError as error:
@@ -231,6 +234,33 @@ class SAEReport(Shareable):
         except (TypeError, ValueError) as error:
             raise FileFormatError("SAEReport", "holds another kind of value", got=first_line(error)) from error
         return made
+
+    def _check_values(self) -> None:
+        """Refuse numbers that cannot have been measured."""
+        for name in ("num_latents", "tokens", "predictions"):
+            whole(f"SAEReport.{name}", getattr(self, name))
+        shares = ["dead_fraction", "dying_fraction", "underused_fraction"]
+        shares += [f"{kind}freq_over_{most}_percent" for kind in ("", "normalized_") for most in (1, 10)]
+        cosines = ["cosine", "encoder_decoder_cosine", "average_max_encoder_cosine_sim"]
+        cosines += ["average_max_decoder_cosine_sim"]
+        lengths = ["fvu", "nmse", "mse", "l2_in", "l2_out", "l2_ratio", "l0", "l1"]
+        for names, least, most in ((shares, 0.0, 1.0), (cosines, -1.0, 1.0), (lengths, 0.0, math.inf)):
+            for name in names:
+                if (value := getattr(self, name)) is not None:
+                    real(f"SAEReport.{name}", value, least=least - _ROUNDING, most=most + _ROUNDING)
+        for value in self.density:
+            real("SAEReport.density", value, least=0, most=1)
+        if len(self.density) != self.num_latents:
+            got, expected = f"{len(self.density)} shares", f"{self.num_latents}, one for each latent"
+            raise ConfigError("SAEReport.density", "is of other latents", got=got, expected=expected)
+        for name in ("pearson", "spearman"):
+            if (value := self.adaptive[name]) is not None:
+                real(f"SAEReport.adaptive.{name}", value, least=-1 - _ROUNDING, most=1 + _ROUNDING)
+        ablations = {*self.ce} - {"clean", "sae"}
+        if not ({*self.ce} == {*self.kl} and ablations == {*self.ce_recovered} == {*self.kl_recovered}):
+            raise ConfigError("SAEReport.ce", "is of other ablations than what is recovered", got=sorted(self.ce))
+        for name, value in self.ce.items():
+            real(f"SAEReport.ce.{name}", value, least=0)
 
     def _l0_text(self) -> str:
         low, middle, high = (self.l0_quantiles[quantile] for quantile in ("0.05", "0.5", "0.95"))

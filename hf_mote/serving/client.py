@@ -22,6 +22,7 @@ from transformers import AutoConfig
 from hf_mote.errors import ConfigError, UnsupportedError
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.fields import checked_fingerprint
 from hf_mote.routing.sites.fingerprint import fingerprint_of
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.serving.recorded import RAW, Answered, RecordedBatch, check_raw, maps_of, numbers_of, of_phase
@@ -57,13 +58,16 @@ class ServerEngine:
         self._key = api_key
         self._timeout = timeout
         told = self._ask("GET", "/v1/mote/model")
-        self.fingerprint: dict[str, Any] = told["fingerprint"]
-        self._base_model: str = told["model"]
-        self._config: dict[str, Any] | None = told.get("config")
-        self._logprobs_mode: str = told.get("logprobs_mode", RAW)
-        self.dtype: str = told.get("dtype", "not told")
-        self.most_recordings: int = told["record"]
-        self._served: str = self._ask("GET", "/v1/models")["data"][0]["id"]
+        try:
+            self.fingerprint: dict[str, Any] = checked_fingerprint(self._told(told, dict, "fingerprint"))
+        except ConfigError as error:
+            raise UnsupportedError(self.url, "says of no model what it is", got=str(error).rstrip(".")) from error
+        self._base_model: str = self._told(told, str, "model")
+        self._config: dict[str, Any] | None = self._told(told, dict, "config") if "config" in told else None
+        self._logprobs_mode: str = self._told(told, str, "logprobs_mode") if "logprobs_mode" in told else RAW
+        self.dtype: str = self._told(told, str, "dtype") if "dtype" in told else "not told"
+        self.most_recordings: int = self._told(told, int, "record")
+        self._served: str = self._told(self._ask("GET", "/v1/models"), str, "data", 0, "id")
 
     @property
     def served_name(self) -> str:
@@ -78,7 +82,7 @@ class ServerEngine:
     @property
     def profiles(self) -> dict[str, MoTEConfig]:
         """The profiles by name."""
-        found = self._ask("GET", "/v1/mote/profiles")["profiles"]
+        found: dict[str, Any] = self._told(self._ask("GET", "/v1/mote/profiles"), dict, "profiles")
         return {name: MoTEConfig.from_dict(config) for name, config in found.items()}
 
     def load(self, name: str, config: MoTEConfig | str | os.PathLike[str]) -> None:
@@ -92,7 +96,7 @@ class ServerEngine:
     def take(self, key: str) -> dict[str, ActivationMap]:
         """Return what was recorded of the requests that named a key, by phase; see [`VLLMEngine.take`]."""
         found = self._ask("POST", f"/v1/mote/recordings/{urllib.parse.quote(key, safe='')}")
-        return maps_of(found["recorded"], self.fingerprint, self.base_model)
+        return maps_of(self._told(found, dict, "recorded"), self.fingerprint, self.base_model)
 
     def image(
         self,
@@ -123,8 +127,8 @@ class ServerEngine:
                 "vllm_xargs": {RECORD: key} | ({} if profile is None else {NAME: profile}),
                 **{"temperature": 0.0, **(sampling or {})},
             }
-            tokens = self._ask("POST", "/v1/completions", body)["choices"][0]["token_ids"]
-            return list(tokens), of_phase(self.take(key), phase)
+            tokens = self._told(self._ask("POST", "/v1/completions", body), list, "choices", 0, "token_ids")
+            return self._tokens(tokens), of_phase(self.take(key), phase)
 
         answers = self._all(one, prompts, len(prompts))
         return RecordedBatch.of([tokens for tokens, _ in answers], [seen for _, seen in answers])
@@ -179,7 +183,8 @@ class ServerEngine:
                 logprobs=0,
                 **{"temperature": 0.0, **(sampling or {})},
             )
-            return Answered(list(found["token_ids"]), numbers_of(found["logprobs"]["token_logprobs"]))
+            chances = numbers_of(self._told(found, list, "logprobs", "token_logprobs"))
+            return Answered(self._tokens(self._told(found, list, "token_ids")), chances)
 
         return self._all(one, range(len(prompts)), at_once)
 
@@ -190,8 +195,12 @@ class ServerEngine:
 
         def one(text: Sequence[int]) -> list[float]:
             found = self._complete(text, profile, max_tokens=1, temperature=0.0, prompt_logprobs=0)
-            steps = zip(text[1:], found["prompt_logprobs"][1:], strict=True)
-            return numbers_of([step[str(token)]["logprob"] for token, step in steps])
+            steps = self._told(found, list, "prompt_logprobs")
+            if len(steps) != len(text):
+                raise UnsupportedError(self.url, "its reply has not one entry for each token", got=len(steps))
+            return numbers_of(
+                [self._told(steps, (float, int), i, str(text[i]), "logprob") for i in range(1, len(text))]
+            )
 
         return self._all(one, texts, at_once)
 
@@ -226,7 +235,7 @@ class ServerEngine:
             body["chat_template_kwargs"] = dict(template_kwargs)
         if profile is not None:
             body["vllm_xargs"] = {NAME: profile}
-        message = self._choice(self._ask("POST", "/v1/chat/completions", body)).get("message") or {}
+        message = self._told(self._ask("POST", "/v1/chat/completions", body), dict, "choices", 0, "message")
         # A server that parses thinking hands it out beside the answer.
         return str(message.get("content") or message.get("reasoning_content") or message.get("reasoning") or "")
 
@@ -237,10 +246,7 @@ class ServerEngine:
         return self._choice(self._ask("POST", "/v1/completions", body))
 
     def _choice(self, found: Any) -> dict[str, Any]:
-        try:
-            choice: dict[str, Any] = found["choices"][0]
-        except (KeyError, IndexError, TypeError) as error:
-            raise UnsupportedError(self.url, "is no answer of a server", got=repr(found)[:200]) from error
+        choice: dict[str, Any] = self._told(found, dict, "choices", 0)
         return choice
 
     def _all(self, one: Callable[[_Given], _Found], given: Sequence[_Given], at_once: int) -> list[_Found]:
@@ -250,6 +256,27 @@ class ServerEngine:
             return list(pool.map(one, given))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _tokens(self, tokens: list[Any]) -> list[int]:
+        if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in tokens):
+            raise UnsupportedError(self.url, "answers with what is no token", got=repr(tokens)[:80])
+        return list(tokens)
+
+    def _told(self, reply: Any, kind: type | tuple[type, ...], *places: str | int) -> Any:
+        """Return what a reply holds at a place, of a type."""
+        value = reply
+        for place in places:
+            try:
+                value = value[place]
+            except (LookupError, TypeError):
+                value = None
+                break
+        if not isinstance(value, kind) or isinstance(value, bool):
+            where = ".".join(map(str, places))
+            raise UnsupportedError(
+                self.url, f"its reply has no {where}", got=repr(reply)[:80], fix="Start it with `hf-mote serve`."
+            )
+        return value
 
     def _ask(self, method: str, route: str, body: Any = None) -> Any:
         headers = {"Content-Type": "application/json"}

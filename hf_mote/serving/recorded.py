@@ -29,6 +29,10 @@ class Answered(NamedTuple):
     log_probabilities: list[float]
 
 
+PHASES = ("prompt", "generation")
+_MOST = 2**53  # tokens; float64 counts no more of them exactly
+
+
 class RecordedBatch(NamedTuple):
     """Answers to a batch of prompts, with the routing that led to them.
 
@@ -61,19 +65,52 @@ def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: 
         recorded (`Mapping`): What `ProfileTables.take` returned.
         fingerprint (`Mapping`): The model's.
         model (`str`): Its name.
+
+    Raises:
+        [`DataError`]: if it is of other layers or experts, or counts what cannot be.
     """
-    found = recorded["layers"]
-    layers = sorted(map(int, found))
-    if layers != sorted(fingerprint["layers"]):
-        raise DataError("recording", "lacks layers", got=layers, expected=fingerprint["layers"])
+    given: Any = recorded if isinstance(recorded, Mapping) else {}
+    found: Any = given.get("layers")
+    tokens: Any = given.get("tokens")
+    names = [str(layer) for layer in fingerprint["layers"]]
+    if not isinstance(found, Mapping) or sorted(map(str, found)) != sorted(names):
+        got = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise DataError("recording", "lacks layers", got=got, expected=fingerprint["layers"])
+    is_pair = isinstance(tokens, list | tuple) and len(tokens) == len(PHASES)
+    if not is_pair or not all(_is_number(number) for number in tokens):
+        raise DataError("recording: tokens", "are no numbers of tokens", got=repr(tokens)[:80])
     maps = {}
-    for place, phase in enumerate(("prompt", "generation")):
-        counts, weights = (
-            torch.tensor([found[str(layer)][kind][place] for layer in layers], dtype=torch.float64) for kind in (0, 1)
-        )
+    layers = sorted(fingerprint["layers"])
+    for place, phase in enumerate(PHASES):
+        rows: list[list[list[float]]] = [[], []]
+        for layer in layers:
+            width = fingerprint["num_experts"][fingerprint["layers"].index(layer)]
+            for kind, row in enumerate(rows):
+                row.append(_row(found[str(layer)], kind, place, width, f"recording: layer {layer}"))
+        if len({len(row) for row in rows[0]}) > 1:
+            raise DataError("recording", "has layers that differ in experts", got=[len(row) for row in rows[0]])
+        counts, weights = (torch.tensor(row, dtype=torch.float64) for row in rows)
         told: dict[str, str | int | float] = {"source": "vllm", "phase": phase, "model": model}
-        maps[phase] = ActivationMap(counts, weights, tuple(layers), float(recorded["tokens"][place]), told)
+        maps[phase] = ActivationMap(counts, weights, tuple(layers), float(tokens[place]), told)
     return maps
+
+
+def _row(of_layer: object, kind: int, place: int, width: int, where: str) -> list[float]:
+    """Return the counts, or weights, of a layer's experts in a phase."""
+    row: Any = of_layer
+    for step in (kind, place):
+        if not isinstance(row, list | tuple) or len(row) != 2:
+            raise DataError(where, "holds no counts and weights by phase", got=repr(row)[:80])
+        row = row[step]
+    right = isinstance(row, list | tuple) and len(row) == width
+    if not right or not all(_is_number(number) for number in row):
+        got, expected = repr(row)[:80], f"{width} numbers, 0 or more"
+        raise DataError(where, f"has no {'weights' if kind else 'counts'} of its experts", got=got, expected=expected)
+    return [float(number) for number in row]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
 
 
 def of_phase(maps: Mapping[str, ActivationMap], phase: str) -> ActivationMap:

@@ -136,7 +136,9 @@ class ServingSettings:
         if not isinstance(others, bool):
             expected = "true or false"
             raise ConfigError(f"{_WHERE}.allow_other_weights", "is neither", got=repr(others), expected=expected)
-        modes = tuple(given.get("modes", ()))
+        modes = given.get("modes", ())
+        if not isinstance(modes, list | tuple) or not all(isinstance(mode, str) for mode in modes):
+            raise ConfigError(f"{_WHERE}.modes", "are no names", got=repr(modes)[:80], expected="a list of texts")
         for mode in modes:
             if mode not in MODES:
                 raise UnknownNameError.of(f"{_WHERE}.modes", mode, MODES)
@@ -146,7 +148,7 @@ class ServingSettings:
             raise ConfigError(
                 f"{_WHERE}.profiles", "too many", got=len(found), expected=numbers["max_profiles"], fix=fix
             )
-        return cls(found, modes=modes, allow_other_weights=others, **numbers)
+        return cls(found, modes=tuple(modes), allow_other_weights=others, **numbers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings with every profile inlined, JSON-native."""

@@ -85,8 +85,8 @@ def collected(prompts: int, layers: int, experts: int) -> Collected:
     return found
 
 
-def measure(prompts: int, layers: int, experts: int, folder: Path) -> dict[str, Any]:
-    """Return seconds and bytes of each step."""
+def measure(prompts: int, layers: int, experts: int, folder: Path, skipped: list[str]) -> dict[str, Any]:
+    """Return seconds and bytes of each step; those of steps that are done are told on the way, in case it is cut."""
     row: dict[str, Any] = {"prompts": prompts, "experts": layers * experts}
     base = held()["RssAnon"]
 
@@ -96,6 +96,8 @@ def measure(prompts: int, layers: int, experts: int, folder: Path) -> dict[str, 
             result = run()
             row[name] = time.perf_counter() - start
         row[f"{name}_memory"], row[f"{name}_mapped"] = peak.anonymous - base, peak.mapped
+        told = f"{prompts} prompts, {name}: {row[name]:.1f} s, {row[f'{name}_memory'] / 1e9:.2f} GB"
+        print(told, file=sys.stderr, flush=True)  # noqa: T201
         return result
 
     found = step("collect", lambda: collected(prompts, layers, experts))
@@ -117,9 +119,11 @@ def measure(prompts: int, layers: int, experts: int, folder: Path) -> dict[str, 
     del result, found
     result = step("load", lambda: FTRIResult.from_pretrained(folder / "result"))
     ranking = step("rank", lambda: result.rank("refusal"))
-    step("rank_log_odds", lambda: result.rank("refusal", score="log_odds"))
+    if "rank_log_odds" not in skipped:
+        step("rank_log_odds", lambda: result.rank("refusal", score="log_odds"))
     asked = [(layer % layers, expert % experts) for layer, expert in PLANTED]
-    step("alike", lambda: result.alike(asked))
+    if "alike" not in skipped:
+        step("alike", lambda: result.alike(asked))
     planted = {(layer % layers, expert % experts) for layer, expert in PLANTED}
     row["found"] = len(planted & set(ranking.top(len(planted)))) / len(planted)
     row["significant"] = int((ranking.q <= 0.05).sum())
@@ -133,12 +137,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=58)
     parser.add_argument("--experts", type=int, default=256)
     parser.add_argument("--folder", type=Path, help="where results are saved; by default a temporary folder")
+    parser.add_argument("--skip", action="append", default=[], choices=["rank_log_odds", "alike"], help="leave out")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-            say(json.dumps(measure(asked.prompts[0], asked.layers, asked.experts, Path(folder))))
+            found = measure(asked.prompts[0], asked.layers, asked.experts, Path(folder), asked.skip)
+            say(json.dumps(found))
         return
     say(f"{platform.processor() or platform.machine()}, one thread, torch {torch.__version__}")
     steps = ("collect", "save", "load", "rank", "rank_log_odds", "alike")
@@ -148,9 +154,14 @@ def main() -> None:
         command = [sys.executable, __file__, "--one", "--prompts", str(prompts)]
         command += ["--layers", str(asked.layers), "--experts", str(asked.experts)]
         command += [] if asked.folder is None else ["--folder", str(asked.folder)]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        most = max(row[f"{name}_memory"] for name in steps)
-        cells = [f"{prompts:,}", f"{row['file'] / 1e9:.2f} GB", *(f"{row[name]:.1f} s" for name in steps)]
+        command += [word for name in asked.skip for word in ("--skip", name)]
+        row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        most = max(row[f"{name}_memory"] for name in steps if name in row)
+        cells = [
+            f"{prompts:,}",
+            f"{row['file'] / 1e9:.2f} GB",
+            *(f"{row[name]:.1f} s" if name in row else "-" for name in steps),
+        ]
         say("| " + " | ".join([*cells, f"{most / 1e9:.2f} GB", f"{row['found']:.0%}"]) + " |")
 
 

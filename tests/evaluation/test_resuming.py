@@ -123,7 +123,7 @@ def test_sweep_goes_on_to_what_one_that_nobody_stopped_finds(tmp_path: Path) -> 
         ({"unrelated": ["a"]}, "unrelated_sha256"),
         ({"texts": ["a b"]}, "texts_sha256"),
         ({"conversations": [["a"]]}, "conversations_sha256"),
-        ({"model": "deepseek"}, "weights_sha256"),
+        ({"model": "deepseek", "allow_other_weights": True}, "weights_sha256"),
         ({"model": "bfloat16"}, "dtype"),
         ({"model": "patched"}, "attached"),
     ],

@@ -4,7 +4,8 @@
 
 An input counts as found if the reader raises anything but an error of this package, takes more than 5 s of CPU time or
 1 GB of memory beyond what the process has, writes outside its folder, starts a process, unpickles something, connects
-somewhere or asks on the standard input. All that is accepted is listed, to be read by a person.
+somewhere or asks on the standard input. All that is accepted is listed by reader and kind of damage, with how often
+and an example, to be read by a person. Whoever has less time runs the inputs in parts, with another `--seed` for each.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import builtins
 import logging
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -90,6 +92,8 @@ class _Watch:
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.allowed is None:
             return
+        if event == "ctypes.dlopen" and arguments == (None,):
+            return  # the process itself: how folders are exchanged
         if event in _FORBIDDEN:
             self.seen.append(f"{event} {str(arguments)[:120]}")
         elif event == "pickle.find_class" and arguments[0] != "torch._utils":
@@ -138,10 +142,12 @@ def run_cases(given: Sequence[Case], root: Path) -> Iterator[Outcome]:
 def _one(watch: _Watch, reader: Reader, base: Path, folder: Path, case: Case) -> Outcome:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for path in base.iterdir():
+    for path in base.rglob("*"):
         if path.is_file():
+            place = folder / path.relative_to(base)
+            place.parent.mkdir(parents=True, exist_ok=True)
             # Links, since what is not damaged is not written to either.
-            os.link(path, folder / path.name)
+            os.link(path, place)
     random = Random(case.seed)
     done = []
     names = [name for name in reader.mutations if (folder / name).is_file()]
@@ -242,6 +248,18 @@ def _work(given: list[Case]) -> list[Outcome]:
         return list(run_cases(given, Path(root)))
 
 
+def _kind_of(done: str) -> str:
+    """Return what was done without the numbers and values that were drawn, so that many inputs are few kinds."""
+    kinds = []
+    for part in done.split("; "):
+        place, given, value = part.partition(" = ")
+        place = re.sub(r"\bseed [0-9a-f]+", "seed", re.sub(r"\b[0-9]+\b", "#", place))
+        kinds.append(
+            place + (" = a value near it" if value.endswith(", near") else " = another value" if given else "")
+        )
+    return "; ".join(dict.fromkeys(kinds))
+
+
 def main() -> int:
     """Run from the command line; 1 if something was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -249,7 +267,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--reader", action="append", help="only those whose name begins so")
-    parser.add_argument("--accepted", type=Path, help="file to list all accepted inputs in")
+    parser.add_argument("--accepted", type=Path, help="file for all that was accepted, by reader and kind")
     options = parser.parse_args()
     wanted = cases(options.inputs, options.seed)
     if options.reader:
@@ -259,19 +277,23 @@ def main() -> int:
     parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     counts: Counter[tuple[str, str]] = Counter()
     shown: Counter[tuple[str, str, str]] = Counter()
-    listed = options.accepted.open("w", encoding="utf-8", errors="backslashreplace") if options.accepted else None
+    accepted: dict[tuple[str, str], list[str]] = {}
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=4) as pool:
         for outcomes in pool.imap_unordered(_work, parts):
             for outcome in outcomes:
                 counts[outcome.case.reader, outcome.kind] += 1
-                if outcome.kind == "accepted" and listed:
-                    listed.write(f"{outcome.case.reader} {outcome.case.seed}: {outcome.done}\n")
+                if outcome.kind == "accepted":
+                    kind = (outcome.case.reader, _kind_of(outcome.done))
+                    accepted.setdefault(kind, []).append(f"{outcome.case.seed}: {outcome.done}")
                 elif outcome.kind not in ("accepted", "refused"):
                     key = (outcome.case.reader, outcome.kind, outcome.said[-40:])
                     shown[key] += 1
                     if shown[key] <= 2:
                         line = f"FOUND {outcome.case} {outcome.kind}: {outcome.said} ({outcome.done[:200]})"
                         print(line.encode(errors="backslashreplace").decode(), flush=True)  # noqa: T201
+    if options.accepted is not None:
+        lines = [f"{reader} | {kind} | {len(done)} | {done[0]}\n" for (reader, kind), done in sorted(accepted.items())]
+        options.accepted.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
     for (reader, kind), number in sorted(counts.items()):
         print(f"{reader:40} {kind:40} {number}")  # noqa: T201
     found = sum(number for (_, kind), number in counts.items() if kind not in ("accepted", "refused"))

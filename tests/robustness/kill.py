@@ -20,7 +20,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402 (after what it reads is set)
+from further_writers import FURTHER  # noqa: E402
 from tiny_models import tiny_model, tiny_tokenizer  # noqa: E402
 from tiny_saes import TinySAE  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
+from writer import Writer  # noqa: E402
 
 from hf_mote import (  # noqa: E402
     ActivationMap,
@@ -54,21 +55,6 @@ from hf_mote.runs.folder import RunFolder  # noqa: E402
 __all__ = ["WRITERS", "Writer", "tried"]
 
 _LONGEST = 400  # steps of one writer
-
-
-@dataclass(frozen=True)
-class Writer:
-    """Something that writes.
-
-    Attributes:
-        name (`str`): What the table calls it.
-        write (`Callable[[Path, int], Any]`): Writes state 1 or 2 into a folder, which may hold the other one.
-        read (`Callable[[Path], int]`): Which of them a folder holds, 0 for nothing; raises for anything else.
-    """
-
-    name: str
-    write: Callable[[Path, int], Any]
-    read: Callable[[Path], int]
 
 
 def _only(path: Path) -> int:
@@ -205,7 +191,7 @@ def _sae_writer(name: str, *, sharded: bool = False) -> Writer:
 
 def _export_writer(format: str, name: str) -> Writer:
     def write(folder: Path, state: int) -> None:
-        export_sae(_MODELS[name, state], folder / "sae", format)
+        export_sae(_MODELS[name, state], folder / "sae", format, force=True)
 
     def read(folder: Path) -> int:
         return 0 if not (folder / "sae").exists() else _which(load_sae(folder / "sae"))
@@ -268,6 +254,7 @@ WRITERS: tuple[Writer, ...] = (
     _export_writer("dictionary_learning", "matryoshka"),
     Writer("a command's --output, with --force", _write_output, _read_output),
     Writer("plot_expert_map", _write_picture, _read_picture),
+    *FURTHER,
 )
 
 
@@ -275,7 +262,7 @@ def tried(writer: Writer, root: Path, *, every: int = 1, sizes: int = 12) -> tup
     """Kill a writer at its steps and in its files; return at how many places, and what was found."""
     found: list[str] = []
     places = 0
-    for before in (0, 1):
+    for before in (0, 1) if writer.replaces else (0,):
         base = root / f"base-{before}"
         base.mkdir(parents=True)
         if before:
@@ -283,7 +270,8 @@ def tried(writer: Writer, root: Path, *, every: int = 1, sizes: int = 12) -> tup
             assert writer.read(base) == 1, writer.name
         whole = _copied(base, root / "whole")
         _must(_forked(lambda whole=whole: writer.write(whole, 2)))
-        largest = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+        # Of one that writes no file that stays: the size of what it writes meanwhile.
+        largest = max((path.stat().st_size for path in whole.rglob("*") if path.is_file()), default=4000)
         places_in_files = sorted({largest * part // sizes for part in range(sizes)})
         for step in range(1, _LONGEST, every):
             case = _copied(base, root / "case")
@@ -316,13 +304,21 @@ def _looked_at(writer: Writer, case: Path, before: int, how: str) -> list[str]:
     found = []
     if (state := _state(writer, case)) not in (before, 2):
         found.append(f"{writer.name}: {state} where {before} was and 2 was to be, {how}")
-    ended = _forked(lambda: writer.write(case, 2))
-    if ended != 0 or (state := _state(writer, case)) != 2:
-        found.append(f"{writer.name}: the next run ended with {ended} and gave {state}, {how}")
-    left = [path.relative_to(case).as_posix() for path in case.rglob("*") if ".hf-mote" in path.name]
+    if writer.replaces or state != 2:
+        ended = _forked(lambda: writer.write(case, 2))
+        if ended != 0 or (state := _state(writer, case)) != 2:
+            found.append(f"{writer.name}: the next run ended with {ended} and gave {state}, {how}")
+    else:
+        # It refuses to write over what is there, and clears away what the killed run left.
+        _forked(lambda: writer.write(case, 2))
+    left = [path.relative_to(case).as_posix() for path in case.rglob("*") if _is_draft(path.name)]
     if left:
         found.append(f"{writer.name}: left {left[:3]} after the next run, {how}")
     return found
+
+
+def _is_draft(name: str) -> bool:
+    return ".hf-mote" in name or name.startswith("hf-mote-staging-")
 
 
 def _state(writer: Writer, folder: Path) -> object:
@@ -395,10 +391,10 @@ def main() -> int:
             continue
         with tempfile.TemporaryDirectory() as root:
             places, found = tried(writer, Path(root), every=options.every, sizes=options.sizes)
-        print(f"{writer.name:45} {places:4} places {len(found):4} found")  # noqa: T201
+        print(f"{writer.name:50} {places:4} places {len(found):4} found")  # noqa: T201
         for line in found[:10]:
             print(f"    {line}")  # noqa: T201
-        failed += len(found) + (places < 20)
+        failed += len(found) + (places < writer.least and options.every == 1)
     return int(failed > 0)
 
 

@@ -15,7 +15,11 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-__all__ = ["ODD", "Mutation", "archive", "json_document", "raw", "safetensors_file", "text"]
+import pyarrow as pa
+import yaml
+
+__all__ = ["ODD", "Mutation", "archive", "arrow", "json_document", "json_lines", "raw", "safetensors_file", "text",
+           "yaml_document"]  # fmt: skip
 
 Mutation = Callable[[bytes, Random], tuple[bytes, str]]
 
@@ -323,3 +327,91 @@ def archive(content: bytes, random: Random) -> tuple[bytes, str]:
         for one in [*names, *([name] if kind == "double" else [])]:
             made.writestr(one, entries[one])
     return file.getvalue(), what
+
+
+_YAML = (
+    "a: &a [1, 1]\nb: [*a, *a]\n", "x: !!python/object/apply:os.system ['true']\n", "? [a]\n: 1\n", "<<: {a: 1}\n",
+    "k: 2024-13-45\n", "k: 2024-01-01\n", "k: 0b2\n", "k: 1_000\n", "k: .nan\n", "k: !!binary aGk=\n",
+    "k: !!set {a}\n",
+    "k: 1:30:00\n", "k: yes\n", "--- 1\n--- 2\n", "k: !!float x\n", "\tk: 1\n", "k: |\n  x\n", "k: '\\ud800'\n",
+    "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 1}]\n" for n in range(9)), "a: " + "[" * 500,
+    "k: 0o9\n", "k: 99999999-01-01 00:00:00\n", "k: !!timestamp x\n", "k: !!omap [a]\n", "k: 0x\n", "12: 1\n",
+)  # fmt: skip
+
+
+def yaml_document(content: bytes, random: Random) -> tuple[bytes, str]:
+    """Damage a YAML document: as JSON, which is YAML, or by something that only YAML has."""
+    kind = random.random()
+    if kind < 0.15:
+        return raw(content, random)
+    if kind < 0.35:
+        added = random.choice(_YAML)
+        place = random.choice((b"", content))
+        return place + added.encode(), f"with {added[:40]!r}"
+    return json_document(json.dumps(yaml.safe_load(content)).encode(), random)
+
+
+_TYPES = (pa.int64(), pa.float64(), pa.float16(), pa.string(), pa.uint16(), pa.bool_(), pa.null(), pa.large_binary())
+
+
+def arrow(content: bytes, random: Random) -> tuple[bytes, str]:
+    """Damage an Arrow stream: bytes, or what its schema says, or a column's type, width, length or values."""
+    if random.random() < 0.3:
+        return raw(content, random)
+    with pa.ipc.open_stream(content) as reader:
+        table = reader.read_all()
+    metadata = dict(table.schema.metadata or {})
+    kind = random.choice(("metadata", "metadata", "type", "width", "values", "values", "rows", "drop", "name", "null"))
+    name = random.choice(table.column_names)
+    column = table.column(name).combine_chunks()
+    width = column.type.list_size
+    flat = column.flatten()
+    what = f"{kind} of {name}"
+    if kind == "metadata" and metadata:
+        key = random.choice([*metadata])
+        metadata[key], how = json_document(metadata[key], random)
+        what += f": {how}"
+    elif kind == "type":
+        wanted = random.choice(_TYPES)
+        made = pa.nulls(len(flat), wanted) if random.random() < 0.3 else _of_type(flat, wanted)
+        column = made if random.random() < 0.5 else pa.FixedSizeListArray.from_arrays(made, width)
+        what += f" is {column.type}"
+    elif kind == "width":
+        other = random.choice([side for side in (1, 2, 3, width // 2, width * 2) if side and not len(flat) % side])
+        column = pa.FixedSizeListArray.from_arrays(flat, other)
+        what += f" is {other}"
+    elif kind == "values":
+        values = flat.to_numpy(zero_copy_only=False).copy()
+        number = random.choice((1, len(values)))
+        odd = random.choice((float("nan"), float("inf"), 0, 3, 1e30, -1))
+        values[:number] = values.dtype.type(odd) if values.dtype.kind == "f" else 7
+        column = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
+        what += f": {number} = {odd}"
+    elif kind == "rows":
+        table = random.choice((table.slice(0, 0), table.slice(0, 1), table.slice(1), pa.concat_tables([table] * 2)))
+        column = table.column(name)
+    elif kind == "null":
+        column = pa.array([None, *column.to_pylist()[1:]], column.type)
+    place = table.column_names.index(name)
+    if kind == "drop":
+        table = table.remove_column(place)
+    elif kind == "name":
+        table = table.append_column(random.choice(("", "x", "\0", name)), column)
+    else:
+        if len(column) != len(table):
+            table = pa.table({name: column}) if len(table.column_names) == 1 else table.remove_column(place)
+            place = min(place, len(table.column_names) - 1)
+        if name in table.column_names:
+            table = table.set_column(place, name, column)
+    file = io.BytesIO()
+    table = table.replace_schema_metadata(metadata)
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue(), what
+
+
+def _of_type(values: pa.Array, wanted: pa.DataType) -> pa.Array:
+    try:
+        return values.cast(wanted, safe=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pa.nulls(len(values), wanted)

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -19,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from evaluation_reports import report_of
+from further_readers import FURTHER, use_sae
 from mutations import Mutation, archive, json_document, json_lines, raw, safetensors_file, text
+from reader import Reader
 from safetensors.torch import save_file
 from tiny_saes import HIDDEN, TinySAE
 
@@ -50,32 +51,6 @@ from hf_mote.sharing.cards import CardNotes
 from hf_mote.statistics.rates import Rate
 
 __all__ = ["READERS", "Reader"]
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Something that reads.
-
-    Attributes:
-        name (`str`): What the table calls it.
-        make (`Callable[[Path], None]`): Fills an empty folder with valid files.
-        read (`Callable[[Path], Any]`): Reads the folder, and uses what it accepted.
-        mutations (`Mapping[str, Mutation]`): How to damage which file.
-        share (`float`): Of the inputs; less where an input takes long.
-        extra (`Callable[[Path, Random], str]`, *optional*): Something else to do to the folder, now and then.
-    """
-
-    name: str
-    make: Callable[[Path], Any]
-    read: Callable[[Path], Any]
-    mutations: Mapping[str, Mutation]
-    share: float = 1.0
-    extra: Callable[[Path, Random], str] | None = None
-
-    @property
-    def needs_no_seed(self) -> bool:
-        """Whether what `make` writes is valid, and not the seed of what is read."""
-        return "seed" not in self.mutations
 
 
 # What is saved in one file.
@@ -304,18 +279,6 @@ def _read_run(folder: Path) -> None:
 # Sparse autoencoders.
 
 
-def _use_sae(sae: SAEModel) -> None:
-    assert not sae.training
-    width = sae.config.hidden_size
-    assert bool(torch.isfinite(sae.W_enc).all())
-    if width <= 64 and not _uncalibrated(sae):
-        sae.encode(torch.zeros(2, width, dtype=sae.W_enc.dtype))
-
-
-def _uncalibrated(sae: SAEModel) -> bool:
-    return getattr(sae, "is_calibrated", True) is False
-
-
 @cache
 def _sae(name: str, kind: str = "autoencoder") -> SAEModel:
     return TinySAE(name, kind).model(hookpoint="model.layers.3", base_model="org/model")
@@ -333,7 +296,7 @@ def _native(name: str, *, sharded: bool = False) -> Reader:
         files["model.safetensors"] = safetensors_file
 
     def read(folder: Path) -> None:
-        _use_sae(SAEModel.from_pretrained(folder))
+        use_sae(SAEModel.from_pretrained(folder))
 
     return Reader(f"sae/{name}{'-sharded' if sharded else ''}", make, read, files, share=0.6, extra=_beside)
 
@@ -350,7 +313,7 @@ def _foreign(format: str, name: str, files: Mapping[str, Mutation], kind: str = 
         export_sae(_sae(name, kind), folder, format)
 
     def read(folder: Path) -> None:
-        _use_sae(load_sae(folder))
+        use_sae(load_sae(folder))
 
     return Reader(f"sae/{format}/{name}", make, read, files, share=0.6, extra=_beside)
 
@@ -378,7 +341,7 @@ def _make_gemma_2(folder: Path) -> None:
 
 
 def _read_sae(folder: Path) -> None:
-    _use_sae(load_sae(folder))
+    use_sae(load_sae(folder))
 
 
 # Organisms.
@@ -693,4 +656,5 @@ READERS: tuple[Reader, ...] = (
     Reader("conversations", _make_conversations, _read_conversations, {"question.jsonl": json_lines}),
     Reader("routed_experts", _make_seed, _read_routed, {"seed": _new_seed}, share=2.0),
     Reader("paths", _make_seed, _read_path, {"seed": _new_seed}),
+    *FURTHER,
 )

@@ -12,8 +12,11 @@ import pytest
 HERE = Path(__file__).parent
 
 
-SOME = ["--every", "4", "--sizes", "5"]
-for _name in ("write_json", "RunFolder", "evaluate_mote", "SAEModel.save_pretrained, in shards", "a command"):
+SOME = ["--every", "9", "--sizes", "2"]
+for _name in (
+    *("write_json", "RunFolder", "evaluate_mote", "SAEModel.save_pretrained, in shards", "a command"),
+    *("MoTEConfig with", "the cache", "maps in a file", "write_neuronpedia", "hf-mote", "push_to_hub"),
+):
     SOME += ["--writer", _name]
 
 
@@ -22,5 +25,5 @@ def test_no_writer_leaves_a_mixture_wherever_it_is_killed(options: list[str]) ->
     path = os.pathsep.join(map(str, (HERE.parent.parent, HERE.parent, HERE)))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(HERE / "kill.py"), *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
-import yaml
 
 from hf_mote.commands.datasets import dataset_records
 from hf_mote.commands.model import ORGANISM, Organisms
-from hf_mote.errors import ConfigError, DataError, UnknownNameError
+from hf_mote.errors import ConfigError, DataError, FileFormatError, UnknownNameError, first_line
 
 __all__ = ["Settings", "Text", "TextColumn", "read_texts"]
 
@@ -32,15 +31,14 @@ def _settings(context: typer.Context, value: Path | None) -> Path | None:
     """Take the options' defaults from a YAML file."""
     if value is None:
         return None
+    from hf_mote.sae.convert.documents import read_yaml
+
     try:
-        found = yaml.safe_load(value.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise typer.BadParameter(f"{value}: cannot be read as YAML ({reason})") from error
-    if not isinstance(found, dict):
-        raise typer.BadParameter(f"{value}: holds no options, but a {type(found).__name__}")
+        found = read_yaml(value)
+    except FileFormatError as error:
+        raise typer.BadParameter(str(error)) from error
     known = {
-        parameter.name: parameter.name
+        parameter.name: parameter
         for parameter in context.command.params
         if parameter.name is not None and parameter.param_type_name == "option"
     }
@@ -51,6 +49,12 @@ def _settings(context: typer.Context, value: Path | None) -> Path | None:
                 UnknownNameError.of(f"{value}", key.replace("_", "-"), [k.replace("_", "-") for k in known])
             )
             raise typer.BadParameter(error_text)
+    for key, entry in given.items():
+        parameter: Any = known[key]
+        right = isinstance(entry, list) if parameter.multiple else not isinstance(entry, list | dict)
+        if not right or (isinstance(entry, bool) and not parameter.is_flag):
+            option, kind = key.replace("_", "-"), "a list" if parameter.multiple else "one value"
+            raise typer.BadParameter(f"{value}: {option}: must be {kind} of its kind, not {str(entry)[:60]!r}")
     context.default_map = {**(context.default_map or {}), **given}
     return value
 
@@ -114,13 +118,14 @@ def _of_file(path: Path, column: str) -> list[Any]:
     if path.suffix != ".jsonl":
         return _pieces(text)
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines, which also splits at separators that JSON allows within a string.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}:{number}", "is no JSON") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}", "is no JSON", got=first_line(error)) from error
         if not isinstance(row, dict) or not {column, "messages", "input_ids"} & row.keys():
             raise DataError(
                 f"{path}:{number}", f"has no {column!r}", expected=f"{column!r}, 'messages' or 'input_ids'"

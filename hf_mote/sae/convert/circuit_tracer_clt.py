@@ -50,6 +50,12 @@ def _read(source: Source) -> SAEModel:
         got = "none" if decoder is None else tuple(decoder.shape)
         raise FileFormatError(f"{weights}: W_dec{suffix}", "is not (latents, layers, width)", got=got)
     latents, places, width = decoder.shape
+    encoder = found.get("W_enc")
+    if encoder is not None and encoder.shape[-1:] != (width,):
+        got, expected = tuple(encoder.shape), f"width {width}, as W_dec"
+        raise FileFormatError(
+            f"{weights}: W_enc{suffix}", "is of another width than W_dec", got=got, expected=expected
+        )
     found["W_dec"] = decoder.reshape(latents, places * width)
     for name in ("b_dec", "W_skip"):
         if name in found:

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from hf_mote.errors import FileFormatError
+from hf_mote.errors import FileFormatError, first_line
 from hf_mote.files import read_json
 
-__all__ = ["read_document"]
+__all__ = ["read_document", "read_yaml"]
 
 _LIMIT = 2**20  # bytes of YAML: configs take a few thousand
 _MAX_DEPTH = 32
@@ -44,13 +44,21 @@ def read_document(path: Path) -> dict[str, Any]:
         [`FileFormatError`]: if the file is missing, too large, damaged, no object, nested deeper than 32, or holds a
             key twice, an alias, or a value that JSON has not.
     """
-    if path.suffix not in (".yaml", ".yml"):
-        return read_json(path)
+    return read_yaml(path) if path.suffix in (".yaml", ".yml") else read_json(path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the object in a YAML file, whatever its name; of an empty one, nothing.
+
+    Raises:
+        [`FileFormatError`]: as for [`read_document`].
+    """
     try:
         with path.open("rb") as file:
             content = file.read(_LIMIT + 1)
-    except OSError as error:
-        raise FileFormatError(str(path), "cannot be read", got=error.strerror) from error
+    # ValueError for a path that holds a NUL.
+    except (OSError, ValueError) as error:
+        raise FileFormatError(str(path), "cannot be read", got=first_line(error)) from error
     if len(content) > _LIMIT:
         raise FileFormatError(str(path), "is too large", got=f"over {_LIMIT} bytes")
     try:
@@ -60,6 +68,8 @@ def read_document(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileFormatError(str(path), "is no valid YAML", got=reason[:200]) from error
+    if found is None:
+        return {}
     if not isinstance(found, dict):
         raise FileFormatError(str(path), "must hold an object", got=type(found).__name__)
     _check(path, found)

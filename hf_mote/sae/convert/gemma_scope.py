@@ -176,6 +176,10 @@ def _read_layer(source: Source) -> SAEModel:
         what = "is not (latents, layers, width), the file's layer among them"
         raise FileFormatError(f"{weights}: w_dec", what, got=got)
     own, (latents, places, width) = int(index[1]), decoder.shape
+    for name, axis in (("w_enc", 0), ("b_dec", -1), ("affine_skip_connection", -1)):
+        if name in found and (not found[name].ndim or found[name].shape[axis] != width):
+            got, expected = tuple(found[name].shape), f"width {width}, as w_dec"
+            raise FileFormatError(f"{weights}: {name}", "is of another width than w_dec", got=got, expected=expected)
     start = own * width
     found["w_dec"] = decoder.reshape(latents, places * width)
     if "b_dec" in found:
@@ -208,7 +212,7 @@ def _read_layer(source: Source) -> SAEModel:
 
 def _placed(tensor: Tensor, start: int, width: int) -> Tensor:
     """Return a tensor with zeros before and behind it in its last dimension."""
-    return functional.pad(tensor, (start, max(width - start - tensor.shape[-1], 0)))
+    return functional.pad(tensor, (start, width - start - tensor.shape[-1]))
 
 
 def _places_of(hook: str | None, count: int, model: str | None) -> list[str] | None:

@@ -4,7 +4,7 @@ Files in reading order:
 
 - `sequences.py`: texts to sequences of tokens.
 - `activations.py`: `collect_activations`, a stream of activations.
-- `cache.py`: windows of it on disk.
+- `cache.py`, `stream_state.py`: windows of it on disk; where it stood.
 - `start.py`: where SAEs start.
 - `group.py`: several SAEs on one stream.
 - `end_to_end.py`: losses of the model with an SAE spliced in.

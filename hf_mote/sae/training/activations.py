@@ -21,12 +21,13 @@ from torch.nn import functional
 from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import ConfigError, DataError, FileFormatError
 from hf_mote.files import local_path
 from hf_mote.sae.hookpoints import Hookpoint, canonical, resolve_hookpoints
 from hf_mote.sae.tapped import activations_of
 from hf_mote.sae.training.cache import WindowCache, digest_of, fingerprint_of
 from hf_mote.sae.training.sequences import Sequences, batch_of, excluded_positions
+from hf_mote.sae.training.stream_state import check_state
 
 __all__ = [
     "NORMALIZATIONS",
@@ -242,7 +243,10 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         self._share = (0, 1)
         self._first_window: _Window | None = None
         self._cache = None if cache is None else WindowCache(cache, self._kept_with())
+        embeds = getattr(model, "get_input_embeddings", lambda: None)()
+        self._vocabulary = embeds.num_embeddings if isinstance(embeds, nn.Embedding) else None
         self._cache_tried = False
+        self._widths: dict[str, int] = {}  # of windows that were read
         self.rewind()
 
     @property
@@ -324,7 +328,9 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
 
         Raises:
             [`ConfigError`]: if it was made with others.
+            [`DataError`]: if it is no such state; the stream is then as it was.
         """
+        check_state(state, self.counts, self._tensors(), self._dtype, self._unit)
         if state["settings"] != self._settings():
             theirs, ours = state["settings"], self._settings()
             changed = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
@@ -340,6 +346,11 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         self._yielded, self.scales = state["yielded"], dict(state["scales"])
         self.counts = dict(state["counts"])
         self._carried = dict(state["carried"]) or None
+
+    def _tensors(self) -> list[str]:
+        """Names of the tensors of a window."""
+        points = [*self.hookpoints, *([] if self._target is None else [self._target.name])]
+        return [*points, *((_KEPT, _IDS, _TEXT) if self.whole_sequences else ())]
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -439,6 +450,11 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         rows = {}
         for key, part in window.rows.items():
             held = part[:0] if self._carried is None else self._carried[key]
+            if held.shape[1:] != part.shape[1:]:
+                got, expected = tuple(held.shape[1:]), tuple(part.shape[1:])
+                raise DataError(
+                    "ActivationStream", f"was left with another width at {key}", got=got, expected=expected
+                )
             rows[key] = part.new_empty(len(held) + len(part), *part.shape[1:])
             rows[key][: len(held)] = held
             # Straight into its place: a window is large.
@@ -528,10 +544,28 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
             self._cache.write(name, digest, window.rows, window.left_out)
             return window
         window = _Window(*found)
+        self._check_kept(name, window, sequences)
         if not self._cache_tried:
             self._try_cache(name, window, sequences)
             self._cache_tried = True
         return window
+
+    def _check_kept(self, name: str, window: _Window, sequences: list[list[int]]) -> None:
+        """Refuse a window that was read unless it has the columns of this stream, and a row for each of its tokens."""
+        points = self._tensors()
+        tokens = sum(map(len, sequences)) - sum(window.left_out.get(kind, 0) for kind in ("special", "position"))
+        found = {key: len(rows) for key, rows in window.rows.items()}
+        widths = {key: rows.shape[1] for key, rows in window.rows.items()}
+        counted = set(window.left_out) == set(self.counts)
+        if found != dict.fromkeys(points, tokens) or not counted or widths != {**widths, **self._widths}:
+            raise FileFormatError(
+                f"cache: {name}",
+                "is not of this stream",
+                got=", ".join(f"{key}: {number} of width {widths[key]}" for key, number in found.items()) or "nothing",
+                expected=f"{tokens} rows at {', '.join(points)}",
+                fix="Delete the file; it is made again.",
+            )
+        self._widths |= widths
 
     def _try_cache(self, name: str, window: _Window, sequences: list[list[int]]) -> None:
         """Hold the start of a window that was read against what the model gives now, whatever is attached to it."""
@@ -563,6 +597,9 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         left_out = {"kept": 0, "special": 0, "position": 0, "norm": 0}
         for start in range(0, len(sequences), self._per_forward):
             ids, mask = batch_of(sequences[start : start + self._per_forward])
+            if self._vocabulary is not None and int(ids.max()) >= self._vocabulary:
+                what, expected = "holds a token that the model does not have", f"below {self._vocabulary}"
+                raise DataError("collect_activations: dataset", what, got=int(ids.max()), expected=expected)
             found = activations_of(self._model, ids, mask, points)
             keep = mask.bool()
             if self._special:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ __all__ = ["WindowCache", "digest_of", "fingerprint_of"]
 _DOCUMENT = "cache.json"
 _KIND = "activation_cache"
 _KEY = b"hf_mote"
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Values of each tensor that tell one model from another.
 _SAMPLES = 1024
 _FIXES = "Empty the folder, or name another one."
@@ -99,9 +101,14 @@ class WindowCache:
                 size = path.stat().st_size
                 check_memory(path, size, size)
                 table = reader.read_all()
-                dtype = getattr(torch, said["dtype"])
+                dtype = _DTYPES[said["dtype"]]
+                if len(set(table.column_names)) < len(table.column_names):
+                    raise ValueError("a column twice")
                 rows = {key: _tensor(table.column(key), dtype) for key in table.column_names}
-                return rows, {key: int(value) for key, value in said["left_out"].items()}
+                sums = said.get("sums")  # which earlier versions did not write
+                if sums is not None and sums != {key: _sum_of(part) for key, part in rows.items()}:
+                    raise ValueError("other values than were written")
+                return rows, {str(key): _number(value) for key, value in said["left_out"].items()}
         except HFMoTEError:
             raise
         # ArrowInvalid, OSError, KeyError, ValueError: whatever a damaged file brings.
@@ -124,7 +131,8 @@ class WindowCache:
         import pyarrow as pa
 
         (dtype,) = {part.dtype for part in rows.values()}
-        said = {"tokens": digest, "left_out": dict(left_out), "dtype": str(dtype).removeprefix("torch.")}
+        sums = {key: _sum_of(part) for key, part in rows.items()}
+        said = {"tokens": digest, "left_out": dict(left_out), "dtype": str(dtype).removeprefix("torch."), "sums": sums}
         table = pa.table({key: _column(part) for key, part in rows.items()})
         table = table.replace_schema_metadata({_KEY: json.dumps(said).encode()})
         with (
@@ -170,11 +178,35 @@ def _column(rows: Tensor) -> pyarrow.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.numpy()), rows.shape[1])
 
 
+def _sum_of(rows: Tensor) -> int:
+    """Return a checksum of a tensor's bytes, which tells a damaged disk."""
+    return zlib.crc32(rows.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _number(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} tokens were left out")
+    return value
+
+
 def _tensor(column: pyarrow.ChunkedArray, dtype: torch.dtype) -> Tensor:
-    width = column.type.list_size
-    parts = [torch.from_numpy(chunk.flatten().to_numpy(zero_copy_only=False).copy()) for chunk in column.chunks]
+    """Return a column as rows; raises ValueError for one that was not written here."""
+    import pyarrow as pa
+
+    of = pa.uint16() if dtype == torch.bfloat16 else pa.from_numpy_dtype(str(dtype).removeprefix("torch."))
+    if not pa.types.is_fixed_size_list(column.type) or column.type.value_type != of:
+        raise ValueError(f"a column of {column.type}, of {dtype}")
+    parts = []
+    for chunk in column.chunks:
+        values = chunk.flatten()  # without what is null
+        if chunk.null_count or values.null_count or len(values) != len(chunk) * column.type.list_size:
+            raise ValueError("a row that is null")
+        parts.append(torch.from_numpy(values.to_numpy(zero_copy_only=False).copy()))
     if len(parts) == 1:
         flat = parts[0]  # as all that are written here: a window is large, and need not be copied again
     else:
         flat = torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint16 if dtype == torch.bfloat16 else dtype)
-    return (flat.view(dtype) if dtype == torch.bfloat16 else flat).reshape(-1, width)
+    rows = (flat.view(dtype) if dtype == torch.bfloat16 else flat).reshape(-1, column.type.list_size)
+    if not bool(rows.isfinite().all()):
+        raise ValueError("NaN or infinite numbers")
+    return rows

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import ConfigError, DataError, first_line
 
 __all__ = ["NoTokenizer", "Sequences", "batch_of", "excluded_positions"]
 
+_MOST_TOKENS = 2**31
 _POSITIONS = re.compile(r"first:(\d+)|(\d*):(\d*)")
 
 
@@ -67,12 +69,24 @@ class Sequences:
         if not isinstance(row, Mapping):
             raise DataError(where, "is no text and no row of columns", got=type(row).__name__)
         if "input_ids" in row:
-            ids = row["input_ids"]
-            return [int(token) for token in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+            given = row["input_ids"]
+            ids = given.tolist() if hasattr(given, "tolist") else given
+            right = isinstance(ids, Sequence) and not isinstance(ids, str)
+            if not right or not all(_is_token(token) for token in ids):
+                expected = "whole numbers, 0 or more"
+                raise DataError(f"{where}, column 'input_ids'", "no tokens", got=repr(given)[:80], expected=expected)
+            return [int(token) for token in ids]
         if "messages" in row:
             if getattr(self.tokenizer, "chat_template", None) is None:
                 raise DataError(where, "holds messages, and the tokenizer has no chat template")
-            return list(self.tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False))
+            try:
+                found = self.tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False)
+            except Exception as error:  # a template is a program of the model's author, and raises what it likes
+                got = f"{type(error).__name__}: {first_line(error)}"
+                raise DataError(
+                    f"{where}, column 'messages'", "no chat for the tokenizer's template", got=got
+                ) from error
+            return list(found)
         text = row.get(self.text_column)
         if not isinstance(text, str):
             columns = ", ".join(map(repr, sorted(map(str, row))))
@@ -88,6 +102,10 @@ class Sequences:
     def _encoded(self, text: str) -> list[int]:
         # Longer than a model's context is no fault here: it is cut up.
         return list(self.tokenizer(text, verbose=False)["input_ids"])
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < _MOST_TOKENS
 
 
 class NoTokenizer:

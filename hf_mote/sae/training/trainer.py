@@ -482,7 +482,9 @@ class SAETrainer(Trainer):
                 self.train_dataset.rewind()
             else:
                 carried, metadata = read_tensors(self._stream_file(resume_from_checkpoint), kind=_STREAM)
-                self.train_dataset.load_state_dict({**metadata["state"], "carried": carried})
+                state = metadata.get("state")
+                stands = state if isinstance(state, dict) else {}
+                self.train_dataset.load_state_dict({**stands, "carried": carried})
         return prepared
 
     def _stream_file(self, folder: str) -> Path:
@@ -589,8 +591,10 @@ def _last_complete(folder: Path) -> str:
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
         try:
-            json.loads((path / _STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            if not isinstance(state, dict) or str(state.get("global_step")) != path.name.removeprefix("checkpoint-"):
+                raise ValueError("is of another step")
+        except (OSError, ValueError, RecursionError):
             _logger.warning("%s is not complete, and passed over.", path)
             continue
         return str(path)

@@ -1,0 +1,120 @@
+"""Odd inputs that were accepted once, or ended in another library's error; SECURITY.md lists those that still are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from readers import READERS
+from safetensors.torch import load_file, save_file
+
+from hf_mote.errors import HFMoTEError
+from hf_mote.files import read_tensors, write_tensors
+
+BY_NAME = {reader.name: reader for reader in READERS}
+
+
+def put(*places: Any, value: Any) -> Callable[[Any], Any]:
+    """Return what sets a value of a JSON document."""
+
+    def change(document: Any) -> Any:
+        if not places:
+            return value
+        inner = document
+        for place in places[:-1]:
+            inner = inner[place]
+        inner[places[-1]] = value
+        return document
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("reader", "file", "change", "reason"),
+    [
+        ("sae_report", "sae_report.json", put("predictions", value=-1), "predictions: must be a whole number"),
+        ("sae_report", "sae_report.json", put("density", value=[0.1, 0.2]), "is of other latents"),
+        ("sae_report", "sae_report.json", put("density", 1, value=1.5), "density: must be a number"),
+        ("sae_report", "sae_report.json", put("adaptive", "pearson", value=7.0), "pearson: must be a number"),
+        ("sae_report", "sae_report.json", put("ce", value={"clean": 1.0, "sae": 1.0}), "other ablations"),
+        ("stream_state", "checkpoint-7/trainer_state.json", put(value=None), "no complete checkpoint"),
+        ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value=8), "no complete checkpoint"),
+        ("texts", "b.jsonl", put(value={"messages": []}), "no chat for the tokenizer's template"),
+        ("texts", "b.jsonl", put(value={"input_ids": [10**6]}), "a token that the model does not have"),
+        ("texts", "b.jsonl", put(value={"input_ids": [-1]}), "no tokens"),
+        ("serving_settings", "additional.json", put("modes", value=[["drop"]]), "are no names"),
+        ("server_replies", "model.json", put(value=[1]), "its reply has no fingerprint"),
+        ("server_replies", "recording.json", put("recorded", "layers", "0", value=7), "no counts and weights"),
+        ("server_replies", "recording.json", put("recorded", "tokens", value=[-1, 2]), "no numbers of tokens"),
+        ("server_replies", "completion.json", put("choices", value=[]), "its reply has no choices.0.token_ids"),
+        ("served_model", "config.json", put("hidden_size", value="x"), "transformers does not load"),
+        ("settings", "settings.yaml", put("learning-rate", value=True), "must be one value"),
+        ("settings", "settings.yaml", put("architecture", value={"a": "topk"}), "must be one value"),
+        ("chat_template", "template.jinja", put(value=""), "gives no text"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    reader: str, file: str, change: Callable[[Any], Any], reason: str, tmp_path: Path
+) -> None:
+    one = BY_NAME[reader]
+    one.make(tmp_path)
+    one.read(tmp_path)
+    path = tmp_path / file
+    whole = path.suffix in (".json", ".yaml")
+    found = change(json.loads(path.read_text()) if path.suffix == ".json" else _yaml(path) if whole else None)
+    path.write_text(found if isinstance(found, str) else json.dumps(found))
+    with pytest.raises(HFMoTEError, match=reason):
+        one.read(tmp_path)
+
+
+def _yaml(path: Path) -> Any:
+    import yaml
+
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize(("name", "shape"), [("w_enc", (11, 40)), ("b_dec", (11,)), ("b_dec", (13,))])
+def test_layers_of_gemma_scope_2_that_differ_in_width_are_refused(
+    name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    one = BY_NAME["sae/gemma_scope_2_layers"]
+    one.make(tmp_path)
+    one.read(tmp_path)
+    path = tmp_path / "params_layer_1.safetensors"
+    save_file({**load_file(path), name: torch.ones(shape)}, path)
+    with pytest.raises(HFMoTEError, match=f"{name}: is of another width than w_dec"):
+        one.read(tmp_path)
+
+
+@pytest.mark.parametrize("carried", ["width", "dtype", "many", "name"])
+def test_a_stream_does_not_go_where_it_never_stood(carried: str, tmp_path: Path) -> None:
+    one = BY_NAME["stream_state"]
+    one.make(tmp_path)
+    path = tmp_path / "activations_0.safetensors"
+    tensors, metadata = read_tensors(path, kind="activation_stream")
+    tensors = {name: torch.zeros(3, 32) for name in tensors or ("model.layers.0", "model.layers.1")}
+    first = next(iter(tensors))
+    tensors |= {
+        "width": {name: torch.zeros(3, 31) for name in tensors},
+        "dtype": {first: torch.zeros(3, 32, dtype=torch.float64)},
+        "many": {name: torch.zeros(99, 32) for name in tensors},
+        "name": {"other": torch.zeros(3, 32)},
+    }[carried]
+    write_tensors(path, tensors, {"kind": "activation_stream", "state": metadata["state"]})
+    with pytest.raises(HFMoTEError, match=r"another width|is not what was left|are no rows"):
+        one.read(tmp_path)
+
+
+def test_a_window_on_a_damaged_disk_is_refused(tmp_path: Path) -> None:
+    one = BY_NAME["activation_cache"]
+    one.make(tmp_path)
+    path = tmp_path / "window-000001-of-0-1.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(HFMoTEError, match="other values than were written"):
+        one.read(tmp_path)
