@@ -254,7 +254,7 @@ def find_experts(
         **chat,
     )
     report = measured(num_controls=num_controls, run_folder=part_of("proof"))
-    if report.outcome() == "undecided":
+    if report.outcome() == "undecided" and not report.doubt:
         announce(f"measuring it against {MORE_CONTROLS * num_controls} controls, as {num_controls} do not decide")
         report = measured(num_controls=MORE_CONTROLS * num_controls, run_folder=part_of("proof-with-more"))
     reason = ""
