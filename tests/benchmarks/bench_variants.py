@@ -25,11 +25,11 @@ import transformers
 from bench_ranking import COUNTING, METHODS, Case
 
 from hf_mote import MoTEConfig, evaluate_mote, load_organism
-from hf_mote.commands.find import find_experts
 from hf_mote.organisms import Organism, make_variant
 from hf_mote.organisms.scoring import MAX_NEW_TOKENS, draw_prompts, image, num_suppressed, shown_in
 from hf_mote.organisms.variants import VARIANTS
 from hf_mote.ranking.causal.optimized import OptimizedRanking
+from hf_mote.workflow.find import find_experts
 
 NUM_IMAGED = 48
 NUM_TESTED = 40
