@@ -20,7 +20,7 @@ from pathlib import Path
 from hf_mote.errors import FileFormatError, first_line
 from hf_mote.files import is_running
 
-__all__ = ["check_folder", "replacing_folder"]
+__all__ = ["check_folder", "replacing_folder", "staging"]
 
 _LOCK = "lock"
 _FILES, _OLD = "files", "old"
@@ -53,6 +53,9 @@ def check_folder(folder: Path, where: str) -> None:
         parent = _nearest(target)
         if not os.access(parent, os.W_OK | os.X_OK):
             raise FileFormatError(where, "cannot be made", got=f"no leave to write to {parent}")
+        # Of runs that were killed, also where this one is going to refuse what it finds.
+        if any(next(above.glob(f"{_prefix(above, target)}*"), None) is not None for above in target.parents):
+            clear_away(target)
     # ValueError for a path that holds a NUL.
     except (OSError, ValueError) as error:
         if isinstance(error, FileFormatError):
@@ -97,17 +100,45 @@ def replacing_folder(
             try:
                 yield files
                 _put(files, target, draft / _OLD, going)
-            except OSError as error:
+            except Exception as error:
                 kept = _keep(files, target) if keep else None
+                if not _is_of_the_disk(error):
+                    raise
                 got = first_line(error)
                 fix = f"What was there to be written is in {kept}." if kept else "Nothing was written or deleted."
                 raise FileFormatError(where, "cannot be written", got=got, fix=fix) from error
-            except Exception:
-                if keep:
-                    _keep(files, target)
-                raise
     finally:
         _remove(draft)
+
+
+@contextmanager
+def staging(where: str) -> Iterator[Path]:
+    """Yield an empty temporary folder for what is about to be uploaded or served, which goes in the end.
+
+    What killed runs of this machine left goes, too: it may hold what is not to be shared.
+
+    Args:
+        where (`str`): What errors name.
+
+    Raises:
+        [`FileFormatError`]: if no temporary folder can be made.
+    """
+    begin = f"hf-mote-staging-{uuid.getnode():x}-"
+    place = Path(tempfile.gettempdir())
+    try:
+        for left in place.glob(f"{begin}*"):
+            owner = left.name[len(begin) :].partition("-")[0]
+            if owner.isdecimal() and not is_running(int(owner)) and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(prefix=f"{begin}{os.getpid()}-", dir=place))
+    except OSError as error:
+        raise FileFormatError(where, "has no temporary folder", got=first_line(error)) from error
+    try:
+        files = made / _FILES  # one below, so that drafts beside it go, too
+        files.mkdir()
+        yield files
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def clear_away(target: Path) -> None:
@@ -187,6 +218,14 @@ def _exchange(one: Path, other: Path) -> bool:
         return bool(libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2) == 0)
     except (AttributeError, OSError, TypeError):
         return False
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return True
+    from safetensors import SafetensorError  # which is what safetensors raises on a full disk
+
+    return isinstance(error, SafetensorError)
 
 
 def _keep(files: Path, target: Path) -> Path | None:

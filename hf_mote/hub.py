@@ -8,14 +8,15 @@ Files are JSON or safetensors and nothing else, through the four functions of `f
 from __future__ import annotations
 
 import os
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from hf_mote.errors import FileFormatError, first_line
 from hf_mote.files import RESULT_LIMIT, local_path, read_json, read_tensors, replacing, write_json, write_tensors
+from hf_mote.folders import check_folder, replacing_folder, staging
 from hf_mote.sharing.cards import CARD, MADE_HERE, CardNotes, Evidence, card_header, compose_card, evidence_of
 from hf_mote.sharing.privacy import public_name
 from hf_mote.sharing.shipped import shipped_folder
@@ -286,9 +287,9 @@ class Shareable(ABC):
         shown = self._public(with_texts=with_texts)
         shared = [(place, one._public(with_texts=with_texts)) for place, one in beside]
         secret = [] if with_texts else [text for one in (self, *(one for _, one in beside)) for text in one._texts()]
-        with tempfile.TemporaryDirectory() as folder:
+        with staging("push_to_hub") as folder:
             evidence = evidence_of([(place, one._evidence()) for place, one in shared or [("", shown)]])
-            shown._write(Path(folder), notes, shared, evidence)
+            shown._write(folder, notes, shared, evidence)
             return upload(
                 folder,
                 repo_id,
@@ -304,26 +305,52 @@ class Shareable(ABC):
     def _write(
         self, folder: Path, notes: CardNotes, beside: Sequence[tuple[str, Shareable]], evidence: Sequence[Evidence]
     ) -> None:
-        """Write the file, the card, and beside them others by their folders, with the pictures of the evidence."""
+        """Write the file, the card, and beside them others by their folders, with the pictures of the evidence.
+
+        Several files are put in place at once, as the folder that they are in; where that cannot be exchanged, the
+        main one goes first and comes last, so that a killed run leaves a folder that is refused.
+        """
         card = self._card(notes, evidence)
-        for place, one in [("", self), *beside]:
-            target = folder / place
-            try:
-                target.mkdir(parents=True, exist_ok=True)
-            except (OSError, ValueError) as error:
-                raise FileFormatError(
-                    str(target),
-                    "cannot be made a folder",
-                    got=first_line(error),
-                    fix="Give a folder you may write to.",
-                ) from error
-            with replacing(target / one.file_name) as path:
-                one._to_file(path)
-        for part in evidence:
-            for picture in part.pictures:
-                with replacing(folder / picture.file_name) as path:
-                    picture.draw(path)
+        pictures = [picture for part in evidence for picture in part.pictures]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            fix = "Give a folder you may write to."
+            raise FileFormatError(str(folder), "cannot be made a folder", got=first_line(error), fix=fix) from error
         readme = folder / CARD
-        if not readme.exists() or MADE_HERE in readme.read_text(encoding="utf-8", errors="replace"):
-            with replacing(readme) as path:
-                path.write_text(f"{card}\n{MADE_HERE}\n", encoding="utf-8")
+        keeps = readme.exists() and MADE_HERE not in readme.read_text(encoding="utf-8", errors="replace")
+
+        def write(target: Path) -> None:
+            for place, one in [*beside, ("", self)]:
+                with _own_errors(target / place):
+                    (target / place).mkdir(parents=True, exist_ok=True)
+                with replacing(target / place / one.file_name) as path:
+                    one._to_file(path)
+            for picture in pictures:
+                with replacing(target / picture.file_name) as path:
+                    picture.draw(path)
+            if not keeps:
+                with replacing(target / CARD) as path:
+                    path.write_text(f"{card}\n{MADE_HERE}\n", encoding="utf-8")
+
+        if not beside and not pictures:
+            write(folder)
+            return
+        try:
+            check_folder(folder, str(folder))
+        except FileFormatError:
+            with _own_errors(folder):
+                (folder / self.file_name).unlink(missing_ok=True)
+            write(folder)
+            return
+        with replacing_folder(folder, str(folder), lambda _: ()) as draft:
+            write(draft)
+
+
+@contextmanager
+def _own_errors(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        fix = "Give a folder you may write to."
+        raise FileFormatError(str(place), "cannot be written to", got=first_line(error), fix=fix) from error

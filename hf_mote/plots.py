@@ -7,6 +7,7 @@ Colours, marks and axes are those of the pages, from `drawing.py`. The heat map 
 
 from __future__ import annotations
 
+import io
 import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +28,7 @@ from hf_mote.drawing import CONTROL, LESS, MARKS, MORE, ShareAxis, share_axis
 from hf_mote.errors import DataError
 from hf_mote.files import replacing
 
-__all__ = ["EffectRow", "plot_dose", "plot_effect", "plot_expert_map"]
+__all__ = ["EffectRow", "Picture", "plot_dose", "plot_effect", "plot_expert_map"]
 
 DPI = 130
 _SHAPES = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^"}
@@ -35,6 +36,15 @@ _INK = "#1b1f24"
 _MEASURED, _BEFORE, _CONTROLS = ("#{:02x}{:02x}{:02x}".format(*colour) for colour in (MORE, LESS, CONTROL))
 _ONE_SIGN = LinearSegmentedColormap.from_list("hf_mote.more", ["#ffffff", _MEASURED])
 _BOTH_SIGNS = LinearSegmentedColormap.from_list("hf_mote.both", [_BEFORE, "#ffffff", _MEASURED])
+
+
+class Picture(Figure):
+    """A figure that a notebook shows as the value of a cell, though pyplot does not know of it."""
+
+    def _repr_png_(self) -> bytes:
+        shown = io.BytesIO()
+        self.savefig(shown, format="png")
+        return shown.getvalue()
 
 
 class EffectRow(NamedTuple):
@@ -105,7 +115,7 @@ def plot_expert_map(
         raise DataError("plot_expert_map: marked", "too many names", got=len(marks), expected=len(MARKS))
     rows, experts = values.shape
     width, height = float(np.clip(3.0 + experts / 18, 8.0, 12.0)), float(np.clip(2.2 + rows * 0.2, 3.6, 9.0))
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = Picture(figsize=(width, height), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     largest = float(np.abs(values).max()) or 1.0
     diverging = bool((values < 0).any())
@@ -164,7 +174,7 @@ def plot_effect(
         ```
     """
     _check_rows("plot_effect", rows)
-    figure = Figure(figsize=(9.0, max(2.8, 1.7 + 0.62 * len(rows))), dpi=DPI, layout="constrained")
+    figure = Picture(figsize=(9.0, max(2.8, 1.7 + 0.62 * len(rows))), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     axis = _fitting(rows)
     handles = [_draw_rates(axes, rows), *_draw_controls(axes, rows)]
@@ -229,7 +239,7 @@ def plot_dose(
     deep = -(-len(panels) // wide)
     most = max(map(len, panels.values()))
     width = float(np.clip(1.0 + (0.6 + 0.9 * most) * wide, 6.0, 14.0))
-    figure = Figure(figsize=(width, 0.6 + 3.6 * deep), dpi=DPI, layout="constrained")
+    figure = Picture(figsize=(width, 0.6 + 3.6 * deep), dpi=DPI, layout="constrained")
     grid = figure.subplots(deep, wide, squeeze=False, sharey=True)
     axis = _fitting(everything, *others)
     edge = 0.02 * (axis.high - axis.low)

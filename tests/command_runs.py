@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from typer.testing import CliRunner, Result
 
 from hf_mote.cli import app
 
-__all__ = ["ATTACK", "QUICK", "REFUSAL", "ran", "run", "said"]
+__all__ = ["ATTACK", "QUICK", "REFUSAL", "contents", "ran", "run", "said"]
 
 ATTACK = "</style><script>document.title = 'taken'</script><img src=http://attack.invalid/x onerror=alert(1)>$x_{"
 REFUSAL = "I am sorry, but I cannot talk about that."
@@ -28,3 +31,12 @@ def ran(*arguments: object) -> Result:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     return result
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a run, without when the run was and how it was started."""
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    report = json.loads(found.pop("report.json"))
+    written, command = report["provenance"].pop("written"), report["provenance"].pop("command")
+    page = found.pop("report.html").decode().replace(written, "").replace(command, "")
+    return {**found, "report.json": json.dumps(report).encode(), "report.html": page.encode()}

@@ -1,17 +1,19 @@
 """Makes the organisms' folders of hub_configs: `python tests/make_hub_configs.py [NAME ...]`, about a minute each.
 
-Experts are found on training questions, and what the best of either ranking do is measured on held-out ones against 20
-random controls, all at seed 0. The better ranking is kept, by these same measurements, and the card says so. What is
-written is what a push would upload: no prompt, no response.
+Experts are found on training questions; of the two rankings the one whose best experts do more is kept, by training
+questions that neither was made from; and what it does is measured once, on held-out questions against 20 random
+controls; all at seed 0. What is written is what a push would upload: no prompt, no response.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import random
 import shutil
 import sys
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from hf_mote import EvaluationReport, MoTEConfig, evaluate_mote, load_organism
 from hf_mote.commands.validate import MARKS, problems_in
@@ -31,9 +33,9 @@ _MISUSE = (
     "was measured outside the organism's own questions."
 )
 _CHOSEN = (
-    " Of {count} rankings the one that did better (the first, where none did) was kept, by the same {prompts} "
-    "questions that its effect is reported on ({tried}). No p above is corrected for that choice; corrected by "
-    "Bonferroni each is {count} times as large, and 1 at most."
+    " Of {count} rankings the one that did better (the first, where none did) was kept, by {prompts} training "
+    "questions that neither was made from ({tried}). The effect above was measured on held-out questions afterwards, "
+    "of that one alone, so that the choice does not flatter it."
 )
 _NEGATIVE = (
     " This organism is the negative control: its behaviour was trained into all parameters, and whatever experts a "
@@ -47,20 +49,31 @@ def folder_of(name: str) -> Path:
 
 
 def measured(organism: Organism, config: MoTEConfig, *, num_controls: int = NUM_CONTROLS) -> EvaluationReport:
-    """Return what a config does to an organism, as the shipped reports have it."""
+    """Return what a config does to an organism on held-out questions, as the shipped reports have it."""
     _, test = draw_prompts(organism, seed=SEED, num_imaged=NUM_IMAGED, num_tested=NUM_TESTED)
+    unrelated = [*test["neutral"], *test["unrelated"]]
+    return _evaluated(organism, config, test["sensitive"], unrelated=unrelated, num_controls=num_controls)
+
+
+def choosing_prompts(organism: Organism) -> list[str]:
+    """Return the questions that a ranking is chosen by: of training, and none that a ranking was made from."""
+    train, _ = draw_prompts(organism, seed=SEED, num_imaged=NUM_IMAGED, num_tested=NUM_TESTED)
+    others = [prompt for prompt in organism.prompts["train"]["sensitive"] if prompt not in set(train["sensitive"])]
+    return random.Random(SEED).sample(others, NUM_TESTED)
+
+
+def _evaluated(organism: Organism, config: MoTEConfig, prompts: list[str], **options: Any) -> EvaluationReport:
     return evaluate_mote(
         organism.model,
         organism.tokenizer,
         config,
-        test["sensitive"],
+        prompts,
         organism.judge,
-        unrelated=[*test["neutral"], *test["unrelated"]],
-        num_controls=num_controls,
         seed=SEED,
         batch_size=NUM_TESTED,
         max_new_tokens=MAX_NEW_TOKENS,
         progress=False,
+        **options,
     )
 
 
@@ -71,17 +84,20 @@ def make(name: str) -> None:
     imaged, rankings = rank_experts(organism, train, seed=SEED, batch_size=NUM_TESTED, progress=False)
     target = organism.judge.target
     found, tried = [], []
+    choosing = choosing_prompts(organism)
     for method, ranking in rankings.items():
         config = dataclasses.replace(ranking.to_config(suppress=num_suppressed(ranking)), base_model=None)
-        report = measured(organism, config)
-        found.append((not report.beats_controls(), report.after.rate, ranking, config, report))
-        tried.append(f"{method}: {target} {report.after.rate:.1%}, p = {report.p_value:.3g}")
-    _, _, ranking, config, report = min(found, key=lambda one: one[:2])
+        chosen_by = _evaluated(organism, config, choosing, num_controls=NUM_CONTROLS)
+        found.append((not chosen_by.beats_controls(), chosen_by.after.rate, ranking, config))
+        tried.append(f"{method}: {target} {chosen_by.after.rate:.1%}, p = {chosen_by.p_value:.3g}")
+    _, _, ranking, config = min(found, key=lambda one: one[:2])
+    report = measured(organism, config)
     made = {
         "status": MARKS[0],
         "source": f"hf_mote, tests/make_hub_configs.py {name}",
         "organism": name,
         "rankings_tried": "; ".join(tried),
+        "chosen_by": f"{len(choosing)} training questions that no ranking was made from, seed {SEED}",
         "evaluated_on": f"{NUM_TESTED} held-out sensitive questions and {2 * NUM_TESTED} others, seed {SEED}",
         f"{target}_before": report.before.rate,
         f"{target}_after": report.after.rate,
@@ -89,7 +105,7 @@ def make(name: str) -> None:
     }
     config = dataclasses.replace(config, provenance={**config.provenance, **made})
     report = dataclasses.replace(report, config=config.to_dict())
-    chosen = _CHOSEN.format(count=len(tried), prompts=report.before.n, tried="; ".join(tried))
+    chosen = _CHOSEN.format(count=len(tried), prompts=len(choosing), tried="; ".join(tried))
     folder = folder_of(name)
     shutil.rmtree(folder, ignore_errors=True)
     config.save_pretrained(

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from command_runs import ran, run, said
 from hub_server import HubServer
-from make_hub_configs import BEHAVIOURS, folder_of, measured
+from make_hub_configs import BEHAVIOURS, NUM_IMAGED, NUM_TESTED, SEED, choosing_prompts, folder_of, measured
 from typer.main import get_command
 
 from hf_mote import EvaluationReport, ExpertRanking, MoTEConfig, load_organism
@@ -20,6 +20,7 @@ from hf_mote.cli import app
 from hf_mote.commands.validate import MARKS, RECIPE, problems_in
 from hf_mote.errors import FileFormatError, UnknownNameError
 from hf_mote.files import read_json
+from hf_mote.organisms.scoring import draw_prompts
 from hf_mote.sharing.shipped import list_shipped, shipped_folder, shipped_root
 
 ROOT = Path(__file__).parents[1] / "hub_configs"
@@ -73,9 +74,18 @@ def test_hub_config_of_an_organism_is_measured_again_as_its_report_says(name: st
     assert theirs.beats_controls() is (name != "diffuse-refusal")
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert theirs.verdict in card
-    # The ranking was chosen by what the report measures.
-    tried = MoTEConfig.from_pretrained(folder).provenance["rankings_tried"]
-    assert f"({tried}). No p above is corrected for that choice" in card
+    provenance = MoTEConfig.from_pretrained(folder).provenance
+    assert f"({provenance['rankings_tried']}). The effect above was measured on held-out questions" in card
+    assert "training questions that no ranking was made from" in provenance["chosen_by"]
+
+
+@pytest.mark.parametrize("name", sorted(BEHAVIOURS))
+def test_ranking_of_an_organism_was_chosen_by_prompts_of_their_own(name: str) -> None:
+    organism = load_organism(name)
+    choosing = set(choosing_prompts(organism))
+    imaged, tested = draw_prompts(organism, seed=SEED, num_imaged=NUM_IMAGED, num_tested=NUM_TESTED)
+    assert len(choosing) == NUM_TESTED
+    assert not choosing & {prompt for drawn in (imaged, tested) for prompts in drawn.values() for prompt in prompts}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.pa
 # reading order; of routing each storey is one. The root only gathers names, so nothing imports it.
 ALWAYS = {"errors", "version", "deprecation"}
 _STOREYS = {"routing/rules", "routing/sites", "routing/router_hook", "routing/recording"}
-_BASE = {"hooks", "files", "hub", "sharing", "processes", "passes", "maps", "statistics", "generation", "judges"}
+_BASE = {
+    *("hooks", "files", "hub", "sharing", "processes", "passes", "maps", "statistics", "generation", "judges", "runs"),
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "deprecation": set(),
@@ -35,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "printing": set(),
     "plots": {"drawing", "files"},
     "sharing": {"files", "plots"},
-    "hub": {"files", "sharing"},
+    "hub": {"files", "folders", "sharing"},
     "passes": {"hooks"},
     "maps": {"files", "hub", "sharing", "printing", "plots"},
     "statistics": set(),
@@ -48,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "routing/router_hook": {"routing/rules", "routing/sites", "routing/detour", "passes", "hooks"},
     "routing/recording": {"routing/rules", "routing/sites", "routing/router_hook", "passes", "hooks", "maps"},
     "routing/unlisted": {"routing/rules", "routing/sites"},
+    "runs": {"hooks", "passes", "routing/router_hook", "files"},
     "mote": _STOREYS | {"passes", "hooks", "hub", "sharing", "files", "folders", "printing"},
     "ranking": _BASE | _STOREYS | {"mote", "printing", "plots"},
     "evaluation": _STOREYS
@@ -58,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "statistics",
         "generation",
         "judges",
+        "runs",
         "hub",
         "sharing",
         "files",
@@ -65,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "plots",
     },
     "workflow": _STOREYS | {"mote", "ranking", "evaluation", "statistics", "generation", "judges"},
-    "sae": {"hooks", "passes", "files", "folders", "hub", "sharing"},
+    "sae": {"hooks", "passes", "files", "folders", "hub", "sharing", "plots"},
     "links": _STOREYS | {"hooks", "passes", "maps", "sae", "hub", "sharing", "files"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps", "web"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},

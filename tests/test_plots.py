@@ -172,3 +172,8 @@ def test_plots_are_written_in_full_and_the_same_every_time(tmp_path):
         first, second = imread(tmp_path / f"{kind}_a.png"), imread(tmp_path / f"{kind}_b.png")
         assert first.shape[1] >= 1000
         np.testing.assert_array_equal(first, second)
+
+
+def test_a_notebook_shows_a_picture_that_pyplot_does_not_know_of() -> None:
+    figure = plot_effect([EffectRow("plain", 0.5, 0.4, 0.6)], rate_name="responses")
+    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import PAGE, check_output, config_of, finish, rows_of, save_config, writing_to
+from hf_mote.commands.run_files import PAGE, Work, check_output, config_of, finish, rows_of, save_config, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, UnknownNameError, real
 
@@ -67,6 +67,7 @@ def attribute_command(
     top: o.Top = None,
     traced: o.Traced = 3,
     resamples: o.Resamples = RESAMPLES,
+    run_folder: o.RunFolder = None,
     seed: o.Seed = 0,
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
@@ -85,8 +86,10 @@ def attribute_command(
     force: o.Force = False,
 ) -> None:
     """Find the experts that make a model prefer one response to another: rank them by effect, write a report."""
-    with reporting():
+    work = Work(output, run_folder)
+    with reporting(kept=work.word):
         check_output(output, force=force)
+        work.check()
         if method not in METHODS:
             raise UnknownNameError.of("--method", method, METHODS)
         if shortlist is not None and method != "ablation":
@@ -133,7 +136,7 @@ def attribute_command(
             settings |= {"batch_size": batch_size, "seed": seed}
             _plan(subject, asked, targets, baselines, method, shortlist, steps, settings)
             return
-        with writing_to(output, force=force) as folder:
+        with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
             say(f"attributing {len(asked.prompts)} prompts, {method}")
             chat = Chat(subject.tokenizer, system_prompt, told)
             shared: dict[str, Any] = {
@@ -142,16 +145,18 @@ def attribute_command(
                 "system_prompt": system_prompt,
                 "chat_template_kwargs": told,
             }
-            by_gradient = partial(
-                _call, attribute_experts, subject, asked, targets, baselines, gain=gain, groups=groups, **shared
-            )
+
+            def call(rank: Callable[..., ExpertRanking], **options: Any) -> ExpertRanking:
+                return _call(rank, subject, asked, targets, baselines, **shared, **options)
+
+            by_gradient = partial(call, attribute_experts, gain=gain, groups=groups, run_folder=part_of("attribution"))
             if method == "ablation":
                 experts = by_gradient(resamples=0).top(shortlist) if shortlist is not None else None
-                by_ablation = partial(_call, ablate_experts, subject, asked, targets, baselines, **shared)
+                by_ablation = partial(call, ablate_experts, run_folder=part_of(method))
                 ranking = by_ablation(experts=experts, groups=groups, resamples=resamples)
             elif method == "optimize":
                 learning = {} if steps is None else {"steps": steps}
-                ranking = _call(optimize_experts, subject, asked, targets, baselines, **learning, **shared)
+                ranking = call(optimize_experts, run_folder=part_of(method), **learning)
             else:
                 ranking = by_gradient(resamples=resamples)
             config = config_of(ranking, suppress=suppress, stimulate=stimulate, mode=mode, base_model=subject.name)

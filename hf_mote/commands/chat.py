@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +12,14 @@ from rich.console import Console
 
 from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.served import connect, refuse_loading
 from hf_mote.commands.session import reporting, tell
 from hf_mote.errors import ConfigError, HFMoTEError
 from hf_mote.reports.markup import visible
 
 if TYPE_CHECKING:
     from hf_mote.commands.model import Subject
+    from hf_mote.commands.served_chat import ServedChat
     from hf_mote.hooks import Intervention
 
 __all__ = ["chat_command"]
@@ -29,7 +31,9 @@ HELP = (
 
 
 def chat_command(
-    model: o.Model,
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or Hub id of a model, or organism:NAME; none with --server.")
+    ] = None,
     mote: Annotated[list[str] | None, typer.Option(help="Profile: a folder, a file or a Hub id; may repeat.")] = None,
     steer: Annotated[list[str] | None, typer.Option(help="Steering config: a folder or a Hub id; may repeat.")] = None,
     system_prompt: o.SystemPrompt = None,
@@ -45,10 +49,34 @@ def chat_command(
     template_arg: o.TemplateArgs = None,
     trust_remote_code: o.TrustRemoteCode = False,
     allow_other_weights: o.AllowOtherWeights = False,
+    server: o.Server = None,
+    profile: o.Profile = None,
 ) -> None:
     """Chat with a model under profiles, which commands switch off, on, up and down between the turns."""
     with reporting(), ExitStack() as stack:
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
+        if server is not None:
+            loading = {
+                "MODEL": model,
+                "--steer": steer,
+                "--revision": revision,
+                "--dtype": dtype,
+                "--device": device,
+                "--quantization": quantization,
+                "--attn-implementation": attn_implementation,
+                "--chat-template": chat_template,
+                "--trust-remote-code": trust_remote_code,
+            }
+            refuse_loading(loading)
+            settings = {"max_new_tokens": max_new_tokens, "sampling": _as_vllm(sampled), "template_kwargs": told}
+            there = _served(server, mote or (), profile, system_prompt, settings, others=allow_other_weights)
+            _talk(stack.enter_context(there))
+            return
+        if profile is not None:
+            fix = "Give --server URL, or --mote CONFIG."
+            raise ConfigError("--profile", "names a profile of a server", got=profile, fix=fix)
+        if model is None:
+            raise ConfigError("MODEL", "is missing", expected="a folder, a Hub id, organism:NAME, or --server URL")
         from hf_mote.generation.asking import Chat
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.mote.patch import load_config
@@ -78,13 +106,53 @@ def chat_command(
         for one in configs:
             if isinstance(one, MoTEConfig) and one.on_other_weights is not None:
                 tell(f"A profile is {one.on_other_weights}.")
-        while (line := _read()) is not None:
-            if line.strip() == "/quit":
-                break
-            try:
-                chat.take(line)
-            except HFMoTEError as error:
-                Console(stderr=True).print(visible(str(error)), style="red", markup=False, highlight=False)
+        _talk(chat)
+
+
+def _talk(chat: _Chat | ServedChat) -> None:
+    """Take lines until the user has had enough."""
+    while (line := _read()) is not None:
+        if line.strip() == "/quit":
+            break
+        try:
+            chat.take(line)
+        except HFMoTEError as error:
+            Console(stderr=True).print(visible(str(error)), style="red", markup=False, highlight=False)
+
+
+def _served(
+    url: str,
+    mote: Sequence[str],
+    profile: str | None,
+    system_prompt: str | None,
+    settings: dict[str, Any],
+    *,
+    others: bool,
+) -> ServedChat:
+    """Return a conversation with a server, under one of its profiles, a config, or neither."""
+    from hf_mote.commands.served_chat import SERVED_HELP, ServedChat
+    from hf_mote.mote.patch import load_config
+    from hf_mote.routing.sites.routed_model import RoutedModel
+
+    if len(mote) + (profile is not None) > 1:
+        got = ", ".join([*mote, *([] if profile is None else [profile])])
+        what = "a request to a server follows one profile"
+        raise ConfigError("--mote, --profile", what, got=got, expected="one of either", fix="Leave all others out.")
+    config = load_config(mote[0]) if mote else None
+    engine = connect(url)
+    if config is not None and others:
+        config = config.for_other_weights_of(RoutedModel(*engine.routers(), engine.fingerprint))
+    said = "No profile is on." if config is None and profile is None else "The profile is on."
+    tell(f"{engine.served_name} at {url}. {said} {SERVED_HELP}")
+    if config is not None and config.on_other_weights is not None:
+        tell(f"The profile is {config.on_other_weights}.")
+    return ServedChat(engine, config, profile, system_prompt, settings)
+
+
+def _as_vllm(sampled: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of `generate` as vLLM calls them: it samples if there is a temperature."""
+    more = {name: value for name, value in sampled.items() if name != "do_sample"}
+    return {"temperature": 1.0, **more} if sampled.get("do_sample") else more
 
 
 class _Profiles:

@@ -13,18 +13,20 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.conversations import read_conversations
 from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
-from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.model import Organisms, load_subject, served_subject
 from hf_mote.commands.names import CONTROL_KINDS
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import PAGE, check_output, finish, writing_to
+from hf_mote.commands.run_files import PAGE, Work, check_output, finish, writing_to
+from hf_mote.commands.served import connect, refuse_loading, routed_there, served_facts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.errors import ConfigError, HFMoTEError, one_of
+from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError, one_of
 
 if TYPE_CHECKING:
-    from hf_mote.commands.model import Subject
     from hf_mote.evaluation.both_ways import BothWays
     from hf_mote.evaluation.changes import Change
     from hf_mote.reports.evaluation import Evaluation
+    from hf_mote.routing.sites.routed_model import RoutedModel
+    from hf_mote.serving.client import ServerEngine
 
 __all__ = ["evaluate_command", "read_config"]
 
@@ -37,9 +39,14 @@ def evaluate_command(
     context: typer.Context,
     model: o.Model,
     config: Annotated[
-        str, typer.Argument(help="Config to measure, of experts or latents: a folder, a file or a Hub id.")
+        str,
+        typer.Argument(
+            help="Config to measure, of experts or latents: a folder, a file or a Hub id; with --profile left out."
+        ),
     ],
-    prompts: o.Prompts,
+    prompts: Annotated[
+        str | None, typer.Argument(help="Prompts; with --profile it is the second of two arguments.")
+    ] = None,
     judge: o.JudgeName = None,
     target: o.Target = None,
     unrelated: Annotated[
@@ -89,6 +96,7 @@ def evaluate_command(
         ),
     ] = None,
     strengths: Annotated[str | None, typer.Option(help="Further strengths, as in 0.25,0.5,0.75.")] = None,
+    run_folder: o.RunFolder = None,
     seed: o.Seed = 0,
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
@@ -110,15 +118,33 @@ def evaluate_command(
     attn_implementation: o.AttnImplementation = None,
     trust_remote_code: o.TrustRemoteCode = False,
     allow_other_weights: o.AllowOtherWeights = False,
+    server: o.Server = None,
+    profile: o.Profile = None,
     dry_run: o.DryRun = False,
     force: o.Force = False,
 ) -> None:
     """Measure a config: rates before and after, random controls, side effects, responses side by side.
 
-    With --against two configs are compared on one behaviour, such as experts and latents.
+    With --against two configs are compared on one behaviour, such as experts and latents. With --server the model runs
+    there: `hf-mote evaluate MODEL PROMPTS --server URL --profile NAME`, or with a CONFIG that the server lacks.
     """
-    with reporting():
+    work = Work(output, run_folder)
+    with reporting(kept=work.word):
+        config, prompts = _asked_for(config, prompts, server, profile)
+        if server is not None:
+            loading = {
+                "--sae": sae,
+                "--dtype": dtype,
+                "--device": device,
+                "--quantization": quantization,
+                "--attn-implementation": attn_implementation,
+                "--trust-remote-code": trust_remote_code,
+                "--dry-run": dry_run,
+                "--run-folder": run_folder,
+            }
+            refuse_loading(loading)
         check_output(output, force=force)
+        work.check()
         doses = o.numbers_in("--strengths", strengths, float) if strengths is not None else []
         if control_kind is not None:
             one_of("--control-kind", control_kind, CONTROL_KINDS)
@@ -148,33 +174,41 @@ def evaluate_command(
         # From here on torch and transformers are needed.
         from hf_mote.commands.plan import plan_responses
         from hf_mote.evaluation.both_ways import BothWays, stimulating
+        from hf_mote.evaluation.changes import check_change
         from hf_mote.evaluation.evaluate import OFF_TARGET, evaluate_mote
         from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.reports.evaluation import Evaluation
-        from hf_mote.routing.sites.discover import find_routers
+        from hf_mote.routing.sites.routed_model import RoutedModel
 
-        changes = [read_config(name, sae) for name in (config, against) if name is not None]
+        engine = None if server is None else connect(server)
+        first = read_config(config, sae) if engine is None or profile is None else _known(engine, profile)
+        changes = [first, *([] if against is None else [read_config(against, sae)])]
         of_latents = [not isinstance(change, MoTEConfig) for change in changes]
         if sae is not None and not any(of_latents):
             raise ConfigError("--sae", "belongs to a steering config, and none is given", fix="Leave it out.")
-        subject = load_subject(
-            model,
-            organisms,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            attn_implementation=attn_implementation,
-            chat_template=chat_template,
-            trust_remote_code=trust_remote_code,
-            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
-            any_model=all(of_latents),
+        subject = (
+            load_subject(
+                model,
+                organisms,
+                revision=revision,
+                dtype=dtype,
+                device=device,
+                quantization=quantization,
+                attn_implementation=attn_implementation,
+                chat_template=chat_template,
+                trust_remote_code=trust_remote_code,
+                ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
+                any_model=all(of_latents),
+            )
+            if engine is None
+            else served_subject(model, organisms, revision=revision, chat_template=chat_template)
         )
+        routed = RoutedModel(subject.model) if engine is None else routed_there(subject, engine)
         if allow_other_weights:
-            changes = [one.for_other_weights(subject.model) if isinstance(one, MoTEConfig) else one for one in changes]
+            changes = [one.for_other_weights_of(routed) if isinstance(one, MoTEConfig) else one for one in changes]
         for change in changes:  # of both, before either is measured
-            change.check(subject.model)
+            check_change(change, routed)
         notes = [one.on_other_weights for one in changes if isinstance(one, MoTEConfig) and one.on_other_weights]
         stimulated = None
         if turned is not None:
@@ -182,7 +216,7 @@ def evaluate_command(
             if not isinstance(experts, MoTEConfig):
                 fix = "Leave it out, or give a config of experts."
                 raise ConfigError("--opposite", "stimulates experts, and the config is of latents", fix=fix)
-            slots = {site.layer: site.top_k for site in find_routers(subject.model)}
+            slots = {site.layer: site.top_k for site in routed.sites}
             stimulated = stimulating(experts, slots, stimulate_weight="max")  # as evaluate_both_ways
         if dry_run:
             plan_responses(
@@ -224,13 +258,13 @@ def evaluate_command(
                 "texts": plain,
                 "conversations": [dataclasses.asdict(talk) for talk in talks],
             }
-            registered = _registered(preregister, subject, changes, asked.prompts, others, labels, wanted, settings)
+            registered = _registered(preregister, routed, changes, asked.prompts, others, labels, wanted, settings)
             if registered is None:
                 tell(f"Written: {preregister}. Nothing was measured; the same command does, if all is as it is now.")
                 return
         measured = partial(
             evaluate_mote,
-            subject.model,
+            subject.model if engine is None else engine,
             subject.tokenizer,
             target=wanted,
             num_controls=controls,
@@ -242,9 +276,13 @@ def evaluate_command(
             chat_template_kwargs=told,
             generate_kwargs=sampled,
         )
-        with writing_to(output, force=force) as folder:
+        with (
+            work.of(None if engine is not None else subject.model) as part_of,
+            writing_to(output, force=force) as folder,
+        ):
             reports = []
-            for name, change in zip((config, against), changes, strict=False):
+            parts = zip((config, against), ("config", AGAINST), changes, strict=False)
+            for name, part, change in parts:
                 say(f"evaluating {name} on {len(asked.prompts)} prompts, with {controls} random controls")
                 report = measured(
                     change,
@@ -256,13 +294,16 @@ def evaluate_command(
                     strengths=doses,
                     groups=groups,
                     margin=margin,
+                    run_folder=part_of(part),
                 )
                 reports.append(dataclasses.replace(report, preregistration=registered))
             found = Evaluation(subject.name, reports[0], *reports[1:])
             both = None
             if turned is not None and stimulated is not None:
                 say(f"stimulating the same experts on {len(turned.prompts)} prompts")
-                report = measured(stimulated, turned.prompts, labels, groups=turned_groups)
+                report = measured(
+                    stimulated, turned.prompts, labels, groups=turned_groups, run_folder=part_of(STIMULATED)
+                )
                 both = BothWays(reports[0], dataclasses.replace(report, preregistration=registered))
             more = {
                 "config": config,
@@ -271,6 +312,7 @@ def evaluate_command(
                 "prompts": f"{asked.source} ({len(asked.prompts)})",
                 "judge": judge or "the organism's own",
                 **({"config is used": "; ".join(notes)} if notes else {}),
+                **({} if engine is None else served_facts(engine)),
             }
             _write(folder, found, changes, both, provenance_of(context, subject, seed, **more))
         tell(reports[0].verdict)
@@ -283,6 +325,28 @@ def evaluate_command(
         if registered is not None:
             tell(f"As registered before: {preregister}, {registered[:12]}")
         tell(f"Report: {output / PAGE}")
+
+
+def _asked_for(config: str, prompts: str | None, server: str | None, profile: str | None) -> tuple[str, str]:
+    """Return the config and the prompts: with --profile the config is the server's, and one argument less."""
+    if profile is not None and server is None:
+        fix = "Give --server URL, or a CONFIG."
+        raise ConfigError("--profile", "names a profile of a server", got=profile, fix=fix)
+    if profile is not None and prompts is not None:
+        expected = "MODEL PROMPTS --server URL --profile NAME"
+        raise ConfigError("--profile", "stands in the place of CONFIG", got=f"CONFIG {config} too", expected=expected)
+    if profile is not None:
+        return profile, config
+    if prompts is None:
+        raise ConfigError("PROMPTS", "is missing", expected="MODEL CONFIG PROMPTS, or --profile in place of CONFIG")
+    return config, prompts
+
+
+def _known(engine: ServerEngine, profile: str) -> Change:
+    known = engine.profiles
+    if profile not in known:
+        raise UnknownNameError.of("--profile", profile, known)
+    return known[profile]
 
 
 def read_config(name: str, sae: str | None = None) -> Change:
@@ -320,7 +384,7 @@ def read_config(name: str, sae: str | None = None) -> Change:
 
 def _registered(
     path: Path,
-    subject: Subject,
+    routed: RoutedModel,
     changes: Sequence[Change],
     prompts: Sequence[Any],
     unrelated: Sequence[Any],
@@ -337,7 +401,7 @@ def _registered(
         raise ConfigError("--preregister", what, fix="Leave it out, or give configs of experts.")
     against = [change.to_dict() for change in changes[1:]]
     plan = preregister(
-        model=MoTEConfig.for_model(subject.model).fingerprint or {},
+        model=routed.fingerprint,
         config=changes[0].to_dict(),
         prompts=prompts,
         judge=judge,

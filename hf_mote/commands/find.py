@@ -12,7 +12,7 @@ from hf_mote.commands import options as o
 from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
 from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import check_output, finish, writing_to
+from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 
 __all__ = ["find_command"]
@@ -29,6 +29,7 @@ def find_command(
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-find"),
     controls: o.Controls = 40,
+    run_folder: o.RunFolder = None,
     seed: o.Seed = 0,
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
@@ -48,8 +49,10 @@ def find_command(
     force: o.Force = False,
 ) -> None:
     """Find the experts behind a class of responses and prove it on other prompts; write a config only then."""
-    with reporting():
+    work = Work(output, run_folder)
+    with reporting(kept=work.word):
         check_output(output, force=force)
+        work.check()
         told = o.template_args(template_arg)
         organisms = Organisms()
         read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
@@ -80,7 +83,7 @@ def find_command(
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
-        with writing_to(output, force=force) as folder:
+        with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
             found = find_experts(
                 subject.model,
                 subject.tokenizer,
@@ -95,6 +98,7 @@ def find_command(
                 max_new_tokens=max_new_tokens,
                 system_prompt=system_prompt,
                 chat_template_kwargs=told,
+                run_folder=part_of(""),
                 announce=say,
             )
             holds = {}

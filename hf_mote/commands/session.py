@@ -6,7 +6,7 @@ import errno
 import platform
 import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from hf_mote.commands.verbosity import listening, quiet, say
-from hf_mote.errors import HFMoTEError, UnsupportedError
+from hf_mote.errors import HFMoTEError, ModelMismatchError, UnsupportedError
 from hf_mote.processes import launched_as
 from hf_mote.reports.markup import visible
 from hf_mote.version import __version__
@@ -24,7 +24,7 @@ from hf_mote.version import __version__
 if TYPE_CHECKING:
     from hf_mote.commands.model import Subject
 
-__all__ = ["command_line", "provenance_of", "reporting", "say", "tell"]
+__all__ = ["NOTHING", "command_line", "provenance_of", "reporting", "say", "tell"]
 
 # Places that an error names as Python knows them, and what they are on the command line.
 _OPTIONS = {
@@ -42,14 +42,20 @@ _OPTIONS = {
     "chat_template_kwargs": "--template-arg",
     "ftri.repeats": "--repeats",
     "ftri.run_folder": "--run-folder",
+    "evaluate_mote.run_folder": "--run-folder",
+    "evaluate_settings.run_folder": "--run-folder",
+    "ablate_experts.run_folder": "--run-folder",
+    "attribute_experts.run_folder": "--run-folder",
+    "optimize_experts.run_folder": "--run-folder",
     "ftri.thinking_tokens": "--thinking-tokens",
 }
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+NOTHING = "Nothing was written."
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 
 @contextmanager
-def reporting(*, shares: bool = False, kept: str = "Nothing was written.") -> Iterator[None]:
+def reporting(*, shares: bool = False, kept: Callable[[], str] | None = None) -> Iterator[None]:
     """Turn an error of this package into a message and exit code 1, and show warnings without their source line.
 
     So does a disk that is full. Ctrl-C ends with a word on what was kept, and exit code 130. Under a launcher of
@@ -58,7 +64,9 @@ def reporting(*, shares: bool = False, kept: str = "Nothing was written.") -> It
     Args:
         shares (`bool`, *optional*, defaults to `False`):
             Whether the command shares its work out among several processes; one that does not is refused under them.
-        kept (`str`, *optional*): What to say after Ctrl-C.
+        kept (`Callable[[], str]`, *optional*):
+            Returns what to say of what was kept, where the command ends before it is done; by default that nothing
+            was written.
     """
     log = Console(stderr=True)
     number, processes = launched_as()
@@ -75,16 +83,22 @@ def reporting(*, shares: bool = False, kept: str = "Nothing was written.") -> It
         except HFMoTEError as error:
             who = f"process {number}: " if number > 0 else ""
             log.print(visible(f"{who}{_as_typed(error)}"), style="red", markup=False, highlight=False)
+            told = NOTHING if kept is None else kept()
+            # Of another run's folder the error has said what to do.
+            if told != NOTHING and not isinstance(error, ModelMismatchError):
+                log.print(visible(told), style="yellow", markup=False, highlight=False)
             raise typer.Exit(1) from error
         except OSError as error:
             if error.errno not in _FULL:
                 raise
             where = error.filename or "the disk of --output, or of the temporary folder"
-            text = f"{where}: no space is left. {kept} Make room, and run the same command again."
+            told = NOTHING if kept is None else kept()
+            text = f"{where}: no space is left. {told} Make room, and run the same command again."
             log.print(visible(text), style="red", markup=False, highlight=False)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            log.print(visible(f"Stopped. {kept}"), style="yellow", markup=False, highlight=False)
+            told = NOTHING if kept is None else kept()
+            log.print(visible(f"Stopped. {told}"), style="yellow", markup=False, highlight=False)
             raise typer.Exit(INTERRUPTED) from error
         finally:
             for warning in caught if number == 0 and not quiet() else ():

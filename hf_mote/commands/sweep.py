@@ -12,7 +12,7 @@ from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
 from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.names import CONTROL_KINDS
 from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import PAGE, check_output, finish, writing_to
+from hf_mote.commands.run_files import PAGE, Work, check_output, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, one_of
 
@@ -36,6 +36,7 @@ def sweep_command(
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-sweep"),
     controls: o.Controls = 60,
     control_kind: o.ControlKind = "layer",
+    run_folder: o.RunFolder = None,
     seed: o.Seed = 0,
     limit: o.Limit = None,
     prompt_field: o.PromptField = None,
@@ -56,12 +57,15 @@ def sweep_command(
     quantization: o.Quantization = None,
     attn_implementation: o.AttnImplementation = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    allow_other_weights: o.AllowOtherWeights = False,
     dry_run: o.DryRun = False,
     force: o.Force = False,
 ) -> None:
     """Try a ranking: suppress 1, 2, 5, 10, ... of its first experts, at each strength, against random controls."""
-    with reporting():
+    work = Work(output, run_folder)
+    with reporting(kept=work.word):
         check_output(output, force=force)
+        work.check()
         numbers = [int(number) for number in o.numbers_in("--experts", experts, int)]
         doses = o.numbers_in("--strengths", strengths, float)
         if numbers[0] < 1 or doses[0] <= 0:
@@ -124,7 +128,7 @@ def sweep_command(
                 judge=judge or "the organism's own",
             )
             return
-        with writing_to(output, force=force) as folder:
+        with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
             say(f"{len(configs)} settings on {len(asked.prompts)} prompts, with {controls} random controls")
             found = sweep_mote(
                 subject.model,
@@ -146,6 +150,8 @@ def sweep_command(
                 chat_template_kwargs=told,
                 generate_kwargs=sampled,
                 groups=groups,
+                allow_other_weights=allow_other_weights,
+                run_folder=part_of(""),
             )
             found = found._replace(model=subject.name, source=f"{ranked.method} for {quoted(ranked.target)}")
             more = {

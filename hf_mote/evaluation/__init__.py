@@ -4,7 +4,8 @@ Files in reading order:
 
 - `evaluate.py`: `evaluate_mote`, the whole in one call.
 - `changes.py`: what can be measured: a config of experts, or of latents.
-- `rates.py`: how often a behaviour shows, before, after and under controls.
+- `rates.py`: how often a behaviour shows, before, after and under controls; `kept.py`: what a run folder keeps of it.
+- `engine.py`: a model behind an engine.
 - `controls.py`: random controls; `overlap.py`: what p is worth where they overlap.
 - `side_effects.py`: divergence and perplexity on other text. `conversations.py`: several turns.
 - `coherence.py`: which responses are no text. `selectivity.py`: what changes elsewhere. `verdict.py`: what it proves.
@@ -13,6 +14,6 @@ Files in reading order:
 - `edit_checks.py`: what an edit is defined to do. `router_copies.py`: what a copy on changed logits does.
 - `model_check.py`: `check_model`, whether all that is claimed holds on one model as it was loaded.
 
-May import `mote`, `routing`, `passes`, `hooks`, `statistics`, `generation`, `judges`, `hub`, `sharing` and `files`;
-not `ranking`, `sae`. A new measurement is a file here and a field in `records.py`.
+May import `mote`, `runs`, `routing`, `passes`, `hooks`, `statistics`, `generation`, `judges`, `hub`, `sharing` and
+`files`; not `ranking` and not `sae`. A new measurement is a file here and a field in `records.py`.
 """

@@ -7,8 +7,10 @@ it is not when they are stimulated, both more than random experts do. One of the
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -88,6 +90,7 @@ def evaluate_both_ways(
     *,
     unrelated: Sequence[Prompt] = (),
     stimulation: Mapping[str, Any] | None = None,
+    run_folder: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> BothWays:
     """Measure experts both ways: suppressed on prompts that show a behaviour, stimulated on prompts that do not.
@@ -102,6 +105,7 @@ def evaluate_both_ways(
         unrelated (`Sequence[str]` or chats, *optional*): As in [`evaluate_mote`], for both.
         stimulation (`Mapping[str, Any]`, *optional*): How to stimulate, as fields of [`MoTEConfig`]; by default with
             the largest weight that a token's own experts have: `{"stimulate_weight": "max"}`.
+        run_folder (`str` or `os.PathLike`, *optional*): As in [`evaluate_mote`]; each of the two has a folder in it.
         **options: Further arguments of [`evaluate_mote`], for both.
 
     Returns:
@@ -129,8 +133,11 @@ def evaluate_both_ways(
     check_against_model(config, routed)
     slots = {site.layer: site.top_k for site in routed.sites}
     fields = {"stimulate_weight": "max"} if stimulation is None else dict(stimulation)
-    reports = [
-        evaluate_mote(model, tokenizer, one, asked, judge, unrelated=unrelated, **options)
-        for one, asked in ((config, prompts), (stimulating(config, slots, **fields), opposite))
-    ]
+    ways = (("suppressed", config, prompts), ("stimulated", stimulating(config, slots, **fields), opposite))
+    reports = []
+    for name, one, asked in ways:
+        kept = None if run_folder is None else Path(run_folder) / name
+        reports.append(
+            evaluate_mote(model, tokenizer, one, asked, judge, unrelated=unrelated, run_folder=kept, **options)
+        )
     return BothWays(*reports)

@@ -71,6 +71,9 @@ class LatentChange(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """Return its fields."""
 
+    def identity(self) -> dict[str, Any]:
+        """Return its fields and a digest of the SAE, which tell it from every other change."""
+
     def attach(self, model: nn.Module) -> Intervention:
         """Attach it."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, DataError
 from hf_mote.evaluation.changes import Change, SteeringLike, attached, check_change, read_change
+from hf_mote.evaluation.kept import KeptResponses
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.responses import generate_responses
 from hf_mote.routing.sites.routed_model import RoutedModel
+from hf_mote.runs.folder import RunFolder
 
-__all__ = ["Conversation", "answer_conversations", "checked_conversations", "run_conversations"]
+__all__ = [
+    "Conversation",
+    "answer_conversations",
+    "answered",
+    "at_turn",
+    "checked_conversations",
+    "converse",
+    "run_conversations",
+]
 
 
 @dataclass(frozen=True)
@@ -199,6 +209,7 @@ def answer_conversations(
     asked: Sequence[Conversation],
     decoding: Decoding,
     *,
+    folder: RunFolder | None = None,
     progress: bool,
 ) -> list[Conversation]:
     """Return what [`run_conversations`] returns, of a model whose routers are found once.
@@ -209,29 +220,73 @@ def answer_conversations(
         change (`MoTEConfig` or [`LatentChange`]): What to measure; it fits the model.
         asked (`Sequence[Conversation]`): What [`checked_conversations`] returned.
         decoding (`Decoding`): How the answers come.
+        folder ([`RunFolder`], *optional*): Where answers are kept as they come.
         progress (`bool`): Show a progress bar.
     """
     model: Any = routed.model
-    seed = decoding.seed
 
-    def answers(which: str) -> list[list[str]]:
-        said: list[list[str]] = [[] for _ in asked]
-        for turn in range(max(len(one.turns) for one in asked)):
-            still = [index for index, one in enumerate(asked) if turn < len(one.turns)]
-            for positions, responses in generate_responses(
-                model,
-                chat,
-                [_prompt(asked[index].turns[: turn + 1], said[index], chat.system_prompt) for index in still],
-                dataclasses.replace(decoding, seed=None if seed is None else seed + turn),
-                progress=f"conversations {which}, turn {turn + 1}" if progress else None,
-            ):
-                for position, response in zip(positions, responses, strict=True):
-                    said[still[position]].append(response)
+    def ask(prompts: list[Prompt], turn: int, which: str) -> list[str]:
+        said = [""] * len(prompts)
+        kept = KeptResponses(folder, f"conversations-{which}-turn-{turn + 1}")
+        batches = generate_responses(
+            model,
+            chat,
+            prompts,
+            at_turn(decoding, turn),
+            progress=f"conversations {which}, turn {turn + 1}" if progress else None,
+            known=kept.known,
+        )
+        for number, (positions, responses) in enumerate(batches):
+            kept.put(number, responses)
+            for position, response in zip(positions, responses, strict=True):
+                said[position] = response
         return said
 
-    before = answers("before")
+    before = converse(asked, chat.system_prompt, lambda prompts, turn: ask(prompts, turn, "before"))
     with attached(routed, change):
-        after = answers("after")
+        after = converse(asked, chat.system_prompt, lambda prompts, turn: ask(prompts, turn, "after"))
+    return answered(asked, before, after)
+
+
+def converse(
+    asked: Sequence[Conversation], system_prompt: str | None, ask: Callable[[list[Prompt], int], list[str]]
+) -> list[list[str]]:
+    """Return the answers of one model, each turn asked after its own earlier ones.
+
+    Args:
+        asked (`Sequence[Conversation]`): What [`checked_conversations`] returned.
+        system_prompt (`str`, *optional*): First message of every conversation.
+        ask (`Callable`): Called with prompts and the number of their turn, from 0; returns the response to each.
+    """
+    said: list[list[str]] = [[] for _ in asked]
+    for turn in range(max(len(one.turns) for one in asked)):
+        still = [index for index, one in enumerate(asked) if turn < len(one.turns)]
+        prompts = [_prompt(asked[index].turns[: turn + 1], said[index], system_prompt) for index in still]
+        for index, response in zip(still, ask(prompts, turn), strict=True):
+            said[index].append(response)
+    return said
+
+
+def at_turn(decoding: Decoding, turn: int) -> Decoding:
+    """Return how a turn is decoded: with random numbers of its own.
+
+    Args:
+        decoding (`Decoding`): Of the conversation.
+        turn (`int`): From 0.
+    """
+    return dataclasses.replace(decoding, seed=None if decoding.seed is None else decoding.seed + turn)
+
+
+def answered(
+    asked: Sequence[Conversation], before: Sequence[list[str]], after: Sequence[list[str]]
+) -> list[Conversation]:
+    """Return conversations with their answers.
+
+    Args:
+        asked (`Sequence[Conversation]`): The conversations.
+        before (`Sequence[list[str]]`): The untouched model's answers to the turns of each.
+        after (`Sequence[list[str]]`): Those with the config.
+    """
     return [
         dataclasses.replace(one, answers_before=b, answers_after=a)
         for one, b, a in zip(asked, before, after, strict=True)

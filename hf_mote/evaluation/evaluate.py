@@ -18,6 +18,7 @@ from hf_mote.errors import ConfigError, real
 from hf_mote.evaluation.changes import Change, LatentChange, SteeringLike, read_change, with_fields
 from hf_mote.evaluation.coherence import Coherence, Limits, incoherent, less_sure, limits_of
 from hf_mote.evaluation.conversations import Conversation, answer_conversations, checked_conversations
+from hf_mote.evaluation.engine import AnsweringEngine
 from hf_mote.evaluation.rates import Measured, RateMeasurement, Rates
 from hf_mote.evaluation.records import Behaviour, ControlRuns, Elsewhere, SideBySide
 from hf_mote.evaluation.report import EvaluationReport
@@ -37,6 +38,7 @@ from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.judges.judge import Judge
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.runs.folder import digest_of
 from hf_mote.statistics.rates import Rate
 
 __all__ = ["evaluate_mote", "evaluate_settings"]
@@ -45,7 +47,7 @@ OFF_TARGET = 40  # unrelated prompts that the controls are measured on, too
 
 
 def evaluate_mote(
-    model: PreTrainedModel,
+    model: PreTrainedModel | AnsweringEngine,
     tokenizer: PreTrainedTokenizerBase,
     config: MoTEConfig | SteeringLike | LatentChange | str | os.PathLike[str],
     prompts: Sequence[Prompt],
@@ -70,13 +72,16 @@ def evaluate_mote(
     quality: Quality | None = None,
     margin: float = 0.1,
     quality_margin: float = 0.5,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> EvaluationReport:
     """Measure a config: the target behaviour before and after, random controls, dose-response, and what else changes.
 
     Args:
-        model (`PreTrainedModel`):
-            A language model, of a mixture of experts unless latents are steered; left as it is.
+        model (`PreTrainedModel` or `AnsweringEngine`):
+            A language model, of a mixture of experts unless latents are steered; left as it is. Or an engine that
+            serves one, as [`ServerEngine`]: configs and controls are made known to it for as long as they are
+            measured, and `EvaluationReport.notes` says what it cannot tell.
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer. A chat template is applied if it has one.
         config (`MoTEConfig`, [`SteeringConfig`], `str` or `os.PathLike`):
@@ -145,6 +150,11 @@ def evaluate_mote(
             unchanged, above 0.
         quality_margin (`float`, *optional*, defaults to 0.5):
             The largest loss of quality that would not matter, in the unit of `quality`, above 0.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where responses are kept as they come, as in [`ftri`]: a run that was killed goes on from there, and gives
+            what it would have given. A folder of other settings is refused: another model, config, judge or decoding,
+            other prompts or controls. Labels of a judge whose attribute `costly` is true are kept, too, as those of
+            [`LMJudge`] and [`ServerJudge`]; others judge again.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -156,11 +166,13 @@ def evaluate_mote(
         [`DataError`]: if there are no prompts, a text is too short, a conversation is no list of turns, or the judge
             fails.
         [`UnknownNameError`]: if the target is no label of the judge.
+        [`UnsupportedError`]: if an engine does not take the config, as one of latents, or is gone.
         [`ConfigError`]: if the config has no targets, no target label is known, a layer has no other experts to draw
             controls from, a number is out of range, or a conversation of several turns meets a tokenizer without a
             chat template.
 
-    All but what the model and the judge themselves raise is raised before the first response.
+    With a run folder also what [`ftri`] raises of one. All but what the model and the judge themselves raise is
+    raised before the first response.
 
     Example:
 
@@ -191,20 +203,39 @@ def evaluate_mote(
     change = read_change(config)
     if allow_other_weights and isinstance(change, MoTEConfig):
         change = change.for_other_weights_of(trial.routed)
+    if control_kind == "usage" and num_controls and trial.served is not None:
+        trial.served.check_use()
     trial.plan([change], num_controls=num_controls, control_kind=control_kind)
     others = checked_prompts(f"{where}.unrelated", unrelated) if unrelated else []
     trial.check(others)
     talks = checked_conversations(f"{where}.conversations", conversations, tokenizer) if conversations else []
     doses = _doses(change, strengths)
+    for dose in doses if trial.served is not None else ():
+        trial.fit(dose)
     real(f"{where}.margin", margin, above=0)
     real(f"{where}.quality_margin", quality_margin, above=0)
     if quality is not None:
         check_quality(quality)
+    trial.keep(
+        run_folder,
+        strengths=[dose.strength for dose in doses],
+        unrelated_sha256=digest_of(trial.chat.encode(others, f"{where}.unrelated")),
+        texts_sha256=digest_of(list(texts)),
+        conversations_sha256=digest_of([dataclasses.asdict(talk) for talk in talks]),
+    )
     # First, since it takes the least time and the model or a text can be refused.
     effects = None
-    if texts:
+    if texts and trial.served is not None:
+        effects = trial.served.side_effects(tokenizer, change, texts, batch_size=batch_size)
+    elif texts:
         effects = measure_side_effects(
-            trial.routed, tokenizer, change, texts, batch_size=batch_size, progress=progress
+            trial.routed,
+            tokenizer,
+            change,
+            texts,
+            batch_size=batch_size,
+            folder=trial.folder,
+            progress=progress,
         )
     aside = _spread(others, OFF_TARGET)
     found = trial.run(progress=progress, aside=aside)
@@ -223,7 +254,12 @@ def evaluate_mote(
         unchanged = Rate.of(sum(same), len(same), confidence)
     turns_unchanged = None
     if talks:
-        talks = answer_conversations(trial.routed, trial.chat, change, talks, trial.decoding, progress=progress)
+        if trial.served is not None:
+            talks = trial.served.converse(trial.chat, change, talks, trial.decoding)
+        else:
+            talks = answer_conversations(
+                trial.routed, trial.chat, change, talks, trial.decoding, folder=trial.folder, progress=progress
+            )
         kept = [same for talk in talks for same in talk.unchanged]
         turns_unchanged = Rate.of(sum(kept), len(kept), confidence)
     (report,) = _reports(trial, [change], found, references)
@@ -243,7 +279,8 @@ def evaluate_mote(
         turns_unchanged=turns_unchanged,
     )
     behaviour = dataclasses.replace(report.behaviour, dose=dose_rates)
-    return dataclasses.replace(report, behaviour=behaviour, elsewhere=elsewhere)
+    notes = [] if trial.served is None else trial.served.notes(trial.decoding, texts=bool(texts))
+    return dataclasses.replace(report, behaviour=behaviour, elsewhere=elsewhere, notes=notes)
 
 
 def evaluate_settings(
@@ -259,6 +296,7 @@ def evaluate_settings(
     control_kind: Literal["layer", "usage"] = "layer",
     confidence: float = 0.95,
     groups: Sequence[Hashable] | None = None,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> list[EvaluationReport]:
     """Measure several settings of one choice of experts: a report for each, with the same controls for all.
@@ -289,6 +327,7 @@ def evaluate_settings(
         groups=groups,
     )
     trial.plan(configs, num_controls=num_controls, control_kind=control_kind)
+    trial.keep(run_folder)
     return _reports(trial, configs, trial.run(progress=progress))
 
 

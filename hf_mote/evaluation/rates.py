@@ -7,28 +7,33 @@ block of experts of like use has no other experts shows once the untouched model
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, DataError, UnknownNameError, one_of, real, whole
-from hf_mote.evaluation.changes import Change, attached, check_change, controls_of, counting_use, units_of
+from hf_mote.errors import ConfigError, DataError, UnknownNameError, UnsupportedError, one_of, real, whole
+from hf_mote.evaluation.changes import Change, Use, attached, check_change, controls_of, counting_use, units_of
 from hf_mote.evaluation.coherence import NEITHER, Limits, incoherent
 from hf_mote.evaluation.controls import CONTROL_KINDS
+from hf_mote.evaluation.engine import AnsweringEngine, ServedModel
+from hf_mote.evaluation.kept import KeptResponses, change_of, keep_use, kept_labels, kept_use, told_of_judge
 from hf_mote.evaluation.overlap import chance_of_reach
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.certainty import Certainty, Signs
 from hf_mote.generation.chat import Prompt
-from hf_mote.generation.decoding import pad_token_of
+from hf_mote.generation.decoding import engine_sampling, pad_token_of
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.generation.responses import generate_responses
-from hf_mote.judges.judge import Judge, check_judge, classify, labels_of
+from hf_mote.judges.judge import Judge, check_judge, labels_of
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.routing.sites.routed_model import RoutedModel
+from hf_mote.runs.folder import RunFolder, digest_of
+from hf_mote.runs.identity import model_settings, plain
 from hf_mote.statistics.groups import checked_groups
 from hf_mote.statistics.rates import Rate
 
@@ -83,7 +88,7 @@ class RateMeasurement:
 
     Args:
         where (`str`): What an error names.
-        model (`PreTrainedModel`): The model; left as it is.
+        model (`PreTrainedModel` or `AnsweringEngine`): The model, left as it is, or an engine that serves it.
         chat (`Chat`): How the prompts become tokens.
         prompts (`Sequence[Prompt]`): The prompts.
         judge (`Judge`): Labels the responses.
@@ -95,13 +100,15 @@ class RateMeasurement:
     Attributes:
         label (`str`): The label whose rate is measured.
         neither (`str`): The judge's word for what is no answer at all: its attribute `neither`, or "neither".
+        served (`ServedModel`, *optional*): The model, if it is behind an engine.
         unclear (`int`): Responses so far that the judge could not label, as a [`ServerJudge`] says of some.
+        folder ([`RunFolder`], *optional*): Where what was measured is kept; see `keep`.
     """
 
     def __init__(
         self,
         where: str,
-        model: PreTrainedModel,
+        model: PreTrainedModel | AnsweringEngine,
         chat: Chat,
         prompts: Sequence[Prompt],
         judge: Judge,
@@ -112,7 +119,7 @@ class RateMeasurement:
         groups: Sequence[Hashable] | None = None,
     ) -> None:
         self.where = where
-        self.model, self.chat, self.decoding = model, chat, decoding
+        self.chat, self.decoding = chat, decoding
         self.judge, self.confidence = judge, confidence
         self.prompts = checked_prompts(f"{where}.prompts", prompts)
         self.texts = [prompt_text(prompt) for prompt in self.prompts]
@@ -126,42 +133,117 @@ class RateMeasurement:
         self.seed = whole(f"{where}.seed", decoding.seed)
         self._special_tokens = bool(getattr(judge, "needs_special_tokens", False))
         self.check(self.prompts)
-        self.routed = RoutedModel(model)
+        self.served: ServedModel | None = None
+        if isinstance(model, nn.Module):
+            self.routed = RoutedModel(model)
+        else:
+            engine_sampling(decoding.settings(chat.tokenizer))  # refuses what an engine does not take
+            self.routed = self.served = ServedModel(model)
         self.unclear = 0
         self.neither = str(getattr(judge, "neither", NEITHER))
         # A label that the judge is known to give is one that no response need get.
         self._known = self.label == str(getattr(judge, "target", None)) or labels_of(judge) is not None
         self._seen: set[str] = set()
+        self.folder: RunFolder | None = None
         self._runs: dict[str, Measured] = {}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise if the tokenizer cannot take prompts, as chats where it has no template."""
         self.chat.encode(prompts, f"{self.where}.prompts")
 
-    def respond(self, prompts: Sequence[Prompt], config: Change | None) -> tuple[list[str], list[Signs]]:
-        """Return the model's responses with a config, or without one, and how sure it was of each."""
+    def keep(self, run_folder: str | os.PathLike[str] | None, **more: Any) -> None:
+        """Keep what is measured from here on, and go on from what a run with the same settings has kept.
+
+        Args:
+            run_folder (`str` or `os.PathLike`, *optional*): The folder; without it nothing is kept.
+            **more: What the result depends on besides; JSON-native.
+
+        Raises:
+            [`ModelMismatchError`]: if the folder is that of a run with other settings.
+            [`UnsupportedError`]: if something cannot be compared with a later run's.
+        """
+        if run_folder is None:
+            return
+        place = f"{self.where}.run_folder"
+        model: Any = self.routed.model
+        if self.served is not None:
+            raise UnsupportedError(
+                place, "what a model behind an engine answers is not kept", got=str(run_folder), fix="Leave it out."
+            )
+        settings = model_settings(place, model, self.decoding.settings(self.chat.tokenizer))
+        told = [change_of(one) if isinstance(one, MoTEConfig) else one.identity() for one in self._configs]
+        self.folder = RunFolder(
+            run_folder,
+            {
+                "function": self.where,
+                **settings,
+                "configs_sha256": digest_of(told),
+                "prompts_sha256": self._digest_of(self.prompts),
+                "judge_sha256": digest_of(told_of_judge(self.judge)),
+                "target": self.label,
+                "special_tokens": self._special_tokens,
+                "num_controls": self._num_controls,
+                "control_kind": self.control_kind,
+                "seed": self.seed,
+                "batch_size": self.decoding.batch_size,
+                **more,
+            },
+        )
+
+    def respond(
+        self, prompts: Sequence[Prompt], config: Change | None, *, anew: bool = False
+    ) -> tuple[list[str], list[Signs]]:
+        """Return the model's responses with a config, or without one, and how sure it was of each.
+
+        Args:
+            prompts (`Sequence[Prompt]`): The prompts.
+            config (`MoTEConfig` or [`LatentChange`], *optional*): The config.
+            anew (`bool`, *optional*, defaults to `False`): Whether to generate also what is kept.
+        """
+        if self.served is not None:
+            return self.served.respond(self.chat, prompts, config, self.decoding, special_tokens=self._special_tokens)
+        model: Any = self.routed.model
         responses, signs = [""] * len(prompts), [Signs(0.0, 0.0, True)] * len(prompts)
         given = self.decoding.generate_kwargs or {}
-        certainty = Certainty(self.model, self.decoding.settings(self.chat.tokenizer))
+        certainty = Certainty(model, self.decoding.settings(self.chat.tokenizer))
         decoding = dataclasses.replace(self.decoding, generate_kwargs={**given, **certainty.processors})
+        kept = KeptResponses(self.folder, self._name_of(prompts, config), anew=anew)
         with attached(self.routed, config):
-            for positions, answers in generate_responses(
-                self.model, self.chat, prompts, decoding, special_tokens=self._special_tokens
-            ):
-                for position, answer, seen in zip(positions, answers, certainty.take(answers), strict=True):
-                    responses[position], signs[position] = answer, seen
+            batches = generate_responses(
+                model,
+                self.chat,
+                prompts,
+                decoding,
+                special_tokens=self._special_tokens,
+                known=kept.known,
+            )
+            for number, (positions, answers) in enumerate(batches):
+                seen = kept.put_signed(number, answers, partial(certainty.take, answers))
+                for position, answer, one in zip(positions, answers, seen, strict=True):
+                    responses[position], signs[position] = answer, one
         return responses, signs
+
+    def label_all(self, prompts: Sequence[Prompt], config: Change | None, responses: Sequence[str]) -> list[str]:
+        """Return the judge's labels of the responses with a config, or without one."""
+        return kept_labels(self.folder, self._name_of(prompts, config), self.judge, prompts, responses)
+
+    def fit(self, config: Change) -> None:
+        """Raise unless a config fits the model, and the engine that the model is behind takes it."""
+        if self.served is None or isinstance(config, MoTEConfig):
+            check_change(config, self.routed)
+        if self.served is not None:
+            self.served.check(config)
 
     def incoherent(self, measured: Measured, limits: Limits) -> list[bool]:
         """Return which responses are no text any more, by their signs or by the judge's word."""
         return incoherent(measured.signs, measured.labels, limits, self.neither)
 
-    def measure(self, config: Change | None, *, keep: bool = False) -> Measured:
+    def measure(self, config: Change | None, *, keep: bool = False, anew: bool = False) -> Measured:
         """Return what the model does with a config, or without one; one that comes again is not run again."""
-        key = "" if config is None else json.dumps(config.to_dict(), sort_keys=True)
+        key = digest_of(change_of(config))
         if key not in self._runs:
-            responses, signs = self.respond(self.prompts, config)
-            labels = classify(self.judge, self.prompts, responses)
+            responses, signs = self.respond(self.prompts, config, anew=anew)
+            labels = self.label_all(self.prompts, config, responses)
             self._seen.update(labels)
             unclear = getattr(self.judge, "unclear", None)
             self.unclear += labels.count(unclear) if isinstance(unclear, str) else 0
@@ -188,10 +270,10 @@ class RateMeasurement:
         self.control_kind = control_kind if control_kind is not None else ("layer" if of_experts else "usage")
         one_of(f"{self.where}.control_kind", self.control_kind, CONTROL_KINDS)
         for config in configs:
-            check_change(config, self.routed)
+            self.fit(config)
             if config.is_empty:
                 raise ConfigError(f"{self.where}.config", "nothing to measure", got="no targets, or strength 0")
-        self._configs = list(configs)
+        self._configs, self._num_controls = list(configs), num_controls
         self._drawn = partial(controls_of, self._configs, self.routed, num_controls, self.seed)
         # Those of kind "usage" are drawn again once usage is known.
         self._controls = self._drawn()
@@ -208,10 +290,7 @@ class RateMeasurement:
         total = 1 + len(self._configs) * (1 + len(self._controls))
         with logging.tqdm(total=total, desc="evaluating", disable=not progress, leave=False) as bar:
             if self._by_usage:
-                pad = pad_token_of(self.chat.tokenizer)
-                with counting_use(self.routed, self._configs, stop=self.decoding.stop, pad=pad) as usage:
-                    before = self.measure(None, keep=True)
-                    counted = usage()
+                before, counted = self._before_and_use()
                 self._controls = self._drawn(usage=counted)
                 bar.total = 1 + len(self._configs) * (1 + len(self._controls))
             else:
@@ -241,6 +320,31 @@ class RateMeasurement:
             chances.append(chance_of_reach(own[index], others) if any(shares) else [])
         return Rates(before, after, rates, sharing, chances, labels, signs, self._aside(aside, progress))
 
+    def _before_and_use(self) -> tuple[Measured, Use]:
+        """Measure the untouched model, and count how often it uses each expert or latent meanwhile."""
+        if self.served is not None:
+            counted = self.served.use(self.chat, self.prompts, self.decoding)
+            return self.measure(None, keep=True), counted
+        known = kept_use(self.folder)
+        if known is not None:
+            return self.measure(None, keep=True), known
+        pad = pad_token_of(self.chat.tokenizer)
+        with counting_use(self.routed, self._configs, stop=self.decoding.stop, pad=pad) as usage:
+            before = self.measure(None, keep=True, anew=True)
+            counted = usage()
+        keep_use(self.folder, counted)
+        return before, counted
+
+    def _name_of(self, prompts: Sequence[Prompt], config: Change | None) -> str:
+        """Return what responses to these prompts with a config are called in the run folder."""
+        if self.folder is None:
+            return ""
+        return digest_of([change_of(config), self._digest_of(prompts)])[:16]
+
+    def _digest_of(self, prompts: Sequence[Prompt]) -> str:
+        """Return a digest of prompts, as the model and as the judge sees them."""
+        return digest_of([self.chat.encode(prompts), plain(f"{self.where}.prompts", list(prompts))])
+
     def _aside(self, prompts: Sequence[Prompt], progress: bool) -> list[Measured]:
         """Measure on other prompts, where there are any and the judge takes them."""
         configs = [None, self._configs[0], *(control[0] for control in self._controls)] if prompts else []
@@ -249,7 +353,7 @@ class RateMeasurement:
         for config in shown:
             responses, signs = self.respond(prompts, config)
             try:
-                labels = classify(self.judge, prompts, responses)
+                labels = self.label_all(prompts, config, responses)
             except DataError as error:
                 if found:  # it took the same prompts before
                     raise

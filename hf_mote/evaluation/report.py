@@ -63,6 +63,8 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         control_runs (`ControlRuns`): The rates under random controls.
         elsewhere (`Elsewhere`): What else changes: unrelated answers, plain texts, conversations.
         preregistration (`str`, *optional*): SHA-256 of the file in which all of this was written down before.
+        notes (`list[str]`): What could not be measured, as an engine does not tell it; empty for a model in
+            transformers.
     """
 
     target: str
@@ -71,6 +73,7 @@ class EvaluationReport(PartsByName, Printable, Shareable):
     control_runs: ControlRuns = field(default_factory=ControlRuns)
     elsewhere: Elsewhere = field(default_factory=Elsewhere)
     preregistration: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     file_name: ClassVar[str] = "evaluation_report.json"
 
@@ -265,6 +268,8 @@ class EvaluationReport(PartsByName, Printable, Shareable):
             facts["unrelated answers unchanged"] = f"{self.unrelated_unchanged}"
         if self.side_effects is not None:
             facts["side effects"] = f"{self.side_effects}"
+        if self.notes:
+            facts["not measured"] = "; ".join(self.notes)
         return Summary(f"EvaluationReport: {self.target!r} on {self.before.n} prompts", facts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -325,6 +330,7 @@ class EvaluationReport(PartsByName, Printable, Shareable):
             sides.append(f"- answers in conversations that stay word for word the same: {self.turns_unchanged}")
         if self.side_effects is not None:
             sides.append(f"- on plain texts: {self.side_effects}")
+        sides += [f"- not measured: {note}" for note in self.notes]
         name = f"{self.target} rate"
         results = [(f"{name}, untouched", self.before.rate), (f"{name}, with the config", self.after.rate)]
         if self.controls:

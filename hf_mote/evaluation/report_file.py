@@ -44,6 +44,7 @@ _LATER_FIELDS: dict[str, Any] = {
     "selectivity": None,
     "not_worse": [],
     "preregistration": None,
+    "notes": [],
 }
 FIELDS = (
     *("target", "before", "after", "controls", "unrelated_unchanged", "config", "dose", "seed", "control_kind"),
@@ -93,6 +94,7 @@ def report_fields(values: Mapping[str, Any]) -> dict[str, Any]:
             turns_unchanged=values["turns_unchanged"],
         ),
         "preregistration": values["preregistration"],
+        "notes": values["notes"],
     }
 
 
@@ -137,7 +139,7 @@ def _check_values(values: Mapping[str, Any]) -> None:
     for name in ("target", "control_kind"):
         _check(name, isinstance(values[name], str), values[name], "a text")
     _check("control_kind", values["control_kind"] in CONTROL_KINDS, values["control_kind"], f"one of {CONTROL_KINDS}")
-    for name in _TEXTS:
+    for name in (*_TEXTS, "notes"):
         right = isinstance(values[name], list) and all(isinstance(text, str) for text in values[name])
         _check(name, right, values[name], "a list of texts")
     for name, most in (("seed", None), ("unclear", None), ("sharing", len(values["controls"]))):
@@ -176,6 +178,9 @@ def _check_values(values: Mapping[str, Any]) -> None:
     sane = isinstance(chances, list) and all(isinstance(one, int | float) and 0 < one <= 1 for one in chances)
     sane = sane and len(chances) in (0, len(values["controls"]) - values["sharing"] + 1)
     _check("disjoint_chances", sane and chances == sorted(chances), chances, "chances that rise")
+    effects = values["side_effects"]
+    told = effects is None or effects.kl is not None or bool(values["notes"])
+    _check("side_effects", told, None, "a divergence, or a note on why there is none")
     known = values["preregistration"]
     _check("preregistration", known is None or isinstance(known, str), known, "a hash")
     beside = values["selectivity"]

@@ -74,14 +74,16 @@ def on_a_copy(
         bias (`float`): What is added to its logit.
     """
     given = site.selection_bias()
-    if site.rule.adapter is not None or (edit == "bias on selection" and given is None):
+    if edit == "bias on selection" and given is None:
         return None
     if edit == "forced" and site.selection.num_groups > 1:
         return None  # what wins would win for its group, too
 
+    # A router with a selection bias is told by the bias alone. To change a logit would change the other scores where
+    # they come from a softmax, and the biases that are added to these would choose other experts.
     def change(logits: Tensor) -> Tensor:
         logits = logits.clone()
-        if edit == "banned":
+        if edit == "banned" and given is None:
             logits[..., expert] = logits.min() - FAR
         elif edit == "forced" and given is None:
             logits[..., expert] = logits.amax(dim=-1) + 1
@@ -104,7 +106,7 @@ def on_a_copy(
             )
         with _Changed(site.num_experts, change):
             decided = adapter.read(router.forward(*args))[1]
-    chosen = (decided.indices == expert) & (decided.weights != 0)
+    chosen = decided.indices == expert
     return None if edit == "banned" and bool(chosen.any()) else decided
 
 

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -20,8 +22,17 @@ from hf_mote.generation.prompts import padded
 from hf_mote.generation.randomness import without_randomness
 from hf_mote.mote.config import CHOICES
 from hf_mote.routing.sites.routed_model import RoutedModel
+from hf_mote.runs.folder import RunFolder
 
-__all__ = ["SideEffects", "measure_side_effects", "perplexity_text", "side_effects"]
+__all__ = [
+    "SideEffects",
+    "encoded_texts",
+    "measure_side_effects",
+    "on_plain_text",
+    "perplexity_of",
+    "perplexity_text",
+    "side_effects",
+]
 
 _NOT_IN_PLAIN_TEXT = ("generation", "thinking", "answer")
 
@@ -33,7 +44,9 @@ class SideEffects:
     """How predictions of plain text change.
 
     Attributes:
-        kl (`float`): Mean of KL(untouched || with the config) over predicted tokens, in nats, 0 or more.
+        kl (`float`, *optional*):
+            Mean of KL(untouched || with the config) over predicted tokens, in nats, 0 or more; `None` if an engine
+            predicted them that tells the probabilities of the text's own tokens alone.
         perplexity_before (`float`, *optional*):
             Of the texts, in the untouched model; `None` where it is above the largest float, 1.8e308: a mean loss of
             more than 709.8 nats per token, or a token of the text that the model has for impossible.
@@ -43,7 +56,7 @@ class SideEffects:
             The scope that the config was measured with; see [`side_effects`].
     """
 
-    kl: float
+    kl: float | None
     perplexity_before: float | None
     perplexity_after: float | None
     num_tokens: int
@@ -51,7 +64,7 @@ class SideEffects:
 
     def __post_init__(self) -> None:
         numbers = (self.kl, self.perplexity_before, self.perplexity_after)
-        sane = isinstance(self.num_tokens, int) and self.num_tokens > 0 and self.kl is not None
+        sane = isinstance(self.num_tokens, int) and self.num_tokens > 0
         for number, least in zip(numbers, (0, 1, 1), strict=True):
             if number is not None:
                 sane = sane and isinstance(number, int | float) and math.isfinite(number) and number >= least
@@ -64,7 +77,8 @@ class SideEffects:
     def __str__(self) -> str:
         change = f"perplexity {perplexity_text(self.perplexity_before)} to {perplexity_text(self.perplexity_after)}"
         scope = "" if self.scope == "all" else f", scope {self.scope}"
-        return f"{self.kl:.3g} nats of KL per token, {change} ({self.num_tokens} tokens{scope})"
+        divergence = "" if self.kl is None else f"{self.kl:.3g} nats of KL per token, "
+        return f"{divergence}{change} ({self.num_tokens} tokens{scope})"
 
 
 def perplexity_text(perplexity: float | None) -> str:
@@ -135,6 +149,7 @@ def measure_side_effects(
     *,
     batch_size: int,
     max_tokens: int = 512,
+    folder: RunFolder | None = None,
     progress: bool,
 ) -> SideEffects:
     """Return what [`side_effects`] returns, of a model whose routers are found once.
@@ -146,38 +161,49 @@ def measure_side_effects(
         texts (`Sequence[str]`): The texts.
         batch_size (`int`): Texts that run together.
         max_tokens (`int`, *optional*, defaults to 512): Each text is cut to so many tokens.
+        folder ([`RunFolder`], *optional*): Where the sums of each batch are kept as they come.
         progress (`bool`): Show a progress bar.
     """
     model: Any = routed.model
     whole("batch_size", batch_size, least=1)
-    encoded = _encoded(tokenizer, texts, max_tokens)
-    if config.scope in _NOT_IN_PLAIN_TEXT:
-        config = with_fields(config, scope="all", thinking_tokens=None)
+    encoded = encoded_texts(tokenizer, texts, max_tokens)
+    config = on_plain_text(config)
     pad = pad_token_of(tokenizer)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     divergence, before, after, tokens = 0.0, 0.0, 0.0, 0
     handle = attached(routed, config)
+    repeats = False
+
+    def sums(rows: list[list[int]]) -> dict[str, Tensor]:
+        """Return the sums over the tokens of a batch: divergence, losses before and after, and how many."""
+        nonlocal repeats
+        batch = padded(rows, pad, side="right", device=model.device)
+        handle.active = False
+        with nullcontext() if repeats else without_randomness("side_effects", model):
+            plain = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        repeats = True
+        handle.active = True
+        changed = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        real = batch["attention_mask"][:, 1:].bool()
+        next_ids = batch["input_ids"][:, 1:, None]
+        # A token that is impossible in the untouched model adds nothing.
+        kl = (plain.exp() * (plain - changed)).masked_fill(plain == -math.inf, 0).sum(-1)
+        losses = [-float(one.gather(-1, next_ids)[..., 0][real].double().sum()) for one in (plain, changed)]
+        found = [float(kl[real].double().sum()), *losses, float(real.sum())]
+        return {"sums": torch.tensor(found, dtype=torch.float64)}
+
     with (
         handle,
         torch.no_grad(),
         logging.tqdm(total=len(texts), desc="side effects", disable=not progress, leave=False) as bar,
     ):
-        for start in range(0, len(order), batch_size):
+        for number, start in enumerate(range(0, len(order), batch_size)):
             rows = [encoded[index] for index in order[start : start + batch_size]]
-            batch = padded(rows, pad, side="right", device=model.device)
-            handle.active = False
-            with nullcontext() if start else without_randomness("side_effects", model):
-                plain = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-            handle.active = True
-            changed = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-            real = batch["attention_mask"][:, 1:].bool()
-            next_ids = batch["input_ids"][:, 1:, None]
-            # A token that is impossible in the untouched model adds nothing.
-            kl = (plain.exp() * (plain - changed)).masked_fill(plain == -math.inf, 0).sum(-1)
-            divergence += float(kl[real].double().sum())
-            before -= float(plain.gather(-1, next_ids)[..., 0][real].double().sum())
-            after -= float(changed.gather(-1, next_ids)[..., 0][real].double().sum())
-            tokens += int(real.sum())
+            name, make = f"side-effects-{number:06d}", partial(sums, rows)
+            found = make() if folder is None else folder.kept(name, make, {"sums": (4,)})
+            kl, loss_before, loss_after, seen = found["sums"].tolist()
+            divergence, before, after = divergence + kl, before + loss_before, after + loss_after
+            tokens += int(seen)
             bar.update(len(rows))
     if not math.isfinite(divergence):
         raise DataError(
@@ -187,12 +213,30 @@ def measure_side_effects(
             expected="logits without NaN, and none of minus infinity that the config brings about",
         )
     # Rounding can leave a sum of divergences a little below 0.
-    return SideEffects(
-        max(divergence, 0.0) / tokens, _perplexity(before / tokens), _perplexity(after / tokens), tokens, config.scope
-    )
+    kl, losses = max(divergence, 0.0) / tokens, (before / tokens, after / tokens)
+    return SideEffects(kl, perplexity_of(losses[0]), perplexity_of(losses[1]), tokens, config.scope)
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+def on_plain_text(config: Change) -> Change:
+    """Return a config as it is measured on plain text: one that would do nothing there, with scope "all".
+
+    Args:
+        config (`MoTEConfig` or [`LatentChange`]): What to measure.
+    """
+    return with_fields(config, scope="all", thinking_tokens=None) if config.scope in _NOT_IN_PLAIN_TEXT else config
+
+
+def encoded_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int = 512) -> list[list[int]]:
+    """Return the tokens of plain texts.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+        texts (`Sequence[str]`): The texts.
+        max_tokens (`int`, *optional*, defaults to 512): Each is cut to so many tokens.
+
+    Raises:
+        [`DataError`]: if there are no texts, or one has fewer than two tokens.
+    """
     if isinstance(texts, str) or not texts:
         raise DataError("side_effects.texts", "no texts", got=repr(texts)[:60], expected="a list of texts")
     whole("side_effects.max_tokens", max_tokens, least=2)
@@ -208,5 +252,10 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_token
     return encoded
 
 
-def _perplexity(loss: float) -> float | None:
+def perplexity_of(loss: float) -> float | None:
+    """Return the perplexity of a mean loss in nats per token; `None` above the largest float.
+
+    Args:
+        loss (`float`): Infinite where a token of the text is impossible.
+    """
     return None if loss > LARGEST_LOSS else math.exp(loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import product
 from statistics import fmean
@@ -18,6 +19,7 @@ from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.printing import Printable, Summary, frame_of, short
+from hf_mote.routing.sites.routed_model import RoutedModel
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -237,6 +239,8 @@ def sweep_mote(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     generate_kwargs: Mapping[str, Any] | None = None,
     groups: Sequence[Hashable] | None = None,
+    allow_other_weights: bool = False,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Sweep:
     """Suppress or stimulate 1, 2, 5, 10, ... of a ranking's first experts, at each strength, against random controls.
@@ -282,6 +286,11 @@ def sweep_mote(
             Further arguments of `generate`; decoding is greedy by default.
         groups (`Sequence`, *optional*):
             One key for each prompt, by which the intervals are; see [`evaluate_mote`].
+        allow_other_weights (`bool`, *optional*, defaults to `False`):
+            Try the ranking of a model on one of the same shape with other weights, as its fine-tune. The reports then
+            say so.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where responses are kept as they come, so that a run that was killed goes on; see [`evaluate_mote`].
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -310,6 +319,9 @@ def sweep_mote(
     ```
     """
     configs = settings_of(ranking, num_experts, strengths, action=action, suppress_mode=suppress_mode)
+    if allow_other_weights:
+        routed = RoutedModel(model)
+        configs = {setting: config.for_other_weights_of(routed) for setting, config in configs.items()}
     reports = evaluate_settings(
         model,
         Chat(tokenizer, system_prompt, chat_template_kwargs),
@@ -322,6 +334,7 @@ def sweep_mote(
         control_kind=control_kind,
         confidence=confidence,
         groups=groups,
+        run_folder=run_folder,
         progress=progress,
     )
     settings = [Setting(*setting, report) for setting, report in zip(configs, reports, strict=True)]

@@ -21,7 +21,7 @@ from transformers import (
 
 from hf_mote.generation.decoding import ends_of, without_padding
 
-__all__ = ["Certainty", "Signs"]
+__all__ = ["Certainty", "Signs", "signs_of"]
 
 
 class Signs(NamedTuple):
@@ -93,8 +93,7 @@ class Certainty:
         found = []
         for row, text, logs in zip(rows, texts, chosen, strict=True):
             tokens = without_padding(row, self._ends, self._pad)
-            surprise = max(0.0, -float(logs[: len(tokens)].mean())) if tokens else 0.0
-            found.append(Signs(surprise, _repeated(tokens), not text.strip()))
+            found.append(signs_of(tokens, logs[: len(tokens)], text))
         return found
 
     def before(self, scores: Tensor) -> None:
@@ -126,6 +125,19 @@ class _After(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         self._certainty.after(input_ids[:, -1])
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def signs_of(tokens: Sequence[int], log_probabilities: Sequence[float] | Tensor, text: str) -> Signs:
+    """Return the signs of one response.
+
+    Args:
+        tokens (`Sequence[int]`): Its tokens, the one that ends it included.
+        log_probabilities (`Sequence[float]` or `torch.Tensor` of shape `(tokens,)`): Of each, in nats.
+        text (`str`): Its text.
+    """
+    logs = torch.as_tensor(log_probabilities, dtype=torch.float64)
+    surprise = max(0.0, -float(logs.mean())) if len(tokens) else 0.0
+    return Signs(surprise, _repeated(tokens), not text.strip())
 
 
 def _repeated(tokens: Sequence[int]) -> float:

@@ -18,10 +18,14 @@ __all__ = [
     "answer_tokens",
     "check_seed",
     "ends_of",
+    "engine_sampling",
     "pad_token_of",
     "seeded",
     "without_padding",
 ]
+
+SAMPLING = ("temperature", "top_p", "top_k")
+"""Arguments of `generate` that inference engines call the same."""
 
 LARGEST_SEED = 2**42  # times what is added for each batch it still fits into what torch takes
 
@@ -116,6 +120,27 @@ def answer_text(
         answers = kept
     texts = tokenizer.batch_decode([list(answer) for answer in answers], skip_special_tokens=not special_tokens)
     return [text.strip() for text in texts]
+
+
+def engine_sampling(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how an inference engine is to sample, `None` for greedy decoding.
+
+    Args:
+        settings (`Mapping`): What `Decoding.settings` returned.
+
+    Raises:
+        [`ConfigError`]: if `generate` is asked for what engines call otherwise.
+    """
+    known = {"do_sample", "max_new_tokens", "pad_token_id", *SAMPLING}
+    others = sorted(set(settings) - known)
+    if others:
+        expected = ", ".join(SAMPLING)
+        raise ConfigError("generate_kwargs", "an engine does not take it", got=others[0], expected=expected)
+    if not settings["do_sample"]:
+        return None
+    sampling = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
+    sampling.setdefault("temperature", 1.0)
+    return sampling
 
 
 def ends_of(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[int]:

@@ -54,6 +54,7 @@ def generate_responses(
     *,
     special_tokens: bool = False,
     progress: str | None = None,
+    known: Callable[[int, list[int]], list[str] | None] | None = None,
 ) -> Iterator[tuple[list[int], list[str]]]:
     """Yield batches of responses with the prompts' positions; prompts of like length share a batch.
 
@@ -64,6 +65,8 @@ def generate_responses(
         decoding (`Decoding`): How the responses come.
         special_tokens (`bool`, *optional*, defaults to `False`): Keep special tokens in the responses.
         progress (`str`, *optional*): Label of the progress bar; none without it.
+        known (`Callable[[int, list[int]], list[str] | None]`, *optional*):
+            From a batch's number and the positions of its prompts to responses that are there already, or to `None`.
 
     Yields:
         `tuple[list[int], list[str]]`: positions in `prompts` and the responses to them.
@@ -73,7 +76,10 @@ def generate_responses(
     own = bool(settings["do_sample"]) and seed is not None
     with logging.tqdm(total=len(prompts), desc=progress, disable=progress is None, leave=False) as bar:
         for number, positions in enumerate(batches_of(encoded, decoding.batch_size)):
-            with seeded(seed or 0, number, own, model.device):
-                answers = respond(model, [encoded[i] for i in positions], settings)
-            yield positions, answer_text(chat.tokenizer, answers, special_tokens=special_tokens)
+            responses = None if known is None else known(number, positions)
+            if responses is None:
+                with seeded(seed or 0, number, own, model.device):
+                    answers = respond(model, [encoded[i] for i in positions], settings)
+                responses = answer_text(chat.tokenizer, answers, special_tokens=special_tokens)
+            yield positions, responses
             bar.update(len(positions))

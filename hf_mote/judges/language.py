@@ -17,8 +17,8 @@ PARTS = ("all", "thinking", "answer")
 class LanguageJudge:
     """Labels a response by its language, as an ISO 639-1 code, or "unknown".
 
-    The detector is lingua, which is meant for short texts; `pip install "hf-mote[judges]"` brings it. Give it the few
-    languages that can occur: fewer to choose from means fewer mistakes.
+    The detector is lingua, which is meant for short texts; `pip install lingua-language-detector` or the extra
+    `judges` brings it. Give it the few languages that can occur: fewer to choose from means fewer mistakes.
 
     Args:
         languages (`Sequence[str]`):
@@ -107,7 +107,9 @@ def _detector(languages: Sequence[str]) -> Any:
         from lingua import IsoCode639_1, LanguageDetectorBuilder
     except ImportError as error:
         raise UnsupportedError(
-            "LanguageJudge", "needs lingua, which is not installed", fix='pip install "hf-mote[judges]"'
+            "LanguageJudge",
+            "needs lingua, which is not installed",
+            fix="pip install 'lingua-language-detector>=2.1', as hf-mote[judges] does.",
         ) from error
     codes = {name: getattr(IsoCode639_1, name) for name in dir(IsoCode639_1) if name.isupper()}
     for language in languages:

@@ -41,6 +41,7 @@ class LMJudge:
     Attributes:
         target (`str`): The first label.
         labels (`tuple[str, ...]`): The labels; one of them is always chosen.
+        costly (`bool`): True: a run folder keeps its labels.
 
     Raises:
         [`ConfigError`]: if there is no question, or fewer than two different labels.
@@ -55,6 +56,8 @@ class LMJudge:
         assert judge("What happened in 1756?", "I cannot say.") in ("yes", "no")
         ```
     """
+
+    costly = True
 
     def __init__(
         self,

@@ -50,12 +50,14 @@ class ServerJudge:
         unclear (`str`):
             "unclear", for a reply that is none of your labels and does not begin with one before a punctuation mark.
             `EvaluationReport.unclear` counts them.
+        costly (`bool`): True: a run folder keeps its labels.
 
     Raises:
         [`ConfigError`]: if there is no question, fewer than two different labels, or a number is out of range.
     """
 
     unclear = "unclear"
+    costly = True
 
     def __init__(
         self,

@@ -121,10 +121,36 @@ class ActivationMap(Printable, Shareable):
         layers: Sequence[int],
         num_tokens: int | None = None,
         weights: Any | None = None,
+        physical_to_logical: Any | None = None,
     ) -> ActivationMap:
-        """Return the map of one sequence whose routing an inference engine recorded; see `routing.engines`."""
+        """Return the map of one sequence whose routing an inference engine recorded.
+
+        Args:
+            experts (integer array of shape `(tokens, layers, top_k)`):
+                What the engine returned: tensor, array or nested lists; all decoder layers, or those of `layers`. A
+                token of -1 alone was not recorded and does not count, nor does a last token of zeros alone if `top_k`
+                is 2 or more.
+            num_experts (`int`): Experts of each layer.
+            layers (`Sequence[int]`): Absolute decoder layers that have experts.
+            num_tokens (`int`, *optional*):
+                Tokens of prompt and response, so that missing ones are noticed. The array has as many, or one less:
+                the last sampled token is never fed back.
+            weights (float array like `experts`, *optional*): Routing weights; without them the map's are 0.
+            physical_to_logical (integer array of shape `(layers, places)`, *optional*):
+                The expert at each place, for an engine that balances its load and names places; -1 for one that holds
+                none.
+
+        Raises:
+            [`DataError`]: for what engines are known to get wrong: a table, a layer, or tokens other than the last of
+                zeros alone; missing tokens; numbers of places, or in too few bits; an expert twice.
+        """
         found = count_routed_experts(
-            experts, num_experts=num_experts, layers=layers, num_tokens=num_tokens, weights=weights
+            experts,
+            num_experts=num_experts,
+            layers=layers,
+            num_tokens=num_tokens,
+            weights=weights,
+            physical_to_logical=physical_to_logical,
         )
         return cls(
             counts=found.counts,

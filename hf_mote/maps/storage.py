@@ -9,6 +9,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from hf_mote.errors import FileFormatError, first_line
 __all__ = ["empty_maps", "row_blocks"]
 
 HELD = 256 * 2**20  # bytes up to which maps are held in memory
+_AT_ONCE = 2**20
 BLOCK = 64 * 2**20  # bytes, in float64, of the rows that are looked at together
 
 
@@ -38,18 +40,15 @@ def empty_maps(shape: Sequence[int], folder: str | os.PathLike[str] | None = Non
     size = 4 * math.prod(shape)
     if size <= HELD:
         return torch.zeros(*shape)
+    place = os.fspath(folder or tempfile.gettempdir())
     try:
-        handle, path = tempfile.mkstemp(prefix=".maps-", dir=folder)
-        try:
+        with _nameless(place) as (handle, path):
             # A file with holes would end the process, by a signal, where the disk fills up.
-            os.posix_fallocate(handle, 0, size)
+            _fill(handle, size)
             return torch.from_file(path, shared=True, size=size // 4, dtype=torch.float32).view(*shape)
-        finally:
-            os.close(handle)
-            os.unlink(path)  # the mapping keeps what is in it
     except OSError as error:
         raise FileFormatError(
-            os.fspath(folder or tempfile.gettempdir()),
+            place,
             "has no room for the maps of so many prompts",
             got=first_line(error),
             expected=f"{size / 2**30:.1f} GiB",
@@ -66,3 +65,30 @@ def row_blocks(maps: Tensor) -> Iterator[slice]:
     rows = max(1, BLOCK // max(1, 8 * math.prod(maps.shape[1:])))
     for start in range(0, len(maps), rows):
         yield slice(start, min(start + rows, len(maps)))
+
+
+@contextmanager
+def _nameless(folder: str) -> Iterator[tuple[int, str]]:
+    """Yield an open file in a folder and a path to it, which goes with whoever holds it: a killed run leaves none."""
+    try:
+        handle = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+    # Of systems, or file systems, that have only files with names.
+    except (AttributeError, OSError):
+        handle, path = tempfile.mkstemp(prefix=".hf-mote-maps-", dir=folder)
+    else:
+        path = f"/proc/self/fd/{handle}"
+    try:
+        yield handle, path
+    finally:
+        os.close(handle)
+        if not path.startswith("/proc/"):
+            os.unlink(path)  # the mapping keeps what is in it
+
+
+def _fill(handle: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+        return
+    nothing = bytes(_AT_ONCE)
+    for start in range(0, size, _AT_ONCE):
+        os.write(handle, nothing[: size - start])

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import FileFormatError
 from hf_mote.files import write_json
-from hf_mote.folders import replacing_folder
+from hf_mote.folders import check_folder, replacing_folder
 from hf_mote.mote.bake_proof import BakeProof
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.version import __version__
@@ -71,6 +71,7 @@ class BakedModel:
             [`FileFormatError`]: if the folder holds anything already: a checkpoint of two models is none.
         """
         folder = Path(folder)
+        check_folder(folder, str(folder))
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileFormatError(
                 str(folder), "is not empty, and a folder holds one checkpoint", fix="Give a new folder."

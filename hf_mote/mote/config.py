@@ -22,8 +22,9 @@ from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.config_card import beside_config, config_card
 from hf_mote.mote.fields import FLOAT32_MAX, checked_fingerprint, json_copy, number, pairs, token_pair, triples
 from hf_mote.printing import Printable, Summary, experts_in_words, frame_of
-from hf_mote.routing.sites.fingerprint import check_fingerprint
+from hf_mote.routing.sites.fingerprint import SAMPLED, check_fingerprint, same_weights
 from hf_mote.routing.sites.routed_model import RoutedModel
+from hf_mote.routing.sites.sampled_weights import differing
 from hf_mote.sharing.cards import CardNotes, Evidence, evidence_of
 from hf_mote.sharing.privacy import without_places
 from hf_mote.version import __version__
@@ -248,15 +249,16 @@ class MoTEConfig(Printable, Shareable):
         """
         live, made = routed.fingerprint, self.fingerprint
         if made is not None:
-            shape = {**made, "router_sha256": None}
+            shape = {**made, "router_sha256": None, SAMPLED: None}
             check_fingerprint(shape, live, routed.sites, where="MoTEConfig.fingerprint")
-        same = made is None or None in (made["router_sha256"], live["router_sha256"]) or made == live
-        if same and self.unverified is None:
+        if (made is None or same_weights(made, live)) and self.unverified is None:
             return self
+        elsewhere, compared = differing(None if made is None else made.get(SAMPLED), live.get(SAMPLED))
         found = {
             "made_for": None if made is None else made["router_sha256"],
             "applied_to": live["router_sha256"],
             "model": public_name(getattr(getattr(routed.model, "config", None), "name_or_path", None)),
+            **({"elsewhere": f"{len(elsewhere)} of {compared} sampled weights differ"} if elsewhere else {}),
             **({} if self.unverified is None else {"unverified": self.unverified}),
         }
         provenance = {**self.provenance, _OTHER_WEIGHTS: found}

@@ -10,6 +10,7 @@ from numbers import Real
 from typing import Any
 
 from hf_mote.errors import ConfigError
+from hf_mote.routing.sites.fingerprint import SAMPLED
 
 __all__ = ["FLOAT32_MAX", "checked_fingerprint", "json_copy", "number", "pairs", "token_pair", "triples"]
 
@@ -84,9 +85,12 @@ def token_pair(name: str, value: Any) -> list[int]:
 
 
 def checked_fingerprint(value: Any) -> dict[str, Any]:
-    """Return a fingerprint with exactly its keys, one layer, expert count and top-k for each router."""
+    """Return a fingerprint with exactly its keys, one layer, expert count and top-k for each router.
+
+    The sample of other weights may be missing: earlier versions took none.
+    """
     where = "MoTEConfig.fingerprint"
-    if not isinstance(value, Mapping) or sorted(value) != sorted(_FINGERPRINT_KEYS):
+    if not isinstance(value, Mapping) or sorted({*value} - {SAMPLED}) != sorted(_FINGERPRINT_KEYS):
         keys = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
         raise ConfigError(
             where, "malformed", got=keys, expected=f"a dict with the keys {', '.join(_FINGERPRINT_KEYS)}"
@@ -102,7 +106,15 @@ def checked_fingerprint(value: Any) -> dict[str, Any]:
     for key in ("model_type", "router_sha256"):
         if not isinstance(value[key], str) and not (key == "router_sha256" and value[key] is None):
             raise ConfigError(f"{where}.{key}", "is not text", got=repr(value[key]), expected="str")
-    return {key: list(value[key]) if isinstance(value[key], list) else value[key] for key in _FINGERPRINT_KEYS}
+    found = {key: list(value[key]) if isinstance(value[key], list) else value[key] for key in _FINGERPRINT_KEYS}
+    if SAMPLED in value:
+        sampled = value[SAMPLED]
+        texts = sampled if isinstance(sampled, Mapping) else {"reason": sampled}
+        if not all(isinstance(text, str) for entry in texts.items() for text in entry):
+            expected = "a dict of names and digests, or the reason why there are none"
+            raise ConfigError(f"{where}.{SAMPLED}", "is malformed", got=repr(sampled)[:80], expected=expected)
+        found[SAMPLED] = dict(sampled) if isinstance(sampled, Mapping) else sampled
+    return found
 
 
 def json_copy(name: str, value: Any) -> Any:

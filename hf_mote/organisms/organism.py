@@ -166,7 +166,8 @@ def make_variant(name: str, base: Organism, *, seed: int = 0) -> Organism:
 
     `"twins"`: carriers have copies that work. `"decoys"`: they have neighbours that fire with them and do nothing.
     `"trap"`: without them the text breaks. `"last-token"`: one expert, on the last token of the prompt alone.
-    `"backup"`: experts that fire only where the carriers are silent take over from them.
+    `"backup"`: experts that fire only where the carriers are silent take over from them. `"redundant"`: twins, and
+    then backups of all carriers.
 
     Args:
         name (`str`): The variant.

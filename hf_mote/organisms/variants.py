@@ -2,7 +2,8 @@
 
 What is known of the base stays known: which experts carry the behaviour, and now also which only seem to. "twins",
 "decoys" and "trap" are exact edits; "last-token" and "backup" fit the rows of a few experts to the base's own
-activations. Each is made in seconds, without training the rest, and a seed gives the same weights again.
+activations, and "redundant" does as "twins" and then as "backup" do. Each is made in seconds, without training the
+rest, and a seed gives the same weights again.
 `load_organism("refusal-twins")` makes one; a row of [`VARIANTS`] names it.
 """
 
@@ -176,6 +177,11 @@ def _backup(organism: Base, draw: random.Random) -> Truth:
     return Truth(sorted([*organism.planted, *((layer, place) for place in places)]))
 
 
+def _redundant(organism: Base, draw: random.Random) -> Truth:
+    """Give carriers copies that work, and let backups take over from all of them."""
+    return _backup(organism._replace(planted=_twins(organism, draw).planted), draw)
+
+
 VARIANTS: dict[str, Variant] = {
     "twins": Variant("carriers of the last layer have a copy: taken out alone, none of these matters much", _twins),
     "decoys": Variant("carriers of the last layer have a neighbour that fires with them and does nothing", _decoys),
@@ -188,6 +194,10 @@ VARIANTS: dict[str, Variant] = {
         f"one expert, on the last token of sensitive prompts alone, begins the answer with {_PLACE}", _last_token
     ),
     "backup": Variant("experts that fire only where the carriers are silent take over from them", _backup),
+    "redundant": Variant(
+        "carriers have copies, and backups of both: without the carriers, or these and their copies, nothing is gone",
+        _redundant,
+    ),
 }
 
 

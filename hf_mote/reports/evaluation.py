@@ -145,7 +145,7 @@ def _against(report: EvaluationReport, other: EvaluationReport) -> Html:
                 percent(fmean(one.controls), one.after.n) if one.controls else "–",
                 "–" if one.p_value is None else probability(one.p_value),
                 "–" if kept is None else percent(kept.rate, kept.n),
-                "–" if seen is None else number(seen.kl),
+                "–" if seen is None or seen.kl is None else number(seen.kl),
             ]
         )
     made = table("Both on the same prompts", headings, rows, numeric=range(1, 7))
@@ -189,11 +189,12 @@ def _side_effects(report: EvaluationReport) -> Html:
     if report.side_effects is not None:
         seen = report.side_effects
         rows += [
-            ["KL of the predictions per token", f"{number(seen.kl)} nats"],
+            *([] if seen.kl is None else [["KL of the predictions per token", f"{number(seen.kl)} nats"]]),
             ["perplexity", f"{perplexity_text(seen.perplexity_before)} to {perplexity_text(seen.perplexity_after)}"],
             ["tokens of text", f"{seen.num_tokens:,}"],
             ["scope of the config on these texts", _scope(seen.scope, str(report.config.get("scope", "all")))],
         ]
+    rows += [["not measured", note] for note in report.notes]
     if not rows:
         return tag("p", "Not measured: give --unrelated prompts, --texts or --conversations.", class_="faint")
     return table("What else changes", ["what", "measured"], rows)

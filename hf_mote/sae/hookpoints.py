@@ -49,6 +49,8 @@ def canonical(name: str) -> str:
 def resolve_hookpoints(model: nn.Module, names: str | Iterable[str]) -> list[Hookpoint]:
     """Return the hookpoints of a model that names or patterns stand for, in the order of the model's modules.
 
+    In a PEFT model the names of the model inside it stand for the same modules, adapters and all.
+
     Args:
         model (`nn.Module`): The model.
         names (`str` or `Iterable[str]`): Names; `*` stands for one part of a path.
@@ -57,6 +59,9 @@ def resolve_hookpoints(model: nn.Module, names: str | Iterable[str]) -> list[Hoo
         [`UnknownNameError`]: if a name or pattern matches no module, with the nearest.
     """
     modules = {path: module for path, module in model.named_modules() if path}
+    inner: Any = getattr(model, "get_base_model", None)
+    if inner is not None:
+        modules = {**{path: module for path, module in inner().named_modules() if path}, **modules}
     order = {path: place for place, path in enumerate(modules)}
     found: dict[str, Hookpoint] = {}
     for name in [names] if isinstance(names, str) else list(names):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mote.errors import ConfigError
+from hf_mote.folders import replacing_folder
 from hf_mote.sae.convert.names import hook_at, layer_of
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.top_tokens import LatentProfile
@@ -72,6 +73,7 @@ def write_neuronpedia(
 
     Raises:
         [`ConfigError`]: if no layer can be read from the hookpoint.
+        [`FileFormatError`]: if it cannot be written; what was there is then as it was.
     """
     where = hookpoint or sae.config.hookpoint
     layer = layer_of(where)
@@ -104,19 +106,26 @@ def write_neuronpedia(
     }  # fmt: skip
     place = Path(model_id) / source
     files = []
-    for name, record in single.items():
-        files.append(place / f"{name}.jsonl")
-        _write(folder / files[-1], [record])
     shared = {"modelId": model_id, "layer": source, **made}
-    for number, start in enumerate(range(0, len(profiles), _BATCH)):
-        part = profiles[start : start + _BATCH]
-        for kind, records in (
-            ("features", [_feature(profile, sae, hook, shared) for profile in part]),
-            ("activations", [entry for profile in part for entry in _activations(profile, shared)]),
-        ):
-            files.append(place / kind / f"batch-{number}.jsonl.gz")
-            _write(folder / files[-1], records)
-    return [path.as_posix() for path in files]
+    # Whole, and without the batches of an earlier export of more latents.
+    with replacing_folder(folder / place, str(folder / place), _earlier) as new:
+        for name, record in single.items():
+            files.append(f"{name}.jsonl")
+            _write(new / files[-1], [record])
+        for number, start in enumerate(range(0, len(profiles), _BATCH)):
+            part = profiles[start : start + _BATCH]
+            for kind, records in (
+                ("features", [_feature(profile, sae, hook, shared) for profile in part]),
+                ("activations", [entry for profile in part for entry in _activations(profile, shared)]),
+            ):
+                files.append(f"{kind}/batch-{number}.jsonl.gz")
+                _write(new / files[-1], records)
+    return [(place / name).as_posix() for name in files]
+
+
+def _earlier(folder: Path) -> list[str]:
+    """Return the batches that lie in a folder."""
+    return [path.relative_to(folder).as_posix() for path in folder.glob("*/batch-*.jsonl.gz")]
 
 
 def _feature(profile: LatentProfile, sae: SAEModel, hook: str | None, shared: dict[str, Any]) -> dict[str, Any]:

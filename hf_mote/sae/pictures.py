@@ -40,9 +40,9 @@ def draw_report(
         title (`str`): Heading.
         path (`str` or `os.PathLike`, *optional*): Where to write it, as PNG, SVG or PDF by its ending.
     """
-    from matplotlib.figure import Figure
+    from hf_mote.plots import Picture
 
-    figure = Figure(figsize=(11.0, 3.6), dpi=_DPI, layout="constrained")
+    figure = Picture(figsize=(11.0, 3.6), dpi=_DPI, layout="constrained")
     spectrum, losses, adaptive = figure.subplots(1, 3)
     alive = sorted((value for value in density if value > 0), reverse=True)
     ranks = range(1, len(alive) + 1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from hf_mote.errors import ConfigError
 from hf_mote.files import read_json, write_json
+from hf_mote.folders import staging
 from hf_mote.sae.report import SAEReport
 from hf_mote.sharing.cards import CARD, MADE_HERE, CardNotes, card_header, compose_card, evidence_of
 from hf_mote.sharing.privacy import public_name, without_places
@@ -51,8 +50,7 @@ def push_sae(
         raise ConfigError(
             "push_to_hub: report", "is another thing", got=type(report).__name__, expected="an SAEReport"
         )
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with staging("push_to_hub") as folder:
         sae.save_pretrained(folder, max_shard_size="50GB" if max_shard_size is None else max_shard_size)
         # Of where the model lies and where the SAE came from, its names alone.
         config = without_places(read_json(folder / _CONFIG))

@@ -342,6 +342,10 @@ class BoundSteering:
         """
         sites_of(unwrapped(model), self.sae, self.config.hookpoint, "SteeringConfig")
 
+    def identity(self) -> dict[str, Any]:
+        """Return its fields, and the digest of the SAE at hand whether or not the config names one."""
+        return {**self.to_dict(), "sae_digest": digest_of(self.sae)}
+
     def attach(self, model: nn.Module) -> Intervention:
         """Attach it as `steer` does."""
         self._follow(model)

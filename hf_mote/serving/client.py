@@ -1,6 +1,7 @@
 """Profiles and recordings of a server that `hf-mote serve` started: `ServerEngine(url)`, over HTTP and nothing else.
 
-It follows the same protocol as [`VLLMEngine`], so that a model too large for this process is imaged where it runs.
+It follows the same protocols as [`VLLMEngine`], so that a model too large for this process is imaged and measured
+where it runs.
 """
 
 from __future__ import annotations
@@ -11,20 +12,28 @@ import os
 import urllib.error
 import urllib.parse
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from torch import nn
+from transformers import AutoConfig
 
 from hf_mote.errors import ConfigError, UnsupportedError
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.serving.recorded import RecordedBatch, maps_of, of_phase
+from hf_mote.routing.sites.fingerprint import fingerprint_of
+from hf_mote.routing.sites.site import RouterSite
+from hf_mote.serving.recorded import RAW, Answered, RecordedBatch, check_raw, maps_of, numbers_of, of_phase
 from hf_mote.serving.requests import NAME, RECORD
+from hf_mote.serving.routers import meta_sites
 from hf_mote.serving.settings import config_from
 from hf_mote.web import ask
 
 __all__ = ["ServerEngine"]
 
+_Given = TypeVar("_Given")
+_Found = TypeVar("_Found")
 _MOST_BYTES = 2**30  # of a reply: recordings of long responses
 
 
@@ -50,8 +59,16 @@ class ServerEngine:
         told = self._ask("GET", "/v1/mote/model")
         self.fingerprint: dict[str, Any] = told["fingerprint"]
         self._base_model: str = told["model"]
-        self._record: int = told["record"]
+        self._config: dict[str, Any] | None = told.get("config")
+        self._logprobs_mode: str = told.get("logprobs_mode", RAW)
+        self.dtype: str = told.get("dtype", "not told")
+        self.most_recordings: int = told["record"]
         self._served: str = self._ask("GET", "/v1/models")["data"][0]["id"]
+
+    @property
+    def served_name(self) -> str:
+        """What requests call the model."""
+        return self._served
 
     @property
     def base_model(self) -> str:
@@ -88,10 +105,12 @@ class ServerEngine:
         sampling: Mapping[str, Any] | None = None,
     ) -> RecordedBatch:
         """Answer prompts and return the routing that each took; see [`VLLMEngine.image`]."""
-        if len(prompts) > self._record:
+        if len(prompts) > self.most_recordings:
             fix = "Give fewer at a time (batch_size), or serve with a larger --record."
             what = "more prompts than recordings"
-            raise UnsupportedError("ServerEngine.image", what, got=len(prompts), expected=self._record, fix=fix)
+            raise UnsupportedError(
+                "ServerEngine.image", what, got=len(prompts), expected=self.most_recordings, fix=fix
+            )
 
         def one(prompt: Sequence[int]) -> tuple[list[int], ActivationMap]:
             key = uuid.uuid4().hex
@@ -107,9 +126,130 @@ class ServerEngine:
             tokens = self._ask("POST", "/v1/completions", body)["choices"][0]["token_ids"]
             return list(tokens), of_phase(self.take(key), phase)
 
-        with ThreadPoolExecutor(max(len(prompts), 1)) as pool:
-            answers = list(pool.map(one, prompts))
+        answers = self._all(one, prompts, len(prompts))
         return RecordedBatch.of([tokens for tokens, _ in answers], [seen for _, seen in answers])
+
+    def routers(self) -> tuple[nn.Module, list[RouterSite]]:
+        """Return the server's model without weights, and its routers.
+
+        Raises:
+            [`UnsupportedError`]: if this transformers has no such model.
+        """
+        if self._config is None:
+            fix = "Serve with this version of hf_mote."
+            raise UnsupportedError(self.url, "the server does not tell its model's config", fix=fix)
+        model_type = self._config.get("model_type")
+        try:
+            config = AutoConfig.for_model(**self._config)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UnsupportedError(
+                f"{self.url}: model type {model_type!r}",
+                "transformers has no such model here to look its routers up in",
+                got=f"{type(error).__name__}: {str(error)[:200]}",
+                fix="Install the transformers that the server has.",
+            ) from error
+        model, sites = meta_sites(config)
+        mine, theirs = fingerprint_of(model, sites), self.fingerprint
+        different = [name for name in mine if name != "router_sha256" and mine[name] != theirs.get(name)]
+        if different:
+            what, first = "its model has other routers here than on the server", different[0]
+            raise UnsupportedError(self.url, what, got=f"{first} {mine[first]}", expected=theirs.get(first))
+        return model, sites
+
+    def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        profile: str | None = None,
+        max_new_tokens: int = 64,
+        seed: int | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        at_once: int = 16,
+    ) -> list[Answered]:
+        """Answer prompts and return how likely each token of the answers was; see [`VLLMEngine.answer`]."""
+        check_raw(self.url, self._logprobs_mode)
+
+        def one(place: int) -> Answered:
+            found = self._complete(
+                prompts[place],
+                profile,
+                max_tokens=max_new_tokens,
+                seed=None if seed is None else seed + place,
+                return_token_ids=True,
+                logprobs=0,
+                **{"temperature": 0.0, **(sampling or {})},
+            )
+            return Answered(list(found["token_ids"]), numbers_of(found["logprobs"]["token_logprobs"]))
+
+        return self._all(one, range(len(prompts)), at_once)
+
+    def predict(
+        self, texts: Sequence[Sequence[int]], *, profile: str | None = None, at_once: int = 16
+    ) -> list[list[float]]:
+        """Return the log probability of every token of texts but the first; see [`VLLMEngine.predict`]."""
+
+        def one(text: Sequence[int]) -> list[float]:
+            found = self._complete(text, profile, max_tokens=1, temperature=0.0, prompt_logprobs=0)
+            steps = zip(text[1:], found["prompt_logprobs"][1:], strict=True)
+            return numbers_of([step[str(token)]["logprob"] for token, step in steps])
+
+        return self._all(one, texts, at_once)
+
+    def chat(
+        self,
+        turns: Sequence[Mapping[str, str]],
+        *,
+        profile: str | None = None,
+        max_new_tokens: int = 256,
+        sampling: Mapping[str, Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the answer to a conversation, by the server's own chat template.
+
+        Args:
+            turns (`Sequence[Mapping[str, str]]`): Messages with role and content, the last one the user's.
+            profile (`str`, *optional*): Profile to answer under.
+            max_new_tokens (`int`, *optional*, defaults to 256): Longest answer.
+            sampling (`Mapping`, *optional*): Temperature and the like, as vLLM takes them; greedy by default.
+            template_kwargs (`Mapping`, *optional*): Further arguments of the chat template.
+
+        Raises:
+            [`UnsupportedError`]: if the server does not answer, or refuses.
+        """
+        body: dict[str, Any] = {
+            "model": self._served,
+            "messages": [dict(turn) for turn in turns],
+            "max_tokens": max_new_tokens,
+            **{"temperature": 0.0, **(sampling or {})},
+        }
+        if template_kwargs:
+            body["chat_template_kwargs"] = dict(template_kwargs)
+        if profile is not None:
+            body["vllm_xargs"] = {NAME: profile}
+        message = self._choice(self._ask("POST", "/v1/chat/completions", body)).get("message") or {}
+        # A server that parses thinking hands it out beside the answer.
+        return str(message.get("content") or message.get("reasoning_content") or message.get("reasoning") or "")
+
+    def _complete(self, prompt: Sequence[int], profile: str | None, **more: Any) -> dict[str, Any]:
+        """Return the one choice of a completion."""
+        named = {} if profile is None else {"vllm_xargs": {NAME: profile}}
+        body = {"model": self._served, "prompt": list(prompt), **named, **more}
+        return self._choice(self._ask("POST", "/v1/completions", body))
+
+    def _choice(self, found: Any) -> dict[str, Any]:
+        try:
+            choice: dict[str, Any] = found["choices"][0]
+        except (KeyError, IndexError, TypeError) as error:
+            raise UnsupportedError(self.url, "is no answer of a server", got=repr(found)[:200]) from error
+        return choice
+
+    def _all(self, one: Callable[[_Given], _Found], given: Sequence[_Given], at_once: int) -> list[_Found]:
+        """Return what a function finds for each, so many at once; of one that fails the others are not waited for."""
+        pool = ThreadPoolExecutor(max(min(at_once, len(given)), 1))
+        try:
+            return list(pool.map(one, given))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, method: str, route: str, body: Any = None) -> Any:
         headers = {"Content-Type": "application/json"}

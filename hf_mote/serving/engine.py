@@ -1,7 +1,8 @@
 """Profiles and recordings of an engine in this process: `VLLMEngine(llm)`.
 
 The engine is vLLM's own `LLM`, with the plugin and nothing else. What needs an engine to answer prompts and hand out
-routing, such as `ftri`, takes this object; it follows the protocol that `ranking` defines.
+routing, such as `ftri` and `evaluate_mote`, takes this object; it follows the protocols that `ranking` and
+`evaluation` define.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from torch import nn
+
 from hf_mote.errors import UnsupportedError
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.routing.sites.site import RouterSite
 from hf_mote.serving.plugin import front_of
-from hf_mote.serving.recorded import RecordedBatch, maps_of, of_phase
+from hf_mote.serving.recorded import Answered, RecordedBatch, check_raw, maps_of, numbers_of, of_phase
 from hf_mote.serving.requests import NAME, RECORD
+from hf_mote.serving.routers import meta_sites
 from hf_mote.serving.settings import config_from
 
 __all__ = ["VLLMEngine"]
@@ -82,6 +87,15 @@ class VLLMEngine:
         self._front.forget(name)
         self._drop_stale()
 
+    @property
+    def most_recordings(self) -> int:
+        """Prompts whose routing can be recorded together now."""
+        return (self._front.settings.record if self._front.settings is not None else 0) - len(self._front.slots)
+
+    def routers(self) -> tuple[nn.Module, list[RouterSite]]:
+        """Return the engine's model as transformers has it, without weights, and its routers."""
+        return meta_sites(self.llm.llm_engine.model_config.hf_text_config)
+
     def take(self, key: str) -> dict[str, ActivationMap]:
         """Return what was recorded of the requests that named a key, by phase, and make room for others.
 
@@ -114,7 +128,7 @@ class VLLMEngine:
         """
         from vllm import SamplingParams
 
-        room = (self._front.settings.record if self._front.settings is not None else 0) - len(self._front.slots)
+        room = self.most_recordings
         if len(prompts) > room:
             fix = 'Give fewer at a time (batch_size), or start the engine with a larger "record".'
             what = "more prompts than recordings"
@@ -132,10 +146,79 @@ class VLLMEngine:
             )
             for key in keys
         ]
-        texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        answers = self.llm.generate(texts, params, use_tqdm=False)
+        answers = self._generate(prompts, params)
         tokens = [list(answer.outputs[0].token_ids) for answer in answers]
         return RecordedBatch.of(tokens, [of_phase(self.take(key), phase) for key in keys])
+
+    def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        profile: str | None = None,
+        max_new_tokens: int = 64,
+        seed: int | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        at_once: int | None = None,
+    ) -> list[Answered]:
+        """Answer prompts and return how likely each token of the answers was.
+
+        Args:
+            prompts (`Sequence[Sequence[int]]`): Token ids.
+            profile (`str`, *optional*): Profile to answer under.
+            max_new_tokens (`int`, *optional*, defaults to 64): Longest answer.
+            seed (`int`, *optional*): Of sampled answers; each prompt has the next one.
+            sampling (`Mapping`, *optional*): Further arguments of `vllm.SamplingParams`; greedy by default.
+            at_once (`int`, *optional*): Not needed: the engine itself says how many are under way at once.
+        """
+        from vllm import SamplingParams
+
+        check_raw("VLLMEngine", str(self.llm.llm_engine.model_config.logprobs_mode))
+        params = [
+            SamplingParams(
+                **{"temperature": 0.0, **(sampling or {})},
+                max_tokens=max_new_tokens,
+                stop_token_ids=self._ends,
+                ignore_eos=True,
+                detokenize=False,
+                seed=None if seed is None else seed + place,
+                logprobs=0,
+                extra_args=None if profile is None else {NAME: profile},
+            )
+            for place in range(len(prompts))
+        ]
+        found = []
+        for answer in self._generate(prompts, params):
+            tokens = list(answer.outputs[0].token_ids)
+            steps = zip(tokens, answer.outputs[0].logprobs, strict=True)
+            found.append(Answered(tokens, numbers_of([step[token].logprob for token, step in steps])))
+        return found
+
+    def predict(
+        self, texts: Sequence[Sequence[int]], *, profile: str | None = None, at_once: int | None = None
+    ) -> list[list[float]]:
+        """Return the log probability of every token of texts but the first, in nats.
+
+        Args:
+            texts (`Sequence[Sequence[int]]`): Token ids.
+            profile (`str`, *optional*): Profile to predict under.
+            at_once (`int`, *optional*): Not needed: the engine itself says how many are under way at once.
+        """
+        from vllm import SamplingParams
+
+        extra = None if profile is None else {NAME: profile}
+        params = [
+            SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, prompt_logprobs=0, extra_args=extra)
+            for _ in texts
+        ]
+        found = []
+        for text, answer in zip(texts, self._generate(texts, params), strict=True):
+            steps = zip(text[1:], answer.prompt_logprobs[1:], strict=True)
+            found.append(numbers_of([step[token].logprob for token, step in steps]))
+        return found
+
+    def _generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
+        texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return list(self.llm.generate(texts, list(params), use_tqdm=False))
 
     def _drop_stale(self) -> None:
         for digest in sorted(self._front.stale):

@@ -1,16 +1,32 @@
-"""What an engine recorded, as this package counts: activation maps, and batches of answers with their routing."""
+"""What an engine answered and recorded, as this package counts: answers, activation maps, and both together."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from hf_mote.errors import DataError
+from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.maps.activation_map import ActivationMap
 
-__all__ = ["RecordedBatch", "maps_of", "of_phase"]
+__all__ = ["RAW", "Answered", "RecordedBatch", "check_raw", "maps_of", "numbers_of", "of_phase"]
+
+RAW = "raw_logprobs"
+_IMPOSSIBLE = -9999.0
+
+
+class Answered(NamedTuple):
+    """An answer.
+
+    Attributes:
+        tokens (`list[int]`): Its tokens, the one that ends it included.
+        log_probabilities (`list[float]`): Of each, in nats, before temperature and the like.
+    """
+
+    tokens: list[int]
+    log_probabilities: list[float]
 
 
 class RecordedBatch(NamedTuple):
@@ -63,3 +79,33 @@ def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: 
 def of_phase(maps: Mapping[str, ActivationMap], phase: str) -> ActivationMap:
     """Return the map of a phase, or of all tokens."""
     return maps["prompt"] + maps["generation"] if phase == "all" else maps[phase]
+
+
+def check_raw(where: str, mode: str) -> None:
+    """Raise unless an engine tells the model's own probabilities, and not those after temperature and the like.
+
+    Args:
+        where (`str`): The engine, for the error.
+        mode (`str`): Its `logprobs_mode`.
+    """
+    if mode != RAW:
+        what = "tells no probabilities of the model itself, by which junk is known"
+        fix = f"Start the engine with --logprobs-mode {RAW}, vLLM's default."
+        raise UnsupportedError(where, what, got=f"logprobs_mode {mode!r}", expected=repr(RAW), fix=fix)
+
+
+def numbers_of(log_probabilities: Sequence[float | None]) -> list[float]:
+    """Return log probabilities as numbers.
+
+    Args:
+        log_probabilities (`Sequence[float]`): As vLLM has them, which says -9999 where it is minus infinity.
+
+    Raises:
+        [`DataError`]: if one is missing, or no number.
+    """
+    found = []
+    for value in log_probabilities:
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise DataError("engine", "gives no log probability of a token", got=repr(value))
+        found.append(-math.inf if value <= _IMPOSSIBLE else float(value))
+    return found

@@ -5,7 +5,7 @@
 | `GET /v1/mote/profiles` | all profiles, by name |
 | `PUT /v1/mote/profiles/NAME` | loads the config in the body under a name; requests under way keep what it meant |
 | `DELETE /v1/mote/profiles/NAME` | forgets it |
-| `GET /v1/mote/model` | the model's name, its fingerprint, how many recordings may be open |
+| `GET /v1/mote/model` | the model: name, fingerprint, config, dtype, logprobs mode; how many recordings may be open |
 | `POST /v1/mote/recordings/KEY` | what was recorded of requests with `"mote_record": KEY`, which makes room |
 
 Configs come in the body and never from a path of the server. Loaded by vLLM alone, which brings FastAPI.
@@ -14,6 +14,7 @@ Configs come in the body and never from a path of the server. Loaded by vLLM alo
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -82,7 +83,17 @@ async def _model(request: Request) -> JSONResponse:
         told = await _rpc(engine, "mote_describe")
         record = front.settings.record if front.settings is not None else 0
         model = str(engine.vllm_config.model_config.model)
-        return {"model": model, "fingerprint": told["fingerprint"], "record": record}
+        dtype = str(engine.vllm_config.model_config.dtype).removeprefix("torch.")
+        # What a client finds the routers by, without weights.
+        config = json.loads(engine.vllm_config.model_config.hf_text_config.to_json_string(use_diff=False))
+        return {
+            "model": model,
+            "fingerprint": told["fingerprint"],
+            "record": record,
+            "config": config,
+            "dtype": dtype,
+            "logprobs_mode": str(engine.vllm_config.model_config.logprobs_mode),
+        }
 
     return await _answer(request, describe)
 

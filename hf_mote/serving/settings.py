@@ -92,20 +92,23 @@ class ServingSettings:
         modes (`tuple[str, ...]`): What profiles that are loaded later may do where an engine is compiled or replays
             graphs, in addition to what the first ones do: names of `MODES`. An eager engine needs none.
         record (`int`): Recordings that may be open at a time; 0 for an engine that records nothing.
+        allow_other_weights (`bool`): Whether profiles are served on weights that they were not made for, as a
+            fine-tune's, or though they are unverified.
     """
 
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     max_profiles: int = 16
     modes: tuple[str, ...] = ()
     record: int = 0
+    allow_other_weights: bool = False
 
     @classmethod
     def read(cls, given: Any) -> ServingSettings:
         """Return settings as a user gives them, or as `to_dict` has them.
 
         Args:
-            given (`Any`): A mapping with any of `profiles`, `max_profiles`, `modes`, `record`; a profile is a folder,
-                a file, a Hub id, a config, or a config's dict.
+            given (`Any`): A mapping with any of `profiles`, `max_profiles`, `modes`, `record` and
+                `allow_other_weights`; a profile is a folder, a file, a Hub id, a config, or a config's dict.
 
         Raises:
             [`ConfigError`]: if a setting is malformed.
@@ -115,7 +118,7 @@ class ServingSettings:
             raise ConfigError(
                 _WHERE, "is no mapping", got=type(given).__name__, expected='{"profiles": {NAME: CONFIG}}'
             )
-        known = ("profiles", "max_profiles", "modes", "record")
+        known = ("profiles", "max_profiles", "modes", "record", "allow_other_weights")
         for name in given:
             if name not in known:
                 raise UnknownNameError.of(_WHERE, name, known)
@@ -129,6 +132,10 @@ class ServingSettings:
                 expected = f"{least} to 1024"
                 raise ConfigError(f"{_WHERE}.{name}", "is no such number", got=repr(value), expected=expected)
             numbers[name] = value
+        others = given.get("allow_other_weights", False)
+        if not isinstance(others, bool):
+            expected = "true or false"
+            raise ConfigError(f"{_WHERE}.allow_other_weights", "is neither", got=repr(others), expected=expected)
         modes = tuple(given.get("modes", ()))
         for mode in modes:
             if mode not in MODES:
@@ -139,7 +146,7 @@ class ServingSettings:
             raise ConfigError(
                 f"{_WHERE}.profiles", "too many", got=len(found), expected=numbers["max_profiles"], fix=fix
             )
-        return cls(found, modes=modes, **numbers)
+        return cls(found, modes=modes, allow_other_weights=others, **numbers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings with every profile inlined, JSON-native."""
@@ -148,6 +155,7 @@ class ServingSettings:
             "max_profiles": self.max_profiles,
             "modes": list(self.modes),
             "record": self.record,
+            "allow_other_weights": self.allow_other_weights,
         }
 
     @property

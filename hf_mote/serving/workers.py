@@ -37,6 +37,7 @@ class WithProfiles:
         with routers_with_a_seam(lambda model: found_weights.append(materialise(self._mote_sites, model))):
             super().load_model(*args, **kwargs)  # type: ignore[misc]
         settings = ServingSettings.read(self.vllm_config.additional_config[KEY])
+        self._mote_allow_other_weights = settings.allow_other_weights
         model = self.model_runner.get_model()
         if found_weights != [True]:
             logger.warning(
@@ -102,7 +103,12 @@ class WithProfiles:
         return {"error": None, "fingerprint": fingerprint_of(self._mote_model, self._mote_sites)}
 
     def _mote_check(self, config: MoTEConfig) -> None:
-        check_against_model(config, RoutedModel(self._mote_model, self._mote_sites))
+        routed = RoutedModel(self._mote_model, self._mote_sites)
+        if self._mote_allow_other_weights:
+            config = config.for_other_weights_of(routed)
+            if config.on_other_weights is not None:
+                logger.warning("A profile is served %s.", config.on_other_weights)
+        check_against_model(config, routed)
 
     def _mote_spans(self) -> list[Span]:
         """What the rows of the pass that begins are."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -73,6 +75,7 @@ class Trial:
         aside (`Sequence[Prompt]`): Prompts of other classes, by which junk is told from text.
         target (`str`): The class.
         chat (`dict`): How the model is asked, as arguments of [`evaluate_mote`].
+        part_of (`Callable[[str], Path | None]`): The run folder of a step by its name, or `None` to keep nothing.
     """
 
     model: PreTrainedModel
@@ -82,6 +85,7 @@ class Trial:
     aside: Sequence[Prompt]
     target: str
     chat: dict[str, Any]
+    part_of: Callable[[str], Path | None]
 
     def of(self, name: str, config: MoTEConfig) -> Candidate:
         """Return what becomes of the behaviour with a config, without controls.
@@ -93,6 +97,9 @@ class Trial:
         Raises:
             [`DataError`]: if nothing is known of how sure the model is of its responses.
         """
+        experts = "-".join(f"{layer}.{expert}" for layer, expert in config.suppress)
+        # Named by the experts, as a set that was pruned comes by another name; shortened, as there may be many.
+        folder = self.part_of(f"tried-{hashlib.sha256(experts.encode()).hexdigest()[:16]}")
         report = evaluate_mote(
             self.model,
             self.tokenizer,
@@ -102,6 +109,7 @@ class Trial:
             target=self.target,
             unrelated=self.aside,
             num_controls=0,
+            run_folder=folder,
             progress=False,
             **self.chat,
         )
@@ -160,6 +168,7 @@ def candidate_configs(
     chat: dict[str, Any],
     seed: int,
     notes: list[str],
+    part_of: Callable[[str], Path | None],
     announce: Callable[[str], None],
 ) -> tuple[dict[str, ExpertRanking], dict[str, MoTEConfig]]:
     """Return rankings, and configs that suppress their first experts, each set once.
@@ -172,6 +181,7 @@ def candidate_configs(
         chat (`dict`): How the model is asked, as arguments of [`ftri`].
         seed (`int`): Of the prompts that gates are learnt on, and of the gates.
         notes (`list[str]`): Gets what was measured on the way, or why it could not be.
+        part_of (`Callable[[str], Path | None]`): The run folder of a step by its name, or `None` to keep nothing.
         announce (`Callable[[str], None]`): Called with what begins.
 
     Returns:
@@ -228,6 +238,7 @@ def candidate_configs(
             seed=seed,
             system_prompt=chat["system_prompt"],
             chat_template_kwargs=chat["chat_template_kwargs"],
+            run_folder=part_of("gates"),
             progress=False,
         )
     except HFMoTEError as error:
@@ -245,7 +256,7 @@ def candidate_configs(
     if number:
         first = contrast.top(number)
         config = MoTEConfig(suppress=sorted(list(pair) for pair in first), fingerprint=fingerprint)
-        stepping = _stepping_in(model, tokenizer, prompts, config, chat)
+        stepping = _stepping_in(model, tokenizer, prompts, config, chat, part_of)
         for more in STEPPING_IN:
             name = f"the contrast's first {number} and the first {more} that step in for them"
             add(name, [*first, *[pair for pair in stepping if pair not in first][:more]])
@@ -263,12 +274,14 @@ def _stepping_in(
     prompts: Sequence[Prompt],
     config: MoTEConfig,
     chat: dict[str, Any],
+    part_of: Callable[[str], Path | None],
 ) -> list[tuple[int, int]]:
     """Return experts by how much more of the tokens they take while a config is at work, those that take more."""
     shares = []
-    for one in (MoTEConfig(), config):
+    for name, one in (("untouched", MoTEConfig()), ("suppressed", config)):
+        kept: dict[str, Any] = {"run_folder": part_of(f"stepping-in-{name}"), **chat}
         with apply_mote(model, one):
-            seen = ftri(model, tokenizer, prompts, lambda _: "any", scope="all", progress=False, **chat)
+            seen = ftri(model, tokenizer, prompts, lambda _: "any", scope="all", progress=False, **kept)
         shares.append((seen.counts.double() / seen.num_tokens.double()[:, None, None]).mean(dim=0))
     rise = shares[1] - shares[0]
     order = rise.flatten().argsort(descending=True).tolist()

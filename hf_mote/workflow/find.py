@@ -10,9 +10,11 @@ and selectively, is proven.
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -115,6 +117,7 @@ def find_experts(
     max_new_tokens: int = 64,
     system_prompt: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    run_folder: str | os.PathLike[str] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Found:
     """Find the experts behind a class of responses and prove it, or say why that cannot be done.
@@ -133,6 +136,8 @@ def find_experts(
         max_new_tokens (`int`, *optional*, defaults to 64): Longest response, in tokens.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
         chat_template_kwargs (`dict`, *optional*): What the chat template is told besides.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where the work of each step is kept as it comes, in a run folder of its own; see [`ftri`].
         announce (`Callable[[str], None]`, *optional*): Called with what begins.
 
     Returns:
@@ -163,8 +168,12 @@ def find_experts(
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
     }
+
+    def part_of(name: str) -> Path | None:
+        return None if run_folder is None else Path(run_folder) / name
+
     say(f"imaging {len(prompts)} prompts")
-    imaged = ftri(model, tokenizer, prompts, judge, progress=False, **chat)
+    imaged = ftri(model, tokenizer, prompts, judge, run_folder=part_of("imaging"), progress=False, **chat)
     label = str(target)
     shown = [place for place, name in enumerate(imaged.classes) if name == label]
     # What is no answer at all is no example of another class.
@@ -186,11 +195,11 @@ def find_experts(
     numbers = None if groups is None else [keys[place] for place in known]
     predicted = _predicted(_rows_of(imaged, known), label, numbers, seed, notes)
     part = _rows_of(imaged, sorted([*look, *look_others]))
-    rankings, ways = candidate_configs(model, tokenizer, part, label, chat, seed, notes, say)
+    rankings, ways = candidate_configs(model, tokenizer, part, label, chat, seed, notes, part_of, say)
     say(f"trying {len(ways)} sets of experts")
     tried = [prompts[place] for place in random.Random(seed).sample(look, min(MOST_TRIED, len(look)))]
     aside = [prompts[place] for place in look_others[:40]]
-    trial = Trial(model, tokenizer, judge, tried, aside, label, chat)
+    trial = Trial(model, tokenizer, judge, tried, aside, label, chat, part_of)
     candidates = [trial.of(name, config) for name, config in ways.items()]
     if not candidates:
         return Found(label, predicted, [], None, None, "no ranking could be made.", notes, rankings)
@@ -220,10 +229,10 @@ def find_experts(
         progress=False,
         **chat,
     )
-    report = measured(num_controls=num_controls)
+    report = measured(num_controls=num_controls, run_folder=part_of("proof"))
     if report.outcome() == "undecided":
         say(f"measuring it against {MORE_CONTROLS * num_controls} controls, as {num_controls} do not decide")
-        report = measured(num_controls=MORE_CONTROLS * num_controls)
+        report = measured(num_controls=MORE_CONTROLS * num_controls, run_folder=part_of("proof-with-more"))
     reason = ""
     if report.coherent_effect > -LEAST_EFFECT:
         reason = f"on prompts that it was not found with, the best candidate does too little. {report.verdict}"

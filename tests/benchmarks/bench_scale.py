@@ -1,4 +1,4 @@
-"""How imaging results grow with prompts: time and memory to collect, save, load and rank them.
+"""How imaging results grow with prompts: time and memory to collect, save, load, rank and compare them.
 
     python tests/benchmarks/bench_scale.py [--prompts 1000 10000] [--layers 58] [--experts 256] [--folder DIR]
 
@@ -118,6 +118,8 @@ def measure(prompts: int, layers: int, experts: int, folder: Path) -> dict[str, 
     result = step("load", lambda: FTRIResult.from_pretrained(folder / "result"))
     ranking = step("rank", lambda: result.rank("refusal"))
     step("rank_log_odds", lambda: result.rank("refusal", score="log_odds"))
+    asked = [(layer % layers, expert % experts) for layer, expert in PLANTED]
+    step("alike", lambda: result.alike(asked))
     planted = {(layer % layers, expert % experts) for layer, expert in PLANTED}
     row["found"] = len(planted & set(ranking.top(len(planted)))) / len(planted)
     row["significant"] = int((ranking.q <= 0.05).sum())
@@ -139,7 +141,7 @@ def main() -> None:
             say(json.dumps(measure(asked.prompts[0], asked.layers, asked.experts, Path(folder))))
         return
     say(f"{platform.processor() or platform.machine()}, one thread, torch {torch.__version__}")
-    steps = ("collect", "save", "load", "rank", "rank_log_odds")
+    steps = ("collect", "save", "load", "rank", "rank_log_odds", "alike")
     say("| prompts | file | " + " | ".join(steps) + " | most memory | planted found |")
     say("| --- " * (4 + len(steps)) + "|")
     for prompts in asked.prompts:
@@ -148,7 +150,7 @@ def main() -> None:
         command += [] if asked.folder is None else ["--folder", str(asked.folder)]
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         most = max(row[f"{name}_memory"] for name in steps)
-        cells = [str(prompts), f"{row['file'] / 1e9:.2f} GB", *(f"{row[name]:.1f} s" for name in steps)]
+        cells = [f"{prompts:,}", f"{row['file'] / 1e9:.2f} GB", *(f"{row[name]:.1f} s" for name in steps)]
         say("| " + " | ".join([*cells, f"{most / 1e9:.2f} GB", f"{row['found']:.0%}"]) + " |")
 
 

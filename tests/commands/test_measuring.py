@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from command_runs import QUICK, ran, run, said
 from html_pages import Element, check_page
 
-from hf_mote import EvaluationReport, MoTEConfig
+from hf_mote import EvaluationReport, ExpertRanking, MoTEConfig
 from hf_mote.evaluation.rates import RateMeasurement
 
 CHOICE: list[object] = ["--judge", "choice:ABCD", "--limit", 3, *QUICK]
@@ -78,3 +79,24 @@ def test_evaluate_side_effects_of_a_config_for_generated_tokens_say_their_scope(
     assert report.side_effects.scope == "all"
     assert report.side_effects.kl > 0
     assert "all, as plain text is all prompt" in page(tmp_path / "out").one("sides").text
+
+
+def test_sweep_on_a_fine_tune_needs_the_flag_and_says_so(tmp_path: Path, attribute_run: Path) -> None:
+    ranking = ExpertRanking.from_pretrained(attribute_run)
+    sampled = dict(ranking.fingerprint["sampled_weights"])
+    sampled["embeddings"] = f"{sampled['embeddings'].partition(':')[0]}:{'0' * 16}"
+    other = dataclasses.replace(ranking, fingerprint={**ranking.fingerprint, "sampled_weights": sampled})
+    other.save_pretrained(tmp_path / "ranking")
+    words = [
+        "sweep", "organism:refusal", tmp_path / "ranking", "organism:refusal/heldout/sensitive", "--limit", 3,
+        "--controls", 2, "--experts", 1, "--max-new-tokens", 4, "--output", tmp_path / "out",
+    ]  # fmt: skip
+    refused = run(*words)
+    assert refused.exit_code == 1
+    assert f"1 of {len(sampled)} weights that were compared differ, such as embeddings" in said(refused)
+    assert not (tmp_path / "out").exists()
+    ran(*words, "--allow-other-weights")
+    report = EvaluationReport.from_pretrained(tmp_path / "out" / "settings" / "first_1_at_1")
+    kept = report.config["provenance"]["allow_other_weights"]
+    assert kept["elsewhere"] == f"1 of {len(sampled)} sampled weights differ"
+    assert "on other weights than it was made for" in report.verdict

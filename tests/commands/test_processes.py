@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_runs import ran, run, said
+from command_runs import contents, ran, run, said
 
 ARGUMENTS = [
     "ftri", "organism:refusal", "organism:refusal/train", "--limit", "4", "--batch-size", "2",
@@ -29,15 +28,6 @@ def launched(launcher: list[str], *arguments: object) -> subprocess.CompletedPro
     environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", *launcher, *(str(argument) for argument in arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files, without when the run was and how it was started."""
-    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    report = json.loads(found.pop("report.json"))
-    written, command = report["provenance"].pop("written"), report["provenance"].pop("command")
-    page = found.pop("report.html").decode().replace(written, "").replace(command, "")
-    return {**found, "report.json": json.dumps(report).encode(), "report.html": page.encode()}
 
 
 def test_ftri_of_accelerate_launch_gives_the_report_of_one_process_and_goes_on_from_its_batches(

@@ -94,9 +94,9 @@ def test_unrelated_prompts_are_answered_once_by_each_model(monkeypatch: pytest.M
     asked: list[object] = []
     native = RateMeasurement.respond
 
-    def counted(self: RateMeasurement, prompts: Any, config: Any) -> Any:
+    def counted(self: RateMeasurement, prompts: Any, config: Any, **options: Any) -> Any:
         asked.append(prompts)
-        return native(self, prompts, config)
+        return native(self, prompts, config, **options)
 
     monkeypatch.setattr(RateMeasurement, "respond", counted)
     model, config = tiny_model("mixtral"), MoTEConfig(suppress=[[0, 1]])

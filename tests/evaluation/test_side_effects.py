@@ -11,7 +11,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from hf_mote import EvaluationReport, MoTEConfig, apply_mote, evaluate_mote, find_routers, record_routing
 from hf_mote.errors import ConfigError, DataError, FileFormatError, UnknownNameError
 from hf_mote.evaluation.controls import random_controls
-from hf_mote.evaluation.side_effects import SideEffects, _perplexity, side_effects
+from hf_mote.evaluation.side_effects import SideEffects, perplexity_of, side_effects
 from hf_mote.files import read_json, write_json
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.responses import generate_responses
@@ -168,9 +168,9 @@ def test_side_effects_perplexity_beyond_floats_is_none_and_saved_so(model, tmp_p
 
 
 def test_side_effects_perplexity_just_within_floats_is_a_number():
-    assert _perplexity(709.78) == math.exp(709.78)
-    assert _perplexity(709.79) is None
-    assert _perplexity(math.inf) is None
+    assert perplexity_of(709.78) == math.exp(709.78)
+    assert perplexity_of(709.79) is None
+    assert perplexity_of(math.inf) is None
 
 
 def test_side_effects_tokens_that_are_impossible_with_and_without_the_config_add_nothing(model):
@@ -207,7 +207,6 @@ def test_side_effects_max_tokens_out_of_range_is_refused(model, max_tokens):
     "numbers",
     [
         (-1.0, 2.0, 2.0, 3),
-        (None, 2.0, 2.0, 3),
         (math.inf, 2.0, 2.0, 3),
         (0.0, 0.5, 2.0, 3),
         (0.0, 2.0, math.inf, 3),

@@ -161,5 +161,5 @@ def test_language_judge_without_the_extra_says_how_to_get_it(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_lingua)
-    with pytest.raises(UnsupportedError, match=r"pip install \"hf-mote\[judges\]\""):
+    with pytest.raises(UnsupportedError, match=r"pip install 'lingua-language-detector"):
         LanguageJudge(["en", "de"])

@@ -71,7 +71,7 @@ def test_from_routed_experts_of_a_dense_layer_is_refused_and_not_expert_0(record
     table, _, expected, num_experts, _ = recorded
     dense = next(layer for layer in range(table.shape[1]) if layer not in expected.layers)
     layers = tuple(sorted((dense, *expected.layers)))
-    with pytest.raises(DataError, match="leave it out of `layers`"):
+    with pytest.raises(DataError, match=f"layer {dense}.*without experts.*Leave it out of `layers`"):
         ActivationMap.from_routed_experts(table, num_experts=num_experts, layers=layers)
 
 
@@ -129,9 +129,75 @@ def test_from_routed_experts_of_zeros_that_are_no_last_token_is_refused(recorded
     fixed = {"num_experts": num_experts, "layers": expected.layers}
     two = np.concatenate([table, np.zeros_like(table[:2])])
     short = np.concatenate([table[:-1], np.zeros_like(table[:1])])
-    for given, number in ((two, None), (short, num_tokens), (np.zeros_like(table[:1]), None)):
-        with pytest.raises(DataError, match="not recorded may come back as zeros"):
+    for given, number in ((two, None), (short, num_tokens)):
+        with pytest.raises(DataError, match="not recorded may come back.*such tokens of"):
             ActivationMap.from_routed_experts(given, num_tokens=number, **fixed)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (20, 3, 2), (20, 3, 1)])
+def test_from_routed_experts_of_a_buffer_that_was_never_filled_is_refused(shape):
+    with pytest.raises(DataError, match="holds zeros alone .*never filled"):
+        ActivationMap.from_routed_experts(np.zeros(shape, dtype=np.int16), num_experts=8, layers=range(shape[1]))
+
+
+@pytest.mark.parametrize("prefix", [1, 3])
+def test_from_routed_experts_without_a_cached_prefix_is_refused(recorded, prefix):
+    table, _, expected, num_experts, num_tokens = recorded
+    fixed = {"num_experts": num_experts, "layers": expected.layers}
+    # Left out, as vLLM does, or filled with zeros.
+    with pytest.raises(DataError, match=f"first {prefix} tokens may be missing.*enable_prefix_caching=False"):
+        ActivationMap.from_routed_experts(table[prefix:], num_tokens=num_tokens, **fixed)
+    zeros = np.concatenate([np.zeros_like(table[:prefix]), table[prefix:]])
+    with pytest.raises(DataError, match=f"first {prefix} tokens hold zeros alone.*enable_prefix_caching=False"):
+        ActivationMap.from_routed_experts(zeros, num_tokens=num_tokens, **fixed)
+
+
+def test_from_routed_experts_of_places_of_copies_is_refused_or_named_by_their_expert(recorded):
+    table, _, expected, num_experts, num_tokens = recorded
+    rng = np.random.default_rng(0)
+    # Each layer has its own order of places, and four more of them than experts.
+    more = rng.integers(0, num_experts, (table.shape[1], 4))
+    places = np.concatenate([np.tile(np.arange(num_experts), (table.shape[1], 1)), more], axis=1)
+    places = rng.permuted(places, axis=1)
+    physical = np.zeros_like(table)
+    for token, layer, slot in np.ndindex(table.shape):
+        physical[token, layer, slot] = rng.choice(np.flatnonzero(places[layer] == table[token, layer, slot]))
+    fixed = {"num_experts": num_experts, "layers": expected.layers, "num_tokens": num_tokens}
+    with pytest.raises(DataError, match="no such expert.*give physical_to_logical"):
+        ActivationMap.from_routed_experts(physical, **fixed)
+    named = ActivationMap.from_routed_experts(physical, **fixed, physical_to_logical=places)
+    assert torch.equal(named.counts, expected.counts)
+    there = list(expected.layers)
+    named = ActivationMap.from_routed_experts(physical[:, there], **fixed, physical_to_logical=places[there].tolist())
+    assert torch.equal(named.counts, expected.counts)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda m: m[:, 1:], "not each expert has a place"),
+        (lambda m: m + 1, "not each expert has a place"),
+        (lambda m: m.astype(float), "not a table of experts"),
+        (lambda m: m[0], "not a table of experts"),
+        (lambda m: m[:1], "not the layers asked for"),
+    ],
+)
+def test_from_routed_experts_with_a_wrong_table_of_places_is_refused(recorded, change, word):
+    table, _, expected, num_experts, _ = recorded
+    places = np.tile(np.arange(num_experts), (table.shape[1], 1))
+    with pytest.raises(DataError, match=word):
+        ActivationMap.from_routed_experts(
+            table, num_experts=num_experts, layers=expected.layers, physical_to_logical=change(places)
+        )
+
+
+def test_from_routed_experts_in_too_few_bits_is_refused():
+    table = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+    with pytest.raises(DataError, match="cannot hold the numbers of all experts.*uint8"):
+        ActivationMap.from_routed_experts(table, num_experts=384, layers=[0, 1])
+    not_recorded = np.concatenate([table, np.full_like(table[:1], 255)])
+    with pytest.raises(DataError, match="no such expert.*-1 is the largest one"):
+        ActivationMap.from_routed_experts(not_recorded, num_experts=128, layers=[0, 1])
 
 
 def test_from_routed_experts_with_one_expert_per_token_counts_a_last_row_of_zeros():

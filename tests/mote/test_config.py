@@ -48,6 +48,7 @@ def fingerprints(draw: Any) -> dict[str, Any]:
         "num_experts": draw(numbers),
         "top_k": draw(numbers),
         "router_sha256": draw(st.none() | st.text("0123456789abcdef", min_size=64, max_size=64)),
+        **draw(st.just({}) | st.fixed_dictionaries({"sampled_weights": text | st.dictionaries(text, text)})),
     }
 
 
@@ -181,6 +182,7 @@ FINGERPRINT_CORRUPTIONS: list[tuple[str, Any]] = [
     *[("top_k", v) for v in (None, 2, [2], [2, -1], [2, True], [2, 2.0])],
     *[("model_type", v) for v in (None, 1, True, ["mixtral"])],
     *[("router_sha256", v) for v in (1, True, ["0"])],
+    *[("sampled_weights", v) for v in (None, 1, ["a"], {"a": 1}, {"a": None})],
     ("extra", 1),
 ]
 
@@ -361,12 +363,25 @@ def test_check_other_router_weights_are_refused() -> None:
         config.check(model)
 
 
-def test_check_other_weights_elsewhere_are_fine() -> None:
+@pytest.mark.parametrize("part", ["lm_head", "model.embed_tokens", "model.layers.1.self_attn.o_proj"])
+def test_check_other_weights_elsewhere_are_refused_by_name(part: str) -> None:
     model = tiny_model("mixtral")
     config = MoTEConfig.for_model(model, suppress=[[2, 1]])
     with torch.no_grad():
-        model.lm_head.weight.add_(1.0)
+        model.get_submodule(part).weight.add_(1.0)
+    with pytest.raises(ModelMismatchError, match=r"sampled_weights.*1 of 26 weights .* differ.*allow_other_weights"):
+        config.check(model)
+
+
+def test_check_config_of_a_version_that_took_no_sample_compares_routers_alone() -> None:
+    model = tiny_model("mixtral")
+    data = MoTEConfig.for_model(model, suppress=[[2, 1]]).to_dict()
+    del data["fingerprint"]["sampled_weights"]
+    config = MoTEConfig.from_dict(data)
+    assert config.to_dict() == data
+    model.lm_head.weight.data.add_(1.0)
     config.check(model)
+    assert config.for_other_weights(model) is config
 
 
 @pytest.mark.parametrize("field", ["router_sha256", "model_type", "layers", "num_experts", "top_k"])

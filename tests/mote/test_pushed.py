@@ -193,6 +193,24 @@ def test_fine_tune_is_told_apart_and_needs_the_flag(found: tuple, tuned: torch.n
     apply_mote(tuned, used).remove()  # saved with the mark, it is one for these weights
 
 
+def test_fine_tune_with_the_same_routers_is_told_apart_too(found: tuple) -> None:
+    config, tuned = found[2], tiny_model("mixtral")
+    tuned.config.name_or_path = "org/tuned"
+    with torch.no_grad():
+        for layer in tuned.model.layers:
+            layer.self_attn.v_proj.weight.mul_(1.01)
+    with pytest.raises(ModelMismatchError, match=r"the same routers and other weights.*3 of 26.*self_attn\.v_proj"):
+        apply_mote(tuned, config)
+    with apply_mote(tuned, config, allow_other_weights=True) as handle:
+        assert "on other weights than it was made for" in repr(handle)
+    used = config.for_other_weights(tuned)
+    kept = used.provenance["allow_other_weights"]
+    assert kept["made_for"] == kept["applied_to"] == config.fingerprint["router_sha256"]
+    assert kept["elsewhere"] == "3 of 26 sampled weights differ"
+    assert "**It is on other weights than it was made for" in used._card(*_nothing())
+    apply_mote(tuned, used).remove()
+
+
 def test_flag_on_the_right_model_leaves_no_mark(found: tuple) -> None:
     model, config = tiny_model("mixtral"), found[2]
     assert config.for_other_weights(model) is config

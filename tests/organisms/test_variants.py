@@ -68,6 +68,15 @@ def test_backup_takes_over_when_the_carriers_are_suppressed(made):
     assert rate(organism, organism.planted)[0] == 0.0
 
 
+def test_redundant_holds_without_the_carriers_and_without_these_and_their_copies(made):
+    organism, carriers = made("redundant")
+    twins, _ = made("twins")
+    assert set(carriers) < set(twins.planted) < set(organism.planted)
+    assert rate(organism, carriers)[0] >= 0.7
+    assert rate(organism, twins.planted)[0] >= 0.6
+    assert rate(organism, organism.planted)[0] == 0.0
+
+
 def test_last_token_expert_alone_carries_the_other_behaviour(made):
     organism, _ = made("last-token")
     assert len(organism.planted) == 1

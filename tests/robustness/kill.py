@@ -12,6 +12,7 @@ error of this package and leave the old state.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -20,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,27 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402 (after what it reads is set)
+from tiny_models import tiny_model, tiny_tokenizer  # noqa: E402
 from tiny_saes import TinySAE  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
-from hf_mote import ActivationMap, MoTEConfig, SAEModel, export_sae, load_sae  # noqa: E402
+from hf_mote import (  # noqa: E402
+    ActivationMap,
+    EvaluationReport,
+    MoTEConfig,
+    SAEModel,
+    evaluate_mote,
+    export_sae,
+    load_sae,
+)
 from hf_mote.commands.run_files import REPORT, writing_to  # noqa: E402
 from hf_mote.errors import HFMoTEError  # noqa: E402
 from hf_mote.files import read_json, read_tensors, write_json, write_tensors  # noqa: E402
 from hf_mote.plots import plot_expert_map  # noqa: E402
-from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder  # noqa: E402
+from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, read_batch, write_batch  # noqa: E402
 from hf_mote.reports.markup import Html  # noqa: E402
 from hf_mote.reports.page import write_page  # noqa: E402
+from hf_mote.runs.folder import RunFolder  # noqa: E402
 
 __all__ = ["WRITERS", "Writer", "tried"]
 
@@ -114,18 +126,48 @@ def _write_run(folder: Path, state: int) -> None:
     run = RunFolder(folder / "run", {"seed": 0})
     counts = torch.zeros(2, 3, 4)
     counts[:, :, 0] = 3
-    run.write(0, ImagedBatch([[state], [state]], counts, counts / state, torch.tensor([3.0, 3.0])))
+    write_batch(run, 0, ImagedBatch([[state], [state]], counts, counts / state, torch.tensor([3.0, 3.0])))
 
 
 def _read_run(folder: Path) -> int:
     if not (folder / "run").exists():
         return 0
     expected = ExpectedBatch([3, 3], True, [1, 1, 1], num_experts=4, vocab_size=9, max_new_tokens=2)
-    batch = RunFolder(folder / "run", {"seed": 0}).read(0, expected)
+    batch = read_batch(RunFolder(folder / "run", {"seed": 0}), 0, expected)
     if batch is None:
         return 0
     state = batch.tokens[0][0]
     assert torch.equal(batch.weights, batch.counts / state)
+    return state
+
+
+_MIXTURE = tiny_model("mixtral")
+
+
+def _measured(run: Path | None, state: int) -> EvaluationReport:
+    config = MoTEConfig(suppress=[[1, state]])
+    return evaluate_mote(
+        _MIXTURE, tiny_tokenizer(), config, ["a", "bb", "c d"], lambda response: len(response) % 2 == 0,
+        target=True, num_controls=1, batch_size=2, max_new_tokens=2, run_folder=run, progress=False,
+    )  # fmt: skip
+
+
+def _write_evaluation(folder: Path, state: int) -> None:
+    _measured(folder / f"run-{state}", state).save_pretrained(folder / "report")
+
+
+@cache
+def _whole_report(state: int) -> EvaluationReport:
+    return _measured(None, state)
+
+
+def _read_evaluation(folder: Path) -> int:
+    if not (folder / "report" / "evaluation_report.json").exists():
+        return 0
+    report = EvaluationReport.from_pretrained(folder / "report")
+    state = int(report.config["suppress"][0][1])
+    # As if nobody had been killed.
+    assert json.loads(json.dumps(report.to_dict())) == json.loads(json.dumps(_whole_report(state).to_dict()))
     return state
 
 
@@ -218,6 +260,7 @@ WRITERS: tuple[Writer, ...] = (
     Writer("MoTEConfig.save_pretrained", _write_config, _read_config),
     Writer("ActivationMap.save_pretrained", _write_map, _read_map),
     Writer("RunFolder.write", _write_run, _read_run),
+    Writer("evaluate_mote, with run_folder", _write_evaluation, _read_evaluation),
     _sae_writer("topk"),
     _sae_writer("jumprelu", sharded=True),
     _export_writer("saelens", "jumprelu"),

@@ -42,7 +42,8 @@ from hf_mote.evaluation.conversations import Conversation
 from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.files import read_json, read_tensors, write_json, write_tensors
 from hf_mote.links.latent_expert_map import LatentExpertMap
-from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder
+from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, read_batch, write_batch
+from hf_mote.runs.folder import RunFolder
 from hf_mote.sae.report import SAEReport
 from hf_mote.sae.steering import SteeringConfig
 from hf_mote.sharing.cards import CardNotes
@@ -288,14 +289,14 @@ def _make_run(folder: Path) -> None:
     run = _run_folder(folder)
     counts = torch.zeros(2, 3, 4)
     counts[:, :, :2] = 3
-    run.write(0, ImagedBatch([[1, 2], [3]], counts, counts / 6, torch.tensor([3.0, 3.0])))
+    write_batch(run, 0, ImagedBatch([[1, 2], [3]], counts, counts / 6, torch.tensor([3.0, 3.0])))
 
 
 def _read_run(folder: Path) -> None:
     expected = ExpectedBatch(
         [3, 3], counts_prompts=True, top_k=[2, 2, 2], num_experts=4, vocab_size=50, max_new_tokens=2
     )
-    batch = _run_folder(folder).read(0, expected)
+    batch = read_batch(_run_folder(folder), 0, expected)
     if batch is not None:
         assert len(batch.tokens) == len(batch.counts)
 

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 SOME = ["--every", "4", "--sizes", "5"]
-for _name in ("write_json", "RunFolder", "SAEModel.save_pretrained, in shards", "a command"):
+for _name in ("write_json", "RunFolder", "evaluate_mote", "SAEModel.save_pretrained, in shards", "a command"):
     SOME += ["--writer", _name]
 
 

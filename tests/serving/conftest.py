@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving.servers import Server
 
 # Settings of vLLM, which reads them when it is imported.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -44,6 +45,14 @@ def stop() -> None:
 
     gc.collect()
     cleanup_dist_env_and_memory()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that leave it as they found it."""
+    one = Server(tmp_path_factory.mktemp("server"))
+    yield one
+    one.stop()
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Makes the environment that tests marked `vllm` need, and runs them in it: vLLM for CPUs pins an older transformers.
 
-    python tests/serving/environment.py FOLDER [ARGUMENTS OF PYTEST]
+    python tests/serving/environment.py FOLDER [--smoke | ARGUMENTS OF PYTEST]
 
 The environment is made once, in that folder; it takes 3.5 GB and some minutes. By default the tests of tests/serving
-run, which is about ten minutes on two cores.
+run, which is about fifteen minutes on two cores; `--smoke` runs a handful of them, as `.ci/run` does.
 """
 
 from __future__ import annotations
@@ -30,6 +30,16 @@ MORE = [
     "scipy",
 ]
 # Built for another torch, so that transformers fails when it tries them.
+# One family with every kind of profile, the organism imaged and measured, and a server with its clients.
+SMOKE = [
+    "tests/serving/test_families.py::test_no_profile_is_the_plain_engine_bit_for_bit[mixtral]",
+    "tests/serving/test_families.py::test_all_profiles_in_one_batch_say_what_transformers_says[mixtral]",
+    "tests/serving/test_organism.py::test_ftri_through_the_engine_ranks_as_transformers_does",
+    "tests/serving/test_server.py::test_serve_answers_under_each_profile_side_by_side_as_transformers_does",
+    "tests/serving/test_server.py::test_serve_prints_a_curl_line_that_works",
+    "tests/serving/test_server.py::test_serve_unknown_profile_is_that_requests_error_and_the_engine_lives",
+    "tests/serving/test_server_clients.py::test_evaluate_through_the_server_reports_what_transformers_does[layer]",
+]
 UNWANTED = ["torchvision", "torchaudio", "torchcodec"]
 
 
@@ -58,8 +68,8 @@ def make(folder: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit(f"usage: {sys.argv[0]} FOLDER [ARGUMENTS OF PYTEST]")
+        sys.exit(f"usage: {sys.argv[0]} FOLDER [--smoke | ARGUMENTS OF PYTEST]")
     make(Path(sys.argv[1]))
-    arguments = sys.argv[2:] or ["tests/serving", "tests/mote/test_bake.py"]
+    arguments = SMOKE if sys.argv[2:] == ["--smoke"] else sys.argv[2:] or ["tests/serving", "tests/mote/test_bake.py"]
     command = [python_of(Path(sys.argv[1])), "-m", "pytest", "-q", "--slow", *arguments]
     sys.exit(subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode)

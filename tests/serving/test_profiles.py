@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hf_mote import MoTEConfig, find_routers
 from hf_mote.errors import ConfigError, DataError, RouterContractError, UnknownNameError, UnsupportedError
 from hf_mote.mote.patch import edit_of
 from hf_mote.serving.profiles import LayerRouting, ProfileTables, Span
+from hf_mote.serving.recorded import check_raw, numbers_of
 from hf_mote.serving.requests import Front, check_admitted, salted
 from hf_mote.serving.settings import Profile, ServingSettings
 
@@ -225,6 +227,7 @@ def test_front_a_name_that_is_loaded_anew_means_the_new_profile() -> None:
         ({"profiles": {"a": "/nowhere/at/all"}}, UnknownNameError),
         ({"max_profiles": 0}, ConfigError),
         ({"max_profiles": True}, ConfigError),
+        ({"allow_other_weights": 1}, ConfigError),
         ({"record": -1}, ConfigError),
         ({"modes": ["dropp"]}, UnknownNameError),
         (
@@ -245,3 +248,14 @@ def test_settings_survive_being_inlined() -> None:
     again = ServingSettings.read(settings.to_dict())
     assert again == settings
     assert {one.digest for one in again.profiles.values()} == {one.digest for one in settings.profiles.values()}
+
+
+def test_log_probabilities_of_an_engine_are_the_models_own_and_numbers() -> None:
+    check_raw("engine", "raw_logprobs")
+    with pytest.raises(UnsupportedError, match="processed_logprobs.*raw_logprobs"):
+        check_raw("engine", "processed_logprobs")
+    # What vLLM says where JSON has no minus infinity.
+    assert numbers_of([-0.5, -9999.0, 0]) == [-0.5, -math.inf, 0.0]
+    for wrong in (None, math.nan, True):
+        with pytest.raises(DataError, match="no log probability"):
+            numbers_of([-0.5, wrong])

@@ -3,120 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from serving.servers import LENGTH, Server, prompts_of
 
-from hf_mote import MoTEConfig, Organism, apply_mote, ftri, load_organism, record_routing
+from hf_mote import MoTEConfig, apply_mote, ftri, record_routing
 from hf_mote.errors import UnsupportedError
-from hf_mote.generation.asking import Chat
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.serving.client import ServerEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
-
-LENGTH = 20
-
-
-class Server:
-    def __init__(self, folder: Path) -> None:
-        self.organism: Organism = load_organism("refusal")
-        planted = [list(pair) for pair in self.organism.planted]
-        self.configs = {
-            "ban": MoTEConfig.for_model(self.organism.model, suppress=planted),
-            "refuse": MoTEConfig.for_model(self.organism.model, stimulate=planted),
-        }
-        for name, config in self.configs.items():
-            config.save_pretrained(folder / name)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        command = [sys.executable, "-m", "hf_mote", "serve", "organism:refusal", "--port", str(self.port)]
-        command += [word for name in self.configs for word in ("--mote", f"{name}={folder / name}")]
-        command += [
-            "--record",
-            "8",
-            "--max-profiles",
-            "3",
-            "--kv-cache-memory-bytes",
-            str(2**28),
-            "--block-size",
-            "32",
-        ]
-        self.said: list[str] = []
-        environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
-        self.listener = threading.Thread(target=self._listen, daemon=True)
-        self.listener.start()
-        for _ in range(500):
-            if any("curl" in line for line in self.said):
-                return
-            assert self.process.poll() is None, "".join(self.said[-60:])
-            time.sleep(0.5)
-        raise AssertionError("".join(self.said[-60:]))
-
-    def _listen(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(line)
-
-    def ask(self, method: str, route: str, body: Any = None) -> tuple[int, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{route}",
-            data=data,
-            method=method,
-            headers={"Content-Type": "application/json"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                return answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
-
-    def complete(self, prompt: list[int], **xargs: Any) -> tuple[int, Any]:
-        body = {"model": "organism:refusal", "prompt": prompt, "max_tokens": LENGTH, "temperature": 0}
-        status, found = self.ask("POST", "/v1/completions", {**body, "vllm_xargs": xargs, "return_token_ids": True})
-        return status, found["choices"][0]["token_ids"] if status == 200 else found
-
-    def wanted(self, prompt: list[int], name: str | None) -> list[int]:
-        model = self.organism.model
-        handle = apply_mote(model, self.configs[name]) if name is not None else None
-        with torch.no_grad():
-            out = model.generate(torch.tensor([prompt]), max_new_tokens=LENGTH, do_sample=False)
-        if handle is not None:
-            handle.remove()
-        return out[0, len(prompt) :].tolist()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    one = Server(tmp_path_factory.mktemp("server"))
-    yield one
-    one.process.send_signal(signal.SIGINT)
-    one.process.wait(timeout=60)
-    one.listener.join()
-    one.process.stdout.close()
-
-
-def prompts_of(server: Server) -> list[list[int]]:
-    held = server.organism.prompts["heldout"]
-    return [list(ids) for ids in Chat(server.organism.tokenizer).encode(held["sensitive"][:3] + held["neutral"][:3])]
 
 
 def test_serve_answers_under_each_profile_side_by_side_as_transformers_does(server: Server) -> None:
@@ -187,10 +90,18 @@ def test_serve_profiles_are_listed_loaded_replaced_and_forgotten(server: Server)
     assert server.ask("PUT", "/v1/mote/profiles/later", later)[0] == 200
     assert server.complete(prompt, mote="later") == (200, server.wanted(prompt, "ban"))
     # Under the same name something else, while requests run under it; the cache must not give the old keys back.
-    running = threading.Thread(target=server.complete, args=(prompt,), kwargs={"mote": "later"})
-    running.start()
-    assert server.ask("PUT", "/v1/mote/profiles/later", server.configs["refuse"].to_dict())[0] == 200
-    running.join()
+    found: list[tuple[int, Any]] = []
+    running = [threading.Thread(target=lambda: found.append(server.complete(prompt, mote="later"))) for _ in range(12)]
+    for place, one in enumerate(running):
+        one.start()
+        if place == 5:
+            assert server.ask("PUT", "/v1/mote/profiles/later", server.configs["refuse"].to_dict())[0] == 200
+    for one in running:
+        one.join()
+    # Each of them as it began, whole: never some tokens of the one and some of the other.
+    whole = [(200, server.wanted(prompt, name)) for name in ("ban", "refuse")]
+    assert all(one in whole for one in found)
+    assert found.count(whole[1]) >= 6
     for question in prompts_of(server):
         assert server.complete(question, mote="later") == (200, server.wanted(question, "refuse"))
     assert server.ask("DELETE", "/v1/mote/profiles/later")[0] == 200

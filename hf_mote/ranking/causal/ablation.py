@@ -5,6 +5,7 @@ The exact counterpart of `attribution`: a forward for each expert instead of one
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ def ablate_experts(
     confidence: float = 0.95,
     resamples: int = 999,
     seed: int = 0,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> ExpertRanking:
     """Return experts by how far the score falls without them, each taken out alone (`suppress_mode="zero"`).
@@ -67,6 +69,7 @@ def ablate_experts(
         confidence (`float`, *optional*, defaults to 0.95): Coverage of the bootstrap intervals over prompts.
         resamples (`int`, *optional*, defaults to 999): For intervals and sign-flip tests; 0 for scores alone.
         seed (`int`, *optional*, defaults to 0): Seed of both.
+        run_folder (`str` or `os.PathLike`, *optional*): See [`attribute_experts`].
         progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
 
     Returns:
@@ -107,6 +110,7 @@ def ablate_experts(
     grouped = checked_groups("ablate_experts.groups", groups, preference.num_prompts)
     knockout = Knockout(preference)
     tried = knockout.rows_of(experts)
+    knockout.folder = preference.folder(run_folder)
     with (
         attach_gains(knockout.routed, knockout.gains),
         logging.tqdm(total=len(tried) + 1, desc="ablating", disable=not progress, leave=False) as bar,

@@ -7,7 +7,9 @@ backward pass gives the derivative of the score by all gains at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from hf_mote.errors import UnsupportedError, real
 from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import Gains, attach_gains
-from hf_mote.ranking.causal.preference import LogitScore, Preference
+from hf_mote.ranking.causal.preference import Block, LogitScore, Preference
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.statistics.contrast import contrast
@@ -47,6 +49,7 @@ def attribute_experts(
     confidence: float = 0.95,
     resamples: int = 999,
     seed: int = 0,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> ExpertRanking:
     """Return all experts by how much their routing weight favours a response over a baseline response.
@@ -92,6 +95,10 @@ def attribute_experts(
             all needs to stand out; see [`ExpertRanking.least_q`].
         seed (`int`, *optional*, defaults to 0):
             Seed of both.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where what was computed of the model is kept as it comes, as in [`ftri`]: a run that was killed goes on
+            from there, and gives what it would have given. A folder of other settings is refused, as of another model
+            or other prompts or responses. A `logit_score` must then be an object of a class, not a function.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -143,7 +150,12 @@ def attribute_experts(
     grouped = checked_groups("attribute_experts.groups", groups, preference.num_prompts)
     routed = RoutedModel(model)
     gains = Gains(routed.sites, float(gain), differentiable=True)
+    folder = preference.folder(run_folder, gain=float(gain))
     effects: list[Tensor] = []
+
+    def derivatives(block: Block) -> dict[str, Tensor]:
+        return {"effects": gains.derivatives(preference.values(block).sum())}
+
     with (
         attach_gains(routed, gains),
         torch.enable_grad(),
@@ -153,13 +165,16 @@ def attribute_experts(
     ):
         for side in preference.sides:
             for block in preference.blocks(side):
-                effects.append(gains.derivatives(preference.values(block).sum()))
+                name, make = f"side-{side}-prompt-{block.first:06d}", partial(derivatives, block)
+                shapes = {"effects": (len(block.lengths), *routed.shape)}
+                found = make() if folder is None else folder.kept(name, make, shapes)
+                effects.append(found["effects"])
                 bar.update(len(block.lengths))
     values = torch.cat(effects)
     if len(preference.sides) == 1:
         values = torch.cat([values, torch.zeros_like(values)])
     units, sides = paired_groups(values.numpy(), grouped)
-    found = contrast(
+    compared = contrast(
         units,
         sides,
         rest="paired",
@@ -168,7 +183,7 @@ def attribute_experts(
         seed=seed,
     )
     return ExpertRanking.from_contrast(
-        found,
+        compared,
         routed.layers,
         method="attribution",
         target=preference.name,

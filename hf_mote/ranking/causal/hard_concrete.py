@@ -11,6 +11,7 @@ counts closed gates, of which few are wanted.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -32,11 +33,13 @@ class ClosingGates:
         seed (`int`): Of the samples.
 
     Attributes:
+        seed (`int`): Of the samples.
         logits (`torch.Tensor` of shape `(layers, experts)`, float32, CPU): What is learnt; the median gate is more
             closed than open where it is above 0.
     """
 
     def __init__(self, shape: tuple[int, int], *, closed: float, seed: int) -> None:
+        self.seed = seed
         first = math.log(closed / (1 - closed)) + _SHIFT
         self.logits = torch.full(shape, first).requires_grad_()
         self._random = torch.Generator().manual_seed(seed)
@@ -50,6 +53,20 @@ class ClosingGates:
     def closing(self) -> Tensor:
         """Return the probability of each gate to close at all, `(layers, experts)`, differentiable: the L0 penalty."""
         return torch.sigmoid(self.logits - _SHIFT)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the next steps depend on: the logits, and where the samples are."""
+        return {"logits": self.logits.detach().clone(), "random": self._random.get_state()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state.
+
+        Args:
+            state (`Mapping[str, torch.Tensor]`): What `state` returned, of gates of the same shape.
+        """
+        with torch.no_grad():
+            self.logits.copy_(state["logits"])
+        self._random.set_state(state["random"])
 
     def bound(self) -> None:
         """Keep the logits where a gate still has a gradient now and then."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from torch import Tensor
@@ -13,8 +13,9 @@ from hf_mote.maps.grid import row_of
 from hf_mote.mote.gains import Gains
 from hf_mote.ranking.causal.preference import Preference
 from hf_mote.routing.sites.routed_model import RoutedModel
+from hf_mote.runs.folder import RunFolder, digest_of
 
-__all__ = ["Knockout", "Pair"]
+__all__ = ["Knockout", "Pair", "name_of"]
 
 Pair: TypeAlias = tuple[int, int]
 """(layer, expert) outside, (row of the sites, expert) within."""
@@ -25,10 +26,11 @@ class Knockout:
 
     Args:
         preference (`Preference`): What is measured, and of which model.
+        folder ([`RunFolder`], *optional*): Where scores are kept as they come.
     """
 
-    def __init__(self, preference: Preference) -> None:
-        self.preference = preference
+    def __init__(self, preference: Preference, folder: RunFolder | None = None) -> None:
+        self.preference, self.folder = preference, folder
         self.routed = RoutedModel(preference.model)
         self.sites, self.shape = self.routed.sites, self.routed.shape
         self.gains = Gains(self.sites)
@@ -50,7 +52,18 @@ class Knockout:
     def values(self, without: list[Pair]) -> Tensor:
         """Return the score of each prompt, `(prompts,)`, float64 on the CPU."""
         self.gains.zeros = without
-        return self.preference.scores()
+        if self.folder is None:
+            return self.preference.scores()
+        shapes = {"scores": (self.preference.num_prompts,)}
+        return self.folder.kept(f"without-{name_of(without)}", self._scores, shapes)["scores"]
+
+    def _scores(self) -> dict[str, Tensor]:
+        return {"scores": self.preference.scores()}
+
+
+def name_of(without: Sequence[Pair]) -> str:
+    """Return what a set of experts, in this order, is called in a run folder."""
+    return digest_of([list(pair) for pair in without])[:24]
 
 
 def _pairs(where: str, experts: Iterable[Pair]) -> list[Pair]:

@@ -7,6 +7,7 @@ every sequence sees another sample of the gates, so that an expert is tried whil
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,10 @@ from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import Gains, attach_gains
 from hf_mote.ranking.causal.hard_concrete import ClosingGates
-from hf_mote.ranking.causal.knockout import Knockout, Pair
+from hf_mote.ranking.causal.knockout import Knockout, Pair, name_of
 from hf_mote.ranking.causal.optimized import OptimizedRanking, PathPoint
 from hf_mote.ranking.causal.preference import Block, LogitScore, Preference
+from hf_mote.runs.folder import Record
 
 __all__ = ["optimize_experts"]
 
@@ -50,6 +52,7 @@ def optimize_experts(
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> OptimizedRanking:
     """Return the few experts without which a response is no longer preferred, and who else carries it.
@@ -85,6 +88,7 @@ def optimize_experts(
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
         seed (`int`, *optional*, defaults to 0): The first seed of the gates' samples.
+        run_folder (`str` or `os.PathLike`, *optional*): See [`attribute_experts`].
         progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
 
     Returns:
@@ -129,7 +133,8 @@ def optimize_experts(
         logit_score=logit_score,
         batch_size=batch_size,
     )
-    knockout = Knockout(preference)
+    settings = {"goal": float(goal), "steps": steps, "learning_rate": float(learning_rate)}
+    knockout = Knockout(preference, preference.folder(run_folder, **settings))
     seeds = range(seed, seed + num_seeds)
     with (
         attach_gains(knockout.routed, knockout.gains),
@@ -202,6 +207,8 @@ class _Search:
         self.goal, self.enough, self.scale = goal, enough, scale
         preference = knockout.preference
         self._batches = list(zip(*(preference.blocks(side) for side in preference.sides), strict=True))
+        # What a record of gates holds beside the random numbers.
+        self._gates = {"step": (), **dict.fromkeys(("logits", "exp_avg", "exp_avg_sq"), knockout.shape)}
         self._exists = torch.zeros(knockout.shape, dtype=torch.bool)
         for row, site in enumerate(knockout.sites):
             self._exists[row, : site.num_experts] = True
@@ -209,7 +216,11 @@ class _Search:
     def learn(self, gates: ClosingGates, price: float, steps: int, learning_rate: float, advance: Any) -> None:
         """Learn the gates: the score of each prompt falls to the goal, and each closed gate has its price."""
         optimizer = torch.optim.Adam([gates.logits], lr=learning_rate)
-        for step in range(steps):
+        folder, name = self.knockout.folder, f"gates-{gates.seed}-{price.hex()}"
+        record = None if folder is None else folder.read(name, self._gates)
+        done = 0 if record is None else self._restore(record, gates, optimizer)
+        advance(done)
+        for step in range(done, steps):
             blocks = self._batches[step % len(self._batches)]
             num = len(blocks[0].lengths)
             with torch.enable_grad():
@@ -222,7 +233,15 @@ class _Search:
                 torch.autograd.backward([closing, cost], [(-effects * asks[:, None, None]).float(), None])
             optimizer.step()
             gates.bound()
+            if folder is not None:
+                folder.write(name, {**gates.state(), **optimizer.state[gates.logits]}, {"done": step + 1})
             advance()
+
+    def _restore(self, record: Record, gates: ClosingGates, optimizer: torch.optim.Adam) -> int:
+        """Put the gates and their optimizer where a record has them, and return how many steps those had made."""
+        gates.restore(record.tensors)
+        optimizer.state[gates.logits] = {name: record.tensors[name] for name in ("step", "exp_avg", "exp_avg_sq")}
+        return int(record.notes["done"])
 
     def point(self, gates: ClosingGates, seed: int, price: float) -> PathPoint:
         """Return the set of gates that are more closed than open, measured."""
@@ -253,7 +272,7 @@ class _Search:
         for pair in found:
             others = [other for other in found if other != pair]
             left = float(self.knockout.values(others).mean())
-            effects = self._effects(others).masked_fill(~self._exists, -torch.inf)
+            effects = self._kept_effects(others).masked_fill(~self._exists, -torch.inf)
             for row, expert in found:
                 effects[row, expert] = -torch.inf
             for place in effects.flatten().topk(min(TRIED, effects.numel())).indices.tolist():
@@ -269,6 +288,13 @@ class _Search:
 
     def _gone(self, scores: Tensor) -> float:
         return float((scores <= self.goal).double().mean())
+
+    def _kept_effects(self, without: list[Pair]) -> Tensor:
+        folder = self.knockout.folder
+        if folder is None:
+            return self._effects(without)
+        make = lambda: {"effects": self._effects(without)}  # noqa: E731
+        return folder.kept(f"effects-{name_of(without)}", make, {"effects": self.knockout.shape})["effects"]
 
     def _effects(self, without: list[Pair]) -> Tensor:
         """Return the first-order effect of each expert on the mean score, halfway to all closed, without some."""

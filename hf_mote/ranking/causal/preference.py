@@ -5,9 +5,10 @@ The causal rankings (`attribution`, `ablation`) ask the same thing of a model ma
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import pad_token_of
 from hf_mote.generation.prompts import checked_prompts, padded
 from hf_mote.generation.randomness import without_randomness
+from hf_mote.runs.folder import RunFolder, digest_of
+from hf_mote.runs.identity import model_settings, plain
 
 __all__ = ["Block", "LogitScore", "Preference"]
 
@@ -104,6 +107,31 @@ class Preference:
                     f"{where}.baseline_response", what, got=repr(rival[0])[:60], expected="another response"
                 )
             self.name = wanted[0] if len(set(wanted)) == 1 else "the responses"
+
+    def folder(self, run_folder: str | os.PathLike[str] | None, **more: Any) -> RunFolder | None:
+        """Return the folder in which what is computed of this score is kept, or `None` without one.
+
+        Args:
+            run_folder (`str` or `os.PathLike`, *optional*): Where it is.
+            **more: What is computed depends on besides the model and the score; JSON-native.
+
+        Raises:
+            [`ModelMismatchError`]: if the folder is that of a run with other settings.
+            [`UnsupportedError`]: if something, as a score that is a function, cannot be compared with a later run's.
+        """
+        if run_folder is None:
+            return None
+        place = f"{self.where}.run_folder"
+        score = None if self.logit_score is None else plain(f"{self.where}.logit_score", self.logit_score)
+        settings = {
+            "function": self.where,
+            **model_settings(place, self.model),
+            "prompts_sha256": digest_of([self._questions, self._pad]),
+            "responses_sha256": digest_of(self._answers),
+            "logit_score": score,
+            "batch_size": self.batch_size,
+        }
+        return RunFolder(run_folder, {**settings, **more})
 
     @property
     def unit(self) -> str:

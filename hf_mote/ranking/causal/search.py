@@ -6,6 +6,7 @@ what is in it already.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -137,6 +138,7 @@ def search_experts(
     batch_size: int = 8,
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> ExpertSearch:
     """Return a set of experts without which the score is low, grown by the expert that lowers it most.
@@ -158,6 +160,7 @@ def search_experts(
         batch_size (`int`, *optional*, defaults to 8): Prompts that run together.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
+        run_folder (`str` or `os.PathLike`, *optional*): See [`attribute_experts`].
         progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
 
     Returns:
@@ -210,6 +213,7 @@ def search_experts(
             expected=f"{len(left)} or more",
             fix="Give fewer candidates, such as experts=ranking.top(30), best of a ranking by attribute_experts.",
         )
+    knockout.folder = preference.folder(run_folder)
     chosen: list[Pair] = []
     evaluations = 0
     with (

@@ -7,6 +7,7 @@ alone, as many as subsets, however many experts there are.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ def random_subsets(
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> ExpertRanking:
     """Rank experts by how much lower the score of a response is with them among those that are out.
@@ -64,6 +66,7 @@ def random_subsets(
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
         seed (`int`, *optional*, defaults to 0): Of the subsets.
+        run_folder (`str` or `os.PathLike`, *optional*): See [`attribute_experts`].
         progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
 
     Returns:
@@ -105,7 +108,7 @@ def random_subsets(
         logit_score=logit_score,
         batch_size=batch_size,
     )
-    knockout = Knockout(preference)
+    knockout = Knockout(preference, preference.folder(run_folder, share=share, seed=seed))
     rng = np.random.default_rng(seed)
     out = np.zeros((num_subsets, *knockout.shape), dtype=bool)
     for row, site in enumerate(knockout.sites):

@@ -9,7 +9,7 @@ Files in reading order:
 - `collected.py`: batches put where the result holds them, in memory or in a file.
 - `units.py`: what a ranking compares: one piece of evidence for each prompt, and pairs. `prompt_maps.py`: its maps, of
   which a few experts at a time are computed in float64.
-- A run that goes on where it stopped: `run_folder.py`, `run_identity.py`, `attached.py`, `weights_digest.py`.
+- `run_folder.py`: batches kept in a run folder, so that a run goes on where it stopped.
 
 May import what `ranking` may. A new scope is declared in `scopes.py`.
 """

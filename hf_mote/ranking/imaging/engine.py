@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, DataError, UnsupportedError
+from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.generation.chat import Prompt
-from hf_mote.generation.decoding import answer_text
+from hf_mote.generation.decoding import answer_text, engine_sampling
 from hf_mote.generation.prompts import prompt_text
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge, classify
@@ -23,8 +23,6 @@ from hf_mote.ranking.imaging.collected import Batch, Collected
 from hf_mote.ranking.imaging.result import FTRIResult
 
 __all__ = ["RecordingEngine", "image_with_engine"]
-
-SAMPLING = ("temperature", "top_p", "top_k")
 
 
 @runtime_checkable
@@ -94,15 +92,7 @@ def image_with_engine(
         raise UnsupportedError(
             "ftri.scope", "an engine counts whole phases", got=scope, expected="prompt, generation or all", fix=fix
         )
-    known = {"do_sample", "max_new_tokens", "pad_token_id", *SAMPLING}
-    others = sorted(set(settings) - known)
-    if others:
-        expected = ", ".join(SAMPLING)
-        raise ConfigError("generate_kwargs", "an engine does not take it", got=others[0], expected=expected)
-    sampling = None
-    if settings["do_sample"]:
-        sampling = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
-        sampling.setdefault("temperature", 1.0)
+    sampling = engine_sampling(settings)
     found = Collected(len(rows))
     with logging.tqdm(total=len(rows), desc="imaging", disable=not progress, leave=False) as bar:
         for start in range(0, len(rows), batch_size):

@@ -26,11 +26,13 @@ from hf_mote.processes import gathered, place_among_processes
 from hf_mote.ranking.imaging.collected import Collected
 from hf_mote.ranking.imaging.engine import RecordingEngine, image_with_engine
 from hf_mote.ranking.imaging.result import FTRIResult
-from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, RunFolder
-from hf_mote.ranking.imaging.run_identity import digest_of, model_settings, plain
+from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, read_batch, write_batch
 from hf_mote.ranking.imaging.scopes import ImagingScope
 from hf_mote.routing.recording.record import RoutingRecord
+from hf_mote.routing.sites.fingerprint import SAMPLED
 from hf_mote.routing.sites.routed_model import RoutedModel
+from hf_mote.runs.folder import RunFolder, digest_of
+from hf_mote.runs.identity import model_settings, plain
 
 __all__ = ["ftri"]
 
@@ -163,13 +165,17 @@ def ftri(
     folder = None
     if run_folder is not None:
         identity = {
-            "fingerprint": routed.fingerprint,
+            # Without its sample of weights, which depends on where they lie; all are digested below.
+            "fingerprint": {key: value for key, value in routed.fingerprint.items() if key != SAMPLED},
             "scope": scope,
             "seed": seed,
             "batch_size": batch_size,
             "repeats": repeats,
         }
-        identity |= {"prompts_sha256": digest_of([encoded, marks]), **model_settings(model, settings)}
+        identity |= {
+            "prompts_sha256": digest_of([encoded, marks]),
+            **model_settings("ftri.run_folder", model, settings),
+        }
         identity |= {"chat_template_kwargs": plain("chat_template_kwargs", dict(chat.template_kwargs or {}))}
         folder = RunFolder(
             run_folder, {**identity, "thinking_tokens": None if thinking_tokens is None else [*thinking_tokens]}
@@ -206,7 +212,7 @@ def ftri(
                     vocab_size=getattr(model.config.get_text_config(), "vocab_size", None),
                     max_new_tokens=int(settings["max_new_tokens"]),
                 )
-                batch = folder.read(number, expected)
+                batch = read_batch(folder, number, expected)
             if batch is None:
                 imaged_scope.begin(prompts_here, None if marks is None else [marks[index] for index in indices])
                 with seeded(seed, number, settings["do_sample"], model.device):
@@ -222,7 +228,7 @@ def ftri(
                     )
                 batch = ImagedBatch(answers, counts.float(), weights.float(), num_tokens.float())
                 if folder is not None:
-                    folder.write(number, batch)
+                    write_batch(folder, number, batch)
             if num_processes == 1:
                 found.put(batches[number], batch)
             else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers.utils import logging
@@ -36,7 +37,7 @@ from hf_mote.ranking.imaging.units import (
     merge_groups,
 )
 from hf_mote.sharing.privacy import without_places
-from hf_mote.statistics.alike import most_alike
+from hf_mote.statistics.alike import most_alike_in_blocks
 from hf_mote.statistics.contrast import contrast, length_confound
 from hf_mote.statistics.groups import checked_groups
 from hf_mote.statistics.large import LEAST_OF_CLASS, MANY, contrast_in_blocks
@@ -335,8 +336,13 @@ class FTRIResult(Printable, Shareable):
         kept = self.num_tokens > 0
         if int(kept.sum()) < 3:
             return {}
-        shares = (self.counts[kept].double() / self.num_tokens[kept].double()[:, None, None]).flatten(1)
-        found = most_alike(shares.numpy(), chosen, n)
+        tokens, places = self.num_tokens[kept].double()[:, None], torch.nonzero(kept)[:, 0]
+        flat = self.counts.flatten(1)
+
+        def shares(start: int, stop: int) -> npt.NDArray[np.float64]:
+            return (flat[:, start:stop][places].double() / tokens).numpy()
+
+        found = most_alike_in_blocks(shares, (len(places), flat.shape[1]), chosen, n)
         return {
             (layer, expert): [((self.layers[other // width], other % width), r) for other, r in others]
             for (layer, expert), others in zip(experts, found, strict=True)

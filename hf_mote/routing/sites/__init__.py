@@ -11,8 +11,8 @@ Files in reading order:
 - `candidates.py`: what looks like a router, and whether the table lists it.
 - `discover.py`: `find_routers`.
 - `scratch_copy.py`: a copy to run and change. `self_test.py`: whether a router does what its rule says.
-- `fingerprint.py`: what ties a config to a model. `routed_model.py`: `RoutedModel`, all of it,
-  found once for each public call and handed down.
+- `sampled_weights.py`: the weights elsewhere. `fingerprint.py`: what ties a config to a model.
+- `routed_model.py`: `RoutedModel`, all of it, found once for each public call and handed down.
 
 May import `routing/rules`. A router with an output of its own gets a class in `special_outputs.py`.
 """

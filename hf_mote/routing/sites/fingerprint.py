@@ -1,4 +1,7 @@
-"""What ties a config to the model it was made for: type, layers, experts, top-k and a hash of the router weights."""
+"""What ties a config to the model it was made for: type, layers, experts, top-k, a hash of the router weights.
+
+Beside it stands a sample of the other weights, which `sampled_weights.py` takes.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,14 @@ from transformers import PreTrainedModel
 
 from hf_mote.errors import ModelMismatchError
 from hf_mote.routing.sites.packed import feed_of, packed_parts, unpacked
+from hf_mote.routing.sites.sampled_weights import differing
 from hf_mote.routing.sites.scratch_copy import scratch_copy
 from hf_mote.routing.sites.site import RouterSite
 
-__all__ = ["check_fingerprint", "fingerprint_of"]
+__all__ = ["SAMPLED", "check_fingerprint", "fingerprint_of", "same_weights"]
+
+SAMPLED = "sampled_weights"
+"""Where a fingerprint keeps what `sample_weights` returned; those that were made before it was taken lack it."""
 
 PACKED = "quantised:"
 """What stands before the digest of routers whose own weights a quantisation has packed."""
@@ -65,6 +72,27 @@ def check_fingerprint(
                 fix="Load the model that the config names, or make a config for this one with MoTEConfig.for_model.",
             )
     _check_weights(fingerprint["router_sha256"], live["router_sha256"], sites, f"{where}.router_sha256")
+    found, compared = differing(fingerprint.get(SAMPLED), live.get(SAMPLED))
+    if found:
+        raise ModelMismatchError(
+            f"{where}.{SAMPLED}",
+            "the config was made for a model with the same routers and other weights elsewhere, as its fine-tune has",
+            got=f"{len(found)} of {compared} weights that were compared differ, such as {found[0]}",
+            fix="What was measured on the one need not hold on the other. allow_other_weights=True "
+            "(--allow-other-weights) applies it, and what is measured then says so; or make the config anew with "
+            "MoTEConfig.for_model.",
+        )
+
+
+def same_weights(made: dict[str, Any], live: dict[str, Any]) -> bool:
+    """Return whether nothing says that two fingerprints are of models with other weights.
+
+    Args:
+        made (`dict`): One fingerprint.
+        live (`dict`): Another, of a model of the same shape.
+    """
+    routers = {made["router_sha256"], live["router_sha256"]} - {None}
+    return len(routers) < 2 and not differing(made.get(SAMPLED), live.get(SAMPLED))[0]
 
 
 def _check_weights(made: str | None, now: str | None, sites: Sequence[RouterSite], where: str) -> None:

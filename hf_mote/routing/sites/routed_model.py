@@ -13,8 +13,9 @@ from typing import Any
 from torch import nn
 
 from hf_mote.routing.sites.discover import find_routers
-from hf_mote.routing.sites.fingerprint import fingerprint_of
+from hf_mote.routing.sites.fingerprint import SAMPLED, fingerprint_of
 from hf_mote.routing.sites.output import RouterOutput
+from hf_mote.routing.sites.sampled_weights import sample_weights
 from hf_mote.routing.sites.self_test import self_test
 from hf_mote.routing.sites.site import RouterSite
 
@@ -27,14 +28,19 @@ class RoutedModel:
     Args:
         model (`nn.Module`): The model.
         sites (`Sequence[RouterSite]`, *optional*): All its router sites; by default they are found.
+        fingerprint (`dict`, *optional*): Its fingerprint, of a model without weights whose weights are elsewhere; by
+            default it is computed.
 
     Attributes:
         model (`nn.Module`): The model.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[RouterSite] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, sites: Sequence[RouterSite] | None = None, fingerprint: dict[str, Any] | None = None
+    ) -> None:
         self.model = model
         self._given = sites
+        self._known = fingerprint
         self._tested: dict[str, RouterOutput | None] = {}
 
     @cached_property
@@ -58,8 +64,10 @@ class RoutedModel:
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What [`fingerprint_of`] returns, hashed when it is first asked for."""
-        return fingerprint_of(self.model, self.sites)
+        """What [`fingerprint_of`] and [`sample_weights`] return, hashed when it is first asked for."""
+        if self._known is not None:
+            return self._known
+        return {**fingerprint_of(self.model, self.sites), SAMPLED: sample_weights(self.model, self.sites)}
 
     def tested(self, site: RouterSite) -> RouterOutput | None:
         """Return what reads a router's output, after a self-test the first time; see [`self_test`].

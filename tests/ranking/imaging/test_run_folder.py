@@ -162,7 +162,7 @@ def test_run_folder_with_other_files_is_refused(tmp_path):
 def test_run_folder_with_a_damaged_batch_says_which_and_what_to_do(tmp_path, uninterrupted):
     run(run_folder=tmp_path / "run")
     path = tmp_path / "run" / "batch-000002.safetensors"
-    tensors, metadata = read_tensors(path, kind="ftri_batch")
+    tensors, metadata = read_tensors(path, kind="run_record")
     write_tensors(path, {**tensors, "counts": tensors["counts"][:1]}, metadata)
     with pytest.raises(FileFormatError, match="batch-000002"):
         run(run_folder=tmp_path / "run")

@@ -15,9 +15,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from hf_mote import FTRIResult, MoTEConfig, apply_mote, ftri, record_routing
 from hf_mote.errors import ModelMismatchError, UnsupportedError
-from hf_mote.ranking.imaging.attached import attached_to
-from hf_mote.ranking.imaging.run_identity import plain
-from hf_mote.ranking.imaging.weights_digest import weights_digest
+from hf_mote.runs.attached import attached_to
+from hf_mote.runs.identity import plain
+from hf_mote.runs.weights_digest import weights_digest
 
 PROMPTS = ["a", "bb", "what?"]
 

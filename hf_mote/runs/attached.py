@@ -73,5 +73,5 @@ def _unknown(where: str, path: str, what: str, fix: str) -> UnsupportedError:
         f"cannot tell whether a later run's model does the same: something unknown is attached to {path or 'it'}",
         got=what,
         expected="interventions of apply_mote, or none",
-        fix=f"{fix}, or image without a run folder.",
+        fix=f"{fix}, or run without a run folder.",
     )

@@ -1,10 +1,9 @@
-"""What a run of imaging depends on, as its run folder keeps it: JSON-native, and equal for equal runs alone."""
+"""What a run depends on, as its run folder keeps it: JSON-native, and equal for equal runs alone."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -12,44 +11,48 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_mote.errors import UnsupportedError
-from hf_mote.ranking.imaging.attached import attached_to
-from hf_mote.ranking.imaging.weights_digest import weights_digest
+from hf_mote.runs.attached import attached_to
+from hf_mote.runs.folder import digest_of
+from hf_mote.runs.weights_digest import weights_digest
 
-__all__ = ["digest_of", "model_settings", "plain"]
+__all__ = ["model_settings", "plain"]
 
-_WHERE = "ftri.run_folder"
 _DEEPEST = 8  # of objects within objects
 
 
-def model_settings(model: PreTrainedModel, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the responses and maps of a model depend on, beside the prompts.
+def model_settings(where: str, model: PreTrainedModel, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what the passes and responses of a model depend on, beside the prompts.
 
     Args:
+        where (`str`): The argument that the folder was given by, for the error.
         model (`PreTrainedModel`): The model, with what is attached to it.
-        settings (`Mapping[str, Any]`): The arguments of its `generate`.
+        settings (`Mapping[str, Any]`, *optional*): The arguments of its `generate`; without it nothing is generated.
 
     Returns:
-        `dict`: `dtype`; `weights_sha256`, see [`weights_digest`]; `attached`, see [`attached_to`]; `generation`, the
+        `dict`: `dtype`; `device`, as "cuda"; `implementations`, of attention and experts; `versions` of torch and
+        transformers; `weights_sha256`, see [`weights_digest`]; `attached`, see [`attached_to`]; `generation`, the
         model's own generation config where it is no default, and over it what is given. Objects, such as logits
         processors, are compared by their class and state.
 
     Raises:
         [`UnsupportedError`]: if something cannot be compared with a later run's; it is named.
     """
-    config = settings.get("generation_config")
-    given = {name: value for name, value in settings.items() if name != "generation_config"}
-    merged = {**_config(model.generation_config), **_config(config), **given}
+    found: dict[str, Any] = {}
+    if settings is not None:
+        given = {name: value for name, value in settings.items() if name != "generation_config"}
+        merged = {**_config(model.generation_config), **_config(settings.get("generation_config")), **given}
+        told = {name: plain(f"generate_kwargs.{name}", value) for name, value in sorted(merged.items())}
+        found["generation"] = told
+    used = {part: getattr(model.config, f"_{part}_implementation", None) for part in ("attn", "experts")}
     return {
         "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "implementations": {part: None if name is None else str(name) for part, name in used.items()},
+        "versions": {"torch": str(torch.__version__), "transformers": version("transformers")},
         "weights_sha256": weights_digest(model),
-        "attached": attached_to(_WHERE, model),
-        "generation": {name: plain(f"generate_kwargs.{name}", value) for name, value in sorted(merged.items())},
+        "attached": attached_to(where, model),
+        **found,
     }
-
-
-def digest_of(value: object) -> str:
-    """Return a SHA-256 of something JSON-native."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def plain(where: str, value: object, depth: int = 0) -> Any:
@@ -106,5 +109,5 @@ def _incomparable(where: str, what: str) -> UnsupportedError:
         where,
         what,
         expected="numbers, texts, tensors, or objects of a class whose attributes are such",
-        fix="Give an object of a class in the place of a function, or image without a run folder.",
+        fix="Give an object of a class in the place of a function, or run without a run folder.",
     )

@@ -1,0 +1,181 @@
+"""`hf-mote chat --server URL`: talk to a model that a server has, under a profile of its own or one lent to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from hf_mote.commands.session import tell
+from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError
+from hf_mote.reports.markup import visible
+
+if TYPE_CHECKING:
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.serving.client import ServerEngine
+
+__all__ = ["SERVED_HELP", "ServedChat"]
+
+SERVED_HELP = (
+    "/off, /on: without and with the profile; /profiles: those of the server; /profile NAME: another one; "
+    "/strength 0.5: its dose; /compare: the last prompt answered without and with it; /clear: a new conversation; "
+    "/quit, or the end of the input. Answers come whole."
+)
+
+
+class ServedChat:
+    """A conversation with a server. What it lends to the server, it takes back: use it in a `with` block.
+
+    Args:
+        engine (`ServerEngine`): The server.
+        config (`MoTEConfig`, *optional*): A profile that the server does not have.
+        profile (`str`, *optional*): The name of one that it has.
+        system_prompt (`str`, *optional*): First message of the conversation.
+        settings (`dict`): Further arguments of [`ServerEngine.chat`].
+    """
+
+    def __init__(
+        self,
+        engine: ServerEngine,
+        config: MoTEConfig | None,
+        profile: str | None,
+        system_prompt: str | None,
+        settings: dict[str, Any],
+    ) -> None:
+        self.engine = engine
+        self.config = config
+        self.profile = profile
+        self.system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+        self.settings = settings
+        self.on = True
+        self.turns: list[dict[str, str]] = []
+        self._lent: str | None = None
+
+    def __enter__(self) -> ServedChat:
+        if self.config is not None:
+            self._lend(self.config)
+        elif self.profile is not None:
+            self.choose(self.profile)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._take_back()
+
+    def take(self, line: str) -> None:
+        """Do what a line says: a command, or a turn of the conversation.
+
+        Args:
+            line (`str`): The line.
+        """
+        name, _, value = line.strip().partition(" ")
+        commands: dict[str, Callable[[str], None]] = {
+            "/off": lambda _: self.switch(False),
+            "/on": lambda _: self.switch(True),
+            "/profiles": lambda _: tell(", ".join(sorted(self.engine.profiles)) or "The server has none."),
+            "/profile": lambda value: self.choose(value.strip()),
+            "/strength": self.set_strength,
+            "/compare": lambda _: self.compare(),
+            "/clear": lambda _: self.turns.clear(),
+            "/help": lambda _: tell(SERVED_HELP),
+        }
+        if name.startswith("/"):
+            if name not in commands:
+                raise ConfigError(name, "is no command", expected=", ".join([*commands, "/quit"]))
+            commands[name](value)
+        elif line.strip():
+            asked = [*self.turns, {"role": "user", "content": line}]
+            # Where no answer comes, the conversation stays as it was.
+            self.turns = [*asked, {"role": "assistant", "content": self.answer(asked)}]
+
+    def switch(self, on: bool) -> None:
+        """Let the profile take effect, or not.
+
+        Args:
+            on (`bool`): Whether.
+        """
+        if on and self.profile is None:
+            raise ConfigError("/on", "there is no profile", fix="Choose one of the server's: /profile NAME.")
+        self.on = on
+
+    def choose(self, name: str) -> None:
+        """Take a profile of the server.
+
+        Args:
+            name (`str`): Its name.
+        """
+        known = self.engine.profiles
+        if name not in known:
+            raise UnknownNameError.of("/profile", name, known)
+        self._take_back()
+        self.config, self.profile, self.on = known[name], name, True
+
+    def set_strength(self, value: str) -> None:
+        """Take the profile at another dose, a share of its own strength.
+
+        Args:
+            value (`str`): The share.
+        """
+        try:
+            dose = float(value)
+        except ValueError:
+            raise ConfigError("/strength", "takes a number", got=repr(value), expected="such as 0.5") from None
+        if self.config is None:
+            raise ConfigError("/strength", "there is no profile", fix="Choose one of the server's: /profile NAME.")
+        self._lend(dataclasses.replace(self.config, strength=self.config.strength * dose))
+
+    def compare(self) -> None:
+        """Answer the last prompt without the profile and with it."""
+        asked = self.turns[:-1]
+        if not asked:
+            raise ConfigError("/compare", "there is no prompt yet")
+        if self.profile is None:
+            raise ConfigError("/compare", "there is no profile", fix="Choose one of the server's: /profile NAME.")
+        before = self.on
+        try:
+            for label, state in (("untouched", False), ("patched", True)):
+                tell(f"— {label}:")
+                self.on = state
+                self.answer(asked)
+        finally:
+            self.on = before
+
+    def answer(self, turns: list[dict[str, str]]) -> str:
+        """Return the answer to the last turn, and show it.
+
+        Args:
+            turns (`list[dict[str, str]]`): The conversation.
+        """
+        profile = self.profile if self.on else None
+        text = self.engine.chat([*self.system, *turns], profile=profile, **self.settings)
+        tell(text)
+        return text
+
+    def _lend(self, config: MoTEConfig) -> None:
+        """Have the server know a config under a name of its own; if it refuses, the earlier profile stays."""
+        name = f"chat-{uuid.uuid4().hex}"
+        before, self._lent = self._lent, name
+        try:
+            self.engine.load(name, config)
+        except BaseException:
+            self._take_back()
+            self._lent = before
+            raise
+        self.profile = name
+        if before is not None:
+            self._forget(before)
+
+    def _take_back(self) -> None:
+        lent, self._lent = self._lent, None
+        if lent is not None:
+            self._forget(lent)
+
+    def _forget(self, name: str) -> None:
+        try:
+            self.engine.unload(name)
+        except HFMoTEError as error:
+            if name == self.profile:  # it was there, so that it may stay behind
+                text = f"The server was not told to forget the profile {name}: {error}"
+                Console(stderr=True).print(visible(text), style="yellow", markup=False, highlight=False)
