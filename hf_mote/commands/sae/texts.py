@@ -101,7 +101,7 @@ def _read(source: str, column: str, organisms: Organisms) -> list[Any]:
     rows = [record.fields for record in dataset_records(source)]
     if rows and not {column, "messages", "input_ids"} & rows[0].keys():
         columns = ", ".join(map(repr, rows[0]))
-        raise ConfigError("--text-column", "is no column", got=repr(column), expected=columns)
+        raise ConfigError("--text-column", "must be a column", got=repr(column), expected=columns)
     return rows
 
 
@@ -120,7 +120,7 @@ def _of_file(path: Path, column: str) -> list[Any]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path}:{number}", "is no JSON") from error
+            raise DataError(f"{path}:{number}", "must be JSON") from error
         if not isinstance(row, dict) or not {column, "messages", "input_ids"} & row.keys():
             raise DataError(
                 f"{path}:{number}", f"has no {column!r}", expected=f"{column!r}, 'messages' or 'input_ids'"

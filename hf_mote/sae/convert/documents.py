@@ -59,7 +59,7 @@ def read_document(path: Path) -> dict[str, Any]:
     # What the parser raises on malformed scalars (dates, numbers, surrogates) has no common base.
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise FileFormatError(str(path), "is no valid YAML", got=reason[:200]) from error
+        raise FileFormatError(str(path), "must be valid YAML", got=reason[:200]) from error
     if not isinstance(found, dict):
         raise FileFormatError(str(path), "must hold an object", got=type(found).__name__)
     _check(path, found)
