@@ -156,7 +156,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "broken metadata": (_replaced("library_name: hf_mote", "library_name: [hf_mote"), "metadata"),
     "other library": (_replaced("library_name: hf_mote", "library_name: else"), "library_name must be hf_mote"),
     "picture gone": (lambda folder: (folder / "effect.png").unlink(), "shows effect.png, which is not there"),
-    "no picture": (lambda folder: (folder / "effect.png").write_bytes(b"<html>"), "effect.png: is no PNG"),
+    "no picture": (lambda folder: (folder / "effect.png").write_bytes(b"<html>"), "effect.png: must be a PNG"),
     "token": (_replaced("# Mixture", f"hf_{'x' * 34}\n# Mixture"), "README.md: holds what looks like a token"),
 }
 
@@ -195,8 +195,8 @@ def test_validate_recipe_that_the_command_would_refuse_is_found(tmp_path: Path, 
 
 def test_validate_valid_folder_says_so_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
     assert "valid" in said(ran("validate", ROOT / REFUSAL))
-    assert "is no folder" in said(run("validate", tmp_path / "none"))
-    with pytest.raises(FileFormatError, match="is no folder"):
+    assert "must be a folder" in said(run("validate", tmp_path / "none"))
+    with pytest.raises(FileFormatError, match="must be a folder"):
         problems_in(tmp_path / "none")
 
 

@@ -68,8 +68,8 @@ TYPED: list[tuple[list[str], str]] = [
     ([*FTRI, "--temperature", "0"], "--temperature: is out of range"),
     ([*FTRI, "--temperature", "nan"], "--temperature: is out of range"),
     ([*FTRI, "--top-p", "1.5"], "--top-p: is out of range"),
-    ([*FTRI, "--template-arg", "thinking"], "--template-arg: is no name and value"),
-    ([*FTRI, "--template-arg", "a=b"], "--template-arg a: is no JSON"),
+    ([*FTRI, "--template-arg", "thinking"], "--template-arg: must be a name and a value"),
+    ([*FTRI, "--template-arg", "a=b"], "--template-arg a: must be JSON"),
     ([*FTRI, "--template-arg", "a=1", "--template-arg", "a=2"], "--template-arg: gives a name twice"),
     ([*FTRI, "--chat-template", "missing.jinja"], "--chat-template missing.jinja: cannot be read"),
     ([*FTRI, "--dtype", "int8"], "--dtype: unknown name"),
@@ -96,7 +96,7 @@ TYPED: list[tuple[list[str], str]] = [
     ([*FTRI, "--target", "refuse"], "Did you mean 'refusal'"),
     (["ftri", "MODEL", "EMPTY", "--judge", "refusal"], "holds no prompts"),
     (["ftri", "MODEL", "promts.jsonl", "--judge", "refusal"], "no such file"),
-    (["ftri", "MODEL", "BROKEN", "--judge", "refusal"], "line 1: is no valid JSON"),
+    (["ftri", "MODEL", "BROKEN", "--judge", "refusal"], "line 1: must be valid JSON"),
     (["ftri", "MODEL", "organism:refusal/trian", "--judge", "refusal"], "Did you mean 'train'"),
     (["ftri", "MODEL", "organism:refusl/train", "--judge", "refusal"], "Did you mean 'refusal'"),
     (["ftri", "organism:refusl", "PROMPTS", "--judge", "refusal"], "Did you mean 'refusal'"),
@@ -275,7 +275,7 @@ WRITTEN: list[tuple[str, Callable[[Subjects], object], str]] = [
     ("SAE field", lambda s: TopKSAEConfig(hidden_size=4, num_latent=8), "Did you mean 'num_latents'"),
     ("SAE format", lambda s: export_sae(s.sae, s.folder / "new", "saelense"), "Did you mean 'saelens'"),
     ("SAE folder", lambda s: load_sae(s.folder), "holds no weights"),
-    ("no SAE", lambda s: register_sae(torch.nn.Linear), "is no architecture"),  # type: ignore[type-var]
+    ("no SAE", lambda s: register_sae(torch.nn.Linear), "must be an architecture"),  # type: ignore[type-var]
 ]
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_mote.commands import options as o
+from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
 from hf_mote.commands.session import reporting, say, tell
 from hf_mote.errors import FileFormatError
 from hf_mote.reports.markup import visible
@@ -20,36 +21,22 @@ if TYPE_CHECKING:
 __all__ = ["check_command"]
 
 
+@bundled
 def check_command(
     model: o.Model,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    quantization: o.Quantization = None,
-    attn_implementation: o.AttnImplementation = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: Loading = AS_SAVED,
     rounds: Annotated[int, typer.Option(min=0, help="Paired runs that tell what patching costs.")] = 5,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to a new JSON file.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table to paste into a report.")] = False,
 ) -> None:
     """Try everything that is claimed on a model: routers, phases, edits, removal, costs. Exit code 0 if all holds."""
-    from hf_mote.commands.model import Organisms, load_subject
+    from hf_mote.commands.model import Organisms
     from hf_mote.evaluation.model_check import check_model
 
     with reporting():
         if json_file is not None and json_file.exists():
             raise FileFormatError(str(json_file), "is there already", fix="Give the name of a new file.")
-        subject = load_subject(
-            model,
-            Organisms(),
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            any_model=True,
-        )
+        subject = loading.subject(model, Organisms(), any_model=True)
         say("checking: a minute or two")
         found = check_model(subject.model, subject.tokenizer, rounds=rounds)
         if json_file is not None:

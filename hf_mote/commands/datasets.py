@@ -63,7 +63,7 @@ def _parts(spec: str) -> tuple[str, str | None, str]:
     name, *others = spec.split(":")
     if len(others) > 2 or not name or not all(others):
         raise UnknownNameError(
-            repr(spec), "is no data set", expected="NAME, NAME:SPLIT or NAME:SUBSET:SPLIT, none of them empty"
+            repr(spec), "must name a data set", expected="NAME, NAME:SPLIT or NAME:SUBSET:SPLIT, none of them empty"
         )
     subset = others[0] if len(others) == 2 else None
     return name, subset, others[-1] if others else "train"

@@ -76,7 +76,7 @@ def _parted(given: str) -> tuple[str, str]:
     name, mark, text = given.partition("=")
     if not mark or not name.isidentifier():
         raise ConfigError(
-            "--value", "is no name with values", got=repr(given)[:60], expected="as in 'place=Rome|Bonn'"
+            "--value", "must be a name with values", got=repr(given)[:60], expected="as in 'place=Rome|Bonn'"
         )
     return name, text
 

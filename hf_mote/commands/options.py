@@ -350,13 +350,13 @@ def template_args(given: list[str] | None) -> dict[str, Any]:
         name, equals, value = entry.partition("=")
         expected = """a name, =, and JSON: enable_thinking=false, or reasoning_effort='"low"'"""
         if not name.isidentifier() or not equals:
-            raise ConfigError("--template-arg", "is no name and value", got=repr(entry), expected=expected)
+            raise ConfigError("--template-arg", "must be a name and a value", got=repr(entry), expected=expected)
         if name in found:
             raise ConfigError("--template-arg", "gives a name twice", got=repr(name), expected="each once")
         try:
             found[name] = json.loads(value)
         except ValueError as error:
-            raise ConfigError(f"--template-arg {name}", "is no JSON", got=repr(value), expected=expected) from error
+            raise ConfigError(f"--template-arg {name}", "must be JSON", got=repr(value), expected=expected) from error
     return found
 
 

@@ -54,7 +54,7 @@ def read_records(path: Path) -> list[Record]:
             return list(_text(path, file.read()))
     except UnicodeDecodeError as error:
         got = f"byte {error.object[error.start]: #x} at {error.start}"
-        raise FileFormatError(str(path), "is no UTF-8 text", got=got, fix="Save it as UTF-8.") from error
+        raise FileFormatError(str(path), "must be UTF-8 text", got=got, fix="Save it as UTF-8.") from error
     except HFMoTEError:
         raise
     # ValueError for a path that holds a NUL.
@@ -80,7 +80,7 @@ def _check_text(path: Path, file: TextIO) -> None:
     """Refuse what is no text but can be read as some: UTF-16, an archive, whatever holds a NUL."""
     while part := file.read(2**20):
         if "\0" in part:
-            raise FileFormatError(str(path), "is no text: it holds a NUL", fix="Save it as UTF-8.")
+            raise FileFormatError(str(path), "must be text, and holds a NUL", fix="Save it as UTF-8.")
     file.seek(0)
 
 
@@ -120,14 +120,14 @@ def _parsed(where: str, text: str) -> Any:
     except FileFormatError:
         raise
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(where, "is no valid JSON", got=first_line(error)) from error
+        raise FileFormatError(where, "must be valid JSON", got=first_line(error)) from error
 
 
 def _fields(where: str, entry: object) -> dict[str, Any]:
     if isinstance(entry, str):
         return {"prompt": entry}
     if not isinstance(entry, dict):
-        raise FileFormatError(where, "is no record", got=type(entry).__name__, expected="an object, or a string")
+        raise FileFormatError(where, "must be a record", got=type(entry).__name__, expected="an object, or a string")
     return entry
 
 

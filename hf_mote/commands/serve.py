@@ -58,7 +58,7 @@ def serve_command(
         for entry in mote or ():
             name, equals, where = entry.partition("=")
             if not equals or not name or not where:
-                raise ConfigError("--mote", "is no name and config", got=repr(entry), expected="NAME=CONFIG")
+                raise ConfigError("--mote", "must be a name and a config", got=repr(entry), expected="NAME=CONFIG")
             if name in profiles:
                 raise ConfigError("--mote", "gives a name twice", got=repr(name), expected="each once")
             profiles[name] = config_from(where)

@@ -82,7 +82,7 @@ def sweep_command(
         ranked = ExpertRanking.from_pretrained(ranking)
         if numbers[-1] > len(ranked):
             expected = f"1 to {len(ranked)}, which the ranking has"
-            raise ConfigError("--experts", "is no number of experts", got=experts, expected=expected)
+            raise ConfigError("--experts", "must be a number of experts", got=experts, expected=expected)
         action = "stimulate" if stimulate else "suppress"
         # What is wrong with a setting shows before anything runs.
         configs = settings_of(ranked, numbers, doses, action=action, suppress_mode=mode)

@@ -1,4 +1,4 @@
-"""`hf-mote validate`: is a folder fit to be shared, does it say where it is from, and is what it says true to it?"""
+"""`hf-mote validate`: whether a folder can be shared, says where it is from, and holds what it says."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def problems_in(folder: Path) -> list[str]:
         [`FileFormatError`]: if it is no folder.
     """
     if not folder.is_dir():
-        raise FileFormatError(str(folder), "is no folder", fix="Give the folder that save_pretrained wrote.")
+        raise FileFormatError(str(folder), "must be a folder", fix="Give the folder that save_pretrained wrote.")
     return [
         problem
         for check in (_files, _config, _steering, _recipe, _beside, _card, _private)

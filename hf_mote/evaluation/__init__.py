@@ -1,4 +1,4 @@
-"""Does a config do what it is meant to, and nothing else?
+"""Measures whether a config does what it is meant to, and nothing else.
 
 Files in reading order:
 

@@ -1,4 +1,4 @@
-"""Is what a changed model writes still text, or does it only no longer show the behaviour because nothing is left?
+"""Which responses of a changed model are no coherent text.
 
 Taking experts out can break a model: its answers are then of another class than before, and so is junk. A response
 counts as incoherent if the model that wrote it was less sure of its tokens than the untouched model is of nearly all
@@ -151,7 +151,7 @@ class Coherence:
         for name in ("limit_surprise", "limit_repeated"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise DataError(f"Coherence.{name}", "is no limit", got=repr(value))
+                raise DataError(f"Coherence.{name}", "must be a finite limit", got=repr(value))
         lists = [self.before, self.after, *(self.controls if isinstance(self.controls, list) else [None])]
         flags = all(isinstance(one, list) and all(isinstance(flag, bool) for flag in one) for one in lists)
         if not flags or len({len(one) for one in lists}) > 1 or not self.before:
@@ -160,9 +160,9 @@ class Coherence:
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if value is not None and not number:
-                raise DataError(f"Coherence.{name}", "is no number", got=repr(value))
+                raise DataError(f"Coherence.{name}", "must be a number", got=repr(value))
         if not isinstance(self.references, int) or isinstance(self.references, bool) or self.references < 0:
-            raise DataError("Coherence.references", "is no number of responses", got=repr(self.references))
+            raise DataError("Coherence.references", "must be a number of responses", got=repr(self.references))
 
     @property
     def share_before(self) -> Rate:

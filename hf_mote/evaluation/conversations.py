@@ -107,7 +107,7 @@ def checked_conversations(
         except DataError as error:
             raise DataError(
                 f"{where}[{index}]",
-                "is no conversation",
+                "must be a conversation",
                 got=repr(given)[:80],
                 expected="a list of the user's turns, each a text",
                 fix="A conversation of one turn is a list, too.",

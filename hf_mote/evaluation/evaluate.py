@@ -1,4 +1,4 @@
-"""Does a config do what it is meant to, and nothing else? Rates before and after, against matched random controls.
+"""`evaluate_mote`: what a config does and what else it changes, against matched random controls.
 
 A ranking is a hypothesis. The evidence is the rate of the target behaviour before and after, the same rate under as
 many random experts of the same layers, and what happens to answers that should stay.

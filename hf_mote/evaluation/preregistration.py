@@ -100,11 +100,11 @@ class Preregistration:
         data = read_json(path)
         names = {field.name for field in dataclasses.fields(cls)}
         if data.get("kind") != _KIND or set(data) != {*names, "kind", "digest"}:
-            raise FileFormatError(str(path), "is no pre-registration", got=f"kind {data.get('kind')!r}")
+            raise FileFormatError(str(path), "must be a pre-registration", got=f"kind {data.get('kind')!r}")
         hashes, settings = data["hashes"], data["settings"]
         texts = isinstance(hashes, dict) and all(isinstance(value, str) for value in hashes.values())
         if not texts or not isinstance(settings, dict) or not isinstance(data["num_prompts"], int):
-            raise FileFormatError(str(path), "is no pre-registration", got="fields of other types")
+            raise FileFormatError(str(path), "must be a pre-registration", got="fields of other types")
         found = cls(**{name: data[name] for name in names})
         if found.digest != data["digest"]:
             raise FileFormatError(

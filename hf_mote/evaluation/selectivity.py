@@ -1,4 +1,4 @@
-"""Does a config change what it is meant to more than it changes everything else, and do other answers stay as good?
+"""What a config changes on its prompts beside what it changes elsewhere, and whether other answers stay as good.
 
 Two questions, each against the same random controls or a stated margin. *Selective*: the change on the prompts minus
 the change on unrelated ones is larger than it is for random experts. *Not worse*: the quality of unrelated answers
@@ -63,7 +63,9 @@ class Selectivity:
         numbers = [self.on, *self.controls_on, *self.controls_off] if right else [math.nan]
         sane = all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n <= 1 for n in numbers)
         if not right or not sane:
-            raise DataError("Selectivity", "are no shares", got=repr(numbers)[:80], expected="0..1, two for a control")
+            raise DataError(
+                "Selectivity", "must be shares", got=repr(numbers)[:80], expected="0..1, two for a control"
+            )
 
     @property
     def difference(self) -> float:
@@ -139,7 +141,7 @@ class NonInferiority:
         if not sane or self.margin <= 0 or not isinstance(self.low, int | float) or math.isnan(self.low):
             raise DataError("NonInferiority", "are no such numbers", got=f"{numbers}, {self.low}")
         if not isinstance(self.n, int) or self.n < 1 or not isinstance(self.what, str):
-            raise DataError("NonInferiority", "is no measurement", got=f"{self.what!r} of {self.n}")
+            raise DataError("NonInferiority", "must be a measurement", got=f"{self.what!r} of {self.n}")
 
     @property
     def shown(self) -> bool:
@@ -155,7 +157,7 @@ class NonInferiority:
 def not_inferior(
     what: str, before: Sequence[float], after: Sequence[float], margin: float, *, confidence: float = 0.95
 ) -> NonInferiority:
-    """Return the test of paired scores: is the mean loss below a margin?
+    """Return the test of paired scores that the mean loss is below a margin.
 
     The interval of the mean change is Student's, one-sided. Where all changes are equal, and so show no spread, as
     many answers as could have been missed (5 % of 59, say) are taken to be worse by ten margins.
@@ -196,7 +198,7 @@ def not_inferior(
 
 
 def stays_the_same(what: str, same: Rate, margin: float) -> NonInferiority:
-    """Return the test of a share of answers that stay as they are: is the share of others surely below a margin?
+    """Return the test of a share of answers that stay as they are, that the share of others is surely below a margin.
 
     Args:
         what (`str`): Which answers.
@@ -281,7 +283,7 @@ def check_quality(quality: object) -> int:
                 continue
     raise ConfigError(
         "evaluate_mote.quality",
-        "is no judge of quality",
+        "must be a judge of quality",
         got=repr(quality)[:60],
         expected="(prompt, response) -> score, or (prompt, before, after) -> difference",
     )

@@ -143,7 +143,7 @@ class SAEConfig(PreTrainedConfig):
             if dtype is not None and str(dtype).removeprefix("torch." * isinstance(dtype, torch.dtype)) not in _DTYPES:
                 expected = f"one of {', '.join(sorted(_DTYPES))}"
                 where = f"{type(self).__name__}.{name}"
-                raise ConfigError(where, "is no dtype that an SAE computes in", got=repr(dtype), expected=expected)
+                raise ConfigError(where, "must be a dtype that an SAE computes in", got=repr(dtype), expected=expected)
         # Code that a folder names is never run: the architectures are those that are registered.
         kwargs.pop("auto_map", None)
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
@@ -193,7 +193,7 @@ class SAEConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not (value.isprintable() and 0 < len(value) <= _MOST_NAME):
                 expected = f"1 to {_MOST_NAME} printable characters"
-                raise ConfigError(f"{where}.{name}", "is no name", got=ascii(value[:40]), expected=expected)
+                raise ConfigError(f"{where}.{name}", "must be a name", got=ascii(value[:40]), expected=expected)
         if self.skip_connection and not self.is_transcoder:
             raise ConfigError(
                 f"{where}.skip_connection",
@@ -281,10 +281,10 @@ class SAEConfig(PreTrainedConfig):
         for key in ("_name_or_path", "dtype", "model_type", "torch_dtype", "transformers_version"):
             # A dtype is no text in what `to_dict` gives.
             if not isinstance(data.get(key), str | torch.dtype | None):
-                raise ConfigError(f"{cls.__name__}.{key}", "is no text", got=repr(data[key]))
+                raise ConfigError(f"{cls.__name__}.{key}", "must be a text", got=repr(data[key]))
         classes = data.get("architectures")
         if classes is not None and not (isinstance(classes, list) and all(isinstance(one, str) for one in classes)):
-            raise ConfigError(f"{cls.__name__}.architectures", "is no list of names", got=repr(classes))
+            raise ConfigError(f"{cls.__name__}.architectures", "must be a list of names", got=repr(classes))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, stamped with the version of `hf_mote` that writes them."""

@@ -90,7 +90,7 @@ def read_edits(where: str, edits: Edits | Iterable[Any] | None, num_latents: int
             latent, operation, value = entry
             pairs.append((latent, operation if operation == "ablate" else (operation, value)))
     else:
-        raise ConfigError(where, "are no edits", got=type(edits).__name__, expected="a dict from latents to edits")
+        raise ConfigError(where, "must be edits", got=type(edits).__name__, expected="a dict from latents to edits")
     found: dict[int, LatentEdit] = {}
     for latent, edit in pairs:
         if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
@@ -131,7 +131,7 @@ def _operation(where: str, edit: Any) -> tuple[str, float]:
     if isinstance(edit, Sequence) and not isinstance(edit, str) and len(edit) == 2:
         operation, value = edit
     if operation not in OPERATIONS or isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(where, "is no edit", got=repr(edit), expected=_FORMS)
+        raise ConfigError(where, "must be an edit", got=repr(edit), expected=_FORMS)
     if operation == "ablate":
         return "ablate", 0.0
     if not math.isfinite(value) or abs(value) > torch.finfo(torch.float32).max:

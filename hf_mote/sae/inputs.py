@@ -137,7 +137,7 @@ def stream(activations: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
     """
     if not isinstance(activations, Iterable):
         got = type(activations).__name__
-        raise DataError("activations", "are no stream", got=got, expected="a tensor or an iterable of batches")
+        raise DataError("activations", "must be a stream", got=got, expected="a tensor or an iterable of batches")
     for batch in [activations] if isinstance(activations, Tensor | Mapping) else activations:
         if isinstance(batch, Mapping):
             if "activations" not in batch:

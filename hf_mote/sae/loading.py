@@ -174,7 +174,9 @@ def _shards(path: str, of_hub: Mapping[str, Any], variant: str | None) -> list[P
         raise FileFormatError(where, "names no files", got=type(shards).__name__, expected="tensors and their files")
     for tensor, name in shards.items():
         if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
-            raise FileFormatError(f"{where}.{tensor}", "is no file of this folder", got=repr(name), expected=weights)
+            raise FileFormatError(
+                f"{where}.{tensor}", "must be a file of this folder", got=repr(name), expected=weights
+            )
     files = {str(name): _file(path, str(name), of_hub) for name in sorted(set(shards.values()))}
     for name, file in files.items():
         held = _shapes_in(file)

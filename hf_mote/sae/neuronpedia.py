@@ -42,7 +42,7 @@ def neuronpedia_ids(text: str) -> tuple[str, str]:
     model, slash, source_set = text.partition("/")
     if not slash or not _NAME.fullmatch(model) or not _NAME.fullmatch(source_set):
         expected = "MODEL_ID/SOURCE_SET of letters, digits, dots and dashes, as gemma-2-2b/gemmascope-res-16k"
-        raise ConfigError("--neuronpedia", "is no model and source set", got=repr(text), expected=expected)
+        raise ConfigError("--neuronpedia", "must be a model and a source set", got=repr(text), expected=expected)
     return model, source_set
 
 

@@ -27,7 +27,9 @@ def register_sae(model_class: type[SAEModel]) -> type[SAEModel]:
         [`ConfigError`]: if the `model_type` is taken, or the class is no SAE with a config of its own.
     """
     if not (isinstance(model_class, type) and issubclass(model_class, SAEModel)):
-        raise ConfigError("register_sae", "is no architecture", got=model_class, expected="a subclass of SAEModel")
+        raise ConfigError(
+            "register_sae", "must be an architecture", got=model_class, expected="a subclass of SAEModel"
+        )
     config_class = model_class.config_class
     where = f"register_sae({model_class.__name__})"
     if not (isinstance(config_class, type) and issubclass(config_class, SAEConfig)) or config_class is SAEConfig:

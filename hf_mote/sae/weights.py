@@ -55,7 +55,7 @@ class SAEWeights(PreTrainedModel):
     def __init__(self, config: SAEConfig, **others: Any) -> None:
         if type(self).config_class is SAEConfig:
             fix = "Use one of them, such as TopKSAEModel, or SAEModel.from_pretrained."
-            raise UnsupportedError(type(self).__name__, "is no architecture", fix=fix)
+            raise UnsupportedError(type(self).__name__, "must be an architecture", fix=fix)
         if others:
             # From `from_pretrained`, which hands on what is neither a field nor an argument of its own.
             known = config._own_fields()

@@ -53,7 +53,7 @@ class ServerEngine:
     def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 600.0) -> None:
         if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
             expected = "http://HOST:PORT"
-            raise ConfigError("ServerEngine.url", "is no address of a server", got=repr(url), expected=expected)
+            raise ConfigError("ServerEngine.url", "must be the address of a server", got=repr(url), expected=expected)
         self.url = url.rstrip("/")
         self._key = api_key
         self._timeout = timeout

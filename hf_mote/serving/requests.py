@@ -124,7 +124,9 @@ class Front:
             fix = f"Start the engine with additional_config={{{KEY!r}: {{'record': 64}}}}."
             raise UnsupportedError(where, "this engine records nothing", fix=fix)
         if not isinstance(key, str) or not 0 < len(key) <= 200:
-            raise DataError(where, "is no name of a recording", got=repr(key)[:80], expected="text, at most 200 long")
+            raise DataError(
+                where, "must be the name of a recording", got=repr(key)[:80], expected="text, at most 200 long"
+            )
         if key not in self.slots:
             free = set(range(most)) - set(self.slots.values())
             if not free:

@@ -56,7 +56,9 @@ class Profile:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             expected = "letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
-            raise ConfigError(f"{_WHERE}.profiles", "is no name of a profile", got=repr(self.name), expected=expected)
+            raise ConfigError(
+                f"{_WHERE}.profiles", "must be the name of a profile", got=repr(self.name), expected=expected
+            )
         if self.config.scope not in ("all", "prompt", "generation"):
             raise UnsupportedError(
                 f"profile {self.name!r}",
@@ -116,7 +118,7 @@ class ServingSettings:
         """
         if not isinstance(given, Mapping):
             raise ConfigError(
-                _WHERE, "is no mapping", got=type(given).__name__, expected='{"profiles": {NAME: CONFIG}}'
+                _WHERE, "must be a mapping", got=type(given).__name__, expected='{"profiles": {NAME: CONFIG}}'
             )
         known = ("profiles", "max_profiles", "modes", "record", "allow_other_weights")
         for name in given:
@@ -124,7 +126,9 @@ class ServingSettings:
                 raise UnknownNameError.of(_WHERE, name, known)
         profiles = given.get("profiles", {})
         if not isinstance(profiles, Mapping):
-            raise ConfigError(f"{_WHERE}.profiles", "is no mapping", got=type(profiles).__name__, expected="by name")
+            raise ConfigError(
+                f"{_WHERE}.profiles", "must be a mapping", got=type(profiles).__name__, expected="by name"
+            )
         numbers = {}
         for name, default, least in (("max_profiles", 16, 1), ("record", 0, 0)):
             value = given.get(name, default)

@@ -9,21 +9,12 @@ from typing import Any
 import pytest
 from command_runs import ATTACK, ran, run, said
 from html_pages import check_page
+from prompt_files import lines, written
 
 from hf_mote import EvaluationReport, MoTEConfig
 from hf_mote.commands.conversations import read_conversations
 from hf_mote.errors import DataError, FileFormatError
 from hf_mote.evaluation.conversations import Conversation
-
-
-def written(folder: Path, name: str, text: str | bytes) -> Path:
-    path = folder / name
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
-def lines(*rows: object) -> str:
-    return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
 def test_read_conversations_takes_what_mt_bench_has_and_leaves_other_fields(tmp_path: Path) -> None:
@@ -56,8 +47,8 @@ def test_read_conversations_limit_draws_from_each_category_and_keeps_the_order(t
 @pytest.mark.parametrize(
     ("name", "text", "where"),
     [
-        ("a.jsonl", '{"turns": ["a"]}\n{"turns": ', "line 2: is no valid JSON"),
-        ("a.jsonl", '{"turns": ["a"]}\n["a", "b"]\n', "line 2: is no record"),
+        ("a.jsonl", '{"turns": ["a"]}\n{"turns": ', "line 2: must be valid JSON"),
+        ("a.jsonl", '{"turns": ["a"]}\n["a", "b"]\n', "line 2: must be a record"),
         ("a.jsonl", '{"turns": ["a"]}\n\n{"prompt": "b"}\n', "line 3: has no field 'turns' (got prompt"),
         ("a.jsonl", '"a"\n', "line 1: has no field 'turns'"),
         ("a.jsonl", "{}\n", "line 1: has no field 'turns' (got no fields"),
@@ -76,7 +67,7 @@ def test_read_conversations_limit_draws_from_each_category_and_keeps_the_order(t
         ("a.csv", "turns\na\n", "line 2, field 'turns': no turns"),
         ("a.txt", "a\n", "line 1: has no field 'turns'"),
         ("a.jsonl", "\n", "holds no conversations"),
-        ("a.jsonl", b"\xff\xfe", "is no UTF-8 text"),
+        ("a.jsonl", b"\xff\xfe", "must be UTF-8 text"),
     ],
 )
 def test_read_conversations_malformed_file_names_the_place(

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import pytest
+from prompt_files import lines, written
 
 from hf_mote.commands.model import Organisms
 from hf_mote.commands.prompts import PromptSet, read_prompts
@@ -17,16 +18,6 @@ from hf_mote.errors import DataError, FileFormatError, HFMoTEError, UnknownNameE
 
 def read(path: Path | str, **options: Any) -> PromptSet:
     return read_prompts(str(path), Organisms(), **options)
-
-
-def written(folder: Path, name: str, text: str | bytes) -> Path:
-    path = folder / name
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
-def lines(*rows: object) -> str:
-    return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Go"}]
@@ -95,8 +86,8 @@ def test_read_prompts_limit_draws_from_each_class_and_keeps_the_order(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "text", "where"),
     [
-        ("a.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2: is no valid JSON"),
-        ("a.jsonl", '{"prompt": "a"}\n3\n', "line 2: is no record"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2: must be valid JSON"),
+        ("a.jsonl", '{"prompt": "a"}\n3\n', "line 2: must be a record"),
         ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', "line 2: has no field 'prompt'"),
         ("a.jsonl", '{"prompt": ""}\n', "line 1, field 'prompt': no prompt"),
         ("a.jsonl", '{"prompt": 3}\n', "line 1, field 'prompt': no prompt"),
@@ -105,11 +96,11 @@ def test_read_prompts_limit_draws_from_each_class_and_keeps_the_order(tmp_path: 
         ("a.jsonl", '{"prompt": [{"role": "user", "content": [1]}]}\n', "line 1, field 'prompt': no"),
         ("a.jsonl", '{"prompt": "\\ud800"}\n', "half of a surrogate pair"),
         ("a.json", '{"prompt": "a"}', "must hold a JSON list"),
-        ("a.json", '["a", 3]', "entry 2: is no record"),
+        ("a.json", '["a", 3]', "entry 2: must be a record"),
         ("a.csv", "prompt,class\na,x\nb\n", "line 3: has another number of fields"),
         ("a.csv", "prompt,prompt\na,x\n", "names a column twice"),
         ("a.csv", 'prompt\n"a\n', "is malformed"),
-        ("a.txt", b"\xff\xfe", "is no UTF-8 text"),
+        ("a.txt", b"\xff\xfe", "must be UTF-8 text"),
         ("a.txt", "\n \n", "holds no prompts"),
         ("a.csv", "prompt,class\n", "holds no prompts"),
     ],

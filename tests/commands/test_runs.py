@@ -337,7 +337,7 @@ WRONG: list[tuple[list[object], str]] = [
     (["evaluate", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--control-kind", "x"], "--control-kind: unknown"),
     (["sweep", "MODEL", "PROMPTS", "PROMPTS", "--judge", "refusal"], "cannot be read as safetensors"),
     (["sweep", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--experts", "0"], "nothing to try"),
-    (["sweep", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--experts", "999"], "is no number of experts"),
+    (["sweep", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--experts", "999"], "must be a number of experts"),
     (["sweep", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--strengths", "2"], "--strengths: out of range"),
 ]
 

@@ -195,7 +195,7 @@ def test_experts_shows_which_latents_drive_them_by_weights_and_by_intervention(p
         (["--architecture", "top"], "Did you mean 'topk'?"),
         (["--hookpoint", "model.layer.1"], "unknown name"),
         (["--architecture", "relu", "--k", "3"], "has none"),
-        (["--option", "l1"], "is no name and value"),
+        (["--option", "l1"], "must be a name and a value"),
         (["--option", "l1_coefficient=0.1"], "unknown name"),
     ],
 )
@@ -239,7 +239,7 @@ def test_edits_are_read_and_others_refused() -> None:
     assert read_edit("12=clamp:5") == (12, ("clamp", 5.0))
     assert read_edit("12=ablate") == (12, "ablate")
     for wrong in ("12", "x=3", "12=erase", "12=clamp:"):
-        with pytest.raises(ConfigError, match="is no edit"):
+        with pytest.raises(ConfigError, match="must be an edit"):
             read_edit(wrong)
 
 

@@ -188,7 +188,7 @@ def test_checked_conversations_no_list_is_refused(wrong: Any) -> None:
 
 @pytest.mark.parametrize("wrong", ["a text", [], [""], ["x", " "], ["x", 3], None, {"turns": ["x"]}, [["x"]]])
 def test_checked_conversations_wrong_one_is_named(wrong: Any) -> None:
-    with pytest.raises(DataError, match=r"somewhere\[1\]: is no conversation.*list of the user's turns"):
+    with pytest.raises(DataError, match=r"somewhere\[1\]: must be a conversation.*list of the user's turns"):
         checked_conversations("somewhere", [["fine"], wrong], tiny_tokenizer())
 
 

@@ -187,7 +187,7 @@ def test_map_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> 
         ({"method": "intervention"}, ConfigError, "needs a text"),
         ({"method": "intervention", "dataset": TEXTS}, DataError, "there is no tokenizer"),
         ({**GIVEN, "dataset": []}, DataError, "holds no tokens"),
-        ({**GIVEN, "edit": "erase", "latents": [1]}, ConfigError, "is no edit"),
+        ({**GIVEN, "edit": "erase", "latents": [1]}, ConfigError, "must be an edit"),
         ({"max_tokens": 0}, ConfigError, "max_tokens"),
     ],
 )

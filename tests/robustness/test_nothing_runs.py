@@ -153,7 +153,7 @@ def test_sae_index_that_leads_out_of_its_folder_is_refused(sharded: Path, tmp_pa
         (tmp_path / place).mkdir()
         shutil.copy(sharded / shard, tmp_path / place)
     change_index(sharded, lambda names: names.update(b_dec=name.format(shard) if isinstance(name, str) else name))
-    with pytest.raises(FileFormatError, match=r"weight_map\.b_dec: is no file of this folder"):
+    with pytest.raises(FileFormatError, match=r"weight_map\.b_dec: must be a file of this folder"):
         SAEModel.from_pretrained(sharded)
 
 

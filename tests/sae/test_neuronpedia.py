@@ -70,7 +70,7 @@ def test_layout_and_fields_are_neuronpedia_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", ["tiny", "tiny/", "/set", "a/b/c", "ti ny/set", "../x/set", "-a/b"])
 def test_ids_that_are_none_are_refused(wrong: str) -> None:
     assert neuronpedia_ids("gemma-2-2b/gemmascope-res-16k") == ("gemma-2-2b", "gemmascope-res-16k")
-    with pytest.raises(ConfigError, match="--neuronpedia: is no model and source set"):
+    with pytest.raises(ConfigError, match="--neuronpedia: must be a model and a source set"):
         neuronpedia_ids(wrong)
 
 

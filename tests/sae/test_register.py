@@ -167,8 +167,8 @@ class _BaseConfig(ReLUSAEModel):
         (_ForeignConfig, "has no config of its own"),
         (_BaseConfig, "has no config of its own"),
         (SAEModel, "has no config of its own"),
-        (torch.nn.Linear, "is no architecture"),
-        ("topk", "is no architecture"),
+        (torch.nn.Linear, "must be an architecture"),
+        ("topk", "must be an architecture"),
     ],
 )
 def test_register_sae_refuses_and_registers_nothing(model_class: Any, reason: str) -> None:
@@ -180,7 +180,7 @@ def test_register_sae_refuses_and_registers_nothing(model_class: Any, reason: st
 
 
 def test_model_without_a_config_of_its_own_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"SAEModel: is no architecture.*TopKSAEModel"):
+    with pytest.raises(UnsupportedError, match=r"SAEModel: must be an architecture.*TopKSAEModel"):
         SAEModel(SAEConfig())
-    with pytest.raises(UnsupportedError, match="_BaseConfig: is no architecture"):
+    with pytest.raises(UnsupportedError, match="_BaseConfig: must be an architecture"):
         _BaseConfig(SAEConfig())

@@ -90,7 +90,7 @@ def test_files_are_read_strictly(tmp_path: Path) -> None:
     for change, message in (
         ({"latents": [1]}, "latents: unknown field"),
         ({"schema_version": 9}, "this version cannot be read"),
-        ({"edits": [[1, "add", None]]}, "is no edit"),
+        ({"edits": [[1, "add", None]]}, "must be an edit"),
     ):
         path.write_text(json.dumps({**good, **change}))
         with pytest.raises(FileFormatError, match=message):

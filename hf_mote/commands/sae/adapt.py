@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.model import Organisms
 from hf_mote.commands.run_files import check_output, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["adapt_command"]
 
 
+@bundled
 def adapt_command(
     context: typer.Context,
     model: o.Model,
@@ -39,12 +41,7 @@ def adapt_command(
     evaluation_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens of the reports.")] = 20_000,
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    quantization: o.Quantization = None,
-    attn_implementation: o.AttnImplementation = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: Loading = AS_SAVED,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
@@ -59,17 +56,7 @@ def adapt_command(
         organisms = Organisms()
         kept, held_out = held_out_of(text, read_texts(text, text_column, organisms))
         loaded = load_sae(sae).train(False)
-        subject = load_subject(
-            model,
-            organisms,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            any_model=True,
-        )
+        subject = loading.subject(model, organisms, any_model=True)
         context_length = fitting(subject.model, context_length)
         _, writes = sites_of(subject.model, loaded, hookpoint, "adapt_to_sae")
         made = provenance_of(context, subject, seed, SAE=sae, text=text)

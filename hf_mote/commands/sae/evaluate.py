@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.model import Organisms
 from hf_mote.commands.run_files import check_output, finish, writing_to
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
@@ -22,6 +23,7 @@ __all__ = ["SAE", "evaluate_command", "with_adapter"]
 SAE = Annotated[str, typer.Argument(help="Folder or Hub id of an SAE, of this library or another one.")]
 
 
+@bundled
 def evaluate_command(
     context: typer.Context,
     model: o.Model,
@@ -36,12 +38,7 @@ def evaluate_command(
     context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 256,
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    quantization: o.Quantization = None,
-    attn_implementation: o.AttnImplementation = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: Loading = AS_SAVED,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
@@ -56,17 +53,7 @@ def evaluate_command(
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         loaded = load_sae(sae).train(False)
-        subject = load_subject(
-            model,
-            organisms,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            any_model=True,
-        )
+        subject = loading.subject(model, organisms, any_model=True)
         measured = subject.model if adapter is None else with_adapter(subject.model, adapter)
         say(f"measuring a {type(loaded).__name__} on up to {tokens:,} tokens")
         report = evaluate_sae(

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.model import Organisms
 from hf_mote.commands.run_files import check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.steer import read_edit
@@ -23,6 +24,7 @@ METHODS = ("weights", "intervention")
 _SHOWN = 5  # latents of which a page shows texts
 
 
+@bundled
 def experts_command(
     context: typer.Context,
     model: o.Model,
@@ -43,12 +45,7 @@ def experts_command(
     context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 128,
     hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
     text_column: TextColumn = "text",
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    quantization: o.Quantization = None,
-    attn_implementation: o.AttnImplementation = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: Loading = AS_SAVED,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
@@ -68,16 +65,7 @@ def experts_command(
         organisms = Organisms()
         texts = None if text is None else read_texts(text, text_column, organisms)
         loaded = load_sae(sae).train(False)
-        subject = load_subject(
-            model,
-            organisms,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-        )
+        subject = loading.subject(model, organisms)
         read: dict[str, Any] = {
             "max_tokens": tokens,
             "context_length": fitting(subject.model, context_length),

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.model import Organisms, Subject, load_subject
+from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.session import reporting, tell
 from hf_mote.errors import ConfigError
@@ -18,6 +19,7 @@ __all__ = ["read_edit", "steer_command"]
 _FORMS = "LATENT=+5 (added), LATENT=x2 (multiplied), LATENT=clamp:5, LATENT=ablate"
 
 
+@bundled
 def steer_command(
     model: o.Model,
     sae: SAE,
@@ -28,12 +30,7 @@ def steer_command(
     hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the steering config, to be shared.")] = None,
     max_new_tokens: o.MaxNewTokens = 40,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    quantization: o.Quantization = None,
-    attn_implementation: o.AttnImplementation = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: Loading = AS_SAVED,
 ) -> None:
     """Change latents of an SAE while the model answers, and print its answers with and without."""
     import torch
@@ -48,17 +45,7 @@ def steer_command(
         if hookpoint is not None:
             loaded.config.hookpoint = hookpoint
         config = SteeringConfig.for_sae(loaded, edits, path=sae, scope=scope, strength=strength)
-        subject = load_subject(
-            model,
-            Organisms(),
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            any_model=True,
-        )
+        subject = loading.subject(model, Organisms(), any_model=True)
         torch.nn.Module.to(loaded, subject.model.device)
         plain = _answers(subject, prompt, max_new_tokens)
         with steer(subject.model, loaded, config):
@@ -83,7 +70,7 @@ def read_edit(text: str, option: str = "--edit") -> tuple[int, Any]:
         [`ConfigError`]: if it is none of these.
     """
     latent, equals, change = text.partition("=")
-    wrong = ConfigError(option, "is no edit", got=repr(text), expected=_FORMS)
+    wrong = ConfigError(option, "must be an edit", got=repr(text), expected=_FORMS)
     if not equals or not latent.strip().isdecimal():
         raise wrong
     if change == "ablate":

@@ -127,7 +127,7 @@ def _of_file(path: Path, column: str) -> list[Any]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}", "is no JSON", got=first_line(error)) from error
+            raise DataError(f"{path}:{number}", "must be JSON", got=first_line(error)) from error
         if not isinstance(row, dict) or not {column, "messages", "input_ids"} & row.keys():
             raise DataError(
                 f"{path}:{number}", f"has no {column!r}", expected=f"{column!r}, 'messages' or 'input_ids'"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.model import Organisms
 from hf_mote.commands.run_files import check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["top_tokens_command"]
 
 
+@bundled
 def top_tokens_command(
     context: typer.Context,
     model: o.Model,
@@ -38,12 +40,7 @@ def top_tokens_command(
     ] = None,
     hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
     text_column: TextColumn = "text",
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    quantization: o.Quantization = None,
-    attn_implementation: o.AttnImplementation = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: Loading = AS_SAVED,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
@@ -64,17 +61,7 @@ def top_tokens_command(
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         loaded = load_sae(sae).train(False)
-        subject = load_subject(
-            model,
-            organisms,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            any_model=True,
-        )
+        subject = loading.subject(model, organisms, any_model=True)
         context_length = fitting(subject.model, context_length)
         say(f"reading up to {tokens:,} tokens")
         profiles = top_activations(

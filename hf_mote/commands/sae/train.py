@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.model import Organisms, Subject, load_subject
+from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.plan import amount, plan_training
 from hf_mote.commands.run_files import check_output, writing_to
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
@@ -36,6 +37,7 @@ _CALIBRATION_TOKENS = 65_536
 _TIMED = 4  # steps that a dry run times
 
 
+@bundled
 def train_command(
     context: typer.Context,
     model: o.Model,
@@ -60,12 +62,7 @@ def train_command(
     ] = None,
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    quantization: o.Quantization = None,
-    attn_implementation: o.AttnImplementation = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: Loading = AS_SAVED,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,
@@ -85,17 +82,7 @@ def train_command(
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         kept, held_out = held_out_of(text, texts)
-        subject = load_subject(
-            model,
-            organisms,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            any_model=True,
-        )
+        subject = loading.subject(model, organisms, any_model=True)
         where = hookpoint or default_hookpoint(subject.model)
         context_length = fitting(subject.model, context_length)
         if dry_run:
@@ -235,7 +222,9 @@ def _options(given: list[str]) -> dict[str, Any]:
     for entry in given:
         name, equals, value = entry.partition("=")
         if not equals or not name.isidentifier():
-            raise ConfigError("--option", "is no name and value", got=repr(entry), expected="l1_coefficient=0.01")
+            raise ConfigError(
+                "--option", "must be a name and a value", got=repr(entry), expected="l1_coefficient=0.01"
+            )
         number = re.fullmatch(r"-?\d+", value)
         words = {"true": True, "false": False, "none": None}
         try:

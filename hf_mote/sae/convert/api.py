@@ -264,7 +264,7 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
         return dtype
     found = getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError("load_sae: dtype", "is no float dtype of torch", got=repr(dtype))
+        raise ConfigError("load_sae: dtype", "must be a float dtype of torch", got=repr(dtype))
     return found
 
 

@@ -66,7 +66,7 @@ def _read(source: Source) -> SAEModel:
     config = read_document(path) if os.path.isfile(path) else {}
     kind = config.get("model_kind", _KIND)
     if kind != _KIND:
-        raise UnsupportedError(f"{path}: model_kind", "is no set of transcoders", got=repr(kind), expected=_KIND)
+        raise UnsupportedError(f"{path}: model_kind", "must be a set of transcoders", got=repr(kind), expected=_KIND)
     found = read_safetensors(weights)
     if "threshold" in found:
         found["activation_function.threshold"] = found.pop("threshold")

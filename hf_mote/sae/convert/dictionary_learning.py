@@ -168,7 +168,7 @@ def _number(path: Path, tensors: Mapping[str, Tensor], name: str) -> float:
     tensor = tensors.get(name)
     if tensor is None or tensor.ndim != 0 or not _is_plain(tensor) or not bool(tensor.isfinite()):
         got = "none" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-        raise FileFormatError(f"{path}: {name}", "is no finite number", got=got)
+        raise FileFormatError(f"{path}: {name}", "must be a finite number", got=got)
     return float(tensor)
 
 
@@ -178,7 +178,7 @@ def _integers(path: Path, tensors: Mapping[str, Tensor], name: str) -> list[int]
     plain = tensor is not None and _is_plain(tensor) and not tensor.is_floating_point()
     if tensor is None or tensor.ndim != 1 or not plain or len(tensor) > _MOST_GROUPS:
         got = "none" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-        raise FileFormatError(f"{path}: {name}", f"is no list of up to {_MOST_GROUPS} integers", got=got)
+        raise FileFormatError(f"{path}: {name}", f"must be a list of up to {_MOST_GROUPS} integers", got=got)
     return [int(value) for value in tensor.tolist()]
 
 

@@ -67,7 +67,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     # What the parser raises on malformed scalars (dates, numbers, surrogates) has no common base.
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise FileFormatError(str(path), "is no valid YAML", got=reason[:200]) from error
+        raise FileFormatError(str(path), "must be valid YAML", got=reason[:200]) from error
     if found is None:
         return {}
     if not isinstance(found, dict):

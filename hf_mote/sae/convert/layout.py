@@ -88,7 +88,7 @@ class SAELayout:
         path = source.path
         reader = _READERS.get(path.suffix)
         if reader is None:
-            raise FileFormatError(str(path), "is no file of tensors", expected=f"one of {', '.join(_READERS)}")
+            raise FileFormatError(str(path), "must be a file of tensors", expected=f"one of {', '.join(_READERS)}")
         found: dict[str, Tensor] = {name: t for name, t in reader(path).items() if name not in self.ignore}
         layout = {ours: (theirs, ours in self.transpose) for ours, theirs in self.names.items()}
         sizes = matrix_sizes(path, found, layout)

@@ -148,7 +148,9 @@ def _positive(path: Path, name: str, tensors: Mapping[str, Tensor]) -> float:
     tensor = tensors[name]
     value = float(tensor) if tensor.numel() == 1 and not tensor.is_complex() else 0.0
     if not 0 < value < math.inf:
-        raise FileFormatError(f"{path}: {name}", "is no positive number", got=f"{tensor.dtype} {tuple(tensor.shape)}")
+        raise FileFormatError(
+            f"{path}: {name}", "must be a positive number", got=f"{tensor.dtype} {tuple(tensor.shape)}"
+        )
     return value
 
 

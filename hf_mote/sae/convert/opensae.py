@@ -64,7 +64,7 @@ def _read(source: Source) -> SAEModel:
     if flag(path, config, "input_normalize", default=True):
         eps = config.get("input_normalize_eps", 1e-5)
         if isinstance(eps, bool) or not isinstance(eps, int | float) or eps < 0:
-            raise FileFormatError(f"{path}: input_normalize_eps", "is no number of 0 or more", got=repr(eps))
+            raise FileFormatError(f"{path}: input_normalize_eps", "must be a number of 0 or more", got=repr(eps))
         fields |= {"input_normalization": "standardize", "input_normalization_eps": float(eps)}
         if not flag(path, config, "normalize_shift_back", default=False):
             fields["output_size"] = sizes.outputs

@@ -183,7 +183,7 @@ def _is_old(path: Path, cfg: Mapping[str, Any]) -> bool:
         return True
     major = str(version).partition(".")[0]
     if not major.isdecimal():
-        raise FileFormatError(f"{path}: metadata.sae_lens_version", "is no version", got=repr(version))
+        raise FileFormatError(f"{path}: metadata.sae_lens_version", "must be a version", got=repr(version))
     return int(major) < 6
 
 

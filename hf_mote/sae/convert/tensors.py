@@ -94,7 +94,7 @@ def read_torch(path: Path, *, others: Container[str] = ()) -> dict[str, Any]:
         if not isinstance(name, str) or not (plain or (name in others and _is_plain(value))):
             raise FileFormatError(
                 f"{path}: {name if str(name).isprintable() else ascii(name)}",
-                "is no plain tensor",
+                "must be a plain tensor",
                 got=type(value).__name__,
                 expected="the state_dict of one dictionary, as its trainer saves it at the end",
             )
@@ -246,7 +246,7 @@ def matrix_sizes(path: Path, tensors: Mapping[str, Tensor], layout: Layout) -> S
             raise _missing(path, name, tensors)
         shape = tuple(tensors[name].shape)
         if len(shape) != 2 or 0 in shape:
-            raise FileFormatError(f"{path}: {name}", "is no matrix", got=shape)
+            raise FileFormatError(f"{path}: {name}", "must be a matrix", got=shape)
         shapes.append(shape[::-1] if transposed else shape)
     return Sizes(shapes[0][0], shapes[0][1], shapes[1][1])
 

@@ -114,7 +114,9 @@ class WindowCache:
         # ArrowInvalid, OSError, KeyError, ValueError: whatever a damaged file brings.
         except Exception as error:
             fix = "Delete the file; it is made again."
-            raise FileFormatError(str(path), "is no window of activations", got=first_line(error), fix=fix) from error
+            raise FileFormatError(
+                str(path), "must be a window of activations", got=first_line(error), fix=fix
+            ) from error
 
     def write(self, name: str, digest: str, rows: Mapping[str, Tensor], left_out: Mapping[str, int]) -> None:
         """Keep a window, whole or not at all.

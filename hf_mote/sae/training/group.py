@@ -31,7 +31,7 @@ class SAEGroup(nn.Module):
         for name in saes:
             if not name or any(character in name for character in "./\\"):
                 raise ConfigError(
-                    "model", "is no name for an SAE and its folder", got=repr(name), expected="no dots or slashes"
+                    "model", "must be a name for an SAE and its folder", got=repr(name), expected="no dots or slashes"
                 )
         self.saes = nn.ModuleDict(saes)
 

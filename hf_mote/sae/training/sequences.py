@@ -67,7 +67,7 @@ class Sequences:
         if isinstance(row, str):
             return self._encoded(row)
         if not isinstance(row, Mapping):
-            raise DataError(where, "is no text and no row of columns", got=type(row).__name__)
+            raise DataError(where, "must be a text or a row of columns", got=type(row).__name__)
         if "input_ids" in row:
             given = row["input_ids"]
             ids = given.tolist() if hasattr(given, "tolist") else given
@@ -149,7 +149,7 @@ def excluded_positions(positions: str | None) -> slice | None:
     form = _POSITIONS.fullmatch(positions)
     if form is None:
         expected = "'first:N', or a slice such as '0:4'"
-        raise ConfigError("exclude_positions", "is no range", got=repr(positions), expected=expected)
+        raise ConfigError("exclude_positions", "must be a range", got=repr(positions), expected=expected)
     if form[1] is not None:
         return slice(0, int(form[1]))
     return slice(int(form[2]) if form[2] else None, int(form[3]) if form[3] else None)

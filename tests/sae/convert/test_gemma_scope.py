@@ -79,7 +79,7 @@ def test_load_sae_first_release_is_told_by_names(
         ({"w_dec": ...}, "w_dec: missing tensor"),
         ({"b_enc": torch.full([LATENTS], torch.nan)}, "b_enc: holds NaN"),
         ({"threshold": torch.zeros(3)}, "threshold: wrong shape"),
-        ({"w_dec": torch.zeros(LATENTS, 2, HIDDEN)}, "w_dec: is no matrix"),
+        ({"w_dec": torch.zeros(LATENTS, 2, HIDDEN)}, "w_dec: must be a matrix"),
         ({"w_dec": torch.zeros(LATENTS - 1, HIDDEN)}, "w_dec: wrong shape"),
         ({"other": torch.zeros(3)}, "other: unknown tensor"),
     ],

@@ -51,7 +51,7 @@ def change_tensors(folder: Path, **changes: Callable[[torch.Tensor], torch.Tenso
         ({"architecture": "abstopk"}, UnsupportedError, "negative"),
         ({"architecture": "temporal"}, UnsupportedError, "tokens before"),
         ({"architecture": "matching_pursuit"}, UnsupportedError, "search"),
-        ({"metadata": {"sae_lens_version": "x"}}, FileFormatError, "sae_lens_version: is no version .got 'x'"),
+        ({"metadata": {"sae_lens_version": "x"}}, FileFormatError, "sae_lens_version: must be a version .got 'x'"),
         ({"metadata": [1]}, FileFormatError, "metadata: wrong type"),
         ({"aux_loss_coefficient": 1.0}, FileFormatError, "aux_loss_coefficient: unknown key.*save_inference_model"),
         ({"d_ina": 3}, FileFormatError, "d_ina: unknown key.*Did you mean 'd_in'"),

@@ -88,7 +88,7 @@ def test_load_sae_openai_relu_does_not(tmp_path: Path) -> None:
         ({"activation_state_dict": {"postact_fn": "ReLU"}}, FileFormatError, "activation_state_dict.k"),
         ({"latent_bias": ...}, FileFormatError, "holds no weights|latent_bias|tensors of"),
         ({"more": torch.zeros(3)}, FileFormatError, "more: unknown tensor"),
-        ({"more": "text"}, FileFormatError, "more: is no plain tensor"),
+        ({"more": "text"}, FileFormatError, "more: must be a plain tensor"),
         ({"latent_bias": torch.full([LATENTS], torch.nan)}, FileFormatError, "latent_bias: holds NaN"),
     ],
 )
@@ -164,7 +164,7 @@ def test_load_sae_opensae_normalises_and_gives_back_what_it_says(tmp_path: Path,
         ({"feature_size": 41}, FileFormatError, "feature_size: contradicts"),
         ({"k": 0}, FileFormatError, "k: wrong"),
         ({"input_normalize": 1}, FileFormatError, "input_normalize: wrong type"),
-        ({"input_normalize_eps": "small"}, FileFormatError, "input_normalize_eps: is no number"),
+        ({"input_normalize_eps": "small"}, FileFormatError, "input_normalize_eps: must be a number"),
         ({"output_hookpoint": "layers.8"}, UnsupportedError, "normalize_shift_back: .*transcoder"),
     ],
 )
@@ -334,7 +334,7 @@ def test_layout_that_cannot_be_is_refused(arguments: dict[str, Any], error: type
 
 def test_load_sae_other_files_and_folders_have_no_layout(tmp_path: Path) -> None:
     (tmp_path / "w.txt").touch()
-    with pytest.raises(FileFormatError, match="is no file of tensors"):
+    with pytest.raises(FileFormatError, match="must be a file of tensors"):
         load_sae(tmp_path / "w.txt", LAYOUT)
     with pytest.raises(FileFormatError, match="a layout is of one file"):
         load_sae(tmp_path, LAYOUT)
@@ -381,7 +381,7 @@ def test_load_sae_dtype_is_that_of_the_file_and_float32_at_least(tmp_path: Path)
     torch.save({name: tensor.double() for name, tensor in half.items()}, path)
     assert load_sae(path).dtype == torch.float64
     for wrong in ("int8", "float33", "nn"):
-        with pytest.raises(ConfigError, match="is no float dtype of torch"):
+        with pytest.raises(ConfigError, match="must be a float dtype of torch"):
             load_sae(path, dtype=wrong)
 
 

@@ -143,7 +143,7 @@ def fit_zipf(densities: Tensor, *, least: float = 0.0) -> ZipfFit:
     wrong = (~(densities.isfinite() & (densities >= 0))).nonzero()
     if len(wrong):
         latent = int(wrong[0])
-        raise DataError(f"fit_zipf: densities[{latent}]", "is no density", got=float(densities[latent]))
+        raise DataError(f"fit_zipf: densities[{latent}]", "must be a density", got=float(densities[latent]))
     values = densities.detach().double().cpu().sort(descending=True).values.numpy()
     log_density = np.log(values[values > max(least, 0.0)])
     if len(log_density) < 3:

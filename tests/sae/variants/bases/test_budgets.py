@@ -174,7 +174,7 @@ def test_fit_zipf_of_equal_densities_is_uniform() -> None:
 
 @pytest.mark.parametrize("wrong", [-0.125, math.nan, math.inf])
 def test_fit_zipf_of_no_densities_is_refused(wrong: float) -> None:
-    with pytest.raises(DataError, match=rf"densities\[3\]: is no density \(got {wrong}\)"):
+    with pytest.raises(DataError, match=rf"densities\[3\]: must be a density \(got {wrong}\)"):
         fit_zipf(torch.tensor([0.5, 0.4, 0.3, wrong]))
     with pytest.raises(DataError, match=r"too few to fit \(got 2, expected 3 above 0\.2"):
         fit_zipf(torch.tensor([0.5, 0.4, 0.1, 0.0]), least=0.2)
