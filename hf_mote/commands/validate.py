@@ -228,7 +228,7 @@ def _card(folder: Path) -> Iterator[str]:
         if ".." in Path(name).parts or not picture.is_file():
             yield f"README.md: shows {name}, which is not there"
         elif not picture.read_bytes().startswith(_PNG):
-            yield f"{name}: is no PNG"
+            yield f"{name}: must be a PNG"
 
 
 def _private(folder: Path) -> Iterator[str]:

@@ -29,7 +29,7 @@ def test_grid_writes_prompts_with_the_fields_they_were_filled_with(tmp_path):
 def test_grid_refuses_what_makes_no_prompts_and_writes_nothing(tmp_path):
     file = tmp_path / "prompts.jsonl"
     for arguments, word in [
-        (["{a}", "--value", "a"], "no name with values"),
+        (["{a}", "--value", "a"], "must be a name with values"),
         (["{a}", "--value", "b=x"], "not those that have values"),
         (["{a}", "--value", "a=x", "--value", "a=y"], "twice"),
         (["{a}", "--value", "a=@missing"], "cannot be read"),

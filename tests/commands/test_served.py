@@ -33,7 +33,7 @@ PROMPTS = "organism:refusal/heldout/sensitive"
         (["chat", "--steer", "S", *NOBODY], "--steer: is for a model that is loaded here"),
         (["chat", "--mote", "a", "--profile", "ban", *NOBODY], "a request to a server follows one profile"),
         (["chat", *NOBODY], "no answer"),
-        (["chat", "--server", "127.0.0.1:9"], "is no address of a server"),
+        (["chat", "--server", "127.0.0.1:9"], "must be the address of a server"),
     ],
 )
 def test_commands_refuse_what_a_server_cannot_do(tmp_path: Path, words: list[str], said: str) -> None:
