@@ -68,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "printing",
         "plots",
     },
+    "workflow": _STOREYS | {"mote", "ranking", "evaluation", "statistics", "generation", "judges"},
     "sae": {"hooks", "passes", "files", "folders", "hub", "sharing", "plots"},
     "links": _STOREYS | {"hooks", "passes", "maps", "sae", "hub", "sharing", "files"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps", "web"},

@@ -22,7 +22,6 @@ from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError, one_of
 
 if TYPE_CHECKING:
-    from hf_mote.evaluation.both_ways import BothWays
     from hf_mote.evaluation.changes import Change
     from hf_mote.reports.evaluation import Evaluation
     from hf_mote.routing.sites.routed_model import RoutedModel
@@ -84,9 +83,13 @@ def evaluate_command(
         ),
     ] = None,
     margin: Annotated[
-        float,
-        typer.Option(min=0.001, max=1.0, help="Largest share of unrelated answers whose change would not matter."),
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            min=0.001,
+            max=1.0,
+            help="Largest share of the answers to --unrelated prompts whose change would not matter (0.1 by default).",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-evaluate"),
     controls: o.Controls = 40,
     control_kind: Annotated[
@@ -148,6 +151,9 @@ def evaluate_command(
         doses = o.numbers_in("--strengths", strengths, float) if strengths is not None else []
         if control_kind is not None:
             one_of("--control-kind", control_kind, CONTROL_KINDS)
+        if margin is not None and unrelated is None:
+            what = "is about the answers to --unrelated prompts, and none are given"
+            raise ConfigError("--margin", what, got=f"{margin:g}", fix="Give --unrelated PROMPTS, or leave it out.")
         told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
         organisms = Organisms()
         read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
@@ -176,6 +182,7 @@ def evaluate_command(
         from hf_mote.evaluation.both_ways import BothWays, stimulating
         from hf_mote.evaluation.changes import check_change
         from hf_mote.evaluation.evaluate import OFF_TARGET, evaluate_mote
+        from hf_mote.evaluation.selectivity import MARGIN
         from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.reports.evaluation import Evaluation
@@ -246,7 +253,7 @@ def evaluate_command(
                 "control_kind": control_kind,
                 "strengths": doses,
                 "seed": seed,
-                "margin": margin,
+                "margin": MARGIN if margin is None else margin,
                 "max_new_tokens": max_new_tokens,
                 "batch_size": batch_size,
                 "generate_kwargs": sampled,
@@ -297,7 +304,6 @@ def evaluate_command(
                     run_folder=part_of(part),
                 )
                 reports.append(dataclasses.replace(report, preregistration=registered))
-            found = Evaluation(subject.name, reports[0], *reports[1:])
             both = None
             if turned is not None and stimulated is not None:
                 say(f"stimulating the same experts on {len(turned.prompts)} prompts")
@@ -305,6 +311,7 @@ def evaluate_command(
                     stimulated, turned.prompts, labels, groups=turned_groups, run_folder=part_of(STIMULATED)
                 )
                 both = BothWays(reports[0], dataclasses.replace(report, preregistration=registered))
+            found = Evaluation(subject.name, reports[0], reports[1] if against is not None else None, both)
             more = {
                 "config": config,
                 **({} if against is None else {"against": against}),
@@ -314,7 +321,7 @@ def evaluate_command(
                 **({"config is used": "; ".join(notes)} if notes else {}),
                 **({} if engine is None else served_facts(engine)),
             }
-            _write(folder, found, changes, both, provenance_of(context, subject, seed, **more))
+            _write(folder, found, changes, provenance_of(context, subject, seed, **more))
         tell(reports[0].verdict)
         for other in reports[1:]:
             tell(f"Against {against}: {other.verdict}")
@@ -422,7 +429,6 @@ def _write(
     folder: Path,
     found: Evaluation,
     changes: Sequence[Change],
-    both: BothWays | None,
     provenance: dict[str, str],
 ) -> None:
     from hf_mote.mote.config import MoTEConfig
@@ -444,8 +450,8 @@ def _write(
             f"{AGAINST}/{report.file_name}": "the same, of the other config",
             f"{AGAINST}/config/{configs[1].file_name}": f"the other config ({type(configs[1]).__name__})",
         }
-    if both is not None:
-        both.stimulated.save_pretrained(folder / STIMULATED)
+    if found.both is not None:
+        found.both.stimulated.save_pretrained(folder / STIMULATED)
         beside[f"{STIMULATED}/{report.file_name}"] = "the same, of the experts stimulated on the opposite prompts"
     rows = [
         EffectRow(
@@ -489,5 +495,7 @@ def _write(
             "p_value": other.p_value,
             "labels_after": other.labels_after,
         }
+    if found.both is not None:
+        figures["both_ways"] = [dict(zip(found.both.columns, row, strict=True)) for row in found.both.rows]
     page = lambda files: evaluation_page(found, provenance=provenance, files=files)  # noqa: E731
     finish(folder, figures, provenance, holds, page)

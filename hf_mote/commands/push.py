@@ -37,7 +37,8 @@ def push_command(
         for problem in found:
             tell(f"- {problem}")
         if found:
-            fix = "Mend them and run the command again; nothing was uploaded."
+            fix = "Mend them and run the command again; nothing was uploaded. What a command wrote to its --output is "
+            fix += "shared from Python, with a card of its own: load it with from_pretrained and call push_to_hub."
             raise ConfigError(folder, "is not fit to be shared, as listed above", fix=fix)
         from hf_mote.sharing.transfer import upload
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -84,6 +85,8 @@ def serve_command(
         command += ["--additional-config", json.dumps({KEY: settings.to_dict()}), *arguments]
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         say(f"starting vLLM for {model} with {', '.join(settings.profiles) or 'no profiles yet'}")
+        # Asked to end, as by `kill` or a service's manager, it ends the server too.
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         server = subprocess.Popen(command, env=_environment())
         try:
             if _wait_until_ready(server, url):

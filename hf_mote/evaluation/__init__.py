@@ -4,9 +4,8 @@ Files in reading order:
 
 - `evaluate.py`: `evaluate_mote`, the whole in one call.
 - `changes.py`: what can be measured: a config of experts, or of latents.
-- `rates.py`: how often a behaviour shows, before, after and under controls; `kept.py`: what a run folder keeps of it.
-- `engine.py`: a model behind an engine.
-- `controls.py`: random controls; `overlap.py`: what p is worth where they overlap.
+- `rates.py`: how often a behaviour shows, before, after and under controls. `engine.py`: a model behind an engine.
+- `controls.py`: random controls; `overlap.py`: what p is worth where they overlap. `kept.py`: runs resumed.
 - `side_effects.py`: divergence and perplexity on other text. `conversations.py`: several turns.
 - `coherence.py`: which responses are no text. `selectivity.py`: what changes elsewhere. `verdict.py`: what it proves.
 - `both_ways.py`: suppressed and stimulated. `preregistration.py`: what will be measured, written down before.

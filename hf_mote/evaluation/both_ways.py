@@ -40,6 +40,11 @@ class BothWays(NamedTuple):
     stimulated: EvaluationReport
 
     @property
+    def columns(self) -> list[str]:
+        """What the columns of the table are."""
+        return ["experts", "untouched", "with the config", "random experts, mean", "p", "outcome"]
+
+    @property
     def rows(self) -> list[list[str]]:
         """The table: what was done, the rate, that of random experts, p, and what may be said."""
         found = []
@@ -52,8 +57,7 @@ class BothWays(NamedTuple):
     @property
     def table(self) -> str:
         """The rows as Markdown."""
-        head = ["experts", "untouched", "with the config", "random experts, mean", "p", "outcome"]
-        lines = [head, ["---"] * len(head), *self.rows]
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

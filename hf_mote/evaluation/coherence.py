@@ -35,6 +35,7 @@ FALSE_ALARMS = 0.05  # share of responses like the references that are called in
 MOST_BROKEN = 2 * FALSE_ALARMS  # a config whose share of incoherent responses is surely above it breaks the text
 LEAST_REFERENCES = 10  # to other prompts, to tell whether a model is less sure than it was
 MOST_UNSURE = 0.75
+DOUBTFUL = 0.6
 LEAST_SURPRISE = 0.05  # nats: tokens with a probability of 0.95 are no sign of anything
 LEAST_REPEATED = 0.5  # of the token pairs
 NEITHER = "neither"
@@ -185,6 +186,15 @@ class Coherence:
         if self.unsure_low is not None and self.unsure_low > MOST_UNSURE:
             return True
         return after.low > MOST_BROKEN and after.low > before.rate
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether junk cannot be told from text: too little to call it junk, too much to take it for text.
+
+        The model with the config is surely less sure than of the references, in three of five pairs. Where the
+        references are themselves ones that the untouched model is unsure of, short junk is hardly less sure.
+        """
+        return self.unsure_low is not None and self.unsure_low > DOUBTFUL and not self.broken
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Coherence:

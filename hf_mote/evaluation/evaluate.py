@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mote.errors import ConfigError, real
+from hf_mote.errors import ConfigError
 from hf_mote.evaluation.changes import Change, LatentChange, SteeringLike, read_change, with_fields
 from hf_mote.evaluation.coherence import Coherence, Limits, incoherent, less_sure, limits_of
 from hf_mote.evaluation.conversations import Conversation, answer_conversations, checked_conversations
@@ -26,8 +26,8 @@ from hf_mote.evaluation.selectivity import (
     Quality,
     Selectivity,
     changed_class,
-    check_quality,
     judged_quality,
+    margins,
     not_inferior,
     stays_the_same,
 )
@@ -70,8 +70,8 @@ def evaluate_mote(
     groups: Sequence[Hashable] | None = None,
     allow_other_weights: bool = False,
     quality: Quality | None = None,
-    margin: float = 0.1,
-    quality_margin: float = 0.5,
+    margin: float | None = None,
+    quality_margin: float | None = None,
     run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> EvaluationReport:
@@ -145,11 +145,12 @@ def evaluate_mote(
             A judge of how good an unrelated answer is: `(prompt, response) -> score`, as MT-Bench's 1 to 10, or
             pairwise `(prompt, before, after) -> difference`. Answers are "not worse" if the mean surely falls by less
             than `quality_margin`.
-        margin (`float`, *optional*, defaults to 0.1):
+        margin (`float`, *optional*):
             The largest share of unrelated answers that may change their words before they no longer count as
-            unchanged, above 0.
-        quality_margin (`float`, *optional*, defaults to 0.5):
-            The largest loss of quality that would not matter, in the unit of `quality`, above 0.
+            unchanged, above 0; 0.1 by default. Only with `unrelated`.
+        quality_margin (`float`, *optional*):
+            The largest loss of quality that would not matter, in the unit of `quality`, above 0; 0.5 by default.
+            Only with `quality`.
         run_folder (`str` or `os.PathLike`, *optional*):
             Where responses are kept as they come, as in [`ftri`]: a run that was killed goes on from there, and gives
             what it would have given. A folder of other settings is refused: another model, config, judge or decoding,
@@ -168,7 +169,8 @@ def evaluate_mote(
         [`UnknownNameError`]: if the target is no label of the judge.
         [`UnsupportedError`]: if an engine does not take the config, as one of latents, or is gone.
         [`ConfigError`]: if the config has no targets, no target label is known, a layer has no other experts to draw
-            controls from, a number is out of range, or a conversation of several turns meets a tokenizer without a
+            controls from, a number is out of range, a margin is stated with nothing to hold against it, or a
+            conversation of several turns meets a tokenizer without a
             chat template.
 
     With a run folder also what [`ftri`] raises of one. All but what the model and the judge themselves raise is
@@ -212,10 +214,7 @@ def evaluate_mote(
     doses = _doses(change, strengths)
     for dose in doses if trial.served is not None else ():
         trial.fit(dose)
-    real(f"{where}.margin", margin, above=0)
-    real(f"{where}.quality_margin", quality_margin, above=0)
-    if quality is not None:
-        check_quality(quality)
+    margin, quality_margin = margins(where, margin, quality_margin, quality, unrelated=bool(others))
     trial.keep(
         run_folder,
         strengths=[dose.strength for dose in doses],
@@ -335,30 +334,10 @@ def _reports(
     trial: RateMeasurement, configs: Sequence[Change], found: Rates, references: Sequence[Signs] = ()
 ) -> list[EvaluationReport]:
     """Return what was measured of each config, without what is measured beside the rates."""
-    limits = limits_of(found.before.signs, references)
     reports = []
     for index, (config, after) in enumerate(zip(configs, found.after, strict=True)):
         sharing = found.sharing[index]
-        broken = trial.incoherent(after, limits)
-        runs = zip(found.control_labels[index], found.control_signs[index], strict=True)
-        falls = after.rate.rate <= found.before.rate.rate
-        counted = [
-            (label == trial.label or wrong) if falls else (label == trial.label and not wrong)
-            for label, wrong in zip(after.labels, broken, strict=True)
-        ]
-        unsure = less_sure(after.signs, references)
-        coherence = Coherence(
-            limit_surprise=limits.surprise,
-            limit_repeated=limits.repeated,
-            references=limits.references,
-            before=trial.incoherent(found.before, limits),
-            after=broken,
-            controls=[incoherent(signs, labels, limits, trial.neither) for labels, signs in runs],
-            counted=Rate.of_groups(counted, trial.groups, trial.confidence),
-            unsure=None if unsure is None else unsure[0],
-            unsure_low=None if unsure is None else unsure[1],
-            surprise=fmean(signs.surprise for signs in after.signs) if after.signs else None,
-        )
+        coherence = _coherence(trial, found, index, references)
         reports.append(
             EvaluationReport(
                 target=trial.label,
@@ -388,6 +367,32 @@ def _reports(
             )
         )
     return reports
+
+
+def _coherence(trial: RateMeasurement, found: Rates, index: int, references: Sequence[Signs]) -> Coherence:
+    """Return which responses with a config are no text any more, held against references."""
+    limits = limits_of(found.before.signs, references)
+    after = found.after[index]
+    broken = trial.incoherent(after, limits)
+    runs = zip(found.control_labels[index], found.control_signs[index], strict=True)
+    falls = after.rate.rate <= found.before.rate.rate
+    counted = [
+        (label == trial.label or wrong) if falls else (label == trial.label and not wrong)
+        for label, wrong in zip(after.labels, broken, strict=True)
+    ]
+    unsure = less_sure(after.signs, references)
+    return Coherence(
+        limit_surprise=limits.surprise,
+        limit_repeated=limits.repeated,
+        references=limits.references,
+        before=trial.incoherent(found.before, limits),
+        after=broken,
+        controls=[incoherent(signs, labels, limits, trial.neither) for labels, signs in runs],
+        counted=Rate.of_groups(counted, trial.groups, trial.confidence),
+        unsure=None if unsure is None else unsure[0],
+        unsure_low=None if unsure is None else unsure[1],
+        surprise=fmean(signs.surprise for signs in after.signs) if after.signs else None,
+    )
 
 
 def _selectivity(trial: RateMeasurement, report: EvaluationReport, aside: Sequence[Measured]) -> Selectivity | None:

@@ -161,11 +161,17 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         """Return what may be said of the config, as [`decide`] has it.
 
         It is held against the controls that share none of its experts where there are any that do, and incoherent
-        responses count against it.
+        responses count against it. It is undecided, too, if it beats its controls and junk cannot be told from text:
+        `doubt` says so, and more controls would not decide.
 
         Args:
             adjusted_p (`float`, *optional*): p against all controls, adjusted for other configs that were tried.
         """
+        said = self._held(adjusted_p)
+        return "undecided" if said == "beats" and self.coherence is not None and self.coherence.doubtful else said
+
+    def _held(self, adjusted_p: float | None) -> Outcome:
+        """Hold the config against its controls, and its responses against all references alike."""
         counted = self.after if self.coherence is None else self.coherence.counted
         apart = counted.high < self.before.low or counted.low > self.before.high
         broken = self.coherence is not None and self.coherence.broken
@@ -179,6 +185,18 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         short = adjusted_p is None and self.sharing > 0 and p is not None and p_less == p
         return "undecided" if short and apart and said == "does not beat" else said
 
+    @property
+    def doubt(self) -> str:
+        """Why it is undecided though it beats its controls, in words: junk cannot be told from text; else empty."""
+        seen = self.coherence
+        if seen is None or not seen.doubtful or seen.unsure is None or self._held(None) != "beats":
+            return ""
+        return (
+            f"it is less sure of {seen.unsure:.0%} of what it writes than the untouched model of its answers to "
+            "unrelated prompts, which is too much for text and too little for junk: give unrelated prompts of this "
+            "kind that the model answers well, and read the responses"
+        )
+
     def beats_controls(self, adjusted_p: float | None = None) -> bool:
         """Return whether the config beats its controls, by `outcome`: never if what it writes is no text any more.
 
@@ -191,7 +209,7 @@ class EvaluationReport(PartsByName, Printable, Shareable):
     def verdict(self) -> str:
         """One sentence or two: whether the config beats its controls, with the numbers, or why that cannot be said."""
         change = f"{self.target} goes from {self.before} to {self.after}{self._other_weights}"
-        outcome = self.outcome()
+        outcome, doubt = self.outcome(), self.doubt
         junk = ""
         if self.coherence is not None and (outcome == "breaks the text" or any(self.coherence.after)):
             share, was = self.coherence.share_after, self.coherence.share_before
@@ -205,7 +223,11 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         against = f"under {len(self.controls)} random controls it is {mean:.1%} on average (p = {self.p_value:.3g})"
         said = {
             "beats": "beats its controls",
-            "undecided": "may beat its controls, or not, which more of them would tell (100, say)",
+            "undecided": (
+                "may beat its controls, or write junk"
+                if doubt
+                else "may beat its controls, or not, which more of them would tell (100, say)"
+            ),
             "breaks the text": "breaks the text, which is no effect on the behaviour",
             "untested": "cannot be held against these controls",
         }.get(outcome, "does not beat its controls")
@@ -221,6 +243,8 @@ class EvaluationReport(PartsByName, Printable, Shareable):
             verdict += f"; {too_few(len(self.controls) - self.sharing)}"
         if junk and outcome != "breaks the text":
             verdict += f"; {junk}, and count against it"
+        if doubt:
+            verdict += f"; {doubt}"
         if self.unclear:
             verdict += f"; {self.unclear} responses of all runs could not be judged"
         if self.selectivity is not None and self.selectivity.p_value is not None:

@@ -21,12 +21,15 @@ from hf_mote.evaluation.verdict import Outcome, decide, one_fewer
 from hf_mote.statistics.rates import Rate
 
 __all__ = [
+    "MARGIN",
+    "QUALITY_MARGIN",
     "NonInferiority",
     "Quality",
     "Selectivity",
     "changed_class",
     "check_quality",
     "judged_quality",
+    "margins",
     "not_inferior",
     "stays_the_same",
 ]
@@ -35,6 +38,7 @@ Quality: TypeAlias = Callable[[str, str], float] | Callable[[str, str, str], flo
 """`(prompt, response) -> score`, or pairwise `(prompt, before, after) -> how much better the second is`."""
 
 _ROUNDING = 1e-9
+MARGIN, QUALITY_MARGIN = 0.1, 0.5  # where none is stated
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,38 @@ def judged_quality(
         return [0.0] * len(prompts), [_score(judge(*row), row[0]) for row in rows]
     olds = [_score(judge(prompt, answer), prompt) for prompt, answer in zip(prompts, before, strict=True)]
     return olds, [_score(judge(prompt, answer), prompt) for prompt, answer in zip(prompts, after, strict=True)]
+
+
+def margins(
+    where: str, margin: object, quality_margin: object, quality: object, *, unrelated: bool
+) -> tuple[float, float]:
+    """Return both margins, those that were not stated by their defaults.
+
+    Args:
+        where (`str`): What an error names.
+        margin (`float`, *optional*): Largest share of unrelated answers whose change would not matter, above 0.
+        quality_margin (`float`, *optional*): Largest loss of quality that would not matter, above 0.
+        quality (`Callable`, *optional*): The judge of quality.
+        unrelated (`bool`): Whether there are unrelated prompts.
+
+    Raises:
+        [`ConfigError`]: if one is out of range, or stated where nothing is held against it.
+    """
+    fix = "Give unrelated prompts, whose answers are held against it, or leave it out."
+    for name, value in (("margin", margin), ("quality", quality), ("quality_margin", quality_margin)):
+        if value is not None and not unrelated:
+            raise ConfigError(
+                f"{where}.{name}", "is about the answers to unrelated prompts, and there are none", fix=fix
+            )
+    if quality_margin is not None and quality is None:
+        what = "is of the scores of a judge of quality, and none is given"
+        raise ConfigError(f"{where}.quality_margin", what, fix="Give quality=..., or leave it out.")
+    if quality is not None:
+        check_quality(quality)
+    return (
+        real(f"{where}.margin", MARGIN if margin is None else margin, above=0),
+        real(f"{where}.quality_margin", QUALITY_MARGIN if quality_margin is None else quality_margin, above=0),
+    )
 
 
 def check_quality(quality: object) -> int:

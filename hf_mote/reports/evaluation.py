@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from hf_mote.evaluation.both_ways import BothWays
 from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.evaluation.side_effects import perplexity_text
 from hf_mote.reports.charts import Point, dose_chart, effect_chart
@@ -27,11 +28,13 @@ class Evaluation(NamedTuple):
         model (`str`): The model's name.
         report (`EvaluationReport`): The report.
         against (`EvaluationReport`, *optional*): What another config did on the same prompts.
+        both (`BothWays`, *optional*): The same experts, suppressed and stimulated.
     """
 
     model: str
     report: EvaluationReport
     against: EvaluationReport | None = None
+    both: BothWays | None = None
 
 
 def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: Mapping[str, str]) -> Html:
@@ -48,6 +51,8 @@ def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: 
     sections = [Section("effect", "Effect and controls", _effect(report))]
     if found.against is not None:
         sections.append(Section("against", "Against another config", _against(report, found.against)))
+    if found.both is not None:
+        sections.append(Section("both", "Suppressed, random, stimulated", _both(found.both)))
     if report.dose:
         sections.append(Section("dose", "Dose and response", _dose(report)))
     sections.append(Section("sides", "Side effects", _side_effects(report)))
@@ -152,6 +157,24 @@ def _against(report: EvaluationReport, other: EvaluationReport) -> Html:
     return join(
         [chart, made, tag("p", f"The other config: {other.verdict}"), config_part(other.config, part="against")]
     )
+
+
+def _both(both: BothWays) -> Html:
+    """Return the same experts suppressed where the behaviour shows, and stimulated where it does not."""
+    target, pair = quoted(both.suppressed.target), (both.suppressed, both.stimulated)
+    points = [
+        point._replace(label=f"{point.label}, {what}")
+        for what, report in zip(("suppressing", "stimulating"), pair, strict=True)
+        for point in points_of(report)
+    ]
+    chart = effect_chart(points, title=f"Rate of {target} both ways", rate_name=f"responses of class {target}")
+    made = table("Both ways", both.columns, both.rows)
+    sizes = " and ".join(f"{report.before.n}" for report in pair)
+    note = (
+        f"Experts that carry {target} take it away where it shows when they are suppressed, and bring it about where "
+        f"it does not when they are stimulated, both more than random experts do. {sizes} prompts."
+    )
+    return join([chart, made, tag("p", note), tag("p", f"Stimulated: {both.stimulated.verdict}")])
 
 
 def _dose(report: EvaluationReport) -> Html:

@@ -8,5 +8,6 @@
 - `unlisted/`: `register_routers`, for routers that the table lacks. Nothing in the package imports it.
 
 Each storey's guide says what it may import; none imports `sae`. A new family is a router class in a row of
-`rules/families.py` and a tiny config in `tests/tiny_families.py`.
+`rules/families.py`, a tiny config in `tests/tiny_families.py`, and what it does, written down anew, in
+`tests/routing/family_reference.py`.
 """

@@ -9,7 +9,7 @@ Files in reading order:
 - `permutation.py`: p values. `intervals.py`: confidence intervals. `stability.py`: the top under resampling.
 - `alike.py`: experts that the same prompts use.
 - `contrast.py`: all of it for every expert at once. `large.py`: the same for thousands of prompts, from moments.
-- `predictability.py`: can routing tell the classes apart at all, and within topics.
+- `predictability.py`: whether routing tells the classes apart, and within topics.
 - `rates.py`: `Rate`, a share with its Wilson interval; `SIGNIFICANT`.
 
 May import nothing of the package. A new statistic is a function in `scores.py` and a row of `SCORES`.

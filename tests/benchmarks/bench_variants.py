@@ -34,7 +34,6 @@ import transformers
 from bench_ranking import Case, by_contrast, by_gradient, by_use
 
 from hf_mote import MoTEConfig, ablate_experts, evaluate_mote, load_organism, optimize_experts, search_experts
-from hf_mote.commands.find import find_experts
 from hf_mote.organisms import Organism, list_organisms, make_variant
 from hf_mote.organisms.questions import TIMES, WORDINGS, load_facts, wordings_of
 from hf_mote.organisms.recipes import RECIPES
@@ -42,6 +41,7 @@ from hf_mote.organisms.scoring import MAX_NEW_TOKENS, draw_prompts, image, shown
 from hf_mote.organisms.variants import VARIANTS
 from hf_mote.ranking.causal.subsets import random_subsets
 from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.workflow.find import find_experts
 
 NUM_IMAGED, NUM_TESTED, NUM_ASIDE = 48, 30, 20
 NUM_ABLATED, NUM_SUBSETS, NUM_OPTIMIZED, NUM_SEARCHED = 6, 6, 8, 3

@@ -399,6 +399,18 @@ def test_evaluate_shows_both_ways_in_one_table(attribute_run: Path, tmp_path: Pa
     assert stimulated.config["stimulate_weight"] == "max"  # as evaluate_both_ways has it
     files = json.loads((tmp_path / "a" / "report.json").read_text())["files"]
     assert "stimulated" in files["stimulated/evaluation_report.json"]
+    figures = json.loads((tmp_path / "a" / "report.json").read_text())["both_ways"]
+    assert [row["experts"] for row in figures] == ["suppressed", "stimulated"]
+    assert figures[1]["with the config"] == str(stimulated.after)
+    assert "Suppressed, random, stimulated" in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_evaluate_refuses_a_margin_that_nothing_is_held_against(attribute_run: Path, tmp_path: Path) -> None:
+    asked = ("evaluate", "organism:refusal", attribute_run, "organism:refusal/heldout/sensitive", "--limit", 2)
+    result = run(*asked, "--margin", 0.05, "--output", tmp_path / "a", *QUICK)
+    assert result.exit_code != 0
+    assert "--margin: is about the answers to --unrelated prompts, and none are given" in said(result)
+    assert not (tmp_path / "a").exists()
 
 
 def test_evaluate_refuses_opposite_of_a_config_that_suppresses_nothing_before_it_runs(tmp_path: Path) -> None:

@@ -4,11 +4,18 @@ import dataclasses
 
 import numpy as np
 import pytest
-from evaluation_reports import with_parts
+from evaluation_reports import report_of, with_parts
 
 from hf_mote import EvaluationReport, MoTEConfig, evaluate_mote, load_organism
 from hf_mote.errors import DataError
-from hf_mote.evaluation.coherence import FALSE_ALARMS, Coherence, coherent_effect, incoherent, less_sure, limits_of
+from hf_mote.evaluation.coherence import (
+    FALSE_ALARMS,
+    Coherence,
+    coherent_effect,
+    incoherent,
+    less_sure,
+    limits_of,
+)
 from hf_mote.generation.certainty import Signs
 from hf_mote.organisms import make_variant
 from hf_mote.statistics.rates import Rate
@@ -155,3 +162,52 @@ def test_model_as_sure_as_before_is_rarely_called_less_sure():
         signs = [sign(value) for value in rng.exponential(0.3, 40)]
         found += less_sure(signs[:16], signs[16:])[1] > 0.75
     assert found <= 2
+
+
+def doubtful(unsure_low, **more):
+    """A config that beats its controls, and how surely its model is less sure of what it writes."""
+    coherence = Coherence(
+        2.0,
+        0.5,
+        60,
+        [False] * 20,
+        [False] * 20,
+        [[False] * 20] * 40,
+        Rate.of(0, 20),
+        unsure=0.8,
+        unsure_low=unsure_low,
+    )
+    fields = {
+        "target": "x", "before": Rate.of(20, 20), "after": Rate.of(0, 20), "controls": [1.0] * 40,
+        "config": MoTEConfig(suppress=[[4, 1]]).to_dict(), "prompts": ["p"] * 20,
+        "responses_before": ["a"] * 20, "responses_after": ["b"] * 20, "labels_before": ["x"] * 20,
+        "labels_after": ["y"] * 20, "control_labels": [["x"] * 20] * 40, "coherence": coherence,
+    }  # fmt: skip
+    return report_of(**{**fields, **more})
+
+
+def test_config_that_beats_its_controls_by_what_may_be_junk_is_undecided_and_says_why(tmp_path):
+    words = {low: doubtful(low).outcome() for low in (None, 0.5, 0.6, 0.61, 0.75, 0.76)}
+    assert list(words.values()) == ["beats"] * 3 + ["undecided"] * 2 + ["breaks the text"]
+    assert [bool(doubtful(low).doubt) for low in words] == [False] * 3 + [True] * 2 + [False]
+    report = doubtful(0.7)
+    assert report.outcome(adjusted_p=1 / 41) == "undecided"
+    assert report.verdict.startswith("The config may beat its controls, or write junk: ")
+    assert "less sure of 80% of what it writes than the untouched model of its answers" in report.verdict
+    assert "give unrelated prompts of this kind that the model answers well" in report.verdict
+    worse = doubtful(0.7, controls=[0.0] * 40, control_labels=[["y"] * 20] * 40)
+    assert (worse.outcome(), worse.doubt) == ("does not beat", "")
+    report.save_pretrained(tmp_path)
+    assert EvaluationReport.from_pretrained(tmp_path) == report
+
+
+def test_two_of_the_planted_experts_alone_do_not_beat_though_references_are_hardly_surer():
+    """Of "unrelated" exercises the organism is about as unsure as of what it writes without these: "I, I. but."."""
+    organism = load_organism("refusal")
+    report = evaluated(organism, [(3, 5), (4, 33)], controls=0, prompts=20, kinds=("unrelated",))
+    assert report.after.rate <= 0.2
+    assert report.coherence.broken or report.coherence.doubtful
+    whole = evaluated(organism, organism.planted, controls=0, prompts=20, kinds=("unrelated",))
+    assert whole.after.rate == 0
+    assert not whole.coherence.broken
+    assert not whole.coherence.doubtful

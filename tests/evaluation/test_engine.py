@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -205,3 +206,13 @@ def test_evaluate_says_that_an_engine_samples_other_answers(organism: Any) -> No
         Engine(organism), organism.tokenizer, config, **given, generate_kwargs={"do_sample": True, "temperature": 0.7}
     )
     assert report.notes == [OTHER_NUMBERS]
+
+
+def test_engine_has_no_run_folder(organism: Any, tmp_path: Path) -> None:
+    config = MoTEConfig(suppress=[[1, 0]])
+    with pytest.raises(UnsupportedError, match="run_folder: what a model behind an engine answers is not kept"):
+        evaluate_mote(
+            Engine(organism), organism.tokenizer, config, ["a"], organism.judge, num_controls=1,
+            run_folder=tmp_path / "run", progress=False,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()

@@ -123,7 +123,7 @@ def test_sweep_goes_on_to_what_one_that_nobody_stopped_finds(tmp_path: Path) -> 
         ({"unrelated": ["a"]}, "unrelated_sha256"),
         ({"texts": ["a b"]}, "texts_sha256"),
         ({"conversations": [["a"]]}, "conversations_sha256"),
-        ({"model": "deepseek"}, "weights_sha256"),
+        ({"model": "other", "allow_other_weights": True}, "weights_sha256"),
         ({"model": "bfloat16"}, "dtype"),
         ({"model": "patched"}, "attached"),
     ],
@@ -136,7 +136,7 @@ def test_evaluation_of_something_else_is_refused_and_says_what_differs(
     model = tiny_model("mixtral", **({"dtype": torch.bfloat16} if options.get("model") == "bfloat16" else {}))
     if options.get("model") == "patched":
         apply_mote(model, config(3))
-    if options.get("model") == "deepseek":
+    if options.get("model") == "other":
         model.lm_head.weight.data *= -1
     with passes_of(model) as passes, pytest.raises(ModelMismatchError, match=word) as caught:
         measured(tmp_path / "run", **{**options, "model": model})

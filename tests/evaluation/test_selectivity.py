@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from hf_mote import MoTEConfig, evaluate_mote, load_organism
 from hf_mote.errors import ConfigError, DataError
 from hf_mote.evaluation.selectivity import (
     NonInferiority,
@@ -84,3 +85,26 @@ def test_numbers_that_are_none_are_refused(wrong):
         Selectivity(0.5, Rate.of(0, 4), [0.5], [])
     with pytest.raises(ConfigError, match="margin"):
         not_inferior("x", [1.0, 2.0], [1.0, 2.0], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"margin": 0.1}, r"evaluate_mote.margin: is about the answers to unrelated prompts, and there are none"),
+        ({"quality": lambda a, b: 1.0}, r"evaluate_mote.quality: is about the answers to unrelated prompts"),
+        ({"quality_margin": 0.5, "unrelated": ["Hello"]}, r"evaluate_mote.quality_margin: .* none is given"),
+        ({"margin": -1.0, "unrelated": ["Hello"]}, r"evaluate_mote.margin"),
+    ],
+)
+def test_margin_that_nothing_is_held_against_is_refused_before_anything_runs(given, message):
+    organism = load_organism("refusal")
+    config = MoTEConfig(suppress=[list(organism.planted[0])])
+    asked = []
+
+    def judge(response):
+        asked.append(response)
+        return "refusal"
+
+    with pytest.raises(ConfigError, match=message):
+        evaluate_mote(organism.model, organism.tokenizer, config, ["Hello"], judge, target="refusal", **given)
+    assert asked == []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from evaluation_reports import report_of
 from html_pages import Element, check_page
 
-from hf_mote import MoTEConfig
+from hf_mote import EvaluationReport, MoTEConfig
+from hf_mote.evaluation.both_ways import BothWays
 from hf_mote.evaluation.coherence import Coherence
 from hf_mote.evaluation.conversations import Conversation
 from hf_mote.evaluation.selectivity import Selectivity, stays_the_same
@@ -72,3 +73,24 @@ def test_evaluation_page_says_what_is_no_text_and_what_changes_elsewhere() -> No
     sides = page.one("sides").text
     assert "not worse by the margin of 0.1" in sides
     assert "selective: 25.0% on target, 2.5%" in sides
+
+
+def test_evaluation_page_shows_the_same_experts_both_ways_with_their_controls() -> None:
+    def measured(before: int, after: int, control: float) -> EvaluationReport:
+        return report_of(
+            target="yes", before=Rate.of(before, 20), after=Rate.of(after, 20), controls=[control] * 40,
+            config=MoTEConfig(suppress=[[4, 1]]).to_dict(), prompts=["p"] * 20,
+            responses_before=["a"] * 20, responses_after=["c"] * 20, labels_before=["yes"] * 20,
+            labels_after=["no"] * 20,
+        )  # fmt: skip
+
+    both = BothWays(measured(20, 0, 0.95), measured(0, 16, 0.05))
+    found = Evaluation("m", both.suppressed, both=both)
+    section = check_page(evaluation_page(found, provenance={"model": "m"}, files={})).one("both")
+    for row in both.rows:
+        assert all(cell in section.text for cell in row)
+    assert [row[0] for row in both.rows] == ["suppressed", "stimulated"]
+    assert "random experts, mean" in section.text
+    assert f"Stimulated: {both.stimulated.verdict}" in section.text
+    alone = check_page(evaluation_page(Evaluation("m", both.suppressed), provenance={"model": "m"}, files={}))
+    assert "both" not in {part.attributes["id"] for part in alone.all("section")}

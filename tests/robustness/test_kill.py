@@ -14,15 +14,8 @@ HERE = Path(__file__).parent
 
 SOME = ["--every", "9", "--sizes", "2"]
 for _name in (
-    *(
-        "write_json",
-        "RunFolder",
-        "evaluate_mote",
-        "SAEModel.save_pretrained, in shards",
-        "a command",
-        "MoTEConfig with",
-    ),
-    *("the cache", "maps in a file", "write_neuronpedia", "hf-mote", "push_to_hub"),
+    *("write_json", "RunFolder", "evaluate_mote", "SAEModel.save_pretrained, in shards", "a command"),
+    *("MoTEConfig with", "the cache", "maps in a file", "write_neuronpedia", "hf-mote", "push_to_hub"),
 ):
     SOME += ["--writer", _name]
 

@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from hf_mote import MoTEConfig, find_routers
+from hf_mote.routing.sites.fingerprint import SAMPLED
 
-__all__ = ["FAMILIES", "greedy", "profiles_for", "save_tiny"]
+__all__ = ["FAMILIES", "greedy", "of_routers", "profiles_for", "save_tiny"]
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 128,
@@ -101,6 +102,11 @@ def save_tiny(family: str, folder: Path) -> PreTrainedModel:
                 torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def of_routers(fingerprint: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what an engine knows of a fingerprint: all but the sample of weights that are not the routers'."""
+    return {name: value for name, value in (fingerprint or {}).items() if name != SAMPLED}
 
 
 def profiles_for(model: PreTrainedModel) -> dict[str, MoTEConfig]:

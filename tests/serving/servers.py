@@ -20,38 +20,21 @@ import torch
 from hf_mote import MoTEConfig, Organism, apply_mote, load_organism
 from hf_mote.generation.asking import Chat
 
-__all__ = ["LENGTH", "Server", "prompts_of"]
+__all__ = ["LENGTH", "Process", "Server", "prompts_of"]
 
 LENGTH = 20
 
 
-class Server:
-    """`hf-mote serve organism:refusal` with the profiles "ban" and "refuse", room for one more, and recordings."""
+class Process:
+    """`hf-mote serve` with a model and options, on a free port or a given one, until it says that it is ready."""
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
-        self.organism: Organism = load_organism("refusal")
-        planted = [list(pair) for pair in self.organism.planted]
-        self.configs = {
-            "ban": MoTEConfig.for_model(self.organism.model, suppress=planted),
-            "refuse": MoTEConfig.for_model(self.organism.model, stimulate=planted),
-        }
-        for name, config in self.configs.items():
-            config.save_pretrained(folder / name)
+    def __init__(self, model: str, configs: dict[str, Path], *options: str, port: int | None = None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1] if port is None else port
-        command = [sys.executable, "-m", "hf_mote", "serve", "organism:refusal", "--port", str(self.port)]
-        command += [word for name in self.configs for word in ("--mote", f"{name}={folder / name}")]
-        command += [
-            "--record",
-            "8",
-            "--max-profiles",
-            "3",
-            "--kv-cache-memory-bytes",
-            str(2**28),
-            "--block-size",
-            "32",
-        ]
+        command = [sys.executable, "-m", "hf_mote", "serve", model, "--port", str(self.port), *options]
+        command += ["--kv-cache-memory-bytes", str(2**28), "--block-size", "32"]
+        command += [word for name, folder in configs.items() for word in ("--mote", f"{name}={folder}")]
         self.said: list[str] = []
         environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
         self.process = subprocess.Popen(
@@ -71,8 +54,9 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(timeout=60)
+        # Not SIGINT, which a process ignores that a script started in the background.
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=120)
         self.listener.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
@@ -95,6 +79,22 @@ class Server:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
+
+
+class Server(Process):
+    """One of the organism, with the profiles "ban" and "refuse", room for one more, and recordings."""
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self.organism: Organism = load_organism("refusal")
+        planted = [list(pair) for pair in self.organism.planted]
+        self.configs = {
+            "ban": MoTEConfig.for_model(self.organism.model, suppress=planted),
+            "refuse": MoTEConfig.for_model(self.organism.model, stimulate=planted),
+        }
+        folders = {name: folder / name for name in self.configs}
+        for name, config in self.configs.items():
+            config.save_pretrained(folders[name])
+        super().__init__("organism:refusal", folders, "--record", "8", "--max-profiles", "3", port=port)
 
     def complete(self, prompt: list[int], **xargs: Any) -> tuple[int, Any]:
         body = {"model": "organism:refusal", "prompt": prompt, "max_tokens": LENGTH, "temperature": 0}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from serving.models import of_routers
 from serving.servers import LENGTH, Server, prompts_of
 
 from hf_mote import MoTEConfig, apply_mote, ftri, record_routing
@@ -147,7 +148,7 @@ def test_serve_more_profiles_than_there_is_room_for_are_refused(server: Server) 
 def test_serve_recordings_are_what_record_routing_sees(server: Server) -> None:
     status, told = server.ask("GET", "/v1/mote/model")
     assert status == 200
-    assert told["fingerprint"] == server.configs["ban"].fingerprint
+    assert told["fingerprint"] == of_routers(server.configs["ban"].fingerprint)
     prompt = prompts_of(server)[0]
     status, tokens = server.complete(prompt, mote="ban", mote_record="mine")
     assert status == 200
@@ -173,7 +174,7 @@ def test_server_engine_images_as_transformers_does(server: Server) -> None:
     mine = ftri(engine, organism.tokenizer, prompts, organism.judge, **options)
     theirs = ftri(organism.model, organism.tokenizer, prompts, organism.judge, **options)
     assert mine.responses == theirs.responses
-    assert mine.fingerprint == theirs.fingerprint
+    assert mine.fingerprint == of_routers(theirs.fingerprint)
     assert torch.equal(mine.counts, theirs.counts)
     engine.load("later", server.configs["ban"])
     assert set(engine.profiles) == {"ban", "refuse", "later"}

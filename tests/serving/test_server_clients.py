@@ -47,8 +47,8 @@ def test_evaluate_through_the_server_reports_what_transformers_does(server: Serv
     assert isinstance(mine.side_effects, SideEffects)
     assert isinstance(theirs.side_effects, SideEffects)
     effects = dataclasses.replace(mine.side_effects, kl=theirs.side_effects.kl)
-    one, other = dataclasses.replace(mine, notes=[], side_effects=effects).to_dict(), theirs.to_dict()
-    assert different(one, other) == {}
+    same = dataclasses.replace(mine, notes=[], elsewhere=dataclasses.replace(mine.elsewhere, side_effects=effects))
+    assert different(same.to_dict(), theirs.to_dict()) == {}
     assert effects.perplexity_after != pytest.approx(effects.perplexity_before, rel=1e-3)
     assert mine.before.rate > 0.9
     assert mine.after.rate < 0.1
@@ -112,7 +112,14 @@ def test_evaluate_command_that_is_stopped_leaves_no_profile_behind(server: Serve
     engine = ServerEngine(server.url)
     how = ["evaluate", "organism:refusal", "organism:refusal/heldout/sensitive", "--profile", "ban"]
     how += ["--controls", "100", "--output", str(tmp_path / "out")]
-    running = subprocess.Popen(command(server, *how), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running = subprocess.Popen(
+        command(server, *how),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Which is ignored in what a script started in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         for _ in range(600):
             if len(engine.profiles) > 2:

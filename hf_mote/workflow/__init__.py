@@ -1,0 +1,11 @@
+"""From prompts to a proven config: what ranks experts and what measures configs, one after the other.
+
+Files in reading order:
+
+- `find.py`: `find_experts`, the whole in one call, and `Found`.
+- `halves.py`: which prompts are looked at, and which prove.
+- `candidates.py`: sets of experts that might carry the behaviour, and what becomes of it without them.
+
+May import `ranking`, `evaluation`, `mote`, `statistics`, `generation` and `judges`; `commands/find.py` calls it.
+A way to find candidates goes into `candidate_configs`; its ranking is a file in `ranking/`.
+"""

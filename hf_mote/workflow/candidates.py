@@ -1,0 +1,289 @@
+"""Sets of experts that might carry a behaviour, each tried on the prompts that it was found with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mote.errors import DataError, HFMoTEError
+from hf_mote.evaluation.coherence import LEAST_SURPRISE
+from hf_mote.evaluation.evaluate import evaluate_mote
+from hf_mote.generation.chat import Prompt
+from hf_mote.judges.judge import Judge
+from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.patch import apply_mote
+from hf_mote.ranking.causal.optimization import optimize_experts
+from hf_mote.ranking.causal.share import routed_share
+from hf_mote.ranking.expert_ranking import ExpertRanking
+from hf_mote.ranking.imaging.pipeline import ftri
+from hf_mote.ranking.imaging.result import FTRIResult
+
+__all__ = ["Candidate", "Trial", "candidate_configs", "fewest", "pruned"]
+
+SHARES = (0.005, 0.01, 0.02, 0.04)  # of all experts, that the first of a ranking are tried
+PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.001)
+MOST_OPTIMIZED = 12
+LEAST_SAME = 0.9  # of the responses, that stay word for word without an expert that is not needed
+SPARED = 0.02  # of the rate: what the loss of an expert that is not needed may cost
+STEPPING_IN = (2, 4)  # experts that are tried beside those that they step in for
+LEAST_RISE = 0.05  # of the tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Experts that might carry the behaviour, and what became of it without them on the prompts they were found with.
+
+    Attributes:
+        method (`str`): How they were found.
+        config (`MoTEConfig`): That suppresses them.
+        left (`float`): The rate of the behaviour that is left.
+        broken (`float`): Share of responses that are no coherent text.
+        effect (`float`): Coherent change of the rate; 0 if the text breaks.
+        surprise (`float`): How little sure the model is of its responses without them, in nats per token.
+        responses (`list[str]`): These responses.
+    """
+
+    method: str
+    config: MoTEConfig
+    left: float
+    broken: float
+    effect: float
+    surprise: float
+    responses: list[str]
+
+    def __str__(self) -> str:
+        experts = " ".join(f"{layer}.{expert}" for layer, expert in self.config.suppress)
+        return f"{self.method}: {experts}; {self.left:.0%} left, {self.broken:.0%} no coherent text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What candidates are tried with.
+
+    Attributes:
+        model (`PreTrainedModel`): The model; left as it is.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        judge (`Judge`): Labels the responses.
+        prompts (`Sequence[Prompt]`): Prompts that show the class.
+        aside (`Sequence[Prompt]`): Prompts of other classes, by which junk is told from text.
+        target (`str`): The class.
+        chat (`dict`): How the model is asked, as arguments of [`evaluate_mote`].
+        part_of (`Callable[[str], Path | None]`): The run folder of a step by its name, or `None` to keep nothing.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    judge: Judge
+    prompts: Sequence[Prompt]
+    aside: Sequence[Prompt]
+    target: str
+    chat: dict[str, Any]
+    part_of: Callable[[str], Path | None]
+
+    def of(self, name: str, config: MoTEConfig) -> Candidate:
+        """Return what becomes of the behaviour with a config, without controls.
+
+        Args:
+            name (`str`): How its experts were found.
+            config (`MoTEConfig`): The config.
+
+        Raises:
+            [`DataError`]: if nothing is known of how sure the model is of its responses.
+        """
+        experts = "-".join(f"{layer}.{expert}" for layer, expert in config.suppress)
+        # Named by the experts, as a set that was pruned comes by another name; shortened, as there may be many.
+        folder = self.part_of(f"tried-{hashlib.sha256(experts.encode()).hexdigest()[:16]}")
+        report = evaluate_mote(
+            self.model,
+            self.tokenizer,
+            config,
+            self.prompts,
+            self.judge,
+            target=self.target,
+            unrelated=self.aside,
+            num_controls=0,
+            run_folder=folder,
+            progress=False,
+            **self.chat,
+        )
+        seen = report.coherence
+        if seen is None or seen.surprise is None:
+            raise DataError("find_experts", "nothing is known of how sure the model is of its responses")
+        effect = 0.0 if seen.broken else report.coherent_effect
+        return Candidate(
+            name, config, report.after.rate, seen.share_after.rate, effect, seen.surprise, report.responses_after
+        )
+
+
+def fewest(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the fewest experts among those without which the behaviour goes and the model is as sure as it can be.
+
+    Where the untouched model is unsure of its answers to other prompts, no response alone is told to be junk. Of two
+    sets on the same prompts the one that leaves the model less sure is the one that leaves a part of a carrier.
+
+    Args:
+        candidates (`Sequence[Candidate]`): What was tried; one or more.
+    """
+    most = min(one.effect for one in candidates)
+    able = [one for one in candidates if one.effect <= most + SPARED]
+    surest = min(one.surprise for one in able)
+    sure = [one for one in able if one.surprise <= surest + LEAST_SURPRISE]
+    return min(sure, key=lambda one: len(one.config.suppress))
+
+
+def pruned(best: Candidate, trial: Trial) -> Candidate:
+    """Return a candidate without the experts that it can do without, one after another.
+
+    It can do without one if the behaviour stays away and nearly all answers stay as they were, word for word: what is
+    left of a carrier may break them without bringing the behaviour back.
+
+    Args:
+        best (`Candidate`): The candidate.
+        trial (`Trial`): What it was tried with.
+    """
+    kept = best
+    for pair in best.config.suppress:
+        fewer = [other for other in kept.config.suppress if other != pair]
+        if not fewer:
+            break
+        smaller = trial.of(f"{best.method}, pruned", dataclasses.replace(kept.config, suppress=fewer))
+        same = fmean(now == before for now, before in zip(smaller.responses, best.responses, strict=True))
+        if smaller.effect <= best.effect + SPARED and same >= LEAST_SAME:
+            kept = smaller
+    return kept
+
+
+def candidate_configs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    part: FTRIResult,
+    label: str,
+    chat: dict[str, Any],
+    seed: int,
+    notes: list[str],
+    part_of: Callable[[str], Path | None],
+    announce: Callable[[str], None],
+) -> tuple[dict[str, ExpertRanking], dict[str, MoTEConfig]]:
+    """Return rankings, and configs that suppress their first experts, each set once.
+
+    Args:
+        model (`PreTrainedModel`): The model; left as it is.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        part (`FTRIResult`): The imaging of the prompts to look at.
+        label (`str`): The class.
+        chat (`dict`): How the model is asked, as arguments of [`ftri`].
+        seed (`int`): Of the prompts that gates are learnt on, and of the gates.
+        notes (`list[str]`): Gets what was measured on the way, or why it could not be.
+        part_of (`Callable[[str], Path | None]`): The run folder of a step by its name, or `None` to keep nothing.
+        announce (`Callable[[str], None]`): Called with what begins.
+
+    Returns:
+        `tuple[dict[str, ExpertRanking], dict[str, MoTEConfig]]`: the rankings by method, and the configs by how their
+        experts were found.
+    """
+    sets: dict[tuple[tuple[int, int], ...], str] = {}
+    rankings: dict[str, ExpertRanking] = {}
+
+    def add(name: str, pairs: Sequence[tuple[int, int]]) -> None:
+        if pairs:
+            sets.setdefault(tuple(sorted(pairs)), name)
+
+    contrast = part.rank(label, resamples=0)
+    rankings["contrast"] = contrast
+    positive = int((contrast.score > 0).sum())
+    for share in SHARES:
+        number = min(max(1, round(share * len(contrast))), positive)
+        if number:
+            add(f"the contrast's first {number}", contrast.top(number))
+    shown = [place for place, name in enumerate(part.classes) if name == label]
+    others = [place for place, name in enumerate(part.classes) if name != label]
+    draw = random.Random(seed)
+    asked = draw.sample(shown, min(MOST_OPTIMIZED, len(shown)))
+    # The model's own words: what it says here, and what it says where it does not show the behaviour.
+    responses = [part.responses[place] for place in asked]
+    baselines = [part.responses[draw.choice(others)] for _ in asked]
+    try:
+        routed = routed_share(
+            model,
+            tokenizer,
+            [part.prompts[place] for place in asked],
+            responses,
+            baselines,
+            batch_size=chat["batch_size"],
+            gains=[0.0, 1.0],
+            system_prompt=chat["system_prompt"],
+            chat_template_kwargs=chat["chat_template_kwargs"],
+        )
+        notes.append(str(routed))
+    except HFMoTEError as error:
+        notes.append(f"how much is in routed experts cannot be measured: {error}")
+    announce(f"learning gates on all experts together, on {len(asked)} prompts")
+    try:
+        optimized = optimize_experts(
+            model,
+            tokenizer,
+            [part.prompts[place] for place in asked],
+            responses,
+            baselines,
+            batch_size=min(MOST_OPTIMIZED, max(1, chat["batch_size"])),
+            penalties=PENALTIES,
+            num_seeds=1,
+            seed=seed,
+            system_prompt=chat["system_prompt"],
+            chat_template_kwargs=chat["chat_template_kwargs"],
+            run_folder=part_of("gates"),
+            progress=False,
+        )
+    except HFMoTEError as error:
+        notes.append(f"gates could not be learnt: {error}")
+    else:
+        rankings["optimization"] = optimized
+        add("gates learnt together, a sufficient set", optimized.sufficient)
+        add("gates learnt together, all carriers", optimized.carriers)
+        for point in optimized.path:
+            add(f"gates learnt together, at a price of {point.penalty:g}", point.experts)
+    fingerprint = contrast.fingerprint
+    announce("looking for experts that step in when the first are suppressed")
+    prompts = [part.prompts[place] for place in asked]
+    number = min(max(1, round(SHARES[-1] * len(contrast))), positive)
+    if number:
+        first = contrast.top(number)
+        config = MoTEConfig(suppress=sorted(list(pair) for pair in first), fingerprint=fingerprint)
+        stepping = _stepping_in(model, tokenizer, prompts, config, chat, part_of)
+        for more in STEPPING_IN:
+            name = f"the contrast's first {number} and the first {more} that step in for them"
+            add(name, [*first, *[pair for pair in stepping if pair not in first][:more]])
+    configs = {}
+    for pairs, name in sets.items():
+        suppress = [[layer, expert] for layer, expert in pairs]
+        provenance: dict[str, Any] = {"method": name, "target": label}
+        configs[name] = MoTEConfig(suppress=suppress, fingerprint=fingerprint, provenance=provenance)
+    return rankings, configs
+
+
+def _stepping_in(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    config: MoTEConfig,
+    chat: dict[str, Any],
+    part_of: Callable[[str], Path | None],
+) -> list[tuple[int, int]]:
+    """Return experts by how much more of the tokens they take while a config is at work, those that take more."""
+    shares = []
+    for name, one in (("untouched", MoTEConfig()), ("suppressed", config)):
+        kept: dict[str, Any] = {"run_folder": part_of(f"stepping-in-{name}"), **chat}
+        with apply_mote(model, one):
+            seen = ftri(model, tokenizer, prompts, lambda _: "any", scope="all", progress=False, **kept)
+        shares.append((seen.counts.double() / seen.num_tokens.double()[:, None, None]).mean(dim=0))
+    rise = shares[1] - shares[0]
+    order = rise.flatten().argsort(descending=True).tolist()
+    width = rise.shape[1]
+    return [(seen.layers[at // width], at % width) for at in order if float(rise.flatten()[at]) > LEAST_RISE]
