@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -321,7 +321,7 @@ class Shareable(ABC):
         keeps = readme.exists() and MADE_HERE not in readme.read_text(encoding="utf-8", errors="replace")
 
         def write(target: Path) -> None:
-            for place, one in [*beside, ("", self)]:
+            for place, one in beside:
                 with _own_errors(target / place):
                     (target / place).mkdir(parents=True, exist_ok=True)
                 with replacing(target / place / one.file_name) as path:
@@ -329,9 +329,12 @@ class Shareable(ABC):
             for picture in pictures:
                 with replacing(target / picture.file_name) as path:
                     picture.draw(path)
-            if not keeps:
-                with replacing(target / CARD) as path:
+            # Both are written before either is put in place: on a full disk neither is.
+            with ExitStack() as stack:
+                if not keeps:
+                    path = stack.enter_context(replacing(target / CARD))
                     path.write_text(f"{card}\n{MADE_HERE}\n", encoding="utf-8")
+                self._to_file(stack.enter_context(replacing(target / self.file_name)))
 
         if not beside and not pictures:
             write(folder)
