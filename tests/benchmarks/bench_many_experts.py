@@ -48,8 +48,8 @@ def methods(model: Any, organism: Any) -> dict[str, tuple[Callable[[], Any], flo
     prompts = organism.prompts["train"]["sensitive"][:NUM_PROMPTS]
     answers = [organism.answers[prompt] for prompt in prompts]
     asked: dict[str, Any] = {
-        "model": model, "tokenizer": organism.tokenizer, "prompts": prompts, "response": REFUSAL,
-        "baseline_response": answers, "batch_size": NUM_PROMPTS, "progress": False,
+        "model": model, "tokenizer": organism.tokenizer, "prompts": prompts, "response": answers,
+        "baseline_response": REFUSAL, "batch_size": NUM_PROMPTS, "progress": False,
     }  # fmt: skip
     layers = [place for place, kind in enumerate(model.model.layers) if hasattr(kind.mlp, "gate")]
     total = len(layers) * model.config.n_routed_experts
