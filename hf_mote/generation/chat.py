@@ -124,8 +124,8 @@ def rendered(
             what, expected = "the tokenizer's chat template gives too long a text", f"at most {MOST_CHARACTERS}"
             raise ConfigError(where, what, got=f"{len(text)} characters", expected=expected)
         if not text.strip():
-            fix = "Look at tokenizer.chat_template."
-            raise ConfigError(where, "the tokenizer's chat template gives no text", got=repr(text[:40]), fix=fix)
+            what, fix = "has no token: the tokenizer's chat template gives no text", "Look at tokenizer.chat_template."
+            raise DataError(where, what, got=repr(text[:40]), fix=fix)
     try:
         text.encode()
     except UnicodeEncodeError as error:

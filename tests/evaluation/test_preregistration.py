@@ -100,5 +100,5 @@ def test_an_edited_file_is_refused_and_one_is_never_replaced(tmp_path):
         Preregistration.read(file)
     for wrong in ({}, {**data, "hashes": []}, {**data, "more": 1}):
         file.write_text(json.dumps(wrong))
-        with pytest.raises(FileFormatError, match="no pre-registration"):
+        with pytest.raises(FileFormatError, match="must be a pre-registration"):
             Preregistration.read(file)
