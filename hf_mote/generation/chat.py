@@ -82,8 +82,8 @@ def rendered(
 
     Raises:
         [`ConfigError`]: if a chat or a system prompt meets a tokenizer without a template, or the template fails,
-            takes longer than 10 s or gives nothing, or more than 16 Mi characters.
-        [`DataError`]: if the text is not Unicode.
+            takes longer than 10 s or gives more than 16 Mi characters.
+        [`DataError`]: if the text is not Unicode, or the template makes nothing of it.
     """
     if tokenizer.chat_template is None:
         if system_prompt is not None or not isinstance(prompt, str):
