@@ -44,7 +44,12 @@ def read_document(path: Path) -> dict[str, Any]:
         [`FileFormatError`]: if the file is missing, too large, damaged, no object, nested deeper than 32, or holds a
             key twice, an alias, or a value that JSON has not.
     """
-    return read_yaml(path) if path.suffix in (".yaml", ".yml") else read_json(path)
+    if path.suffix not in (".yaml", ".yml"):
+        return read_json(path)
+    found = _yaml_in(path)
+    if found is None:
+        raise FileFormatError(str(path), "must hold an object", got="an empty file")
+    return found
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -53,6 +58,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         [`FileFormatError`]: as for [`read_document`].
     """
+    return _yaml_in(path) or {}
+
+
+def _yaml_in(path: Path) -> dict[str, Any] | None:
     try:
         with path.open("rb") as file:
             content = file.read(_LIMIT + 1)
@@ -69,7 +78,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileFormatError(str(path), "must be valid YAML", got=reason[:200]) from error
     if found is None:
-        return {}
+        return None
     if not isinstance(found, dict):
         raise FileFormatError(str(path), "must hold an object", got=type(found).__name__)
     _check(path, found)

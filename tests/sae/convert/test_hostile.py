@@ -107,17 +107,17 @@ def test_load_sae_code_in_a_torch_file_never_runs(made: tuple[Any, Path], tmp_pa
         ("a: &x [1]\nb: *x\n", "holds an alias"),
         ("a: 1\na: 2\n", "holds a key twice"),
         ("[1, 2]\n", "must hold an object .got list"),
-        ("a: !!python/object/apply:os.mkdir [ran]\n", "no valid YAML"),
+        ("a: !!python/object/apply:os.mkdir [ran]\n", "must be valid YAML"),
         ("a: " + "[" * 50 + "]" * 50 + "\n", "nested deeper"),
         ("a: .nan\n", "NaN or an infinite number"),
         ("a: .inf\n", "NaN or an infinite number"),
         ("3: a\n", "key that is no text"),
-        ("a: 2024-13-45\n", "no valid YAML"),
+        ("a: 2024-13-45\n", "must be valid YAML"),
         ("a: 2024-01-02\n", "what JSON cannot .got date"),
         ("a: !!binary aGk=\n", "what JSON cannot .got bytes"),
         ("a: !!set {b, c}\n", "what JSON cannot .got set"),
-        ("a: [\n", "no valid YAML"),
-        ("a: \x07\n", "no valid YAML"),
+        ("a: [\n", "must be valid YAML"),
+        ("a: \x07\n", "must be valid YAML"),
         ("", "must hold an object"),
         ("a: " + "x" * 2**20 + "\n", "too large"),
     ],
@@ -135,7 +135,7 @@ def test_read_document_yaml_that_is_no_plain_document_is_refused(
 
 def test_read_document_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"a: \xff\xfe\n")
-    with pytest.raises(FileFormatError, match="no valid YAML"):
+    with pytest.raises(FileFormatError, match="must be valid YAML"):
         read_document(tmp_path / "config.yaml")
     with pytest.raises(FileFormatError, match="cannot be read"):
         read_document(tmp_path / "missing.yaml")
