@@ -127,7 +127,7 @@ def test_calibrate_threshold_failure_leaves_everything_as_it_was(sae: TinySAE) -
         ([x, x.long()], {}, "no float tensor"),
         ([x, {"tokens": x}], {}, "no activations"),
         ([x, {"activations": x, "attention_mask": torch.ones(49)}], {}, "wrong shape"),
-        (5, {}, "no stream"),
+        (5, {}, "must be a stream"),
         (["text"], {}, "no float tensor"),
         *(([x], {"max_tokens": wrong}, "max_tokens: no number of tokens") for wrong in (0, -1, 2.5, True, "9")),
     ]
