@@ -33,6 +33,7 @@ __all__ = [
     "UnknownNameError",
     "UnsupportedError",
     "first_line",
+    "is_finite",
     "one_of",
     "real",
     "whole",
@@ -155,6 +156,16 @@ def whole(where: str, value: object, *, least: int = 0, most: int | None = None)
     return value
 
 
+def is_finite(value: object) -> bool:
+    """Whether a value is a finite number that a float can hold; a `bool` is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
 def real(
     where: str,
     value: object,
@@ -179,9 +190,7 @@ def real(
     Raises:
         [`ConfigError`]: if it is something else, or out of range.
     """
-    number = not isinstance(value, bool) and isinstance(value, int | float)
-    # Compared, since a huge whole number has no float that could be asked.
-    number = number and -math.inf < value < math.inf  # type: ignore[operator]
+    number = is_finite(value)
     if not number or not (least <= value <= most and above < value < below):  # type: ignore[operator]
         ends = (("at least", least), ("above", above), ("at most", most), ("below", below))
         limits = [f"{name} {end:g}" for name, end in ends if math.isfinite(end)]

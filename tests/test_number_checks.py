@@ -6,8 +6,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from hf_mote.errors import ConfigError, UnknownNameError, one_of, real, whole
+from hf_mote import ActivationMap
+from hf_mote.errors import ConfigError, DataError, UnknownNameError, is_finite, one_of, real, whole
+from hf_mote.evaluation.selectivity import NonInferiority
+from hf_mote.evaluation.side_effects import SideEffects
+from hf_mote.sae.edits import read_edits
 
 
 @pytest.mark.parametrize("value", [2, 3, 5])
@@ -63,3 +68,23 @@ def test_one_of_returns_a_known_name_and_says_the_nearest_to_another() -> None:
     for value in (None, 3, ["layer"]):
         with pytest.raises(UnknownNameError, match="unknown name"):
             one_of("f.kind", value, ("layer", "usage"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "1", None, 10**400])
+def test_what_no_float_holds_is_no_finite_number(value: object) -> None:
+    assert not is_finite(value)
+    with pytest.raises(ConfigError):
+        real("f.x", value)
+
+
+def test_whole_numbers_beyond_all_floats_are_refused_wherever_numbers_are_read() -> None:
+    huge = 10**400
+    grid = torch.zeros(1, 2, dtype=torch.float64)
+    with pytest.raises(DataError, match="num_tokens"):
+        ActivationMap(grid, grid, (0,), huge)
+    with pytest.raises(ConfigError, match="is not finite"):
+        read_edits("steer.edits", {1: huge})
+    with pytest.raises(DataError):
+        SideEffects(huge, 1.0, 1.0, 3)
+    with pytest.raises(DataError):
+        NonInferiority("answers", 0.5, 0.5, huge, 0.1, 3)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from hf_mote.errors import DataError
+from hf_mote.errors import DataError, is_finite
 from hf_mote.generation.certainty import Signs
 from hf_mote.statistics.rates import Rate
 
@@ -158,8 +158,7 @@ class Coherence:
             raise DataError("Coherence", "no flag for each response", got=repr(lists)[:80])
         for name in ("unsure", "unsure_low", "surprise"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if value is not None and not number:
+            if value is not None and not is_finite(value):
                 raise DataError(f"Coherence.{name}", "must be a number", got=repr(value))
         if not isinstance(self.references, int) or isinstance(self.references, bool) or self.references < 0:
             raise DataError("Coherence.references", "must be a number of responses", got=repr(self.references))

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy import stats
 
-from hf_mote.errors import ConfigError, DataError, real
+from hf_mote.errors import ConfigError, DataError, is_finite, real
 from hf_mote.evaluation.verdict import Outcome, decide, one_fewer
 from hf_mote.statistics.rates import Rate
 
@@ -137,8 +137,8 @@ class NonInferiority:
 
     def __post_init__(self) -> None:
         numbers = (self.before, self.after, self.margin)
-        sane = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
-        if not sane or self.margin <= 0 or not isinstance(self.low, int | float) or math.isnan(self.low):
+        sane = all(is_finite(n) for n in numbers)
+        if not sane or self.margin <= 0 or not (self.low == -math.inf or is_finite(self.low)):
             raise DataError("NonInferiority", "are no such numbers", got=f"{numbers}, {self.low}")
         if not isinstance(self.n, int) or self.n < 1 or not isinstance(self.what, str):
             raise DataError("NonInferiority", "must be a measurement", got=f"{self.what!r} of {self.n}")

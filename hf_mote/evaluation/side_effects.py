@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_mote.errors import DataError, whole
+from hf_mote.errors import DataError, is_finite, whole
 from hf_mote.evaluation.changes import Change, attached, with_fields
 from hf_mote.generation.decoding import pad_token_of
 from hf_mote.generation.prompts import padded
@@ -67,7 +67,7 @@ class SideEffects:
         sane = isinstance(self.num_tokens, int) and self.num_tokens > 0
         for number, least in zip(numbers, (0, 1, 1), strict=True):
             if number is not None:
-                sane = sane and isinstance(number, int | float) and math.isfinite(number) and number >= least
+                sane = sane and is_finite(number) and number >= least
         scopes = CHOICES["scope"]
         if self.scope not in scopes:
             raise DataError("SideEffects.scope", "is none", got=repr(self.scope), expected=f"one of {scopes}")

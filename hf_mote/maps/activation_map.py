@@ -7,7 +7,6 @@ such map (Dahlke et al., "Mixture of Tunable Experts", arXiv 2502.11096).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 
-from hf_mote.errors import DataError, FileFormatError, HFMoTEError, ModelMismatchError, UnknownNameError
+from hf_mote.errors import DataError, FileFormatError, HFMoTEError, ModelMismatchError, UnknownNameError, is_finite
 from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.maps.engines import count_routed_experts
 from hf_mote.maps.grid import check_grid, check_layers, descending, row_of
@@ -91,7 +90,7 @@ class ActivationMap(Printable, Shareable):
             raise DataError("ActivationMap", "counts and weights differ in shape", got=got)
         if isinstance(self.num_tokens, bool) or not isinstance(self.num_tokens, int | float):
             raise DataError("ActivationMap.num_tokens", "is no number", got=repr(self.num_tokens))
-        if not math.isfinite(self.num_tokens):
+        if not is_finite(self.num_tokens):
             raise DataError("ActivationMap.num_tokens", "is not finite", got=self.num_tokens)
         object.__setattr__(self, "num_tokens", float(self.num_tokens))
         object.__setattr__(self, "provenance", dict(self.provenance))

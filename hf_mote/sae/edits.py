@@ -6,14 +6,13 @@ that is left alone changes by exactly 0.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from hf_mote.errors import ConfigError
+from hf_mote.errors import ConfigError, is_finite
 
 __all__ = ["OPERATIONS", "SCOPES", "EditTable", "Edits", "LatentEdit", "Scope", "as_json", "read_edits", "table_of"]
 
@@ -134,6 +133,6 @@ def _operation(where: str, edit: Any) -> tuple[str, float]:
         raise ConfigError(where, "must be an edit", got=repr(edit), expected=_FORMS)
     if operation == "ablate":
         return "ablate", 0.0
-    if not math.isfinite(value) or abs(value) > torch.finfo(torch.float32).max:
+    if not is_finite(value) or abs(value) > torch.finfo(torch.float32).max:
         raise ConfigError(where, "is not finite", got=repr(edit), expected=_FORMS)
     return operation, float(value)

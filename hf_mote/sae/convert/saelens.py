@@ -257,7 +257,7 @@ def _normalization(
         for name in ("W_dec", "b_dec"):
             tensors[name] = tensors[name] / factor
         return {}
-    if kind not in _NORMALIZATIONS or transcoder:
+    if not isinstance(kind, str) or kind not in _NORMALIZATIONS or transcoder:
         raise UnsupportedError(
             f"{path}: normalize_activations",
             "is not folded into the weights, so that they alone are not the SAE",

@@ -86,6 +86,9 @@ class Sequences:
                 raise DataError(
                     f"{where}, column 'messages'", "no chat for the tokenizer's template", got=got
                 ) from error
+            if not all(_is_token(token) for token in found):  # as several chats in one row give
+                what, expected = "must be one chat", "a list of messages, each with role and content"
+                raise DataError(f"{where}, column 'messages'", what, got=repr(row["messages"])[:80], expected=expected)
             return list(found)
         text = row.get(self.text_column)
         if not isinstance(text, str):
