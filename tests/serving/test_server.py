@@ -74,7 +74,7 @@ def test_serve_unknown_profile_is_that_requests_error_and_the_engine_lives(serve
         ({"mote": "bann"}, "Did you mean 'ban'"),
         ({"mote": 3}, "unknown name"),
         ({"mote_digest": "0" * 64}, "the engine's own"),
-        ({"mote_record": ""}, "no name of a recording"),
+        ({"mote_record": ""}, "must be the name of a recording"),
     ):
         status, found = server.complete(prompt, **xargs)
         assert status == 400
