@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import huggingface_hub.constants
 import pytest
 import torch
 from transformers.utils import logging as transformers_logging
@@ -116,6 +117,8 @@ def _global_state() -> dict[str, object]:
         "torch's gradient mode": torch.is_grad_enabled(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "working directory": os.getcwd(),
+        "whether the Hub may be asked": not huggingface_hub.constants.HF_HUB_OFFLINE,
+        "which Hub": huggingface_hub.constants.ENDPOINT,
     }
 
 
