@@ -41,7 +41,10 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> list[PreTrainedModel]:
 
 
 def model_with_heads(family: str) -> PreTrainedModel:
-    model = TINY_FAMILIES[family]()
+    try:
+        model = TINY_FAMILIES[family]()
+    except ImportError as error:
+        pytest.skip(f"this transformers has {error}")
     model.config.get_text_config().num_mtp_layers = 1
     return model
 
