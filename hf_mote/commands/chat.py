@@ -13,7 +13,7 @@ from rich.console import Console
 from hf_mote.commands import options as o
 from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.served import connect, refuse_loading
-from hf_mote.commands.session import reporting, tell
+from hf_mote.commands.session import TerminalChat, reporting, tell
 from hf_mote.errors import ConfigError, HFMoTEError
 from hf_mote.reports.markup import visible
 
@@ -204,7 +204,7 @@ class _Profiles:
             handle.active = on
 
 
-class _Chat:
+class _Chat(TerminalChat):
     """A conversation."""
 
     def __init__(
@@ -220,12 +220,12 @@ class _Chat:
         self.system_prompt = system_prompt
         self.told = told
         self.settings = settings
-        self.turns: list[dict[str, str]] = []
+        self.turns = []
 
-    def take(self, line: str) -> None:
-        """Do what a line says: a command, or a turn of the conversation."""
-        name, _, value = line.strip().partition(" ")
-        commands: dict[str, Callable[[str], None]] = {
+    @property
+    def commands(self) -> dict[str, Callable[[str], None]]:
+        """What a line that begins with "/" can say, called with the rest of the line."""
+        return {
             "/off": lambda _: self.profiles.switch(False),
             "/on": lambda _: self.profiles.switch(True),
             "/clear": lambda _: self.turns.clear(),
@@ -233,14 +233,6 @@ class _Chat:
             "/compare": lambda _: self.compare(),
             "/help": lambda _: tell(HELP),
         }
-        if name.startswith("/"):
-            if name not in commands:
-                raise ConfigError(name, "is no command", expected=", ".join([*commands, "/quit"]))
-            commands[name](value)
-        elif line.strip():
-            asked = [*self.turns, {"role": "user", "content": line}]
-            # Where no answer comes, the conversation stays as it was.
-            self.turns = [*asked, {"role": "assistant", "content": self.answer(asked)}]
 
     def set_strength(self, value: str) -> None:
         """Attach the profiles at another dose, a share of their own strength."""

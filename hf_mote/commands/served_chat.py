@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from hf_mote.commands.session import tell
+from hf_mote.commands.session import TerminalChat, tell
 from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError
 from hf_mote.reports.markup import visible
 
@@ -26,7 +26,7 @@ SERVED_HELP = (
 )
 
 
-class ServedChat:
+class ServedChat(TerminalChat):
     """A conversation with a server. What it lends to the server, it takes back: use it in a `with` block.
 
     Args:
@@ -51,7 +51,7 @@ class ServedChat:
         self.system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         self.settings = settings
         self.on = True
-        self.turns: list[dict[str, str]] = []
+        self.turns = []
         self._lent: str | None = None
 
     def __enter__(self) -> ServedChat:
@@ -64,14 +64,10 @@ class ServedChat:
     def __exit__(self, *_: object) -> None:
         self._take_back()
 
-    def take(self, line: str) -> None:
-        """Do what a line says: a command, or a turn of the conversation.
-
-        Args:
-            line (`str`): The line.
-        """
-        name, _, value = line.strip().partition(" ")
-        commands: dict[str, Callable[[str], None]] = {
+    @property
+    def commands(self) -> dict[str, Callable[[str], None]]:
+        """What a line that begins with "/" can say, called with the rest of the line."""
+        return {
             "/off": lambda _: self.switch(False),
             "/on": lambda _: self.switch(True),
             "/profiles": lambda _: tell(", ".join(sorted(self.engine.profiles)) or "The server has none."),
@@ -81,14 +77,6 @@ class ServedChat:
             "/clear": lambda _: self.turns.clear(),
             "/help": lambda _: tell(SERVED_HELP),
         }
-        if name.startswith("/"):
-            if name not in commands:
-                raise ConfigError(name, "is no command", expected=", ".join([*commands, "/quit"]))
-            commands[name](value)
-        elif line.strip():
-            asked = [*self.turns, {"role": "user", "content": line}]
-            # Where no answer comes, the conversation stays as it was.
-            self.turns = [*asked, {"role": "assistant", "content": self.answer(asked)}]
 
     def switch(self, on: bool) -> None:
         """Let the profile take effect, or not.

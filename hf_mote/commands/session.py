@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from hf_mote.commands.verbosity import listening, quiet, say
-from hf_mote.errors import HFMoTEError, ModelMismatchError, UnsupportedError
+from hf_mote.errors import ConfigError, HFMoTEError, ModelMismatchError, UnsupportedError
 from hf_mote.processes import launched_as
 from hf_mote.reports.markup import visible
 from hf_mote.version import __version__
@@ -24,7 +24,7 @@ from hf_mote.version import __version__
 if TYPE_CHECKING:
     from hf_mote.commands.model import Subject
 
-__all__ = ["NOTHING", "command_line", "provenance_of", "reporting", "say", "tell"]
+__all__ = ["NOTHING", "TerminalChat", "command_line", "provenance_of", "reporting", "say", "tell"]
 
 # Places that an error names as Python knows them, and what they are on the command line.
 _OPTIONS = {
@@ -185,3 +185,46 @@ def provenance_of(context: typer.Context, subject: Subject, seed: int, **more: s
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command_line(context),
     }
+
+
+class TerminalChat:
+    """A chat in the terminal; what answers is a subclass's.
+
+    Attributes:
+        turns (`list[dict[str, str]]`): What was said, as messages with role and content.
+    """
+
+    turns: list[dict[str, str]]
+
+    @property
+    def commands(self) -> dict[str, Callable[[str], None]]:
+        """What a line that begins with "/" can say, called with the rest of the line."""
+        raise NotImplementedError
+
+    def answer(self, turns: list[dict[str, str]]) -> str:
+        """Print and return the answer to a conversation.
+
+        Args:
+            turns (`list[dict[str, str]]`): Its messages.
+        """
+        raise NotImplementedError
+
+    def take(self, line: str) -> None:
+        """Do what a line says: a command, or a turn of the conversation.
+
+        Args:
+            line (`str`): The line.
+
+        Raises:
+            [`ConfigError`]: if there is no such command.
+        """
+        name, _, value = line.strip().partition(" ")
+        commands = self.commands
+        if name.startswith("/"):
+            if name not in commands:
+                raise ConfigError(name, "is no command", expected=", ".join([*commands, "/quit"]))
+            commands[name](value)
+        elif line.strip():
+            asked = [*self.turns, {"role": "user", "content": line}]
+            # Where no answer comes, the conversation stays as it was.
+            self.turns = [*asked, {"role": "assistant", "content": self.answer(asked)}]
