@@ -27,6 +27,9 @@ from hf_mote.serving.settings import MODES, Profile
 __all__ = ["LayerRouting", "ProfileTables", "Span"]
 
 PHASES = ("prompt", "generation")
+# Rows times experts. Below, what counts is how many operations there are and not how much each has to do.
+_FEW = 2**14
+_SHARES = {"drop_share", "zero_share"}
 
 
 class Span(NamedTuple):
@@ -53,12 +56,23 @@ class _Loaded(NamedTuple):
     edits: dict[int, RoutingEdit]
 
 
-class _Group(NamedTuple):
-    """Rows of a pass whose profiles change the same fields; none pays for what only others do."""
+@dataclass(eq=False)
+class _Group:
+    """Rows of a pass whose profiles are applied to one layer together.
+
+    Attributes:
+        names (`tuple[str, ...]`): Fields of an edit that some of these profiles change.
+        rows (`torch.Tensor` of shape `(rows,)`, int64): Their places in the pass.
+        whole (`bool`): [`RoutingEdit`]'s `keeps_all_or_nothing`.
+        kept (`bool`): Whether the edit is kept for the next passes, which is memory.
+        edit ([`RoutingEdit`], *optional*): With a row for each of `rows`.
+    """
 
     names: tuple[str, ...]
     rows: Tensor
     whole: bool
+    kept: bool
+    edit: RoutingEdit | None = None
 
 
 @dataclass(eq=False)
@@ -118,6 +132,7 @@ class ProfileTables:
         self._used = 0
         self._active: dict[int, list[_Loaded]] = {}
         self._groups: dict[int, list[_Group]] = {}
+        self._last_groups: tuple[list[int], dict[int, list[_Group]]] = ([], {})
         self._one: _Loaded | None = None
         self._recording = False
         self._tokens: dict[int, list[int]] = {}
@@ -178,6 +193,7 @@ class ProfileTables:
                 if name not in layer.tables:
                     layer.tables[name] = self._table(layer, name)
                 layer.tables[name][row] = value.to(self.device, layer.tables[name].dtype)
+        self._last_groups = ([], {})
         on_device = {number: edit.to(self.device) for number, edit in edits.items()}
         self._loaded[profile.digest] = _Loaded(row, config.scope, on_device)
 
@@ -186,6 +202,7 @@ class ProfileTables:
         loaded = self._loaded.pop(digest, None)
         if loaded is None:
             return
+        self._last_groups = ([], {})
         for layer in self.layers.values():
             for name, table in layer.tables.items():
                 table[loaded.row] = NEUTRAL[name]
@@ -225,7 +242,7 @@ class ProfileTables:
                 active.setdefault(number, []).append(loaded)
         self._one = next(iter(followed.values())) if len(followed) == 1 and all(rows) else None
         self._active = active
-        self._groups = self._grouped(active, places) if self.eager and self._one is None else {}
+        self._groups = self._grouped_as_before(active, places, rows) if self.eager and self._one is None else {}
         self._recording = any(labels)
         for buffer, values in ((self.rows, rows), (self.labels, labels)):
             used = max(total, self._used)
@@ -310,38 +327,61 @@ class ProfileTables:
             return edit
         return replace(edit, forced_weight=edit.forced_weight / layer.scale)
 
+    def _grouped_as_before(
+        self, active: Mapping[int, Sequence[_Loaded]], places: Mapping[int, Sequence[int]], rows: list[int]
+    ) -> dict[int, list[_Group]]:
+        """Return the groups of the pass: the last ones, if its rows follow the same profiles, as in decoding."""
+        if rows != self._last_groups[0]:
+            self._last_groups = (rows, self._grouped(active, places))
+        return self._last_groups[1]
+
     def _grouped(
         self, active: Mapping[int, Sequence[_Loaded]], places: Mapping[int, Sequence[int]]
     ) -> dict[int, list[_Group]]:
-        """Return the rows of the pass for each layer, by what their profiles change there."""
+        """Return the rows of the pass for each layer, by what their profiles change there.
+
+        In a large pass no row pays for fields that only others change. In a small one, profiles go together as far as
+        that leaves every row's result as it is, to the last bit.
+        """
         tensors: dict[tuple[int, ...], Tensor] = {}
         found: dict[int, list[_Group]] = {}
         for number, followed in active.items():
-            alike: dict[tuple[tuple[str, ...], bool], list[int]] = {}
+            experts = self.layers[number].site.num_experts
+            few = experts * sum(len(places[one.row]) for one in followed) <= _FEW
+            alike: dict[tuple[object, bool], tuple[dict[str, None], list[int]]] = {}
             for one in followed:
                 edit = one.edits[number]
-                alike.setdefault((tuple(present_in(edit)), edit.keeps_all_or_nothing), []).append(one.row)
+                fields = present_in(edit)
+                whole = edit.keeps_all_or_nothing or "drop_share" not in fields
+                key = (_kind(fields) if few else tuple(fields), whole)
+                names, members = alike.setdefault(key, ({}, []))
+                names.update(dict.fromkeys(fields))
+                members.append(one.row)
             groups = []
-            for (names, whole), members in alike.items():
-                key = tuple(members)
-                if key not in tensors:
+            for (_, whole), (names, members) in alike.items():
+                if (same := tuple(members)) not in tensors:
                     chosen = [place for row in members for place in places[row]]
-                    tensors[key] = torch.tensor(chosen, dtype=torch.int64, device=self.device)
-                groups.append(_Group(names, tensors[key], whole))
+                    tensors[same] = torch.tensor(chosen, dtype=torch.int64, device=self.device)
+                groups.append(_Group(tuple(names), tensors[same], whole, few))
             found[number] = groups
         return found
 
     def _by_group(
         self, layer: LayerRouting, logits: Tensor, weights: Tensor, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
-        native_weights, native_indices = weights, indices
-        for names, rows, whole in self._groups[layer.site.layer]:
-            profiles = self.rows[rows]
-            fields: dict[str, Any] = {name: layer.tables[name][profiles] for name in names}
-            edit = RoutingEdit(**fields, keeps_all_or_nothing=whole)
-            edited = self._under(layer, logits[rows], native_weights[rows], native_indices[rows], edit)
+        native = (logits, weights, indices)
+        for group in self._groups[layer.site.layer]:
+            rows, edit = group.rows, group.edit
+            if edit is None:
+                profiles = self.rows[rows]
+                fields: dict[str, Any] = {name: layer.tables[name][profiles] for name in group.names}
+                edit = RoutingEdit(**fields, keeps_all_or_nothing=group.whole)
+                group.edit = edit if group.kept else None
+            their_logits, their_weights, their_indices = (part.index_select(0, rows) for part in native)
+            edited = self._under(layer, their_logits, their_weights, their_indices, edit)
             weights = weights.index_copy(0, rows, edited[0])
-            indices = indices.index_copy(0, rows, edited[1])
+            if not edit.only_weights:
+                indices = indices.index_copy(0, rows, edited[1])
         return weights, indices
 
     def _by_row(
@@ -371,3 +411,14 @@ class ProfileTables:
         visited = (weights != 0) | (self.rows[: indices.shape[0]] == 0)[:, None]
         layer.counts.view(-1).index_add_(0, places, visited.double().reshape(-1))
         layer.weights.view(-1).index_add_(0, places, weights.double().reshape(-1) * layer.scale)
+
+
+def _kind(fields: Mapping[str, Tensor]) -> object:
+    """Return what profiles must agree on to be applied together.
+
+    A field that a row leaves neutral changes nothing of that row, but for one pair: where experts are forced, shares
+    decide by ranks which expert gives way.
+    """
+    if fields.keys() <= _SHARES:
+        return "shares"
+    return tuple(fields) if fields.keys() & _SHARES else "choice"

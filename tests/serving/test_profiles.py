@@ -79,6 +79,53 @@ def test_route_gives_each_row_what_its_profile_does(family: str, eager: bool) ->
         assert torch.equal(indices[rows].long().sort().values, wanted.indices.sort().values)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "olmoe", "gpt_oss", "deepseek_v3", "minimax_m2"])
+def test_route_profiles_together_are_each_by_itself_bit_for_bit(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small passes apply profiles together, large ones by the fields that they change; no row can tell."""
+    tables, profiles = tables_for(family)
+    layer = tables.layers[2]
+    names = [None, *profiles, "number", "drop"]
+    spans = [Span(1 + place % 2, 1, name and profiles[name].digest) for place, name in enumerate(names)]
+    total = sum(span.length for span in spans)
+    generator = torch.Generator().manual_seed(4)
+    for step in range(4):
+        logits = torch.randn(total, layer.site.num_experts, generator=generator)
+        logits = logits.round(decimals=step % 2)  # with ties, too
+        native = layer.site.select(logits)
+        given = (layer, logits, native.weights.float(), native.indices.int())
+        results = []
+        for most in (2**14, 0):
+            monkeypatch.setattr("hf_mote.serving.profiles._FEW", most)
+            tables._last_groups = ([], {})
+            tables.begin(spans)
+            results.append(tables.route(*given))
+            tables.end()
+        assert torch.equal(results[0][0], results[1][0])
+        assert torch.equal(results[0][1], results[1][1])
+        spans.insert(0, spans.pop())
+
+
+def test_route_a_profile_that_takes_the_place_of_another_is_seen_by_the_next_pass() -> None:
+    tables, profiles = tables_for("mixtral")
+    layer = tables.layers[2]
+    logits = torch.randn(2, layer.site.num_experts)
+    native = layer.site.select(logits)
+    kept = profiles["number"].digest
+
+    def weights_under(digest: str) -> torch.Tensor:
+        tables.begin([Span(1, 0, digest), Span(1, 0, kept)])
+        weights, _ = tables.route(layer, logits, native.weights, native.indices)
+        tables.end()
+        return weights[0]
+
+    assert torch.equal(weights_under(profiles["own"].digest), weights_under(profiles["own"].digest))
+    tables.unload(profiles["own"].digest)
+    chosen = native.indices[0].tolist()
+    gone = Profile("gone", MoTEConfig(suppress=[[2, expert] for expert in chosen], suppress_mode="zero"))
+    tables.load(gone)
+    assert weights_under(gone.digest).tolist() == [0.0] * len(chosen)
+
+
 def test_route_one_profile_for_all_rows_needs_no_tables() -> None:
     tables, profiles = tables_for("mixtral")
     layer = tables.layers[2]
