@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import math
 import os
 import re
 import stat
@@ -20,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, first_line
+from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, first_line, is_finite
 from hf_mote.version import __version__
 
 # torch and safetensors are imported where they are used: the command line looks at paths before it loads them.
@@ -388,8 +387,9 @@ def _check_values(where: str, data: Any) -> None:
             pending += [(f"{place}[{i}]", item, depth + 1) for i, item in enumerate(value)]
         elif isinstance(value, str):
             _check_text(field, value)
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise FileFormatError(field, "must be a finite number", got=value)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and not is_finite(value):
+            got = value if isinstance(value, float) else "a whole number beyond all floats"
+            raise FileFormatError(field, "must be a finite number", got=got)
         elif not isinstance(value, str | int | float | None):
             raise FileFormatError(
                 field, "is no JSON value", got=type(value).__name__, expected="bool, int, float, str, list or dict"

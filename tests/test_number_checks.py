@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from hf_mote import ActivationMap
-from hf_mote.errors import ConfigError, DataError, UnknownNameError, is_finite, one_of, real, whole
+from hf_mote import ActivationMap, SteeringConfig
+from hf_mote.errors import (
+    ConfigError,
+    DataError,
+    FileFormatError,
+    UnknownNameError,
+    is_finite,
+    one_of,
+    real,
+    whole,
+)
+from hf_mote.evaluation.coherence import Coherence
 from hf_mote.evaluation.selectivity import NonInferiority
 from hf_mote.evaluation.side_effects import SideEffects
+from hf_mote.files import read_json
 from hf_mote.sae.edits import read_edits
+from hf_mote.sae.training.trainer import SAETrainingArguments
+from hf_mote.statistics.rates import Rate
 
 
 @pytest.mark.parametrize("value", [2, 3, 5])
@@ -88,3 +102,16 @@ def test_whole_numbers_beyond_all_floats_are_refused_wherever_numbers_are_read()
         SideEffects(huge, 1.0, 1.0, 3)
     with pytest.raises(DataError):
         NonInferiority("answers", 0.5, 0.5, huge, 0.1, 3)
+    with pytest.raises(ConfigError, match="no finite number"):
+        SteeringConfig({1: 1.0}, hookpoint="model.layers.0", strength=huge)
+    with pytest.raises(DataError, match="must be a finite limit"):
+        Coherence(huge, 1.0, 1, [True], [True], [], Rate.of(1, 1))
+    with pytest.raises(ConfigError, match="ce_coefficient"):
+        SAETrainingArguments(ce_coefficient=huge)
+
+
+def test_no_file_holds_a_whole_number_beyond_all_floats(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": [1' + "0" * 400 + "]}")
+    with pytest.raises(FileFormatError, match=r"a\[0\]: must be a finite number .* beyond all floats"):
+        read_json(path)

@@ -12,6 +12,7 @@ from hf_mote.errors import DataError, HFMoTEError, UnknownNameError
 
 __all__ = ["dataset_records"]
 
+_MOST = 2_000  # files and folders of a data set; datasets looks through them again for every pattern that it knows
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 
 
@@ -24,7 +25,7 @@ def dataset_records(spec: str) -> list[Record]:
 
     Raises:
         [`UnknownNameError`]: if there is no such data set, subset or split, or it is the name of a file.
-        [`DataError`]: if the library cannot read it.
+        [`DataError`]: if the library cannot read it, or would search a very large folder.
     """
     if Path(spec).suffix.lower() in _FILES:
         # No data set, which the Hub would be asked for, and slowly where it is out of reach.
@@ -41,6 +42,7 @@ def dataset_records(spec: str) -> list[Record]:
             loaded = datasets.load_from_disk(name)
             table = _split_of(spec, loaded, split) if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
+            _check_size(spec, name)
             table = datasets.load_dataset(name, subset, split=split)
     except HFMoTEError:
         raise
@@ -76,6 +78,22 @@ def _no_such_file(name: str) -> UnknownNameError:
     place = path.parent.resolve()
     got = f"a folder {str(place)!r} without it" if path.parent.is_dir() else f"no folder {str(place)!r} either"
     return UnknownNameError(repr(name), "no such file", got=got, fix=f"Did you mean {near[0]!r}?" if near else None)
+
+
+def _check_size(spec: str, folder: str) -> None:
+    """Raise where `datasets` would search a tree so large that it cannot be meant, such as a home folder."""
+    seen = 0
+    for _, folders, files in os.walk(folder):
+        seen += len(folders) + len(files)
+        if seen > _MOST:
+            fix = "Give the folder that holds the data set alone, or one file of it: .jsonl, .csv or .txt."
+            raise DataError(
+                repr(spec),
+                "is a folder of too many files to be searched for a data set",
+                got=f"over {_MOST:,} files and folders in {folder}",
+                expected=f"at most {_MOST:,}, or a folder that save_to_disk wrote",
+                fix=fix,
+            )
 
 
 def _split_of(spec: str, loaded: Any, split: str) -> Any:

@@ -150,7 +150,7 @@ class Coherence:
     def __post_init__(self) -> None:
         for name in ("limit_surprise", "limit_repeated"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+            if not is_finite(value) or value < 0:
                 raise DataError(f"Coherence.{name}", "must be a finite limit", got=repr(value))
         lists = [self.before, self.after, *(self.controls if isinstance(self.controls, list) else [None])]
         flags = all(isinstance(one, list) and all(isinstance(flag, bool) for flag in one) for one in lists)

@@ -5,12 +5,11 @@ A file is read whole, and refused where it contradicts itself. Earlier releases 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_mote.errors import DataError, FileFormatError
+from hf_mote.errors import DataError, FileFormatError, is_finite
 from hf_mote.evaluation.coherence import Coherence
 from hf_mote.evaluation.controls import CONTROL_KINDS
 from hf_mote.evaluation.conversations import Conversation
@@ -151,7 +150,7 @@ def _check_values(values: Mapping[str, Any]) -> None:
         right = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 <= rate <= 1
         _check("controls, dose", right, rate, "rates from 0 to 1")
     for strength, _ in values["dose"]:
-        _check("dose", 0 <= strength < math.inf, strength, "strengths from 0")
+        _check("dose", is_finite(strength) and strength >= 0, strength, "strengths from 0")
     _check("config", isinstance(values["config"], dict), values["config"], "a config")
     if "suppress" in values["config"]:
         MoTEConfig.from_dict(values["config"])

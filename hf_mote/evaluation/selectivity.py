@@ -290,6 +290,6 @@ def check_quality(quality: object) -> int:
 
 
 def _score(value: object, prompt: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(float(value)):
+    if not is_finite(float(value) if isinstance(value, np.number) else value):
         raise DataError("evaluate_mote.quality", f"gave no score for {prompt[:40]!r}", got=repr(value)[:40])
     return float(value)

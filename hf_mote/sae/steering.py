@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import nn
 
-from hf_mote.errors import ConfigError, FileFormatError, ModelMismatchError
+from hf_mote.errors import ConfigError, FileFormatError, ModelMismatchError, is_finite
 from hf_mote.files import read_json, write_json
 from hf_mote.hooks import Intervention
 from hf_mote.hub import Shareable, public_name
@@ -122,7 +122,7 @@ class SteeringConfig(Shareable):
                 raise fail("thinking_tokens", "not two token ids", "[opens, closes]")
             object.__setattr__(self, "thinking_tokens", tokens)
         strength = self.strength
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not abs(strength) < float("inf"):
+        if not is_finite(strength):
             raise fail("strength", "no finite number", "a number")
         object.__setattr__(self, "strength", float(strength))
         if not isinstance(self.keep_error, bool):

@@ -184,3 +184,25 @@ def test_read_prompts_folder_is_handed_to_datasets_by_its_full_name(
     with pytest.raises(UnknownNameError):
         read_prompts("..", Organisms())
     assert asked == [str(tmp_path)]
+
+
+def test_read_prompts_does_not_let_datasets_search_a_folder_of_very_many_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = []
+
+    def load(name: str, *args: object, **kwargs: object) -> None:
+        searched.append(name)
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for number in range(40):
+        (tmp_path / f"{number}").mkdir()
+        for other in range(50):
+            (tmp_path / f"{number}" / f"{other}.bin").touch()
+    with pytest.raises(DataError, match=r"too many files .* Give the folder that holds the data set alone"):
+        read_prompts(str(tmp_path), Organisms())
+    assert searched == []
+    with pytest.raises(UnknownNameError):
+        read_prompts(str(tmp_path / "1"), Organisms())
+    assert searched == [str(tmp_path / "1")]

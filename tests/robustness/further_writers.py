@@ -439,7 +439,7 @@ FURTHER: tuple[Writer, ...] = (
     Writer("an organism's record", _write_organism, _read_organism),
     Writer("hf-mote init", _write_init, _read_init, replaces=False),
     Writer("hf-mote grid", _write_grid, _read_grid),
-    Writer("Preregistration.write", _write_plan, _read_plan, replaces=False, least=10),
+    Writer("Preregistration.write", _write_plan, _read_plan, replaces=False),
     Writer("ModelCheck.save", _write_check, _read_check),
     Writer("push_to_hub", _write_upload, _read_upload),
     _picture("draw_report", _draw_report),

@@ -25,7 +25,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -58,6 +58,7 @@ _FORBIDDEN = (
     "socket.connect",
     "ctypes.dlopen",
 )
+_PARTS_OF_A_PROCESS = 4
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -260,6 +261,16 @@ def _kind_of(done: str) -> str:
     return "; ".join(dict.fromkeys(kinds))
 
 
+@contextmanager
+def _workers(jobs: int, parts: int) -> Iterator[Callable[..., Iterable[list[Outcome]]]]:
+    """Yield what works parts off: this process where they are few, which then imports everything once only."""
+    if jobs == 1 and parts <= _PARTS_OF_A_PROCESS:
+        yield map
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=_PARTS_OF_A_PROCESS) as pool:
+        yield pool.imap_unordered
+
+
 def main() -> int:
     """Run from the command line; 1 if something was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -278,8 +289,8 @@ def main() -> int:
     counts: Counter[tuple[str, str]] = Counter()
     shown: Counter[tuple[str, str, str]] = Counter()
     accepted: dict[tuple[str, str], list[str]] = {}
-    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=4) as pool:
-        for outcomes in pool.imap_unordered(_work, parts):
+    with _workers(options.jobs, len(parts)) as each:
+        for outcomes in each(_work, parts):
             for outcome in outcomes:
                 counts[outcome.case.reader, outcome.kind] += 1
                 if outcome.kind == "accepted":

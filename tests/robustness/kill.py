@@ -14,12 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import resource
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,9 +55,7 @@ from hf_mote.reports.markup import Html  # noqa: E402
 from hf_mote.reports.page import write_page  # noqa: E402
 from hf_mote.runs.folder import RunFolder  # noqa: E402
 
-__all__ = ["WRITERS", "Writer", "tried"]
-
-_LONGEST = 400  # steps of one writer
+__all__ = ["WRITERS", "Tried", "Writer", "tried"]
 
 
 def _only(path: Path) -> int:
@@ -258,45 +259,81 @@ WRITERS: tuple[Writer, ...] = (
 )
 
 
-def tried(writer: Writer, root: Path, *, every: int = 1, sizes: int = 12) -> tuple[int, list[str]]:
-    """Kill a writer at its steps and in its files; return at how many places, and what was found."""
-    found: list[str] = []
-    places = 0
-    for before in (0, 1) if writer.replaces else (0,):
+@dataclass
+class Tried:
+    """At how many places a writer was killed, and what was found.
+
+    Attributes:
+        steps (`int`): Kills at steps.
+        inside (`int`): Kills in the middle of a file.
+        full (`int`): Full disks.
+        found (`list[str]`): What was neither the old state nor the new one.
+    """
+
+    steps: int = 0
+    inside: int = 0
+    full: int = 0
+    found: list[str] = field(default_factory=list)
+
+    @property
+    def kills(self) -> int:
+        """Kills of either kind; a full disk is none."""
+        return self.steps + self.inside
+
+
+def tried(writer: Writer, root: Path, *, draw: int | None = None, seed: int = 0) -> Tried:
+    """Kill a writer at its steps and in its files, and let it run into full disks.
+
+    Args:
+        writer (`Writer`): What writes.
+        root (`Path`): A folder of its own.
+        draw (`int`, *optional*): Only so many places, half of them steps, drawn with the seed; by default all.
+        seed (`int`, *optional*, defaults to 0): Seed of the draw.
+    """
+    done = Tried()
+    chosen = random.Random(f"{writer.name} {seed}")
+    # Here, so that what is imported or computed once only is so in this process and not in every child anew.
+    written = root / "base-1"
+    written.mkdir(parents=True)
+    writer.write(written, 1)
+    befores = (0, 1) if writer.replaces else (0,)
+    if draw is not None:
+        befores = befores[-1:]
+    for before in befores:
         base = root / f"base-{before}"
-        base.mkdir(parents=True)
+        base.mkdir(exist_ok=True)
         if before:
-            _must(_forked(lambda base=base: writer.write(base, 1)))
             assert writer.read(base) == 1, writer.name
         whole = _copied(base, root / "whole")
-        _must(_forked(lambda whole=whole: writer.write(whole, 2)))
+        steps = _steps(lambda whole=whole: writer.write(whole, 2))
         # Of one that writes no file that stays: the size of what it writes meanwhile.
         largest = max((path.stat().st_size for path in whole.rglob("*") if path.is_file()), default=4000)
-        places_in_files = sorted({largest * part // sizes for part in range(sizes)})
-        for step in range(1, _LONGEST, every):
+        # Every size cuts a file at another byte: enough of them where a writer has few steps.
+        number = max(12, writer.least // len(befores) + 4 - steps)
+        sizes = sorted({largest * part // number for part in range(number)})
+        places = [("step", step) for step in range(1, steps + 1)]
+        places_in_files = [(how, size) for how in ("inside", "full") for size in sizes]
+        if draw is not None:
+            places = chosen.sample(places, min(-(-draw // 2), len(places)))
+            places_in_files = chosen.sample(places_in_files, min(draw // 2, len(places_in_files)))
+        for how, at in places + places_in_files:
             case = _copied(base, root / "case")
-            ended = _forked(lambda case=case: writer.write(case, 2), step=step)
-            if ended == 0:
-                break
-            places += 1
-            found += _looked_at(writer, case, before, f"killed at step {step}")
-        for size in places_in_files:
-            case = _copied(base, root / "case")
-            if _forked(lambda case=case: writer.write(case, 2), size=size, killed=True) != 0:
-                places += 1
-                found += _looked_at(writer, case, before, f"killed at byte {size}")
-            case = _copied(base, root / "case")
-            ended = _forked(lambda case=case: writer.write(case, 2), size=size)
-            places += 1
-            if ended not in (0, 4):
-                found.append(f"{writer.name}: no error of ours on a full disk, at byte {size}")
-            if ended == 4:
+            limit = {"step": at} if how == "step" else {"size": at, "killed": how == "inside"}
+            ended = _forked(lambda case=case: writer.write(case, 2), **limit)
+            if how != "full" and ended != 0:
+                done.steps += how == "step"
+                done.inside += how == "inside"
+                done.found += _looked_at(writer, case, before, f"killed at {how} {at}")
+            elif ended not in (0, 4):
+                done.found.append(f"{writer.name}: no error of ours on a full disk, at byte {at}")
+            elif ended == 4:
+                done.full += 1
                 if _state(writer, case) != before:
-                    found.append(f"{writer.name}: {_state(writer, case)} after a full disk, at byte {size}")
-                found += _looked_at(writer, case, before, f"a full disk at byte {size}")
+                    done.found.append(f"{writer.name}: {_state(writer, case)} after a full disk, at byte {at}")
+                done.found += _looked_at(writer, case, before, f"a full disk at byte {at}")
         for name in ("whole", "case"):
             shutil.rmtree(root / name, ignore_errors=True)
-    return places, found
+    return done
 
 
 def _looked_at(writer: Writer, case: Path, before: int, how: str) -> list[str]:
@@ -356,8 +393,32 @@ def _forked(work: Callable[[], Any], *, step: int | None = None, size: int | Non
 def _killer(step: int) -> Callable[[str, tuple[Any, ...]], None]:
     left = step
 
-    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+    def kill() -> None:
         nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return _at_steps(kill)
+
+
+def _steps(work: Callable[[], Any]) -> int:
+    """Do something in a child that nobody kills; how many steps it took."""
+    receiver, sender = os.pipe()
+
+    def counted() -> None:
+        sys.addaudithook(_at_steps(lambda: os.write(sender, b".")))
+        work()
+
+    # A pipe holds 64 Ki steps.
+    _must(_forked(counted))
+    os.close(sender)
+    with os.fdopen(receiver, "rb") as told:
+        return len(told.read())
+
+
+def _at_steps(do: Callable[[], Any]) -> Callable[[str, tuple[Any, ...]], None]:
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             mode, flags = arguments[1], arguments[2]
             writes = isinstance(mode, str) and set(mode) & set("wax+")
@@ -365,9 +426,7 @@ def _killer(step: int) -> Callable[[str, tuple[Any, ...]], None]:
                 return
         elif not event.startswith(("os.", "shutil.", "tempfile.")) or event in ("os.listdir", "os.scandir", "os.walk"):
             return
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        do()
 
     return audit
 
@@ -381,20 +440,27 @@ def main() -> int:
     torch.set_num_threads(1)
     disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--every", type=int, default=1, help="only every so many steps")
-    parser.add_argument("--sizes", type=int, default=12, help="places in the largest file")
+    parser.add_argument("--draw", type=int, help="only so many places of each writer, by a seeded draw")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--writer", action="append", help="only those whose name begins so")
     options = parser.parse_args()
-    failed = 0
+    failed, all_kills, began = 0, 0, time.monotonic()
+    print(f"{'writer':44} {'kills':>6} {'steps':>6} {'inside':>6} {'full':>6} {'found':>6} {'seconds':>8}")  # noqa: T201
     for writer in WRITERS:
         if options.writer and not writer.name.startswith(tuple(options.writer)):
             continue
+        since = time.monotonic()
         with tempfile.TemporaryDirectory() as root:
-            places, found = tried(writer, Path(root), every=options.every, sizes=options.sizes)
-        print(f"{writer.name:50} {places:4} places {len(found):4} found")  # noqa: T201
-        for line in found[:10]:
-            print(f"    {line}")  # noqa: T201
-        failed += len(found) + (places < writer.least and options.every == 1)
+            done = tried(writer, Path(root), draw=options.draw, seed=options.seed)
+        numbers = f"{done.kills:6} {done.steps:6} {done.inside:6} {done.full:6} {len(done.found):6}"
+        few = options.draw is None and done.kills < writer.least
+        seconds = f"{time.monotonic() - since:8.1f}"
+        print(f"{writer.name:44} {numbers} {seconds}{'  too few' if few else ''}", flush=True)  # noqa: T201
+        for line in done.found[:10]:
+            print(f"    {line}", flush=True)  # noqa: T201
+        failed += len(done.found) + few
+        all_kills += done.kills
+    print(f"{all_kills} kills, {failed} found or too few, {time.monotonic() - began:.0f} s")  # noqa: T201
     return int(failed > 0)
 
 

@@ -1,4 +1,4 @@
-"""Writers killed at every step: the old state or the new one, and nothing left behind."""
+"""Writers killed at their steps and in their files: the old state or the new one, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ import pytest
 HERE = Path(__file__).parent
 
 
-SOME = ["--every", "9", "--sizes", "2"]
-for _name in (
-    *("write_json", "RunFolder", "evaluate_mote", "SAEModel.save_pretrained, in shards", "a command"),
-    *("MoTEConfig with", "the cache", "maps in a file", "write_neuronpedia", "hf-mote", "push_to_hub"),
-):
-    SOME += ["--writer", _name]
+# Of every writer some places, drawn with a seed.
+SOME = ["--draw", "2"]
 
 
 @pytest.mark.parametrize("options", [SOME, pytest.param([], marks=pytest.mark.slow)], ids=["some", "all"])

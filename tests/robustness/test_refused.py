@@ -53,6 +53,12 @@ def put(*places: Any, value: Any) -> Callable[[Any], Any]:
             put("normalize_activations", value=[[0]]),
             "not folded",
         ),
+        (
+            "sae/dictionary_learning_topk_of_2024",
+            "gemma-2-2b_topk_width-2pow12_date-1109/resid_post_layer_12/trainer_0/config.json",
+            put("trainer", "trainer_class", value=["a", "b"]),
+            "expected a text",
+        ),
         ("serving_settings", "additional.json", put("modes", value=[["drop"]]), "are no names"),
         ("server_replies", "model.json", put(value=[1]), "its reply has no fingerprint"),
         ("server_replies", "recording.json", put("recorded", "layers", "0", value=7), "no counts and weights"),

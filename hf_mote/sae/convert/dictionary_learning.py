@@ -116,7 +116,7 @@ def _read(source: Source) -> SAEModel:
         "hidden_size": sizes.inputs,
         "num_latents": sizes.latents,
         "subtract_decoder_bias": kind.subtracts,
-        "normalize_decoder": _FREE_LENGTHS.isdisjoint((name, trainer.get("trainer_class"))),
+        "normalize_decoder": _FREE_LENGTHS.isdisjoint((name, text(path, trainer, "trainer_class"))),
         **_names(path, trainer, source.words),
     }
     origin: dict[str, Any] = {"format": DICTIONARY_LEARNING.name, "config": document}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hf_mote.errors import FileFormatError, first_line
+from hf_mote.errors import FileFormatError, first_line, is_finite
 from hf_mote.files import read_json
 
 __all__ = ["read_document", "read_yaml"]
@@ -94,7 +93,8 @@ def _check(path: Path, value: Any) -> None:
     elif isinstance(value, list):
         for item in value:
             _check(path, item)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise FileFormatError(str(path), "holds NaN or an infinite number", got=value)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and not is_finite(value):
+        got = value if isinstance(value, float) else "a whole number beyond all floats"
+        raise FileFormatError(str(path), "holds NaN or an infinite number", got=got)
     elif not isinstance(value, str | int | float | None):
         raise FileFormatError(str(path), "holds what JSON cannot", got=type(value).__name__)

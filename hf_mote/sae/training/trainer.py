@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, FileFormatError, UnsupportedError
+from hf_mote.errors import ConfigError, FileFormatError, UnsupportedError, is_finite
 from hf_mote.files import read_tensors, write_tensors
 from hf_mote.sae.inputs import Tokens
 from hf_mote.sae.modeling import SAEModel
@@ -92,7 +92,7 @@ class SAETrainingArguments(TrainingArguments):
                 raise ConfigError(f"SAETrainingArguments.{name}", "out of range", got=value, expected=expected)
         for name in ("ce_coefficient", "kl_coefficient"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            if not is_finite(value) or value < 0:
                 raise ConfigError(f"SAETrainingArguments.{name}", "out of range", got=value, expected="0 or more")
         if (self.k_start is None) != (self.k_steps == 0):
             raise ConfigError(
