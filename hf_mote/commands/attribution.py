@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -193,7 +195,8 @@ def _plan(
     shared: dict[str, Any],
 ) -> None:
     """Print what would be done, having run one batch of it."""
-    from hf_mote.commands.plan import plan_passes
+    from hf_mote.commands.plan import Timed, Work, plan_passes
+    from hf_mote.generation.asking import Chat
     from hf_mote.ranking.causal.ablation import ablate_experts
     from hf_mote.ranking.causal.attribution import attribute_experts
     from hf_mote.routing.sites.discover import find_routers
@@ -202,24 +205,36 @@ def _plan(
     there = sum(site.num_experts for site in sites)
     number, size = len(asked.prompts), min(len(asked.prompts), shared["batch_size"])
     first = (asked.prompts[:size], targets[:size], baselines[:size])
+    chat = Chat(subject.tokenizer, shared["system_prompt"], shared["chat_template_kwargs"])
     quiet = {**shared, "resamples": 0, "progress": False}
-    passes = number / size
-    what = {"runs": f"one forward and backward of both responses to each prompt, {size} together"}
+    batches = math.ceil(number / size)
     gradient = partial(attribute_experts, subject.model, subject.tokenizer, *first, **quiet)
-    once = gradient
+    # Whatever the method, the untouched model's preference stands in the report.
+    untouched = Timed.of("one batch of forwards", partial(_preference, subject, *_first(asked, first), size, chat))
+    more = [Work(untouched, batches)]
     if method == "ablation":
         tried = there if shortlist is None else shortlist
         # An expert takes a pass without it, and the first one a pass with all besides.
-        passes *= (tried + 1) / 2
+        passes = batches * (tried + 1) / 2
         runs = f"{tried + 1:,} forwards of both responses to each prompt, one without each of {tried:,} experts"
-        what = {"runs": runs}
         one = [(sites[0].layer, 0)]
         once = partial(ablate_experts, subject.model, subject.tokenizer, *first, experts=one, **quiet)
-    elif method == "optimize":
-        batches = 4 * 2 * (60 if steps is None else steps)  # the defaults of optimize_experts: prices, seeds, steps
-        passes = float(batches)
-        what = {"runs": f"up to {batches:,} forwards and backwards of {size} prompts; it stops where gates settle"}
-    plan_passes(asked, once, passes, what={"method": method, **what}, result=5 * 8 * there)
+        named = f"two forwards of {size} prompts"
+        if shortlist is not None:
+            more.append(Work(Timed.of("one batch of gradients", gradient), batches))
+    else:
+        once, passes, named = gradient, float(batches), f"one forward and backward of {size} prompts"
+        runs = f"one forward and backward of both responses to each prompt, {size} together"
+    if method == "optimize":
+        passes = 4.0 * 2 * (60 if steps is None else steps)  # the defaults of optimize_experts: prices, seeds, steps
+        runs = f"up to {passes:,.0f} forwards and backwards of {size} prompts; it stops where gates settle"
+    what = {"method": method, "runs": runs}
+    plan_passes(subject, asked, once, passes, named=named, what=what, result=5 * 8 * there, more=more, pictures=1)
+
+
+def _first(asked: PromptSet, first: tuple[list[Any], list[str], list[str]]) -> tuple[PromptSet, list[str], list[str]]:
+    prompts, targets, baselines = first
+    return dataclasses.replace(asked, prompts=prompts), targets, baselines
 
 
 def _call(

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from hf_mote.commands import options as o
 from hf_mote.commands.session import reporting, say, tell
 from hf_mote.commands.verbosity import settle_progress
 from hf_mote.errors import DataError
@@ -373,6 +374,7 @@ def demo(
     organism: Annotated[
         str, typer.Option(help="Which trained model: a name from `hf-mote organisms`, or the folder of one you built.")
     ] = "refusal",
+    dry_run: o.DryRun = False,
 ) -> None:
     """Find the experts behind what a small trained model does, switch them off and on, against random experts."""
     with reporting():
@@ -383,6 +385,9 @@ def demo(
 
         # Matrices as small as the organism's gain nothing from more threads, and lose much on a busy machine.
         torch.set_num_threads(1)
+        if dry_run:
+            _plan(organism, seed)
+            return
         result = run_demo(output, seed=seed, organism=organism, announce=say)
     console = Console()
     console.print(_demo_table(result))
@@ -394,6 +399,65 @@ def demo(
     tell(f"\n{result.verdict}")
     tell(f"{result.seconds:.0f} s. Configs, maps, rankings and pictures: {output}")
     tell(f"Open in a browser: {output / 'report.html'}")
+
+
+def _plan(name: str, seed: int) -> None:
+    """Print what would be done, having answered one batch."""
+    from hf_mote.commands.model import Subject
+    from hf_mote.commands.plan import Timed, TimedJudge, Work, plan_responses
+    from hf_mote.commands.prompts import PromptSet
+    from hf_mote.evaluation.evaluate import OFF_TARGET, evaluate_mote
+    from hf_mote.generation.asking import Chat, Decoding
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.organisms.organism import load_organism
+    from hf_mote.organisms.scoring import MAX_NEW_TOKENS, draw_prompts
+    from hf_mote.ranking.causal.ablation import ablate_experts
+    from hf_mote.routing.sites.discover import find_routers
+
+    found = load_organism(name)
+    model, tokenizer = found.model, found.tokenizer
+    _, test = draw_prompts(found, seed=seed, num_imaged=NUM_IMAGED, num_tested=NUM_TESTED)
+    tested = test["sensitive"]
+    site = find_routers(model)[0]
+    config = MoTEConfig.for_model(model, suppress=[[site.layer, 0]])
+    elsewhere = len(test["neutral"]) + len(test["unrelated"])
+    both = 2 + NUM_CONTROLS
+    of_each = [*2 * [len(test["neutral"])], *both * [min(elsewhere, OFF_TARGET)]]
+    of_each += 2 * [elsewhere] if elsewhere > OFF_TARGET else []
+    short = tested[:NUM_REMOVED_PROMPTS]
+    forwards = Timed.of(
+        f"two forwards of {len(short)} prompts",
+        lambda: ablate_experts(
+            model, tokenizer, short, "yes", "no", experts=[(site.layer, 0)], resamples=0, progress=False
+        ),
+    )
+    # Each expert takes a pass without it. Attribution goes forwards and backwards, and forwards once more.
+    times = (2 * NUM_REMOVED + 1) / 2 + 2 * NUM_IMAGED / len(short)
+    plan_responses(
+        Subject(f"organism:{found.name}", model, tokenizer),
+        PromptSet(f"organism:{found.name}", [*tested], [], None),
+        Chat(tokenizer),
+        Decoding(MAX_NEW_TOKENS, None, NUM_TESTED, seed),
+        runs={"untouched": 2, "with the first experts": 2, "with random controls": 2 * NUM_CONTROLS},
+        others=[2 * NUM_IMAGED, *2 * of_each],
+        judge="the organism's own",
+        left_out=["following the tokens of texts"],
+        once=lambda some, longest: evaluate_mote(
+            model,
+            tokenizer,
+            config,
+            some,
+            TimedJudge(found.judge),
+            target="any",
+            num_controls=0,
+            batch_size=NUM_TESTED,
+            max_new_tokens=longest,
+            progress=False,
+        ),
+        each=2,  # untouched, and with the config
+        more=[Work(forwards, times)],
+        pictures=3,
+    )
 
 
 def _demo_table(result: DemoResult) -> Table:

@@ -23,6 +23,7 @@ from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError, one_of
 
 if TYPE_CHECKING:
     from hf_mote.evaluation.changes import Change
+    from hf_mote.evaluation.conversations import Conversation
     from hf_mote.reports.evaluation import Evaluation
     from hf_mote.routing.sites.routed_model import RoutedModel
     from hf_mote.serving.client import ServerEngine
@@ -178,7 +179,7 @@ def evaluate_command(
         )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
-        from hf_mote.commands.plan import plan_responses
+        from hf_mote.commands.plan import TimedJudge, plan_responses
         from hf_mote.evaluation.both_ways import BothWays, stimulating
         from hf_mote.evaluation.changes import check_change
         from hf_mote.evaluation.evaluate import OFF_TARGET, evaluate_mote
@@ -226,6 +227,10 @@ def evaluate_command(
             slots = {site.layer: site.top_k for site in routed.sites}
             stimulated = stimulating(experts, slots, stimulate_weight="max")  # as evaluate_both_ways
         if dry_run:
+            timed = TimedJudge(labels)
+            asides = (2 + controls) * [min(len(others), OFF_TARGET)] if others else []
+            whole = 2 * [len(others)] if len(others) > OFF_TARGET else []
+            spoken = [sum(turn < len(talk.turns) for talk in talks) for turn in range(_most_turns(talks))]
             plan_responses(
                 subject,
                 asked,
@@ -237,13 +242,31 @@ def evaluate_command(
                     "with random controls": controls * len(changes),
                     **({"at other strengths": len(doses) * len(changes)} if doses else {}),
                 },
-                others=len(changes)
-                * (
-                    2 * (len(others) + sum(len(talk.turns) for talk in talks))
-                    + (2 + controls) * min(len(others), OFF_TARGET)
-                )
-                + (0 if turned is None else (2 + controls) * len(turned.prompts)),
+                others=[
+                    *len(changes) * [*asides, *whole, *spoken, *spoken],
+                    *([] if turned is None else (2 + controls) * [len(turned.prompts)]),
+                ],
                 judge=judge or "the organism's own",
+                left_out=[*timed.left_out, *(["the passes over --texts"] if plain else [])],
+                # Untouched, and with the config.
+                each=2,
+                once=lambda some, longest: evaluate_mote(
+                    subject.model,
+                    subject.tokenizer,
+                    changes[0],
+                    some,
+                    timed,
+                    target="any",
+                    num_controls=0,
+                    seed=seed,
+                    batch_size=batch_size,
+                    max_new_tokens=longest,
+                    system_prompt=system_prompt,
+                    chat_template_kwargs=told,
+                    generate_kwargs=sampled,
+                    progress=False,
+                ),
+                pictures=1,
             )
             return
         registered = None
@@ -354,6 +377,10 @@ def _known(engine: ServerEngine, profile: str) -> Change:
     if profile not in known:
         raise UnknownNameError.of("--profile", profile, known)
     return known[profile]
+
+
+def _most_turns(talks: Sequence[Conversation]) -> int:
+    return max((len(talk.turns) for talk in talks), default=0)
 
 
 def read_config(name: str, sae: str | None = None) -> Change:

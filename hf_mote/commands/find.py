@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,12 @@ from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.session import provenance_of, reporting, say, tell
+
+if TYPE_CHECKING:
+    from hf_mote.commands.model import Subject
+    from hf_mote.commands.prompts import PromptSet
+    from hf_mote.generation.asking import Chat, Decoding
+    from hf_mote.judges.judge import Judge
 
 __all__ = ["find_command"]
 
@@ -46,6 +52,7 @@ def find_command(
     dtype: o.Dtype = "auto",
     device: o.Device = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
 ) -> None:
     """Find the experts behind a class of responses and prove it on other prompts; write a config only then."""
@@ -72,6 +79,7 @@ def find_command(
         )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
+        from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.workflow.find import find_experts
 
         subject = load_subject(
@@ -83,6 +91,10 @@ def find_command(
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
+        if dry_run:
+            how = Chat(subject.tokenizer, system_prompt, told), Decoding(max_new_tokens, None, batch_size, seed)
+            _plan(subject, asked, *how, labels, len(others), controls, judge or "the organism's own")
+            return
         with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
             found = find_experts(
                 subject.model,
@@ -121,3 +133,64 @@ def find_command(
             tell(f"  {candidate}")
         tell(found.verdict)
         tell(f"Config: {output / 'config'}" if found.config is not None else f"Figures: {output}")
+
+
+def _plan(
+    subject: Subject,
+    asked: PromptSet,
+    chat: Chat,
+    decoding: Decoding,
+    labels: Judge,
+    num_unrelated: int,
+    controls: int,
+    judge: str,
+) -> None:
+    """Print what would be done, having answered one batch and gone forwards and backwards once."""
+    from hf_mote.commands.plan import Timed, TimedJudge, Work, plan_responses
+    from hf_mote.evaluation.evaluate import evaluate_mote
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.ranking.causal.attribution import attribute_experts
+    from hf_mote.routing.sites.discover import find_routers
+    from hf_mote.workflow.work import find_work
+
+    timed, number = TimedJudge(labels), len(asked.prompts)
+    todo = find_work(number, num_unrelated, num_controls=controls, batch_size=decoding.batch_size)
+    one = MoTEConfig.for_model(subject.model, suppress=[[find_routers(subject.model)[0].layer, 0]])
+    asking: dict[str, Any] = {"system_prompt": chat.system_prompt, "chat_template_kwargs": chat.template_kwargs}
+    more = []
+    if todo.steps:
+        longest = sorted(asked.prompts, key=lambda prompt: -len(str(prompt)))[: todo.learnt_on]
+        words = ["one two three four five six seven eight"] * len(longest)
+        others = ["eight seven six five four three two one"] * len(longest)
+        gradient = partial(attribute_experts, subject.model, subject.tokenizer, longest, words, others, **asking)
+        gradient = partial(gradient, batch_size=todo.learnt_on, resamples=0, progress=False)
+        more = [Work(Timed.of(f"a step of gates on {todo.learnt_on} prompts", gradient, warm_up=gradient), todo.steps)]
+    half = "trials and proof if half of the prompts show the behaviour" if todo.sets else "too few for any trial"
+    plan_responses(
+        subject,
+        asked,
+        chat,
+        decoding,
+        runs={f"to image, and {half}": 1},
+        others=[*todo.compared, *todo.sets * todo.tried, *todo.proof],
+        judge=judge,
+        left_out=[
+            *timed.left_out,
+            *(["a trial without each expert of the best set", "more controls if these do not decide"] if more else []),
+        ],
+        once=lambda some, longest: evaluate_mote(
+            subject.model,
+            subject.tokenizer,
+            one,
+            some,
+            timed,
+            target="any",
+            num_controls=0,
+            batch_size=decoding.batch_size,
+            max_new_tokens=longest,
+            progress=False,
+            **asking,
+        ),
+        each=2,  # untouched, and with the config
+        more=more,
+    )

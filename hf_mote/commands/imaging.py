@@ -136,7 +136,7 @@ def ftri_command(
         )
         wanted = target_of(labels, target, asked)
         # From here on torch and transformers are needed.
-        from hf_mote.commands.plan import plan_responses
+        from hf_mote.commands.plan import TimedJudge, plan_responses
         from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.ranking.imaging.pipeline import ftri
         from hf_mote.reports.explorer import traced_experts
@@ -165,6 +165,7 @@ def ftri_command(
         o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, top=top)
         marks = _token_ids(subject, thinking_tokens)
         if dry_run:
+            timed = TimedJudge(labels)
             there = sum(site.num_experts for site in find_routers(subject.model))
             plan_responses(
                 subject,
@@ -174,6 +175,23 @@ def ftri_command(
                 runs={"to image": repeats},
                 result=8 * repeats * len(asked.prompts) * there,
                 judge=judge or "the organism's own",
+                left_out=[*timed.left_out, *(["following the tokens of texts"] if traced else [])],
+                once=lambda some, longest: ftri(
+                    subject.model,
+                    subject.tokenizer,
+                    some,
+                    timed,
+                    scope=scope,
+                    thinking_tokens=marks,
+                    seed=seed,
+                    generate_kwargs=sampled,
+                    batch_size=batch_size,
+                    max_new_tokens=longest,
+                    system_prompt=system_prompt,
+                    chat_template_kwargs=told,
+                    progress=False,
+                ),
+                pictures=3,  # of each class, and of the ranking
             )
             return
         writes = launched_as()[0] == 0

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import platform
 import shlex
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -24,7 +26,7 @@ from hf_mote.version import __version__
 if TYPE_CHECKING:
     from hf_mote.commands.model import Subject
 
-__all__ = ["NOTHING", "TerminalChat", "command_line", "provenance_of", "reporting", "say", "tell"]
+__all__ = ["NOTHING", "TerminalChat", "command_line", "provenance_of", "reporting", "say", "since_start", "tell"]
 
 # Places that an error names as Python knows them, and what they are on the command line.
 _OPTIONS = {
@@ -52,6 +54,7 @@ _OPTIONS = {
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 NOTHING = "Nothing was written."
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+_BEGAN: ContextVar[float | None] = ContextVar("began", default=None)
 
 
 @contextmanager
@@ -68,6 +71,7 @@ def reporting(*, shares: bool = False, kept: Callable[[], str] | None = None) ->
             Returns what to say of what was kept, where the command ends before it is done; by default that nothing
             was written.
     """
+    _BEGAN.set(time.perf_counter())
     log = Console(stderr=True)
     number, processes = launched_as()
     if number > 0:
@@ -103,6 +107,12 @@ def reporting(*, shares: bool = False, kept: Callable[[], str] | None = None) ->
         finally:
             for warning in caught if number == 0 and not quiet() else ():
                 log.print(visible(str(warning.message)), style="yellow", markup=False, highlight=False)
+
+
+def since_start() -> float:
+    """Return how many seconds the command has been running; 0 outside of one."""
+    began = _BEGAN.get()
+    return 0.0 if began is None else time.perf_counter() - began
 
 
 def _as_typed(error: HFMoTEError) -> str:

@@ -73,7 +73,8 @@ def sweep_command(
             raise ConfigError("--experts, --strengths", "nothing to try", got=got, expected="numbers above 0")
         one_of("--control-kind", control_kind, CONTROL_KINDS)
         # From here on torch and transformers are needed.
-        from hf_mote.commands.plan import plan_responses
+        from hf_mote.commands.plan import TimedJudge, plan_responses
+        from hf_mote.evaluation.evaluate import evaluate_settings
         from hf_mote.evaluation.sweep import settings_of, sweep_mote
         from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.ranking.expert_ranking import ExpertRanking
@@ -115,6 +116,7 @@ def sweep_command(
             ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
         )
         if dry_run:
+            timed = TimedJudge(labels)
             plan_responses(
                 subject,
                 asked,
@@ -126,6 +128,20 @@ def sweep_command(
                     "with random controls": len(configs) * controls,
                 },
                 judge=judge or "the organism's own",
+                left_out=timed.left_out,
+                each=2,  # untouched, and with the setting
+                once=lambda some, longest: evaluate_settings(
+                    subject.model,
+                    Chat(subject.tokenizer, system_prompt, told),
+                    [next(iter(configs.values()))],
+                    some,
+                    timed,
+                    Decoding(longest, sampled, batch_size, seed),
+                    target="any",
+                    num_controls=0,
+                    progress=False,
+                ),
+                pictures=1,
             )
             return
         with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +11,7 @@ import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
-from hf_mote.commands.model import Organisms
+from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.run_files import check_output, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
@@ -18,7 +20,7 @@ from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.hub import card_header, public_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from hf_mote.sae.report import SAEReport
 
@@ -42,17 +44,19 @@ def adapt_command(
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
     loading: Loading = AS_SAVED,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
     """Adapt a model to its SAE by a LoRA in the layers after it, and measure both on held-out text."""
-    from hf_mote.sae.convert import load_sae
-    from hf_mote.sae.intervene import sites_of
-    from hf_mote.sae.metrics import evaluate_sae
-    from hf_mote.sae.training.adapt import adapt_to_sae, lora_after
-
     with reporting():
         check_output(output, force=force)
+        # From here on torch and transformers are needed.
+        from hf_mote.sae.convert import load_sae
+        from hf_mote.sae.intervene import sites_of
+        from hf_mote.sae.metrics import evaluate_sae
+        from hf_mote.sae.training.adapt import adapt_to_sae, lora_after
+
         organisms = Organisms()
         kept, held_out = held_out_of(text, read_texts(text, text_column, organisms))
         loaded = load_sae(sae).train(False)
@@ -61,29 +65,32 @@ def adapt_command(
         _, writes = sites_of(subject.model, loaded, hookpoint, "adapt_to_sae")
         made = provenance_of(context, subject, seed, SAE=sae, text=text)
         name = public_name(subject.model.config.name_or_path or subject.name)
+        read: dict[str, Any] = {"hookpoint": hookpoint, "context_length": context_length, "text_column": text_column}
+        train = partial(
+            adapt_to_sae,
+            subject.model,
+            loaded,
+            kept,
+            lora_after(subject.model, writes, rank=rank),
+            tokenizer=subject.tokenizer,
+            batch_size=batch,
+            learning_rate=learning_rate,
+            seed=seed,
+            **read,
+        )
+
+        def measure(model: Any, **more: Any) -> SAEReport:
+            return evaluate_sae(model, loaded, held_out, subject.tokenizer, **read, **more)
+
+        if dry_run:
+            _plan(subject, text, kept, held_out, train, measure, tokens, evaluation_tokens, batch, read, rank)
+            return
         with writing_to(output, force=force) as folder:
-            read: dict[str, Any] = {
-                "hookpoint": hookpoint,
-                "context_length": context_length,
-                "text_column": text_column,
-            }
-            measured: dict[str, Any] = {"max_tokens": evaluation_tokens, **read}
             say("measuring the SAE without an adapter")
-            before = evaluate_sae(subject.model, loaded, held_out, subject.tokenizer, **measured)
+            before = measure(subject.model, max_tokens=evaluation_tokens)
             say(f"training a LoRA of rank {rank} on {tokens:,} tokens")
-            adapted = adapt_to_sae(
-                subject.model,
-                loaded,
-                kept,
-                lora_after(subject.model, writes, rank=rank),
-                tokenizer=subject.tokenizer,
-                max_tokens=tokens,
-                batch_size=batch,
-                learning_rate=learning_rate,
-                seed=seed,
-                **read,
-            )
-            after = evaluate_sae(adapted, loaded, held_out, subject.tokenizer, with_adapter=True, **measured)
+            adapted = train(max_tokens=tokens)
+            after = measure(adapted, max_tokens=evaluation_tokens, with_adapter=True)
             adapted.save_pretrained(str(folder))
             before.save_pretrained(folder / "without")
             after.save_pretrained(folder / "with")
@@ -91,6 +98,46 @@ def adapt_command(
         for row in _rows(before, after):
             tell(f"{row[0]}: {row[1]} without the adapter, {row[2]} with it")
         tell(f"Adapter, reports and card: {output}")
+
+
+def _plan(
+    subject: Subject,
+    source: str,
+    kept: list[Any],
+    held_out: list[Any],
+    train: Callable[..., Any],
+    measure: Callable[..., Any],
+    tokens: int,
+    evaluation_tokens: int,
+    batch: int,
+    read: dict[str, Any],
+    rank: int,
+) -> None:
+    """Print what would be done, having measured on a batch and trained for a step."""
+    from hf_mote.commands.plan import Timed, Work, plan_training, tokens_of
+
+    length, column = read["context_length"], read["text_column"]
+    seen = tokens_of(subject.tokenizer, held_out, evaluation_tokens, context_length=length, text_column=column)
+    some = min(8 * length, seen)
+    timed = Timed.of(
+        f"{some:,} held-out tokens",
+        lambda: measure(subject.model, max_tokens=some),
+        warm_up=lambda: measure(subject.model, max_tokens=1),
+    )
+    step = batch * length
+    what = {
+        "texts": f"{len(kept):,} from {source}, {len(held_out):,} held out",
+        "tokens": f"{tokens:,} to train on, {seen:,} to measure on twice, {step:,} a step",
+        "adapter": f"a LoRA of rank {rank}",
+    }
+    plan_training(
+        lambda: train(max_tokens=step),
+        1,
+        steps=math.ceil(tokens / step),
+        what=what,
+        more=[Work(timed, 2 * seen / max(some, 1))],
+        again=False,  # the adapter is in the model now
+    )
 
 
 def _rows(before: SAEReport, after: SAEReport) -> list[tuple[str, str, str]]:

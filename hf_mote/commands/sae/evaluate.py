@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
 from hf_mote.commands.model import Organisms
+from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import check_output, finish, writing_to
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import DataError, first_line
 
+if TYPE_CHECKING:
+    from hf_mote.sae.modeling import SAEModel
+
 PICTURE = "sae_report.png"
 
-__all__ = ["SAE", "evaluate_command", "with_adapter"]
+__all__ = ["SAE", "evaluate_command", "sae_facts", "with_adapter"]
 
 SAE = Annotated[str, typer.Argument(help="Folder or Hub id of an SAE, of this library or another one.")]
 
@@ -39,35 +44,52 @@ def evaluate_command(
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
     loading: Loading = AS_SAVED,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
     """Measure an SAE: reconstruction, sparsity, dead latents, and cross entropy with it spliced into the model."""
-    from hf_mote.reports.sae import sae_page
-    from hf_mote.sae.convert import load_sae
-    from hf_mote.sae.metrics import evaluate_sae
-
     with reporting():
         if output is not None:
             check_output(output, force=force)
+        # From here on torch and transformers are needed.
+        from hf_mote.reports.sae import sae_page
+        from hf_mote.sae.convert import load_sae
+        from hf_mote.sae.metrics import evaluate_sae
+
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         loaded = load_sae(sae).train(False)
         subject = loading.subject(model, organisms, any_model=True)
         measured = subject.model if adapter is None else with_adapter(subject.model, adapter)
-        say(f"measuring a {type(loaded).__name__} on up to {tokens:,} tokens")
-        report = evaluate_sae(
+        context_length = fitting(subject.model, context_length)
+        measure = partial(
+            evaluate_sae,
             measured,
             loaded,
             texts,
             subject.tokenizer,
             hookpoint=hookpoint,
-            max_tokens=tokens,
-            context_length=fitting(subject.model, context_length),
+            context_length=context_length,
             text_column=text_column,
             with_adapter=adapter is not None,
             seed=seed,
         )
+        if dry_run:
+            plan_reading(
+                subject,
+                text,
+                texts,
+                lambda some: measure(max_tokens=some),
+                tokens=tokens,
+                context_length=context_length,
+                text_column=text_column,
+                what=sae_facts(loaded, hookpoint),
+                pictures=0 if output is None else 1,
+            )
+            return
+        say(f"measuring a {type(loaded).__name__} on up to {tokens:,} tokens")
+        report = measure(max_tokens=tokens)
         if output is not None:
             beside = {} if adapter is None else {"adapter": adapter}
             made = provenance_of(context, subject, seed, SAE=sae, text=text, **beside)
@@ -91,6 +113,17 @@ def evaluate_command(
             tell(f"{name}: {value}")
         if output is not None:
             tell(f"Report: {output}")
+
+
+def sae_facts(sae: SAEModel, hookpoint: str | None) -> dict[str, str]:
+    """Return what a dry run says of an SAE.
+
+    Args:
+        sae (`SAEModel`): The SAE.
+        hookpoint (`str`, *optional*): Where it belongs, if it does not say.
+    """
+    where = hookpoint or sae.config.hookpoint
+    return {"SAE": f"{type(sae).__name__}, {sae.config.num_latents:,} latents, at {where}"}
 
 
 def with_adapter(model: Any, adapter: str) -> Any:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
-from hf_mote.commands.model import Organisms
+from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.run_files import check_output, finish, writing_to
-from hf_mote.commands.sae.evaluate import SAE
+from hf_mote.commands.sae.evaluate import SAE, sae_facts
 from hf_mote.commands.sae.steer import read_edit
 from hf_mote.commands.sae.texts import Settings, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, one_of
 
+if TYPE_CHECKING:
+    from hf_mote.sae.modeling import SAEModel
+
 __all__ = ["experts_command"]
 
 METHODS = ("weights", "intervention")
 _SHOWN = 5  # latents of which a page shows texts
+_TIMED = 1024  # latents that a dry run links by weights
 
 
 @bundled
@@ -46,21 +51,23 @@ def experts_command(
     hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
     text_column: TextColumn = "text",
     loading: Loading = AS_SAVED,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
     """Show which latents drive which experts: by the router's weights, or by changing latents while a text is read."""
-    from hf_mote.links.link import link_latents
-    from hf_mote.reports.links import links_page
-    from hf_mote.sae.convert import load_sae
-    from hf_mote.sae.top_tokens import top_activations
-
     with reporting():
         if output is not None:
             check_output(output, force=force)
         one_of("--method", method, METHODS)
         if method == "intervention" and text is None:
             raise ConfigError("TEXT", "an intervention needs a text", fix="Give a file, a folder or a data set.")
+        # From here on torch and transformers are needed.
+        from hf_mote.links.link import link_latents
+        from hf_mote.reports.links import links_page
+        from hf_mote.sae.convert import load_sae
+        from hf_mote.sae.top_tokens import top_activations
+
         changed = read_edit(f"0={edit}", "--edit")[1]
         organisms = Organisms()
         texts = None if text is None else read_texts(text, text_column, organisms)
@@ -72,6 +79,9 @@ def experts_command(
             "text_column": text_column,
             "hookpoint": hookpoint,
         }
+        if dry_run:
+            _plan(subject, loaded, text, texts, method, latent, changed, read, paged=output is not None)
+            return
         say(f"linking latents of a {type(loaded).__name__} with experts, by {method}")
         by_text = method == "intervention"
         links = link_latents(
@@ -111,3 +121,54 @@ def experts_command(
                     ),
                 )
             tell(f"Table and page: {output}")
+
+
+def _plan(
+    subject: Subject,
+    sae: SAEModel,
+    source: str | None,
+    texts: list[Any] | None,
+    method: str,
+    latents: list[int] | None,
+    edit: Any,
+    read: dict[str, Any],
+    *,
+    paged: bool,
+) -> None:
+    """Print what would be done, having linked some latents, or read some text."""
+    from hf_mote.commands.plan import Timed, Work, plan, plan_reading
+    from hf_mote.links.link import link_latents
+    from hf_mote.sae.top_tokens import top_activations
+
+    facts = {**sae_facts(sae, read["hookpoint"]), "method": method}
+    work = []
+    if method == "weights":
+        wanted = latents or list(range(sae.config.num_latents))
+        first = wanted[:_TIMED]
+        once = partial(link_latents, subject.model, sae, latents=first, **{**read, "max_tokens": 1})
+        work = [Work(Timed.of(f"{len(first):,} latents", once), len(wanted) / len(first))]
+        facts["latents"] = f"{len(wanted):,}"
+    if texts is None or source is None or (method == "weights" and not paged):
+        plan(facts, work)
+        return
+
+    def reading(tokens: int) -> None:
+        given: dict[str, Any] = {**read, "max_tokens": tokens}
+        if method == "intervention":
+            given_latents: dict[str, Any] = {"latents": latents or None, "edit": edit, **given}
+            link_latents(subject.model, sae, texts, subject.tokenizer, method="intervention", **given_latents)
+        if paged:
+            shown = (latents or list(range(sae.config.num_latents)))[:_SHOWN]
+            top_activations(subject.model, sae, texts, subject.tokenizer, shown, **given)
+
+    plan_reading(
+        subject,
+        source,
+        texts,
+        reading,
+        tokens=read["max_tokens"],
+        context_length=read["context_length"],
+        text_column=read["text_column"],
+        what=facts,
+        more=work,
+    )

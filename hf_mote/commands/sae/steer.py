@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
 from hf_mote.commands.model import Organisms, Subject
-from hf_mote.commands.sae.evaluate import SAE
+from hf_mote.commands.sae.evaluate import SAE, sae_facts
 from hf_mote.commands.session import reporting, tell
 from hf_mote.errors import ConfigError
 
@@ -31,25 +32,33 @@ def steer_command(
     output: Annotated[Path | None, typer.Option(help="Folder for the steering config, to be shared.")] = None,
     max_new_tokens: o.MaxNewTokens = 40,
     loading: Loading = AS_SAVED,
+    dry_run: o.DryRun = False,
 ) -> None:
     """Change latents of an SAE while the model answers, and print its answers with and without."""
-    import torch
-
-    from hf_mote.sae.convert import load_sae
-    from hf_mote.sae.steer import steer
-    from hf_mote.sae.steering import SteeringConfig
-
     with reporting():
         edits = dict(read_edit(entry) for entry in edit)
+        import torch  # from here on it is needed
+
+        from hf_mote.sae.convert import load_sae
+        from hf_mote.sae.steer import steer
+        from hf_mote.sae.steering import SteeringConfig
+
         loaded = load_sae(sae).train(False)
         if hookpoint is not None:
             loaded.config.hookpoint = hookpoint
         config = SteeringConfig.for_sae(loaded, edits, path=sae, scope=scope, strength=strength)
         subject = loading.subject(model, Organisms(), any_model=True)
         torch.nn.Module.to(loaded, subject.model.device)
-        plain = _answers(subject, prompt, max_new_tokens)
-        with steer(subject.model, loaded, config):
-            steered = _answers(subject, prompt, max_new_tokens)
+
+        def answers(prompts: list[str], longest: int) -> tuple[list[str], list[str]]:
+            plain = _answers(subject, prompts, longest)
+            with steer(subject.model, loaded, config):
+                return plain, _answers(subject, prompts, longest)
+
+        if dry_run:
+            _plan(subject, prompt, max_new_tokens, answers, sae_facts(loaded, None))
+            return
+        plain, steered = answers(prompt, max_new_tokens)
         for asked, before, after in zip(prompt, plain, steered, strict=True):
             tell(f"{asked}\n  plain:   {before}\n  steered: {after}")
         changed = sum(before != after for before, after in zip(plain, steered, strict=True))
@@ -57,6 +66,32 @@ def steer_command(
         if output is not None:
             config.save_pretrained(output)
             tell(f"Steering config: {output}")
+
+
+def _plan(
+    subject: Subject,
+    prompts: list[str],
+    longest: int,
+    answers: Callable[[list[str], int], Any],
+    facts: dict[str, str],
+) -> None:
+    """Print what would be done, having asked the longest prompt."""
+    from hf_mote.commands.plan import Timed, Work, plan
+    from hf_mote.generation.asking import Chat
+
+    lengths = [len(one) for one in Chat(subject.tokenizer).encode(prompts)]
+    one = [prompts[lengths.index(max(lengths))]]
+    timed = Timed.of(
+        "one prompt answered twice", lambda: answers(one, longest), warm_up=lambda: answers(one, min(2, longest))
+    )
+    number = len(prompts)
+    facts = {
+        "prompts": f"{number:,}, {sum(lengths):,} tokens, the longest {max(lengths):,}",
+        "runs": "2 over all prompts: 1 untouched, 1 steered",
+        "responses": f"{2 * number:,}, at most {2 * number * longest:,} tokens",
+        **facts,
+    }
+    plan(facts, [Work(timed, number)], left_out=())
 
 
 def read_edit(text: str, option: str = "--edit") -> tuple[int, Any]:

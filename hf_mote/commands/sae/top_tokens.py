@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,9 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
 from hf_mote.commands.model import Organisms
+from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import check_output, finish, writing_to
-from hf_mote.commands.sae.evaluate import SAE
+from hf_mote.commands.sae.evaluate import SAE, sae_facts
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
@@ -41,20 +43,22 @@ def top_tokens_command(
     hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
     text_column: TextColumn = "text",
     loading: Loading = AS_SAVED,
+    dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
     """Show where latents are most active in a text, how often, and which tokens they promote."""
-    from hf_mote.reports.latents import latents_page
-    from hf_mote.sae.convert import load_sae
-    from hf_mote.sae.neuronpedia import neuronpedia_ids, write_neuronpedia
-    from hf_mote.sae.top_tokens import top_activations
-
     with reporting():
         if output is not None:
             check_output(output, force=force)
         if not latent:
             raise ConfigError("--latent", "no latent is given", expected="--latent 12")
+        # From here on torch and transformers are needed.
+        from hf_mote.reports.latents import latents_page
+        from hf_mote.sae.convert import load_sae
+        from hf_mote.sae.neuronpedia import neuronpedia_ids, write_neuronpedia
+        from hf_mote.sae.top_tokens import top_activations
+
         ids = None if neuronpedia is None else neuronpedia_ids(neuronpedia)
         if ids is not None and output is None:
             raise ConfigError("--neuronpedia", "writes into the folder of --output", fix="Give --output FOLDER.")
@@ -63,19 +67,32 @@ def top_tokens_command(
         loaded = load_sae(sae).train(False)
         subject = loading.subject(model, organisms, any_model=True)
         context_length = fitting(subject.model, context_length)
-        say(f"reading up to {tokens:,} tokens")
-        profiles = top_activations(
+        read = partial(
+            top_activations,
             subject.model,
             loaded,
             texts,
             subject.tokenizer,
             latent,
             top=top,
-            max_tokens=tokens,
             context_length=context_length,
             text_column=text_column,
             hookpoint=hookpoint,
         )
+        if dry_run:
+            plan_reading(
+                subject,
+                text,
+                texts,
+                lambda some: read(max_tokens=some),
+                tokens=tokens,
+                context_length=context_length,
+                text_column=text_column,
+                what={**sae_facts(loaded, hookpoint), "latents": f"{len(latent):,}"},
+            )
+            return
+        say(f"reading up to {tokens:,} tokens")
+        profiles = read(max_tokens=tokens)
         for profile in profiles:
             tell(_shown(profile))
         if output is not None:

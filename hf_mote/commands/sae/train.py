@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from functools import partial
 from itertools import islice
@@ -15,10 +16,11 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
 from hf_mote.commands.model import Organisms, Subject
-from hf_mote.commands.plan import amount, plan_training
+from hf_mote.commands.plan import Timed, Work, amount, plan_training, tokens_of
 from hf_mote.commands.run_files import check_output, writing_to
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
+from hf_mote.commands.verbosity import quiet
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
 from hf_mote.hub import card_header, public_name
 from hf_mote.sae.report import SAEReport
@@ -68,14 +70,14 @@ def train_command(
     settings: Settings = None,
 ) -> None:
     """Train a sparse autoencoder on a model's activations, measure it on held-out text, and write it with a card."""
-    import torch
-
-    from hf_mote.sae.metrics import evaluate_sae
-    from hf_mote.sae.register import registered_saes
-    from hf_mote.sae.training.activations import collect_activations
-
     with reporting():
         check_output(output, force=force)
+        import torch  # from here on it is needed
+
+        from hf_mote.sae.metrics import evaluate_sae
+        from hf_mote.sae.register import registered_saes
+        from hf_mote.sae.training.activations import collect_activations
+
         kinds = {name.removesuffix("_sae"): name for name in registered_saes()}
         if architecture not in kinds:
             raise UnknownNameError.of("--architecture", architecture, kinds)
@@ -101,16 +103,26 @@ def train_command(
                 seed=seed,
             )
             size = sum(parameter.numel() * parameter.element_size() for parameter in sae.parameters())
+            reading: dict[str, Any] = {"context_length": context_length, "text_column": text_column}
+            measured = tokens_of(subject.tokenizer, held_out, evaluation_tokens, **reading)
+            some = min(8 * context_length, measured)
+            measure = partial(evaluate_sae, subject.model, sae.train(False), held_out, subject.tokenizer, **reading)
+            timed = Timed.of(
+                f"{some:,} held-out tokens",
+                partial(measure, max_tokens=some),
+                warm_up=partial(measure, max_tokens=1),
+            )
             plan_training(
                 partial(_some_steps, sae, stream),
                 _TIMED,
                 steps=max(tokens // batch, 1),
                 what={
                     "texts": f"{len(kept):,} from {text}, {len(held_out):,} held out",
-                    "tokens": f"{tokens:,} to train on, {evaluation_tokens:,} to measure on, {batch:,} a step",
+                    "tokens": f"{tokens:,} to train on, {measured:,} to measure on, {batch:,} a step",
                     "SAE": f"{type(sae).__name__}, {sae.config.num_latents:,} latents, at {where}",
                     "result": f"{amount(size)} on disk; four times as much in memory while it trains",
                 },
+                more=[Work(timed, measured / max(some, 1))],
             )
             return
         with writing_to(output, force=force) as folder:
@@ -235,17 +247,24 @@ def _options(given: list[str]) -> dict[str, Any]:
 
 
 def _some_steps(sae: SAEModel, stream: ActivationStream) -> None:
-    """Go through some batches forwards and backwards, which changes no weight."""
+    """Train for some steps."""
+    import torch
+
     sae.train()
+    adam = torch.optim.Adam(sae.parameters())
     for record in islice(stream, _TIMED):
         loss = sae(**{name: record[name] for name in ("activations", "targets") if name in record}).loss
         if loss is not None:
             loss.backward()
+            adam.step()
+            adam.zero_grad()
 
 
 def _train(
     sae: SAEModel, stream: ActivationStream, folder: Path, *, steps: int, learning_rate: float, seed: int
 ) -> None:
+    from transformers import PrinterCallback
+
     from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
     from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
 
@@ -260,8 +279,12 @@ def _train(
         report_to=[],
         seed=seed,
         dataloader_pin_memory=False,
+        disable_tqdm=quiet() or not sys.stderr.isatty(),
     )
-    SAETrainer(sae, arguments, train_dataset=stream).train()
+    trainer = SAETrainer(sae, arguments, train_dataset=stream)
+    if quiet():
+        trainer.remove_callback(PrinterCallback)
+    trainer.train()
     shutil.rmtree(scratch, ignore_errors=True)
     sae.train(False)
     if isinstance(sae, ThresholdedSAEModel):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from hf_mote.errors import ConfigError, DataError, UnsupportedError, real, whole
 from hf_mote.hooks import Intervention
@@ -118,12 +118,15 @@ def adapt_to_sae(
         torch.manual_seed(seed)
         # What PEFT reads of a model that newer transformers call otherwise.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        # Patterns that PEFT adds itself for fused experts, and that match nothing where a family has none of them.
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
         try:
             adapted: Any = get_peft_model(model, peft_config)
         except ValueError as error:
             raise ConfigError(f"{where}.peft_config", "does not fit the model", got=str(error)[:200]) from error
     try:
         with frozen(sae), splice_sae(model, sae, hookpoint=hookpoint) as splice, tempfile.TemporaryDirectory() as to:
+            chosen = arguments is None
             if arguments is None:
                 arguments = TrainingArguments(
                     to,
@@ -139,7 +142,10 @@ def adapt_to_sae(
                     disable_tqdm=True,
                     remove_unused_columns=False,
                 )
-            _AdaptTrainer(adapted, arguments, rows, splice).train()
+            trainer = _AdaptTrainer(adapted, arguments, rows, splice)
+            if chosen:  # a figure every few steps says nothing to somebody who asked for no logging
+                trainer.remove_callback(PrinterCallback)
+            trainer.train()
     except BaseException:
         adapted.unload()
         for name, parameter in model.named_parameters():
