@@ -290,6 +290,7 @@ def check_quality(quality: object) -> int:
 
 
 def _score(value: object, prompt: str) -> float:
-    if not is_finite(float(value) if isinstance(value, np.number) else value):
+    number: Any = value.item() if isinstance(value, np.number) else value
+    if not is_finite(number):
         raise DataError("evaluate_mote.quality", f"gave no score for {prompt[:40]!r}", got=repr(value)[:40])
-    return float(value)
+    return float(number)
