@@ -155,9 +155,9 @@ def _recipe(folder: Path) -> Iterator[str]:
     except Exception as error:  # whatever the library of the command line raises
         told = getattr(error, "format_message", None)
         yield f"{RECIPE}: {' '.join((told() if told is not None else str(error)).split())}"
-    kinds = {name.removesuffix("_sae") for name in registered_saes()}
-    if options.get("architecture") not in kinds:
-        yield f"{RECIPE}: architecture: must be one of {', '.join(sorted(kinds))}"
+    kinds = sorted({name.removesuffix("_sae") for name in registered_saes()})
+    if options.get("architecture") not in kinds:  # a list, as what the file holds may have no hash
+        yield f"{RECIPE}: architecture: must be one of {', '.join(kinds)}"
 
 
 def _beside(folder: Path) -> Iterator[str]:

@@ -45,6 +45,12 @@ def put(*places: Any, value: Any) -> Callable[[Any], Any]:
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value=8), "no complete checkpoint"),
         ("texts", "b.jsonl", put(value={"messages": []}), "no chat for the tokenizer's template"),
         ("texts", "b.jsonl", put(value={"messages": [[{"role": "user", "content": "a"}]] * 2}), "must be one chat"),
+        (
+            "texts",
+            "b.jsonl",
+            put(value={"text": "half of a pair \ud800"}),
+            "column 'text': holds text that is not Unicode",
+        ),
         ("texts", "b.jsonl", put(value={"input_ids": [10**6]}), "a token that the model does not have"),
         ("texts", "b.jsonl", put(value={"input_ids": [-1]}), "no tokens"),
         (

@@ -90,7 +90,7 @@ def _read(source: Source, config_name: str, format_name: str) -> SAEModel:
         fields |= {"k": integer(path, config, "top_k"), "scale_latents_by_decoder_norm": _includes_norm(path, config)}
     elif threshold is not None:
         tensors["threshold"] = threshold
-    _fold(tensors, scales)
+    _fold(path, tensors, scales)
     return build(source, path, kind, fields, tensors, {"format": format_name, "config": config})
 
 
@@ -180,7 +180,8 @@ def _threshold(
     if kind != "jumprelu":
         raise UnsupportedError(f"{path}: act_fn", "cannot be read: it looks across the batch", got=repr(kind))
     if logs:
-        if tuple(logs[0].shape) != (sizes.latents,) or not bool(logs[0].isfinite().all()):
+        right = tuple(logs[0].shape) == (sizes.latents,) and not logs[0].is_complex()
+        if not right or not bool(logs[0].double().isfinite().all()):
             raise FileFormatError(f"{weights}: {_THRESHOLDS[0]}", "wrong shape or value", got=tuple(logs[0].shape))
         threshold = logs[0].double().exp()
     else:
@@ -194,13 +195,19 @@ def _threshold(
     return "jumprelu_sae", threshold.clamp(max=CLOSED).to(torch.promote_types(tensors["W_enc"].dtype, torch.float32))
 
 
-def _fold(tensors: dict[str, Tensor], scales: _Scales) -> None:
+def _fold(path: Path, tensors: dict[str, Tensor], scales: _Scales) -> None:
     """Fold both factors into the weights, in float32 at least: latents stay in the units of training."""
     for name, factor in (("W_enc", scales.input), ("W_dec", 1 / scales.output), ("b_dec", 1 / scales.output)):
         tensors[name] = tensors[name].double() * factor
     wide = torch.promote_types(tensors["b_enc"].dtype, torch.float32)
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         tensors[name] = tensors[name].to(wide)
+        if not bool(tensors[name].isfinite().all()):
+            raise FileFormatError(
+                f"{path}: {_NORM}",
+                f"makes {name} more than its dtype holds",
+                got=f"factors {scales.input:g} and {scales.output:g}",
+            )
 
 
 def _names(path: Path, source: Source, config: Mapping[str, Any]) -> dict[str, Any]:

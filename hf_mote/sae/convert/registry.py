@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from hf_mote.errors import FileFormatError, UnknownNameError
+from hf_mote.errors import FileFormatError, UnknownNameError, first_line
 from hf_mote.files import read_json
 from hf_mote.sae.convert.circuit_tracer import CIRCUIT_TRACER
 from hf_mote.sae.convert.circuit_tracer_clt import CIRCUIT_TRACER_CLT
@@ -271,4 +271,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _names(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir() if entry.is_file()} if os.path.isdir(folder) else set()
+    try:
+        return {entry.name for entry in folder.iterdir() if entry.is_file()} if os.path.isdir(folder) else set()
+    except OSError as error:
+        raise FileFormatError(str(folder), "cannot be read", got=first_line(error)) from error

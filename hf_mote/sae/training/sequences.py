@@ -65,7 +65,7 @@ class Sequences:
     def _ids(self, row: Any, place: int) -> list[int]:
         where = f"dataset, row {place}"
         if isinstance(row, str):
-            return self._encoded(row)
+            return self._encoded(row, where)
         if not isinstance(row, Mapping):
             raise DataError(where, "must be a text or a row of columns", got=type(row).__name__)
         if "input_ids" in row:
@@ -100,9 +100,14 @@ class Sequences:
                 expected=f"{self.text_column!r}, 'messages' or 'input_ids'",
                 fix="Name the column by text_column.",
             )
-        return self._encoded(text)
+        return self._encoded(text, f"{where}, column {self.text_column!r}")
 
-    def _encoded(self, text: str) -> list[int]:
+    def _encoded(self, text: str, where: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a character, as JSON can have it
+            got = ascii(text[error.start])
+            raise DataError(where, "holds text that is not Unicode", got=got) from error
         # Longer than a model's context is no fault here: it is cut up.
         return list(self.tokenizer(text, verbose=False)["input_ids"])
 
