@@ -199,6 +199,7 @@ def _plan(
     from hf_mote.generation.asking import Chat
     from hf_mote.ranking.causal.ablation import ablate_experts
     from hf_mote.ranking.causal.attribution import attribute_experts
+    from hf_mote.ranking.causal.optimization import NUM_SEEDS, PENALTIES, STEPS
     from hf_mote.routing.sites.discover import find_routers
 
     sites = find_routers(subject.model)
@@ -226,7 +227,7 @@ def _plan(
         once, passes, named = gradient, float(batches), f"one forward and backward of {size} prompts"
         runs = f"one forward and backward of both responses to each prompt, {size} together"
     if method == "optimize":
-        passes = 4.0 * 2 * (60 if steps is None else steps)  # the defaults of optimize_experts: prices, seeds, steps
+        passes = float(len(PENALTIES) * NUM_SEEDS * (STEPS if steps is None else steps))
         runs = f"up to {passes:,.0f} forwards and backwards of {size} prompts; it stops where gates settle"
     what = {"method": method, "runs": runs}
     plan_passes(subject, asked, once, passes, named=named, what=what, result=5 * 8 * there, more=more, pictures=1)

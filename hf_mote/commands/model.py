@@ -151,14 +151,24 @@ def load_subject(
         _with_template(tokenizer, template)
         if ready is not None:
             ready(tokenizer)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
+            output_loading_info=True,
             revision=revision,
             dtype=dtype,
             device_map=place,
             trust_remote_code=trust_remote_code,
             **_further(quantization, attn_implementation),
         )
+        model: PreTrainedModel = loaded[0]
+        # What is missing transformers has filled with random numbers, with a warning.
+        if missing := sorted(loaded[1]["missing_keys"]):
+            raise FileFormatError(
+                repr(name),
+                "its weights lack some of the model's",
+                got=f"none for {', '.join(missing[:3])}" + (f" and {len(missing) - 3} more" if missing[3:] else ""),
+                fix="Download or save the model again.",
+            )
     except HFMoTEError:
         raise
     except OSError as error:

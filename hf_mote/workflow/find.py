@@ -37,6 +37,7 @@ __all__ = ["Found", "find_experts"]
 
 LEAST_PROMPTS = 8  # of the class, in each half
 MOST_TRIED = 16  # prompts that a candidate is tried on
+MOST_ASIDE = 40  # other prompts that it is tried on
 MORE_CONTROLS = 3
 LEAST_EFFECT = 0.5  # of the rate, that a candidate must take away to be worth measuring
 
@@ -198,7 +199,7 @@ def find_experts(
     rankings, ways = candidate_configs(model, tokenizer, part, label, chat, seed, notes, part_of, say)
     say(f"trying {len(ways)} sets of experts")
     tried = [prompts[place] for place in random.Random(seed).sample(look, min(MOST_TRIED, len(look)))]
-    aside = [prompts[place] for place in look_others[:40]]
+    aside = [prompts[place] for place in look_others[:MOST_ASIDE]]
     trial = Trial(model, tokenizer, judge, tried, aside, label, chat, part_of)
     candidates = [trial.of(name, config) for name, config in ways.items()]
     if not candidates:

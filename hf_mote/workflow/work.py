@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from hf_mote.evaluation.evaluate import OFF_TARGET
+from hf_mote.ranking.causal.optimization import STEPS
 from hf_mote.workflow.candidates import MOST_OPTIMIZED, PENALTIES, SHARES, STEPPING_IN
-from hf_mote.workflow.find import LEAST_PROMPTS, MOST_TRIED
+from hf_mote.workflow.find import LEAST_PROMPTS, MOST_ASIDE, MOST_TRIED
 
 __all__ = ["FindWork", "find_work"]
-
-_STEPS = 60  # of `optimize_experts`, for each price
 
 
 class FindWork(NamedTuple):
     """What there is to do if half of the prompts show the class.
 
     Attributes:
-        imaged (`int`): Prompts that are imaged.
         sets (`int`): Sets of experts that are tried at most; 0 if so few prompts end the work after imaging.
         tried (`list[int]`): Responses of each trial, batch after batch.
         compared (`list[int]`): Responses by which experts that step in are found.
@@ -26,7 +24,6 @@ class FindWork(NamedTuple):
         proof (`list[int]`): Responses of the measurement with its controls.
     """
 
-    imaged: int
     sets: int
     tried: list[int]
     compared: list[int]
@@ -57,7 +54,7 @@ def find_work(num_prompts: int, num_unrelated: int, *, num_controls: int, batch_
     """
     shown = num_prompts // 2
     if shown < 2 * LEAST_PROMPTS:
-        return FindWork(num_prompts, 0, [], [], 0, 0, [])
+        return FindWork(0, [], [], 0, 0, [])
     half = shown // 2
     # In the half to look at, and in the other one.
     tried, prove, aside = min(MOST_TRIED, half), shown - half, (num_prompts - shown) // 2
@@ -65,11 +62,10 @@ def find_work(num_prompts: int, num_unrelated: int, *, num_controls: int, batch_
     optimized = min(MOST_OPTIMIZED, half)
     both = 2 + num_controls
     return FindWork(
-        imaged=num_prompts,
         sets=len(SHARES) + 2 + len(PENALTIES) + len(STEPPING_IN),
-        tried=[tried, tried, min(aside, 40), min(aside, 40)],
+        tried=[tried, tried, min(aside, MOST_ASIDE), min(aside, MOST_ASIDE)],
         compared=[optimized, optimized],
-        steps=len(PENALTIES) * _STEPS,
+        steps=len(PENALTIES) * STEPS,
         learnt_on=min(optimized, batch_size),
         proof=[
             *both * [prove],

@@ -112,7 +112,7 @@ def test_dry_run_of_find_counts_trials_and_proof(out: Path) -> None:
 def test_dry_run_of_find_says_that_prompts_are_too_few(out: Path) -> None:
     text = plan(out, "find", "organism:refusal", TRAIN, "--limit", 5, "--max-new-tokens", 3)
     assert "runs 1 over all prompts: 1 to image, and too few for any trial" in text
-    assert "steps of gates" not in text
+    assert "step of gates" not in text
 
 
 def test_dry_run_of_the_demo_counts_its_responses(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hf_mote.evaluation.report import EvaluationReport
 
 def test_find_writes_a_proven_config_and_what_it_rests_on(tmp_path):
     result = ran(
-        "find", "organism:refusal", "organism:refusal/train", "--limit", 24, "--controls", 19, "--max-new-tokens", 12,
+        "find", "organism:refusal", "organism:refusal/train", "--limit", 24, "--controls", 19, "--max-new-tokens", 16,
         "--batch-size", 64, "--output", tmp_path / "run",
     )  # fmt: skip
     figures = json.loads((tmp_path / "run" / "report.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import peft
 import pytest
 import torch
 from command_runs import run, said
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_mote.commands.model import Organisms, load_subject
-from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError, UnsupportedError
+from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
 
 
 def test_load_subject_folder_is_loaded_as_saved(tiny_folder: Path) -> None:
@@ -43,6 +45,17 @@ def test_load_subject_dense_model_is_refused_but_may_judge(tmp_path: Path) -> No
     with pytest.raises(UnsupportedError, match="no routed experts found"):
         load_subject(str(tmp_path), Organisms())
     assert load_subject(str(tmp_path), Organisms(), any_model=True).name == str(tmp_path)
+
+
+def test_load_subject_with_weights_missing_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    gone = [name for name in weights if name.endswith("v_proj.weight")]
+    assert gone
+    save_file({name: value for name, value in weights.items() if name not in gone}, folder / "model.safetensors")
+    with pytest.raises(FileFormatError, match=rf"lack some of the model's .*{re.escape(gone[0])}"):
+        load_subject(str(folder), Organisms(), device="cpu")
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -508,7 +509,14 @@ def _read_server(folder: Path) -> None:
         name = kinds.get(route, "recording" if "recordings" in route else "completion")
         return (folder / f"{name}.json").read_bytes()
 
-    usual, client.ask = client.ask, answer  # type: ignore[assignment]
+    pools: list[ThreadPoolExecutor] = []
+
+    def pool(*given: int) -> ThreadPoolExecutor:
+        pools.append(ThreadPoolExecutor(*given))
+        return pools[-1]
+
+    usual = client.ask, client.ThreadPoolExecutor
+    client.ask, client.ThreadPoolExecutor = answer, pool  # type: ignore[assignment,misc]
     try:
         engine = ServerEngine("http://localhost:1")
         for profile in engine.profiles.values():
@@ -523,7 +531,9 @@ def _read_server(folder: Path) -> None:
         engine.chat([{"role": "user", "content": "Hi"}]).encode()
         assert all(isinstance(token, int) and token >= 0 for tokens in batch.tokens for token in tokens)
     finally:
-        client.ask = usual
+        for one in pools:  # the client does not wait for them once a request has failed, and the next reader must
+            one.shutdown(wait=True)
+        client.ask, client.ThreadPoolExecutor = usual  # type: ignore[misc]
 
 
 def _make_serving(folder: Path) -> None:

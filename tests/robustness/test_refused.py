@@ -12,6 +12,8 @@ import torch
 from readers import READERS
 from safetensors.torch import load_file, save_file
 
+from hf_mote import load_sae
+from hf_mote.commands.validate import problems_in
 from hf_mote.errors import HFMoTEError
 from hf_mote.files import read_tensors, write_tensors
 
@@ -65,6 +67,12 @@ def put(*places: Any, value: Any) -> Callable[[Any], Any]:
             put("trainer", "trainer_class", value=["a", "b"]),
             "expected a text",
         ),
+        (
+            "sae/llama_scope",
+            "Llama3_1-8B-Base-L19R-8x/hyperparams.json",
+            put("dataset_average_activation_norm", value={"in": 1e-320, "out": 1e-320}),
+            "makes W_enc more than its dtype holds",
+        ),
         ("serving_settings", "additional.json", put("modes", value=[["drop"]]), "are no names"),
         ("server_replies", "model.json", put(value=[1]), "its reply has no fingerprint"),
         ("server_replies", "recording.json", put("recorded", "layers", "0", value=7), "no counts and weights"),
@@ -107,6 +115,35 @@ def test_layers_of_gemma_scope_2_that_differ_in_width_are_refused(
     save_file({**load_file(path), name: torch.ones(shape)}, path)
     with pytest.raises(HFMoTEError, match=f"{name}: is of another width than w_dec"):
         one.read(tmp_path)
+
+
+def test_an_architecture_of_a_recipe_that_is_no_text_is_one_of_its_problems(tmp_path: Path) -> None:
+    BY_NAME["shared_folder"].make(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**_yaml(path), "architecture": ["topk"]}))
+    assert [one for one in problems_in(tmp_path) if one.startswith("recipe.yaml: architecture: must be one of")]
+
+
+def test_log_thresholds_in_float8_are_read_by_their_values(tmp_path: Path) -> None:
+    one = BY_NAME["sae/llama_scope_r1"]
+    one.make(tmp_path)
+    (path,) = tmp_path.rglob("sae_weights.safetensors")
+    tensors = load_file(path)
+    name = "log_jumprelu_threshold"
+    save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, path)
+    one.read(tmp_path)
+    save_file({**tensors, name: tensors[name].to(torch.complex64)}, path)
+    with pytest.raises(HFMoTEError, match=f"{name}: wrong shape or value"):
+        one.read(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_sae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(HFMoTEError, match="cannot be read .*Permission denied"):
+        load_sae(tmp_path)
 
 
 @pytest.mark.parametrize("carried", ["width", "dtype", "many", "name"])

@@ -7,7 +7,7 @@ from hf_mote.workflow.work import find_work
 
 def test_work_of_few_prompts_ends_with_imaging() -> None:
     work = find_work(30, 5, num_controls=20, batch_size=16)
-    assert (work.imaged, work.sets, work.proof) == (30, 0, [])
+    assert (work.sets, work.steps, work.proof) == (0, 0, [])
 
 
 def test_work_grows_with_controls_and_unrelated_prompts() -> None:

@@ -28,6 +28,10 @@ from hf_mote.runs.folder import Record
 
 __all__ = ["optimize_experts"]
 
+# Defaults, by which plans reckon too.
+PENALTIES = (0.1, 0.03, 0.01, 0.003)
+NUM_SEEDS = 2
+STEPS = 60
 MOST_CLOSED = 0.1  # probability of each gate to close at all at first
 SOFTNESS = 0.05  # of the untouched score: within so much of the goal a prompt still asks for more
 CARRIES = 0.1  # of the untouched score: a carrier lowers it by so much or more
@@ -44,9 +48,9 @@ def optimize_experts(
     logit_score: LogitScore | None = None,
     goal: float = 0.0,
     enough: float = 0.9,
-    penalties: Sequence[float] = (0.1, 0.03, 0.01, 0.003),
-    num_seeds: int = 2,
-    steps: int = 60,
+    penalties: Sequence[float] = PENALTIES,
+    num_seeds: int = NUM_SEEDS,
+    steps: int = STEPS,
     learning_rate: float = 0.2,
     batch_size: int = 12,
     system_prompt: str | None = None,
