@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import queue
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["ReplyTooLong", "ask"]
+__all__ = ["ReplyTooLong", "ask", "ask_in_parts"]
 
 _MOST_OF_AN_ERROR = 2**16
 
@@ -44,38 +46,70 @@ def ask(
         `urllib.error.HTTPError`: if the server answers with an error, whose body can be read, or redirects.
         `OSError`, `http.client.HTTPException`: if it cannot be asked.
     """
-    found: list[bytes | Exception] = []
-    late = threading.Event()
+    return b"".join(ask_in_parts(url, data, headers, timeout=timeout, most_bytes=most_bytes, method=method))
+
+
+def ask_in_parts(
+    url: str,
+    data: bytes | None,
+    headers: Mapping[str, str],
+    *,
+    timeout: float,
+    most_bytes: int,
+    method: str | None = None,
+) -> Iterator[bytes]:
+    """Yield what a server answers in parts, as they come.
+
+    Args:
+        url (`str`): As of [`ask`], like the other arguments; `timeout` is until the last part is there.
+        data (`bytes`, *optional*): What is sent.
+        headers (`Mapping[str, str]`): With what.
+        timeout (`float`): Seconds until the reply must be there whole.
+        most_bytes (`int`): Most bytes of all parts.
+        method (`str`, *optional*): By default POST where something is sent, else GET.
+
+    Raises:
+        As [`ask`] does; parts may have been yielded before.
+    """
+    found: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+    left = threading.Event()
+    deadline = time.monotonic() + timeout
 
     def run() -> None:
         try:
             request = urllib.request.Request(url, data, dict(headers), method=method)
             with _OPENER.open(request, timeout=timeout) as reply:
-                content = bytearray()
-                while (part := reply.read1(2**16)) and not late.is_set():
-                    content += part
-                    if len(content) > most_bytes:
+                seen = 0
+                while (part := reply.read1(2**16)) and not left.is_set():
+                    seen += len(part)
+                    if seen > most_bytes:
                         raise ReplyTooLong(f"a reply of more than {most_bytes} bytes")
-                found.append(bytes(content))
+                    found.put(part)
+                found.put(b"")
         except urllib.error.HTTPError as error:
-            found.append(_detached(error))
+            found.put(_detached(error))
         except Exception as error:
-            found.append(error)
+            found.put(error)
 
     # A time-out of the socket is one of each byte: a server that sends one a second would never meet it.
     thread = threading.Thread(target=run, name=f"asks {url[:80]}", daemon=True)
     thread.start()
-    thread.join(timeout)
-    late.set()
-    if not found:
-        raise TimeoutError(f"no whole reply within {timeout:g} s")
-    outcome = found.pop()
-    if isinstance(outcome, bytes):
-        return outcome
     try:
-        raise outcome
+        while True:
+            try:
+                outcome = found.get(timeout=max(deadline - time.monotonic(), 0.0))
+            except queue.Empty:
+                raise TimeoutError(f"no whole reply within {timeout:g} s") from None
+            if isinstance(outcome, Exception):
+                try:
+                    raise outcome
+                finally:
+                    del outcome  # whose traceback holds this frame
+            if not outcome:
+                return
+            yield outcome
     finally:
-        del outcome  # whose traceback holds this frame
+        left.set()
 
 
 class _NoRedirection(urllib.request.HTTPRedirectHandler):

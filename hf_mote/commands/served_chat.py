@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 
 from hf_mote.commands.session import TerminalChat, tell
@@ -22,7 +23,7 @@ __all__ = ["SERVED_HELP", "ServedChat"]
 SERVED_HELP = (
     "/off, /on: without and with the profile; /profiles: those of the server; /profile NAME: another one; "
     "/strength 0.5: its dose; /compare: the last prompt answered without and with it; /clear: a new conversation; "
-    "/quit, or the end of the input. Answers come whole."
+    "/quit, or the end of the input."
 )
 
 
@@ -131,15 +132,21 @@ class ServedChat(TerminalChat):
             self.on = before
 
     def answer(self, turns: list[dict[str, str]]) -> str:
-        """Return the answer to the last turn, and show it.
+        """Return the answer to the last turn, shown as it comes.
 
         Args:
             turns (`list[dict[str, str]]`): The conversation.
         """
         profile = self.profile if self.on else None
-        text = self.engine.chat([*self.system, *turns], profile=profile, **self.settings)
-        tell(text)
-        return text
+        try:
+            return self.engine.chat(
+                [*self.system, *turns],
+                profile=profile,
+                on_text=lambda text: typer.echo(visible(text), nl=False),
+                **self.settings,
+            )
+        finally:
+            typer.echo()
 
     def _lend(self, config: MoTEConfig) -> None:
         """Have the server know a config under a name of its own; if it refuses, the earlier profile stays."""

@@ -12,8 +12,9 @@ import os
 import urllib.error
 import urllib.parse
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 from torch import nn
@@ -29,13 +30,15 @@ from hf_mote.serving.recorded import RAW, Answered, RecordedBatch, check_raw, ma
 from hf_mote.serving.requests import NAME, RECORD
 from hf_mote.serving.routers import meta_sites
 from hf_mote.serving.settings import config_from
-from hf_mote.web import ask
+from hf_mote.web import ask, ask_in_parts
 
 __all__ = ["ServerEngine"]
 
 _Given = TypeVar("_Given")
 _Found = TypeVar("_Found")
+_CHAT = "/v1/chat/completions"
 _MOST_BYTES = 2**30  # of a reply: recordings of long responses
+_MOST_BYTES_OF_EVENTS = 2**26  # of an answer in parts
 
 
 class ServerEngine:
@@ -236,6 +239,7 @@ class ServerEngine:
         max_new_tokens: int = 256,
         sampling: Mapping[str, Any] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> str:
         """Return the answer to a conversation, by the server's own chat template.
 
@@ -245,9 +249,10 @@ class ServerEngine:
             max_new_tokens (`int`, *optional*, defaults to 256): Longest answer.
             sampling (`Mapping`, *optional*): Temperature and the like, as vLLM takes them; greedy by default.
             template_kwargs (`Mapping`, *optional*): Further arguments of the chat template.
+            on_text (`Callable[[str], None]`, *optional*): Called with each part of the answer as it comes.
 
         Raises:
-            [`UnsupportedError`]: if the server does not answer, or refuses.
+            [`UnsupportedError`]: if the server does not answer, refuses, or stops before the answer is whole.
         """
         body: dict[str, Any] = {
             "model": self._served,
@@ -259,9 +264,43 @@ class ServerEngine:
             body["chat_template_kwargs"] = dict(template_kwargs)
         if profile is not None:
             body["vllm_xargs"] = {NAME: profile}
-        message = self._told(self._choice(self._ask("POST", "/v1/chat/completions", body)), dict, "message")
-        # A server that parses thinking hands it out beside the answer.
-        return str(message.get("content") or message.get("reasoning_content") or message.get("reasoning") or "")
+        if on_text is not None:
+            return self._streamed({**body, "stream": True}, on_text)
+        message = self._told(self._choice(self._ask("POST", _CHAT, body)), dict, "message")
+        return _text(message.get("content")) or _thinking(message)
+
+    def _streamed(self, body: dict[str, Any], on_text: Callable[[str], None]) -> str:
+        """Return the answer to a chat that comes in events, whose texts a function gets as they come."""
+        said, thought = [], []
+        for event in self._events(_CHAT, body):
+            if "error" in event:
+                raise UnsupportedError(self.url, _message_of(event) or "ended the answer with an error")
+            if not event.get("choices"):  # of the usage alone
+                continue
+            delta = self._told(self._choice(event), dict, "delta")
+            thought.append(_thinking(delta))
+            if text := _text(delta.get("content")):
+                said.append(text)
+                on_text(text)
+        if not said and any(thought):
+            on_text("".join(thought))
+        return "".join(said or thought)
+
+    def _events(self, route: str, body: Any) -> Iterator[dict[str, Any]]:
+        """Yield the server-sent events of a reply, up to the one that says it is done."""
+        rest, done = b"", False
+        with self._asking(route):
+            for part in ask_in_parts(**{**self._request(route, body), "most_bytes": _MOST_BYTES_OF_EVENTS}):
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    if not line.startswith(b"data:") or done:
+                        continue
+                    told = line.removeprefix(b"data:").strip()
+                    done = told == b"[DONE]"
+                    if not done:
+                        yield self._told(json.loads(told.decode()), dict)
+        if not done:
+            raise UnsupportedError(self.url, "ended the answer before it was whole", fix="Ask again.")
 
     def _complete(self, prompt: Sequence[int], profile: str | None, **more: Any) -> dict[str, Any]:
         """Return the one choice of a completion."""
@@ -286,23 +325,50 @@ class ServerEngine:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, method: str, route: str, body: Any = None) -> Any:
+        with self._asking(route):
+            return json.loads(ask(**self._request(route, body), method=method).decode())
+
+    def _request(self, route: str, body: Any) -> dict[str, Any]:
+        """Return what `ask` is to be called with."""
         headers = {"Content-Type": "application/json"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         data = None if body is None else json.dumps(body).encode()
         url = f"{self.url}{route}"
+        return {"url": url, "data": data, "headers": headers, "timeout": self._timeout, "most_bytes": _MOST_BYTES}
+
+    @contextmanager
+    def _asking(self, route: str) -> Iterator[None]:
+        """Turn what goes wrong while the server is asked into an error of this package."""
         try:
-            return json.loads(
-                ask(url, data, headers, timeout=self._timeout, most_bytes=_MOST_BYTES, method=method).decode()
-            )
+            yield
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")
             try:
-                message = json.loads(said)["error"]["message"]
-            except (ValueError, KeyError, TypeError):
-                message = said[:300] or str(error)
+                message = _message_of(json.loads(said))
+            except (ValueError, RecursionError):
+                message = None
+            message = message or said[:300] or str(error)
             fix = "Start it with `hf-mote serve`." if error.code == 404 and route.startswith("/v1/mote") else None
             raise UnsupportedError(self.url, message.rstrip("."), got=f"status {error.code}", fix=fix) from error
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             fix = "Start it with `hf-mote serve`, and wait until it says that it is ready."
             raise UnsupportedError(self.url, "no answer", got=str(error), fix=fix) from error
+
+
+def _message_of(told: Any) -> str | None:
+    """Return the message of an error as servers of the OpenAI interface tell it."""
+    try:
+        return str(told["error"]["message"])
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _thinking(message: Mapping[str, Any]) -> str:
+    """Return what a server that parses thinking hands out beside the answer."""
+    return _text(message.get("reasoning_content") or message.get("reasoning"))
+
+
+def _text(told: Any) -> str:
+    """Return a text of a reply, in which half of a surrogate pair, which JSON can hold, is a question mark."""
+    return str(told or "").encode("utf-8", "replace").decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,12 @@ class Engine:
             raise UnknownNameError.of("profile", name, self.profiles)
         del self.profiles[name]
 
-    def chat(self, turns: list[dict[str, str]], *, profile: str | None) -> str:
+    def chat(self, turns: list[dict[str, str]], *, profile: str | None, on_text: Callable[[str], None]) -> str:
         under = "nothing" if profile is None else f"{self.profiles[profile].strength:g}"
-        return f"{len(turns)} turns under {under}"
+        text = f"{len(turns)} turns under {under}"
+        on_text(text[:3])
+        on_text(text[3:])
+        return text
 
 
 def test_chat_lends_the_server_one_profile_at_a_time_and_takes_it_back(capsys: pytest.CaptureFixture[str]) -> None:

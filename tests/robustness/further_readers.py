@@ -6,7 +6,7 @@ Part of the table of `readers.py`, and by the same rule: what is accepted is use
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -499,6 +499,8 @@ def _make_server(folder: Path) -> None:
     }
     for name, reply in replies.items():
         (folder / f"{name}.json").write_text(json.dumps(reply))
+    deltas = [{"role": "assistant", "content": ""}, {"reasoning": "Well,"}, {"content": "Hel"}, {"content": "lo."}]
+    (folder / "events.jsonl").write_text("".join(f"{json.dumps({'choices': [{'delta': one}]})}\n" for one in deltas))
 
 
 def _read_server(folder: Path) -> None:
@@ -509,14 +511,19 @@ def _read_server(folder: Path) -> None:
         name = kinds.get(route, "recording" if "recordings" in route else "completion")
         return (folder / f"{name}.json").read_bytes()
 
+    def parts(*_: object, **__: object) -> Iterator[bytes]:
+        lines = (folder / "events.jsonl").read_bytes().splitlines()
+        content = b"\n\n".join(b"data: " + line for line in [*lines, b"[DONE]"]) + b"\n\n"
+        yield from (content[place : place + 50] for place in range(0, len(content), 50))
+
     pools: list[ThreadPoolExecutor] = []
 
     def pool(*given: int) -> ThreadPoolExecutor:
         pools.append(ThreadPoolExecutor(*given))
         return pools[-1]
 
-    usual = client.ask, client.ThreadPoolExecutor
-    client.ask, client.ThreadPoolExecutor = answer, pool  # type: ignore[assignment,misc]
+    usual = client.ask, client.ask_in_parts, client.ThreadPoolExecutor
+    client.ask, client.ask_in_parts, client.ThreadPoolExecutor = answer, parts, pool  # type: ignore[assignment,misc]
     try:
         engine = ServerEngine("http://localhost:1")
         for profile in engine.profiles.values():
@@ -529,11 +536,13 @@ def _read_server(folder: Path) -> None:
             assert len(answered.tokens) > 0
         assert len(engine.predict([[1, 2, 3]])[0]) == 2
         engine.chat([{"role": "user", "content": "Hi"}]).encode()
+        came: list[str] = []
+        assert engine.chat([{"role": "user", "content": "Hi"}], on_text=came.append).encode() == "".join(came).encode()
         assert all(isinstance(token, int) and token >= 0 for tokens in batch.tokens for token in tokens)
     finally:
         for one in pools:  # the client does not wait for them once a request has failed, and the next reader must
             one.shutdown(wait=True)
-        client.ask, client.ThreadPoolExecutor = usual  # type: ignore[misc]
+        client.ask, client.ask_in_parts, client.ThreadPoolExecutor = usual  # type: ignore[misc]
 
 
 def _make_serving(folder: Path) -> None:
@@ -673,7 +682,8 @@ FURTHER: tuple[Reader, ...] = (
         _read_server,
         dict.fromkeys(
             ("model.json", "models.json", "profiles.json", "recording.json", "completion.json"), json_document
-        ),
+        )
+        | {"events.jsonl": json_lines},
         share=0.5,
     ),
     Reader("serving_settings", _make_serving, _read_serving, {"additional.json": json_document}, share=0.5),

@@ -129,7 +129,7 @@ NOT_FUZZED = {
     "evaluation.conversations.converse": "likewise",
     "sae.sharing.push_sae": _ITS_OWN,
     "judges.server.ServerJudge._reply": "asks a server: tests/judges has one that says anything",
-    "web.ask.run": "likewise",
+    "web.ask_in_parts.run": "likewise",
     "sharing.transfer.text_there": "reads what the Hub sends: tests/sharing has a server that sends anything",
     "sharing.transfer._check_content": "likewise",
     "sae.training.trainer.SAETrainer._prepare_for_training": "the reader stream_state makes the same calls",

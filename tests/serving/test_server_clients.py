@@ -55,6 +55,16 @@ def test_evaluate_through_the_server_reports_what_transformers_does(server: Serv
     assert set(ServerEngine(server.url).profiles) == {"ban", "refuse"}
 
 
+def test_chat_in_parts_is_the_answer_that_comes_whole(server: Server) -> None:
+    engine, turns = ServerEngine(server.url), [{"role": "user", "content": ASKED}]
+    for profile in (None, "ban"):
+        parts: list[str] = []
+        whole = engine.chat(turns, profile=profile, max_new_tokens=LENGTH)
+        assert engine.chat(turns, profile=profile, max_new_tokens=LENGTH, on_text=parts.append) == whole
+        assert "".join(parts) == whole
+        assert len(parts) > 3
+
+
 def test_server_engine_answers_and_predicts_under_profiles_with_probabilities(server: Server) -> None:
     engine = ServerEngine(server.url)
     (prompt,) = Chat(server.organism.tokenizer).encode([ASKED])
