@@ -1,13 +1,14 @@
 """What profiles cost in vLLM: engines in one process, in alternating rounds, on experts that are not tiny.
 
-    python tests/benchmarks/bench_serving.py [ROUNDS]
+    python tests/benchmarks/bench_serving.py [ROUNDS [PROMPTS]]
 
 Needs the environment that tests/serving/environment.py makes. Four engines of one random Mixtral (8 experts of width
 1792, hidden size 512, 4 layers; float32) take turns: plain; with the plugin and ten profiles, no request under one;
 every request under one of ten profiles; every request recorded. A round times each once, in an order that changes;
 printed are the ratios to the plain engine of the same round, with the interval that holds their median at 95 %, and
 what that says of the aim: it holds if all of the interval is above, it does not if all is below, else it is not
-resolved.
+resolved. A profile also changes how many experts a step reads, which is most of the time of a small batch and no cost
+of the plugin: their number per layer is printed too. More prompts read all experts under every profile.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from serving.conftest import start
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from hf_mote import MoTEConfig
+from hf_mote.serving.profiles import ProfileTables
 
 AIMS = {
     "ten profiles, none asked for": 0.99,
@@ -34,7 +37,8 @@ AIMS = {
     "ten profiles, mixed": 0.95,
     "recorded": 0.95,
 }
-PROMPTS, PROMPT_LENGTH, NEW_TOKENS, LAYERS, EXPERTS = 10, 64, 32, 4, 8
+PROMPT_LENGTH, NEW_TOKENS, LAYERS, EXPERTS = 64, 32, 4, 8
+SEEN = ("ten profiles, none asked for", "one profile for all", "ten profiles, mixed")  # none asked for: as plain
 
 
 def profiles() -> dict[str, Any]:
@@ -54,7 +58,7 @@ def profiles() -> dict[str, Any]:
     return made
 
 
-def main(rounds: int) -> None:
+def main(rounds: int, prompts: int) -> None:
     """Print the ratios."""
     from vllm import SamplingParams
 
@@ -76,7 +80,7 @@ def main(rounds: int) -> None:
         MixtralForCausalLM(config).save_pretrained(folder)
         plain = start(Path(folder), None)
         tuned = start(Path(folder), {"profiles": profiles()})
-        recorded = start(Path(folder), {"record": PROMPTS})
+        recorded = start(Path(folder), {"record": prompts})
     from hf_mote.serving.engine import VLLMEngine
 
     recorder = VLLMEngine(recorded)
@@ -85,7 +89,7 @@ def main(rounds: int) -> None:
     counter = iter(range(10**9))
 
     def run(llm: Any, extras: list[dict[str, Any] | None]) -> float:
-        texts = torch.randint(3, 512, (PROMPTS, PROMPT_LENGTH), generator=generator).tolist()  # nothing is cached
+        texts = torch.randint(3, 512, (prompts, PROMPT_LENGTH), generator=generator).tolist()  # nothing is cached
         params = [
             SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False, extra_args=extra)
             for extra in extras
@@ -95,7 +99,7 @@ def main(rounds: int) -> None:
         return time.perf_counter() - begun
 
     def run_recorded() -> float:
-        keys = [str(next(counter)) for _ in range(PROMPTS)]
+        keys = [str(next(counter)) for _ in range(prompts)]
         begun = time.perf_counter()
         run(recorded, [{"mote_record": key} for key in keys])
         for key in keys:
@@ -103,11 +107,11 @@ def main(rounds: int) -> None:
         return time.perf_counter() - begun
 
     ways = {
-        "plain": lambda: run(plain, [None] * PROMPTS),
-        "plain again": lambda: run(plain, [None] * PROMPTS),
-        "ten profiles, none asked for": lambda: run(tuned, [None] * PROMPTS),
-        "one profile for all": lambda: run(tuned, [{"mote": "p1"}] * PROMPTS),
-        "ten profiles, mixed": lambda: run(tuned, [{"mote": name} for name in names]),
+        "plain": lambda: run(plain, [None] * prompts),
+        "plain again": lambda: run(plain, [None] * prompts),
+        "ten profiles, none asked for": lambda: run(tuned, [None] * prompts),
+        "one profile for all": lambda: run(tuned, [{"mote": "p1"}] * prompts),
+        "ten profiles, mixed": lambda: run(tuned, [{"mote": names[place % len(names)]} for place in range(prompts)]),
         "recorded": run_recorded,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -118,7 +122,10 @@ def main(rounds: int) -> None:
             taken = ways[name]()
             if number:  # the first round warms up
                 seconds[name].append(taken)
-    sys.stdout.write(f"{rounds} rounds of {PROMPTS} prompts of {PROMPT_LENGTH} tokens, {NEW_TOKENS} new tokens each\n")
+    read = {name: _experts_read(ways[name], prompts) for name in ways if name in SEEN}
+    sys.stdout.write(f"{rounds} rounds of {prompts} prompts of {PROMPT_LENGTH} tokens, {NEW_TOKENS} new tokens each\n")
+    for name, experts in read.items():
+        sys.stdout.write(f"{name:30} reads {experts:.2f} of {EXPERTS} experts per layer and step of decoding\n")
     for name, taken in seconds.items():
         aim = AIMS.get(name)
         ratios = sorted(mine / other for mine, other in zip(seconds["plain"], taken, strict=True))
@@ -129,6 +136,24 @@ def main(rounds: int) -> None:
             f"(95 % interval of the median {ratios[low]:.3f} to {ratios[high]:.3f}; "
             f"{sorted(taken)[len(taken) // 2]:.2f} s){said}\n"
         )
+
+
+def _experts_read(run: Callable[[], float], prompts: int) -> float:
+    """Return how many experts a layer reads in a step of decoding, on average."""
+    usual, found = ProfileTables.route, []
+
+    def route(self: ProfileTables, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, indices = usual(self, *given)
+        if len(indices) <= prompts:
+            found.append(len(indices.unique()))
+        return weights, indices
+
+    ProfileTables.route = route  # type: ignore[method-assign]
+    try:
+        run()
+    finally:
+        ProfileTables.route = usual  # type: ignore[method-assign]
+    return sum(found) / len(found)
 
 
 def _said(low: float, high: float, aim: float) -> str:
@@ -142,4 +167,4 @@ def _interval(number: int) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 30)
+    main(*map(int, [*sys.argv[1:], *("30", "10")[len(sys.argv) - 1 :]]))
