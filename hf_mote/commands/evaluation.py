@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
+from hf_mote.commands.bundles.asking import Generating, Sampling, Templating
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.evidence import Judging, Reading
+from hf_mote.commands.bundles.loading import Loading, Serving
+from hf_mote.commands.bundles.results import Writing
 from hf_mote.commands.conversations import read_conversations
-from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
-from hf_mote.commands.model import Organisms, load_subject, served_subject
+from hf_mote.commands.judge_specs import response_judge, target_of
+from hf_mote.commands.model import Organisms
 from hf_mote.commands.names import CONTROL_KINDS
-from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import PAGE, Work, check_output, finish, writing_to
+from hf_mote.commands.run_files import PAGE, finish
 from hf_mote.commands.served import connect, refuse_loading, routed_there, served_facts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError, one_of
@@ -30,13 +34,16 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_command", "read_config"]
 
+OUTPUT = Writing(Path("hf-mote-evaluate"))
 # Folders of what was measured beside.
 AGAINST = "against"
 STIMULATED = "stimulated"
 
 
+@bundled
 def evaluate_command(
     context: typer.Context,
+    *,
     model: o.Model,
     config: Annotated[
         str,
@@ -47,8 +54,7 @@ def evaluate_command(
     prompts: Annotated[
         str | None, typer.Argument(help="Prompts; with --profile it is the second of two arguments.")
     ] = None,
-    judge: o.JudgeName = None,
-    target: o.Target = None,
+    judging: Judging,
     unrelated: Annotated[
         str | None, typer.Option(help="Prompts whose answers should stay; same sources as PROMPTS.")
     ] = None,
@@ -91,7 +97,7 @@ def evaluate_command(
             help="Largest share of the answers to --unrelated prompts whose change would not matter (0.1 by default).",
         ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-evaluate"),
+    writing: Writing = OUTPUT,
     controls: o.Controls = 40,
     control_kind: Annotated[
         str | None,
@@ -100,117 +106,66 @@ def evaluate_command(
         ),
     ] = None,
     strengths: Annotated[str | None, typer.Option(help="Further strengths, as in 0.25,0.5,0.75.")] = None,
-    run_folder: o.RunFolder = None,
     seed: o.Seed = 0,
-    limit: o.Limit = None,
-    prompt_field: o.PromptField = None,
-    group_field: o.GroupField = None,
-    system_prompt: o.SystemPrompt = None,
-    chat_template: o.ChatTemplate = None,
-    template_arg: o.TemplateArgs = None,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    judge_model: o.JudgeModel = None,
-    judge_url: o.JudgeURL = None,
-    judge_allow_http: o.JudgeAllowHTTP = False,
-    batch_size: o.BatchSize = 16,
-    max_new_tokens: o.MaxNewTokens = 64,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    quantization: o.Quantization = None,
-    attn_implementation: o.AttnImplementation = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    reading: Reading,
+    templating: Templating,
+    sampling: Sampling,
+    generating: Generating,
+    loading: Loading,
     allow_other_weights: o.AllowOtherWeights = False,
-    server: o.Server = None,
-    profile: o.Profile = None,
-    dry_run: o.DryRun = False,
-    force: o.Force = False,
+    serving: Serving,
 ) -> None:
     """Measure a config: rates before and after, random controls, side effects, responses side by side.
 
     With --against two configs are compared on one behaviour, such as experts and latents. With --server the model runs
     there: `hf-mote evaluate MODEL PROMPTS --server URL --profile NAME`, or with a CONFIG that the server lacks.
     """
-    work = Work(output, run_folder)
+    work = writing.work()
     with reporting(kept=work.word):
-        config, prompts = _asked_for(config, prompts, server, profile)
-        if server is not None:
-            loading = {
-                "--sae": sae,
-                "--dtype": dtype,
-                "--device": device,
-                "--quantization": quantization,
-                "--attn-implementation": attn_implementation,
-                "--trust-remote-code": trust_remote_code,
-                "--dry-run": dry_run,
-                "--run-folder": run_folder,
-            }
-            refuse_loading(loading)
-        check_output(output, force=force)
-        work.check()
+        config, prompts = _asked_for(config, prompts, serving)
+        if serving.server is not None:
+            # The revision is the tokenizer's, too, and that is here.
+            here = dataclasses.replace(loading, revision=None).options()
+            refuse_loading({"--sae": sae, **here, "--dry-run": writing.dry_run, "--run-folder": writing.run_folder})
+        writing.check()
         doses = o.numbers_in("--strengths", strengths, float) if strengths is not None else []
         if control_kind is not None:
             one_of("--control-kind", control_kind, CONTROL_KINDS)
         if margin is not None and unrelated is None:
             what = "is about the answers to --unrelated prompts, and none are given"
             raise ConfigError("--margin", what, got=f"{margin:g}", fix="Give --unrelated PROMPTS, or leave it out.")
-        told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
+        asking, sampled = templating.settings(), sampling.arguments()
         organisms = Organisms()
-        read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
+        read = partial(reading.prompts, organisms=organisms, seed=seed)
         asked = read(prompts)
         others = read(unrelated).prompts if unrelated is not None else []
         turned = read(opposite) if opposite is not None else None
-        groups, turned_groups = (
-            None if part is None or group_field is None else part.column(group_field) for part in (asked, turned)
-        )
+        groups, turned_groups = (None if part is None else reading.groups(part) for part in (asked, turned))
         plain = read(texts).texts if texts is not None else []
-        talks = read_conversations(conversations, limit=limit, seed=seed) if conversations is not None else []
-        labels = response_judge(
-            make_judge(
-                judge,
-                asked,
-                organisms,
-                model=model,
-                judge_model=judge_model,
-                judge_url=judge_url,
-                allow_http=judge_allow_http,
-            )
-        )
-        wanted = target_of(labels, target, asked)
+        talks = read_conversations(conversations, limit=reading.limit, seed=seed) if conversations is not None else []
+        labels = response_judge(judging.make(asked, organisms, model=model))
+        wanted = target_of(labels, judging.target, asked)
         # From here on torch and transformers are needed.
         from hf_mote.commands.plan import TimedJudge, plan_responses
         from hf_mote.evaluation.both_ways import BothWays, stimulating
         from hf_mote.evaluation.changes import check_change
         from hf_mote.evaluation.evaluate import OFF_TARGET, evaluate_mote
         from hf_mote.evaluation.selectivity import MARGIN
-        from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.reports.evaluation import Evaluation
         from hf_mote.routing.sites.routed_model import RoutedModel
 
-        engine = None if server is None else connect(server)
-        first = read_config(config, sae) if engine is None or profile is None else _known(engine, profile)
+        engine = None if serving.server is None else connect(serving.server)
+        known = None if engine is None or serving.profile is None else _known(engine, serving.profile)
+        first = read_config(config, sae) if known is None else known
         changes = [first, *([] if against is None else [read_config(against, sae)])]
         of_latents = [not isinstance(change, MoTEConfig) for change in changes]
         if sae is not None and not any(of_latents):
             raise ConfigError("--sae", "belongs to a steering config, and none is given", fix="Leave it out.")
         subject = (
-            load_subject(
-                model,
-                organisms,
-                revision=revision,
-                dtype=dtype,
-                device=device,
-                quantization=quantization,
-                attn_implementation=attn_implementation,
-                chat_template=chat_template,
-                trust_remote_code=trust_remote_code,
-                ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
-                any_model=all(of_latents),
-            )
+            loading.subject(model, organisms, any_model=all(of_latents), templating=templating, prompts=asked.prompts)
             if engine is None
-            else served_subject(model, organisms, revision=revision, chat_template=chat_template)
+            else loading.served(model, organisms, templating=templating)
         )
         routed = RoutedModel(subject.model) if engine is None else routed_there(subject, engine)
         if allow_other_weights:
@@ -226,7 +181,13 @@ def evaluate_command(
                 raise ConfigError("--opposite", "stimulates experts, and the config is of latents", fix=fix)
             slots = {site.layer: site.top_k for site in routed.sites}
             stimulated = stimulating(experts, slots, stimulate_weight="max")  # as evaluate_both_ways
-        if dry_run:
+        shared: dict[str, Any] = {
+            "seed": seed,
+            "batch_size": generating.batch_size,
+            "generate_kwargs": sampled,
+            **asking,
+        }
+        if writing.dry_run:
             timed = TimedJudge(labels)
             asides = (2 + controls) * [min(len(others), OFF_TARGET)] if others else []
             whole = 2 * [len(others)] if len(others) > OFF_TARGET else []
@@ -234,8 +195,8 @@ def evaluate_command(
             plan_responses(
                 subject,
                 asked,
-                Chat(subject.tokenizer, system_prompt, told),
-                Decoding(max_new_tokens, sampled, batch_size, seed),
+                templating.chat(subject.tokenizer),
+                generating.decoding(seed, sampled),
                 runs={
                     "untouched": len(changes),
                     "with the config": len(changes),
@@ -246,7 +207,7 @@ def evaluate_command(
                     *len(changes) * [*asides, *whole, *spoken, *spoken],
                     *([] if turned is None else (2 + controls) * [len(turned.prompts)]),
                 ],
-                judge=judge or "the organism's own",
+                judge=judging.named,
                 left_out=[*timed.left_out, *(["the passes over --texts"] if plain else [])],
                 # Untouched, and with the config.
                 each=2,
@@ -258,13 +219,9 @@ def evaluate_command(
                     timed,
                     target="any",
                     num_controls=0,
-                    seed=seed,
-                    batch_size=batch_size,
                     max_new_tokens=longest,
-                    system_prompt=system_prompt,
-                    chat_template_kwargs=told,
-                    generate_kwargs=sampled,
                     progress=False,
+                    **shared,
                 ),
                 pictures=1,
             )
@@ -275,13 +232,9 @@ def evaluate_command(
                 "num_controls": controls,
                 "control_kind": control_kind,
                 "strengths": doses,
-                "seed": seed,
                 "margin": MARGIN if margin is None else margin,
-                "max_new_tokens": max_new_tokens,
-                "batch_size": batch_size,
-                "generate_kwargs": sampled,
-                "system_prompt": system_prompt,
-                "chat_template_kwargs": told,
+                "max_new_tokens": generating.max_new_tokens,
+                **shared,
                 "groups": groups,
                 "opposite": [] if turned is None else turned.prompts,
                 "opposite_groups": turned_groups,
@@ -299,16 +252,12 @@ def evaluate_command(
             target=wanted,
             num_controls=controls,
             control_kind=control_kind,  # type: ignore[arg-type]
-            seed=seed,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            system_prompt=system_prompt,
-            chat_template_kwargs=told,
-            generate_kwargs=sampled,
+            max_new_tokens=generating.max_new_tokens,
+            **shared,
         )
         with (
             work.of(None if engine is not None else subject.model) as part_of,
-            writing_to(output, force=force) as folder,
+            writing.folder() as folder,
         ):
             reports = []
             parts = zip((config, against), ("config", AGAINST), changes, strict=False)
@@ -340,7 +289,7 @@ def evaluate_command(
                 **({} if against is None else {"against": against}),
                 **({} if sae is None else {"SAE": sae}),
                 "prompts": f"{asked.source} ({len(asked.prompts)})",
-                "judge": judge or "the organism's own",
+                "judge": judging.named,
                 **({"config is used": "; ".join(notes)} if notes else {}),
                 **({} if engine is None else served_facts(engine)),
             }
@@ -354,14 +303,13 @@ def evaluate_command(
             tell(f"Stimulated on the opposite prompts: {both.stimulated.verdict}\n\n{both.table}\n")
         if registered is not None:
             tell(f"As registered before: {preregister}, {registered[:12]}")
-        tell(f"Report: {output / PAGE}")
+        tell(f"Report: {writing.output / PAGE}")
 
 
-def _asked_for(config: str, prompts: str | None, server: str | None, profile: str | None) -> tuple[str, str]:
+def _asked_for(config: str, prompts: str | None, serving: Serving) -> tuple[str, str]:
     """Return the config and the prompts: with --profile the config is the server's, and one argument less."""
-    if profile is not None and server is None:
-        fix = "Give --server URL, or a CONFIG."
-        raise ConfigError("--profile", "names a profile of a server", got=profile, fix=fix)
+    serving.check("a CONFIG")
+    profile = serving.profile
     if profile is not None and prompts is not None:
         expected = "MODEL PROMPTS --server URL --profile NAME"
         raise ConfigError("--profile", "stands in the place of CONFIG", got=f"CONFIG {config} too", expected=expected)
