@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,11 @@ from hf_mote.commands.run_files import PAGE
 from hf_mote.commands.served import connect, refuse_loading, routed_there, served_facts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, one_of
+
+if TYPE_CHECKING:
+    from hf_mote.evaluation.changes import Change
+    from hf_mote.evaluation.report import EvaluationReport
+    from hf_mote.generation.chat import Prompt
 
 __all__ = ["evaluate_command"]
 
@@ -198,45 +203,35 @@ def evaluate_command(
             if registered is None:
                 tell(f"Written: {preregister}. Nothing was measured; the same command does, if all is as it is now.")
                 return
-        measured = partial(
-            evaluate_mote,
-            subject.model if engine is None else engine,
-            subject.tokenizer,
-            target=wanted,
-            num_controls=controls,
-            control_kind=control_kind,  # type: ignore[arg-type]
-            max_new_tokens=generating.max_new_tokens,
-            **shared,
-        )
-        with (
-            work.of(None if engine is not None else subject.model) as part_of,
-            writing.folder() as folder,
-        ):
-            reports = []
-            parts = zip((config, against), ("config", AGAINST), changes, strict=False)
-            for name, part, change in parts:
-                say(f"evaluating {name} on {len(asked.prompts)} prompts, with {controls} random controls")
-                report = measured(
+        with work.of(None if engine is not None else subject.model) as part_of, writing.folder() as folder:
+
+            def measured(change: Change, part: str, on: Sequence[Prompt], **more: Any) -> EvaluationReport:
+                report = evaluate_mote(
+                    subject.model if engine is None else engine,
+                    subject.tokenizer,
                     change,
-                    asked.prompts,
+                    on,
                     labels,
-                    strengths=doses,
-                    margin=margin,
+                    target=wanted,
+                    num_controls=controls,
+                    control_kind=control_kind,  # type: ignore[arg-type]
+                    max_new_tokens=generating.max_new_tokens,
                     run_folder=part_of(part),
-                    **material.beside(),
+                    **shared,
+                    **more,
                 )
-                reports.append(dataclasses.replace(report, preregistration=registered))
+                return dataclasses.replace(report, preregistration=registered)
+
+            reports = []
+            for name, part, change in zip((config, against), ("config", AGAINST), changes, strict=False):
+                say(f"evaluating {name} on {len(asked.prompts)} prompts, with {controls} random controls")
+                beside = material.beside()
+                reports.append(measured(change, part, asked.prompts, strengths=doses, margin=margin, **beside))
             both = None
             if turned is not None and reverse is not None:
                 say(f"stimulating the same experts on {len(turned.prompts)} prompts")
-                report = measured(
-                    reverse,
-                    turned.prompts,
-                    labels,
-                    groups=material.opposite_groups,
-                    run_folder=part_of(STIMULATED),
-                )
-                both = BothWays(reports[0], dataclasses.replace(report, preregistration=registered))
+                report = measured(reverse, STIMULATED, turned.prompts, groups=material.opposite_groups)
+                both = BothWays(reports[0], report)
             found = Evaluation(subject.name, reports[0], reports[1] if against is not None else None, both)
             more = {
                 "config": config,
