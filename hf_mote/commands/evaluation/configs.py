@@ -122,12 +122,11 @@ def fitted(changes: Sequence[Change], routed: RoutedModel, *, allow_other_weight
     from hf_mote.evaluation.changes import check_change
     from hf_mote.mote.config import MoTEConfig
 
-    found: list[Change] = []
+    if allow_other_weights:
+        changes = [one.for_other_weights_of(routed) if isinstance(one, MoTEConfig) else one for one in changes]
     for change in changes:
-        allowed = allow_other_weights and isinstance(change, MoTEConfig)
-        found.append(change.for_other_weights_of(routed) if allowed else change)
-        check_change(found[-1], routed)
-    return found
+        check_change(change, routed)
+    return list(changes)
 
 
 def stimulated(config: Change, routed: RoutedModel) -> MoTEConfig:
