@@ -56,8 +56,10 @@ def chat_command(
             here = {"--chat-template": templating.chat_template, **loading.options()}
             refuse_loading({"MODEL": model, "--steer": steer, **here})
             settings = {"max_new_tokens": max_new_tokens, "sampling": _as_vllm(sampled), "template_kwargs": told}
-            place = serving.server, mote or (), serving.profile
-            _talk(stack.enter_context(_served(*place, system_prompt, settings, others=allow_other_weights)))
+            there = _served(
+                serving.server, mote or (), serving.profile, system_prompt, settings, others=allow_other_weights
+            )
+            _talk(stack.enter_context(there))
             return
         serving.check("--mote CONFIG")
         if model is None:
