@@ -28,7 +28,7 @@ COMMANDS = {
     "ftri": "hf_mote.commands.imaging:ftri_command",
     "attribute": "hf_mote.commands.attribution:attribute_command",
     "sweep": "hf_mote.commands.sweep:sweep_command",
-    "evaluate": "hf_mote.commands.evaluation:evaluate_command",
+    "evaluate": "hf_mote.commands.evaluation.command:evaluate_command",
     "grid": "hf_mote.commands.grid:grid_command",
     "chat": "hf_mote.commands.chat:chat_command",
     "check": "hf_mote.commands.check:check_command",

@@ -1,9 +1,9 @@
 """The `hf-mote` command: one file for each command, and what they share.
 
 - Commands: `families.py`, `organisms.py`, `demo.py`, `find.py`, `imaging.py` (`ftri`), `attribution.py`,
-  `evaluation.py`, `sweep.py`, `grid.py`, `chat.py`, `served_chat.py`, `check.py`, `env.py`, `bake.py`,
+  `evaluation/` (`evaluate`), `sweep.py`, `grid.py`, `chat.py`, `served_chat.py`, `check.py`, `env.py`, `bake.py`,
   `serve.py`, `init.py`, `configs.py`, `validate.py`, `push.py`, and `sae/`.
-- What they take: `options.py`, `bundles.py` (shared options as one), `names.py` (names shown in the help),
+- What they take: `options.py`, `bundles/` (options that travel together), `names.py` (names shown in the help),
   `model.py`, `served.py` (`--server`), `prompts.py`, `conversations.py`, `record_files.py`, `datasets.py`,
   `judge_specs.py`.
 - What they do around their work: `session.py` (messages, errors), `verbosity.py` (how much of them), `plan.py`

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.model import Organisms, load_subject
-from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import PAGE, Work, check_output, config_of, finish, rows_of, save_config, writing_to
+from hf_mote.commands.bundles.asking import Templating
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.evidence import Reading
+from hf_mote.commands.bundles.loading import Loading
+from hf_mote.commands.bundles.results import Choosing, Writing
+from hf_mote.commands.model import Organisms
+from hf_mote.commands.run_files import PAGE, finish, rows_of, save_config
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, UnknownNameError, real
 
@@ -29,13 +33,16 @@ if TYPE_CHECKING:
 
 __all__ = ["attribute_command"]
 
+OUTPUT = Writing(Path("hf-mote-attribute"))
 RESAMPLES = 999
 METHODS = ("attribution", "ablation", "optimize")
 TARGET, BASELINE = "target", "baseline"  # what the two responses are called, here and on the page
 
 
+@bundled
 def attribute_command(
     context: typer.Context,
+    *,
     model: o.Model,
     prompts: o.Prompts,
     target: Annotated[str | None, typer.Option(help="The response whose causes are sought.")] = None,
@@ -46,7 +53,7 @@ def attribute_command(
     baseline_field: Annotated[
         str, typer.Option(help="Field that holds the baseline response, where --baseline is not given.")
     ] = BASELINE,
-    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-attribute"),
+    writing: Writing = OUTPUT,
     method: Annotated[
         str,
         typer.Option(
@@ -63,55 +70,38 @@ def attribute_command(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Batches that optimize learns from, for each price and seed: 60.")
     ] = None,
-    suppress: o.Suppress = None,
-    stimulate: o.Stimulate = None,
-    mode: o.Mode = "drop",
-    top: o.Top = None,
+    choosing: Choosing,
     traced: o.Traced = 3,
     resamples: o.Resamples = RESAMPLES,
-    run_folder: o.RunFolder = None,
     seed: o.Seed = 0,
-    limit: o.Limit = None,
-    prompt_field: o.PromptField = None,
-    group_field: o.GroupField = None,
-    system_prompt: o.SystemPrompt = None,
-    chat_template: o.ChatTemplate = None,
-    template_arg: o.TemplateArgs = None,
+    reading: Reading,
+    templating: Templating,
     batch_size: o.BatchSize = 8,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    quantization: o.Quantization = None,
-    attn_implementation: o.AttnImplementation = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    dry_run: o.DryRun = False,
-    force: o.Force = False,
+    loading: Loading,
 ) -> None:
     """Find the experts that make a model prefer one response to another: rank them by effect, write a report."""
-    work = Work(output, run_folder)
+    work = writing.work()
     with reporting(kept=work.word):
-        check_output(output, force=force)
-        work.check()
+        writing.check()
         if method not in METHODS:
             raise UnknownNameError.of("--method", method, METHODS)
         if shortlist is not None and method != "ablation":
             raise ConfigError("--shortlist", "is for the method ablation", got=f"--method {method}")
-        if method == "optimize" and (gain != 1.0 or resamples != RESAMPLES or group_field is not None):
+        if method == "optimize" and (gain != 1.0 or resamples != RESAMPLES or reading.group_field is not None):
             given = "--gain" if gain != 1.0 else "--resamples" if resamples != RESAMPLES else "--group-field"
             raise ConfigError(given, "says nothing to the method optimize", fix="Leave it out.")
         if method != "optimize" and steps is not None:
             raise ConfigError("--steps", "is for the method optimize", got=f"--method {method}")
-        o.check_changes(suppress, stimulate, mode)
+        choosing.check()
         real("--gain", gain, above=0, most=1)
-        told = o.template_args(template_arg)
+        shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **templating.settings()}
         organisms = Organisms()
-        asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
-        groups = None if group_field is None else asked.column(group_field)
+        asked = reading.prompts(prompts, organisms, seed=seed)
+        groups = reading.groups(asked)
         targets = _responses("--target", target, asked, target_field)
         baselines = _responses("--baseline", baseline, asked, baseline_field)
         o.check_pairs(asked.source, targets, baselines)
         # From here on torch and transformers are needed.
-        from hf_mote.generation.asking import Chat
         from hf_mote.hub import public_name
         from hf_mote.ranking.causal.ablation import ablate_experts
         from hf_mote.ranking.causal.attribution import attribute_experts
@@ -120,33 +110,14 @@ def attribute_command(
         from hf_mote.reports.attribution import Attribution, attribution_verdict
         from hf_mote.reports.explorer import traced_experts
 
-        subject = load_subject(
-            model,
-            organisms,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            attn_implementation=attn_implementation,
-            chat_template=chat_template,
-            trust_remote_code=trust_remote_code,
-            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
-        )
-        o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, shortlist=shortlist, top=top)
-        if dry_run:
-            settings: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": told}
-            settings |= {"batch_size": batch_size, "seed": seed}
-            _plan(subject, asked, targets, baselines, method, shortlist, steps, settings)
+        subject = loading.subject(model, organisms, templating=templating, prompts=asked.prompts)
+        choosing.check_experts(subject.model, shortlist=shortlist)
+        if writing.dry_run:
+            _plan(subject, asked, targets, baselines, method, shortlist, steps, shared)
             return
-        with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
+        with work.of(subject.model) as part_of, writing.folder() as folder:
             say(f"attributing {len(asked.prompts)} prompts, {method}")
-            chat = Chat(subject.tokenizer, system_prompt, told)
-            shared: dict[str, Any] = {
-                "batch_size": batch_size,
-                "seed": seed,
-                "system_prompt": system_prompt,
-                "chat_template_kwargs": told,
-            }
+            chat = templating.chat(subject.tokenizer)
 
             def call(rank: Callable[..., ExpertRanking], **options: Any) -> ExpertRanking:
                 return _call(rank, subject, asked, targets, baselines, **shared, **options)
@@ -161,8 +132,7 @@ def attribute_command(
                 ranking = call(optimize_experts, run_folder=part_of(method), **learning)
             else:
                 ranking = by_gradient(resamples=resamples)
-            config = config_of(ranking, suppress=suppress, stimulate=stimulate, mode=mode, base_model=subject.name)
-            number = min(top or suppress or stimulate or 5, len(ranking))
+            config = choosing.config(ranking, base_model=subject.name)
             if config is None and isinstance(ranking, OptimizedRanking) and ranking.sufficient:
                 config = ranking.to_config(base_model=public_name(subject.name))
             followed = traced_experts(ranking)
@@ -173,7 +143,7 @@ def attribute_command(
                 targets=targets,
                 baselines=baselines,
                 preference=_preference(subject, asked, targets, baselines, batch_size, chat),
-                top=number,
+                top=choosing.number(len(ranking)),
                 texts=_texts(subject, asked, targets, baselines, followed, traced, chat),
                 traced=followed,
                 config=None if config is None else config.to_dict(),
@@ -181,7 +151,7 @@ def attribute_command(
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "method": method}
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(attribution_verdict(found)[0])
-        tell(f"Report: {output / PAGE}")
+        tell(f"Report: {writing.output / PAGE}")
 
 
 def _plan(

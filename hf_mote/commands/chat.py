@@ -11,7 +11,10 @@ import typer
 from rich.console import Console
 
 from hf_mote.commands import options as o
-from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.bundles.asking import Sampling, Templating
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.loading import Loading, Serving
+from hf_mote.commands.model import Organisms
 from hf_mote.commands.served import connect, refuse_loading
 from hf_mote.commands.session import TerminalChat, reporting, tell
 from hf_mote.errors import ConfigError, HFMoTEError
@@ -30,54 +33,37 @@ HELP = (
 )
 
 
+@bundled
 def chat_command(
+    *,
     model: Annotated[
         str | None, typer.Argument(help="Folder or Hub id of a model, or organism:NAME; none with --server.")
     ] = None,
     mote: Annotated[list[str] | None, typer.Option(help="Profile: a folder, a file or a Hub id; may repeat.")] = None,
     steer: Annotated[list[str] | None, typer.Option(help="Steering config: a folder or a Hub id; may repeat.")] = None,
-    system_prompt: o.SystemPrompt = None,
+    templating: Templating,
     max_new_tokens: o.MaxNewTokens = 256,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    quantization: o.Quantization = None,
-    attn_implementation: o.AttnImplementation = None,
-    chat_template: o.ChatTemplate = None,
-    template_arg: o.TemplateArgs = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    sampling: Sampling,
+    loading: Loading,
     allow_other_weights: o.AllowOtherWeights = False,
-    server: o.Server = None,
-    profile: o.Profile = None,
+    serving: Serving,
 ) -> None:
     """Chat with a model under profiles, which commands switch off, on, up and down between the turns."""
     with reporting(), ExitStack() as stack:
-        told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
-        if server is not None:
-            loading = {
-                "MODEL": model,
-                "--steer": steer,
-                "--revision": revision,
-                "--dtype": dtype,
-                "--device": device,
-                "--quantization": quantization,
-                "--attn-implementation": attn_implementation,
-                "--chat-template": chat_template,
-                "--trust-remote-code": trust_remote_code,
-            }
-            refuse_loading(loading)
+        sampled, told = sampling.arguments(), templating.settings()["chat_template_kwargs"]
+        system_prompt = templating.system_prompt
+        if serving.server is not None:
+            here = {"--chat-template": templating.chat_template, **loading.options()}
+            refuse_loading({"MODEL": model, "--steer": steer, **here})
             settings = {"max_new_tokens": max_new_tokens, "sampling": _as_vllm(sampled), "template_kwargs": told}
-            there = _served(server, mote or (), profile, system_prompt, settings, others=allow_other_weights)
+            there = _served(
+                serving.server, mote or (), serving.profile, system_prompt, settings, others=allow_other_weights
+            )
             _talk(stack.enter_context(there))
             return
-        if profile is not None:
-            fix = "Give --server URL, or --mote CONFIG."
-            raise ConfigError("--profile", "names a profile of a server", got=profile, fix=fix)
+        serving.check("--mote CONFIG")
         if model is None:
             raise ConfigError("MODEL", "is missing", expected="a folder, a Hub id, organism:NAME, or --server URL")
-        from hf_mote.generation.asking import Chat
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.mote.patch import load_config
         from hf_mote.sae.steering import SteeringConfig
@@ -85,19 +71,7 @@ def chat_command(
         # Before the model, which takes longer.
         configs: list[Any] = [load_config(entry) for entry in mote or ()]
         configs += [SteeringConfig.from_pretrained(entry) for entry in steer or ()]
-        subject = load_subject(
-            model,
-            Organisms(),
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            attn_implementation=attn_implementation,
-            any_model=not mote,
-            chat_template=chat_template,
-            trust_remote_code=trust_remote_code,
-            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(["A prompt."]),
-        )
+        subject = loading.subject(model, Organisms(), any_model=not mote, templating=templating, prompts=["A prompt."])
         if allow_other_weights:
             configs = [one.for_other_weights(subject.model) if isinstance(one, MoTEConfig) else one for one in configs]
         profiles = stack.enter_context(_Profiles(subject, configs))

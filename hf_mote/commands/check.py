@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_mote.commands import options as o
-from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.session import reporting, say, tell
 from hf_mote.errors import FileFormatError
 from hf_mote.reports.markup import visible
@@ -23,8 +24,9 @@ __all__ = ["check_command"]
 
 @bundled
 def check_command(
+    *,
     model: o.Model,
-    loading: Loading = AS_SAVED,
+    loading: Loading,
     rounds: Annotated[int, typer.Option(min=0, help="Paired runs that tell what patching costs.")] = 5,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to a new JSON file.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table to paste into a report.")] = False,

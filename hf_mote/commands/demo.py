@@ -369,7 +369,7 @@ def _silent(_: str) -> None:
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-demo"),
+    output: o.Output = Path("hf-mote-demo"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts drawn and of the random controls.")] = 0,
     organism: Annotated[
         str, typer.Option(help="Which trained model: a name from `hf-mote organisms`, or the folder of one you built.")

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
-from hf_mote.commands.model import Organisms, load_subject
-from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import Work, check_output, finish, writing_to
+from hf_mote.commands.bundles.asking import Generating, Templating
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.evidence import Judging, Reading
+from hf_mote.commands.bundles.loading import Loading
+from hf_mote.commands.bundles.results import Writing
+from hf_mote.commands.judge_specs import response_judge, target_of
+from hf_mote.commands.model import Organisms
+from hf_mote.commands.run_files import finish
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 
 if TYPE_CHECKING:
@@ -23,79 +27,47 @@ if TYPE_CHECKING:
 
 __all__ = ["find_command"]
 
+OUTPUT = Writing(Path("hf-mote-find"))
 
+
+@bundled
 def find_command(
     context: typer.Context,
+    *,
     model: o.Model,
     prompts: o.Prompts,
-    judge: o.JudgeName = None,
-    target: o.Target = None,
+    judging: Judging,
     unrelated: Annotated[
         str | None, typer.Option(help="Prompts whose answers should stay; same sources as PROMPTS.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-find"),
+    writing: Writing = OUTPUT,
     controls: o.Controls = 40,
-    run_folder: o.RunFolder = None,
     seed: o.Seed = 0,
-    limit: o.Limit = None,
-    prompt_field: o.PromptField = None,
-    group_field: o.GroupField = None,
-    system_prompt: o.SystemPrompt = None,
-    chat_template: o.ChatTemplate = None,
-    template_arg: o.TemplateArgs = None,
-    judge_model: o.JudgeModel = None,
-    judge_url: o.JudgeURL = None,
-    judge_allow_http: o.JudgeAllowHTTP = False,
-    batch_size: o.BatchSize = 16,
-    max_new_tokens: o.MaxNewTokens = 64,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    dry_run: o.DryRun = False,
-    force: o.Force = False,
+    reading: Reading,
+    templating: Templating,
+    generating: Generating,
+    loading: Loading,
 ) -> None:
     """Find the experts behind a class of responses and prove it on other prompts; write a config only then."""
-    work = Work(output, run_folder)
+    work = writing.work()
     with reporting(kept=work.word):
-        check_output(output, force=force)
-        work.check()
-        told = o.template_args(template_arg)
+        writing.check()
+        asking = templating.settings()
         organisms = Organisms()
-        read = partial(read_prompts, organisms=organisms, prompt_field=prompt_field, limit=limit, seed=seed)
-        asked = read(prompts)
-        groups = None if group_field is None else asked.column(group_field)
-        others = read(unrelated).prompts if unrelated is not None else []
-        labels = response_judge(
-            make_judge(
-                judge,
-                asked,
-                organisms,
-                model=model,
-                judge_model=judge_model,
-                judge_url=judge_url,
-                allow_http=judge_allow_http,
-            )
-        )
-        wanted = target_of(labels, target, asked)
+        asked = reading.prompts(prompts, organisms, seed=seed)
+        groups = reading.groups(asked)
+        others = reading.prompts(unrelated, organisms, seed=seed).prompts if unrelated is not None else []
+        labels = response_judge(judging.make(asked, organisms, model=model))
+        wanted = target_of(labels, judging.target, asked)
         # From here on torch and transformers are needed.
-        from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.workflow.find import find_experts
 
-        subject = load_subject(
-            model,
-            organisms,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            chat_template=chat_template,
-            trust_remote_code=trust_remote_code,
-        )
-        if dry_run:
-            how = Chat(subject.tokenizer, system_prompt, told), Decoding(max_new_tokens, None, batch_size, seed)
-            _plan(subject, asked, *how, labels, len(others), controls, judge or "the organism's own")
+        subject = loading.subject(model, organisms, templating=templating, prompts=asked.prompts)
+        if writing.dry_run:
+            how = templating.chat(subject.tokenizer), generating.decoding(seed)
+            _plan(subject, asked, *how, labels, len(others), controls, judging.named)
             return
-        with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
+        with work.of(subject.model) as part_of, writing.folder() as folder:
             found = find_experts(
                 subject.model,
                 subject.tokenizer,
@@ -106,10 +78,9 @@ def find_command(
                 unrelated=others,
                 num_controls=controls,
                 seed=seed,
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-                system_prompt=system_prompt,
-                chat_template_kwargs=told,
+                batch_size=generating.batch_size,
+                max_new_tokens=generating.max_new_tokens,
+                **asking,
                 run_folder=part_of(""),
                 announce=say,
             )
@@ -123,7 +94,7 @@ def find_command(
             if found.config is not None:
                 found.config.save_pretrained(folder / "config")
                 holds[f"config/{found.config.file_name}"] = "the proven config, for apply_mote"
-            more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judge or "the organism's own"}
+            more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judging.named}
             finish(folder, found.to_dict(), provenance_of(context, subject, seed, **more), holds)
         for note in found.notes:
             tell(f"Note: {note}.")
@@ -132,7 +103,7 @@ def find_command(
         for candidate in found.candidates:
             tell(f"  {candidate}")
         tell(found.verdict)
-        tell(f"Config: {output / 'config'}" if found.config is not None else f"Figures: {output}")
+        tell(f"Config: {writing.output / 'config'}" if found.config is not None else f"Figures: {writing.output}")
 
 
 def _plan(

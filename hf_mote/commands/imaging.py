@@ -9,21 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.judge_specs import make_judge, target_of
-from hf_mote.commands.model import Organisms, load_subject, served_subject
+from hf_mote.commands.bundles.asking import Generating, Sampling, Templating
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.evidence import Judging, Reading
+from hf_mote.commands.bundles.loading import Loading
+from hf_mote.commands.bundles.results import Choosing, Writing
+from hf_mote.commands.judge_specs import target_of
+from hf_mote.commands.model import Organisms
 from hf_mote.commands.names import SCORES
-from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import (
-    PAGE,
-    Work,
-    check_output,
-    config_of,
-    finish,
-    rows_of,
-    safe_name,
-    save_config,
-    writing_to,
-)
+from hf_mote.commands.run_files import PAGE, finish, rows_of, safe_name, save_config
 from hf_mote.commands.served import connect, routed_there, served_facts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError, real
@@ -44,25 +38,25 @@ if TYPE_CHECKING:
 
 __all__ = ["ftri_command"]
 
+OUTPUT = Writing(Path("hf-mote-ftri"))
 MOST_PICTURES = 8  # classes that get one
 STABILITY_DRAWS = 100
 
 
+@bundled
 def ftri_command(
     context: typer.Context,
+    *,
     model: o.Model,
     prompts: o.Prompts,
-    judge: o.JudgeName = None,
-    target: o.Target = None,
-    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-ftri"),
+    judging: Judging,
+    sampling: Sampling,
+    writing: Writing = OUTPUT,
     scope: Annotated[str, typer.Option(help=f"Tokens to count: {', '.join(SCOPES)}.")] = "prompt",
     thinking_tokens: Annotated[
         str | None, typer.Option(help="Tokens that open and close the thinking, as in '<think>,</think>'.")
     ] = None,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often to ask each prompt, if responses are sampled.")] = 1,
-    run_folder: o.RunFolder = None,
     score: Annotated[
         list[str],
         typer.Option(help=f"Score to rank by: {', '.join(SCORES)}. Give several to compare; the first one counts."),
@@ -70,33 +64,17 @@ def ftri_command(
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Divide each prompt's counts by its tokens, for mean_difference.")
     ] = False,
-    suppress: o.Suppress = None,
-    stimulate: o.Stimulate = None,
-    mode: o.Mode = "drop",
-    top: o.Top = None,
+    choosing: Choosing,
     traced: o.Traced = 3,
     resamples: o.Resamples = 999,
     confidence: Annotated[float, typer.Option(min=0.01, max=0.999, help="Coverage of the intervals.")] = 0.95,
     seed: o.Seed = 0,
-    limit: o.Limit = None,
-    prompt_field: o.PromptField = None,
+    reading: Reading,
     class_field: o.ClassField = None,
     pair_field: o.PairField = None,
-    group_field: o.GroupField = None,
-    system_prompt: o.SystemPrompt = None,
-    chat_template: o.ChatTemplate = None,
-    template_arg: o.TemplateArgs = None,
-    judge_model: o.JudgeModel = None,
-    judge_url: o.JudgeURL = None,
-    judge_allow_http: o.JudgeAllowHTTP = False,
-    batch_size: o.BatchSize = 16,
-    max_new_tokens: o.MaxNewTokens = 64,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    quantization: o.Quantization = None,
-    attn_implementation: o.AttnImplementation = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    templating: Templating,
+    generating: Generating,
+    loading: Loading,
     server: Annotated[
         str | None,
         typer.Option(
@@ -104,40 +82,26 @@ def ftri_command(
             "http://127.0.0.1:8000; the model is not loaded here, and no tokens are shown."
         ),
     ] = None,
-    dry_run: o.DryRun = False,
-    force: o.Force = False,
 ) -> None:
     """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
-    work = Work(output, run_folder)
+    work = writing.work()
     with reporting(shares=True, kept=work.word):
-        check_output(output, force=force)
+        writing.check()
         _check(score, normalize, scope, thinking_tokens)
         real("--confidence", confidence, above=0, below=1)
-        work.check()
-        o.check_changes(suppress, stimulate, mode)
-        if dry_run and server is not None:
+        choosing.check()
+        if writing.dry_run and server is not None:
             raise ConfigError("--dry-run", "times a batch of the model here", got=f"--server {server}")
-        sampled = o.sampling(temperature, top_p)
-        told = o.template_args(template_arg)
+        asking, sampled = templating.settings(), sampling.arguments()
         organisms = Organisms()
-        asked = read_prompts(
-            prompts, organisms, prompt_field=prompt_field, class_field=class_field, limit=limit, seed=seed
-        )
-        pairs = None if pair_field is None else [key for key in asked.column(pair_field) for _ in range(repeats)]
-        groups = None if group_field is None else [key for key in asked.column(group_field) for _ in range(repeats)]
-        labels = make_judge(
-            judge,
-            asked,
-            organisms,
-            model=model,
-            judge_model=judge_model,
-            judge_url=judge_url,
-            allow_http=judge_allow_http,
-        )
-        wanted = target_of(labels, target, asked)
+        asked = reading.prompts(prompts, organisms, seed=seed, class_field=class_field)
+        pairs = None if pair_field is None else _each_run(asked.column(pair_field), repeats)
+        groups = reading.groups(asked)
+        groups = None if groups is None else _each_run(groups, repeats)
+        labels = judging.make(asked, organisms, model=model)
+        wanted = target_of(labels, judging.target, asked)
         # From here on torch and transformers are needed.
         from hf_mote.commands.plan import TimedJudge, plan_responses
-        from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.ranking.imaging.pipeline import ftri
         from hf_mote.reports.explorer import traced_experts
         from hf_mote.reports.imaging import Imaging, imaging_verdict
@@ -145,59 +109,50 @@ def ftri_command(
 
         engine = None if server is None else connect(server)
         subject = (
-            load_subject(
-                model,
-                organisms,
-                revision=revision,
-                dtype=dtype,
-                device=device,
-                quantization=quantization,
-                attn_implementation=attn_implementation,
-                chat_template=chat_template,
-                trust_remote_code=trust_remote_code,
-                ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
-            )
+            loading.subject(model, organisms, templating=templating, prompts=asked.prompts)
             if engine is None
-            else served_subject(model, organisms, revision=revision, chat_template=chat_template)
+            else loading.served(model, organisms, templating=templating)
         )
         if engine is not None:
             routed_there(subject, engine)
-        o.check_experts(subject.model, suppress=suppress, stimulate=stimulate, top=top)
-        marks = _token_ids(subject, thinking_tokens)
-        if dry_run:
+        choosing.check_experts(subject.model)
+        shared: dict[str, Any] = {
+            "scope": scope,
+            "thinking_tokens": _token_ids(subject, thinking_tokens),
+            "seed": seed,
+            "batch_size": generating.batch_size,
+            "generate_kwargs": sampled,
+            **asking,
+        }
+        chat = templating.chat(subject.tokenizer)
+        if writing.dry_run:
             timed = TimedJudge(labels)
             there = sum(site.num_experts for site in find_routers(subject.model))
             plan_responses(
                 subject,
                 asked,
-                Chat(subject.tokenizer, system_prompt, told),
-                Decoding(max_new_tokens, sampled, batch_size, seed),
+                chat,
+                generating.decoding(seed, sampled),
                 runs={"to image": repeats},
                 result=8 * repeats * len(asked.prompts) * there,
-                judge=judge or "the organism's own",
+                judge=judging.named,
                 left_out=[*timed.left_out, *(["following the tokens of texts"] if traced else [])],
                 once=lambda some, longest: ftri(
                     subject.model,
                     subject.tokenizer,
                     some,
                     timed,
-                    scope=scope,
-                    thinking_tokens=marks,
-                    seed=seed,
-                    generate_kwargs=sampled,
-                    batch_size=batch_size,
                     max_new_tokens=longest,
-                    system_prompt=system_prompt,
-                    chat_template_kwargs=told,
                     progress=False,
+                    **shared,
                 ),
                 pictures=3,  # of each class, and of the ranking
             )
             return
         writes = launched_as()[0] == 0
         with (
-            work.of(subject.model) if engine is None else nullcontext(lambda _: run_folder) as part_of,
-            writing_to(output, force=force) if writes else nullcontext() as folder,
+            work.of(subject.model) if engine is None else nullcontext(lambda _: writing.run_folder) as part_of,
+            writing.folder() if writes else nullcontext() as folder,
         ):
             say(f"imaging {len(asked.prompts)} prompts")
             result = ftri(
@@ -205,16 +160,10 @@ def ftri_command(
                 subject.tokenizer,
                 asked.prompts,
                 labels,
-                scope=scope,
-                thinking_tokens=marks,
                 repeats=repeats,
-                seed=seed,
+                max_new_tokens=generating.max_new_tokens,
                 run_folder=part_of(""),
-                generate_kwargs=sampled,
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-                system_prompt=system_prompt,
-                chat_template_kwargs=told,
+                **shared,
             )
             part()
             if folder is None:  # the first process writes
@@ -232,12 +181,9 @@ def ftri_command(
                 seed=seed,
             )
             first = next(iter(rankings.values()), None)
-            number = min(top or suppress or stimulate or 5, result.counts[0].numel())
-            config = None
-            if first is not None:
-                config = config_of(first, suppress=suppress, stimulate=stimulate, mode=mode, base_model=subject.name)
+            number = choosing.number(result.counts[0].numel())
+            config = None if first is None else choosing.config(first, base_model=subject.name)
             followed = [] if first is None else traced_experts(first)
-            chat = Chat(subject.tokenizer, system_prompt, told)
             found = Imaging(
                 model=subject.name,
                 result=result,
@@ -254,16 +200,21 @@ def ftri_command(
                 config=None if config is None else config.to_dict(),
                 predicted=None if first is None else _predicted(result, wanted, groups, seed),
             )
-            more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judge or "the organism's own"}
+            more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judging.named}
             if engine is not None:
                 more |= served_facts(engine)
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(imaging_verdict(found)[0])
         if config is not None:
             tell("The config is a guess until hf-mote evaluate measures it. hf-mote find writes none before that.")
-        tell(f"Report: {output / PAGE}")
+        tell(f"Report: {writing.output / PAGE}")
         if failure is not None:
             raise failure
+
+
+def _each_run(keys: list[str], repeats: int) -> list[str]:
+    """Return the keys of prompts as those of their runs."""
+    return [key for key in keys for _ in range(repeats)]
 
 
 def _check(score: list[str], normalize: bool, scope: str, thinking_tokens: str | None) -> None:

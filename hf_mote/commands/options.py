@@ -37,6 +37,7 @@ __all__ = [
     "MaxNewTokens",
     "Mode",
     "Model",
+    "Output",
     "PairField",
     "Profile",
     "PromptField",
@@ -44,6 +45,7 @@ __all__ = [
     "Quantization",
     "Resamples",
     "Revision",
+    "RunFolder",
     "Seed",
     "Server",
     "Stimulate",
@@ -219,6 +221,7 @@ DryRun: TypeAlias = Annotated[
 Force: TypeAlias = Annotated[
     bool, typer.Option("--force", help="Replace what an earlier run wrote to the folder.", rich_help_panel=_OUT)
 ]
+Output: TypeAlias = Annotated[Path, typer.Option(help="Folder to write to.")]
 RunFolder: TypeAlias = Annotated[
     Path | None,
     typer.Option(

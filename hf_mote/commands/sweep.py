@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.judge_specs import make_judge, response_judge, target_of
-from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.bundles.asking import Generating, Sampling, Templating
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.evidence import Judging, Reading
+from hf_mote.commands.bundles.loading import Loading
+from hf_mote.commands.bundles.results import Writing
+from hf_mote.commands.judge_specs import response_judge, target_of
+from hf_mote.commands.model import Organisms
 from hf_mote.commands.names import CONTROL_KINDS
-from hf_mote.commands.prompts import read_prompts
-from hf_mote.commands.run_files import PAGE, Work, check_output, finish, writing_to
+from hf_mote.commands.run_files import PAGE, finish
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, one_of
 
@@ -21,9 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["sweep_command"]
 
+OUTPUT = Writing(Path("hf-mote-sweep"))
 
+
+@bundled
 def sweep_command(
     context: typer.Context,
+    *,
     model: o.Model,
     ranking: Annotated[str, typer.Argument(help="Ranking: the folder that ftri or attribute wrote, or a Hub id.")],
     prompts: o.Prompts,
@@ -31,41 +40,22 @@ def sweep_command(
     strengths: Annotated[str, typer.Option(help="Strengths to try with each number.")] = "1",
     stimulate: Annotated[bool, typer.Option("--stimulate", help="Stimulate instead of suppress.")] = False,
     mode: o.Mode = "drop",
-    judge: o.JudgeName = None,
-    target: o.Target = None,
-    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hf-mote-sweep"),
+    judging: Judging,
+    writing: Writing = OUTPUT,
     controls: o.Controls = 60,
     control_kind: o.ControlKind = "layer",
-    run_folder: o.RunFolder = None,
     seed: o.Seed = 0,
-    limit: o.Limit = None,
-    prompt_field: o.PromptField = None,
-    group_field: o.GroupField = None,
-    system_prompt: o.SystemPrompt = None,
-    chat_template: o.ChatTemplate = None,
-    template_arg: o.TemplateArgs = None,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    judge_model: o.JudgeModel = None,
-    judge_url: o.JudgeURL = None,
-    judge_allow_http: o.JudgeAllowHTTP = False,
-    batch_size: o.BatchSize = 16,
-    max_new_tokens: o.MaxNewTokens = 64,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    quantization: o.Quantization = None,
-    attn_implementation: o.AttnImplementation = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    reading: Reading,
+    templating: Templating,
+    sampling: Sampling,
+    generating: Generating,
+    loading: Loading,
     allow_other_weights: o.AllowOtherWeights = False,
-    dry_run: o.DryRun = False,
-    force: o.Force = False,
 ) -> None:
     """Try a ranking: suppress 1, 2, 5, 10, ... of its first experts, at each strength, against random controls."""
-    work = Work(output, run_folder)
+    work = writing.work()
     with reporting(kept=work.word):
-        check_output(output, force=force)
-        work.check()
+        writing.check()
         numbers = [int(number) for number in o.numbers_in("--experts", experts, int)]
         doses = o.numbers_in("--strengths", strengths, float)
         if numbers[0] < 1 or doses[0] <= 0:
@@ -76,7 +66,6 @@ def sweep_command(
         from hf_mote.commands.plan import TimedJudge, plan_responses
         from hf_mote.evaluation.evaluate import evaluate_settings
         from hf_mote.evaluation.sweep import settings_of, sweep_mote
-        from hf_mote.generation.asking import Chat, Decoding
         from hf_mote.ranking.expert_ranking import ExpertRanking
         from hf_mote.reports.formats import quoted
 
@@ -87,56 +76,36 @@ def sweep_command(
         action = "stimulate" if stimulate else "suppress"
         # What is wrong with a setting shows before anything runs.
         configs = settings_of(ranked, numbers, doses, action=action, suppress_mode=mode)
-        told, sampled = o.template_args(template_arg), o.sampling(temperature, top_p)
+        asking, sampled = templating.settings(), sampling.arguments()
         organisms = Organisms()
-        asked = read_prompts(prompts, organisms, prompt_field=prompt_field, limit=limit, seed=seed)
-        groups = None if group_field is None else asked.column(group_field)
-        labels = response_judge(
-            make_judge(
-                judge,
-                asked,
-                organisms,
-                model=model,
-                judge_model=judge_model,
-                judge_url=judge_url,
-                allow_http=judge_allow_http,
-            )
-        )
-        wanted = target_of(labels, target, asked)
-        subject = load_subject(
-            model,
-            organisms,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            attn_implementation=attn_implementation,
-            chat_template=chat_template,
-            trust_remote_code=trust_remote_code,
-            ready=lambda tokenizer: Chat(tokenizer, system_prompt, told).encode(asked.prompts),
-        )
-        if dry_run:
-            timed = TimedJudge(labels)
+        asked = reading.prompts(prompts, organisms, seed=seed)
+        groups = reading.groups(asked)
+        labels = response_judge(judging.make(asked, organisms, model=model))
+        wanted = target_of(labels, judging.target, asked)
+        subject = loading.subject(model, organisms, templating=templating, prompts=asked.prompts)
+        if writing.dry_run:
+            timed, chat = TimedJudge(labels), templating.chat(subject.tokenizer)
+            decoding = generating.decoding(seed, sampled)
             plan_responses(
                 subject,
                 asked,
-                Chat(subject.tokenizer, system_prompt, told),
-                Decoding(max_new_tokens, sampled, batch_size, seed),
+                chat,
+                decoding,
                 runs={
                     "untouched": 1,
                     "with a setting": len(configs),
                     "with random controls": len(configs) * controls,
                 },
-                judge=judge or "the organism's own",
+                judge=judging.named,
                 left_out=timed.left_out,
                 each=2,  # untouched, and with the setting
                 once=lambda some, longest: evaluate_settings(
                     subject.model,
-                    Chat(subject.tokenizer, system_prompt, told),
+                    chat,
                     [next(iter(configs.values()))],
                     some,
                     timed,
-                    Decoding(longest, sampled, batch_size, seed),
+                    dataclasses.replace(decoding, max_new_tokens=longest),
                     target="any",
                     num_controls=0,
                     progress=False,
@@ -144,7 +113,7 @@ def sweep_command(
                 pictures=1,
             )
             return
-        with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
+        with work.of(subject.model) as part_of, writing.folder() as folder:
             say(f"{len(configs)} settings on {len(asked.prompts)} prompts, with {controls} random controls")
             found = sweep_mote(
                 subject.model,
@@ -160,11 +129,10 @@ def sweep_command(
                 num_controls=controls,
                 control_kind=control_kind,  # type: ignore[arg-type]
                 seed=seed,
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-                system_prompt=system_prompt,
-                chat_template_kwargs=told,
+                batch_size=generating.batch_size,
+                max_new_tokens=generating.max_new_tokens,
                 generate_kwargs=sampled,
+                **asking,
                 groups=groups,
                 allow_other_weights=allow_other_weights,
                 run_folder=part_of(""),
@@ -173,11 +141,11 @@ def sweep_command(
             more = {
                 "ranking": ranking,
                 "prompts": f"{asked.source} ({len(asked.prompts)})",
-                "judge": judge or "the organism's own",
+                "judge": judging.named,
             }
             _write(folder, found, provenance_of(context, subject, seed, **more))
         tell(found.verdict)
-        tell(f"Report: {output / PAGE}")
+        tell(f"Report: {writing.output / PAGE}")
 
 
 def _write(folder: Path, found: Sweep, provenance: dict[str, str]) -> None:

@@ -68,7 +68,7 @@ def test_chat_template_and_its_arguments_reach_the_model(tiny_folder: Path, prom
     assert "--template-arg" in command
 
 
-@pytest.mark.parametrize("command", ["ftri", "evaluate", "sweep", "attribute"])
+@pytest.mark.parametrize("command", ["ftri", "evaluate", "sweep", "attribute", "find"])
 def test_every_command_refuses_a_template_argument_without_effect(
     command: str, tiny_folder: Path, prompts: Path, tmp_path: Path, attribute_run: Path
 ) -> None:
@@ -77,6 +77,7 @@ def test_every_command_refuses_a_template_argument_without_effect(
         "evaluate": ["organism:refusal", attribute_run, prompts, "--judge", "refusal"],
         "sweep": ["organism:refusal", attribute_run, prompts, "--judge", "refusal"],
         "attribute": [tiny_folder, prompts, "--target", "a", "--baseline", "b"],
+        "find": [tiny_folder, prompts, "--judge", "regex:a"],
     }
     told = refused(command, *given[command], "--output", tmp_path / "out", "--template-arg", "enable_thinking=false")
     assert "enable_thinking" in told

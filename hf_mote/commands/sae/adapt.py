@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.run_files import check_output, writing_to
 from hf_mote.commands.sae.evaluate import SAE
@@ -30,6 +31,7 @@ __all__ = ["adapt_command"]
 @bundled
 def adapt_command(
     context: typer.Context,
+    *,
     model: o.Model,
     sae: SAE,
     text: Text,
@@ -43,7 +45,7 @@ def adapt_command(
     evaluation_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens of the reports.")] = 20_000,
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
-    loading: Loading = AS_SAVED,
+    loading: Loading,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms
 from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import check_output, finish, writing_to
@@ -31,6 +32,7 @@ SAE = Annotated[str, typer.Argument(help="Folder or Hub id of an SAE, of this li
 @bundled
 def evaluate_command(
     context: typer.Context,
+    *,
     model: o.Model,
     sae: SAE,
     text: Text,
@@ -43,7 +45,7 @@ def evaluate_command(
     context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 256,
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
-    loading: Loading = AS_SAVED,
+    loading: Loading,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,

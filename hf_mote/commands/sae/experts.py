@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.run_files import check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
@@ -32,6 +33,7 @@ _TIMED = 1024  # latents that a dry run links by weights
 @bundled
 def experts_command(
     context: typer.Context,
+    *,
     model: o.Model,
     sae: SAE,
     text: Annotated[
@@ -50,7 +52,7 @@ def experts_command(
     context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 128,
     hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
     text_column: TextColumn = "text",
-    loading: Loading = AS_SAVED,
+    loading: Loading,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,

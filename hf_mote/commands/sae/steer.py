@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
 from hf_mote.commands.session import reporting, tell
@@ -22,6 +23,7 @@ _FORMS = "LATENT=+5 (added), LATENT=x2 (multiplied), LATENT=clamp:5, LATENT=abla
 
 @bundled
 def steer_command(
+    *,
     model: o.Model,
     sae: SAE,
     prompt: Annotated[list[str], typer.Option(help="A prompt; may be given several times.")],
@@ -31,7 +33,7 @@ def steer_command(
     hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the steering config, to be shared.")] = None,
     max_new_tokens: o.MaxNewTokens = 40,
-    loading: Loading = AS_SAVED,
+    loading: Loading,
     dry_run: o.DryRun = False,
 ) -> None:
     """Change latents of an SAE while the model answers, and print its answers with and without."""

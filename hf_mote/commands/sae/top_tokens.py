@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms
 from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import check_output, finish, writing_to
@@ -28,6 +29,7 @@ __all__ = ["top_tokens_command"]
 @bundled
 def top_tokens_command(
     context: typer.Context,
+    *,
     model: o.Model,
     sae: SAE,
     text: Text,
@@ -42,7 +44,7 @@ def top_tokens_command(
     ] = None,
     hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
     text_column: TextColumn = "text",
-    loading: Loading = AS_SAVED,
+    loading: Loading,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.bundles import AS_SAVED, Loading, bundled
+from hf_mote.commands.bundles.bundled import bundled
+from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.plan import Timed, Work, amount, plan_training, tokens_of
 from hf_mote.commands.run_files import check_output, writing_to
@@ -42,6 +43,7 @@ _TIMED = 4  # steps that a dry run times
 @bundled
 def train_command(
     context: typer.Context,
+    *,
     model: o.Model,
     text: Text,
     output: Annotated[Path, typer.Option(help="Folder for the SAE.")],
@@ -64,7 +66,7 @@ def train_command(
     ] = None,
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
-    loading: Loading = AS_SAVED,
+    loading: Loading,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,

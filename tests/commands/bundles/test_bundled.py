@@ -8,8 +8,9 @@ from typing import Annotated
 import pytest
 import typer
 from command_runs import ran
+from typer.testing import CliRunner
 
-from hf_mote.commands.bundles import bundled
+from hf_mote.commands.bundles.bundled import bundled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,15 @@ class Size:
     tall: Annotated[bool, typer.Option("--tall", help="Whether it is tall.")] = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """An option that has no default."""
+
+    name: Annotated[str, typer.Option(help="What it is called.")]
+
+
 SMALL = Size()
+LARGE = Size(7, tall=True)
 
 
 def command_line(command: object) -> typer.Typer:
@@ -30,8 +39,6 @@ def command_line(command: object) -> typer.Typer:
 
 
 def test_bundled_options_stand_in_their_place_and_come_as_one() -> None:
-    from typer.testing import CliRunner
-
     seen = []
 
     @bundled
@@ -48,6 +55,35 @@ def test_bundled_options_stand_in_their_place_and_come_as_one() -> None:
     assert "Draw." in shown
     assert shown.index("--width") < shown.index("--tall") < shown.index("--times")
     assert "--size" not in shown
+
+
+def test_bundled_defaults_are_those_of_the_instance_in_the_signature() -> None:
+    seen = []
+
+    @bundled
+    def draw(*, size: Size = LARGE) -> None:
+        """Draw."""
+        seen.append(size)
+
+    app = command_line(draw)
+    assert CliRunner().invoke(app, []).exit_code == 0
+    assert CliRunner().invoke(app, ["--width", "3"]).exit_code == 0
+    assert seen == [LARGE, Size(3, tall=True)]
+    assert "[default: 7]" in CliRunner().invoke(app, ["--help"]).output
+
+
+def test_bundled_field_without_a_default_must_be_given() -> None:
+    seen = []
+
+    @bundled
+    def draw(*, times: int = 1, named: Named) -> None:
+        """Draw."""
+        seen.append(named)
+
+    app = command_line(draw)
+    assert CliRunner().invoke(app, []).exit_code == 2
+    assert CliRunner().invoke(app, ["--name", "box"]).exit_code == 0
+    assert seen == [Named("box")]
 
 
 def test_bundled_option_of_a_name_that_is_taken_is_refused() -> None:

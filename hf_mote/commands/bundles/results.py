@@ -1,0 +1,98 @@
+"""Which experts of a ranking count, and where results go."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_mote.commands import options as o
+from hf_mote.commands.run_files import Work, check_output, config_of, writing_to
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hf_mote.mote.config import MoTEConfig
+    from hf_mote.ranking.expert_ranking import ExpertRanking
+
+__all__ = ["Choosing", "Writing"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choosing:
+    """Which of a ranking's first experts are looked at, and which of them a config changes.
+
+    Attributes:
+        suppress (`int`, *optional*): `--suppress`; so are the others, as [`config_of`] has them.
+        stimulate (`int`, *optional*): See there.
+        mode (`str`, *optional*, defaults to `"drop"`): See there.
+        top (`int`, *optional*): How many experts are looked at closely.
+    """
+
+    suppress: o.Suppress = None
+    stimulate: o.Stimulate = None
+    mode: o.Mode = "drop"
+    top: o.Top = None
+
+    def check(self) -> None:
+        """Refuse what no config could be made of; see [`options.check_changes`]."""
+        o.check_changes(self.suppress, self.stimulate, self.mode)
+
+    def check_experts(self, model: PreTrainedModel, **more: int | None) -> None:
+        """Refuse numbers above the experts of a model; see [`options.check_experts`].
+
+        Args:
+            model (`PreTrainedModel`): The model.
+            **more (`int`, *optional*): Further numbers by the name of their option.
+        """
+        o.check_experts(model, suppress=self.suppress, stimulate=self.stimulate, top=self.top, **more)
+
+    def number(self, most: int) -> int:
+        """Return how many experts are looked at closely.
+
+        Args:
+            most (`int`): How many there are.
+        """
+        return min(self.top or self.suppress or self.stimulate or 5, most)
+
+    def config(self, ranking: ExpertRanking, *, base_model: str) -> MoTEConfig | None:
+        """Return the config of the first experts, if one was asked for.
+
+        Args:
+            ranking (`ExpertRanking`): The ranking.
+            base_model (`str`): The model as it was given.
+        """
+        return config_of(
+            ranking, suppress=self.suppress, stimulate=self.stimulate, mode=self.mode, base_model=base_model
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """Where a command writes, and keeps its work until then.
+
+    Attributes:
+        output (`Path`): `--output`; so are the others.
+        run_folder (`Path`, *optional*): Where results are kept as they come.
+        dry_run (`bool`, *optional*, defaults to `False`): Print what would be done, and write nothing.
+        force (`bool`, *optional*, defaults to `False`): Replace what an earlier run wrote.
+    """
+
+    output: o.Output
+    run_folder: o.RunFolder = None
+    dry_run: o.DryRun = False
+    force: o.Force = False
+
+    def work(self) -> Work:
+        """Return where the command keeps what it has done."""
+        return Work(self.output, self.run_folder)
+
+    def check(self) -> None:
+        """Raise [`FileFormatError`] if the output or the run folder may not be written to."""
+        check_output(self.output, force=self.force)
+        self.work().check()
+
+    def folder(self) -> AbstractContextManager[Path]:
+        """Return the block that writes the output; see [`writing_to`]."""
+        return writing_to(self.output, force=self.force)

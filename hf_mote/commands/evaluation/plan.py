@@ -1,0 +1,91 @@
+"""What `hf-mote evaluate --dry-run` says, having answered one batch of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hf_mote.commands.evaluation.material import Material
+from hf_mote.commands.plan import TimedJudge, plan_responses
+
+if TYPE_CHECKING:
+    from hf_mote.commands.model import Subject
+    from hf_mote.evaluation.changes import Change
+    from hf_mote.evaluation.conversations import Conversation
+    from hf_mote.generation.asking import Chat, Decoding
+    from hf_mote.judges.judge import Judge
+
+__all__ = ["plan_evaluation"]
+
+
+def plan_evaluation(
+    subject: Subject,
+    material: Material,
+    changes: Sequence[Change],
+    labels: Judge,
+    *,
+    chat: Chat,
+    decoding: Decoding,
+    judge: str,
+    controls: int,
+    strengths: int,
+    shared: Mapping[str, Any],
+) -> None:
+    """Print what would be done.
+
+    Args:
+        subject (`Subject`): The model.
+        material ([`Material`]): What the configs are measured on.
+        changes (`Sequence[Change]`): The configs.
+        labels (`Judge`): The judge.
+        chat (`Chat`): How prompts become tokens.
+        decoding (`Decoding`): How responses are decoded.
+        judge (`str`): What the judge is called.
+        controls (`int`): How many random configs each is compared with.
+        strengths (`int`): At how many further strengths each is measured.
+        shared (`Mapping[str, Any]`): Arguments of `evaluate_mote` for all its calls.
+    """
+    from hf_mote.evaluation.evaluate import OFF_TARGET, evaluate_mote
+
+    timed, others, opposite = TimedJudge(labels), len(material.unrelated), material.opposite
+    asides = (2 + controls) * [min(others, OFF_TARGET)] if others else []
+    whole = 2 * [others] if others > OFF_TARGET else []
+    spoken = _spoken(material.conversations)
+    plan_responses(
+        subject,
+        material.asked,
+        chat,
+        decoding,
+        runs={
+            "untouched": len(changes),
+            "with the config": len(changes),
+            "with random controls": controls * len(changes),
+            **({"at other strengths": strengths * len(changes)} if strengths else {}),
+        },
+        others=[
+            *len(changes) * [*asides, *whole, *spoken, *spoken],
+            *([] if opposite is None else (2 + controls) * [len(opposite.prompts)]),
+        ],
+        judge=judge,
+        left_out=[*timed.left_out, *(["the passes over --texts"] if material.texts else [])],
+        once=lambda some, longest: evaluate_mote(
+            subject.model,
+            subject.tokenizer,
+            changes[0],
+            some,
+            timed,
+            target="any",
+            num_controls=0,
+            max_new_tokens=longest,
+            progress=False,
+            **shared,
+        ),
+        each=2,  # untouched, and with the config
+        pictures=1,
+    )
+
+
+def _spoken(talks: Sequence[Conversation]) -> list[int]:
+    """Return how many conversations have a first turn, a second one, and so on."""
+    most = max((len(talk.turns) for talk in talks), default=0)
+    return [sum(turn < len(talk.turns) for talk in talks) for turn in range(most)]
