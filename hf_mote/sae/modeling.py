@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.sae.inputs import Tokens, blocks_of, flatten, in_blocks
 from hf_mote.sae.kernels.sparse import SparseLatents, sparse_decode
-from hf_mote.sae.losses import fvu, mse
+from hf_mote.sae.losses import fvu, fvu_scale, mse, squared_error
 from hf_mote.sae.normalization import normalized, restored, restored_scale
 from hf_mote.sae.output import Encoding, Penalty, SAEOutput
 from hf_mote.sae.step import TrainingStep
@@ -324,6 +324,7 @@ class SAEModel(SAEWeights):
     ) -> dict[str, Tensor]:
         """Return the loss and what else is reported, by the names of the fields in [`SAEOutput`]."""
         step = tokens.step
+        tokens = tokens._replace(scale=fvu_scale(target, tokens.valid) if step is None else step.scale)
         loss = self._reconstruction_loss(encoding, tokens, target, reconstruction)
         penalties = self._penalties(encoding, tokens, target, target - reconstruction) if self.training else {}
         for name, penalty in penalties.items():
@@ -332,10 +333,12 @@ class SAEModel(SAEWeights):
         with torch.no_grad():
             latents = encoding.latents
             active = (latents.values if isinstance(latents, SparseLatents) else latents) > 0
+            num_tokens = None if step is None else step.num_tokens
+            error = squared_error(target, reconstruction, tokens.valid)
             return {
                 "loss": loss,
-                "fvu": fvu(target, reconstruction, tokens.valid, scale=None if step is None else step.scale),
-                "mse": mse(target, reconstruction, tokens.valid, num_tokens=None if step is None else step.num_tokens),
+                "fvu": fvu(target, reconstruction, tokens.valid, scale=tokens.scale, error=error),
+                "mse": mse(target, reconstruction, tokens.valid, num_tokens=num_tokens, error=error),
                 "l0": active.sum() / max(tokens.step_tokens, 1),
                 **{name: penalty.value for name, penalty in penalties.items()},
                 "dead_fraction": self.dead_latents().float().mean(),
@@ -360,7 +363,7 @@ class SAEModel(SAEWeights):
         """Return the error of a reconstruction as `config.reconstruction_loss` measures it, a scalar."""
         step = tokens.step
         if self.config.reconstruction_loss == "fvu":
-            return fvu(target, rebuilt, tokens.valid, scale=None if step is None else step.scale)
+            return fvu(target, rebuilt, tokens.valid, scale=tokens.scale)
         return mse(target, rebuilt, tokens.valid, num_tokens=None if step is None else step.num_tokens)
 
 

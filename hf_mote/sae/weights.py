@@ -92,7 +92,9 @@ class SAEWeights(PreTrainedModel):
         # Up to rounding, so that doing it again changes nothing: a graph may hold the rows for its backward. Lengths
         # after a division were measured: off by up to 5 eps in float32 and float64, 0.7 in the narrower dtypes.
         slack = (8 if rows.dtype == width else 1) * torch.finfo(rows.dtype).eps
-        off = (norms - 1).abs() > slack
+        off = ((norms - 1).abs() > slack) & (norms > 0)
+        if not bool(off.any()):
+            return
         if bool(((norms - 1).abs() > _FAR_OFF).logical_and(norms > 0).any()):
             _logger.warning(
                 "%s: rows of W_dec are set to unit length that were up to %.3g long, which changes reconstructions; "
@@ -100,7 +102,7 @@ class SAEWeights(PreTrainedModel):
                 type(self).__name__,
                 float(norms.max()),
             )
-        rows.div_(torch.where(off & (norms > 0), norms, 1.0).to(rows.dtype))
+        rows.div_(torch.where(off, norms, 1.0).to(rows.dtype))
 
     @torch.no_grad()
     def fold_decoder_norm(self) -> Self:
