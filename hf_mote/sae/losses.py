@@ -56,7 +56,7 @@ def fvu(
 def fvu_scale(target: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return what [`fvu`] divides the squared error of a batch by, a scalar; shapes as in [`squared_error`]."""
     variance = total_variance(target, valid)
-    length = squared_error(target, target.new_zeros(()).expand_as(target), valid)
+    length = (_wide(target) if valid is None else _wide(target) * valid[:, None]).pow(2).sum()
     scale = variance.where(variance > 1e-12 * length, length)
     return scale.where(scale > 0, scale.new_ones(()))
 

@@ -118,8 +118,8 @@ def _show(source: _Encoded, rules: Sequence[Selector]) -> Iterator[Block]:
 
 def _in_order(entries: Entries, num_tokens: int, num_latents: int) -> Chosen:
     order = (entries.tokens * num_latents + entries.latents).argsort()
-    pattern = Pattern(entries.tokens[order], entries.latents[order], num_tokens, num_latents)
-    return Chosen(entries.values[order], pattern)
+    values, tokens, latents = (tensor.index_select(0, order) for tensor in entries)
+    return Chosen(values, Pattern(tokens, latents, num_tokens, num_latents))
 
 
 def _spread(chosen: Chosen, tokens: Tensor, num_tokens: int) -> Chosen:

@@ -65,7 +65,8 @@ class _Search:
             lines = lines + start
             allowed = ranks < budgets[lines]
             lines, columns = lines[allowed], columns[allowed]
-            self.found.append(Entries(block.values[lines, columns], block.columns[columns], block.lines[lines]))
+            values, latents, tokens = block.entries(lines, columns)
+            self.found.append(Entries(values, tokens, latents))
 
     def finish(self) -> Entries | None:
         return Entries.join(self.found)

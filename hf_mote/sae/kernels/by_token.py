@@ -55,7 +55,7 @@ class _Search:
         affinity = block.scaled(self.rule.scale, by="columns")
         # Columns of padding are not positive.
         lines, columns, _ = positive_in_rows(affinity, count)
-        self.found.append(Entries(block.values[lines, columns], block.lines[lines], block.columns[columns]))
+        self.found.append(block.entries(lines, columns))
 
     def finish(self) -> Entries | None:
         return Entries.join(self.found)

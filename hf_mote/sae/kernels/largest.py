@@ -67,13 +67,16 @@ def positive_in_rows(affinity: Tensor, count: int) -> tuple[Tensor, Tensor, Tens
         return rows, positions[rows, ranks], ranks
     rows, positions, values = _at_least_the_bound(affinity, count, size)
     lengths = torch.bincount(rows, minlength=len(affinity))
-    places = torch.arange(len(rows)) - (lengths.cumsum(0) - lengths)[rows]
+    most = max(count, int(lengths.max()) if len(lengths) else 0)
+    # Every entry to its row, from the left.
+    starts = lengths.cumsum(0) - lengths
+    places = torch.arange(len(rows)) + (torch.arange(len(lengths)) * most - starts).index_select(0, rows)
     last = affinity.shape[1] - 1
-    keys = torch.full((len(affinity), max(count, int(lengths.max()) if len(lengths) else 0)), -1)
-    keys[rows, places] = _keys(values, last - positions)
-    best = keys.topk(count, dim=1).values
-    rows, ranks = (best >> _LOW_BITS > 0).nonzero(as_tuple=True)
-    return rows, last - (best[rows, ranks] & (2**_LOW_BITS - 1)), ranks
+    keys = torch.full((len(affinity) * most,), -1).scatter_(0, places, _keys(values, last - positions))
+    best = keys.reshape(len(affinity), most).topk(count, dim=1).values.flatten()
+    found = (best >= 2**_LOW_BITS).nonzero().squeeze(1)
+    rows, ranks = found // count, found % count
+    return rows, last - (best.index_select(0, found) & (2**_LOW_BITS - 1)), ranks
 
 
 def group_maxima(affinity: Tensor, size: int = GROUP) -> Tensor:
@@ -87,10 +90,15 @@ def _at_least_the_bound(affinity: Tensor, count: int, size: int) -> tuple[Tensor
     info = torch.finfo(affinity.dtype)
     smallest = info.smallest_normal * info.eps
     bound = maxima.topk(count, dim=1, sorted=False).values.amin(1, keepdim=True).clamp_min(smallest)
-    rows, groups = (maxima >= bound).nonzero(as_tuple=True)
-    candidates = affinity.reshape(-1, size).index_select(0, rows * maxima.shape[1] + groups)
-    hits, offsets = (candidates >= bound[rows]).nonzero(as_tuple=True)
-    return rows[hits], groups[hits] * size + offsets, candidates[hits, offsets]
+    # By places in flattened tensors: to index by rows and columns takes several times as long.
+    groups = (maxima >= bound).flatten().nonzero().squeeze(1)
+    rows = groups // maxima.shape[1]
+    candidates = affinity.reshape(-1, size).index_select(0, groups)
+    hits = (candidates >= bound.index_select(0, rows)).flatten().nonzero().squeeze(1)
+    whose = hits // size
+    rows, values = rows.index_select(0, whose), candidates.flatten().index_select(0, hits)
+    places = groups.index_select(0, whose) * size + hits % size
+    return rows, places - rows * affinity.shape[1], values
 
 
 def _group_size(width: int, count: int) -> int | None:

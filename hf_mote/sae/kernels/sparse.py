@@ -214,7 +214,7 @@ class _Encode(torch.autograd.Function):
                 found[0] = _scattered(values, rows, columns, W_enc, len(x))
             if needs_W_enc or needs_pre_bias or needs_b_enc:
                 order = columns.argsort(stable=True)
-                values, columns, rows = values[order], columns[order], rows[order]
+                values, columns, rows = (tensor.index_select(0, order) for tensor in (values, columns, rows))
             if needs_W_enc:
                 found[2] = weighted_sum(values, columns, rows, _centred(x, pre_bias), len(W_enc))
             if needs_pre_bias or needs_b_enc:
@@ -245,12 +245,12 @@ class _Decode(torch.autograd.Function):
         grad_values = grad_W_dec = None
         # By latents: a dictionary row is read once for all of its tokens.
         order = columns.argsort(stable=True)
-        rows, columns = rows[order], columns[order]
+        rows, columns = rows.index_select(0, order), columns.index_select(0, order)
         if ctx.needs_input_grad[0]:
             grad_values = torch.empty_like(values)
-            grad_values[order] = row_dots(W_dec, grad, columns, rows).to(values.dtype)
+            grad_values.scatter_(0, order, row_dots(W_dec, grad, columns, rows).to(values.dtype))
         if ctx.needs_input_grad[1]:
-            grad_W_dec = weighted_sum(values[order], columns, rows, grad, num_columns).to(W_dec.dtype)
+            grad_W_dec = weighted_sum(values.index_select(0, order), columns, rows, grad, num_columns).to(W_dec.dtype)
         return grad_values, grad_W_dec, None
 
 
