@@ -30,12 +30,14 @@ class Tokens(NamedTuple):
         valid (`torch.Tensor` of shape `(tokens,)`, bool, *optional*): `False` at padding; `None` if there is none.
         leading (`tuple[int, ...]`): The shape that the tokens had.
         step ([`TrainingStep`], *optional*): The optimizer step that they are a part of.
+        scale (`torch.Tensor` of shape `()`, *optional*): What squared errors of their targets are divided by for FVU.
     """
 
     values: Tensor
     valid: Tensor | None
     leading: tuple[int, ...]
     step: TrainingStep | None = None
+    scale: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -88,12 +90,18 @@ def flatten(where: str, activations: Tensor, attention_mask: Tensor | None, widt
         valid = attention_mask.reshape(-1).to(device=values.device, dtype=torch.bool)
         # Not a product: padding may hold NaN.
         values = values.masked_fill(~valid[:, None], 0)
-    if not torch.compiler.is_compiling() and values.numel() and not bool(values.detach().isfinite().all()):
+    if not torch.compiler.is_compiling() and values.numel() and not _all_finite(values.detach()):
         wrong = int((~values.detach().isfinite().all(1)).nonzero()[0])
         raise DataError(
             where, f"token {wrong} holds NaN or an infinite number", fix="Leave it out, or mask it by attention_mask."
         )
     return Tokens(values, valid, leading)
+
+
+def _all_finite(values: Tensor) -> bool:
+    # Both ends are NaN if a number is: no copy of the batch is made.
+    low, high = values.aminmax()
+    return bool(low.isfinite() & high.isfinite())
 
 
 def in_blocks(inputs: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["RECONSTRUCTION_LOSSES", "fvu", "mse", "squared_error", "total_variance", "weighted_l1"]
+__all__ = ["RECONSTRUCTION_LOSSES", "fvu", "fvu_scale", "mse", "squared_error", "total_variance", "weighted_l1"]
 
 
 def squared_error(target: Tensor, reconstruction: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -35,32 +35,51 @@ def total_variance(target: Tensor, valid: Tensor | None = None) -> Tensor:
     return ((target - mean) * weight).pow(2).sum()
 
 
-def fvu(target: Tensor, reconstruction: Tensor, valid: Tensor | None = None, *, scale: Tensor | None = None) -> Tensor:
+def fvu(
+    target: Tensor,
+    reconstruction: Tensor,
+    valid: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    error: Tensor | None = None,
+) -> Tensor:
     """Return the fraction of variance unexplained: [`squared_error`] over [`total_variance`].
 
     0 is perfect, 1 is as good as the mean of the batch. A batch without variance (one token, or none) is measured
     against its squared length instead, and gives 0 if that is 0 too. With `scale`, the variance of a whole step of
-    which this is a part, the parts add up to the step's FVU.
+    which this is a part, the parts add up to the step's FVU. `error` is the squared error, where it is known already.
     """
-    error = squared_error(target, reconstruction, valid)
-    if scale is not None:
-        return error / scale
+    error = squared_error(target, reconstruction, valid) if error is None else error
+    return error / (fvu_scale(target, valid) if scale is None else scale)
+
+
+def fvu_scale(target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Return what [`fvu`] divides the squared error of a batch by, a scalar; shapes as in [`squared_error`]."""
     variance = total_variance(target, valid)
-    length = squared_error(target, target.new_zeros(()).expand_as(target), valid)
+    length = (_wide(target) if valid is None else _wide(target) * valid[:, None]).pow(2).sum()
     scale = variance.where(variance > 1e-12 * length, length)
-    return error / scale.where(scale > 0, scale.new_ones(()))
+    return scale.where(scale > 0, scale.new_ones(()))
 
 
 def mse(
-    target: Tensor, reconstruction: Tensor, valid: Tensor | None = None, *, num_tokens: int | None = None
+    target: Tensor,
+    reconstruction: Tensor,
+    valid: Tensor | None = None,
+    *,
+    num_tokens: int | None = None,
+    error: Tensor | None = None,
 ) -> Tensor:
-    """Return the squared error, mean over valid tokens (a sum over them, by `num_tokens`) and over dimensions."""
+    """Return the squared error, mean over valid tokens (a sum over them, by `num_tokens`) and over dimensions.
+
+    `error` is the squared error, where it is known already.
+    """
     tokens: int | Tensor
     if num_tokens is not None:
         tokens = max(num_tokens, 1)
     else:
         tokens = max(len(target), 1) if valid is None else valid.sum().clamp(min=1)
-    return squared_error(target, reconstruction, valid) / (target.shape[1] * tokens)
+    error = squared_error(target, reconstruction, valid) if error is None else error
+    return error / (target.shape[1] * tokens)
 
 
 def weighted_l1(latents: Tensor, decoder_norms: Tensor, tokens: int | Tensor) -> Tensor:

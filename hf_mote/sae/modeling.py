@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.sae.inputs import Tokens, blocks_of, flatten, in_blocks
 from hf_mote.sae.kernels.sparse import SparseLatents, sparse_decode
-from hf_mote.sae.losses import fvu, mse
+from hf_mote.sae.losses import fvu, fvu_scale, mse, squared_error
 from hf_mote.sae.normalization import normalized, restored, restored_scale
 from hf_mote.sae.output import Encoding, Penalty, SAEOutput
 from hf_mote.sae.step import TrainingStep
@@ -79,13 +79,15 @@ class SAEModel(SAEWeights):
         latents = self._activate(self._preactivations(self._centred(tokens.values)))
         return Encoding(latents if tokens.valid is None else latents * tokens.valid[:, None])
 
-    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, error: Tensor) -> dict[str, Penalty]:
+    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> dict[str, Penalty]:
         """Return what training adds to the reconstruction loss, by the names of the fields in [`SAEOutput`]."""
         return {}
 
-    def _reconstruction_loss(self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> Tensor:
-        """Return the reconstruction loss, a scalar."""
-        return self._error(tokens, target, rebuilt)
+    def _reconstruction_loss(
+        self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor, error: Tensor
+    ) -> Tensor:
+        """Return the reconstruction loss, a scalar; `error` is the squared error of what was rebuilt."""
+        return self._error(tokens, target, rebuilt, error)
 
     def _total_of(self, tokens: Tokens) -> Tensor | None:
         """Return what a penalty that is no mean over tokens must know of a whole step, a sum over its tokens."""
@@ -324,18 +326,21 @@ class SAEModel(SAEWeights):
     ) -> dict[str, Tensor]:
         """Return the loss and what else is reported, by the names of the fields in [`SAEOutput`]."""
         step = tokens.step
-        loss = self._reconstruction_loss(encoding, tokens, target, reconstruction)
-        penalties = self._penalties(encoding, tokens, target, target - reconstruction) if self.training else {}
+        tokens = tokens._replace(scale=fvu_scale(target, tokens.valid) if step is None else step.scale)
+        error = squared_error(target, reconstruction, tokens.valid)
+        loss = self._reconstruction_loss(encoding, tokens, target, reconstruction, error)
+        penalties = self._penalties(encoding, tokens, target, reconstruction) if self.training else {}
         for name, penalty in penalties.items():
             raised = step.sparsity if step is not None and name == "sparsity_loss" else 1.0
             loss = loss + penalty.coefficient * raised * penalty.value
         with torch.no_grad():
             latents = encoding.latents
             active = (latents.values if isinstance(latents, SparseLatents) else latents) > 0
+            num_tokens = None if step is None else step.num_tokens
             return {
                 "loss": loss,
-                "fvu": fvu(target, reconstruction, tokens.valid, scale=None if step is None else step.scale),
-                "mse": mse(target, reconstruction, tokens.valid, num_tokens=None if step is None else step.num_tokens),
+                "fvu": fvu(target, reconstruction, tokens.valid, scale=tokens.scale, error=error),
+                "mse": mse(target, reconstruction, tokens.valid, num_tokens=num_tokens, error=error),
                 "l0": active.sum() / max(tokens.step_tokens, 1),
                 **{name: penalty.value for name, penalty in penalties.items()},
                 "dead_fraction": self.dead_latents().float().mean(),
@@ -345,7 +350,7 @@ class SAEModel(SAEWeights):
         latents = encoding.latents
         if isinstance(latents, SparseLatents):
             fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.bool)
-            fired[latents.pattern.columns] = True
+            fired.index_fill_(0, latents.pattern.columns, True)
         else:
             fired = (latents > 0).any(0)
         if tokens.step is not None:
@@ -356,12 +361,16 @@ class SAEModel(SAEWeights):
             fired = whole
         self.tokens_since_fired.add_(tokens.step_tokens).masked_fill_(fired, 0)
 
-    def _error(self, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> Tensor:
-        """Return the error of a reconstruction as `config.reconstruction_loss` measures it, a scalar."""
+    def _error(self, tokens: Tokens, target: Tensor, rebuilt: Tensor, error: Tensor | None = None) -> Tensor:
+        """Return the error of a reconstruction as `config.reconstruction_loss` measures it, a scalar.
+
+        `error` is the squared error, where it is known already.
+        """
         step = tokens.step
         if self.config.reconstruction_loss == "fvu":
-            return fvu(target, rebuilt, tokens.valid, scale=None if step is None else step.scale)
-        return mse(target, rebuilt, tokens.valid, num_tokens=None if step is None else step.num_tokens)
+            return fvu(target, rebuilt, tokens.valid, scale=tokens.scale, error=error)
+        num_tokens = None if step is None else step.num_tokens
+        return mse(target, rebuilt, tokens.valid, num_tokens=num_tokens, error=error)
 
 
 def _dense(latents: Tensor | SparseLatents) -> Tensor:

@@ -1,7 +1,7 @@
 """What it costs to train an SAE from text: time beyond the language model's forward, and memory against tokens.
 
     python tests/benchmarks/bench_collect.py time [--rounds 7] [--peers PYTHON]
-    python tests/benchmarks/bench_collect.py memory
+    python tests/benchmarks/bench_collect.py memory [--sizes 0 1 2]
 
 `time`: a Llama of SmolLM2-135M's shape with random weights, activations after layer 15, a dictionary of 4,608 latents,
 TopK 32, batches of 2,048 tokens. A round takes one batch through each of these in turn: the model as far as the
@@ -10,13 +10,16 @@ and `SAETrainer`, whole steps); the same with two SAEs on one stream; with `--pe
 of sparsify, in processes of their own, by the interpreter of an environment with both. Processor time on one thread;
 medians and quartiles over rounds, of ratios within a round.
 
-`memory`: peak resident memory of a process that collects and trains, for 1, 4 and 8 windows of text, and for one and
-two SAEs, beside the formula of docs/training_saes.md.
+`memory`: peak resident memory of processes that collect and train (Linux), each started for one size, beside the
+formula of docs/training_saes.md, term by term: batches, latents, widths, k, one SAE and several, and 1, 4 and 16 times
+as much text. The language model is small, two sequences run together, and memory is counted from the end of a run of
+one step, after free memory was given back.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import platform
 import resource
@@ -33,12 +36,24 @@ import torch
 from bench_sae import Worker, with_repository
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from hf_mote import SAETrainer, SAETrainingArguments, TopKSAEConfig, TopKSAEModel, collect_activations
+from hf_mote import (
+    MutualChoiceSAEConfig,
+    MutualChoiceSAEModel,
+    ReLUSAEConfig,
+    ReLUSAEModel,
+    SAETrainer,
+    SAETrainingArguments,
+    TopKSAEConfig,
+    TopKSAEModel,
+    collect_activations,
+)
 
 WIDTH, LATENTS, K, BATCH, CONTEXT = 576, 4608, 32, 2048, 256
 LAYER = 15
 WINDOW = 8192
 LAYER_OF_MEMORY = 1
+# Tensors of the size of a batch's latents that a dense architecture holds at once.
+DENSE = 4
 
 
 class Tokenizer:
@@ -66,25 +81,27 @@ def main() -> None:
     parser.add_argument("what", choices=["time", "memory", "one-memory"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peers", type=Path, help="interpreter of an environment with SAELens and sparsify")
+    parser.add_argument("--sizes", type=int, nargs="+", help="of `memory`: these rows only, counted from 0")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.what == "time":
         measure_time(arguments.rounds, arguments.peers)
     elif arguments.what == "memory":
-        measure_memory()
+        measure_memory(arguments.sizes)
     else:
         one_memory(**json.loads(arguments.task))
 
 
-def llama(layers: int, vocabulary: int) -> LlamaForCausalLM:
+def llama(layers: int, vocabulary: int, width: int = WIDTH) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=WIDTH,
+        hidden_size=width,
         intermediate_size=1536,
         num_hidden_layers=layers,
         num_attention_heads=9,
         num_key_value_heads=3,
+        head_dim=64,
         vocab_size=vocabulary,
         tie_word_embeddings=True,
         bos_token_id=1,
@@ -98,16 +115,26 @@ def new_sae(seed: int = 0) -> TopKSAEModel:
     return TopKSAEModel(TopKSAEConfig(hidden_size=WIDTH, num_latents=LATENTS, k=K, hookpoint=f"model.layers.{LAYER}"))
 
 
-def trainer(model: Any, saes: Any, contexts: int, steps: int, layer: int, *callbacks: Any) -> SAETrainer:
+def trainer(
+    model: Any,
+    saes: Any,
+    contexts: int,
+    steps: int,
+    layer: int,
+    *callbacks: Any,
+    batch: int = BATCH,
+    window: int = BATCH,
+    sequences_per_forward: int = BATCH // CONTEXT,
+) -> SAETrainer:
     stream = collect_activations(
         model,
         Tokenizer(),
         Text(contexts, model.config.vocab_size),
         f"model.layers.{layer}.output",
-        batch_size=BATCH,
+        batch_size=batch,
         context_length=CONTEXT,
-        sequences_per_forward=BATCH // CONTEXT,
-        window_tokens=WINDOW if layer == LAYER_OF_MEMORY else BATCH,
+        sequences_per_forward=sequences_per_forward,
+        window_tokens=window,
         normalize=True,
     )
     settings = SAETrainingArguments(
@@ -205,46 +232,123 @@ def measure_time(rounds: int, peers: Path | None) -> None:
 
 # Memory.
 
+# What differs from the first row.
+SIZES: list[dict[str, Any]] = [
+    {},
+    {"saes": 2},
+    {"saes": 3},
+    {"batch": 512},
+    {"batch": 8192, "window": 16_384},
+    {"latents": 16_384},
+    {"width": 1024, "latents": 8192},
+    {"k": 256},
+    {"kind": "Mutual Choice"},
+    {"kind": "ReLU"},
+    {"kind": "ReLU", "batch": 512},
+    {"windows": 8},
+    {"windows": 32},
+]
+FIRST: dict[str, Any] = {
+    "kind": "TopK",
+    "saes": 1,
+    "width": WIDTH,
+    "latents": LATENTS,
+    "k": K,
+    "batch": BATCH,
+    "window": WINDOW,
+    "windows": 2,
+}
+KINDS = {
+    "TopK": (TopKSAEConfig, TopKSAEModel),
+    "Mutual Choice": (MutualChoiceSAEConfig, MutualChoiceSAEModel),
+    "ReLU": (ReLUSAEConfig, ReLUSAEModel),
+}
+# Lines of a block of pre-activations on a CPU.
+LINES = 512
 
-def measure_memory() -> None:
-    parameters = 2 * LATENTS * WIDTH + LATENTS + WIDTH
-    show(f"{platform.machine()}, float32; MiB above a process that has the model and trained one step")
-    for saes in (1, 2):
-        for windows in (1, 4, 8):
-            task = {"saes": saes, "windows": windows}
-            done = subprocess.run(
-                [sys.executable, __file__, "one-memory", "--task", json.dumps(task)],
-                env=with_repository(),
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            peak = json.loads(done.stdout.splitlines()[-1])["bytes"]
-            formula = formula_bytes(saes, parameters)
-            show(
-                f"{saes} SAE(s), {windows * WINDOW:7} tokens: {peak / 2**20:6.0f}"
-                f" (formula {formula / 2**20:.0f}, ratio {peak / formula:.2f})"
-            )
+
+def measure_memory(chosen: list[int] | None) -> None:
+    show(f"{platform.machine()}, float32; MiB beyond a process that has the model and trained a step of 8 latents")
+    terms = [name for name, _ in formula(FIRST)]
+    show(f"{'':34}" + "".join(f"{name:>14}" for name in (*terms, "formula", "measured", "ratio", "(all steps")) + ")")
+    for index, changed in enumerate(SIZES):
+        if chosen and index not in chosen:
+            continue
+        size = FIRST | changed
+        done = subprocess.run(
+            [sys.executable, __file__, "one-memory", "--task", json.dumps(size)],
+            env=with_repository(),
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+        expected = [value for _, value in formula(size)]
+        label = ", ".join(f"{name} {value}" for name, value in changed.items()) or f"TopK, {LATENTS} latents"
+        cells = [f"{value / 2**20:14.0f}" for value in (*expected, sum(expected), found["peak"])]
+        cells.append(f"{found['peak'] / sum(expected):14.2f}")
+        cells.append(f"{found['least'] / 2**20:8.0f}-{found['peak'] / 2**20:.0f}")
+        show(f"{label:34}" + "".join(cells))
 
 
-def formula_bytes(saes: int, parameters: int) -> int:
-    """As docs/training_saes.md has it: window and its shuffled copy, SAEs with Adam, pre-activations, batch."""
-    window = 2 * 4 * WINDOW * WIDTH
-    return window + saes * 16 * parameters + 4 * BATCH * LATENTS + 24 * BATCH * WIDTH
+def formula(size: dict[str, Any]) -> list[tuple[str, int]]:
+    """The terms of docs/training_saes.md, in bytes."""
+    parameters = 2 * size["latents"] * size["width"] + size["latents"] + size["width"]
+    dense = size["kind"] == "ReLU"
+    lines = size["batch"] if dense else min(size["batch"], LINES)
+    return [
+        ("window", 2 * 4 * size["window"] * size["width"]),
+        ("SAEs", size["saes"] * 16 * parameters),
+        ("latents", (DENSE if dense else 1) * 4 * lines * size["latents"]),
+        ("batch", 40 * size["batch"] * size["width"]),
+    ]
 
 
-def one_memory(saes: int, windows: int) -> None:
-    model = llama(LAYER_OF_MEMORY + 1, 512)
-    # What is imported, and grows once, is there before: a run of one step, of an SAE that is nearly nothing.
-    warm = TopKSAEModel(TopKSAEConfig(hidden_size=WIDTH, num_latents=8, k=4))
-    trainer(model, warm, BATCH // CONTEXT, 1, LAYER_OF_MEMORY).train()
+def one_memory(**size: Any) -> None:
+    model = llama(LAYER_OF_MEMORY + 1, 512, size["width"])
+    # What is imported, and grows once, is there before: a run of a step, of an SAE that is nearly nothing.
+    small = size | {"latents": 8, "k": 4, "saes": 1, "batch": CONTEXT, "window": CONTEXT, "windows": 1}
+    run_for_memory(model, small)
+    ctypes.CDLL(None).malloc_trim(0)
     before = resident_bytes()
-    made = {f"s{seed}": new_sae(seed) for seed in range(saes)}
-    for sae in made.values():
-        sae.config.hookpoint = None
-    steps = windows * WINDOW // BATCH
-    trainer(model, made, windows * WINDOW // CONTEXT, steps, LAYER_OF_MEMORY).train()
-    print(json.dumps({"bytes": peak_bytes() - before}))  # noqa: T201
+    forget_peak()
+    peaks = run_for_memory(model, size)
+    print(json.dumps({"peak": max(peaks) - before, "least": min(peaks) - before}))  # noqa: T201
+
+
+def run_for_memory(model: LlamaForCausalLM, size: dict[str, Any]) -> list[int]:
+    """Peaks of resident memory, from one step's end to the next."""
+    config, kind = KINDS[size["kind"]]
+    several = {}
+    for seed in range(size["saes"]):
+        torch.manual_seed(seed)
+        choice = {} if size["kind"] == "ReLU" else {"k": size["k"]}
+        several[f"s{seed}"] = kind(config(hidden_size=size["width"], num_latents=size["latents"], **choice))
+    peaks = Peaks()
+    tokens = size["window"] * size["windows"]
+    trainer(
+        model,
+        several,
+        tokens // CONTEXT,
+        tokens // size["batch"],
+        LAYER_OF_MEMORY,
+        peaks,
+        batch=size["batch"],
+        window=size["window"],
+        sequences_per_forward=2,
+    ).train()
+    return peaks.bytes
+
+
+class Peaks(TrainerCallback):
+    """The most memory between the ends of steps."""
+
+    def __init__(self) -> None:
+        self.bytes: list[int] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.bytes.append(peak_bytes())
+        forget_peak()
 
 
 def resident_bytes() -> int:
@@ -253,7 +357,13 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Most memory that the process had since [`forget_peak`] (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def quartiles(values: list[float], form: str) -> str:

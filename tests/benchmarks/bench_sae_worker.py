@@ -72,9 +72,11 @@ def hf_mote(task: dict[str, Any]) -> Callable[[], Step]:
     }[task["kind"]]
     if "Feature" in task["kind"]:
         sizes["budget"] = "zipf" if "Zipf" in task["kind"] else "uniform"
+    # Names are imported when they are asked for first.
+    make_config, make_model = getattr(library, config), getattr(library, model)
 
     def build() -> Step:
-        sae = getattr(library, model)(getattr(library, config)(**sizes)).train()
+        sae = make_model(make_config(**sizes)).train()
         optimizer = adam(sae)
 
         def step(batch: torch.Tensor) -> None:

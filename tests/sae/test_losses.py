@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from hf_mote.sae.losses import RECONSTRUCTION_LOSSES, fvu, mse, squared_error, total_variance, weighted_l1
+from hf_mote.sae.losses import (
+    RECONSTRUCTION_LOSSES,
+    fvu,
+    fvu_scale,
+    mse,
+    squared_error,
+    total_variance,
+    weighted_l1,
+)
 
 NUMBERS = st.floats(-8, 8, width=32)
 
@@ -39,6 +47,19 @@ def test_losses_equal_their_definitions_on_what_is_valid(pair: tuple[Tensor, Ten
     )
     for loss in (squared_error, fvu, mse):
         torch.testing.assert_close(loss(target, rebuilt, valid), loss(y, z), rtol=1e-6, atol=1e-9)
+
+
+@given(pairs())
+@settings(deadline=None)
+def test_losses_of_a_known_error_are_the_same(pair: tuple[Tensor, Tensor, Tensor]) -> None:
+    target, rebuilt, valid = pair
+    error = squared_error(target, rebuilt, valid)
+    expected = fvu(target, rebuilt, valid), mse(target, rebuilt, valid)
+    found = (
+        fvu(target, rebuilt * torch.nan, valid, scale=fvu_scale(target, valid), error=error),
+        mse(target, rebuilt * torch.nan, valid, error=error),
+    )
+    assert torch.equal(torch.stack(found), torch.stack(expected))
 
 
 def test_fvu_is_zero_if_perfect_and_one_for_the_mean() -> None:

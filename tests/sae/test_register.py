@@ -50,7 +50,7 @@ class SoftplusSAEModel(SAEModel):
         active = torch.nn.functional.softplus(preactivations + self.offset.to(preactivations.dtype))
         return active * (active > self.config.floor)
 
-    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, error: Tensor) -> dict[str, Penalty]:
+    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> dict[str, Penalty]:
         assert isinstance(encoding.latents, Tensor)
         return {"sparsity_loss": Penalty(encoding.latents.mean(), self.config.penalty)}
 

@@ -22,6 +22,8 @@ __all__ = ["Chosen", "encode_and_choose"]
 # Entries of a block: large enough for the matrix product to run at full speed, and small beside the parameters.
 _BLOCK_ENTRIES = {"cpu": 2**24}
 _BLOCK_ENTRIES_ELSEWHERE = 2**27
+# Lines of a block, at most: what is made of a block is still in the cache when it is read.
+_BLOCK_LINES = {"cpu": 512}
 
 
 class Chosen(NamedTuple):
@@ -116,8 +118,8 @@ def _show(source: _Encoded, rules: Sequence[Selector]) -> Iterator[Block]:
 
 def _in_order(entries: Entries, num_tokens: int, num_latents: int) -> Chosen:
     order = (entries.tokens * num_latents + entries.latents).argsort()
-    pattern = Pattern(entries.tokens[order], entries.latents[order], num_tokens, num_latents)
-    return Chosen(entries.values[order], pattern)
+    values, tokens, latents = (tensor.index_select(0, order) for tensor in entries)
+    return Chosen(values, Pattern(tokens, latents, num_tokens, num_latents))
 
 
 def _spread(chosen: Chosen, tokens: Tensor, num_tokens: int) -> Chosen:
@@ -132,11 +134,14 @@ def _all(count: int, like: Tensor) -> Tensor:
 
 def _lines(width: int, like: Tensor) -> int:
     entries = _BLOCK_ENTRIES.get(like.device.type, _BLOCK_ENTRIES_ELSEWHERE)
-    return max(entries // max(_padded_width(width), 1), 1)
+    lines = max(entries // max(_padded_width(width), 1), 1)
+    return min(lines, _BLOCK_LINES.get(like.device.type, lines))
 
 
 def _memory(lines: int, width: int, like: Tensor) -> Tensor:
-    return like.new_zeros(lines, _padded_width(width))
+    memory = like.new_empty(lines, _padded_width(width))
+    memory[:, width:] = 0
+    return memory
 
 
 def _padded_width(width: int) -> int:

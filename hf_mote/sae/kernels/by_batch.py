@@ -78,7 +78,7 @@ class _Search:
         hits, offsets = ((candidates >= self.bound) & (candidates > 0)).nonzero(as_tuple=True)
         lines, columns = lines[hits], groups[hits] * GROUP + offsets
         self.affinities.append(candidates[hits, offsets])
-        self.found.append(Entries(block.values[lines, columns], block.lines[lines], block.columns[columns]))
+        self.found.append(block.entries(lines, columns))
         if sum(map(len, self.affinities)) > _MOST * self.rule.total:
             self._thin_out()
 

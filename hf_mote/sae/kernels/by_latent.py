@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_mote.errors import ConfigError
-from hf_mote.sae.kernels.largest import largest_in_rows
+from hf_mote.sae.kernels.largest import positive_in_rows
 from hf_mote.sae.kernels.selectors import Block, Entries, Layout, check_latents
 
 __all__ = ["SelectByLatent"]
@@ -60,14 +60,13 @@ class _Search:
         budgets = self.budgets[block.lines]
         affinity = block.scaled(self.rule.scale, by="lines")
         for start, stop, most in _buckets(budgets.tolist()):
-            positions = largest_in_rows(affinity[start:stop], most)
-            ranks = torch.arange(most, device=positions.device)
-            allowed = ranks < budgets[start:stop, None]
-            # A chosen column of padding is not positive.
-            lines, kept = (allowed & (affinity[start:stop].gather(1, positions) > 0)).nonzero(as_tuple=True)
-            columns = positions[lines, kept]
+            # Columns of padding are not positive.
+            lines, columns, ranks = positive_in_rows(affinity[start:stop], most)
             lines = lines + start
-            self.found.append(Entries(block.values[lines, columns], block.columns[columns], block.lines[lines]))
+            allowed = ranks < budgets[lines]
+            lines, columns = lines[allowed], columns[allowed]
+            values, latents, tokens = block.entries(lines, columns)
+            self.found.append(Entries(values, tokens, latents))
 
     def finish(self) -> Entries | None:
         return Entries.join(self.found)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from hf_mote.sae.kernels.largest import largest_in_rows
+from hf_mote.sae.kernels.largest import positive_in_rows
 from hf_mote.sae.kernels.selectors import Block, Entries, Layout, check_count, check_latents
 
 __all__ = ["SelectByToken"]
@@ -53,11 +53,9 @@ class _Search:
         block = block.among(self.rule.among)
         count = min(self.rule.k, len(block.columns))
         affinity = block.scaled(self.rule.scale, by="columns")
-        positions = largest_in_rows(affinity, count)
-        # A chosen column of padding is not positive.
-        lines, ranks = (affinity.gather(1, positions) > 0).nonzero(as_tuple=True)
-        columns = positions[lines, ranks]
-        self.found.append(Entries(block.values[lines, columns], block.lines[lines], block.columns[columns]))
+        # Columns of padding are not positive.
+        lines, columns, _ = positive_in_rows(affinity, count)
+        self.found.append(block.entries(lines, columns))
 
     def finish(self) -> Entries | None:
         return Entries.join(self.found)

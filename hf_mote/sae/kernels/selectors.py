@@ -48,6 +48,15 @@ class Block(NamedTuple):
     lines: Tensor
     columns: Tensor
 
+    def entries(self, lines: Tensor, columns: Tensor) -> Entries:
+        """Return the entries at these places, int64 `(entries,)` both, of a block whose lines are tokens.
+
+        Of a block whose lines are latents, the second and the third tensor change places.
+        """
+        flat = lines * self.values.shape[1] + columns
+        values = self.values.view(-1).index_select(0, flat)
+        return Entries(values, self.lines.index_select(0, lines), self.columns.index_select(0, columns))
+
     def among(self, allowed: Tensor | None) -> Block:
         """Return the block with those columns only whose index `allowed`, a bool mask, has; itself if it has all."""
         if allowed is None or bool((kept := allowed[self.columns]).all()):

@@ -212,11 +212,14 @@ class _Encode(torch.autograd.Function):
             needs_x, needs_pre_bias, needs_W_enc, needs_b_enc = ctx.needs_input_grad[:4]
             if needs_x:
                 found[0] = _scattered(values, rows, columns, W_enc, len(x))
+            if needs_W_enc or needs_pre_bias or needs_b_enc:
+                order = columns.argsort(stable=True)
+                values, columns, rows = (tensor.index_select(0, order) for tensor in (values, columns, rows))
             if needs_W_enc:
-                found[2] = _scattered(values, columns, rows, _centred(x, pre_bias), len(W_enc))
+                found[2] = weighted_sum(values, columns, rows, _centred(x, pre_bias), len(W_enc))
             if needs_pre_bias or needs_b_enc:
                 # As a product, for it to be the same in every run on a GPU, too.
-                found[3] = _scattered(values, columns, rows, values.new_ones(len(x), 1), len(W_enc)).squeeze(1)
+                found[3] = weighted_sum(values, columns, rows, values.new_ones(len(x), 1), len(W_enc)).squeeze(1)
                 found[1] = -(found[3] @ W_enc.to(values.dtype)) if needs_pre_bias else None
         return (
             *(None if grad is None else grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True)),
@@ -240,10 +243,14 @@ class _Decode(torch.autograd.Function):
         values, W_dec = ctx.saved_tensors
         rows, columns, _, num_columns = ctx.pattern
         grad_values = grad_W_dec = None
+        # By latents: a dictionary row is read once for all of its tokens.
+        order = columns.argsort(stable=True)
+        rows, columns = rows.index_select(0, order), columns.index_select(0, order)
         if ctx.needs_input_grad[0]:
-            grad_values = row_dots(grad, W_dec, rows, columns).to(values.dtype)
+            grad_values = torch.empty_like(values)
+            grad_values.scatter_(0, order, row_dots(W_dec, grad, columns, rows).to(values.dtype))
         if ctx.needs_input_grad[1]:
-            grad_W_dec = _scattered(values, columns, rows, grad, num_columns).to(W_dec.dtype)
+            grad_W_dec = weighted_sum(values.index_select(0, order), columns, rows, grad, num_columns).to(W_dec.dtype)
         return grad_values, grad_W_dec, None
 
 

@@ -43,6 +43,8 @@ NORMALIZATIONS = get_args(Normalization)
 _logger = logging.get_logger(__name__)
 # Of the length of activations, what another batch or machine may change in float32.
 _LEAST_ROUNDING = 1e-3
+# Numbers of a window that are squared together.
+_MEASURED_TOGETHER = 2**18
 # Of whole sequences: which tokens are kept, their ids, and 0 at padding. No hookpoint is named so.
 _KEPT, _IDS, _TEXT = ".kept", ".input_ids", ".text_mask"
 
@@ -524,8 +526,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
             key, rows = point.name, window.rows[point.name]
             if self.whole_sequences:
                 rows = rows[window.rows[_KEPT]]
-            wide = rows.double()
-            measured = wide.pow(2).mean() if self._normalize == "mean_square" else (wide - wide.mean(0)).pow(2).mean(0)
+            measured = _mean_square(rows) if self._normalize == "mean_square" else _variances(rows)
             if not len(rows) or not bool((measured > 0).any()):
                 raise DataError(key, "activations are the same throughout, and cannot be scaled")
             # A dimension that never moves stays as it is.
@@ -661,6 +662,22 @@ class _Window:
 
     def __init__(self, rows: dict[str, Tensor], left_out: dict[str, int]) -> None:
         self.rows, self.left_out = rows, left_out
+
+
+def _mean_square(rows: Tensor) -> Tensor:
+    """The mean of all squares, float64, a few tokens at a time: a window is large, and in float64 larger."""
+    return torch.stack([part.double().pow(2).sum() for part in _few(rows)]).sum() / rows.numel()
+
+
+def _variances(rows: Tensor) -> Tensor:
+    """The variance of each dimension, float64 `(width,)`, a few tokens at a time."""
+    mean = torch.stack([part.double().sum(0) for part in _few(rows)]).sum(0) / len(rows)
+    return torch.stack([(part.double() - mean).pow(2).sum(0) for part in _few(rows)]).sum(0) / len(rows)
+
+
+def _few(rows: Tensor) -> tuple[Tensor, ...]:
+    parts: tuple[Tensor, ...] = rows.split(max(_MEASURED_TOGETHER // max(rows.shape[1], 1), 1))
+    return parts
 
 
 def scales_for(stream: ActivationStream, hookpoint: str | None) -> tuple[float | Tensor, float | Tensor]:

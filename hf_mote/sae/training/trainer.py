@@ -36,6 +36,8 @@ __all__ = ["SAETrainer", "SAETrainingArguments"]
 _logger = logging.get_logger(__name__)
 _STATE = "trainer_state.json"
 _STREAM = "activation_stream"
+# Dictionary rows that are projected together on a CPU, and numbers elsewhere.
+_ROWS, _ENTRIES = 512, 2**24
 
 
 @dataclass
@@ -582,8 +584,10 @@ def _drop_parallel(sae: SAEModel) -> None:
     """Take off the part of the gradient that would change the lengths of unit rows."""
     gradient, rows = sae.W_dec.grad, sae.W_dec
     if gradient is not None and sae.config.normalize_decoder:
-        # Without a matrix in between: a dictionary is large.
-        gradient.addcmul_(rows, torch.linalg.vecdot(gradient, rows)[:, None], value=-1)
+        # In parts, since a dictionary is large and the products of its numbers are a tensor as large.
+        lines = _ROWS if gradient.device.type == "cpu" else max(_ENTRIES // gradient.shape[1], 1)
+        for part, directions in zip(gradient.split(lines), rows.split(lines), strict=True):
+            part.addcmul_(directions, torch.linalg.vecdot(part, directions)[:, None], value=-1)
 
 
 def _last_complete(folder: Path) -> str:

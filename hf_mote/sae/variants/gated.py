@@ -73,13 +73,13 @@ class GatedSAEModel(SAEModel):
             latents, gate = latents * tokens.valid[:, None], gate * tokens.valid[:, None]
         return Encoding(latents, gate)
 
-    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, error: Tensor) -> dict[str, Penalty]:
+    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> dict[str, Penalty]:
         gate = encoding.extra
         l1 = weighted_l1(gate, self.W_dec.norm(dim=1), max(tokens.step_tokens, 1))
         # The decoder is frozen here: the term trains the gate alone (eq. 8).
         skip = F.linear(tokens.values, self.W_skip).detach() if self.config.skip_connection else 0
-        rebuilt = gate @ self.W_dec.detach() + self.b_dec.detach() + skip
-        aux = self._reconstruction_loss(encoding, tokens, target, rebuilt)
+        by_gate = gate @ self.W_dec.detach() + self.b_dec.detach() + skip
+        aux = self._error(tokens, target, by_gate)
         return {
             "sparsity_loss": Penalty(l1, self.config.l1_coefficient),
             "aux_loss": Penalty(aux, self.config.aux_coefficient),

@@ -74,7 +74,7 @@ class JumpReLUSAEModel(SAEModel):
         active = preactivations.relu()
         return active * (active > self.threshold)
 
-    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, error: Tensor) -> dict[str, Penalty]:
+    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> dict[str, Penalty]:
         count = max(tokens.step_tokens, 1)
         active, wanted, step = encoding.extra, self.config.l0_target, tokens.step
         if wanted is None or not tokens.step_tokens:

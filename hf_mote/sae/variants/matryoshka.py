@@ -55,11 +55,13 @@ class MatryoshkaSAEModel(BatchTopKSAEModel):
     config: MatryoshkaSAEConfig
     config_class = MatryoshkaSAEConfig
 
-    def _reconstruction_loss(self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> Tensor:
+    def _reconstruction_loss(
+        self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor, error: Tensor
+    ) -> Tensor:
         latents = self._unscaled(encoding.latents)
         sizes = self.config.group_sizes or []
         # From the whole down: what a prefix lacks is taken off, so that the last prefix is the reconstruction itself.
-        prefix, total = rebuilt, self._error(tokens, target, rebuilt)
+        prefix, total = rebuilt, self._error(tokens, target, rebuilt, error)
         for start, end in reversed(list(pairwise(accumulate(sizes, initial=0)))[1:]):
             prefix = prefix - self._decode_group(latents, start, end)
             total = total + self._error(tokens, target, prefix)

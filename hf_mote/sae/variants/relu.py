@@ -46,7 +46,7 @@ class ReLUSAEModel(SAEModel):
     def _activate(self, preactivations: Tensor) -> Tensor:
         return preactivations.relu()
 
-    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, error: Tensor) -> dict[str, Penalty]:
+    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> dict[str, Penalty]:
         assert isinstance(encoding.latents, Tensor)
         l1 = weighted_l1(encoding.latents, self.W_dec.norm(dim=1), max(tokens.step_tokens, 1))
         return {"sparsity_loss": Penalty(l1, self.config.l1_coefficient)}

@@ -14,12 +14,12 @@ from sae.allocation_reference import feature_choice, mask_of, mutual_choice, tok
 from torch import Tensor
 
 from hf_mote.errors import ConfigError
-from hf_mote.sae.kernels import blocks, by_batch
+from hf_mote.sae.kernels import blocks, by_batch, largest
 from hf_mote.sae.kernels.blocks import encode_and_choose
 from hf_mote.sae.kernels.by_batch import SelectMutual
 from hf_mote.sae.kernels.by_latent import SelectByLatent
 from hf_mote.sae.kernels.by_token import SelectByToken
-from hf_mote.sae.kernels.largest import largest_in_rows
+from hf_mote.sae.kernels.largest import largest_in_rows, positive_in_rows
 from hf_mote.sae.kernels.pattern import Pattern
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
@@ -165,6 +165,60 @@ def test_largest_in_rows_is_in_order(values: Tensor, count: int) -> None:
         assert len(set(positions)) == count
 
 
+@given(matrices(), st.integers(0, 600))
+@settings(deadline=None)
+def test_positive_in_rows_are_the_positive_ones_of_the_largest(values: Tensor, count: int) -> None:
+    count = min(count, values.shape[1])
+    expected = [
+        (row, index, rank)
+        for row, entries in enumerate(values.tolist())
+        for rank, index in enumerate(sorted(range(len(entries)), key=lambda index: -entries[index])[:count])
+        if entries[index] > 0
+    ]
+    rows, positions, ranks = positive_in_rows(values, count)
+    assert list(zip(rows.tolist(), positions.tolist(), ranks.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_positive_in_rows_takes_the_smallest_positive_numbers(dtype: torch.dtype) -> None:
+    info = torch.finfo(dtype)
+    values = torch.zeros(2, 256, dtype=dtype)
+    values[0, 70] = values[0, 5] = info.smallest_normal * info.eps
+    values[0, 200] = info.max
+    values[1] = -1
+    assert [found.tolist() for found in positive_in_rows(values, 4)] == [[0, 0, 0], [200, 5, 70], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_the_largest_of_no_rows_or_none_of_them_are_none(rows: int) -> None:
+    values = torch.ones(rows, 256)
+    for count in (0, 2):
+        assert largest_in_rows(values, count).shape == (rows, count)
+        assert all(found.shape == (rows * count,) for found in positive_in_rows(values, count))
+
+
+@pytest.mark.parametrize(("width", "count"), [(4608, 32), (24_576, 32), (1024, 8), (512, 16)])
+def test_positive_in_rows_sorts_few_entries_beyond_those_wanted(width: int, count: int) -> None:
+    values = torch.randn(50, width, generator=torch.Generator().manual_seed(0))
+    sorted_ones, compared = [], []
+    keys, maxima = largest._keys, largest.group_maxima
+
+    def spy(entries: Tensor, positions: Tensor) -> Tensor:
+        sorted_ones.append(entries.numel())
+        return keys(entries, positions)
+
+    def spy_on_groups(affinity: Tensor, size: int) -> Tensor:
+        found = maxima(affinity, size)
+        compared.append(found.shape[1] + count * size)
+        return found
+
+    with mock.patch.multiple(largest, _keys=spy, group_maxima=spy_on_groups):
+        positive_in_rows(values, count)
+    assert sorted_ones[0] < 1.5 * 50 * count
+    # Fewer entries are looked into than there are.
+    assert compared[0] < 0.65 * width
+
+
 def test_select_mutual_when_the_first_block_misleads_searches_again() -> None:
     pre = torch.rand(64, 4096, generator=torch.Generator().manual_seed(0))
     # The first block is every 8th token: where the last chosen entry lies, it cannot tell from these.
@@ -205,11 +259,11 @@ def test_select_by_latent_with_zipf_budgets_searches_each_block_for_about_its_bu
     budgets = (256 / torch.arange(1, 301)).long().clamp(min=1)[torch.randperm(300, generator=generator)]
     looked_for = []
 
-    def spy(affinity: Tensor, count: int) -> Tensor:
+    def spy(affinity: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         looked_for.append(len(affinity) * count)
-        return largest_in_rows(affinity, count)
+        return positive_in_rows(affinity, count)
 
-    with mock.patch("hf_mote.sae.kernels.by_latent.largest_in_rows", spy):
+    with mock.patch("hf_mote.sae.kernels.by_latent.positive_in_rows", spy):
         (pattern,) = choose(pre, [SelectByLatent(budgets)])
     assert places(pattern) == by_latent(pre, budgets.tolist(), list(range(256)))
     assert sum(looked_for) <= 2 * int(budgets.sum())
@@ -248,6 +302,24 @@ def test_encode_and_choose_holds_one_block_and_encodes_each_token_once() -> None
         mutually(pre, 200, list(range(50))),
         by_latent(pre, [2] * 300, list(range(50))),
     ]
+
+
+@pytest.mark.parametrize("layout", ["by_token", "by_latent"])
+def test_blocks_on_a_cpu_stay_in_the_cache_and_are_padded_by_zeros(layout: str) -> None:
+    x, weight, bias = torch.randn(1100, 4), torch.randn(1030, 4), torch.randn(1030)
+    encoded = torch.nn.functional.linear(x, weight, bias)
+    lines = 0
+    # What a block's memory held before is not zero.
+    with mock.patch.object(Tensor, "new_empty", lambda self, *shape: torch.full(shape, torch.nan)):
+        for block in getattr(blocks._Encoded(x, weight, bias), layout)(None):
+            columns = len(block.columns)
+            wanted = encoded if layout == "by_token" else encoded.T
+            assert len(block.lines) <= 512
+            assert block.values.shape[1] % largest.GROUP == 0
+            assert not bool(block.values[:, columns:].any())
+            torch.testing.assert_close(block.values[:, :columns], wanted[block.lines])
+            lines += len(block.lines)
+    assert lines == len(encoded if layout == "by_token" else encoded.T)
 
 
 def test_encode_and_choose_among_few_latents_encodes_only_these() -> None:

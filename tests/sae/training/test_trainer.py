@@ -7,16 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from tiny_saes import HIDDEN, SETTINGS, THRESHOLDED, TinySAE, activations, planted
+from torch import Tensor
 from transformers import TrainerCallback
 
-from hf_mote import SAEModel, SAETrainer, SAETrainingArguments
+from hf_mote import SAEModel, SAETrainer, SAETrainingArguments, TopKSAEConfig, TopKSAEModel
 from hf_mote.errors import ConfigError, DataError, UnsupportedError
 from hf_mote.sae.losses import fvu
 from hf_mote.sae.training.group import record_for
+from hf_mote.sae.training.trainer import _drop_parallel
 
 EVERY = pytest.mark.parametrize("name", SETTINGS)
 # One of each kind of loss and choice, for what takes longer.
@@ -333,3 +336,22 @@ def test_two_processes_that_choose_each_by_itself_still_count_together(tmp_path:
             torch.testing.assert_close(second[name][0][key], value, rtol=0, atol=0, msg=f"{name}: {key}")
         fired = first[name][0]["tokens_since_fired"]
         assert bool((fired % 64 == 0).all())
+
+
+def test_gradients_lose_what_would_change_the_lengths_of_rows_in_parts_of_a_dictionary() -> None:
+    sae = TopKSAEModel(TopKSAEConfig(hidden_size=4, num_latents=1100, k=2))
+    gradient = torch.randn(1100, 4)
+    sae.W_dec.grad = gradient.clone()
+    shapes = []
+    vecdot = torch.linalg.vecdot
+
+    def spy(first: Tensor, second: Tensor) -> Tensor:
+        shapes.append(tuple(first.shape))
+        return vecdot(first, second)
+
+    with mock.patch.object(torch.linalg, "vecdot", spy):
+        _drop_parallel(sae)
+    assert shapes == [(512, 4), (512, 4), (76, 4)]
+    rows = sae.W_dec.detach()
+    torch.testing.assert_close(sae.W_dec.grad, gradient - (gradient * rows).sum(1, keepdim=True) * rows)
+    assert bool(((sae.W_dec.grad * rows).sum(1).abs() < 1e-5).all())

@@ -164,11 +164,11 @@ class SelectiveSAEModel(SAEModel):
     def _decode(self, latents: Tensor | SparseLatents, inputs: Tensor | None) -> Tensor:
         return super()._decode(self._unscaled(latents), inputs)
 
-    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, error: Tensor) -> dict[str, Penalty]:
+    def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> dict[str, Penalty]:
         if encoding.extra is None:
             return {}
         # The residual is a target, not a path for gradients; without b_dec, which explains the mean.
-        error = error.detach()
+        error = target - rebuilt.detach()
         scale = None if tokens.step is None else tokens.step.scale_of(error, tokens.valid)
         loss = fvu(error, sparse_decode(encoding.extra, self.W_dec), tokens.valid, scale=scale)
         return {"aux_loss": Penalty(loss, self.config.aux_coefficient)}
