@@ -53,6 +53,8 @@ def command_line() -> dict[str, set[str]]:
         "no such option": "run('ftri', '--bogus')",
         "no such scope": "run('ftri', 'model', 'prompts', '--scope', 'bogus')",
         "no such file": "run('ftri', 'model', 'missing.jsonl', '--judge', 'refusal')",
+        "no such text": "run('sae', 'train', 'model', 'missing.txt', '--output', 'out')",
+        "no such text to measure on": "run('sae', 'evaluate', 'model', 'sae', 'missing.txt')",
         "no such format": "run('sae', 'convert', 'a', 'b', '--to', 'bogus')",
     }
     start = "from typer.testing import CliRunner\nfrom hf_mote.cli import app\n"

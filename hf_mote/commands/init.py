@@ -40,8 +40,10 @@ _EXAMPLES: dict[str, tuple[str, list[str], list[str]]] = {
 }
 # What follows where responses are judged, and where prompts are told apart whatever the response.
 _RESPONSES = """\
-hf-mote sweep "$MODEL" found heldout.jsonl --judge "$JUDGE" --target "$TARGET" --experts 1,2,5,10 --output sweep
-hf-mote evaluate "$MODEL" found heldout.jsonl --judge "$JUDGE" --target "$TARGET" --controls 40 --output measured
+step sweep hf-mote sweep "$MODEL" found heldout.jsonl --judge "$JUDGE" --target "$TARGET" --experts 1,2,5,10 \\
+  --output sweep
+step measured hf-mote evaluate "$MODEL" found heldout.jsonl --judge "$JUDGE" --target "$TARGET" --controls 40 \\
+  --output measured
 """
 _PROMPTS = """\
 # To measure what the experts do takes a judge of responses, such as --judge 'regex:PATTERN':
@@ -71,11 +73,16 @@ def init_command(
         if folder.exists() and any(folder.iterdir()):
             raise FileFormatError(str(folder), "holds something already", fix="Give a new folder.")
         with replacing_folder(folder, str(folder), lambda _: ()) as made:
-            for name, text in _files(model, question).items():
+            for name, text in _files(_place(model), question).items():
                 (made / name).write_text(text, encoding="utf-8")
             (made / "run.sh").chmod(0o755)
         tell(f"Fill in {folder / 'prompts.jsonl'} and {folder / 'heldout.jsonl'}: 30 prompts of each kind or more.")
         tell(f"Then: cd {shlex.quote(str(folder))} && bash run.sh --dry-run, and bash run.sh")
+
+
+def _place(model: str) -> str:
+    """The model as `run.sh` finds it, which runs in the folder that it lies in: a folder by its whole path."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def _files(model: str, question: str) -> dict[str, str]:
@@ -97,11 +104,20 @@ def _script(model: str, judge: str, target: str) -> str:
     names = "\n".join(f"{name}={shlex.quote(value)}" for name, value in words.items())
     return f"""#!/usr/bin/env bash
 # Find the experts, try how many it takes, and measure the config. Options such as --dry-run go to the first command.
+# Started again, it goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")"
 {names}
 
-hf-mote ftri "$MODEL" prompts.jsonl --judge "$JUDGE" --target "$TARGET" --suppress 5 --output found "$@"
+step() {{  # FOLDER COMMAND...
+  if [[ -e "$1/report.html" ]]; then
+    echo "$1/report.html is there, so its command is skipped. Delete the folder $1 to do it again."
+  else
+    "${{@:2}}"
+  fi
+}}
+
+step found hf-mote ftri "$MODEL" prompts.jsonl --judge "$JUDGE" --target "$TARGET" --suppress 5 --output found "$@"
 [[ " $* " == *" --dry-run "* ]] && exit
 {_RESPONSES if judge != "field" else _PROMPTS}"""
 
@@ -118,7 +134,8 @@ The question: {question}. The judge `{judge}` labels responses, and `{target}` i
    more, alike in length and subject, so that nothing else tells the kinds apart. Prompts that are wordings of one
    subject get a field such as `"group": "rivers"`, and the commands `--group-field group`.
 2. `bash run.sh --dry-run` says what it takes.
-3. `bash run.sh` writes {written}.
+3. `bash run.sh` writes {written}. Stopped and started again, it goes on where it was, and skips what is written: after
+   a change delete the folder that it concerns, and those of the later steps.
 
 Other judges: `hf-mote ftri --help`.
 """

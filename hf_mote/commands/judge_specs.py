@@ -179,14 +179,14 @@ def _classes(prompts: PromptSet, field: str) -> list[str]:
     if field:
         return prompts.column(field)
     if prompts.classes is None and prompts.unclassed is not None:
-        fix = "Give every record a class, or name another field: --class-field, or --judge field:NAME."
+        fix = "Give every record a class, or name another field: --judge field:NAME."
         raise DataError(prompts.unclassed, "no class, while other records have one", expected="text", fix=fix)
     if prompts.classes is None:
         raise DataError(
             prompts.source,
             "names no classes",
             got="records without a field class or label",
-            fix="Add it, or name the field that holds it: --class-field, or --judge field:NAME.",
+            fix="Add it, or name the field that holds it: --judge field:NAME.",
         )
     return prompts.classes
 

@@ -126,7 +126,7 @@ def _check_bakeable(config: MoTEConfig) -> None:
             bool(config.suppress) and config.suppress_mode == "drop",
             "what 'drop' takes from an expert goes to the others that the token chose, which is another sum for every "
             "token; scaling the expert down leaves that out and is far off",
-            "Use suppress_mode 'zero' or 'reroute', evaluate anew, and bake that.",
+            "Use suppress_mode 'zero' or 'reroute' (--mode where the ranking is made), evaluate anew, and bake that.",
         ),
         "stimulate": (
             bool(config.stimulate),

@@ -137,8 +137,8 @@ class SAEConfig(PreTrainedConfig):
     hf_mote_version: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        fields = [field.name for field in dataclasses.fields(self)]
-        check_known(self, (key for key in kwargs if key not in _OF_TRANSFORMERS), fields, self.hf_mote_version)
+        others = (key for key in kwargs if key not in _OF_TRANSFORMERS)
+        check_known(self, others, self._own_fields(), self.hf_mote_version)
         for name, dtype in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
             if dtype is not None and str(dtype).removeprefix("torch." * isinstance(dtype, torch.dtype)) not in _DTYPES:
                 expected = f"one of {', '.join(sorted(_DTYPES))}"

@@ -36,6 +36,7 @@ from hf_mote.workflow.halves import halves, numbered
 __all__ = ["Found", "find_experts"]
 
 LEAST_PROMPTS = 8  # of the class, in each half
+_SHOWN = 100  # characters of a response that shows what the judge was given
 MOST_TRIED = 16  # prompts that a candidate is tried on
 MOST_ASIDE = 40  # other prompts that it is tried on
 MORE_CONTROLS = 3
@@ -173,7 +174,8 @@ def find_experts(
     def part_of(name: str) -> Path | None:
         return None if run_folder is None else Path(run_folder) / name
 
-    say(f"imaging {len(prompts)} prompts")
+    plain = "" if getattr(tokenizer, "chat_template", None) else ", as plain text: the tokenizer has no chat template"
+    say(f"imaging {len(prompts)} prompts{plain}")
     imaged = ftri(model, tokenizer, prompts, judge, run_folder=part_of("imaging"), progress=False, **chat)
     label = str(target)
     shown = [place for place, name in enumerate(imaged.classes) if name == label]
@@ -183,7 +185,9 @@ def find_experts(
     nothing = partial(Found, label, None, [], None, None)
     if min(len(shown), len(others)) < 2 * LEAST_PROMPTS:
         sizes = f"of {len(prompts)} responses {len(shown)} are of class {label!r} and {len(others)} of another"
-        return nothing(f"{sizes}; {2 * LEAST_PROMPTS} of each are needed.", [], {})
+        # With one class alone, the judge may not see what the responses show.
+        first = "" if shown and others else f" The first response is {imaged.responses[0][:_SHOWN]!r}."
+        return nothing(f"{sizes}; {2 * LEAST_PROMPTS} of each are needed.{first}", [], {})
     keys = list(range(len(prompts))) if groups is None else numbered(groups)
     look, prove, look_others, prove_others = halves(shown, others, keys, seed)
     if min(len(look), len(prove)) < LEAST_PROMPTS:

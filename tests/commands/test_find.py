@@ -1,5 +1,6 @@
 """`hf-mote find`: what it writes, and what it says."""
 
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from organism_answers import without
 from hf_mote import MoTEConfig, load_organism
 from hf_mote.commands.run_files import finish, writing_to
 from hf_mote.evaluation.report import EvaluationReport
+from hf_mote.workflow.find import find_experts
 
 
 def test_find_writes_a_proven_config_and_what_it_rests_on(tmp_path):
@@ -62,3 +64,23 @@ def test_find_refuses_a_judge_of_prompts_and_too_few_of_a_class(tmp_path):
     assert "labels prompts" in said(refused)
     few = ran("find", "organism:refusal", file, "--max-new-tokens", 4, "--output", tmp_path / "b")
     assert "16 of each are needed" in said(few)
+    assert "The first response is '" in said(few)
+    assert "as plain text" not in said(few)
+
+
+def test_find_says_that_prompts_go_without_a_chat_template():
+    organism = load_organism("refusal")
+    tokenizer = copy.deepcopy(organism.tokenizer)
+    tokenizer.chat_template = None
+    told = []
+    prompts = organism.prompts["train"]["neutral"][:2]
+    find_experts(
+        organism.model,
+        tokenizer,
+        prompts,
+        organism.judge,
+        target="refusal",
+        max_new_tokens=2,
+        announce=told.append,
+    )
+    assert told == ["imaging 2 prompts, as plain text: the tokenizer has no chat template"]

@@ -197,6 +197,7 @@ def test_experts_shows_which_latents_drive_them_by_weights_and_by_intervention(p
         (["--architecture", "relu", "--k", "3"], "has none"),
         (["--option", "l1"], "must be a name and a value"),
         (["--option", "l1_coefficient=0.1"], "unknown name"),
+        (["--k", "500", "--latents", "20"], "--k: must be at most --latents (got 500 of 20)"),
     ],
 )
 def test_train_refuses_what_cannot_be_and_writes_nothing(arguments: list[str], message: str, place: Path) -> None:
@@ -214,9 +215,18 @@ def test_texts_and_settings_that_cannot_be_read_are_refused(place: Path, tmp_pat
     few = run("sae", "train", place / "model", tmp_path / "one.txt", "--output", tmp_path / "o")
     assert "too short to hold some out" in said(few)
     (tmp_path / "bad.jsonl").write_text('{"body": "x"}\n', encoding="utf-8")
-    assert "has no 'text'" in said(
-        run("sae", "train", place / "model", tmp_path / "bad.jsonl", "--output", tmp_path / "o")
-    )
+    unnamed = said(run("sae", "train", place / "model", tmp_path / "bad.jsonl", "--output", tmp_path / "o"))
+    assert "has no 'text' (got body, expected 'text'" in unnamed
+    assert "--text-column" in unnamed
+    (tmp_path / "bad.csv").write_text("text\n" + "a b c\n" * 3000, encoding="utf-8")
+    table = said(run("sae", "train", place / "model", tmp_path / "bad.csv", "--output", tmp_path / "o"))
+    assert "bad.csv: must be a text or JSON lines" in table
+    (tmp_path / "latin.txt").write_bytes("où".encode("latin-1"))
+    encoded = said(run("sae", "train", place / "model", tmp_path / "latin.txt", "--output", tmp_path / "o"))
+    assert "latin.txt: must be UTF-8 text" in encoded
+    missing = ["--output", tmp_path / "o", "--settings", tmp_path / "missing.yaml"]
+    unread = said(run("sae", "train", place / "model", place / "texts.jsonl", *missing))
+    assert unread.count("cannot be read") == 1
     (tmp_path / "bad.yaml").write_text("tokns: 3\n", encoding="utf-8")
     wrong = run(
         "sae",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 from pathlib import Path
 
@@ -73,12 +74,43 @@ def test_init_writes_a_folder_whose_script_runs(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "heldout.jsonl", "prompts.jsonl", "run.sh"]
     subprocess.run(["bash", "-n", folder / "run.sh"], check=True)
     words = (folder / "run.sh").read_text().splitlines()
-    (command,) = [line for line in words if line.startswith("hf-mote ftri")]
+    (command,) = [line for line in words if line.startswith("step found hf-mote ftri")]
     assert '--judge "$JUDGE"' in command
     assert "MODEL=organism:refusal" in words
     prompts = [str(folder / "prompts.jsonl"), "--judge", "field", "--target", "refusal", "--dry-run"]
     assert run("ftri", "organism:refusal", *prompts, "--output", tmp_path / "out").exit_code == 0
     assert run("init", folder).exit_code == 1
+
+
+def test_script_finds_a_model_beside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert run("init", "mine", "--model", "model").exit_code == 0
+    assert f"MODEL={tmp_path / 'model'}" in (tmp_path / "mine" / "run.sh").read_text().splitlines()
+
+
+def test_script_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    assert run("init", tmp_path / "mine").exit_code == 0
+    # In the place of hf-mote: writes the report of its --output and notes its name; sweep fails the first time.
+    command = tmp_path / "bin" / "hf-mote"
+    command.parent.mkdir()
+    command.write_text(
+        f"""#!/usr/bin/env bash
+cd "{tmp_path}/mine"
+echo "$1" >> ../called
+[[ $1 == sweep && $(grep -c sweep ../called) == 1 ]] && exit 130
+while [[ $1 != --output ]]; do shift; done
+mkdir -p "$2" && touch "$2/report.html"
+""",
+        encoding="utf-8",
+    )
+    command.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"}
+    script = ["bash", tmp_path / "mine" / "run.sh"]
+    assert subprocess.run(script, env=environment, capture_output=True, check=False).returncode == 130
+    again = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
+    assert (tmp_path / "called").read_text().split() == ["ftri", "sweep", "sweep", "evaluate"]
+    assert "found/report.html is there" in again.stdout
 
 
 @pytest.mark.parametrize("question", ["refusal", "language", "field", "regex"])
@@ -96,7 +128,7 @@ def test_init_chooses_a_judge_that_exists(question: str, tmp_path: Path) -> None
     assert target_of(judge, _TARGETS[question], asked) == _TARGETS[question]
     script = (tmp_path / "new" / "run.sh").read_text()
     assert "MODEL='a b/c'\"'\"'d'" in script
-    assert ("\nhf-mote evaluate" in script) == (question != "field")
+    assert ("\nstep measured hf-mote evaluate" in script) == (question != "field")
 
 
 @pytest.mark.parametrize(

@@ -53,14 +53,14 @@ def adapt_command(
     """Adapt a model to its SAE by a LoRA in the layers after it, and measure both on held-out text."""
     with reporting():
         check_output(output, force=force)
+        organisms = Organisms()
+        kept, held_out = held_out_of(text, read_texts(text, text_column, organisms))
         # From here on torch and transformers are needed.
         from hf_mote.sae.convert import load_sae
         from hf_mote.sae.intervene import sites_of
         from hf_mote.sae.metrics import evaluate_sae
         from hf_mote.sae.training.adapt import adapt_to_sae, lora_after
 
-        organisms = Organisms()
-        kept, held_out = held_out_of(text, read_texts(text, text_column, organisms))
         loaded = load_sae(sae).train(False)
         subject = loading.subject(model, organisms, any_model=True)
         context_length = fitting(subject.model, context_length)

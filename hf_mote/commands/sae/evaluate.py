@@ -54,13 +54,13 @@ def evaluate_command(
     with reporting():
         if output is not None:
             check_output(output, force=force)
+        organisms = Organisms()
+        texts = read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.
         from hf_mote.reports.sae import sae_page
         from hf_mote.sae.convert import load_sae
         from hf_mote.sae.metrics import evaluate_sae
 
-        organisms = Organisms()
-        texts = read_texts(text, text_column, organisms)
         loaded = load_sae(sae).train(False)
         subject = loading.subject(model, organisms, any_model=True)
         measured = subject.model if adapter is None else with_adapter(subject.model, adapter)

@@ -64,15 +64,15 @@ def experts_command(
         one_of("--method", method, METHODS)
         if method == "intervention" and text is None:
             raise ConfigError("TEXT", "an intervention needs a text", fix="Give a file, a folder or a data set.")
+        changed = read_edit(f"0={edit}", "--edit")[1]
+        organisms = Organisms()
+        texts = None if text is None else read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.
         from hf_mote.links.link import link_latents
         from hf_mote.reports.links import links_page
         from hf_mote.sae.convert import load_sae
         from hf_mote.sae.top_tokens import top_activations
 
-        changed = read_edit(f"0={edit}", "--edit")[1]
-        organisms = Organisms()
-        texts = None if text is None else read_texts(text, text_column, organisms)
         loaded = load_sae(sae).train(False)
         subject = loading.subject(model, organisms)
         read: dict[str, Any] = {

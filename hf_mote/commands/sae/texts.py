@@ -24,6 +24,7 @@ Text: TypeAlias = Annotated[
 TextColumn: TypeAlias = Annotated[str, typer.Option(help="Column of a data set, or of JSON lines, that has the text.")]
 # Characters after which a text ends at its next line, so that some of a long one can be held out.
 _PIECE = 4000
+_TABLES = (".csv", ".tsv", ".json", ".parquet", ".xlsx")
 _SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl")
 
 
@@ -37,7 +38,7 @@ def _settings(context: typer.Context, value: Path | None) -> Path | None:
         found = read_yaml(value)
     except FileFormatError as error:
         no_object = "must hold an object" in str(error)
-        what = f"{value}: holds no options" if no_object else f"cannot be read as YAML ({error})"
+        what = f"{value}: holds no options, which are lines such as tokens: 20000" if no_object else str(error)
         raise typer.BadParameter(what) from error
     known = {
         parameter.name: parameter
@@ -112,11 +113,15 @@ def _read(source: str, column: str, organisms: Organisms) -> list[Any]:
 
 
 def _of_file(path: Path, column: str) -> list[Any]:
+    if path.suffix.lower() in _TABLES:
+        fix = "Write JSON lines, and name the field that has the text: --text-column."
+        raise DataError(str(path), "must be a text or JSON lines", expected=f"a file {', '.join(_SUFFIXES)}", fix=fix)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
-        raise DataError(str(path), "cannot be read", got=reason) from error
+        if isinstance(error, OSError):
+            raise DataError(str(path), "cannot be read", got=error.strerror) from error
+        raise DataError(str(path), "must be UTF-8 text", fix="Save it as UTF-8.") from error
     if path.suffix != ".jsonl":
         return _pieces(text)
     rows = []
@@ -128,9 +133,15 @@ def _of_file(path: Path, column: str) -> list[Any]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}", "must be JSON", got=first_line(error)) from error
-        if not isinstance(row, dict) or not {column, "messages", "input_ids"} & row.keys():
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}", "must be a JSON object", got=type(row).__name__)
+        if not {column, "messages", "input_ids"} & row.keys():
             raise DataError(
-                f"{path}:{number}", f"has no {column!r}", expected=f"{column!r}, 'messages' or 'input_ids'"
+                f"{path}:{number}",
+                f"has no {column!r}",
+                got=", ".join(row) or "no fields",
+                expected=f"{column!r}, 'messages' or 'input_ids'",
+                fix="Name the field that has the text: --text-column.",
             )
         rows.append(row)
     return rows

@@ -55,6 +55,10 @@ def top_tokens_command(
             check_output(output, force=force)
         if not latent:
             raise ConfigError("--latent", "no latent is given", expected="--latent 12")
+        if neuronpedia is not None and output is None:
+            raise ConfigError("--neuronpedia", "writes into the folder of --output", fix="Give --output FOLDER.")
+        organisms = Organisms()
+        texts = read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.
         from hf_mote.reports.latents import latents_page
         from hf_mote.sae.convert import load_sae
@@ -62,10 +66,6 @@ def top_tokens_command(
         from hf_mote.sae.top_tokens import top_activations
 
         ids = None if neuronpedia is None else neuronpedia_ids(neuronpedia)
-        if ids is not None and output is None:
-            raise ConfigError("--neuronpedia", "writes into the folder of --output", fix="Give --output FOLDER.")
-        organisms = Organisms()
-        texts = read_texts(text, text_column, organisms)
         loaded = load_sae(sae).train(False)
         subject = loading.subject(model, organisms, any_model=True)
         context_length = fitting(subject.model, context_length)

@@ -74,6 +74,10 @@ def train_command(
     """Train a sparse autoencoder on a model's activations, measure it on held-out text, and write it with a card."""
     with reporting():
         check_output(output, force=force)
+        chosen = _options(option or [])
+        organisms = Organisms()
+        texts = read_texts(text, text_column, organisms)
+        kept, held_out = held_out_of(text, texts)
         import torch  # from here on it is needed
 
         from hf_mote.sae.metrics import evaluate_sae
@@ -83,14 +87,11 @@ def train_command(
         kinds = {name.removesuffix("_sae"): name for name in registered_saes()}
         if architecture not in kinds:
             raise UnknownNameError.of("--architecture", architecture, kinds)
-        organisms = Organisms()
-        texts = read_texts(text, text_column, organisms)
-        kept, held_out = held_out_of(text, texts)
         subject = loading.subject(model, organisms, any_model=True)
         where = hookpoint or default_hookpoint(subject.model)
         context_length = fitting(subject.model, context_length)
         if dry_run:
-            sae = _new(subject, kinds[architecture], where, latents, k, option or [])
+            sae = _new(subject, kinds[architecture], where, latents, k, chosen)
             stream = collect_activations(
                 subject.model,
                 subject.tokenizer,
@@ -129,7 +130,7 @@ def train_command(
             return
         with writing_to(output, force=force) as folder:
             torch.manual_seed(seed)
-            sae = _new(subject, kinds[architecture], where, latents, k, option or [])
+            sae = _new(subject, kinds[architecture], where, latents, k, chosen)
             say(f"{type(sae).__name__} of {sae.config.num_latents} latents at {where}, on {tokens:,} tokens")
             stream = collect_activations(
                 subject.model,
@@ -204,7 +205,9 @@ def fitting(model: nn.Module, context_length: int) -> int:
     return min(context_length, longest) if isinstance(longest, int) and longest > 0 else context_length
 
 
-def _new(subject: Subject, kind: str, where: str, latents: int | None, k: int | None, options: list[str]) -> SAEModel:
+def _new(
+    subject: Subject, kind: str, where: str, latents: int | None, k: int | None, chosen: dict[str, Any]
+) -> SAEModel:
     """A new SAE for what a module puts out."""
     import torch
 
@@ -226,9 +229,14 @@ def _new(subject: Subject, kind: str, where: str, latents: int | None, k: int | 
     }
     if hasattr(config_class, "k"):
         fields["k"] = k or min(max(width // 16, 4), 32)
+        if fields["k"] > fields["num_latents"]:
+            fix = "Give a smaller --k, or more --latents."
+            raise ConfigError(
+                "--k", "must be at most --latents", got=f"{fields['k']} of {fields['num_latents']}", fix=fix
+            )
     elif k is not None:
         raise ConfigError("--k", f"{kind} has none", fix="Leave it out; sparsity is set by a coefficient (--option).")
-    return sae_class(kind)(config_class(**fields, **_options(options)))
+    return sae_class(kind)(config_class(**fields, **chosen))
 
 
 def _options(given: list[str]) -> dict[str, Any]:
