@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["attribute_command"]
 
 RESAMPLES = 999
+LEAST_COMPLETED = 4
+PLANNED = 3  # steps of growth of each mode that a plan reckons with
 METHODS = ("attribution", "ablation", "optimize")
 TARGET, BASELINE = "target", "baseline"  # what the two responses are called, here and on the page
 
@@ -63,6 +65,14 @@ def attribute_command(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Batches that optimize learns from, for each price and seed: 60.")
     ] = None,
+    complete: Annotated[
+        bool,
+        typer.Option(
+            "--complete",
+            help="With optimize: hold half of the prompts back, and let the set grow, in each mode of suppression, as "
+            "long as the baseline response becomes likelier on these.",
+        ),
+    ] = False,
     suppress: o.Suppress = None,
     stimulate: o.Stimulate = None,
     mode: o.Mode = "drop",
@@ -101,6 +111,8 @@ def attribute_command(
             raise ConfigError(given, "says nothing to the method optimize", fix="Leave it out.")
         if method != "optimize" and steps is not None:
             raise ConfigError("--steps", "is for the method optimize", got=f"--method {method}")
+        if method != "optimize" and complete:
+            raise ConfigError("--complete", "is for the method optimize", got=f"--method {method}")
         o.check_changes(suppress, stimulate, mode)
         real("--gain", gain, above=0, most=1)
         told = o.template_args(template_arg)
@@ -110,6 +122,9 @@ def attribute_command(
         targets = _responses("--target", target, asked, target_field)
         baselines = _responses("--baseline", baseline, asked, baseline_field)
         o.check_pairs(asked.source, targets, baselines)
+        if complete and len(asked.prompts) < LEAST_COMPLETED:
+            needed = f"{LEAST_COMPLETED} or more, half of which are held back"
+            raise ConfigError("--complete", "has too few prompts", got=len(asked.prompts), expected=needed)
         # From here on torch and transformers are needed.
         from hf_mote.generation.asking import Chat
         from hf_mote.hub import public_name
@@ -136,7 +151,7 @@ def attribute_command(
         if dry_run:
             settings: dict[str, Any] = {"system_prompt": system_prompt, "chat_template_kwargs": told}
             settings |= {"batch_size": batch_size, "seed": seed}
-            _plan(subject, asked, targets, baselines, method, shortlist, steps, settings)
+            _plan(subject, asked, targets, baselines, method, shortlist, steps, settings, complete=complete)
             return
         with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
             say(f"attributing {len(asked.prompts)} prompts, {method}")
@@ -158,12 +173,21 @@ def attribute_command(
                 ranking = by_ablation(experts=experts, groups=groups, resamples=resamples)
             elif method == "optimize":
                 learning = {} if steps is None else {"steps": steps}
-                ranking = call(optimize_experts, run_folder=part_of(method), **learning)
+                # What is held back is seen neither by the gates nor by the set as it grows.
+                number = _num_learnt(asked, complete)
+                learnt = (asked.prompts[:number], targets[:number], baselines[:number])
+                gates = partial(_call, optimize_experts, subject, *_first(asked, learnt), **shared, **learning)
+                ranking = gates(run_folder=part_of(method))
+                if complete and isinstance(ranking, OptimizedRanking):
+                    options = {name: value for name, value in shared.items() if name != "seed"}
+                    options["held_back"] = 1 - number / len(asked.prompts)
+                    growing = partial(_call, ranking.complete, subject, asked, targets, baselines, **options)
+                    ranking = growing(run_folder=part_of("complete"))
             else:
                 ranking = by_gradient(resamples=resamples)
             config = config_of(ranking, suppress=suppress, stimulate=stimulate, mode=mode, base_model=subject.name)
             number = min(top or suppress or stimulate or 5, len(ranking))
-            if config is None and isinstance(ranking, OptimizedRanking) and ranking.sufficient:
+            if config is None and isinstance(ranking, OptimizedRanking) and ranking.chosen:
                 config = ranking.to_config(base_model=public_name(subject.name))
             followed = traced_experts(ranking)
             found = Attribution(
@@ -193,12 +217,16 @@ def _plan(
     shortlist: int | None,
     steps: int | None,
     shared: dict[str, Any],
+    *,
+    complete: bool,
 ) -> None:
     """Print what would be done, having run one batch of it."""
     from hf_mote.commands.plan import Timed, Work, plan_passes
     from hf_mote.generation.asking import Chat
     from hf_mote.ranking.causal.ablation import ablate_experts
     from hf_mote.ranking.causal.attribution import attribute_experts
+    from hf_mote.mote.config import CHOICES
+    from hf_mote.ranking.causal.completion import GAINS, MOST_TRIED
     from hf_mote.ranking.causal.optimization import NUM_SEEDS, PENALTIES, STEPS
     from hf_mote.routing.sites.discover import find_routers
 
@@ -229,8 +257,22 @@ def _plan(
     if method == "optimize":
         passes = float(len(PENALTIES) * NUM_SEEDS * (STEPS if steps is None else steps))
         runs = f"up to {passes:,.0f} forwards and backwards of {size} prompts; it stops where gates settle"
+        if complete:
+            grown = PLANNED * len(CHOICES["suppress_mode"])
+            runs += (
+                f"; then {grown} steps, if each mode takes {PLANNED}, of {len(GAINS)} forwards and backwards of the "
+                f"prompts not held back and up to {MOST_TRIED} forwards of all {number}"
+            )
+            # The steps take one of the two responses: half of what is timed.
+            more += [Work(Timed.of("one batch of gradients", gradient), grown * len(GAINS) * batches / 4)]
+            more += [Work(untouched, grown * MOST_TRIED * batches / 2)]
     what = {"method": method, "runs": runs}
     plan_passes(subject, asked, once, passes, named=named, what=what, result=5 * 8 * there, more=more, pictures=1)
+
+
+def _num_learnt(asked: PromptSet, complete: bool) -> int:
+    """Return how many of the prompts are not held back."""
+    return (len(asked.prompts) + 1) // 2 if complete else len(asked.prompts)
 
 
 def _first(asked: PromptSet, first: tuple[list[Any], list[str], list[str]]) -> tuple[PromptSet, list[str], list[str]]:
