@@ -172,14 +172,14 @@ def attribute_command(
                 by_ablation = partial(call, ablate_experts, run_folder=part_of(method))
                 ranking = by_ablation(experts=experts, groups=groups, resamples=resamples)
             elif method == "optimize":
-                learning = {} if steps is None else {"steps": steps}
+                learning: dict[str, Any] = {} if steps is None else {"steps": steps}
                 # What is held back is seen neither by the gates nor by the set as it grows.
                 number = _num_learnt(asked, complete)
                 learnt = (asked.prompts[:number], targets[:number], baselines[:number])
                 gates = partial(_call, optimize_experts, subject, *_first(asked, learnt), **shared, **learning)
                 ranking = gates(run_folder=part_of(method))
                 if complete and isinstance(ranking, OptimizedRanking):
-                    options = {name: value for name, value in shared.items() if name != "seed"}
+                    options: dict[str, Any] = {name: value for name, value in shared.items() if name != "seed"}
                     options["held_back"] = 1 - number / len(asked.prompts)
                     growing = partial(_call, ranking.complete, subject, asked, targets, baselines, **options)
                     ranking = growing(run_folder=part_of("complete"))
@@ -223,9 +223,9 @@ def _plan(
     """Print what would be done, having run one batch of it."""
     from hf_mote.commands.plan import Timed, Work, plan_passes
     from hf_mote.generation.asking import Chat
+    from hf_mote.mote.config import CHOICES
     from hf_mote.ranking.causal.ablation import ablate_experts
     from hf_mote.ranking.causal.attribution import attribute_experts
-    from hf_mote.mote.config import CHOICES
     from hf_mote.ranking.causal.completion import GAINS, MOST_TRIED
     from hf_mote.ranking.causal.optimization import NUM_SEEDS, PENALTIES, STEPS
     from hf_mote.routing.sites.discover import find_routers

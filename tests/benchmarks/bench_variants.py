@@ -52,7 +52,8 @@ SIZES = (5, 10)
 LEAST_LEFT, MOST_ASIDE = 0.2, 0.15
 SUFFICIENT, COMPLETE = "gates: the sufficient set", "gates: the complete set"
 FIND, PLANTED, REROUTED = "`hf-mote find`", "the planted experts themselves", "the planted experts, in mode reroute"
-SETS = (SUFFICIENT, COMPLETE, FIND, PLANTED, REROUTED)
+IN_MODE = {mode: f"gates: the complete set, mode {mode} alone" for mode in ("drop", "reroute", "zero")}
+SETS = (SUFFICIENT, COMPLETE, *IN_MODE.values(), FIND, PLANTED, REROUTED)
 ORGANISMS = [*list_organisms(), *(f"{base}-{name}" for base in ("refusal", "language") for name in VARIANTS)]
 
 
@@ -152,7 +153,15 @@ class Bench:
         sys.stderr.write(f"{self.name} {self.seed} {method}: {json.dumps(row)}\n")
 
     def run(self, *, find: bool, only: Sequence[str] = ("",)) -> None:
-        wanted = [SUFFICIENT, COMPLETE, PLANTED, REROUTED, *methods_of(0), *((FIND,) if find else ())]
+        wanted = [
+            SUFFICIENT,
+            COMPLETE,
+            *IN_MODE.values(),
+            PLANTED,
+            REROUTED,
+            *methods_of(0),
+            *((FIND,) if find else ()),
+        ]
         left = {name for name in wanted if any(text in name for text in only)} - set(self.rows)
         if not left:
             return
@@ -170,7 +179,9 @@ class Bench:
             if name in left:
                 self.keep(name, {"seconds": 0.0, **self.of_sets({0: (sorted(planted), mode)})})
         for method, make in methods_of(self.seed).items():
-            if method not in left and not (method.startswith("optimize") and left & {SUFFICIENT, COMPLETE}):
+            if method not in left and not (
+                method.startswith("optimize") and left & {SUFFICIENT, COMPLETE, *IN_MODE.values()}
+            ):
                 continue
             started = time.process_time()
             ranking = make(case)
@@ -187,9 +198,11 @@ class Bench:
                 started = time.process_time()
                 whole = ranking.complete(**asked(case, NUM_COMPLETED))
                 more = time.process_time() - started
+                last = {step.suppress_mode: step.experts for step in whole.completion}
                 for name, found, how, spent in (
                     (SUFFICIENT, ranking.sufficient, mode, seconds),
                     (COMPLETE, whole.completed, whole.suppress_mode, seconds + more),
+                    *((IN_MODE[how], last[how], how, seconds + more / 3) for how in last),
                 ):
                     made_of = {
                         "hits": len(set(found) & planted),
