@@ -175,9 +175,9 @@ def attribute_command(
                 learning: dict[str, Any] = {} if steps is None else {"steps": steps}
                 # What is held back is seen neither by the gates nor by the set as it grows.
                 number = _num_learnt(asked, complete)
-                learnt = (asked.prompts[:number], targets[:number], baselines[:number])
-                gates = partial(_call, optimize_experts, subject, *_first(asked, learnt), **shared, **learning)
-                ranking = gates(run_folder=part_of(method))
+                part = dataclasses.replace(asked, prompts=asked.prompts[:number])
+                gates = partial(_call, optimize_experts, subject, part, targets[:number], baselines[:number])
+                ranking = gates(run_folder=part_of(method), **shared, **learning)
                 if complete and isinstance(ranking, OptimizedRanking):
                     options: dict[str, Any] = {name: value for name, value in shared.items() if name != "seed"}
                     options["held_back"] = 1 - number / len(asked.prompts)

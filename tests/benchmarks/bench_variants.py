@@ -53,6 +53,7 @@ LEAST_LEFT, MOST_ASIDE = 0.2, 0.15
 SUFFICIENT, COMPLETE = "gates: the sufficient set", "gates: the complete set"
 FIND, PLANTED, REROUTED = "`hf-mote find`", "the planted experts themselves", "the planted experts, in mode reroute"
 IN_MODE = {mode: f"gates: the complete set, mode {mode} alone" for mode in ("drop", "reroute", "zero")}
+BY_GATES = {SUFFICIENT, COMPLETE, *IN_MODE.values()}
 SETS = (SUFFICIENT, COMPLETE, *IN_MODE.values(), FIND, PLANTED, REROUTED)
 ORGANISMS = [*list_organisms(), *(f"{base}-{name}" for base in ("refusal", "language") for name in VARIANTS)]
 
@@ -179,9 +180,7 @@ class Bench:
             if name in left:
                 self.keep(name, {"seconds": 0.0, **self.of_sets({0: (sorted(planted), mode)})})
         for method, make in methods_of(self.seed).items():
-            if method not in left and not (
-                method.startswith("optimize") and left & {SUFFICIENT, COMPLETE, *IN_MODE.values()}
-            ):
+            if method not in left and not (method.startswith("optimize") and left & BY_GATES):
                 continue
             started = time.process_time()
             ranking = make(case)
