@@ -232,7 +232,7 @@ def _plan(
 
     sites = find_routers(subject.model)
     there = sum(site.num_experts for site in sites)
-    number, size = len(asked.prompts), min(len(asked.prompts), shared["batch_size"])
+    number, size = len(asked.prompts), min(_num_learnt(asked, complete), shared["batch_size"])
     first = (asked.prompts[:size], targets[:size], baselines[:size])
     chat = Chat(subject.tokenizer, shared["system_prompt"], shared["chat_template_kwargs"])
     quiet = {**shared, "resamples": 0, "progress": False}
