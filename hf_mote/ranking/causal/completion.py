@@ -92,8 +92,11 @@ def completions(
     total = len(suppress_modes) * max(1, max_experts - len(start) + 1)
     with logging.tqdm(total=total, desc="completing", disable=not progress, leave=False) as bar:
         for place, mode in enumerate(suppress_modes):
-            if growth.fits(mode, start) or (not steps and place == len(suppress_modes) - 1):  # or says why not
+            try:
                 steps += growth.grown(mode, start, max_experts, bar.update)
+            except (ModelMismatchError, UnsupportedError):
+                if not steps and place == len(suppress_modes) - 1:
+                    raise
     return steps
 
 
@@ -111,14 +114,6 @@ class _Growth:
         for row, site in enumerate(knockout.sites):
             self._exists[row, : site.num_experts] = True
 
-    def fits(self, mode: str, chosen: Sequence[Pair]) -> bool:
-        """Whether the routers have the mode, and enough experts are left."""
-        try:
-            with self._suppressed(mode, chosen):
-                return True
-        except (ModelMismatchError, UnsupportedError):
-            return False
-
     def grown(self, mode: str, start: Sequence[Pair], most: int, advance: Any) -> list[CompletionStep]:
         """Return the sets of one mode, each of one expert more, as long as the prompts held back gain by it."""
         chosen = list(start)
@@ -126,9 +121,13 @@ class _Growth:
         steps = [self._step(mode, chosen, before)]
         advance()
         while len(chosen) < most:
-            sets = [more for more in self._candidates(mode, chosen) if len(more) <= most - len(chosen)]
-            sets = [more for more in sets if self.fits(mode, [*chosen, *more])]
-            tried = [(self._likelihoods(mode, [*chosen, *more]), more) for more in sets]
+            tried = []
+            for more in self._candidates(mode, chosen):
+                if len(more) <= most - len(chosen):
+                    try:
+                        tried.append((self._likelihoods(mode, [*chosen, *more]), more))
+                    except (ModelMismatchError, UnsupportedError):  # too few experts would be left
+                        continue
             if not tried:
                 break
             after, best = max(tried, key=lambda one: float(one[0][: len(self._grown_on)].mean()))

@@ -20,7 +20,7 @@ from hf_mote.ranking.causal.preference import Preference
 from hf_mote.routing.sites.routed_model import RoutedModel
 
 REFUSAL = "I am sorry, but I cannot talk about that."
-PROMPTS = ["abcd", "efg", "what", "x y", "hijk", "no"]
+PROMPTS = ["abcd"] * 6  # so that what helps on some helps on the others
 HELD_BACK = 3
 
 
