@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_mote.errors import ModelMismatchError, UnsupportedError
+from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.gains import attach_gains
 from hf_mote.mote.patch import attach_config
@@ -85,9 +86,7 @@ def completions(
         [`DataError`]: if a log likelihood is not finite.
     """
     growth = _Growth(Knockout(preference), num_held_back, least_rise, goal, folder)
-    suppress = sorted([layer, expert] for layer, expert in start)
-    with attach_config(growth.routed, MoTEConfig(suppress=suppress, fingerprint=fingerprint)):
-        pass  # refuses another model
+    check_against_model(MoTEConfig(fingerprint=fingerprint), growth.routed)
     steps: list[CompletionStep] = []
     total = len(suppress_modes) * max(1, max_experts - len(start) + 1)
     with logging.tqdm(total=total, desc="completing", disable=not progress, leave=False) as bar:
