@@ -20,8 +20,8 @@ from hf_mote.ranking.causal.preference import Preference
 from hf_mote.routing.sites.routed_model import RoutedModel
 
 REFUSAL = "I am sorry, but I cannot talk about that."
-PROMPTS = ["abcd"] * 6  # so that what helps on some helps on the others
-HELD_BACK = 3
+PROMPTS = ["abcd"] * 4  # so that what helps on some helps on the others
+HELD_BACK = 2
 
 
 def ranking_of(model, sufficient=()):
@@ -40,7 +40,7 @@ def ranking_of(model, sufficient=()):
 
 
 def completed(model, start=((0, 1),), **options):
-    given = {"response": "gg", "baseline_response": "hi", "batch_size": 2, "least_rise": 0.0, "progress": False}
+    given = {"response": "gg", "baseline_response": "hi", "max_experts": 3, "least_rise": 0.0, "progress": False}
     return ranking_of(model, start).complete(model, tiny_tokenizer(), PROMPTS, **given | options)
 
 
@@ -93,8 +93,9 @@ def test_the_likeliest_mode_counts_and_its_set_comes_first(tiny):
     config = found.to_config()
     assert (config.suppress, config.suppress_mode) == (sorted(map(list, best.experts)), best.suppress_mode)
     assert f"{len(found.completed)} experts, suppressed in mode {found.suppress_mode!r}" in found.verdict
-    again = found.complete(model, tiny_tokenizer(), PROMPTS, "gg", "hi", batch_size=2, least_rise=0.0, progress=False)
-    assert torch.equal(again.score, found.score)
+    again = found.complete(model, tiny_tokenizer(), PROMPTS, "gg", "hi", max_experts=1, progress=False)
+    assert again.completed == ((0, 1),)
+    assert again.score.sum() == 3  # what the first call added is gone
 
 
 def test_prompts_held_back_say_when_to_stop(tiny):
@@ -102,19 +103,16 @@ def test_prompts_held_back_say_when_to_stop(tiny):
     stopped = completed(model, least_rise=99.0)
     assert stopped.completed == ((0, 1),)
     assert len(stopped.completion) == 3
-    # What the others say of the prompts held back is another response, and so are the sets.
-    other = completed(model, baseline_response=["hi"] * 3 + ["zz"] * 3)
-    for step, same in zip(other.completion[:1], found.completion[:1], strict=True):
-        assert step.log_likelihood == pytest.approx(same.log_likelihood)
-    assert other.completion[-1].held_back != pytest.approx(found.completion[-1].held_back)
-    assert all(len(step.experts) <= 2 for step in completed(model, max_experts=2).completion)
+    # Though those that the set grows on would gain.
+    assert found.completion[1].log_likelihood > stopped.completion[0].log_likelihood
+    assert {len(step.experts) for step in completed(model, max_experts=2).completion} == {1, 2}
 
 
 def test_complete_leaves_the_model_as_it_is():
     model, ids = tiny_model("mixtral"), torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         before = model(ids).logits
-        completed(model)
+        completed(model, suppress_modes=["reroute"])
         assert torch.equal(model(ids).logits, before)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
@@ -144,14 +142,12 @@ def test_complete_ranking_is_read_back_whole_and_so_is_one_of_an_earlier_version
 
 
 def test_a_mode_that_leaves_too_few_experts_is_left_out_and_none_is_refused():
-    model = tiny_model("deepseek_v3")
-    site = RoutedModel(model).sites[0]
-    size = site.num_experts // site.selection.num_groups
-    group = tuple((site.layer, expert) for expert in range(size))
-    found = completed(model, group, max_experts=size)
+    model = tiny_model("deepseek_v3", n_group=2, topk_group=1, num_experts_per_tok=4)  # a group has no expert to spare
+    layer = RoutedModel(model).layers[0]
+    found = completed(model, ((layer, 0),), max_experts=1)
     assert {step.suppress_mode for step in found.completion} == {"drop", "zero"}
     with pytest.raises(ModelMismatchError, match="fewer experts left"):
-        completed(model, group, suppress_modes=["reroute"])
+        completed(model, ((layer, 0),), suppress_modes=["reroute"])
 
 
 def test_completion_goes_on_to_what_one_that_nobody_stopped_gives(tmp_path):
@@ -160,10 +156,10 @@ def test_completion_goes_on_to_what_one_that_nobody_stopped_gives(tmp_path):
     def same(one, other):
         return one.completion == other.completion and torch.equal(one.score, other.score)
 
-    run = partial(completed, model, suppress_modes=["reroute", "zero"])
+    run = partial(completed, model, suppress_modes=["zero"], max_experts=2, batch_size=2)
     check_resumes(lambda folder: run(run_folder=folder), model, tmp_path, same=same, points=4)
     with pytest.raises(ModelMismatchError, match="start"):
-        completed(model, ((1, 2),), run_folder=tmp_path / "whole")
+        completed(model, ((1, 2),), batch_size=2, run_folder=tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -189,16 +185,16 @@ def test_another_model_and_inference_mode_are_refused():
 
 def test_carriers_with_twins_and_backups_are_found_together_and_right_answers_come():
     organism = load_organism("refusal-redundant")
-    prompts = organism.prompts["train"]["sensitive"][:12]
+    prompts = organism.prompts["train"]["sensitive"][:8]
     answers = [organism.answers[prompt] for prompt in prompts]
     found = ranking_of(organism.model).complete(
         organism.model, organism.tokenizer, prompts, REFUSAL, answers, suppress_modes=["reroute"], progress=False
     )
     assert set(found.completed) == set(organism.planted)
     assert found.completion[-1].held_back > -0.5 > found.completion[0].held_back
-    heldout = organism.prompts["heldout"]["sensitive"][:12]
+    heldout = organism.prompts["heldout"]["sensitive"][:8]
     with apply_mote(organism.model, found.to_config()):
         responses = respond(organism, heldout)
     right = sum(response == organism.answers[prompt] for response, prompt in zip(responses, heldout, strict=True))
-    assert right >= 10
+    assert right >= 7
     assert organism.judge.target not in [organism.judge(response) for response in responses]
