@@ -282,19 +282,19 @@ def test_attribute_optimize_that_finds_no_set_says_so_and_writes_no_config(tmp_p
 def test_attribute_optimize_complete_writes_the_complete_set_and_its_mode(tmp_path: Path) -> None:
     output = tmp_path / "found"
     result = ran(
-        "attribute", "organism:refusal", "organism:refusal/train/sensitive", "--limit", 8, "--target", REFUSAL,
+        "attribute", "organism:refusal", "organism:refusal/train/sensitive", "--limit", 4, "--target", REFUSAL,
         "--baseline-field", "answer", "--method", "optimize", "--steps", 2, "--complete", "--traced", 0,
         "--output", output,
     )  # fmt: skip
     ranking = OptimizedRanking.from_pretrained(output)
     assert ranking.completed
-    assert (ranking.provenance["prompts"], ranking.provenance["held_back"]) == (4, 4)
+    assert (ranking.provenance["prompts"], ranking.provenance["held_back"]) == (2, 2)
     config = MoTEConfig.from_pretrained(output)
     assert config.suppress == sorted([layer, expert] for layer, expert in ranking.completed)
     assert config.suppress_mode == ranking.suppress_mode
     assert ranking.verdict in said(result)
     assert figures(output)["found"]
-    assert "4 prompts held back" in page(output).one("experts").text
+    assert "2 prompts held back" in page(output).one("experts").text
 
 
 @pytest.mark.slow
