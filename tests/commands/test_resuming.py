@@ -50,7 +50,9 @@ COMMANDS: dict[str, list[str]] = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "complete")) for name in COMMANDS]
+)
 def test_command_goes_on_where_ctrl_c_stopped_it(name: str, places: dict[str, Path], tmp_path: Path) -> None:
     words: list[Any] = [places.get(word, word) for word in COMMANDS[name]]
     if name in ("optimize", "complete"):  # there is something to remove: the model prefers one of the two
