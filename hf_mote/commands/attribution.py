@@ -35,6 +35,8 @@ __all__ = ["attribute_command"]
 
 OUTPUT = Writing(Path("hf-mote-attribute"))
 RESAMPLES = 999
+LEAST_COMPLETED = 4
+PLANNED = 3  # steps of growth of each mode that a plan reckons with
 METHODS = ("attribution", "ablation", "optimize")
 TARGET, BASELINE = "target", "baseline"  # what the two responses are called, here and on the page
 
@@ -70,6 +72,14 @@ def attribute_command(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Batches that optimize learns from, for each price and seed: 60.")
     ] = None,
+    complete: Annotated[
+        bool,
+        typer.Option(
+            "--complete",
+            help="With optimize: hold half of the prompts back, and let the set grow, in each mode of suppression, as "
+            "long as the baseline response becomes likelier on these.",
+        ),
+    ] = False,
     choosing: Choosing,
     traced: o.Traced = 3,
     resamples: o.Resamples = RESAMPLES,
@@ -92,6 +102,8 @@ def attribute_command(
             raise ConfigError(given, "says nothing to the method optimize", fix="Leave it out.")
         if method != "optimize" and steps is not None:
             raise ConfigError("--steps", "is for the method optimize", got=f"--method {method}")
+        if method != "optimize" and complete:
+            raise ConfigError("--complete", "is for the method optimize", got=f"--method {method}")
         choosing.check()
         real("--gain", gain, above=0, most=1)
         shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **templating.settings()}
@@ -101,6 +113,9 @@ def attribute_command(
         targets = _responses("--target", target, asked, target_field)
         baselines = _responses("--baseline", baseline, asked, baseline_field)
         o.check_pairs(asked.source, targets, baselines)
+        if complete and len(asked.prompts) < LEAST_COMPLETED:
+            needed = f"{LEAST_COMPLETED} or more, half of which are held back"
+            raise ConfigError("--complete", "has too few prompts", got=len(asked.prompts), expected=needed)
         # From here on torch and transformers are needed.
         from hf_mote.hub import public_name
         from hf_mote.ranking.causal.ablation import ablate_experts
@@ -113,7 +128,7 @@ def attribute_command(
         subject = loading.subject(model, organisms, templating=templating, prompts=asked.prompts)
         choosing.check_experts(subject.model, shortlist=shortlist)
         if writing.dry_run:
-            _plan(subject, asked, targets, baselines, method, shortlist, steps, shared)
+            _plan(subject, asked, targets, baselines, method, shortlist, steps, shared, complete=complete)
             return
         with work.of(subject.model) as part_of, writing.folder() as folder:
             say(f"attributing {len(asked.prompts)} prompts, {method}")
@@ -128,12 +143,21 @@ def attribute_command(
                 by_ablation = partial(call, ablate_experts, run_folder=part_of(method))
                 ranking = by_ablation(experts=experts, groups=groups, resamples=resamples)
             elif method == "optimize":
-                learning = {} if steps is None else {"steps": steps}
-                ranking = call(optimize_experts, run_folder=part_of(method), **learning)
+                learning: dict[str, Any] = {} if steps is None else {"steps": steps}
+                # What is held back is seen neither by the gates nor by the set as it grows.
+                number = _num_learnt(asked, complete)
+                part = dataclasses.replace(asked, prompts=asked.prompts[:number])
+                gates = partial(_call, optimize_experts, subject, part, targets[:number], baselines[:number])
+                ranking = gates(run_folder=part_of(method), **shared, **learning)
+                if complete and isinstance(ranking, OptimizedRanking):
+                    options: dict[str, Any] = {name: value for name, value in shared.items() if name != "seed"}
+                    options["held_back"] = 1 - number / len(asked.prompts)
+                    growing = partial(_call, ranking.complete, subject, asked, targets, baselines, **options)
+                    ranking = growing(run_folder=part_of("complete"))
             else:
                 ranking = by_gradient(resamples=resamples)
             config = choosing.config(ranking, base_model=subject.name)
-            if config is None and isinstance(ranking, OptimizedRanking) and ranking.sufficient:
+            if config is None and isinstance(ranking, OptimizedRanking) and ranking.chosen:
                 config = ranking.to_config(base_model=public_name(subject.name))
             followed = traced_experts(ranking)
             found = Attribution(
@@ -163,18 +187,22 @@ def _plan(
     shortlist: int | None,
     steps: int | None,
     shared: dict[str, Any],
+    *,
+    complete: bool,
 ) -> None:
     """Print what would be done, having run one batch of it."""
     from hf_mote.commands.plan import Timed, Work, plan_passes
     from hf_mote.generation.asking import Chat
+    from hf_mote.mote.config import CHOICES
     from hf_mote.ranking.causal.ablation import ablate_experts
     from hf_mote.ranking.causal.attribution import attribute_experts
+    from hf_mote.ranking.causal.completion import GAINS, MOST_TRIED
     from hf_mote.ranking.causal.optimization import NUM_SEEDS, PENALTIES, STEPS
     from hf_mote.routing.sites.discover import find_routers
 
     sites = find_routers(subject.model)
     there = sum(site.num_experts for site in sites)
-    number, size = len(asked.prompts), min(len(asked.prompts), shared["batch_size"])
+    number, size = len(asked.prompts), min(_num_learnt(asked, complete), shared["batch_size"])
     first = (asked.prompts[:size], targets[:size], baselines[:size])
     chat = Chat(subject.tokenizer, shared["system_prompt"], shared["chat_template_kwargs"])
     quiet = {**shared, "resamples": 0, "progress": False}
@@ -199,8 +227,22 @@ def _plan(
     if method == "optimize":
         passes = float(len(PENALTIES) * NUM_SEEDS * (STEPS if steps is None else steps))
         runs = f"up to {passes:,.0f} forwards and backwards of {size} prompts; it stops where gates settle"
+        if complete:
+            grown = PLANNED * len(CHOICES["suppress_mode"])
+            runs += (
+                f"; then {grown} steps, if each mode takes {PLANNED}, of {len(GAINS)} forwards and backwards of the "
+                f"prompts not held back and up to {MOST_TRIED} forwards of all {number}"
+            )
+            # The steps take one of the two responses: half of what is timed.
+            more += [Work(Timed.of("one batch of gradients", gradient), grown * len(GAINS) * batches / 4)]
+            more += [Work(untouched, grown * MOST_TRIED * batches / 2)]
     what = {"method": method, "runs": runs}
     plan_passes(subject, asked, once, passes, named=named, what=what, result=5 * 8 * there, more=more, pictures=1)
+
+
+def _num_learnt(asked: PromptSet, complete: bool) -> int:
+    """Return how many of the prompts are not held back."""
+    return (len(asked.prompts) + 1) // 2 if complete else len(asked.prompts)
 
 
 def _first(asked: PromptSet, first: tuple[list[Any], list[str], list[str]]) -> tuple[PromptSet, list[str], list[str]]:

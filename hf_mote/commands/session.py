@@ -49,6 +49,7 @@ _OPTIONS = {
     "ablate_experts.run_folder": "--run-folder",
     "attribute_experts.run_folder": "--run-folder",
     "optimize_experts.run_folder": "--run-folder",
+    "OptimizedRanking.complete.run_folder": "--run-folder",
     "ftri.thinking_tokens": "--thinking-tokens",
 }
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}

@@ -58,7 +58,7 @@ def attribution_verdict(found: Attribution) -> tuple[str, bool]:
     """
     ranking = found.ranking
     if isinstance(ranking, OptimizedRanking):
-        return ranking.verdict, bool(ranking.sufficient)
+        return ranking.verdict, bool(ranking.chosen)
     verdict = ranking_verdict(ranking, relation="speak for the target response")
     mean = sum(found.preference) / len(found.preference)
     n = len(found.preference)
@@ -151,7 +151,7 @@ def _method(ranking: ExpertRanking) -> str:
         return (
             "Gates on all routing weights were learnt together, each closed one at a price. The score is the mean "
             "probability of being closed, 1 more for a carrier and 2 more in the sufficient set. Sets found, each "
-            f"measured with its experts taken out, of {ranking.whole_score:.3g} nats: {tried}."
+            f"measured with its experts taken out, of {ranking.whole_score:.3g} nats: {tried}.{_completion(ranking)}"
         )
     if ranking.method == "ablation":
         how = "Each expert is taken out alone; its score is how far log p(target) − log p(baseline) falls without it."
@@ -159,6 +159,20 @@ def _method(ranking: ExpertRanking) -> str:
     gain = ranking.provenance.get("gain")
     how = "First order: routing weight times derivative of log p(target) − log p(baseline), summed over tokens"
     return f"{how}, taken with all routing weights times {gain}. Intervals and p (sign flips) are over prompts."
+
+
+def _completion(ranking: OptimizedRanking) -> str:
+    if not ranking.completion:
+        return ""
+    grown = "; ".join(
+        f"{step.suppress_mode}, {len(step.experts)} experts, {step.held_back:.3g} nats, gone from {percent(step.gone)}"
+        for step in ranking.completion
+    )
+    return (
+        " From the sufficient set the complete set was grown in each mode of suppression; mode, experts, mean log "
+        f"likelihood of the baseline response on {ranking.provenance.get('held_back')} prompts held back, and share "
+        f"of these from which the target is gone: {grown}. The complete set has a score 3 higher."
+    )
 
 
 def _responses(found: Attribution) -> Html:

@@ -9,11 +9,12 @@ the same for all seeds. Every figure is written to `DIR/ORGANISM-SEED.json` as i
 measured again.
 
 All methods see the same 48 sensitive and 48 neutral training questions, the causal ones the first few that show the
-behaviour (`NUM_ABLATED` ... `NUM_SEARCHED`), with the true answer as the other response. Each ranking's first 5 and
-first 10 of 256 experts (2 % and 4 %) are suppressed, in the mode that the method's own config has, on 30 held-out
-questions that show the behaviour, and on 20 neutral and 20 unrelated ones. A set *removes* the behaviour if at most a
-fifth of the responses are left, every incoherent one counted as left; it is *clean* if also at most 15 % of the other
-answers come to be of another class or incoherent. Seconds are processor time of one thread.
+behaviour (`NUM_ABLATED` ... `NUM_COMPLETED`), with the true answer as the other response; half of those of the
+complete set say when it is complete. Each ranking's first 5 and first 10 of 256 experts (2 % and 4 %) are suppressed,
+in the mode that the method's own config has, on 30 held-out questions that show the behaviour, and on 20 neutral and
+20 unrelated ones. A set *removes* the behaviour if at most a fifth of the responses are left, every incoherent one
+counted as left; it is *clean* if also at most 15 % of the other answers come to be of another class or incoherent.
+Seconds are processor time of one thread.
 """
 
 from __future__ import annotations
@@ -39,16 +40,21 @@ from hf_mote.organisms.questions import TIMES, WORDINGS, load_facts, wordings_of
 from hf_mote.organisms.recipes import RECIPES
 from hf_mote.organisms.scoring import MAX_NEW_TOKENS, draw_prompts, image, shown_in
 from hf_mote.organisms.variants import VARIANTS
+from hf_mote.ranking.causal.optimized import OptimizedRanking
 from hf_mote.ranking.causal.subsets import random_subsets
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.workflow.find import find_experts
 
 NUM_IMAGED, NUM_TESTED, NUM_ASIDE = 48, 30, 20
-NUM_ABLATED, NUM_SUBSETS, NUM_OPTIMIZED, NUM_SEARCHED = 6, 6, 8, 3
+NUM_ABLATED, NUM_SUBSETS, NUM_OPTIMIZED, NUM_SEARCHED, NUM_COMPLETED = 6, 6, 8, 3, 24
 MOST_EVALUATED = 640
 SIZES = (5, 10)
 LEAST_LEFT, MOST_ASIDE = 0.2, 0.15
-SUFFICIENT, FIND, PLANTED = "gates: the sufficient set", "`hf-mote find`", "the planted experts themselves"
+SUFFICIENT, COMPLETE = "gates: the sufficient set", "gates: the complete set"
+FIND, PLANTED, REROUTED = "`hf-mote find`", "the planted experts themselves", "the planted experts, in mode reroute"
+IN_MODE = {mode: f"gates: the complete set, mode {mode} alone" for mode in ("drop", "reroute", "zero")}
+BY_GATES = {SUFFICIENT, COMPLETE, *IN_MODE.values()}
+SETS = (SUFFICIENT, COMPLETE, *IN_MODE.values(), FIND, PLANTED, REROUTED)
 ORGANISMS = [*list_organisms(), *(f"{base}-{name}" for base in ("refusal", "language") for name in VARIANTS)]
 
 
@@ -147,8 +153,18 @@ class Bench:
         self.path.write_text(json.dumps(self.figures) + "\n", encoding="utf-8")
         sys.stderr.write(f"{self.name} {self.seed} {method}: {json.dumps(row)}\n")
 
-    def run(self, *, find: bool) -> None:
-        if set(self.rows) >= {*methods_of(0), SUFFICIENT, PLANTED, *((FIND,) if find else ())}:
+    def run(self, *, find: bool, only: Sequence[str] = ("",)) -> None:
+        wanted = [
+            SUFFICIENT,
+            COMPLETE,
+            *IN_MODE.values(),
+            PLANTED,
+            REROUTED,
+            *methods_of(0),
+            *((FIND,) if find else ()),
+        ]
+        left = {name for name in wanted if any(text in name for text in only)} - set(self.rows)
+        if not left:
             return
         self.organism = made(self.name, self.seed)
         train, self.test = draw_prompts(
@@ -160,10 +176,11 @@ class Bench:
         imaged = image(self.organism, train, batch_size=2 * NUM_IMAGED)
         imaging = time.process_time() - started
         case = Case(self.organism, imaged, shown_in(self.organism, imaged))
-        if PLANTED not in self.rows:
-            self.keep(PLANTED, {"seconds": 0.0, **self.of_sets({0: (sorted(planted), "drop")})})
+        for name, mode in ((PLANTED, "drop"), (REROUTED, "reroute")):
+            if name in left:
+                self.keep(name, {"seconds": 0.0, **self.of_sets({0: (sorted(planted), mode)})})
         for method, make in methods_of(self.seed).items():
-            if method in self.rows and (SUFFICIENT in self.rows or not method.startswith("optimize")):
+            if method not in left and not (method.startswith("optimize") and left & BY_GATES):
                 continue
             started = time.process_time()
             ranking = make(case)
@@ -176,12 +193,25 @@ class Bench:
                 "decoys": len(first & decoys),
                 **self.of_sets({size: (ranking.top(size), mode) for size in SIZES}),
             }
-            if method.startswith("optimize"):
-                found = list(ranking.sufficient)  # type: ignore[attr-defined]
-                made_of = {"hits": len(set(found) & planted), "number": len(found), "decoys": len(set(found) & decoys)}
-                self.keep(SUFFICIENT, {"seconds": seconds, **made_of, **self.of_sets({0: (found, mode)})})
+            if isinstance(ranking, OptimizedRanking):
+                started = time.process_time()
+                whole = ranking.complete(**asked(case, NUM_COMPLETED))
+                more = time.process_time() - started
+                last = {step.suppress_mode: step.experts for step in whole.completion}
+                for name, found, how, spent in (
+                    (SUFFICIENT, ranking.sufficient, mode, seconds),
+                    (COMPLETE, whole.completed, whole.suppress_mode, seconds + more),
+                    *((IN_MODE[how], last[how], how, seconds + more / 3) for how in last),
+                ):
+                    made_of = {
+                        "hits": len(set(found) & planted),
+                        "number": len(found),
+                        "decoys": len(set(found) & decoys),
+                        "mode": how,
+                    }
+                    self.keep(name, {"seconds": spent, **made_of, **self.of_sets({0: (found, how)})})
             self.keep(method, row)
-        if find and FIND not in self.rows:
+        if FIND in left:
             self.keep(FIND, self.found(train, planted))
 
     def found(self, train: dict[str, list[str]], planted: set[tuple[int, int]]) -> dict[str, Any]:
@@ -254,7 +284,7 @@ def tables(results: list[dict[str, Any]]) -> str:
 
 
 def _methods(results: list[dict[str, Any]]) -> list[str]:
-    return [*methods_of(0), SUFFICIENT, FIND, PLANTED]
+    return [*methods_of(0), *SETS]
 
 
 def _over_all(results: list[dict[str, Any]]) -> str:
@@ -268,9 +298,9 @@ def _over_all(results: list[dict[str, Any]]) -> str:
         rows = [(r, r["methods"][method]) for r in planted if method in r["methods"]]
         if not rows:
             continue
-        one_set = method in (SUFFICIENT, FIND, PLANTED)
+        one_set = method in SETS
         number = sum(row.get("number", len(r["planted"])) for r, row in rows)
-        hits = "–" if method == PLANTED else f"{sum(row['hits'] for _, row in rows)} of {number}"
+        hits = "–" if method in (PLANTED, REROUTED) else f"{sum(row['hits'] for _, row in rows)} of {number}"
         decoys = sum(row.get("decoys", 0) for _, row in rows)
         cells = [f"{fmean(row['seconds'] for _, row in rows):.1f}", hits, "–" if method == FIND else str(decoys)]
         for key in ("set",) if one_set else tuple(f"at {size}" for size in SIZES):
@@ -298,9 +328,9 @@ def _cell(method: str, results: list[dict[str, Any]]) -> str:
     rows = [r["methods"][method] for r in results]
     if method == FIND and not any(row["written"] for row in rows):
         return f"none in {len(rows)}"
-    keys = ["set"] if method in (SUFFICIENT, FIND, PLANTED) else [f"at {size}" for size in SIZES]
+    keys = ["set"] if method in SETS else [f"at {size}" for size in SIZES]
     parts = []
-    if results[0]["planted"] and method != PLANTED:
+    if results[0]["planted"] and method not in (PLANTED, REROUTED):
         parts.append(_range([row["hits"] for row in rows]) + f" of {_range([_sought(r, method) for r in results])}")
     for key in keys:
         known = [row[key] for row in rows if row[key] is not None]
@@ -329,6 +359,7 @@ def main() -> None:
     parser.add_argument("--organisms", nargs="*", default=ORGANISMS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--no-find", action="store_true", help="leave `hf-mote find` out for now")
+    parser.add_argument("--only", nargs="*", default=[""], help="make the rows whose name holds one of these")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -338,7 +369,9 @@ def main() -> None:
     if not options.table:
         for seed in options.seeds:
             for name in options.organisms:
-                Bench(name, seed, options.folder / f"{name}-{seed}.json").run(find=not options.no_find)
+                Bench(name, seed, options.folder / f"{name}-{seed}.json").run(
+                    find=not options.no_find, only=options.only
+                )
     paths = sorted(options.folder.glob("*.json"))
     sys.stdout.write(f"{tables([json.loads(path.read_text(encoding='utf-8')) for path in paths])}\n")
 

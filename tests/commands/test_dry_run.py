@@ -82,6 +82,14 @@ def test_dry_run_of_attribute_says_its_passes(out: Path, method: str, runs: str)
     assert f"method {method}" in text
 
 
+def test_dry_run_of_a_complete_set_says_what_it_reckons_with(out: Path) -> None:
+    words = ["attribute", "organism:refusal", HELD, "--limit", 6, *PAIR, "--method", "optimize", "--complete"]
+    text = plan(out, *words)
+    assert "up to 480 forwards and backwards of 3 prompts" in text
+    assert "then 9 steps, if each mode takes 3, of 2 forwards and backwards of the prompts not held back" in text
+    assert "up to 18 forwards of all 6" in text
+
+
 def test_dry_run_of_sae_training_says_steps_and_size(out: Path) -> None:
     words = ["sae", "train", "organism:refusal", "organism:refusal", "--tokens", 5000, "--batch", 100]
     text = plan(out, *words, "--architecture", "topk", "--latents", 64)

@@ -46,13 +46,16 @@ COMMANDS: dict[str, list[str]] = {
     "attribute": ["attribute", "MODEL", "PROMPTS", *PAIR, "--gain", "0.5"],
     "ablate": ["attribute", "MODEL", "PROMPTS", *PAIR, "--method", "ablation", "--shortlist", "4"],
     "optimize": ["attribute", "MODEL", "PROMPTS", *PAIR, "--method", "optimize", "--steps", "3"],
+    "complete": ["attribute", "MODEL", "PROMPTS", *PAIR, "--method", "optimize", "--steps", "3", "--complete"],
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "complete")) for name in COMMANDS]
+)
 def test_command_goes_on_where_ctrl_c_stopped_it(name: str, places: dict[str, Path], tmp_path: Path) -> None:
     words: list[Any] = [places.get(word, word) for word in COMMANDS[name]]
-    if name == "optimize":  # there is something to remove: the model prefers one of the two
+    if name in ("optimize", "complete"):  # there is something to remove: the model prefers one of the two
         words = _preferred(words, tmp_path)
     with passes_of(MixtralForCausalLM) as passes:
         ran(*words, "--output", tmp_path / "whole")

@@ -277,6 +277,24 @@ def test_attribute_optimize_that_finds_no_set_says_so_and_writes_no_config(tmp_p
     assert not (output / MoTEConfig.file_name).exists()
 
 
+def test_attribute_optimize_complete_writes_the_complete_set_and_its_mode(tmp_path: Path) -> None:
+    output = tmp_path / "found"
+    result = ran(
+        "attribute", "organism:refusal", "organism:refusal/train/sensitive", "--limit", 4, "--target", REFUSAL,
+        "--baseline-field", "answer", "--method", "optimize", "--steps", 2, "--complete", "--traced", 0,
+        "--output", output,
+    )  # fmt: skip
+    ranking = OptimizedRanking.from_pretrained(output)
+    assert ranking.completed
+    assert (ranking.provenance["prompts"], ranking.provenance["held_back"]) == (2, 2)
+    config = MoTEConfig.from_pretrained(output)
+    assert config.suppress == sorted([layer, expert] for layer, expert in ranking.completed)
+    assert config.suppress_mode == ranking.suppress_mode
+    assert ranking.verdict in said(result)
+    assert figures(output)["found"]
+    assert "2 prompts held back" in page(output).one("experts").text
+
+
 @pytest.mark.slow
 def test_attribute_optimize_writes_the_set_that_suffices_and_says_so(tmp_path: Path) -> None:
     output = tmp_path / "found"
@@ -294,15 +312,24 @@ def test_attribute_optimize_writes_the_set_that_suffices_and_says_so(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "more", [("--method", "optimize", "--gain", 0.5), ("--method", "optimize", "--resamples", 9), ("--steps", 5)]
+    ("option", "more"),
+    [
+        ("--gain", ("--method", "optimize", "--gain", 0.5)),
+        ("--resamples", ("--method", "optimize", "--resamples", 9)),
+        ("--steps", ("--steps", 5)),
+        ("--complete", ("--complete",)),
+        ("--complete: has too few prompts", ("--method", "optimize", "--complete", "--limit", 3)),
+    ],
 )
-def test_attribute_refuses_an_option_that_says_nothing_to_its_method(more: tuple[object, ...], tmp_path: Path) -> None:
+def test_attribute_refuses_an_option_that_says_nothing_to_its_method(
+    option: str, more: tuple[object, ...], tmp_path: Path
+) -> None:
     result = run(
         "attribute", "organism:refusal", "organism:refusal/train/sensitive", "--target", "a", "--baseline", "b",
         "--output", tmp_path / "o", *more,
     )  # fmt: skip
     assert result.exit_code != 0
-    assert str(more[-2]) in said(result)
+    assert option in said(result)
 
 
 def test_sweep_can_stimulate(attribute_run: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Files in reading order:
 - `search.py`: `search_experts`, a set built up greedily.
 - `share.py`: `routed_share`, how much is in routed experts at all.
 - `hard_concrete.py`: gates learnt by gradient. `optimized.py`: `OptimizedRanking`.
+- `completion.py`: how a set grows until another response comes: `OptimizedRanking.complete`.
 - `optimization.py`: `optimize_experts`, a set learnt all at once, and the experts that can stand in for it.
 
 May import what `ranking` may. A new causal method is a file here.

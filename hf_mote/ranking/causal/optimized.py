@@ -1,21 +1,38 @@
 """`OptimizedRanking`: what `optimize_experts` found: sets of experts, how each was reached, and the order they give.
 
 A set that suffices need not hold every expert that carries a behaviour: where any two of four must go, two suffice.
-Both are kept apart here.
+Both are kept apart here. Nor need another response come in the place of the one that is gone:
+`OptimizedRanking.complete` looks for the set, and the mode of suppression, with which it does.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_mote.errors import DataError
-from hf_mote.mote.config import MoTEConfig
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mote.errors import ConfigError, DataError, UnsupportedError, one_of, real, whole
+from hf_mote.generation.asking import Chat
+from hf_mote.generation.chat import Prompt
+from hf_mote.mote.config import CHOICES, MoTEConfig
+from hf_mote.ranking.causal.completion import MOST_EXPERTS, CompletionStep, completions
 from hf_mote.ranking.causal.knockout import Pair
+from hf_mote.ranking.causal.preference import Preference
 from hf_mote.ranking.expert_ranking import ExpertRanking
 
-__all__ = ["OptimizedRanking", "PathPoint"]
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["HELD_BACK", "OptimizedRanking", "PathPoint"]
+
+HELD_BACK = 0.5
+LEAST_RISE = 0.05
+COMPLETED = 3  # above every expert outside the complete set
 
 
 class PathPoint(NamedTuple):
@@ -41,7 +58,8 @@ class OptimizedRanking(ExpertRanking):
     """A ranking by optimised gates, with the sets of experts behind it.
 
     The score of an expert is its mean probability of being closed, over seeds and penalties, 0 to 1; 1 more for a
-    carrier, and 2 more for one of the sufficient set, so that the order begins with these.
+    carrier, and 2 more for one of the sufficient set, so that the order begins with these. After [`complete`] it is 3
+    more for one of the complete set, so that the order begins with that.
 
     Attributes:
         sufficient (`tuple[tuple[int, int], ...]`):
@@ -55,6 +73,9 @@ class OptimizedRanking(ExpertRanking):
         path (`tuple[PathPoint, ...]`): The sets of all seeds and penalties.
         whole_score (`float`): The untouched model's mean score.
         goal (`float`): The score at or below which the response is gone from a prompt.
+        completed (`tuple[tuple[int, int], ...]`): (layer, expert) of the complete set; empty before [`complete`].
+        suppress_mode (`str`): The mode in which the set is to be suppressed: `"zero"`, or the one of the complete set.
+        completion (`tuple[CompletionStep, ...]`): How the complete set was reached, in each mode that was tried.
     """
 
     sufficient: tuple[Pair, ...] = ()
@@ -63,6 +84,14 @@ class OptimizedRanking(ExpertRanking):
     path: tuple[PathPoint, ...] = ()
     whole_score: float = 0.0
     goal: float = 0.0
+    completed: tuple[Pair, ...] = ()
+    suppress_mode: str = "zero"
+    completion: tuple[CompletionStep, ...] = ()
+
+    @property
+    def chosen(self) -> tuple[Pair, ...]:
+        """The set that `to_config()` suppresses: the complete set, or the sufficient set before [`complete`]."""
+        return self.completed or self.sufficient
 
     @property
     def agreement(self) -> float:
@@ -76,6 +105,23 @@ class OptimizedRanking(ExpertRanking):
     @property
     def verdict(self) -> str:
         """What was found, in words: a sufficient set and further carriers, or that none of the sets suffices."""
+        return f"{self._sufficiency} {self._completeness}".rstrip()
+
+    @property
+    def _completeness(self) -> str:
+        """What [`complete`] found, in words; empty before."""
+        if not self.completion:
+            return ""
+        mine = [step for step in self.completion if step.suppress_mode == self.suppress_mode]
+        return (
+            f"The complete set has {len(self.completed)} experts, suppressed in mode {self.suppress_mode!r}: the log "
+            f"likelihood of the baseline response on prompts held back is {mine[-1].held_back:.3g} nats, where it "
+            f"began at {mine[0].held_back:.3g} with {len(mine[0].experts)} experts; the other response is gone from "
+            f"{mine[-1].gone:.0%} of them."
+        )
+
+    @property
+    def _sufficiency(self) -> str:
         if not self.sufficient:
             best = min(self.path, key=lambda point: point.score)
             return (
@@ -92,35 +138,181 @@ class OptimizedRanking(ExpertRanking):
             "model writes itself, and nothing else changes, is for evaluate_mote to say."
         )
 
-    def to_config(self, *, suppress: int | None = None, stimulate: int | None = None, **fields: Any) -> MoTEConfig:
-        """Return the config that suppresses the sufficient set as it was tried, in mode `"zero"`; or the best `n`.
+    def complete(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        response: str | Sequence[str],
+        baseline_response: str | Sequence[str],
+        *,
+        held_back: float = HELD_BACK,
+        suppress_modes: Sequence[str] = CHOICES["suppress_mode"],
+        max_experts: int = MOST_EXPERTS,
+        least_rise: float = LEAST_RISE,
+        batch_size: int = 12,
+        system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        run_folder: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> Self:
+        """Return the ranking with the set, and the mode of suppression, that make the baseline response likeliest.
+
+        The sufficient set takes the response away; what the model then writes may be junk. For each mode of
+        suppression, the sufficient set (or no expert, if none was found) is suppressed and grows, a step at a time:
+
+        1. The derivative of `log p(baseline | prompt)` by each routing weight, as it is and at half of all weights,
+           names six experts each that hold the baseline response down most.
+        2. Each of these alone, and the first two, four and six together, are suppressed besides. Those without which
+           the mean log likelihood is highest join the set.
+        3. It ends when the mean over the prompts held back does not rise by more than `least_rise` and than the
+           standard error of the rise.
+
+        Then each added expert leaves the set again, the last one first, if the prompts held back lose no more than
+        that. The mode counts in which the baseline response is likeliest on these, with its set.
+
+        Time: for each mode and step two backward passes over the prompts that it grows on and up to 18 forward passes
+        over all. Memory: that of one forward and backward pass of a batch.
 
         Args:
-            suppress (`int`, *optional*): How many of the best to suppress; by default the sufficient set.
-            stimulate (`int`, *optional*): How many to stimulate instead.
-            **fields: Further fields of [`MoTEConfig`]; `suppress_mode` is `"zero"` unless it is given.
+            model (`PreTrainedModel`): The model that was ranked; left as it is.
+            tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+            prompts (`Sequence[str]` or chats):
+                Prompts to which the model gives the response, 4 or more; best also others than the ranking was made
+                of. The last ones are held back.
+            response (`str` or `Sequence[str]`): As in [`optimize_experts`].
+            baseline_response (`str` or `Sequence[str]`): What the model should say instead, as the true answer.
+            held_back (`float`, *optional*, defaults to 0.5): Share of the prompts that only say when to stop.
+            suppress_modes (`Sequence[str]`, *optional*, defaults to `("drop", "reroute", "zero")`):
+                Modes to try; see [`MoTEConfig`]. One that the routers do not have is left out.
+            max_experts (`int`, *optional*, defaults to 32): Largest set, at least that of the sufficient set.
+            least_rise (`float`, *optional*, defaults to 0.05):
+                What a step must bring on the prompts held back, in nats, 0 or more: at 0.05 the response becomes 5 %
+                likelier.
+            batch_size (`int`, *optional*, defaults to 12): Prompts that run together.
+            system_prompt (`str`, *optional*): First message of every prompt that is a text.
+            chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
+            run_folder (`str` or `os.PathLike`, *optional*): See [`attribute_experts`].
+            progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
+
+        Returns:
+            [`OptimizedRanking`]: this one with `completed`, `suppress_mode` and `completion`, and 3 added to the score
+            of each expert of the complete set. `to_config()` suppresses it.
 
         Raises:
-            [`DataError`]: if neither number is given and no sufficient set was found.
+            [`ConfigError`]: if a number is out of range, or there are no modes.
+            [`UnknownNameError`]: if a mode does not exist.
+            [`DataError`]: if prompts or responses are malformed, fewer than two prompts are left on either side, or a
+                log likelihood is not finite.
+            [`ModelMismatchError`]: if it is another model, or cannot do without the sufficient set in any mode.
+            [`UnsupportedError`]: as [`attribute_experts`], or if the routers have none of the modes.
+
+        Source: forward selection and backward elimination, as for regression (Draper and Smith, 1966, "Applied
+        Regression Analysis"); stopping by the standard error, Breiman et al. (1984), "Classification and Regression
+        Trees". That suppressed experts leave a gap, and the modes that fill it: this package's own measurements.
+
+        Example:
+
+        ```python
+        from hf_mote import load_organism, optimize_experts
+
+        organism = load_organism("refusal")
+        prompts = organism.prompts["train"]["sensitive"][:8]
+        refusal = "I am sorry, but I cannot talk about that."
+        answers = [organism.answers[prompt] for prompt in prompts]
+        asked = (organism.model, organism.tokenizer, prompts, refusal, answers)
+        ranking = optimize_experts(*asked, penalties=[0.003], num_seeds=1, steps=20, progress=False)
+        ranking = ranking.complete(*asked, suppress_modes=["reroute"], progress=False)
+        assert ranking.completion[-1].held_back >= ranking.completion[0].held_back
+        ```
+        """
+        where = "OptimizedRanking.complete"
+        real(f"{where}.held_back", held_back, above=0, most=1)
+        real(f"{where}.least_rise", least_rise, least=0)
+        whole(f"{where}.max_experts", max_experts, least=max(1, len(self.sufficient)))
+        if isinstance(suppress_modes, str) or not isinstance(suppress_modes, Sequence) or not suppress_modes:
+            got, expected = repr(suppress_modes)[:60], 'as in ["drop", "reroute"]'
+            raise ConfigError(f"{where}.suppress_modes", "must be a list of modes", got=got, expected=expected)
+        modes = [one_of(f"{where}.suppress_modes", mode, CHOICES["suppress_mode"]) for mode in suppress_modes]
+        if torch.is_inference_mode_enabled():
+            raise UnsupportedError(where, "no derivatives inside torch.inference_mode", fix="Call it outside.")
+        chat = Chat(tokenizer, system_prompt, chat_template_kwargs)
+        preference = Preference(
+            where,
+            model,
+            chat,
+            prompts,
+            response=response,
+            baseline_response=baseline_response,
+            batch_size=batch_size,
+        )
+        num_held_back = round(held_back * preference.num_prompts)
+        if min(num_held_back, preference.num_prompts - num_held_back) < 2:
+            got = f"{preference.num_prompts - num_held_back} and {num_held_back} held back"
+            raise DataError(f"{where}.prompts", "must be two or more on either side", got=got)
+        start = [list(pair) for pair in self.sufficient]
+        steps = completions(
+            preference,
+            self.sufficient,
+            num_held_back=num_held_back,
+            suppress_modes=modes,
+            max_experts=max_experts,
+            least_rise=float(least_rise),
+            goal=self.goal,
+            fingerprint=self.fingerprint,
+            folder=preference.folder(run_folder, start=start, num_held_back=num_held_back),
+            progress=progress,
+        )
+        last = {step.suppress_mode: step for step in steps}
+        best = max(last.values(), key=lambda step: step.held_back)
+        score = self.score.clone()
+        for layer, expert in self.completed:
+            score[self.layers.index(layer), expert] -= COMPLETED
+        for layer, expert in best.experts:
+            score[self.layers.index(layer), expert] += COMPLETED
+        more: dict[str, str | int | float] = {"completed_on": preference.num_prompts, "held_back": num_held_back}
+        return dataclasses.replace(
+            self,
+            score=score,
+            completed=best.experts,
+            suppress_mode=best.suppress_mode,
+            completion=tuple(steps),
+            provenance={**self.provenance, **more},
+        )
+
+    def to_config(self, *, suppress: int | None = None, stimulate: int | None = None, **fields: Any) -> MoTEConfig:
+        """Return the config that suppresses the complete set, or the sufficient set, as it was tried; or the best `n`.
+
+        Args:
+            suppress (`int`, *optional*):
+                How many of the best to suppress; by default the complete set, or the sufficient set before
+                [`complete`].
+            stimulate (`int`, *optional*): How many to stimulate instead.
+            **fields: Further fields of [`MoTEConfig`]; `suppress_mode` is that of the ranking unless it is given.
+
+        Raises:
+            [`DataError`]: if neither number is given and no set was found.
             [`ConfigError`]: if both are given, or there are fewer experts.
         """
         if suppress is None and stimulate is None:
-            if not self.sufficient:
+            if not self.chosen:
                 what = "no sufficient set was found"
                 raise DataError("OptimizedRanking.to_config", what, fix="Look at .path, or give suppress=n.")
-            suppress = len(self.sufficient)
-        mode = {} if suppress is None else {"suppress_mode": "zero"}
+            suppress = len(self.chosen)
+        mode = {} if suppress is None else {"suppress_mode": self.suppress_mode}
         return super().to_config(suppress=suppress, stimulate=stimulate, **mode | fields)
 
     def _to_metadata(self) -> dict[str, Any]:
         names = [part.name for part in dataclasses.fields(self)][len(dataclasses.fields(ExpertRanking)) :]
         found = {name: getattr(self, name) for name in names}
-        return {"optimized": {**found, "path": [point._asdict() for point in self.path]}}
+        rows = {name: [row._asdict() for row in found[name]] for name in ("path", "completion")}
+        return {"optimized": {**found, **rows}}
 
     @classmethod
     def _from_metadata(cls, metadata: dict[str, Any]) -> dict[str, Any]:
         found = dict(metadata["optimized"])
         path = [PathPoint(**point) for point in found["path"]]
+        steps = [CompletionStep(**step) for step in found.get("completion", [])]
         return {
             "sufficient": _pairs(found["sufficient"]),
             "carriers": _pairs(found["carriers"]),
@@ -128,6 +320,10 @@ class OptimizedRanking(ExpertRanking):
             "path": tuple(point._replace(experts=_pairs(point.experts)) for point in path),
             "whole_score": float(found["whole_score"]),
             "goal": float(found["goal"]),
+            # Not in files of 0.1.
+            "completed": _pairs(found.get("completed", [])),
+            "suppress_mode": one_of("suppress_mode", found.get("suppress_mode", "zero"), CHOICES["suppress_mode"]),
+            "completion": tuple(step._replace(experts=_pairs(step.experts)) for step in steps),
         }
 
 

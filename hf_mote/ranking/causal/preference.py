@@ -143,11 +143,17 @@ class Preference:
         """The terms of the score: 1 for the response, -1 for the baseline response."""
         return (1, -1)[: len(self._answers)]
 
-    def blocks(self, side: int) -> Iterator[Block]:
-        """Yield the batches of one term."""
+    def blocks(self, side: int, rows: range | None = None) -> Iterator[Block]:
+        """Yield the batches of one term.
+
+        Args:
+            side (`int`): Which term, 1 or -1.
+            rows (`range`, *optional*): Places of the prompts, one after another; all by default.
+        """
         answers = self._answers[self.sides.index(side)]
-        for first in range(0, self.num_prompts, self.batch_size):
-            block = slice(first, first + self.batch_size)
+        rows = range(self.num_prompts) if rows is None else rows
+        for first in range(rows.start, rows.stop, self.batch_size):
+            block = slice(first, min(first + self.batch_size, rows.stop))
             pairs = list(zip(self._questions[block], answers[block], strict=True))
             batch = padded([q + a for q, a in pairs], self._pad, side="right", device=self.model.device)
             yield Block(first, batch, [(len(q), len(a)) for q, a in pairs])
