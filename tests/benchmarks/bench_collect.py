@@ -52,6 +52,9 @@ WIDTH, LATENTS, K, BATCH, CONTEXT = 576, 4608, 32, 2048, 256
 LAYER = 15
 WINDOW = 8192
 LAYER_OF_MEMORY = 1
+INTERMEDIATE = 1536
+# Sequences of a forward, where memory is measured.
+FORWARD = 2
 # Tensors of the size of a batch's latents that a dense architecture holds at once.
 DENSE = 4
 
@@ -95,13 +98,13 @@ def main() -> None:
 
 def llama(layers: int, vocabulary: int, width: int = WIDTH) -> LlamaForCausalLM:
     torch.manual_seed(0)
+    heads = width // 64
     config = LlamaConfig(
         hidden_size=width,
-        intermediate_size=1536,
+        intermediate_size=INTERMEDIATE,
         num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=64,
+        num_attention_heads=heads,
+        num_key_value_heads=3 if heads % 3 == 0 else 4,
         vocab_size=vocabulary,
         tie_word_embeddings=True,
         bos_token_id=1,
@@ -300,7 +303,9 @@ def formula(size: dict[str, Any]) -> list[tuple[str, int]]:
         ("window", 2 * 4 * size["window"] * size["width"]),
         ("SAEs", size["saes"] * 16 * parameters),
         ("latents", (DENSE if dense else 1) * 4 * lines * size["latents"]),
-        ("batch", 40 * size["batch"] * size["width"]),
+        ("batch", (28 + 8 * size["saes"]) * size["batch"] * size["width"]),
+        # What the model's own pass takes: gate and up projection, and four tensors of its width.
+        ("forward", 4 * FORWARD * CONTEXT * (2 * INTERMEDIATE + 4 * size["width"])),
     ]
 
 
@@ -335,7 +340,7 @@ def run_for_memory(model: LlamaForCausalLM, size: dict[str, Any]) -> list[int]:
         peaks,
         batch=size["batch"],
         window=size["window"],
-        sequences_per_forward=2,
+        sequences_per_forward=FORWARD,
     ).train()
     return peaks.bytes
 
