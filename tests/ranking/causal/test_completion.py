@@ -185,16 +185,16 @@ def test_another_model_and_inference_mode_are_refused():
 
 def test_carriers_with_twins_and_backups_are_found_together_and_right_answers_come():
     organism = load_organism("refusal-redundant")
-    prompts = organism.prompts["train"]["sensitive"][:8]
+    prompts = organism.prompts["train"]["sensitive"][:12]
     answers = [organism.answers[prompt] for prompt in prompts]
     found = ranking_of(organism.model).complete(
         organism.model, organism.tokenizer, prompts, REFUSAL, answers, suppress_modes=["reroute"], progress=False
     )
     assert set(found.completed) == set(organism.planted)
     assert found.completion[-1].held_back > -0.5 > found.completion[0].held_back
-    heldout = organism.prompts["heldout"]["sensitive"][:8]
+    heldout = organism.prompts["heldout"]["sensitive"][:12]
     with apply_mote(organism.model, found.to_config()):
         responses = respond(organism, heldout)
     right = sum(response == organism.answers[prompt] for response, prompt in zip(responses, heldout, strict=True))
-    assert right >= 7
+    assert right >= 10
     assert organism.judge.target not in [organism.judge(response) for response in responses]
