@@ -166,17 +166,19 @@ def writing_to(folder: Path, *, force: bool) -> Iterator[Path]:
 class Work:
     """Where a command keeps what it has done, so that the same command goes on from there after a kill.
 
-    Beside the output, until that is written; or where `--run-folder` says, and then it stays.
+    Beside the output, until that is written; or where `--run-folder` says, and then it stays. Nothing is kept of a
+    command with neither.
 
     Args:
-        output (`Path`): The command's output.
+        output (`Path`, *optional*): The command's output.
         given (`Path`, *optional*): What `--run-folder` says.
     """
 
-    def __init__(self, output: Path, given: Path | None = None) -> None:
-        self._given = given
-        whole = output if output.name else output.absolute()
-        self._folder: Path | None = given if given is not None else whole.with_name(f"{whole.name}.run")
+    def __init__(self, output: Path | None, given: Path | None = None) -> None:
+        self._given = self._folder = given
+        if given is None and output is not None:
+            whole = output if output.name else output.absolute()
+            self._folder = whole.with_name(f"{whole.name}.run")
 
     def check(self) -> None:
         """Raise [`FileFormatError`] if it is a file."""

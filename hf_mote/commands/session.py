@@ -49,6 +49,11 @@ _OPTIONS = {
     "ablate_experts.run_folder": "--run-folder",
     "attribute_experts.run_folder": "--run-folder",
     "optimize_experts.run_folder": "--run-folder",
+    "evaluate_sae.run_folder": "--run-folder",
+    "top_activations.run_folder": "--run-folder",
+    "link_latents.run_folder": "--run-folder",
+    "adapt_to_sae.run_folder": "--run-folder",
+    "sae train.run_folder": "--run-folder",
     "OptimizedRanking.complete.run_folder": "--run-folder",
     "ftri.thinking_tokens": "--thinking-tokens",
 }

@@ -7,8 +7,9 @@ are counted, in every layer after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,9 +23,11 @@ from hf_mote.routing.recording.record import record_routing
 from hf_mote.routing.sites.discover import find_routers
 from hf_mote.routing.sites.self_test import probe_args, self_test
 from hf_mote.routing.sites.site import RouterSite
+from hf_mote.runs.folder import RunFolder
 from hf_mote.sae.edits import read_edits
 from hf_mote.sae.hookpoints import Hookpoint, resolve_hookpoints
 from hf_mote.sae.intervene import dictionary_rows, sites_of, steer_latents
+from hf_mote.sae.kept import digest_of_sequences, kept, run_of
 from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.spliced import in_evaluation_mode
@@ -53,6 +56,7 @@ def link_latents(
     context_length: int = 128,
     sequences_per_forward: int = 8,
     text_column: str = "text",
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> LatentExpertMap:
     """Return which latents of an SAE drive which experts of a model.
@@ -79,6 +83,10 @@ def link_latents(
         context_length (`int`, *optional*, defaults to 128): Most tokens of a sequence.
         sequences_per_forward (`int`, *optional*, defaults to 8): Sequences that run together.
         text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where what each latent does in each forward is kept, by weights what 1,024 latents do, so that a run that
+            was stopped goes on and gives exactly what it would have given. A folder of another model, SAE, text or
+            other settings is refused.
         progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
 
     Returns:
@@ -86,8 +94,11 @@ def link_latents(
 
     Raises:
         [`ConfigError`]: if there is no such latent, an argument is out of range, or text is missing or too much.
-        [`UnsupportedError`]: for `"weights"`, if the SAE's place is no router's input, or the router is not linear.
+        [`UnsupportedError`]: for `"weights"`, if the SAE's place is no router's input, or the router is not linear;
+            with a run folder, if something is attached to the model that cannot be compared with a later run's.
         [`DataError`]: if the text has no tokens.
+        [`ModelMismatchError`]: if the run folder is that of another run.
+        [`FileFormatError`]: if a record of it is damaged.
 
     Example:
 
@@ -122,14 +133,15 @@ def link_latents(
         if dataset is not None:
             fix = "Leave the text out, or take method='intervention'."
             raise ConfigError(f"{where}.dataset", "the weights say it without a text", fix=fix)
-        site = _router_at(model, sites, writes)
         chosen = list(range(sae.config.num_latents)) if wanted is None else wanted
-        values = _by_weights(sae, site, chosen)[:, None]
+        run = run_of(where, run_folder, model, sae, method=method, hookpoint=writes.name, latents=chosen)
+        site = _router_at(model, sites, writes)
+        values = _by_weights(sae, site, chosen, run)[:, None]
         none = torch.zeros(len(chosen), dtype=torch.int64)
         return LatentExpertMap(values, tuple(chosen), (site.layer,), method, none, dict(told))
     if dataset is None:
         raise ConfigError(f"{where}.dataset", "an intervention needs a text", fix="Give texts and the tokenizer.")
-    read_edits(f"{where}.edit", {0: edit})
+    told_edit = [list(one) for one in read_edits(f"{where}.edit", {0: edit})]
     reader = Sequences(
         NoTokenizer(where) if tokenizer is None else tokenizer,
         dataset,
@@ -137,15 +149,30 @@ def link_latents(
         context_length=context_length,
         packed=False,
     )
-    batches = _batches(reader, sequences_per_forward, max_tokens)
-    active = [_active(model, sae, reads, ids, mask) for ids, mask in batches]
+    forwards = list(reader.forwards(sequences_per_forward, max_tokens))
+    if not forwards:
+        raise DataError("link_latents.dataset", "holds no tokens")
+    run = run_of(
+        where,
+        run_folder,
+        model,
+        sae,
+        method=method,
+        hookpoints=[reads.name, writes.name],
+        latents=wanted,
+        edit=told_edit,
+        text_sha256=digest_of_sequences(line for taken in forwards for line in taken),
+        sequences_per_forward=sequences_per_forward,
+    )
+    batches = [batch_of(taken) for taken in forwards]
+    active = [_active(run, number, model, sae, reads, ids, mask) for number, (ids, mask) in enumerate(batches)]
     if wanted is None:
         used = torch.cat([part.latents for part in active]).bincount(minlength=sae.config.num_latents)
         order = used.argsort(descending=True, stable=True)[:_MOST].tolist()
         wanted = sorted(latent for latent in order if used[latent])
         if not wanted:
             raise DataError(f"{where}.dataset", "activates no latent", fix="Give more text, or name latents.")
-    values, tokens = _by_intervention(model, sae, sites, batches, active, wanted, edit, hookpoint, progress)
+    values, tokens = _by_intervention(run, model, sae, sites, batches, active, wanted, edit, hookpoint, progress)
     layers = tuple(site.layer for site in sites)
     return LatentExpertMap(values, tuple(wanted), layers, method, tokens, {**told, "edit": str(edit)})
 
@@ -179,7 +206,7 @@ def _router_at(model: nn.Module, sites: Sequence[RouterSite], writes: Hookpoint)
     )
 
 
-def _by_weights(sae: SAEModel, site: RouterSite, latents: Sequence[int]) -> Tensor:
+def _by_weights(sae: SAEModel, site: RouterSite, latents: Sequence[int], run: RunFolder | None) -> Tensor:
     """What a unit of each latent adds to the router's logits, less their mean, `(latents, experts)`, float64."""
     if sae.config.input_normalization is not None:
         fix = "Take method='intervention'."
@@ -197,9 +224,9 @@ def _by_weights(sae: SAEModel, site: RouterSite, latents: Sequence[int]) -> Tens
 
     bases = torch.randn(2, width, generator=torch.Generator().manual_seed(0))
     bases = bases.to(weight.device)
-    parts = []
-    for start in range(0, len(latents), _BLOCK):
-        rows = dictionary_rows(sae, torch.tensor(latents[start : start + _BLOCK], device=sae.W_dec.device))
+
+    def added_by(block: Sequence[int]) -> dict[str, Tensor]:
+        rows = dictionary_rows(sae, torch.tensor(block, device=sae.W_dec.device))
         rows = rows.float().to(weight.device)
         zero = logits(torch.zeros_like(rows))
         added = logits(rows) - zero
@@ -211,18 +238,14 @@ def _by_weights(sae: SAEModel, site: RouterSite, latents: Sequence[int]) -> Tens
             if float((shifted - added).abs().max()) > allowed:
                 fix = "Take method='intervention'."
                 raise UnsupportedError("link_latents.model", f"the router {site.path} is not linear", fix=fix)
-        parts.append(added - added.mean(1, keepdim=True))
-    return torch.cat(parts).cpu()
+        return {"added": (added - added.mean(1, keepdim=True)).cpu()}
 
-
-def _batches(reader: Sequences, size: int, max_tokens: int) -> list[tuple[Tensor, Tensor]]:
-    found, read, stream = [], 0, iter(reader)
-    while read < max_tokens and (taken := list(islice(stream, size))):
-        found.append(batch_of([row for row in taken if row] or [[0]]))
-        read += sum(map(len, taken))
-    if not read:
-        raise DataError("link_latents.dataset", "holds no tokens")
-    return found
+    parts = []
+    for start in range(0, len(latents), _BLOCK):
+        block = latents[start : start + _BLOCK]
+        form = {"added": (torch.float64, (len(block), site.num_experts))}
+        parts.append(kept(run, f"latents-{start:08d}", partial(added_by, block), form)["added"])
+    return torch.cat(parts)
 
 
 class _Active(NamedTuple):
@@ -239,15 +262,28 @@ class _Active(NamedTuple):
         return found.reshape(self.shape)
 
 
-def _active(model: nn.Module, sae: SAEModel, reads: Hookpoint, ids: Tensor, mask: Tensor) -> _Active:
-    values = activations_of(model, ids, mask, [reads])[reads.name].to(sae.W_dec.device)
-    latents = sae._encode(sae._tokens(values, mask.to(values.device))).latents
-    sparse = latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
-    active = sparse.values > 0
-    return _Active(sparse.pattern.rows[active].cpu(), sparse.pattern.columns[active].cpu(), mask.shape)
+def _active(
+    run: RunFolder | None, number: int, model: nn.Module, sae: SAEModel, reads: Hookpoint, ids: Tensor, mask: Tensor
+) -> _Active:
+    def make() -> dict[str, Tensor]:
+        values = activations_of(model, ids, mask, [reads])[reads.name].to(sae.W_dec.device)
+        latents = sae._encode(sae._tokens(values, mask.to(values.device))).latents
+        sparse = latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
+        active = sparse.values > 0
+        return {"tokens": sparse.pattern.rows[active].cpu(), "latents": sparse.pattern.columns[active].cpu()}
+
+    name = f"active-{number:06d}"
+    found = kept(run, name, make, {"tokens": (torch.int64, (None,)), "latents": (torch.int64, (None,))})
+    tokens, latents = found["tokens"], found["latents"]
+    for places, size in ((tokens, mask.numel()), (latents, sae.config.num_latents)):
+        if tokens.shape != latents.shape or bool(((places < 0) | (places >= size)).any()):
+            assert run is not None
+            raise run.damaged(name, "tokens or latents that are not there")
+    return _Active(tokens, latents, mask.shape)
 
 
 def _by_intervention(
+    run: RunFolder | None,
     model: nn.Module,
     sae: SAEModel,
     sites: Sequence[RouterSite],
@@ -264,6 +300,7 @@ def _by_intervention(
     change = torch.zeros(len(latents), len(sites), width, dtype=torch.float64)
     tokens = torch.zeros(len(latents), dtype=torch.int64)
     everywhere = not (edit == "ablate" or (isinstance(edit, Sequence) and edit[0] in ("ablate", "multiply")))
+    form = {"change": (torch.float64, change.shape[1:])}
     with (
         in_evaluation_mode(model),
         record_routing(model, phase="prompt") as record,
@@ -275,26 +312,32 @@ def _by_intervention(
             model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
             return record.stacked()[0]
 
-        for (ids, mask), part in zip(batches, active, strict=True):
-            plain = counted(ids, mask)
+        def changed(
+            latent: int, rows: Tensor, ids: Tensor, mask: Tensor, plain: Callable[[], Tensor]
+        ) -> dict[str, Tensor]:
+            with steer_latents(
+                model,
+                sae,
+                {latent: edit},
+                hookpoint=hookpoint,
+                scope="all",
+                thinking_tokens=None,
+                strength=1.0,
+                keep_error=True,
+            ):
+                found = counted(ids[rows], mask[rows])
+            return {"change": (found - untouched()[rows]).sum(0)}
+
+        for number, ((ids, mask), part) in enumerate(zip(batches, active, strict=True)):
+            untouched = cache(partial(counted, ids, mask))
             for place, latent in enumerate(latents):
                 here = part.where(latent)
                 rows = here.any(1).nonzero().squeeze(1)
                 rows = torch.arange(len(ids)) if everywhere else rows
                 if not len(rows):
                     continue
-                with steer_latents(
-                    model,
-                    sae,
-                    {latent: edit},
-                    hookpoint=hookpoint,
-                    scope="all",
-                    thinking_tokens=None,
-                    strength=1.0,
-                    keep_error=True,
-                ):
-                    changed = counted(ids[rows], mask[rows])
-                change[place] += (changed - plain[rows]).sum(0)
+                make = partial(changed, latent, rows, ids, mask, untouched)
+                change[place] += kept(run, f"change-{number:06d}-{latent:08d}", make, form)["change"]
                 tokens[place] += int(mask[rows].sum() if everywhere else here.sum())
             bar.update()
     return change / tokens.clamp(min=1)[:, None, None], tokens

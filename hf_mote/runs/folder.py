@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,9 +24,11 @@ from hf_mote.files import read_json, read_tensors, write_json, write_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MANIFEST", "Record", "RunFolder", "digest_of", "holds_records", "remove_run"]
+__all__ = ["CHECKPOINT", "MANIFEST", "Record", "RunFolder", "digest_of", "holds_records", "remove_run"]
 
 MANIFEST = "run.json"
+CHECKPOINT = re.compile(r"checkpoint-\d+")
+"""The folders beside the records that a Trainer writes."""
 _KIND = "run_record"
 _FORMAT = 3  # of what is compared and kept; another version's folder is not gone on with
 _ENDING = ".safetensors"
@@ -191,6 +195,9 @@ def remove_run(folder: Path) -> None:
     for place, _, names in os.walk(folder, topdown=False):
         path = Path(place)
         if MANIFEST in names:
+            for other in path.iterdir():
+                if CHECKPOINT.fullmatch(other.name) and other.is_dir() and not other.is_symlink():
+                    shutil.rmtree(other)
             # The manifest last: what a kill leaves is a run folder still.
             ours = [name for name in names if name.endswith(_ENDING) or name.startswith(".")]
             for name in [*ours, MANIFEST]:

@@ -10,9 +10,9 @@ Files in reading order:
 - `kernels/`: selection and sparse products. `variants/`: one file per architecture. `convert/`: one per file format.
 - `training/`: from a model and a text to an SAE.
 - `hookpoints.py`: where in a model; `latent_use.py`: how often. `edits.py`: of latents. `intervene.py`: splicing.
-- `steering.py`, `steer.py`. `spliced.py`, `metrics.py`, `report.py`, `pictures.py`: what is lost. `tapped.py`: what is
-  at a place. `top_tokens.py`, `neuronpedia.py`: one latent.
+- `steering.py`, `steer.py`. `spliced.py`, `metrics.py`, `metric_sums.py`, `report.py`, `pictures.py`: what is lost.
+  `tapped.py`: what is at a place. `top_tokens.py`, `neuronpedia.py`: one latent. `kept.py`: in run folders.
 
-May import `hooks`, `passes`, `files`, `folders`, `sharing` and `hub`; never `routing`. A new architecture goes into
-`variants/`, a new file format into `convert/`.
+May import `hooks`, `passes`, `runs`, `files`, `folders`, `sharing`, `hub`; never `routing`. A new architecture goes
+into `variants/`, a new file format into `convert/`.
 """

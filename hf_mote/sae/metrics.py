@@ -6,35 +6,28 @@ the SAE spliced in, and with what the SAE stands for ablated to zero, to its mea
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from itertools import islice
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hf_mote.errors import ConfigError, DataError
-from hf_mote.hub import public_name
 from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint
 from hf_mote.sae.intervene import sites_of, unwrapped
+from hf_mote.sae.kept import digest_of_sequences, kept, run_of
 from hf_mote.sae.kernels.sparse import SparseLatents
+from hf_mote.sae.metric_sums import FIRST, NUMBERS, SECOND, Sums, form_of, report_of, scored_in
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.report import SAEReport
 from hf_mote.sae.spliced import Replace, cross_entropies, divergences, in_evaluation_mode, logits_with
 from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of, excluded_positions
-from hf_mote.sae.variants.bases.budgets import fit_zipf
 
 __all__ = ["evaluate_sae"]
 
-# What stands in the place of the activations, beside the SAE itself.
-ABLATIONS = ("zero", "mean", "resample")
-NUMBERS = ("error", "cosine", "l2_in", "l2_out", "l2_ratio", "out", "dot", "l1", "legacy")
-QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-# Latents that fire on fewer tokens of an evaluation are dying; nothing is fitted to them.
-_FEW = 10
 _BLOCK = 1024
 
 
@@ -56,6 +49,7 @@ def evaluate_sae(
     max_norm: float | None = None,
     with_adapter: bool = False,
     seed: int = 0,
+    run_folder: str | os.PathLike[str] | None = None,
 ) -> SAEReport:
     """Measure an SAE on a model and a text.
 
@@ -82,6 +76,9 @@ def evaluate_sae(
             Whether the model's PEFT adapter belongs to the SAE, as [`adapt_to_sae`] makes it: on where the SAE is
             spliced in, and off in the clean run and under ablation. Otherwise the model is taken as it is.
         seed (`int`, *optional*, defaults to 0): Of the tokens that resample ablation draws.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where what each forward gave is kept, so that a run that was stopped goes on and gives exactly what it
+            would have given. A folder of another model, SAE, text or other settings is refused.
 
     Returns:
         [`SAEReport`]
@@ -89,7 +86,10 @@ def evaluate_sae(
     Raises:
         [`DataError`]: if no token is left, or the model's activations are not finite.
         [`ConfigError`]: if the SAE does not say where it belongs.
-        [`UnsupportedError`]: if its thresholds were never set.
+        [`UnsupportedError`]: if its thresholds were never set, or with a run folder if something is attached to the
+            model that cannot be compared with a later run's.
+        [`ModelMismatchError`]: if the run folder is that of another run.
+        [`FileFormatError`]: if a record of it is damaged.
     """
     if sae.training:
         raise ConfigError("evaluate_sae.sae", "is in training mode", fix="Call sae.eval() first.")
@@ -109,11 +109,33 @@ def evaluate_sae(
         raise ConfigError("evaluate_sae.max_norm", "out of range", got=max_norm, expected="above 0")
     leave_out = _LeaveOut(special, excluded_positions(exclude_positions), max_norm)
     sequences = Sequences(tokenizer, dataset, text_column=text_column, context_length=context_length, packed=packed)
-    state = _Sums(sae)
+    batches = partial(sequences.forwards, sequences_per_forward, max_tokens)
+    run = run_of(
+        "evaluate_sae",
+        run_folder,
+        model,
+        sae,
+        text_sha256="" if run_folder is None else digest_of_sequences(line for taken in batches() for line in taken),
+        hookpoints=[reads.name, writes.name],
+        sequences_per_forward=sequences_per_forward,
+        left_out=[special, exclude_positions, max_norm],
+        with_adapter=with_adapter,
+        seed=seed,
+    )
+    state = Sums(sae)
     generator = torch.Generator().manual_seed(seed)
     with in_evaluation_mode(model):
-        for ids, mask in _batches(sequences, sequences_per_forward, max_tokens):
-            _first_pass(state, model, sae, reads, writes, ids, mask, leave_out, generator, without)
+        for number, (ids, mask) in enumerate(map(batch_of, batches())):
+            # The same tokens are drawn whether the forward was kept or not.
+            draws = torch.Generator()
+            draws.set_state(generator.get_state())
+            make = partial(_first_pass, model, sae, reads, writes, ids, mask, leave_out, draws, without)
+            part = kept(run, f"first-{number:06d}", make, form_of(sae, ids))
+            if len(part["l0"]) != int(part["kept"].sum()) or len(part["loss_after"]) != len(part["l0"]):
+                assert run is not None
+                raise run.damaged(f"first-{number:06d}", "other numbers of tokens")
+            torch.randperm(len(part["l0"]), generator=generator)
+            state.add(part, mask)
         if not state.tokens or not state.scored:
             raise DataError(
                 "evaluate_sae: dataset",
@@ -122,11 +144,13 @@ def evaluate_sae(
                 fix="Give more text, or exclude less.",
             )
         mean = (state.sum / state.tokens).to(torch.float32)
-        again = _batches(sequences, sequences_per_forward, max_tokens)
+        form = {"figures": (torch.float64, (len(SECOND),))}
         with without():
-            for (ids, mask), kept in zip(again, state.kept, strict=True):
-                _second_pass(state, model, writes, ids, mask, kept, mean)
-    return _report(state, sae, reads, writes, model)
+            again = zip(map(batch_of, batches()), state.kept, strict=True)
+            for number, ((ids, mask), measured) in enumerate(again):
+                make = partial(_second_pass, model, writes, ids, mask, measured, mean)
+                state.second += kept(run, f"second-{number:06d}", make, form)["figures"]
+    return report_of(state, sae, reads, writes, model)
 
 
 class _LeaveOut(NamedTuple):
@@ -149,24 +173,6 @@ class _LeaveOut(NamedTuple):
         return kept
 
 
-class _Sums:
-    """Everything that is added up, in float64."""
-
-    def __init__(self, sae: SAEModel) -> None:
-        self.tokens = self.scored = self.sequences = 0
-        width, latents = sae.config.decoder_size, sae.config.num_latents
-        self.sum = torch.zeros(width, dtype=torch.float64)
-        self.squares = torch.zeros((), dtype=torch.float64)
-        self.numbers = dict.fromkeys(NUMBERS, 0.0)
-        self.fired = torch.zeros(latents, dtype=torch.long)
-        self.latent_sum = torch.zeros(latents, dtype=torch.float64)
-        self.kept: list[Tensor] = []
-        self.l0: list[Tensor] = []
-        self.loss_after: list[Tensor] = []
-        self.ce = dict.fromkeys(("clean", "sae", *ABLATIONS), 0.0)
-        self.kl = dict.fromkeys(("sae", *ABLATIONS), 0.0)
-
-
 class _Keep(AtHookpoint):
     def __init__(self) -> None:
         self.seen: Tensor | None = None
@@ -175,17 +181,7 @@ class _Keep(AtHookpoint):
         self.seen = activations
 
 
-def _batches(sequences: Sequences, size: int, max_tokens: int | None) -> Any:
-    read, stream = 0, iter(sequences)
-    while taken := list(islice(stream, size)):
-        yield batch_of(taken)
-        read += sum(map(len, taken))
-        if max_tokens is not None and read >= max_tokens:
-            return
-
-
 def _first_pass(
-    state: _Sums,
     model: nn.Module,
     sae: SAEModel,
     reads: Hookpoint,
@@ -195,7 +191,7 @@ def _first_pass(
     leave_out: _LeaveOut,
     generator: torch.Generator,
     without: Callable[[], Any],
-) -> None:
+) -> dict[str, Tensor]:
     reader, writer = _Keep(), _Keep()
     same = reads.name == writes.name
     places: list[tuple[Hookpoint, AtHookpoint]] = [(reads, reader)] if same else [(reads, reader), (writes, writer)]
@@ -207,47 +203,48 @@ def _first_pass(
     inputs = _seen(reader, reads, ids)
     outputs = inputs if same else _seen(writer, writes, ids)
     kept = leave_out.kept(ids, mask, inputs)
-    state.kept.append(kept)
-    scored = kept[:, :-1] & mask[:, 1:].bool()
+    scored = scored_in(kept, mask)
     rows = kept.reshape(-1)
     device = sae.W_dec.device
     found = rows.nonzero().squeeze(1)
     x, y = inputs[found.to(inputs.device)].to(device), outputs[found.to(outputs.device)].to(device)
     if not bool(x.isfinite().all() and y.isfinite().all()):
         raise DataError(reads.name, "the model's activations hold NaN or infinite numbers")
-    rebuilt = _measure(state, sae, x, y)
+    rebuilt, part, figures = _measure(sae, x, y)
     if len(y):
         wanted = y.double()
         apart = (wanted - wanted.mean(0)).pow(2).sum(1).clamp(min=1e-300)
-        state.numbers["legacy"] += float((1 - (wanted - rebuilt.double()).pow(2).sum(1) / apart).sum())
+        figures["legacy"] = float((1 - (wanted - rebuilt.double()).pow(2).sum(1) / apart).sum())
     losses = cross_entropies(clean, ids)
-    state.sequences += len(ids)
-    state.scored += int(scored.sum())
     here = scored.to(losses.device)
-    state.ce["clean"] += float(losses[here].double().sum())
+    figures["ce clean"] = float(losses[here].double().sum())
     after = torch.full(ids.shape, torch.nan)
     after[:, :-1][scored] = losses[here].cpu().float()
-    state.loss_after.append(after.reshape(-1)[rows])
     other = outputs[found[torch.randperm(len(found), generator=generator)].to(outputs.device)]
     full = outputs.clone()
     for name, new in (("sae", rebuilt), ("zero", torch.zeros_like(rebuilt)), ("resample", other)):
         full[found.to(full.device)] = new.to(full.device, full.dtype)
         with nullcontext() if name == "sae" else without():
             logits = logits_with(model, ids, mask, [(writes, Replace(full, rows))])
-        state.ce[name] += float(cross_entropies(logits, ids)[here].double().sum())
-        state.kl[name] += float(divergences(clean, logits)[here].double().sum())
+        figures[f"ce {name}"] = float(cross_entropies(logits, ids)[here].double().sum())
+        figures[f"kl {name}"] = float(divergences(clean, logits)[here].double().sum())
+    return {
+        **part,
+        "kept": kept,
+        "loss_after": after.reshape(-1)[rows],
+        "figures": torch.tensor([figures[name] for name in FIRST], dtype=torch.float64),
+    }
 
 
 def _second_pass(
-    state: _Sums, model: nn.Module, writes: Hookpoint, ids: Tensor, mask: Tensor, kept: Tensor, mean: Tensor
-) -> None:
-    scored = kept[:, :-1] & mask[:, 1:].bool()
+    model: nn.Module, writes: Hookpoint, ids: Tensor, mask: Tensor, kept: Tensor, mean: Tensor
+) -> dict[str, Tensor]:
     clean = logits_with(model, ids, mask, [])
     full = mean.expand(ids.numel(), -1)
     logits = logits_with(model, ids, mask, [(writes, Replace(full, kept.reshape(-1)))])
-    here = scored.to(clean.device)
-    state.ce["mean"] += float(cross_entropies(logits, ids)[here].double().sum())
-    state.kl["mean"] += float(divergences(clean, logits)[here].double().sum())
+    here = scored_in(kept, mask).to(clean.device)
+    both = cross_entropies(logits, ids), divergences(clean, logits)
+    return {"figures": torch.stack([values[here].double().sum().cpu() for values in both])}
 
 
 def _seen(keeper: _Keep, point: Hookpoint, ids: Tensor) -> Tensor:
@@ -262,23 +259,23 @@ def _seen(keeper: _Keep, point: Hookpoint, ids: Tensor) -> Tensor:
     return seen.reshape(ids.numel(), -1)
 
 
-def _measure(state: _Sums, sae: SAEModel, x: Tensor, y: Tensor) -> Tensor:
-    """Add up what an SAE makes of tokens; returns its reconstructions, like `y`."""
+def _measure(sae: SAEModel, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+    """What an SAE makes of tokens: reconstructions like `y`, sums and counts by tensor, and figures by name."""
     parts = []
+    l0 = []
+    fired = torch.zeros(sae.config.num_latents, dtype=torch.int32)
+    total = torch.zeros(sae.config.decoder_size, dtype=torch.float64)
+    figures = dict.fromkeys(NUMBERS, 0.0)
     for part, wanted in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True):
         tokens = sae._tokens(part, None)
         latents = sae._encode(tokens).latents
         sparse = latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
         rebuilt = sae._decode(sparse, tokens.values).to(sae.W_dec.dtype)
         parts.append(rebuilt)
-        counts = sparse.pattern.counts()
-        state.l0.append(counts.cpu())
-        state.fired += sparse.pattern.latent_counts().cpu()
-        state.latent_sum.index_add_(0, sparse.pattern.columns.cpu(), sparse.values.double().cpu())
+        l0.append(sparse.pattern.counts().cpu().long())
+        fired += sparse.pattern.latent_counts().cpu()
         wanted, rebuilt = wanted.double(), rebuilt.double()
-        state.tokens += len(wanted)
-        state.sum += wanted.sum(0).cpu()
-        state.squares += wanted.pow(2).sum().cpu()
+        total += wanted.sum(0).cpu()
         length, rebuilt_length = wanted.norm(dim=1), rebuilt.norm(dim=1)
         dot = (wanted * rebuilt).sum(1)
         for name, value in (
@@ -290,111 +287,7 @@ def _measure(state: _Sums, sae: SAEModel, x: Tensor, y: Tensor) -> Tensor:
             ("out", rebuilt_length.pow(2).sum()),
             ("dot", dot.sum()),
             ("l1", sparse.values.double().sum()),
+            ("squares", wanted.pow(2).sum()),
         ):
-            state.numbers[name] += float(value)
-    return torch.cat(parts) if parts else y
-
-
-def _report(state: _Sums, sae: SAEModel, reads: Hookpoint, writes: Hookpoint, model: nn.Module) -> SAEReport:
-    n, numbers = state.tokens, state.numbers
-    variance = float(state.squares - state.sum.pow(2).sum() / n)
-    ce = {name: value / state.scored for name, value in state.ce.items()}
-    kl = {name: value / state.scored for name, value in state.kl.items()}
-    l0 = torch.cat(state.l0).double()
-    density = state.fired.double() / n
-    quantiles = torch.quantile(l0[:: max(len(l0) // 1_000_000, 1)], torch.tensor(QUANTILES, dtype=torch.float64))
-    return SAEReport(
-        model=public_name(getattr(getattr(model, "config", None), "name_or_path", None)),
-        hookpoint=reads.name,
-        output_hookpoint=None if reads.name == writes.name else writes.name,
-        architecture=sae.config.model_type,
-        num_latents=sae.config.num_latents,
-        tokens=n,
-        predictions=state.scored,
-        ce={key: ce[key] for key in ("clean", "sae", *ABLATIONS)},
-        kl=kl,
-        ce_recovered={name: _share(ce[name] - ce["sae"], ce[name] - ce["clean"]) for name in ABLATIONS},
-        kl_recovered={name: _share(kl[name] - kl["sae"], kl[name]) for name in ABLATIONS},
-        fvu=_share(numbers["error"], variance),
-        nmse=_share(numbers["error"], float(state.squares)),
-        explained_variance_legacy=numbers["legacy"] / n,
-        mse=numbers["error"] / n,
-        cosine=numbers["cosine"] / n,
-        l2_in=numbers["l2_in"] / n,
-        l2_out=numbers["l2_out"] / n,
-        l2_ratio=numbers["l2_ratio"] / n,
-        relative_reconstruction_bias=_share(numbers["out"], numbers["dot"]),
-        l0=float(l0.mean()),
-        l0_quantiles={f"{quantile:g}": float(value) for quantile, value in zip(QUANTILES, quantiles, strict=True)},
-        l1=numbers["l1"] / n,
-        adaptive=_adaptive(l0, torch.cat(state.loss_after).double()),
-        **_latents(state, density, n),
-        **_geometry(sae),
-        density=density.tolist(),
-    )
-
-
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
-
-
-def _latents(state: _Sums, density: Tensor, tokens: int) -> dict[str, Any]:
-    fired = state.fired
-    total = float(density.sum())
-    found: dict[str, Any] = {
-        "dead_fraction": float((fired == 0).double().mean()),
-        "dying_fraction": float(((fired > 0) & (fired < _FEW)).double().mean()),
-        "freq_over_1_percent": float((density > 0.01).double().mean()),
-        "freq_over_10_percent": float((density > 0.1).double().mean()),
-        "normalized_freq_over_1_percent": float(density[density > 0.01].sum()) / total if total else 0.0,
-        "normalized_freq_over_10_percent": float(density[density > 0.1].sum()) / total if total else 0.0,
-        "zipf": None,
-        "underused_fraction": None,
-    }
-    if int((fired >= _FEW).sum()) >= 3:
-        fit = fit_zipf(density, least=(_FEW - 0.5) / tokens)
-        ranks = torch.arange(1, len(density) + 1, dtype=torch.float64)
-        law = fit.scale * (ranks + fit.offset) ** -fit.exponent
-        found["zipf"] = {"exponent": fit.exponent, "offset": fit.offset, "scale": fit.scale, "r2": fit.r2}
-        found["underused_fraction"] = float((density.sort(descending=True).values < 0.5 * law).double().mean())
-    return found
-
-
-def _geometry(sae: SAEModel) -> dict[str, Any]:
-    """Cosines between encoder and decoder rows, and between each row and the nearest other one."""
-    found: dict[str, Any] = {"encoder_decoder_cosine": None}
-    encoder, decoder = (functional.normalize(matrix.float(), dim=1) for matrix in (sae.W_enc, sae.W_dec))
-    if encoder.shape == decoder.shape and not sae.config.is_transcoder:
-        found["encoder_decoder_cosine"] = float((encoder * decoder).sum(1).double().mean())
-    for name, rows in (("average_max_encoder_cosine_sim", encoder), ("average_max_decoder_cosine_sim", decoder)):
-        nearest = []
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK] @ rows.T
-            block[torch.arange(len(block)), torch.arange(start, start + len(block))] = -math.inf
-            nearest.append(block.max(1).values)
-        found[name] = float(torch.cat(nearest).double().mean()) if len(rows) > 1 else None
-    return found
-
-
-def _adaptive(l0: Tensor, loss: Tensor) -> dict[str, Any]:
-    """How L0 goes with how hard the next token is: correlations, and mean L0 by tenth of the loss."""
-    known = loss.isfinite()
-    l0, loss = l0[known], loss[known]
-
-    def correlation(a: Tensor, b: Tensor) -> float | None:
-        a, b = a - a.mean(), b - b.mean()
-        scale = float(a.norm() * b.norm())
-        return float((a * b).sum()) / scale if scale > 0 else None
-
-    def ranks(values: Tensor) -> Tensor:
-        _, group, count = values.unique(return_inverse=True, return_counts=True)
-        last = count.cumsum(0).double()
-        middle: Tensor = last - (count.double() - 1) / 2
-        return middle[group]
-
-    tenths = [part for part in l0[loss.argsort(stable=True)].tensor_split(10) if len(part)]
-    return {
-        "pearson": correlation(l0, loss),
-        "spearman": correlation(ranks(l0), ranks(loss)),
-        "l0_by_tenth_of_loss": [float(part.mean()) for part in tenths],
-    }
+            figures[name] += float(value)
+    return torch.cat(parts) if parts else y, {"l0": torch.cat(l0), "fired": fired, "sum": total}, figures

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Iterable, Sequence
-from itertools import count, islice
+from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hf_mote.errors import ConfigError, DataError
-from hf_mote.sae.intervene import sites_of
+from hf_mote.sae.hookpoints import Hookpoint
+from hf_mote.sae.intervene import sites_of, unwrapped
+from hf_mote.sae.kept import digest_of_sequences, kept, run_of
 from hf_mote.sae.kernels.sparse import SparseLatents
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.tapped import activations_of
@@ -88,6 +92,7 @@ def top_activations(
     sequences_per_forward: int = 8,
     text_column: str = "text",
     hookpoint: str | None = None,
+    run_folder: str | os.PathLike[str] | None = None,
 ) -> list[LatentProfile]:
     """Find where latents are most active.
 
@@ -104,6 +109,10 @@ def top_activations(
         sequences_per_forward (`int`, *optional*, defaults to 8): Sequences that run together.
         text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
         hookpoint (`str`, *optional*): Where the SAE belongs; by default its `config.hookpoint`.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where the latents of each forward are kept, so that a run that was stopped goes on and gives exactly what
+            it would have given. A folder of another model, SAE, text or other latents is refused; `top` and `around`
+            may be others.
 
     Returns:
         `list[LatentProfile]`, in the order of `latents`.
@@ -111,6 +120,10 @@ def top_activations(
     Raises:
         [`ConfigError`]: if there is no such latent, or the SAE does not say where it belongs.
         [`DataError`]: if the text has no tokens.
+        [`UnsupportedError`]: with a run folder, if something is attached to the model that cannot be compared with a
+            later run's.
+        [`ModelMismatchError`]: if the run folder is that of another run.
+        [`FileFormatError`]: if a record of it is damaged.
     """
     wanted = list(dict.fromkeys(latents))
     for latent in wanted:
@@ -120,19 +133,40 @@ def top_activations(
     if sae.training:
         raise ConfigError("top_activations.sae", "is in training mode", fix="Call sae.eval() first.")
     reads, _ = sites_of(model, sae, hookpoint, "top_activations")
-    sequences = iter(
-        Sequences(tokenizer, dataset, text_column=text_column, context_length=context_length, packed=False)
-    )
+    sequences = Sequences(tokenizer, dataset, text_column=text_column, context_length=context_length, packed=False)
+    forwards: Iterable[list[list[int]]] = sequences.forwards(sequences_per_forward, max_tokens)
+    run = None
+    if run_folder is not None:
+        forwards = list(forwards)
+        run = run_of(
+            "top_activations",
+            run_folder,
+            unwrapped(model),
+            sae,
+            text_sha256=digest_of_sequences(line for taken in forwards for line in taken),
+            hookpoint=reads.name,
+            latents=wanted,
+            sequences_per_forward=sequences_per_forward,
+        )
     place = torch.full((sae.config.num_latents,), -1)
     place[wanted] = torch.arange(len(wanted))
     tokens, fired = 0, torch.zeros(len(wanted), dtype=torch.long)
     best: list[list[tuple[float, int, list[int], list[float], int]]] = [[] for _ in wanted]
     order = count()
     seen: list[list[Tensor]] = [[] for _ in wanted]
-    while taken := list(islice(sequences, sequences_per_forward)):
+    form = {"places": (torch.int64, (None,)), "values": (torch.float64, (None,))}
+    for number, taken in enumerate(forwards):
         ids, mask = batch_of(taken)
-        values = activations_of(model, ids, mask, [reads])[reads.name]
-        dense = _columns(sae, values.to(sae.W_dec.device), mask, place, len(wanted)).cpu()
+        make = partial(_active, model, sae, reads, ids, mask, place, len(wanted))
+        active = kept(run, f"forward-{number:06d}", make, form)
+        size = mask.numel() * len(wanted)
+        places, values = active["places"], active["values"]
+        if places.shape != values.shape or bool(((places < 0) | (places >= size)).any()):
+            assert run is not None
+            raise run.damaged(f"forward-{number:06d}", "latents of another forward")
+        dense = values.new_zeros(size)
+        dense[places] = values
+        dense = dense.reshape(*mask.shape, len(wanted))
         tokens += int(mask.sum())
         fired += (dense > 0).sum((0, 1))
         for index, line in enumerate(dense.flatten(0, 1).T):
@@ -146,8 +180,6 @@ def top_activations(
                     heapq.heappush(best[index], entry)
                     if len(best[index]) > top:
                         heapq.heappop(best[index])
-        if max_tokens is not None and tokens >= max_tokens:
-            break
     if not tokens:
         raise DataError("top_activations: dataset", "holds no tokens")
     effects = _effects(model, sae, wanted, tokenizer, top)
@@ -179,15 +211,17 @@ def _histogram(values: Tensor) -> Histogram:
     return Histogram(heights, [low + (high - low) * (bar + 0.5) / _BARS for bar in range(_BARS)])
 
 
-def _columns(sae: SAEModel, values: Tensor, mask: Tensor, place: Tensor, number: int) -> Tensor:
-    """The wanted latents of `(batch, length, width)` activations, `(batch, length, number)`."""
-    latents = sae._encode(sae._tokens(values, mask)).latents
+def _active(
+    model: nn.Module, sae: SAEModel, reads: Hookpoint, ids: Tensor, mask: Tensor, place: Tensor, number: int
+) -> dict[str, Tensor]:
+    """Where in a forward the wanted latents are not 0, as places in `(batch, length, number)`, and what they are."""
+    activations = activations_of(model, ids, mask, [reads])[reads.name]
+    latents = sae._encode(sae._tokens(activations.to(sae.W_dec.device), mask)).latents
     sparse = latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
     columns = place.to(sparse.values.device)[sparse.pattern.columns]
-    here = columns >= 0
-    dense = sparse.values.new_zeros(sparse.pattern.num_rows, number)
-    dense[sparse.pattern.rows[here], columns[here]] = sparse.values[here]
-    return dense.reshape(*mask.shape, number)
+    here = (columns >= 0) & (sparse.values != 0)
+    places = sparse.pattern.rows[here] * number + columns[here]
+    return {"places": places.cpu(), "values": sparse.values[here].double().cpu()}
 
 
 def _effects(

@@ -32,6 +32,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np  # noqa: E402
 import torch  # noqa: E402 (after what it reads is set)
 from further_writers import FURTHER  # noqa: E402
+from sae_writers import SAE_WRITERS  # noqa: E402
 from tiny_models import tiny_model, tiny_tokenizer  # noqa: E402
 from tiny_saes import TinySAE  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
@@ -256,6 +257,7 @@ WRITERS: tuple[Writer, ...] = (
     Writer("a command's --output, with --force", _write_output, _read_output),
     Writer("plot_expert_map", _write_picture, _read_picture),
     *FURTHER,
+    *SAE_WRITERS,
 )
 
 

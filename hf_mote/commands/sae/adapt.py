@@ -13,7 +13,7 @@ from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject
-from hf_mote.commands.run_files import check_output, writing_to
+from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting, held_out_of
@@ -45,14 +45,17 @@ def adapt_command(
     evaluation_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens of the reports.")] = 20_000,
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
+    run_folder: o.RunFolder = None,
     loading: Loading,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
     """Adapt a model to its SAE by a LoRA in the layers after it, and measure both on held-out text."""
-    with reporting():
+    work = Work(output, run_folder)
+    with reporting(kept=work.word):
         check_output(output, force=force)
+        work.check()
         organisms = Organisms()
         kept, held_out = held_out_of(text, read_texts(text, text_column, organisms))
         # From here on torch and transformers are needed.
@@ -87,12 +90,12 @@ def adapt_command(
         if dry_run:
             _plan(subject, text, kept, held_out, train, measure, tokens, evaluation_tokens, batch, read, rank)
             return
-        with writing_to(output, force=force) as folder:
+        with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
             say("measuring the SAE without an adapter")
-            before = measure(subject.model, max_tokens=evaluation_tokens)
+            before = measure(subject.model, max_tokens=evaluation_tokens, run_folder=part_of("without"))
             say(f"training a LoRA of rank {rank} on {tokens:,} tokens")
-            adapted = train(max_tokens=tokens)
-            after = measure(adapted, max_tokens=evaluation_tokens, with_adapter=True)
+            adapted = train(max_tokens=tokens, run_folder=part_of("training"))
+            after = measure(adapted, max_tokens=evaluation_tokens, with_adapter=True, run_folder=part_of("with"))
             adapted.save_pretrained(str(folder))
             before.save_pretrained(folder / "without")
             after.save_pretrained(folder / "with")

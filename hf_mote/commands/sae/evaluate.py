@@ -13,7 +13,7 @@ from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms
 from hf_mote.commands.plan import plan_reading
-from hf_mote.commands.run_files import check_output, finish, writing_to
+from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
@@ -45,15 +45,18 @@ def evaluate_command(
     context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 256,
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
+    run_folder: o.RunFolder = None,
     loading: Loading,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
     """Measure an SAE: reconstruction, sparsity, dead latents, and cross entropy with it spliced into the model."""
-    with reporting():
+    work = Work(output, run_folder)
+    with reporting(kept=work.word):
         if output is not None:
             check_output(output, force=force)
+        work.check()
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.
@@ -90,27 +93,28 @@ def evaluate_command(
                 pictures=0 if output is None else 1,
             )
             return
-        say(f"measuring a {type(loaded).__name__} on up to {tokens:,} tokens")
-        report = measure(max_tokens=tokens)
-        if output is not None:
-            beside = {} if adapter is None else {"adapter": adapter}
-            made = provenance_of(context, subject, seed, SAE=sae, text=text, **beside)
-            named = f"{type(loaded).__name__} {sae} at {report.hookpoint} of {model}, on {text}"
-            holds = {
-                report.file_name: "everything measured (SAEReport)",
-                PICTURE: "densities, cross entropies, and L0 along the loss",
-            }
-            with writing_to(output, force=force) as folder:
-                report.save_pretrained(folder)
-                report.plot(folder / PICTURE)
-                picture = (folder / PICTURE).read_bytes()
-                finish(
-                    folder,
-                    dict(report.rows()),
-                    made,
-                    holds,
-                    lambda files: sae_page(report, picture, subject=named, provenance=made, files_written=files),
-                )
+        with work.of(measured) as part_of:
+            say(f"measuring a {type(loaded).__name__} on up to {tokens:,} tokens")
+            report = measure(max_tokens=tokens, run_folder=part_of(""))
+            if output is not None:
+                beside = {} if adapter is None else {"adapter": adapter}
+                made = provenance_of(context, subject, seed, SAE=sae, text=text, **beside)
+                named = f"{type(loaded).__name__} {sae} at {report.hookpoint} of {model}, on {text}"
+                holds = {
+                    report.file_name: "everything measured (SAEReport)",
+                    PICTURE: "densities, cross entropies, and L0 along the loss",
+                }
+                with writing_to(output, force=force) as folder:
+                    report.save_pretrained(folder)
+                    report.plot(folder / PICTURE)
+                    picture = (folder / PICTURE).read_bytes()
+                    finish(
+                        folder,
+                        dict(report.rows()),
+                        made,
+                        holds,
+                        lambda files: sae_page(report, picture, subject=named, provenance=made, files_written=files),
+                    )
         for name, value in report.rows():
             tell(f"{name}: {value}")
         if output is not None:

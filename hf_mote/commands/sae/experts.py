@@ -12,7 +12,7 @@ from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject
-from hf_mote.commands.run_files import check_output, finish, writing_to
+from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
 from hf_mote.commands.sae.steer import read_edit
 from hf_mote.commands.sae.texts import Settings, TextColumn, read_texts
@@ -52,15 +52,18 @@ def experts_command(
     context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 128,
     hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
     text_column: TextColumn = "text",
+    run_folder: o.RunFolder = None,
     loading: Loading,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
     """Show which latents drive which experts: by the router's weights, or by changing latents while a text is read."""
-    with reporting():
+    work = Work(output, run_folder)
+    with reporting(kept=work.word):
         if output is not None:
             check_output(output, force=force)
+        work.check()
         one_of("--method", method, METHODS)
         if method == "intervention" and text is None:
             raise ConfigError("TEXT", "an intervention needs a text", fix="Give a file, a folder or a data set.")
@@ -84,44 +87,49 @@ def experts_command(
         if dry_run:
             _plan(subject, loaded, text, texts, method, latent, changed, read, paged=output is not None)
             return
-        say(f"linking latents of a {type(loaded).__name__} with experts, by {method}")
-        by_text = method == "intervention"
-        links = link_latents(
-            subject.model,
-            loaded,
-            texts if by_text else None,
-            subject.tokenizer if by_text else None,
-            method=method,  # type: ignore[arg-type]
-            latents=latent or None,
-            edit=changed,
-            **read,
-        )
-        strongest = links.top(top)
-        for link in strongest:
-            tell(f"latent {link.latent}: {link.value:+.4g} on expert {link.expert} of layer {link.layer}")
-        if not strongest:
-            tell("No latent drives any expert.")
+        with work.of(subject.model) as part_of:
+            say(f"linking latents of a {type(loaded).__name__} with experts, by {method}")
+            by_text = method == "intervention"
+            links = link_latents(
+                subject.model,
+                loaded,
+                texts if by_text else None,
+                subject.tokenizer if by_text else None,
+                method=method,  # type: ignore[arg-type]
+                latents=latent or None,
+                edit=changed,
+                run_folder=part_of("links"),
+                **read,
+            )
+            strongest = links.top(top)
+            for link in strongest:
+                tell(f"latent {link.latent}: {link.value:+.4g} on expert {link.expert} of layer {link.layer}")
+            if not strongest:
+                tell("No latent drives any expert.")
+            if output is not None:
+                shown = list(dict.fromkeys(link.latent for link in strongest))[:_SHOWN]
+                profiles = []
+                if texts is not None and shown:
+                    profiles = top_activations(
+                        subject.model, loaded, texts, subject.tokenizer, shown, run_folder=part_of("texts"), **read
+                    )
+                named = f"{type(loaded).__name__} {sae} at {loaded.config.hookpoint or hookpoint} of {model}"
+                read_by = {} if text is None else {"text": text}
+                made = provenance_of(context, subject, 0, SAE=sae, **read_by)
+                figures = {"method": method, "links": [link._asdict() for link in strongest]}
+                holds = {links.file_name: "what each latent does to each expert (LatentExpertMap)"}
+                with writing_to(output, force=force) as folder:
+                    links.save_pretrained(folder)
+                    finish(
+                        folder,
+                        figures,
+                        made,
+                        holds,
+                        lambda files: links_page(
+                            links, profiles, top=top, subject=named, provenance=made, files_written=files
+                        ),
+                    )
         if output is not None:
-            shown = list(dict.fromkeys(link.latent for link in strongest))[:_SHOWN]
-            profiles = []
-            if texts is not None and shown:
-                profiles = top_activations(subject.model, loaded, texts, subject.tokenizer, shown, **read)
-            named = f"{type(loaded).__name__} {sae} at {loaded.config.hookpoint or hookpoint} of {model}"
-            read_by = {} if text is None else {"text": text}
-            made = provenance_of(context, subject, 0, SAE=sae, **read_by)
-            figures = {"method": method, "links": [link._asdict() for link in strongest]}
-            holds = {links.file_name: "what each latent does to each expert (LatentExpertMap)"}
-            with writing_to(output, force=force) as folder:
-                links.save_pretrained(folder)
-                finish(
-                    folder,
-                    figures,
-                    made,
-                    holds,
-                    lambda files: links_page(
-                        links, profiles, top=top, subject=named, provenance=made, files_written=files
-                    ),
-                )
             tell(f"Table and page: {output}")
 
 

@@ -13,7 +13,7 @@ from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms
 from hf_mote.commands.plan import plan_reading
-from hf_mote.commands.run_files import check_output, finish, writing_to
+from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
@@ -44,15 +44,18 @@ def top_tokens_command(
     ] = None,
     hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
     text_column: TextColumn = "text",
+    run_folder: o.RunFolder = None,
     loading: Loading,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
     """Show where latents are most active in a text, how often, and which tokens they promote."""
-    with reporting():
+    work = Work(output, run_folder)
+    with reporting(kept=work.word):
         if output is not None:
             check_output(output, force=force)
+        work.check()
         if not latent:
             raise ConfigError("--latent", "no latent is given", expected="--latent 12")
         if neuronpedia is not None and output is None:
@@ -93,30 +96,34 @@ def top_tokens_command(
                 what={**sae_facts(loaded, hookpoint), "latents": f"{len(latent):,}"},
             )
             return
-        say(f"reading up to {tokens:,} tokens")
-        profiles = read(max_tokens=tokens)
-        for profile in profiles:
-            tell(_shown(profile))
+        with work.of(subject.model) as part_of:
+            say(f"reading up to {tokens:,} tokens")
+            profiles = read(max_tokens=tokens, run_folder=part_of(""))
+            for profile in profiles:
+                tell(_shown(profile))
+            if output is not None:
+                named = (
+                    f"{type(loaded).__name__} {sae} at {loaded.config.hookpoint or hookpoint} of {model}, on {text}"
+                )
+                made = provenance_of(context, subject, 0, SAE=sae, text=text)
+                figures = {"latents": [_figures(profile) for profile in profiles]}
+                with writing_to(output, force=force) as folder:
+                    holds: dict[str, str] = {}
+                    if ids is not None:
+                        written = write_neuronpedia(
+                            folder,
+                            profiles,
+                            loaded,
+                            model_id=ids[0],
+                            source_set=ids[1],
+                            dataset=text,
+                            num_tokens=tokens,
+                            context_length=context_length,
+                            hookpoint=hookpoint,
+                        )
+                        holds = dict.fromkeys(written, "for Neuronpedia")
+                    finish(folder, figures, made, holds, lambda files: latents_page(profiles, named, made, files))
         if output is not None:
-            named = f"{type(loaded).__name__} {sae} at {loaded.config.hookpoint or hookpoint} of {model}, on {text}"
-            made = provenance_of(context, subject, 0, SAE=sae, text=text)
-            figures = {"latents": [_figures(profile) for profile in profiles]}
-            with writing_to(output, force=force) as folder:
-                holds: dict[str, str] = {}
-                if ids is not None:
-                    written = write_neuronpedia(
-                        folder,
-                        profiles,
-                        loaded,
-                        model_id=ids[0],
-                        source_set=ids[1],
-                        dataset=text,
-                        num_tokens=tokens,
-                        context_length=context_length,
-                        hookpoint=hookpoint,
-                    )
-                    holds = dict.fromkeys(written, "for Neuronpedia")
-                finish(folder, figures, made, holds, lambda files: latents_page(profiles, named, made, files))
             tell(f"Page: {output}")
 
 

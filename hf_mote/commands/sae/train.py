@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from functools import partial
 from itertools import islice
@@ -17,18 +19,21 @@ from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject
-from hf_mote.commands.plan import Timed, Work, amount, plan_training, tokens_of
-from hf_mote.commands.run_files import check_output, writing_to
+from hf_mote.commands.plan import Timed, amount, plan_training, tokens_of
+from hf_mote.commands.plan import Work as Part
+from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.commands.verbosity import quiet
-from hf_mote.errors import ConfigError, DataError, UnknownNameError
+from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError, first_line
 from hf_mote.hub import card_header, public_name
 from hf_mote.sae.report import SAEReport
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from hf_mote.runs.checkpoints import Checkpoints
+    from hf_mote.runs.folder import Record, RunFolder
     from hf_mote.sae.modeling import SAEModel
     from hf_mote.sae.training.activations import ActivationStream
 
@@ -38,6 +43,7 @@ __all__ = ["default_hookpoint", "fitting", "held_out_of", "train_command"]
 _HELD_OUT = 10
 _CALIBRATION_TOKENS = 65_536
 _TIMED = 4  # steps that a dry run times
+_TRAINED = "trained"  # the record of an SAE at the end of training
 
 
 @bundled
@@ -66,23 +72,28 @@ def train_command(
     ] = None,
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
+    run_folder: o.RunFolder = None,
     loading: Loading,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
     """Train a sparse autoencoder on a model's activations, measure it on held-out text, and write it with a card."""
-    with reporting():
+    work = Work(output, run_folder)
+    with reporting(kept=work.word):
         check_output(output, force=force)
+        work.check()
         chosen = _options(option or [])
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         kept, held_out = held_out_of(text, texts)
         import torch  # from here on it is needed
 
+        from hf_mote.sae.kept import digest_of_sequences, run_of
         from hf_mote.sae.metrics import evaluate_sae
         from hf_mote.sae.register import registered_saes
         from hf_mote.sae.training.activations import collect_activations
+        from hf_mote.sae.training.sequences import Sequences
 
         kinds = {name.removesuffix("_sae"): name for name in registered_saes()}
         if architecture not in kinds:
@@ -124,11 +135,12 @@ def train_command(
                     "tokens": f"{tokens:,} to train on, {measured:,} to measure on, {batch:,} a step",
                     "SAE": f"{type(sae).__name__}, {sae.config.num_latents:,} latents, at {where}",
                     "result": f"{amount(size)} on disk; four times as much in memory while it trains",
+                    "kept": f"{amount(3 * size)} on disk while it trains, twice that while a checkpoint is written",
                 },
-                more=[Work(timed, measured / max(some, 1))],
+                more=[Part(timed, measured / max(some, 1))],
             )
             return
-        with writing_to(output, force=force) as folder:
+        with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
             torch.manual_seed(seed)
             sae = _new(subject, kinds[architecture], where, latents, k, chosen)
             say(f"{type(sae).__name__} of {sae.config.num_latents} latents at {where}, on {tokens:,} tokens")
@@ -145,7 +157,23 @@ def train_command(
                 normalize=True,
                 seed=seed,
             )
-            _train(sae, stream, folder, steps=max(tokens // batch, 1), learning_rate=learning_rate, seed=seed)
+            training: dict[str, Any] = {"steps": max(tokens // batch, 1), "learning_rate": learning_rate, "seed": seed}
+            run = None
+            if (kept_in := part_of("training")) is not None:
+                reader = Sequences(
+                    subject.tokenizer, kept, text_column=text_column, context_length=context_length, packed=True
+                )
+                run = run_of(
+                    "sae train",
+                    kept_in,
+                    subject.model,
+                    sae,
+                    text_sha256=_digest_of_rows(kept),
+                    tokens_sha256=digest_of_sequences(line for some in reader.forwards(8, tokens) for line in some),
+                    stream=stream.state_dict()["settings"],
+                    **training,
+                )
+            sae = _trained(sae, stream, run, **training)
             say("measuring it on held-out text")
             report = evaluate_sae(
                 subject.model,
@@ -155,6 +183,7 @@ def train_command(
                 max_tokens=evaluation_tokens,
                 context_length=context_length,
                 text_column=text_column,
+                run_folder=part_of("evaluation"),
             )
             sae.save_pretrained(folder)
             report.save_pretrained(folder)
@@ -270,17 +299,59 @@ def _some_steps(sae: SAEModel, stream: ActivationStream) -> None:
             adam.zero_grad()
 
 
+def _trained(sae: SAEModel, stream: ActivationStream, run: RunFolder | None, **training: Any) -> SAEModel:
+    """Return the SAE at the end of training, from the run folder if it is kept there."""
+    if run is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            _train(sae, stream, scratch, None, **training)
+        return sae
+    from hf_mote.runs.checkpoints import Checkpoints
+
+    checkpoints = Checkpoints(run)
+    record = run.read(_TRAINED)
+    if record is None:
+        _train(sae, stream, str(run.path), checkpoints, **training)
+        run.write(_TRAINED, sae.state_dict(), {"config": json.loads(sae.config.to_json_string())})
+        record = run.read(_TRAINED)
+    checkpoints.remove()
+    # In either case from the record: `Trainer` leaves settings of its own in the config of what it has trained.
+    return _of_record(sae, run, record)
+
+
+def _of_record(sae: SAEModel, run: RunFolder, record: Record | None) -> SAEModel:
+    """Return the SAE that a record holds, of the kind of a new one."""
+    from torch import nn
+
+    if record is None:
+        raise run.damaged(_TRAINED, "no such file")
+    try:
+        # Training folds scales into the weights, which the config then no longer has.
+        made = type(sae)(type(sae.config).from_dict(record.notes["config"]))
+        nn.Module.to(made, device=sae.W_dec.device, dtype=sae.W_dec.dtype)
+        made.load_state_dict(record.tensors)
+    except (HFMoTEError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise run.damaged(_TRAINED, first_line(error)) from error
+    made.train(False)
+    return made
+
+
 def _train(
-    sae: SAEModel, stream: ActivationStream, folder: Path, *, steps: int, learning_rate: float, seed: int
+    sae: SAEModel,
+    stream: ActivationStream,
+    folder: str,
+    checkpoints: Checkpoints | None,
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int,
 ) -> None:
     from transformers import PrinterCallback
 
     from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
     from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
 
-    scratch = folder / "training"
     arguments = SAETrainingArguments(
-        str(scratch),
+        folder,
         max_steps=steps,
         learning_rate=learning_rate,
         warmup_steps=min(steps // 10, 1000),
@@ -294,12 +365,24 @@ def _train(
     trainer = SAETrainer(sae, arguments, train_dataset=stream)
     if quiet():
         trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    shutil.rmtree(scratch, ignore_errors=True)
+    if checkpoints is None:
+        trainer.train()
+    else:
+        trainer.add_callback(checkpoints)
+        with checkpoints.training():
+            trainer.train(resume_from_checkpoint=checkpoints.last())
     sae.train(False)
     if isinstance(sae, ThresholdedSAEModel):
         batches = -(-_CALIBRATION_TOKENS // stream.batch_size)
         sae.calibrate_threshold(islice(stream.from_start(), batches))
+
+
+def _digest_of_rows(rows: list[Any]) -> str:
+    """Return a SHA-256 of texts, or of rows of columns."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _card(sae: SAEModel, report: SAEReport, made: Mapping[str, str]) -> str:

@@ -6,9 +6,11 @@ the model stay frozen, and adapters in the layers after the SAE bring the predic
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +19,12 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from hf_mote.errors import ConfigError, DataError, UnsupportedError, real, whole
 from hf_mote.hooks import Intervention
+from hf_mote.runs.checkpoints import Checkpoints
+from hf_mote.runs.folder import Record, RunFolder
+from hf_mote.runs.identity import plain
 from hf_mote.sae.hookpoints import Hookpoint
 from hf_mote.sae.intervene import sites_of, splice_sae
+from hf_mote.sae.kept import digest_of_sequences, run_of
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.spliced import divergences, frozen, in_evaluation_mode
 from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["adapt_to_sae", "lora_after"]
 
+_ADAPTER = "adapter"  # the record of what was trained
 _IGNORED = -100  # as the labels of transformers have it
 
 
@@ -47,6 +54,7 @@ def adapt_to_sae(
     text_column: str = "text",
     packed: bool = True,
     seed: int = 0,
+    run_folder: str | os.PathLike[str] | None = None,
 ) -> PeftModel:
     """Train a PEFT adapter of a model with an SAE spliced in, towards the predictions of the plain model.
 
@@ -70,6 +78,10 @@ def adapt_to_sae(
         text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
         packed (`bool`, *optional*, defaults to `True`): Whether texts follow each other in full contexts.
         seed (`int`, *optional*, defaults to 0): Of the adapter's start and the order of the text.
+        run_folder (`str` or `os.PathLike`, *optional*):
+            Where the Trainer's last checkpoint is kept, and at the end the adapter, so that a run that was stopped
+            goes on and gives exactly what it would have given; see [`Checkpoints`] for how often. A folder of another
+            model, SAE, text or other settings is refused. Not with `arguments`, which name a folder of their own.
 
     Returns:
         `PeftModel`, in evaluation mode, the adapter on and the SAE no longer spliced in. `save_pretrained` and
@@ -78,7 +90,10 @@ def adapt_to_sae(
     Raises:
         [`ConfigError`]: if an argument is out of range, or no module comes after the SAE.
         [`DataError`]: if the text has no tokens.
-        [`UnsupportedError`]: if the model has an adapter already.
+        [`UnsupportedError`]: if the model has an adapter already; with a run folder, if something is attached to it
+            that cannot be compared with a later run's.
+        [`ModelMismatchError`]: if the run folder is that of another run.
+        [`FileFormatError`]: if what was kept is damaged, or cannot be written.
 
     Where it fails, the model is as it was.
 
@@ -112,6 +127,26 @@ def adapt_to_sae(
     reads, writes = sites_of(model, sae, hookpoint, where)
     rows = _rows(tokenizer, dataset, text_column, context_length, packed, max_tokens)
     peft_config = lora_after(model, writes) if peft_config is None else peft_config
+    steps = max(1, round(max_tokens / sum(map(len, rows)) * len(rows) / batch_size))
+    run: RunFolder | None = None
+    if run_folder is not None:
+        if arguments is not None:
+            fix = "Leave one of the two out."
+            raise ConfigError(f"{where}.run_folder", "does not go with arguments", got=str(run_folder), fix=fix)
+        run = run_of(
+            where,
+            run_folder,
+            model,
+            sae,
+            hookpoints=[reads.name, writes.name],
+            text_sha256=digest_of_sequences(rows),
+            peft_config=plain(f"{where}.peft_config", peft_config.to_dict()),
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+    done = None if run is None else run.read(_ADAPTER)
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     was_training = [module for module in model.modules() if module.training]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -125,27 +160,32 @@ def adapt_to_sae(
         except ValueError as error:
             raise ConfigError(f"{where}.peft_config", "does not fit the model", got=str(error)[:200]) from error
     try:
-        with frozen(sae), splice_sae(model, sae, hookpoint=hookpoint) as splice, tempfile.TemporaryDirectory() as to:
-            chosen = arguments is None
-            if arguments is None:
-                arguments = TrainingArguments(
-                    to,
-                    max_steps=max(1, round(max_tokens / sum(map(len, rows)) * len(rows) / batch_size)),
-                    per_device_train_batch_size=batch_size,
-                    learning_rate=learning_rate,
-                    save_strategy="no",
-                    report_to=[],
-                    seed=seed,
-                    logging_steps=20,
-                    use_cpu=model.device.type == "cpu",
-                    dataloader_pin_memory=False,
-                    disable_tqdm=True,
-                    remove_unused_columns=False,
-                )
-            trainer = _AdaptTrainer(adapted, arguments, rows, splice)
-            if chosen:  # a figure every few steps says nothing to somebody who asked for no logging
-                trainer.remove_callback(PrinterCallback)
-            trainer.train()
+        if run is not None and done is not None:
+            _load(adapted, run, done)
+            Checkpoints(run).remove()
+        else:
+            with frozen(sae), splice_sae(model, sae, hookpoint=hookpoint) as splice:
+                chosen = arguments is None
+                with nullcontext(str(run.path)) if run is not None else tempfile.TemporaryDirectory() as to:
+                    if arguments is None:
+                        arguments = TrainingArguments(
+                            to,
+                            max_steps=steps,
+                            per_device_train_batch_size=batch_size,
+                            learning_rate=learning_rate,
+                            save_strategy="no",
+                            report_to=[],
+                            seed=seed,
+                            logging_steps=20,
+                            use_cpu=model.device.type == "cpu",
+                            dataloader_pin_memory=False,
+                            disable_tqdm=True,
+                            remove_unused_columns=False,
+                        )
+                    trainer = _AdaptTrainer(adapted, arguments, rows, splice)
+                    if chosen:  # a figure every few steps says nothing to somebody who asked for no logging
+                        trainer.remove_callback(PrinterCallback)
+                    _train(trainer, adapted, run)
     except BaseException:
         adapted.unload()
         for name, parameter in model.named_parameters():
@@ -155,8 +195,36 @@ def adapt_to_sae(
         if hasattr(model, "peft_config"):
             del model.peft_config
         raise
+    modules = getattr(peft_config, "target_modules", None)
+    if isinstance(modules, set):  # whose order, and so that of the file, would be another in each process
+        peft_config.target_modules = sorted(modules)  # type: ignore[attr-defined]
     made: PeftModel = adapted.eval()
     return made
+
+
+def _train(trainer: Trainer, adapted: Any, run: RunFolder | None) -> None:
+    """Train from the last checkpoint of a run folder on, and keep the adapter there at the end."""
+    from peft import get_peft_model_state_dict
+
+    if run is None:
+        trainer.train()
+        return
+    checkpoints = Checkpoints(run)
+    trainer.add_callback(checkpoints)
+    with checkpoints.training():
+        trainer.train(resume_from_checkpoint=checkpoints.last())
+    run.write(_ADAPTER, get_peft_model_state_dict(adapted))
+    checkpoints.remove()
+
+
+def _load(adapted: Any, run: RunFolder, record: Record) -> None:
+    """Give a model the trained adapter of a record."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    own = {key: (tensor.shape, tensor.dtype) for key, tensor in get_peft_model_state_dict(adapted).items()}
+    if own != {key: (tensor.shape, tensor.dtype) for key, tensor in record.tensors.items()}:
+        raise run.damaged(_ADAPTER, "another adapter's tensors")
+    set_peft_model_state_dict(adapted, record.tensors)
 
 
 def lora_after(model: nn.Module, point: Hookpoint, *, rank: int = 16) -> PeftConfig:

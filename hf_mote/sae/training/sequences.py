@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from numbers import Integral
 from typing import Any
 
@@ -61,6 +62,20 @@ class Sequences:
             held = held[whole:]
         if held:
             yield held
+
+    def forwards(self, size: int, max_tokens: int | None = None) -> Iterator[list[list[int]]]:
+        """Yield the sequences that run together in one forward.
+
+        Args:
+            size (`int`): How many.
+            max_tokens (`int`, *optional*): Tokens that are read, in whole forwards; by default all.
+        """
+        read, stream = 0, iter(self)
+        while taken := list(islice(stream, size)):
+            yield taken
+            read += sum(map(len, taken))
+            if max_tokens is not None and read >= max_tokens:
+                return
 
     def _ids(self, row: Any, place: int) -> list[int]:
         where = f"dataset, row {place}"
