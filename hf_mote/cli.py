@@ -1,8 +1,8 @@
 """The `hf-mote` command: which command is where.
 
 A command's module is imported when the command is asked for: to run it, or to print its help. So that `--help` and
-wrong arguments are answered at once, such a module imports torch, transformers and what stands on them only in its
-functions; a test sees to it.
+wrong arguments are answered at once, such a module imports torch, transformers and what depends on them only in its
+functions; `tests/test_lazy.py` checks it.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ def check_memory(path: str | os.PathLike[str], unfolded: int, stored: int) -> No
 
 
 def check_name(path: str | os.PathLike[str], name: object) -> str:
-    """Return the name of a tensor, refusing one that nobody could print: of a file that somebody made to confuse.
+    """Return the name of a tensor; one that cannot be printed, as in a forged file, is refused.
 
     Raises:
         [`FileFormatError`]: if it is no text, empty, above 512 characters or not printable.

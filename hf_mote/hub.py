@@ -1,7 +1,7 @@
 """Save, load and push, for everything that lives in one file.
 
-A noun mixes in [`Shareable`] and says how it is written to and read from its file. Folders, the Hub, the card and what
-of the author stays away from others (by `sharing/`), and the promise that a failed save loses nothing, come from here.
+A class that derives from [`Shareable`] says how it is written to and read from its file. Folders, the Hub, the card,
+the privacy of the author (by `sharing/`), and the promise that a failed save loses nothing, come from here.
 Files are JSON or safetensors and nothing else, through the four functions of `files.py` re-exported here.
 """
 
@@ -41,12 +41,12 @@ _PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".p
 
 
 class Shareable(ABC):
-    """Mixin for a noun that lives in one file: `save_pretrained`, `from_pretrained`, `push_to_hub`.
+    """Mixin for an object that is saved as one file: `save_pretrained`, `from_pretrained`, `push_to_hub`.
 
     A subclass sets `file_name` and implements `_to_file(path)` and the class method `_from_file(path)`. It may
     override `_card(notes, evidence)`, which returns the text of README.md with its YAML front matter (see
-    [`card_header`]); `_evidence()`, what it says on the card of another; `_public()`, itself without what is nobody
-    else's business; and `_texts()`, the texts that a push must not hold.
+    [`card_header`]); `_evidence()`, what it says on the card of another; `_public()`, a copy without the author's
+    private data; and `_texts()`, the texts that a push must not hold.
 
     Example:
         ```python

@@ -1,4 +1,4 @@
-"""One request to a server that a user named: no other address, no reply without end, no wait without end."""
+"""One request to a server that a user named, without redirection, with a limit on the reply and on the wait."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def ask_in_parts(
 
 
 class _NoRedirection(urllib.request.HTTPRedirectHandler):
-    """Makes an error of a redirection, which could take a key to somebody else."""
+    """Raises an error at a redirection, which could send the key to another server."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
         fp.close()

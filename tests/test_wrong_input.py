@@ -86,7 +86,7 @@ TYPED: list[tuple[list[str], str]] = [
     (["ftri", "MODEL", "PROMPTS", "--judge", "refsal"], "Did you mean 'refusal'"),
     (["ftri", "MODEL", "PROMPTS", "--judge", "refusal:xx"], "--judge refusal"),
     (["ftri", "MODEL", "PROMPTS", "--judge", "regex:("], "--judge regex"),
-    (["ftri", "MODEL", "PROMPTS", "--judge", "regex:"], "--judge: says too little"),
+    (["ftri", "MODEL", "PROMPTS", "--judge", "regex:"], "--judge: needs a value after the colon"),
     (["ftri", "MODEL", "PROMPTS", "--judge", "choice:A", "--target", "A"], "--judge choice"),
     (["ftri", "MODEL", "PROMPTS", "--judge", "choice:AB"], "--target: is missing"),
     (["ftri", "MODEL", "PROMPTS", "--judge", "language:en"], "--judge language"),

@@ -151,7 +151,7 @@ def response_judge(judge: Judge) -> Judge:
             "--judge",
             "labels prompts, whatever the response, so that no rate can change",
             got="field",
-            fix="Give another.",
+            fix="Give a judge that reads the response, such as refusal or regex:PATTERN.",
         )
     return judge
 
@@ -166,7 +166,7 @@ def _listed(text: str) -> list[str]:
 
 def _needed(spec: str, rest: str, form: str) -> str:
     if not rest.strip():
-        raise ConfigError("--judge", "says too little", got=repr(spec), expected=form)
+        raise ConfigError("--judge", "needs a value after the colon", got=repr(spec), expected=form)
     return rest
 
 

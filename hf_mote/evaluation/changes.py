@@ -1,7 +1,7 @@
-"""What can be measured: a `MoTEConfig`, or what changes latents of an SAE and says so by the same few methods.
+"""What can be measured: a `MoTEConfig`, or a change of an SAE's latents that has the same few methods.
 
-The harness asks of either: does it fit, attach it, do the same to other experts or latents, how often is each used.
-Nothing here knows SAEs; a steering config brings the methods with it.
+Evaluation checks that a change fits the model, attaches it, makes the same change to other experts or latents, and
+counts how often each is used. SAEs are not imported here; a steering config has these methods itself.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class RateMeasurement:
         self.texts = [prompt_text(prompt) for prompt in self.prompts]
         self.groups = checked_groups(f"{where}.groups", groups, len(self.prompts))
         if self.groups is not None and max(self.groups) == 0:
-            what, fix = "one group does not show how far groups differ", "Ask about more subjects, or leave it out."
+            what, fix = "all prompts are of one group", "Give prompts of two groups or more, or leave it out."
             raise DataError(f"{where}.groups", what, got=f"{len(self.groups)} prompts of one", fix=fix)
         self.label = _target_label(where, judge, target)
         check_judge(judge)

@@ -5,6 +5,7 @@ Files in reading order:
 - `latent_expert_map.py`: `LatentExpertMap`, the table, saved and ranked.
 - `link.py`: `link_latents`, by the router's weights or by intervention.
 
-May import `sae`, `routing` but `unlisted`, `maps`, `runs`, `hooks`, `passes`, `hub` and `files`: it lies above both,
-which do not know each other. Another way to link latents and experts is a method of `link_latents`.
+May import `sae`, `routing` but `unlisted`, `maps`, `runs`, `hooks`, `passes`, `hub`, `sharing` and `files`. `sae` and
+`routing` do not import each other, so what needs both stands here. Another way to link latents and experts is a
+`method` of `link_latents`.
 """

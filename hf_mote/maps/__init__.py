@@ -7,5 +7,6 @@ The data that recording hands on. Files in reading order:
 - `grid.py`: the (layer, expert) grid that maps and rankings share: checks, order, look-up.
 - `engines.py`: routing that vLLM or SGLang recorded, counted as this package counts.
 
-May import `files`, `hub` and `sharing`. The routing records of another engine are read in `engines.py`.
+May import `files`, `hub`, `sharing`, `printing` and `plots`. The routing records of another engine are read in
+`engines.py`.
 """

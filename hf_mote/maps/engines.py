@@ -1,9 +1,9 @@
 """Routing that an inference engine recorded, counted as this package counts.
 
-vLLM and SGLang can return the experts of each token, integers of shape `(tokens, layers, top_k)`. What makes them
-treacherous: what was not recorded comes back as zeros, which would be counted as expert 0, be it a layer without
-experts, a prefix that came out of the cache, or everything; the last sampled token has no routing, since it was never
-fed back; and with load balancing experts may be named by the place where a copy of them lies.
+vLLM and SGLang can return the experts of each token, integers of shape `(tokens, layers, top_k)`. They need
+checks: what was not recorded (a layer without experts, a prefix that came out of the cache, or everything) comes back
+as zeros, which would be counted as expert 0; the last sampled token has no routing, since it was never fed back; and
+with load balancing experts may be named by the place where a copy of them lies.
 """
 
 from __future__ import annotations

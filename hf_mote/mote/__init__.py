@@ -8,6 +8,6 @@ Files in reading order:
 - `bake.py`: `bake_mote`, a config folded into a plain checkpoint, with `baked_model.py` and `bake_proof.py`.
 - `gains.py`: a gain on every routing weight, which the causal rankings measure with.
 
-May import `routing` (not `unlisted`), `passes`, `hooks`, `hub`, `sharing`, `files` and `folders`. A new field is
-declared in `config.py`, checked in `fields.py` and turned into a `RoutingEdit` in `patch.py`.
+May import `routing` (not `unlisted`), `passes`, `hooks`, `hub`, `sharing`, `files`, `folders` and `printing`. A new
+field is declared in `config.py`, checked in `fields.py` and turned into a `RoutingEdit` in `patch.py`.
 """

@@ -124,14 +124,14 @@ def _check_bakeable(config: MoTEConfig) -> None:
         ),
         "drop": (
             bool(config.suppress) and config.suppress_mode == "drop",
-            "what 'drop' takes from an expert goes to the others that the token chose, which is another sum for every "
-            "token; scaling the expert down leaves that out and is far off",
+            "what 'drop' takes from an expert goes to the others that the token chose, by a factor that differs from "
+            "token to token; scaling the expert's weights cannot do that",
             "Use suppress_mode 'zero' or 'reroute' (--mode where the ranking is made), evaluate anew, and bake that.",
         ),
         "stimulate": (
             bool(config.stimulate),
-            "an expert that is always chosen takes a slot, and no bias lifts it there without changing weights or "
-            "the groups that stay",
+            "an expert that is always chosen takes one of the top-k places, and no bias lifts it there without also "
+            "changing routing weights or the chosen groups",
             _LIVE,
         ),
     }
@@ -148,10 +148,10 @@ def _checked_model(model: nn.Module, sites: Sequence[RouterSite]) -> PreTrainedM
         )
     if getattr(model, "hf_quantizer", None) is not None:
         fix = "Load the model in bfloat16 or float32; quantise what was baked."
-        raise UnsupportedError(_WHERE, "the weights are quantised, so that a changed one would be another", fix=fix)
+        raise UnsupportedError(_WHERE, "a changed weight cannot be stored exactly in a quantised model", fix=fix)
     adapted = [path for path, part in model.named_modules() if getattr(part, "lora_A", None) is not None]
     if adapted:
-        raise UnsupportedError(_WHERE, "an adapter is attached", got=adapted[0], fix="Merge it before.")
+        raise UnsupportedError(_WHERE, "an adapter is attached", got=adapted[0], fix="Merge it first.")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_meta or hasattr(tensor, "full_tensor"):
             fix = "Load the model whole into memory, without offloading, sharding or tensor parallelism."
@@ -185,7 +185,7 @@ def _scale(
     if not any(name == "experts.down_proj" and tensor.ndim == 3 for name, tensor in found):
         raise UnsupportedError(
             f"layer {site.layer} ({holder})",
-            "the experts' down projection is not where it is known to be",
+            "the experts' down projection was not found",
             got=", ".join(name for name, _ in block.named_parameters())[:200],
             expected=f"experts.down_proj of {site.num_experts} experts",
             fix=_LIVE,
@@ -199,8 +199,8 @@ def _scale(
         if tensor.dtype != torch.float32 and not torch.equal(scaled[experts].double(), wanted):
             raise UnsupportedError(
                 path,
-                f"{factor:g} x a weight is no {str(tensor.dtype).removeprefix('torch.')} number, so that every weight "
-                "would be rounded anew",
+                f"{factor:g} times a weight is not exact in {str(tensor.dtype).removeprefix('torch.')}, so that every "
+                "weight would be rounded anew",
                 got=f"strength {1 - factor:g}",
                 expected="strength 1 or 0.5, or weights in float32",
             )
@@ -285,7 +285,7 @@ def _add(
     if old.dtype != torch.float32 and not torch.equal(added.double().reshape(-1), flat):
         raise UnsupportedError(
             path,
-            "the sum is no number of this dtype, so that other experts could be chosen",
+            "the changed bias cannot be stored exactly in this dtype, so that other experts could be chosen",
             got=str(old.dtype),
             expected="a bias that the dtype holds, or a model loaded in float32",
         )
@@ -353,7 +353,7 @@ def _without(
     text = config.get_text_config()
     names = [name for name in _NUM_EXPERTS if getattr(text, name, None) == before]
     if not names:
-        raise UnsupportedError(_WHERE, "the config has no number of experts that is known", expected=str(_NUM_EXPERTS))
+        raise UnsupportedError(_WHERE, "the number of experts was not found in the config", expected=str(_NUM_EXPERTS))
     for name in names:
         setattr(text, name, left)
     with torch.device("meta"):
@@ -369,7 +369,7 @@ def _without(
         if tensor.shape != wanted.shape:
             holder = next((path for path in survivors if name.startswith(f"{path}.")), None)
             if holder is None or tensor.shape != (before, *wanted.shape[1:]) or len(wanted) != left:
-                raise UnsupportedError(_WHERE, "a tensor would change that belongs to no expert", got=name, fix=_LIVE)
+                raise UnsupportedError(_WHERE, "a tensor of no expert would change its shape", got=name, fix=_LIVE)
             layer, kept = survivors[holder]
             tensor = tensor[kept].clone()
             changes.append(BakedChange(name, layer, tuple(removed[layer]), "removed", _gguf_of_removed(layer, name)))

@@ -1,4 +1,4 @@
-"""Is a baked model the live profile? Blocks and the whole model, run both ways and compared."""
+"""Checks that a baked model does what the live profile does: its blocks and the whole of it, run and compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A config meets a model: does it fit, and does every token keep enough experts?"""
+"""Checks that a config fits a model, and that every token keeps enough experts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_against_model(config: Intended, routed: RoutedModel) -> None:
     if config.unverified is not None:
         raise ModelMismatchError(
             "MoTEConfig.unverified",
-            "nobody can say that the config is for this model",
+            "it is not known whether the config is for this model",
             got=config.unverified.rstrip("."),
             fix="To try it nonetheless pass allow_other_weights=True (--allow-other-weights); what is measured then "
             "says so.",
@@ -113,7 +113,7 @@ def check_router(
         if fewest < site.top_k:
             raise ModelMismatchError(
                 where,
-                "a choice of groups would have fewer experts left than a token is routed to",
+                "the groups that a token is limited to could hold fewer experts than its top-k",
                 got=f"{fewest} experts in the {selection.groups_kept} groups with the fewest survivors",
                 expected=f"at least {site.top_k}",
                 fix="Suppress fewer experts of the same group, or use suppress_mode 'drop' or 'zero'.",

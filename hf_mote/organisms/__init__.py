@@ -4,13 +4,14 @@ Files in reading order:
 
 - `organism.py`: `load_organism`, and what an organism holds.
 - `recipes.py`: the table of organisms: what each is, asks and shows, and how it is trained.
-- `variants.py`: organisms made from these by edits of their weights, to embarrass rankings and verdicts.
+- `variants.py`: harder organisms, made from these by edits of their weights, on which rankings or verdicts go wrong.
 - `questions.py` and `german.py`: the facts and questions, with `data/`.
 - `scoring.py`: looking for the experts behind a behaviour, and how well that went.
 - `building/`: how they are made; `build.py` keeps `python -m hf_mote.organisms.build` working.
 - `refusal/`, `language/`, `diffuse-refusal/`: the trained models.
 
-May import all that stands above it but `sae`; not `reports`. A new organism is a row in `recipes.py`.
+May import `ranking`, `evaluation`, `folders`, and what `ranking` may but `printing` and `plots`; not `sae`. A new
+organism is a row in `recipes.py`.
 """
 
 from hf_mote.organisms.organism import (

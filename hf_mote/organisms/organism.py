@@ -162,7 +162,7 @@ def load_organism(name: str) -> Organism:
 
 
 def make_variant(name: str, base: Organism, *, seed: int = 0) -> Organism:
-    """Return an organism made from another by edits of its weights, that embarrasses rankings or verdicts.
+    """Return a harder organism, made by editing the weights of another: rankings or verdicts may go wrong on it.
 
     `"twins"`: carriers have copies that work. `"decoys"`: they have neighbours that fire with them and do nothing.
     `"trap"`: without them the text breaks. `"last-token"`: one expert, on the last token of the prompt alone.

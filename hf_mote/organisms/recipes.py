@@ -1,4 +1,4 @@
-"""THE table of organisms: what each is, asks, answers and shows, and how it is trained. A new one is a row.
+"""The table of organisms: what each is, asks, answers and shows, and how it is trained. A new one is a row.
 
 `build` follows a recipe from nothing to a folder; `load_organism` reads the folder and takes questions, judge and
 targets from the recipe again.

@@ -1,9 +1,9 @@
-"""Organisms by other recipes: edits of a trained one's weights, to embarrass rankings and verdicts.
+"""Harder organisms, made by editing a trained one's weights: rankings or verdicts may go wrong on them.
 
-What is known of the base stays known: which experts carry the behaviour, and now also which only seem to. "twins",
-"decoys" and "trap" are exact edits; "last-token" and "backup" fit the rows of a few experts to the base's own
-activations, and "redundant" does as "twins" and then as "backup" do. Each is made in seconds, without training the
-rest, and a seed gives the same weights again.
+Which experts carry the behaviour is known as for the base, and also which only seem to. "twins", "decoys" and "trap"
+are exact edits; "last-token" and "backup" fit the rows of a few experts to the base's own activations, and "redundant"
+does as "twins" and then as "backup" do. Each is made in seconds, without training the rest, and a seed gives the same
+weights again.
 `load_organism("refusal-twins")` makes one; a row of [`VARIANTS`] names it.
 """
 
@@ -67,7 +67,7 @@ class Variant:
     """One way to make an organism harder.
 
     Attributes:
-        embarrasses (`str`): What is wrong with it, in a sentence.
+        embarrasses (`str`): What makes rankings or verdicts go wrong on it, in a sentence.
         make (`Callable`): Changes the weights in place and returns what is then known.
     """
 

@@ -1,4 +1,4 @@
-"""What only the model that `generate` calls is told: ids, guesses of assisted decoding, and continuous batching.
+"""The hook on the model that `generate` calls: token ids, guesses of assisted decoding, continuous batching.
 
 The first pass of assisted decoding, or of prompt lookup, reads the prompt and guesses at once. What gives the guesses
 away is that logits are asked for behind each of them: `logits_to_keep`, which the decoder does not get to see.

@@ -5,7 +5,7 @@
 - `imaging/`: by where prompts of a class route (`ftri`).
 - `causal/`: by what changes when an expert's weight does.
 
-May import what stands above it: `mote`, `routing`, `maps`, `statistics`, `generation`, `judges`, `passes`, `hooks`,
-`hub`, `files`, `processes`; not `evaluation`. A new method is a file in one of the two folders that returns an
-`ExpertRanking`.
+May import `mote`, `routing`, `maps`, `statistics`, `generation`, `judges`, `runs`, `passes`, `hooks`, `hub`,
+`sharing`, `files`, `processes`, `printing` and `plots`; not `evaluation`. A new method is a file in one of the two
+folders that returns an `ExpertRanking`.
 """

@@ -1,6 +1,6 @@
-"""Blocks that go round their router: a shortcut is closed while something is attached, a replaced forward is tried.
+"""Blocks that bypass their router: fused kernels are off while something is attached, replaced forwards are tested.
 
-transformers marks modules that somebody has hooked with `_is_hooked`, as its expert parallelism does; blocks whose
+transformers marks modules that have been hooked with `_is_hooked`, as its expert parallelism does; blocks whose
 fused kernels go past the router (those of MXFP4 weights) ask for the mark, and call router and experts one after the
 other where it is set. The mark is set on such blocks alone, holds while a participant is active, and leaves with the
 last.

@@ -1,7 +1,7 @@
 """Checkpoints of a transformers Trainer in a run folder: written seldom enough, whole or not at all, and read checked.
 
 The Trainer writes a folder file by file. Here a record says which folder is the last whole one and what its files
-hold, so that one that a kill cut short, or that was damaged, is not gone on from.
+hold, so that a run never resumes from one that is incomplete or damaged.
 """
 
 from __future__ import annotations

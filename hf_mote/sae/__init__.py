@@ -2,17 +2,17 @@
 
 Files in reading order:
 
-- `configuration.py`: `SAEConfig`; `fields.py`: checks of its fields. `loading.py`: nothing is left at random.
-  `saving.py`: no mixture of old and new is left. `sharing.py`: pushed to the Hub with its card.
+- `configuration.py`: `SAEConfig`; `fields.py`: checks of its fields. `loading.py`, `saving.py`: strict loading, and
+  saving whole or not at all. `sharing.py`: pushing to the Hub with a card.
 - `modeling.py`: `SAEModel`, with its tensors (`weights.py`), inputs (`inputs.py`), `output.py` and `losses.py`.
-- `normalization.py`: what an SAE from elsewhere does to a token first. `step.py`: the step that a batch is a part of.
-- `register.py`: the architectures by name; `announced.py`: known to `AutoConfig` before they are imported.
-- `kernels/`: selection and sparse products. `variants/`: one file per architecture. `convert/`: one per file format.
-- `training/`: from a model and a text to an SAE.
-- `hookpoints.py`: where in a model; `latent_use.py`: how often. `edits.py`: of latents. `intervene.py`: splicing.
-- `steering.py`, `steer.py`. `spliced.py`, `metrics.py`, `metric_sums.py`, `report.py`, `pictures.py`: what is lost.
-  `tapped.py`: what is at a place. `top_tokens.py`, `neuronpedia.py`: one latent. `kept.py`: in run folders.
+- `normalization.py`: normalised input. `step.py`: the optimizer step that a batch is a part of. `register.py`:
+  the architectures by name; `announced.py`: known to `AutoConfig` before they are imported.
+- `kernels/`: sparse products. `variants/`: architectures. `convert/`: file formats. `training/`: from text to an SAE.
+- `hookpoints.py`, `tapped.py`: places in a model, activations there. `latent_use.py`: how often latents are active.
+- `edits.py`, `steering.py`, `steer.py`: changed latents. `intervene.py`: splicing. `kept.py`: runs resumed.
+- `spliced.py`, `metrics.py`, `metric_sums.py`, `report.py`, `pictures.py`: evaluation. `top_tokens.py`,
+  `neuronpedia.py`: what single latents stand for.
 
-May import `hooks`, `passes`, `runs`, `files`, `folders`, `sharing`, `hub`; never `routing`. A new architecture goes
-into `variants/`, a new file format into `convert/`.
+May import `hooks`, `passes`, `runs`, `files`, `folders`, `sharing`, `hub`, `plots`; never `routing`. A new
+architecture goes into `variants/`, a new file format into `convert/`.
 """

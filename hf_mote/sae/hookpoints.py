@@ -89,7 +89,7 @@ class AtHookpoint(Participant):
 
 
 class HookpointStack(SharedHook):
-    """The one hook on a module whose input or output somebody reads or changes; participants act in order."""
+    """The one hook on a module whose input or output is read or changed; participants act in order."""
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Show, and perhaps change, the module's arguments."""

@@ -1,4 +1,4 @@
-"""What reading a text with a model and its SAE has found so far, kept in a run folder forward by forward."""
+"""Partial results of running a model with its SAE over a text, kept in a run folder after each forward."""
 
 from __future__ import annotations
 

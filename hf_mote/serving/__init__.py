@@ -12,5 +12,5 @@ In reading order:
 - `engine.py`: an engine in this process; `routes.py` and `client.py`: a server, on its side and on ours;
 - `checkpoints.py`: what vLLM reads in a checkpoint and transformers does not write.
 
-May import `mote`, `routing`, `maps` and `web`.
+May import `mote`, `routing/rules`, `routing/sites`, `maps` and `web`.
 """

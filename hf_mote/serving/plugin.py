@@ -1,4 +1,4 @@
-"""The entry point `vllm.general_plugins`: does nothing but for engines that are told about profiles.
+"""The entry point `vllm.general_plugins`: does nothing unless an engine is configured with profiles.
 
 vLLM calls `register` in every process. It adds to three functions of vLLM, each of which goes its own way first or
 last: the engine's config gets a worker that knows profiles, requests are admitted at the front, and looked at again in

@@ -126,7 +126,7 @@ def check_raw(where: str, mode: str) -> None:
         mode (`str`): Its `logprobs_mode`.
     """
     if mode != RAW:
-        what = "tells no probabilities of the model itself, by which junk is known"
+        what = "does not return the model's own probabilities, by which incoherent text is recognised"
         fix = f"Start the engine with --logprobs-mode {RAW}, vLLM's default."
         raise UnsupportedError(where, what, got=f"logprobs_mode {mode!r}", expected=repr(RAW), fix=fix)
 

@@ -1,4 +1,4 @@
-"""Which profile a request follows: named in its arguments, settled at the front, never in doubt in a worker.
+"""Which profile a request follows: named in its arguments, and looked up in the front-end before a worker gets it.
 
 A request names a profile by `SamplingParams(extra_args={"mote": NAME})`, or `vllm_xargs` over HTTP, and may ask to be
 recorded by `"mote_record": KEY`. The front knows all names, so that an unknown one is that request's error. It passes

@@ -1,4 +1,4 @@
-"""Profiles and recordings over HTTP: routes beside vLLM's own, for who set `VLLM_PLUGINS=hf_mote`.
+"""Profiles and recordings over HTTP: routes beside vLLM's own, where `VLLM_PLUGINS=hf_mote` is set.
 
 | route | does |
 | --- | --- |

@@ -1,4 +1,4 @@
-"""The worker process: routers that ask, tables that answer, and what the rows of each pass are."""
+"""The worker process: connects its routers to the profile tables, and says what each row of a pass is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of the author must not reach others with a shared file: where things lie, tokens, texts of prompts."""
+"""Keeps private data of the author out of shared files: local paths, access tokens, texts of prompts."""
 
 from __future__ import annotations
 

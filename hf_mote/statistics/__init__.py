@@ -12,5 +12,6 @@ Files in reading order:
 - `predictability.py`: whether routing tells the classes apart, and within topics.
 - `rates.py`: `Rate`, a share with its Wilson interval; `SIGNIFICANT`.
 
-May import nothing of the package. A new statistic is a function in `scores.py` and a row of `SCORES`.
+May import nothing of the package. A new statistic is a function in `scores.py`, a row of `SCORES`, and
+its name in `commands/names.py`.
 """

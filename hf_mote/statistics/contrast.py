@@ -1,4 +1,4 @@
-"""Do two classes of prompts route differently? Differences, intervals, permutation tests, false-discovery control.
+"""Whether two classes of prompts route differently: differences, intervals, permutation tests, false discovery rates.
 
 Sits between activation maps and a ranking: it takes one map per prompt and says for each (layer, expert) how much more
 the target class uses it, how far that is known, and whether shuffled labels would show as much. Pure functions on

@@ -1,4 +1,4 @@
-"""Can routing tell two classes of prompts apart at all? Asked before any ranking, on prompts held out.
+"""Whether routing tells two classes of prompts apart at all, measured on held-out prompts before any ranking.
 
 A ranking always has first experts. If a classifier that sees the routing of all experts cannot tell the classes of
 prompts that it was not trained on, there is nothing in the routing to rank. If it can, but not within topics, what it

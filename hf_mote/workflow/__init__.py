@@ -7,6 +7,6 @@ Files in reading order:
 - `candidates.py`: sets of experts that might carry the behaviour, and what becomes of it without them.
 - `work.py`: how much there is to do at most, for `--dry-run`.
 
-May import `ranking`, `evaluation`, `mote`, `statistics`, `generation` and `judges`; `commands/find.py` calls it.
-A way to find candidates goes into `candidate_configs`; its ranking is a file in `ranking/`.
+May import `ranking`, `evaluation`, `mote`, `routing`, `statistics`, `generation` and `judges`. `commands/find.py`
+calls it. A new way to find candidates goes into `candidate_configs` of `candidates.py`, its ranking into `ranking/`.
 """

@@ -6,7 +6,7 @@
 - `evidence.py`: `Reading`, how prompts are read; `Judging`, what labels responses.
 - `results.py`: `Choosing`, which experts of a ranking count; `Writing`, where results go.
 
-May import what `hf_mote/commands` may, and what is slow in its functions. An option's name, help and range stand in
-`../options.py`; its default here, or in the signature of a command that has another. A new bundle is for options that
-several commands take and hand on together; a field is added only if all commands with the bundle take it.
+May import what `hf_mote/commands` may; what is slow to import only inside functions. An option's name, help and range
+stand in `../options.py`; its default here, or in the signature of a command that has another. A new bundle is for
+options that several commands take and hand on together; a field is added only if all commands with the bundle take it.
 """

@@ -1,4 +1,4 @@
-"""`hf-mote evaluate`: does a config beat random controls, and what else does it change.
+"""`hf-mote evaluate`: whether a config beats random controls, and what else it changes.
 
 Files in the order of a run:
 
@@ -8,5 +8,5 @@ Files in the order of a run:
 - `plan.py`: what would be done (`--dry-run`). `registration.py`: the pre-registration (`--preregister`).
 - `files.py`: what is written.
 
-May import everything, but what is slow in its functions; see `hf_mote/commands`.
+May import everything; what is slow to import (torch, transformers) only inside functions, see `hf_mote/commands`.
 """

@@ -7,6 +7,6 @@
 - `convert.py`: from the file format of one library to that of another. `formats.py`: which formats there are.
 - `texts.py`: the text that they read, and files of settings.
 
-A new command is a function in a file here and a line in the table of `hf_mote/cli.py`. May import everything, but what
-is slow (torch, transformers, matplotlib, ...) in its functions; see `hf_mote/commands`.
+A new command is a function in a file here and a line in the table of `hf_mote/cli.py`. May import everything; what is
+slow to import (torch, transformers, matplotlib, ...) only inside functions, see `hf_mote/commands`.
 """

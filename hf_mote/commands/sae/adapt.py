@@ -1,4 +1,4 @@
-"""`hf-mote sae adapt`: a LoRA that lets a model live with its SAE, with what both measure with it and without."""
+"""`hf-mote sae adapt`: trains a LoRA that makes up for what a model loses with its SAE, measured with and without."""
 
 from __future__ import annotations
 

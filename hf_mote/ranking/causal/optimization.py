@@ -1,4 +1,4 @@
-"""Which few experts a response hangs on together, by learning which routing weights to close.
+"""A few experts that a response depends on together, found by learning which routing weights to close.
 
 Gradients at the untouched model and experts taken out one at a time both miss experts that stand in for each other:
 alone, none of them matters. Here gates on all routing weights are learnt at once, under a price for each closed one;

@@ -1,4 +1,4 @@
-"""Functional token routing imaging: prompts, responses, classes, maps, and the rankings that follow.
+"""Functional token resonance imaging: prompts, responses, classes, maps, and the rankings that follow.
 
 Files in reading order:
 

@@ -1,4 +1,4 @@
-"""Routing seen during forward and generate: activation maps per sequence and phase, in memory that tokens do not grow.
+"""Routing seen during forward and generate: activation maps per sequence and phase, in bounded memory.
 
 Counts and routing weights are added up on the model's device, `(sequences, experts)` for each router, phase and batch.
 Padding is not counted, nor is a token twice; the last sampled token is never fed back and so has no routing.

@@ -9,5 +9,6 @@ Files in reading order:
 - `edits.py`: `RoutingEdit`, what to change in a selection.
 - `shortcuts.py`: when the values of a tensor may be read to skip work.
 
-May import nothing of the package. A new family or rule goes into `families.py`.
+May import nothing of the package. A new family or rule goes into `families.py`; what no field of
+`RoutingRule` can express is a new field in `rule.py`, computed in `selection.py`.
 """

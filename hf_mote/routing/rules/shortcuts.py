@@ -1,7 +1,7 @@
-"""May the code look at a tensor's values and go one way or another? Where it may, much need not be computed.
+"""Whether code may branch on the values of a tensor; where it may, work can be skipped.
 
-A look costs next to nothing on the CPU, while an accelerator has to be waited for. Who traces or transforms the model
-would get one way for all values.
+Reading values costs next to nothing on the CPU, while an accelerator has to be waited for. A traced or transformed
+model would keep one branch for all values.
 """
 
 from __future__ import annotations

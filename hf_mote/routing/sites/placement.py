@@ -26,7 +26,7 @@ def check_placement(model: nn.Module, routers: Mapping[str, nn.Module], where: s
     if any(isinstance(part, nn.DataParallel) for part in model.modules()):
         raise UnsupportedError(
             where,
-            "DataParallel makes new copies of the model for every forward, which no text can be followed through",
+            "DataParallel copies the model for every forward, so that a text cannot be followed from pass to pass",
             got="DataParallel",
             fix="Use DistributedDataParallel, or give the model inside, model.module.",
         )
@@ -63,7 +63,7 @@ def check_placement(model: nn.Module, routers: Mapping[str, nn.Module], where: s
                 got="ep_router",
                 expected="a plan that leaves the routers alone",
                 fix="Load with tensor parallelism, tp_plan='auto' and no expert parallelism; or upgrade to "
-                "transformers 5.23 or newer, where experts find their tokens by themselves.",
+                "transformers 5.23 or newer, where experts select their tokens themselves.",
             )
 
 

@@ -10,7 +10,8 @@ Files in reading order:
   `openai.py`, `opensae.py`; `refused.py` for those that are known and not read; `layout.py` for files of none.
 - `tensors.py`, `values.py`, `documents.py`: tensors, numbers and configs of foreign files, checked. `card.py`.
 
-May import `sae` and `files`. A new format is a file here and a row in `registry.py`.
+May import `sae`, `files`, `folders` and `sharing`. A new format is a file here, a row in `registry.py`, and its
+name in `commands/names.py`.
 """
 
 from hf_mote.sae.convert.api import export_sae, list_saes, load_sae

@@ -106,7 +106,7 @@ def detect(folder: Path, file: str | None = None) -> tuple[Format, str]:
     config = next((FORMATS[name].config for name in candidates if FORMATS[name].config is not None), None)
     raise FileFormatError(
         f"{folder}: {config or next(iter(candidates.values()))[0]}",
-        "is missing, or not what belongs to the weights",
+        "is missing, or does not belong to the weights",
         got=", ".join(sorted(names)[:12]),
         expected=f"the config of {listed}" if config else f"the tensors of {listed}",
         fix="Download the whole folder, or name the format to see what is wrong.",
@@ -191,7 +191,7 @@ def check_target(folder: Path, format: Format, *, force: bool) -> None:
         [`FileFormatError`]: with the files found.
     """
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise FileFormatError(str(folder), "is a file", expected="a folder, or nothing yet")
+        raise FileFormatError(str(folder), "is a file", expected="a folder, or a path where nothing exists yet")
     names = _names(folder)
     weights = format.weights_in(folder) if os.path.isdir(folder) else []
     others = [

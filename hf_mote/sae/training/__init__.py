@@ -4,9 +4,9 @@ Files in reading order:
 
 - `sequences.py`: texts to sequences of tokens.
 - `activations.py`: `collect_activations`, a stream of activations.
-- `cache.py`, `stream_state.py`: windows of it on disk; where it stood.
-- `start.py`: where SAEs start.
-- `group.py`: several SAEs on one stream.
+- `cache.py`: windows of the stream on disk. `stream_state.py`: checks of the position that a checkpoint names.
+- `start.py`: how a new SAE is initialised from the first batch.
+- `group.py`: several SAEs trained on one stream.
 - `end_to_end.py`: losses of the model with an SAE spliced in.
 - `trainer.py`: `SAETrainer`.
 - `adapt.py`: `adapt_to_sae`, a LoRA for a model with its SAE.

@@ -1,4 +1,4 @@
-"""`adapt_to_sae`: a LoRA that lets a model live with its SAE, trained with the SAE spliced in; a PEFT adapter as any.
+"""`adapt_to_sae`: trains a LoRA (a PEFT adapter) that makes up for what a model loses with its SAE spliced in.
 
 Source: Chen, Engels and Tegmark, "Low-Rank Adapting Models for Sparse Autoencoders" (arXiv 2501.19406): the SAE and
 the model stay frozen, and adapters in the layers after the SAE bring the predictions back to the plain model's.

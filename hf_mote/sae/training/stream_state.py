@@ -1,4 +1,4 @@
-"""Whether what a checkpoint says of a stream's place can be one, before a stream goes there."""
+"""Checks of the position in a stream that a checkpoint names, before the stream is moved there."""
 
 from __future__ import annotations
 

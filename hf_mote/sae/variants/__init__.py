@@ -6,7 +6,7 @@
 - `bases/`: what several of them share.
 
 May import `sae` and `sae/kernels`. A new architecture is a file here (a config with a `model_type` of its
-own, and a model), a line below, and one in `sae/announced.py`.
+own, and a model), its import, name and registration below, and a line in `sae/announced.py`.
 """
 
 from hf_mote.sae.register import register_sae

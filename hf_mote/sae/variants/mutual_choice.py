@@ -1,4 +1,4 @@
-"""Mutual Choice sparse autoencoder: the budget of a batch goes to its largest affinities, whosever they are.
+"""Mutual Choice sparse autoencoder: the budget of a batch goes to its largest affinities, of any token and latent.
 
 It selects as BatchTopK does; what is its own is the auxiliary loss by Zipf's law.
 

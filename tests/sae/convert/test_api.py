@@ -69,7 +69,7 @@ def test_load_sae_config_decides_between_weights_side_by_side(tmp_path: Path, to
 def test_load_sae_weights_with_another_s_config_are_refused(tmp_path: Path, topk: SAEModel) -> None:
     export_sae(topk, tmp_path, "saelens")
     (tmp_path / "cfg.json").write_text('{"d_in": 12, "k": 3}')
-    with pytest.raises(FileFormatError, match=r"cfg\.json: is missing, or not what belongs.*the config of saelens"):
+    with pytest.raises(FileFormatError, match=r"cfg\.json: is missing, or does not belong.*the config of saelens"):
         load_sae(tmp_path)
 
 
