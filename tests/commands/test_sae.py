@@ -220,10 +220,10 @@ def test_texts_and_settings_that_cannot_be_read_are_refused(place: Path, tmp_pat
     assert "--text-column" in unnamed
     (tmp_path / "bad.csv").write_text("text\n" + "a b c\n" * 3000, encoding="utf-8")
     table = said(run("sae", "train", place / "model", tmp_path / "bad.csv", "--output", tmp_path / "o"))
-    assert "bad.csv: must be a text or JSON lines" in table
+    assert "must be a text or JSON lines" in table
     (tmp_path / "latin.txt").write_bytes("où".encode("latin-1"))
     encoded = said(run("sae", "train", place / "model", tmp_path / "latin.txt", "--output", tmp_path / "o"))
-    assert "latin.txt: must be UTF-8 text" in encoded
+    assert "must be UTF-8 text. Save it as UTF-8." in encoded
     missing = ["--output", tmp_path / "o", "--settings", tmp_path / "missing.yaml"]
     unread = said(run("sae", "train", place / "model", place / "texts.jsonl", *missing))
     assert unread.count("cannot be read") == 1

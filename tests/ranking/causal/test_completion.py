@@ -146,7 +146,7 @@ def test_a_mode_that_leaves_too_few_experts_is_left_out_and_none_is_refused():
     layer = RoutedModel(model).layers[0]
     found = completed(model, ((layer, 0),), max_experts=1)
     assert {step.suppress_mode for step in found.completion} == {"drop", "zero"}
-    with pytest.raises(ModelMismatchError, match="fewer experts left"):
+    with pytest.raises(ModelMismatchError, match="fewer experts than its top-k"):
         completed(model, ((layer, 0),), suppress_modes=["reroute"])
 
 
