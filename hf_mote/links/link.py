@@ -134,8 +134,8 @@ def link_latents(
             fix = "Leave the text out, or take method='intervention'."
             raise ConfigError(f"{where}.dataset", "the weights say it without a text", fix=fix)
         chosen = list(range(sae.config.num_latents)) if wanted is None else wanted
-        run = run_of(where, run_folder, model, sae, method=method, hookpoint=writes.name, latents=chosen)
         site = _router_at(model, sites, writes)
+        run = run_of(where, run_folder, model, sae, method=method, hookpoint=writes.name, latents=chosen)
         values = _by_weights(sae, site, chosen, run)[:, None]
         none = torch.zeros(len(chosen), dtype=torch.int64)
         return LatentExpertMap(values, tuple(chosen), (site.layer,), method, none, dict(told))

@@ -98,8 +98,7 @@ class SAEWeights(PreTrainedModel):
         for part in rows.split(_ROWS if rows.device.type == "cpu" else max(len(rows), 1)):
             norms = torch.linalg.vector_norm(part, dim=1, keepdim=True, dtype=width)
             off = ((norms - 1).abs() > slack) & (norms > 0)
-            if bool(off.any()):
-                part.div_(torch.where(off, norms, 1.0).to(rows.dtype))
+            part.div_(torch.where(off, norms, 1.0).to(rows.dtype))
             found.append(norms)
         norms = torch.cat(found)
         if bool(((norms - 1).abs() > _FAR_OFF).logical_and(norms > 0).any()):

@@ -288,19 +288,17 @@ class ServerEngine:
 
     def _events(self, route: str, body: Any) -> Iterator[dict[str, Any]]:
         """Yield the server-sent events of a reply, up to the one that says it is done."""
-        rest, done = b"", False
+        rest = b""
         with self._asking(route):
             for part in ask_in_parts(**{**self._request(route, body), "most_bytes": _MOST_BYTES_OF_EVENTS}):
                 *lines, rest = (rest + part).split(b"\n")
                 for line in lines:
-                    if not line.startswith(b"data:") or done:
-                        continue
                     told = line.removeprefix(b"data:").strip()
-                    done = told == b"[DONE]"
-                    if not done:
+                    if told == b"[DONE]":
+                        return
+                    if line.startswith(b"data:"):
                         yield self._told(json.loads(told.decode()), dict)
-        if not done:
-            raise UnsupportedError(self.url, "ended the answer before it was whole", fix="Ask again.")
+        raise UnsupportedError(self.url, "ended the answer before it was whole", fix="Ask again.")
 
     def _complete(self, prompt: Sequence[int], profile: str | None, **more: Any) -> dict[str, Any]:
         """Return the one choice of a completion."""

@@ -116,7 +116,7 @@ class OptimizedRanking(ExpertRanking):
         return (
             f"The complete set has {len(self.completed)} experts, suppressed in mode {self.suppress_mode!r}: the log "
             f"likelihood of the baseline response on prompts held back is {mine[-1].held_back:.3g} nats, where it "
-            f"began at {mine[0].held_back:.3g} with {len(mine[0].experts)} experts; the other response is gone from "
+            f"began at {mine[0].held_back:.3g} with {len(mine[0].experts)} experts; {self.target!r} is gone from "
             f"{mine[-1].gone:.0%} of them."
         )
 
