@@ -1,4 +1,4 @@
-"""What tests of routing share: greedy decoding, hooks counted, what experts get, and fixtures to import.
+"""What tests of routing share: edits, dtypes, greedy decoding, hooks counted, what experts get, and fixtures.
 
 A module that imports `no_gradients` or `nothing_registered` has all its tests run so.
 """
@@ -6,7 +6,7 @@ A module that imports `no_gradients` or `nothing_registered` has all its tests r
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from hf_mote import MoTEConfig, find_routers
 from hf_mote.routing.rules import registry
 
 __all__ = [
+    "COMMON_EDITS",
+    "DTYPES",
     "GREEDY",
     "dense",
     "fields_at",
@@ -25,10 +29,20 @@ __all__ = [
     "nothing_registered",
     "num_hooks",
     "observe_experts",
+    "suppressing",
     "transformers_calls_itself_deprecated",
 ]
 
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Edits that both the tiny decoders and the tiny families are given, without layers; see `fields_at`.
+COMMON_EDITS: dict[str, dict[str, Any]] = {
+    "drop": {"suppress": [1, 6]},
+    "drop_half": {"suppress": [1, 6], "strength": 0.5},
+    "zero": {"suppress": [1, 6], "suppress_mode": "zero"},
+    "number": {"stimulate": [2], "stimulate_weight": 0.7},
+    "bias_logits": {"bias": [(0, 1.5), (5, -2.0)]},
+}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_with_kwargs")
 
 
@@ -58,15 +72,21 @@ def transformers_calls_itself_deprecated() -> Iterator[None]:
     logger.removeFilter(quiet)
 
 
-def fields_at(edit: dict[str, Any], layers: list[int]) -> dict[str, Any]:
-    """An entry of EDITS as the fields of a config, at the layers given."""
-    fields = dict(edit)
+def fields_at(edit: dict[str, Any], layers: Sequence[int], top_k: int | None = None) -> dict[str, Any]:
+    """An edit without layers as the fields of a config at the layers given, with at most `top_k` stimulated."""
+    fields = {**edit, **({"stimulate": edit["stimulate"][:top_k]} if "stimulate" in edit else {})}
     for name in ("suppress", "stimulate"):
         if name in fields:
-            fields[name] = [[layer, expert] for layer in layers for expert in edit[name]]
+            fields[name] = [[layer, expert] for layer in layers for expert in fields[name]]
     if "bias" in fields:
-        fields["bias"] = [[layer, expert, value] for layer in layers for expert, value in edit["bias"]]
+        fields["bias"] = [[layer, expert, value] for layer in layers for expert, value in fields["bias"]]
     return fields
+
+
+def suppressing(model: PreTrainedModel, *experts: int, **fields: Any) -> MoTEConfig:
+    """A config that suppresses the experts at every layer of a model that routes."""
+    pairs = [[site.layer, expert] for site in find_routers(model) for expert in experts]
+    return MoTEConfig.for_model(model, suppress=pairs, **fields)
 
 
 def num_hooks(model: nn.Module) -> int:

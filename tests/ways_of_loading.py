@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from hf_mote import MoTEConfig, apply_mote, find_routers, record_routing
 from hf_mote.errors import HFMoTEError
 
-__all__ = ["EDITS", "WAYS", "Cell", "Way", "markdown", "try_way"]
+__all__ = ["STRONG_EDITS", "WAYS", "Cell", "Way", "markdown", "try_way"]
 
 # Inputs that a choice is a tie for, as happens in 16 bits, or that choose no target say nothing: the next are tried.
 PROMPTS = [torch.randint(5, 85, (2, 5), generator=torch.Generator().manual_seed(seed)) for seed in range(12)]
@@ -42,7 +42,8 @@ LEAST_CHANGE = 0.05
 # Of what an edit changes: weights are computed in another order, and whatever is quantised behind them rounds.
 TOLERANCE = 2e-3
 
-EDITS: dict[str, dict[str, Any]] = {
+# Biases so strong that they decide the choice in whatever precision the router is loaded.
+STRONG_EDITS: dict[str, dict[str, Any]] = {
     "drop": {"suppress": (1, 6)},
     "zero": {"suppress": (1, 6), "suppress_mode": "zero"},
     "reroute": {"suppress": (1, 6), "suppress_mode": "reroute"},
@@ -339,7 +340,9 @@ def _spec(name: str) -> Any:
 def try_way(way: Way, family: str) -> list[Cell]:
     """Try every edit on one family loaded one way."""
     if absent := missing(way):
-        return [Cell(way.name, family, edit, "not tried", f"{', '.join(absent)} not installed") for edit in EDITS]
+        return [
+            Cell(way.name, family, edit, "not tried", f"{', '.join(absent)} not installed") for edit in STRONG_EDITS
+        ]
     try:
         model = way.load(family)
     except Exception as error:  # foreign code may fail in any way
@@ -347,7 +350,7 @@ def try_way(way: Way, family: str) -> list[Cell]:
             raise
         return _does_not_run(way, family, error)
     if way.refused is not None:
-        return [_refusal(way, family, edit, model) for edit in EDITS]
+        return [_refusal(way, family, edit, model) for edit in STRONG_EDITS]
     try:
         # Once before, as quantised layers settle on a layout when they first run.
         model(input_ids=PROMPTS[0])
@@ -355,7 +358,7 @@ def try_way(way: Way, family: str) -> list[Cell]:
         return _does_not_run(way, family, error)
     sites = find_routers(model)
     cells = []
-    for name, edit in EDITS.items():
+    for name, edit in STRONG_EDITS.items():
         if name in CANNOT.get(family, ()):
             cells.append(_refusal(way, family, name, model, "What it can"))
             continue
@@ -395,7 +398,7 @@ def try_way(way: Way, family: str) -> list[Cell]:
 def _does_not_run(way: Way, family: str, error: Exception) -> list[Cell]:
     said = " ".join(str(error).split())[:150]
     note = f"the model does not run by itself ({type(error).__name__}: {said})"
-    return [Cell(way.name, family, edit, "not tried", note) for edit in EDITS]
+    return [Cell(way.name, family, edit, "not tried", note) for edit in STRONG_EDITS]
 
 
 def _refusal(way: Way, family: str, edit: str, model: Any, remedy: str | None = None) -> Cell:
@@ -403,7 +406,7 @@ def _refusal(way: Way, family: str, edit: str, model: Any, remedy: str | None = 
     wanted = remedy or way.refused or ""
     try:
         layers = [0, 1] if family in ("dbrx", "mixtral", "phimoe", "gpt_oss") else [1, 2]
-        with apply_mote(model, MoTEConfig(**fields_at(EDITS[edit], layers))):
+        with apply_mote(model, MoTEConfig(**fields_at(STRONG_EDITS[edit], layers))):
             pass
     except HFMoTEError as error:
         inner = model if isinstance(model, nn.Module) else model.model
@@ -417,7 +420,10 @@ def _refusal(way: Way, family: str, edit: str, model: Any, remedy: str | None = 
 def markdown(cells: list[Cell]) -> str:
     """The table: a row for each way and family."""
     ways = {way.name: way for way in WAYS}
-    lines = [f"| way of loading | family | {' | '.join(EDITS)} |", f"| --- | --- |{' --- |' * len(EDITS)}"]
+    lines = [
+        f"| way of loading | family | {' | '.join(STRONG_EDITS)} |",
+        f"| --- | --- |{' --- |' * len(STRONG_EDITS)}",
+    ]
     notes: list[str] = []
     for way, family in dict.fromkeys((cell.way, cell.family) for cell in cells):
         row = [cell for cell in cells if (cell.way, cell.family) == (way, family)]

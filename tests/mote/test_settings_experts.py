@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from routing_cases import no_gradients  # noqa: F401
+from routing_cases import no_gradients, suppressing  # noqa: F401
 from tiny_families import TINY_FAMILIES
 from tiny_models import TINY_MODELS, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_mote import MoTEConfig, apply_mote, find_routers, record_routing
+from hf_mote import apply_mote, record_routing
 from hf_mote.routing.recording.record import RoutingTrace
 
 TOKENS = torch.randint(5, 85, (3, 9), generator=torch.Generator().manual_seed(5))
@@ -24,11 +23,6 @@ MODES = ["drop", "reroute", "zero"]
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     name = request.param
     return tiny_model(name) if name in TINY_MODELS else TINY_FAMILIES[name]()
-
-
-def config_for(model: PreTrainedModel, **fields: Any) -> MoTEConfig:
-    targets = [[site.layer, expert] for site in find_routers(model) for expert in (0, 3)]
-    return MoTEConfig.for_model(model, suppress=targets, **fields)
 
 
 def seen(model: PreTrainedModel) -> tuple[torch.Tensor, list[RoutingTrace]]:
@@ -51,7 +45,7 @@ def test_apply_mote_patched_routing_is_the_same_whatever_runs_the_experts(model:
     for implementation in ("eager", "grouped_mm", "batched_mm"):
         model.set_experts_implementation(implementation)
         native = seen(model)[0]
-        with apply_mote(model, config_for(model, suppress_mode=mode)):
+        with apply_mote(model, suppressing(model, 0, 3, suppress_mode=mode)):
             found[implementation] = seen(model)
         assert torch.equal(model(input_ids=TOKENS).logits, native)
         assert not torch.allclose(found[implementation][0], native, atol=1e-2)
@@ -61,7 +55,7 @@ def test_apply_mote_patched_routing_is_the_same_whatever_runs_the_experts(model:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_apply_mote_implementation_switched_under_the_patch_keeps_it(model: PreTrainedModel, mode: str) -> None:
-    config = config_for(model, suppress_mode=mode)
+    config = suppressing(model, 0, 3, suppress_mode=mode)
     model.set_experts_implementation("eager")
     native = model(input_ids=TOKENS).logits
     with apply_mote(model, config):
@@ -81,7 +75,7 @@ def test_apply_mote_implementation_switched_under_the_patch_keeps_it(model: PreT
 def test_apply_mote_model_loaded_with_an_implementation_is_patched_alike(
     model: PreTrainedModel, tmp_path: Path, implementation: str
 ) -> None:
-    config = config_for(model)
+    config = suppressing(model, 0, 3)
     model.set_experts_implementation(implementation)
     with apply_mote(model, config):
         wanted = seen(model)

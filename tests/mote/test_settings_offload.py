@@ -9,12 +9,12 @@ import accelerate
 import pytest
 import torch
 from accelerate.hooks import remove_hook_from_submodules
-from routing_cases import no_gradients  # noqa: F401
+from routing_cases import no_gradients, suppressing  # noqa: F401
 from tiny_families import TINY_FAMILIES
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_mote import MoTEConfig, apply_mote, find_routers, record_routing
+from hf_mote import MoTEConfig, apply_mote, record_routing
 
 TOKENS = torch.randint(5, 85, (3, 9), generator=torch.Generator().manual_seed(5))
 # Rules that read the router alone, a bias of the router's, and a bias of the block around it.
@@ -31,9 +31,8 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
     return model(input_ids=TOKENS).logits
 
 
-def config_for(model: PreTrainedModel) -> MoTEConfig:
-    targets = [[site.layer, expert] for site in find_routers(model) for expert in (0, 3, 6)]
-    return MoTEConfig.for_model(model, suppress=targets, suppress_mode="reroute")
+def rerouting(model: PreTrainedModel) -> MoTEConfig:
+    return suppressing(model, 0, 3, 6, suppress_mode="reroute")
 
 
 def some_on_disk(model: PreTrainedModel) -> dict[str, str]:
@@ -67,7 +66,7 @@ SPREADS = [_to_disk, _to_disk_with_buffers, _by_map, _by_map_of_one_device]
 def test_apply_mote_spread_model_is_patched_as_the_whole_one(
     model: PreTrainedModel, tmp_path: Path, spread: Callable[[PreTrainedModel, Path], None], attach_first: bool
 ) -> None:
-    config, native = config_for(model), logits(model)
+    config, native = rerouting(model), logits(model)
     with apply_mote(model, config):
         wanted = logits(model)
     handle = apply_mote(model, config) if attach_first else None
@@ -77,11 +76,11 @@ def test_apply_mote_spread_model_is_patched_as_the_whole_one(
     handle.remove()
     assert torch.equal(logits(model), native)
     assert not torch.equal(wanted, native)
-    assert config_for(model).fingerprint["router_sha256"] == config.fingerprint["router_sha256"]
+    assert rerouting(model).fingerprint["router_sha256"] == config.fingerprint["router_sha256"]
 
 
 def test_apply_mote_model_gathered_again_under_the_patch_keeps_it(model: PreTrainedModel, tmp_path: Path) -> None:
-    config, native = config_for(model), logits(model)
+    config, native = rerouting(model), logits(model)
     _to_disk(model, tmp_path)
     handle = apply_mote(model, config)
     wanted = logits(model)
@@ -96,7 +95,7 @@ def test_apply_mote_model_gathered_again_under_the_patch_keeps_it(model: PreTrai
 def test_apply_mote_model_loaded_by_a_device_map_is_patched_as_the_whole_one(
     model: PreTrainedModel, tmp_path: Path, on_disk: bool
 ) -> None:
-    config, native = config_for(model), logits(model)
+    config, native = rerouting(model), logits(model)
     with apply_mote(model, config):
         wanted = logits(model)
     model.save_pretrained(tmp_path / "model")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-__all__ = ["EXPERTS", "LAYERS", "TOKENS", "WIDTH", "SmallDecoder"]
+__all__ = ["EXPERTS", "LAYERS", "TOKENS", "WIDTH", "SmallDecoder", "logits_of"]
 
 EXPERTS, LAYERS, VOCABULARY, WIDTH = 8, 2, 120, 32
 TOKENS = torch.arange(2, 50).view(2, 24)
@@ -82,3 +82,9 @@ class SmallDecoder(PreTrainedModel):
         for layer in self.layers:
             hidden = layer(hidden)
         return CausalLMOutput(logits=self.head(hidden))
+
+
+def logits_of(model: nn.Module, tokens: Tensor = TOKENS) -> Tensor:
+    """Logits of the small decoder, without gradients."""
+    with torch.no_grad():
+        return model(tokens).logits

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
 from types import MethodType
 from typing import Any
 
@@ -12,7 +11,7 @@ import loading_stubs as stubs
 import pytest
 import torch
 from loading_stubs import Fp8Linear, PackedLinear
-from routing_cases import num_hooks
+from routing_cases import no_gradients, num_hooks  # noqa: F401
 from tiny_families import TINY_FAMILIES
 from tiny_models import tiny_model
 from torch import nn
@@ -28,10 +27,9 @@ LINEAR = ["afmoe", "jetmoe", "dbrx"]
 
 
 @pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
+def nothing_said() -> None:
+    """What is said once is said again in each test."""
     say_once.cache_clear()
-    with torch.no_grad():
-        yield
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:

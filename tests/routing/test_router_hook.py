@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from caches import cache_of, taking
+from routing_cases import DTYPES, GREEDY, suppressing
 from tiny_models import tiny_model
 from torch._subclasses import FakeTensorMode
 from transformers import PreTrainedModel
@@ -23,8 +24,8 @@ from hf_mote.routing.sites.site import RouterSite
 
 THINKING = [11, 12]
 PROMPT = torch.tensor([[20, 31, 11, 44, 52], [63, 11, 27, 12, 30]])
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-EDITS: dict[str, dict[str, Any]] = {
+# What decides how a suppressed expert is taken out; which expert it is, each test says.
+SUPPRESSIONS: dict[str, dict[str, Any]] = {
     "drop": {},
     "drop_half": {"strength": 0.5},
     "zero": {"suppress_mode": "zero"},
@@ -60,20 +61,13 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return seen
 
 
-def config_of(model: PreTrainedModel, *experts: int, **fields: Any) -> MoTEConfig:
-    pairs = [[site.layer, expert] for site in find_routers(model) for expert in experts]
-    return MoTEConfig.for_model(model, suppress=pairs, **fields)
-
-
 def generated(model: PreTrainedModel, prompt: torch.Tensor = PROMPT) -> torch.Tensor:
     """Logits of every step of a generation, `(steps, batch, vocab)`."""
     output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=6,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
+        **GREEDY,
         output_logits=True,
         return_dict_in_generate=True,
     )
@@ -103,27 +97,27 @@ def output_of(site: RouterSite, hidden: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 @pytest.mark.parametrize(("name", "scope"), [*((name, "all") for name in NAMES), *(("mixtral", s) for s in SCOPES)])
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", SUPPRESSIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_after_leaving_early_equals_the_full_computation_bit_for_bit(
     name: str, scope: str, dtype: str, edit: str, exits: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(name, DTYPES[dtype])
-    with apply_mote(model, config_of(model, 3, **EDITS[edit], **SCOPES.get(scope, {}))):
+    with apply_mote(model, suppressing(model, 3, **SUPPRESSIONS[edit], **SCOPES.get(scope, {}))):
         early = generated(model, PROMPT[:1])
         if scope == "all" and can_leave(name, edit):
             assert True in exits
         assert torch.equal(early, never_looking(monkeypatch, lambda: generated(model, PROMPT[:1])))
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", SUPPRESSIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_after_leaving_early_with_a_config_for_each_row_equals_the_full_computation_bit_for_bit(
     name: str, dtype: str, edit: str, exits: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(name, DTYPES[dtype])
-    configs = [config_of(model, 3, **EDITS[edit]), None]
-    for rows in (configs, [configs[0], config_of(model, 5, **EDITS[edit], scope="generation")]):
+    configs = [suppressing(model, 3, **SUPPRESSIONS[edit]), None]
+    for rows in (configs, [configs[0], suppressing(model, 5, **SUPPRESSIONS[edit], scope="generation")]):
         with apply_mote(model, rows):
             early = generated(model)
             assert torch.equal(early, never_looking(monkeypatch, lambda: generated(model)))
@@ -131,12 +125,15 @@ def test_after_leaving_early_with_a_config_for_each_row_equals_the_full_computat
         assert True in exits
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", SUPPRESSIONS)
 def test_after_leaving_early_under_two_interventions_equals_the_full_computation_bit_for_bit(
     name: str, edit: str, exits: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(name)
-    with apply_mote(model, config_of(model, 3, **EDITS[edit])) as one, apply_mote(model, config_of(model, 6)) as other:
+    with (
+        apply_mote(model, suppressing(model, 3, **SUPPRESSIONS[edit])) as one,
+        apply_mote(model, suppressing(model, 6)) as other,
+    ):
         for active in ((True, True), (True, False), (False, True), (False, False)):
             one.active, other.active = active
             early = generated(model, PROMPT[:1])
@@ -145,7 +142,7 @@ def test_after_leaving_early_under_two_interventions_equals_the_full_computation
         assert True in exits
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", SUPPRESSIONS)
 def test_after_leaving_early_gives_the_gradients_of_the_full_computation(
     name: str, edit: str, exits: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +154,7 @@ def test_after_leaving_early_gives_the_gradients_of_the_full_computation(
             model(token.view(1, 1), use_cache=False).logits.square().mean().backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
-    with apply_mote(model, config_of(model, 3, **EDITS[edit])):
+    with apply_mote(model, suppressing(model, 3, **SUPPRESSIONS[edit])):
         early = gradients()
         assert torch.equal(early, never_looking(monkeypatch, gradients))
     assert (True in exits) == can_leave(name, edit)
@@ -173,7 +170,7 @@ def test_after_no_suppressed_expert_chosen_edits_nothing(name: str, monkeypatch:
     monkeypatch.setattr(
         hf_mote.routing.router_hook, "merge_edits", lambda edits: merged.append(edits) or merge_edits(edits)
     )
-    for edit, fields in EDITS.items():
+    for edit, fields in SUPPRESSIONS.items():
         for expert in (spared, hit):
             with apply_mote(model, MoTEConfig(suppress=[[site.layer, expert]], **fields)):
                 merged.clear()
@@ -210,7 +207,7 @@ def test_record_of_an_edited_pass_is_the_same_whether_or_not_routers_leave_early
     model = tiny_model(name)
     found = []
     for looking in (True, False):
-        with apply_mote(model, config_of(model, 3)), record_routing(model, eos_token_id=[]) as record:
+        with apply_mote(model, suppressing(model, 3)), record_routing(model, eos_token_id=[]) as record:
             if looking:
                 generated(model)
             else:
@@ -246,13 +243,13 @@ def test_after_traced_router_follows_inputs_that_it_was_not_traced_with(name: st
                 assert torch.equal(mine, wanted)
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", SUPPRESSIONS)
 def test_after_router_compiled_by_itself_before_it_ever_ran_is_one_graph(name: str, edit: str) -> None:
     model = tiny_model(name).requires_grad_(False)
     site = find_routers(model)[-1]
     hidden = torch.cat(_spared_and_hit(site, 3))
     torch._dynamo.reset()
-    with apply_mote(model, MoTEConfig(suppress=[[site.layer, 3]], **EDITS[edit])):
+    with apply_mote(model, MoTEConfig(suppress=[[site.layer, 3]], **SUPPRESSIONS[edit])):
         compiled = torch.compile(lambda tokens: output_of(site, tokens), fullgraph=True, backend="eager")
         for mine, wanted in zip(compiled(hidden), output_of(site, hidden), strict=True):
             assert torch.equal(mine, wanted)

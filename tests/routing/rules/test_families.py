@@ -17,7 +17,7 @@ import transformers
 from caches import cache_of, taking
 from packaging.version import Version
 from routing.family_reference import FAMILIES, SUFFICIENT_MARGIN, Edit, Numbers, Token, edit_at, numbers_of, route
-from routing_cases import no_gradients, num_hooks  # noqa: F401
+from routing_cases import COMMON_EDITS, DTYPES, GREEDY, fields_at, no_gradients, num_hooks  # noqa: F401
 from tiny_families import TINY_FAMILIES, family_inputs
 from tiny_models import tiny_tokenizer
 from transformers import PreTrainedModel
@@ -31,18 +31,14 @@ from hf_mote.routing.rules.registry import refusals_here
 from hf_mote.routing.sites.site import RouterSite
 
 PROMPT = torch.randint(5, 85, (2, 12), generator=torch.Generator().manual_seed(3))
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-EDITS: dict[str, dict[str, Any]] = {
+# Each kind of edit, whole and in part; what a family refuses is in REFUSED_EDITS.
+FAMILY_EDITS: dict[str, dict[str, Any]] = {
+    **COMMON_EDITS,
     "reroute": {"suppress": [1, 6], "suppress_mode": "reroute"},
-    "drop": {"suppress": [1, 6]},
-    "drop_half": {"suppress": [1, 6], "strength": 0.5},
-    "zero": {"suppress": [1, 6], "suppress_mode": "zero"},
     "zero_half": {"suppress": [1, 6], "suppress_mode": "zero", "strength": 0.5},
     "own": {"stimulate": [2]},
     "max": {"stimulate": [2], "stimulate_weight": "max"},
-    "number": {"stimulate": [2], "stimulate_weight": 0.7},
-    "bias_logits": {"bias": [(0, 1.5), (5, -2.0)]},
     "bias_logits_half": {"bias": [(0, 1.5), (5, -2.0)], "strength": 0.5},
     "bias_selection": {"bias": [(0, 0.3), (5, -0.2)], "bias_on": "selection"},
     "bias_selection_half": {"bias": [(0, 0.3), (5, -0.2)], "bias_on": "selection", "strength": 0.5},
@@ -120,19 +116,6 @@ def logits_of(model: PreTrainedModel, ids: torch.Tensor = PROMPT) -> torch.Tenso
     output = model(**family_inputs(model, ids))
     found = getattr(output, "logits", None)
     return output.last_hidden_state if found is None else found
-
-
-def fields_at(edit: dict[str, Any], layers: tuple[int, ...], top_k: int = 3) -> dict[str, Any]:
-    """An entry of EDITS as the fields of a config, at the layers given."""
-    fields = dict(edit)
-    for name in ("suppress", "stimulate"):
-        if name in fields:
-            fields[name] = [[layer, expert] for layer in layers for expert in edit[name]]
-    if "stimulate" in fields:
-        fields["stimulate"] = [[layer, expert] for layer in layers for expert in edit["stimulate"][:top_k]]
-    if "bias" in fields:
-        fields["bias"] = [[layer, expert, value] for layer in layers for expert, value in edit["bias"]]
-    return fields
 
 
 class Call(NamedTuple):
@@ -282,7 +265,7 @@ def test_apply_mote_without_effect_or_after_removal_is_bit_identical(family: str
         with apply_mote(model, MoTEConfig.for_model(model, **fields)):
             assert num_hooks(model) == 0
             assert torch.equal(logits_of(model), native)
-    with apply_mote(model, MoTEConfig(**fields_at(EDITS["reroute"], layers))):
+    with apply_mote(model, MoTEConfig(**fields_at(FAMILY_EDITS["reroute"], layers))):
         patched = logits_of(model)
     assert patched.isfinite().all()
     assert not torch.equal(patched, native)
@@ -346,7 +329,7 @@ def test_record_routing_looped_layers_have_no_trace_and_one_number_of_loops(fami
     assert record.maps()[0].num_tokens == PROMPT.shape[1]
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", FAMILY_EDITS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_apply_mote_experts_of_every_family_get_what_the_reference_says(family: str, edit: str) -> None:
     model, row = build(family), FAMILIES[family]
@@ -354,12 +337,12 @@ def test_apply_mote_experts_of_every_family_get_what_the_reference_says(family: 
     refused = REFUSED_EDITS.get(family, {}).get(edit, ())
     layers = tuple(layer for layer in row.layers if layer not in refused)
     for layer in refused:
-        fields = fields_at(EDITS[edit], (*layers, layer))
+        fields = fields_at(FAMILY_EDITS[edit], (*layers, layer))
         with pytest.raises(UnsupportedError, match=rf"layer {layer}\b.*{class_of(sites[0])} cannot"):
             apply_mote(model, MoTEConfig(**fields))
         assert num_hooks(model) == 0
     if layers:
-        assert_as_reference(family, model, sites, fields_at(EDITS[edit], layers, sites[0].top_k))
+        assert_as_reference(family, model, sites, fields_at(FAMILY_EDITS[edit], layers, sites[0].top_k))
 
 
 @pytest.mark.parametrize("edit", ["reroute", "drop", "own"])
@@ -367,7 +350,7 @@ def test_apply_mote_experts_of_every_family_get_what_the_reference_says(family: 
 def test_apply_mote_family_that_renormalises_by_config_follows_it(family: str, edit: str) -> None:
     model = build(family, norm_topk_prob=False)
     assert model.config.get_text_config().norm_topk_prob is False
-    assert_as_reference(family, model, find_routers(model), fields_at(EDITS[edit], FAMILIES[family].layers))
+    assert_as_reference(family, model, find_routers(model), fields_at(FAMILY_EDITS[edit], FAMILIES[family].layers))
 
 
 @pytest.mark.parametrize("edit", ["reroute", "own", "bias_logits"])
@@ -380,7 +363,7 @@ def test_apply_mote_dbrx_follows_its_own_norm_or_refuses(p: float | None, edit: 
     for site in sites:
         site.block.moe_normalize_expert_weights = p
     try:
-        assert_as_reference("dbrx", model, sites, fields_at(EDITS[edit], (0, 1)))
+        assert_as_reference("dbrx", model, sites, fields_at(FAMILY_EDITS[edit], (0, 1)))
     except UnsupportedError:
         assert num_hooks(model) == 0
     finally:
@@ -422,11 +405,11 @@ def test_apply_mote_reroute_suppressed_expert_is_not_better_than_chosen_ones_bel
     model = TINY_FAMILIES["axk2"]()
     for site in find_routers(model):
         site.module.e_score_correction_bias.fill_(-2.0)
-    fields = fields_at(EDITS["reroute"], FAMILIES["axk2"].layers)
+    fields = fields_at(FAMILY_EDITS["reroute"], FAMILIES["axk2"].layers)
     with apply_mote(model, MoTEConfig(**fields)), watch(find_routers(model)) as seen:
         logits_of(model)
     for call in itertools.chain(*seen.values()):
-        assert not torch.isin(call.experts[0], torch.tensor(EDITS["reroute"]["suppress"])).any()
+        assert not torch.isin(call.experts[0], torch.tensor(FAMILY_EDITS["reroute"]["suppress"])).any()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -435,14 +418,12 @@ def test_generate_with_cache_under_a_patch_equals_full_forwards_without(family: 
         pytest.skip(NO_GENERATION[family])
     model = build(family)
     assert model.can_generate()
-    with apply_mote(model, MoTEConfig(**fields_at(EDITS["reroute"], FAMILIES[family].layers))):
+    with apply_mote(model, MoTEConfig(**fields_at(FAMILY_EDITS["reroute"], FAMILIES[family].layers))):
         generated = model.generate(
             PROMPT,
             attention_mask=torch.ones_like(PROMPT),
             max_new_tokens=5,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
+            **GREEDY,
             return_dict_in_generate=True,
             output_logits=True,
         )

@@ -14,7 +14,7 @@ import torch
 from accelerate import cpu_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routing.small_decoder import EXPERTS, LAYERS, TOKENS, WIDTH, SmallDecoder
+from routing.small_decoder import EXPERTS, LAYERS, TOKENS, WIDTH, SmallDecoder, logits_of
 from routing_cases import nothing_registered, num_hooks  # noqa: F401
 from tiny_families import TINY_FAMILIES
 from torch import Tensor, nn
@@ -134,7 +134,8 @@ PAIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
         ),
     ),
 }  # fmt: skip
-EDITS: dict[str, dict[str, Any]] = {
+# Another expert at each layer, so that an edit at the wrong layer shows.
+EDITS_BY_LAYER: dict[str, dict[str, Any]] = {
     "drop": {"suppress": [[0, 1], [1, 2]]},
     "half drop": {"suppress": [[0, 1], [1, 2]], "strength": 0.5},
     "zero": {"suppress": [[0, 1], [1, 2]], "suppress_mode": "zero"},
@@ -143,11 +144,6 @@ EDITS: dict[str, dict[str, Any]] = {
     "bias on logits": {"bias": [[0, 3, 1.5], [1, 6, -2.0]]},
     "bias on selection": {"bias": [[0, 3, 0.5], [1, 6, -0.5]], "bias_on": "selection"},
 }
-
-
-def logits_of(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        return model(TOKENS).logits
 
 
 def pair(rule: str) -> tuple[SmallDecoder, SmallDecoder]:
@@ -160,15 +156,15 @@ def pair(rule: str) -> tuple[SmallDecoder, SmallDecoder]:
     return unlisted, known
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", EDITS_BY_LAYER)
 @pytest.mark.parametrize("rule", PAIRS)
 def test_apply_mote_registered_router_is_edited_as_the_listed_one(rule: str, edit: str) -> None:
     unlisted, known = pair(rule)
     native = logits_of(unlisted)
     assert torch.equal(native, logits_of(known))
     register_routers(unlisted)
-    config = MoTEConfig.for_model(unlisted, **EDITS[edit])
-    with apply_mote(unlisted, config), apply_mote(known, MoTEConfig(**EDITS[edit])):
+    config = MoTEConfig.for_model(unlisted, **EDITS_BY_LAYER[edit])
+    with apply_mote(unlisted, config), apply_mote(known, MoTEConfig(**EDITS_BY_LAYER[edit])):
         patched = logits_of(unlisted)
         assert torch.equal(patched, logits_of(known))
     assert not torch.equal(patched, native)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routing.small_decoder import EXPERTS, LAYERS, TOKENS, WIDTH, Block, SmallDecoder
+from routing.small_decoder import EXPERTS, LAYERS, WIDTH, Block, SmallDecoder, logits_of
 from routing_cases import nothing_registered, num_hooks  # noqa: F401
 from tiny_models import tiny_tokenizer
 from torch import Tensor, nn
@@ -88,11 +88,6 @@ def native() -> SmallDecoder:
         routed_scaling_factor=1.5, norm_topk_prob=True,
     )  # fmt: skip
     return SmallDecoder(partial(deepseek.DeepseekV3TopkRouter, config), batched=True)
-
-
-def logits_of(model: nn.Module, tokens: Tensor = TOKENS) -> Tensor:
-    with torch.no_grad():
-        return model(tokens).logits
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.3])
