@@ -1,11 +1,11 @@
-"""Which responses of a changed model are no coherent text.
+"""Which responses of a changed model are incoherent.
 
-Taking experts out can break a model: its answers are then of another class than before, and so is junk. A response
+Taking experts out can break a model. Its responses then change their class because they are incoherent. A response
 counts as incoherent if the model that wrote it was less sure of its tokens than the untouched model is of nearly all
 of its own, if it repeats itself more than nearly all of those, if it is empty, or if the judge says "neither".
 
 What else was tried stands in the table that `tests/benchmarks/bench_coherence.py` makes: perplexity under the
-untouched model is *higher* for right answers, which that model would never give, than for junk.
+untouched model is *higher* for right answers, which that model would never give, than for incoherent text.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def coherent_effect(before: float, labels: Sequence[str], broken: Sequence[bool]
     """Return the change of a rate that is left when every incoherent response is counted against it.
 
     A rate falls by the responses that are of another class and coherent, and rises by those that are of the class and
-    coherent. It is never larger than the change of the rate, and 0 if junk accounts for all of it.
+    coherent. It is never larger than the change of the rate, and 0 if incoherent responses account for all of it.
 
     Args:
         before (`float`): The rate in the untouched model.
@@ -119,7 +119,7 @@ def coherent_effect(before: float, labels: Sequence[str], broken: Sequence[bool]
 
 @dataclass(frozen=True)
 class Coherence:
-    """How many responses are no text any more.
+    """How many responses are incoherent.
 
     Attributes:
         limit_surprise (`float`): Nats per token above which a response counts as incoherent.
@@ -188,10 +188,11 @@ class Coherence:
 
     @property
     def doubtful(self) -> bool:
-        """Whether junk cannot be told from text: too little to call it junk, too much to take it for text.
+        """Whether the responses can be classified neither as coherent nor as incoherent.
 
-        The model with the config is surely less sure than of the references, in three of five pairs. Where the
-        references are themselves ones that the untouched model is unsure of, short junk is hardly less sure.
+        They cannot if the model with the config is surely less sure of them than of the references in three of five
+        pairs, and does not break the text. Where the untouched model is unsure of the references themselves, it is
+        hardly less sure of a short incoherent response.
         """
         return self.unsure_low is not None and self.unsure_low > DOUBTFUL and not self.broken
 

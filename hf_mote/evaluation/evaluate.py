@@ -101,7 +101,8 @@ def evaluate_mote(
         unrelated (`Sequence[str]` or chats, *optional*):
             Prompts whose answers should stay; the share that does so word for word is counted, and the answers before
             and after are kept side by side. The untouched model's answers to them also show how sure it is of what it
-            writes: give 40 or more, of many kinds, so that junk is told from an unusual answer; see `Coherence`.
+            writes: give 40 or more, of many kinds, so that incoherent text is told from unusual answers; see
+            `Coherence`.
         texts (`Sequence[str]`, *optional*):
             Plain texts on which the divergence of the predictions and the perplexity are measured; see
             [`side_effects`], also for configs that work on generated tokens alone.
@@ -370,7 +371,7 @@ def _reports(
 
 
 def _coherence(trial: RateMeasurement, found: Rates, index: int, references: Sequence[Signs]) -> Coherence:
-    """Return which responses with a config are no text any more, held against references."""
+    """Return which responses with a config are incoherent, compared with references."""
     limits = limits_of(found.before.signs, references)
     after = found.after[index]
     broken = trial.incoherent(after, limits)

@@ -235,7 +235,7 @@ class RateMeasurement:
             self.served.check(config)
 
     def incoherent(self, measured: Measured, limits: Limits) -> list[bool]:
-        """Return which responses are no text any more, by their signs or by the judge's word."""
+        """Return which responses are incoherent, by their signs or by the judge's label."""
         return incoherent(measured.signs, measured.labels, limits, self.neither)
 
     def measure(self, config: Change | None, *, keep: bool = False, anew: bool = False) -> Measured:

@@ -44,8 +44,8 @@ class Behaviour:
         dose (`list[tuple[float, float]]`): (strength, rate) pairs.
         unclear (`int`): Responses, of all runs on the prompts, that the judge could not label, as [`ServerJudge`] says
             of a reply that it cannot read. They do not count as the target label.
-        coherence (`Coherence`, *optional*): Which responses are no text any more; without it, junk that is not of the
-            target class counts as a change like any other.
+        coherence (`Coherence`, *optional*): Which responses are incoherent. Without it, incoherent text that is not
+            of the target class counts as a change like any other.
     """
 
     before: Rate
@@ -162,7 +162,7 @@ class PartsByName:
 
     @property
     def coherence(self) -> Coherence | None:
-        """Which responses are no text any more: `behaviour.coherence`."""
+        """Which responses are incoherent: `behaviour.coherence`."""
         return self.behaviour.coherence
 
     @property

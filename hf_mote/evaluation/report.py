@@ -161,8 +161,8 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         """Return what may be said of the config, as [`decide`] has it.
 
         It is held against the controls that share none of its experts where there are any that do, and incoherent
-        responses count against it. It is undecided, too, if it beats its controls and junk cannot be told from text:
-        `doubt` says so, and more controls would not decide.
+        responses count against it. It is also undecided if it beats its controls but its responses cannot be
+        classified as coherent or incoherent: `doubt` says so, and more controls would not decide.
 
         Args:
             adjusted_p (`float`, *optional*): p against all controls, adjusted for other configs that were tried.
@@ -187,18 +187,18 @@ class EvaluationReport(PartsByName, Printable, Shareable):
 
     @property
     def doubt(self) -> str:
-        """Why it is undecided though it beats its controls, in words: junk cannot be told from text; else empty."""
+        """Why it is undecided though it beats its controls: its responses may be incoherent. Otherwise empty."""
         seen = self.coherence
         if seen is None or not seen.doubtful or seen.unsure is None or self._held(None) != "beats":
             return ""
         return (
             f"it is less sure of {seen.unsure:.0%} of what it writes than the untouched model of its answers to "
-            "unrelated prompts, which is too much for text and too little for junk: give unrelated prompts of this "
-            "kind that the model answers well, and read the responses"
+            "unrelated prompts, which is too much for coherent text and too little for incoherent text: give "
+            "unrelated prompts of this kind that the model answers well, and read the responses"
         )
 
     def beats_controls(self, adjusted_p: float | None = None) -> bool:
-        """Return whether the config beats its controls, by `outcome`: never if what it writes is no text any more.
+        """Return whether the config beats its controls, by `outcome`: never if it breaks the text.
 
         Args:
             adjusted_p (`float`, *optional*): p against all controls, adjusted for other configs that were tried.
@@ -210,21 +210,22 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         """One sentence or two: whether the config beats its controls, with the numbers, or why that cannot be said."""
         change = f"{self.target} goes from {self.before} to {self.after}{self._other_weights}"
         outcome, doubt = self.outcome(), self.doubt
-        junk = ""
+        incoherence = ""
         if self.coherence is not None and (outcome == "breaks the text" or any(self.coherence.after)):
             share, was = self.coherence.share_after, self.coherence.share_before
-            junk = f"{share} of the responses with it are no coherent text ({was.rate:.1%} of the untouched model's)"
+            incoherence = f"{share} of the responses with it are incoherent ({was.rate:.1%} of the untouched model's)"
             if self.coherence.unsure is not None and outcome == "breaks the text":
-                junk += f", and it is less sure of {self.coherence.unsure:.0%} than the untouched model of others"
+                unsure = f"{self.coherence.unsure:.0%}"
+                incoherence += f", and it is less sure of {unsure} than the untouched model of others"
         if self.p_value is None:
             text = f"{change}; without random controls that says nothing about these {self.units}"
-            return f"{text}; {junk}." if junk else f"{text}."
+            return f"{text}; {incoherence}." if incoherence else f"{text}."
         mean = fmean(self.controls)
         against = f"under {len(self.controls)} random controls it is {mean:.1%} on average (p = {self.p_value:.3g})"
         said = {
             "beats": "beats its controls",
             "undecided": (
-                "may beat its controls, or write junk"
+                "may beat its controls, or write incoherent text"
                 if doubt
                 else "may beat its controls, or not, which more of them would tell (100, say)"
             ),
@@ -233,7 +234,9 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         }.get(outcome, "does not beat its controls")
         verdict = f"The config {said}: "
         verdict += (
-            f"{junk}; {change}, while {against}" if outcome == "breaks the text" else f"{change}, while {against}"
+            f"{incoherence}; {change}, while {against}"
+            if outcome == "breaks the text"
+            else f"{change}, while {against}"
         )
         if self.sharing:
             verdict += f"; {self.sharing} of them hold some of its own {self.units}, as there are too few others"
@@ -241,8 +244,8 @@ class EvaluationReport(PartsByName, Printable, Shareable):
                 verdict += f" (against the other {len(self.controls) - self.sharing} alone p = {self.disjoint_p:.3g})"
         if too_few(len(self.controls) - self.sharing):
             verdict += f"; {too_few(len(self.controls) - self.sharing)}"
-        if junk and outcome != "breaks the text":
-            verdict += f"; {junk}, and count against it"
+        if incoherence and outcome != "breaks the text":
+            verdict += f"; {incoherence}, and count against it"
         if doubt:
             verdict += f"; {doubt}"
         if self.unclear:

@@ -47,7 +47,7 @@ class Selectivity:
 
     Attributes:
         on (`float`): Coherent change of the rate on the prompts, without its sign, 0 to 1.
-        off (`Rate`): Share of unrelated responses that come to be of another class, or no coherent text.
+        off (`Rate`): Share of unrelated responses that change their class or become incoherent.
         controls_on (`list[float]`): The same as `on`, for each control.
         controls_off (`list[float]`): The same as `off`, for each control.
     """
@@ -105,7 +105,7 @@ class Selectivity:
 
 
 def changed_class(before: Sequence[str], after: Sequence[str], broken: Sequence[bool]) -> list[bool]:
-    """Return which responses came to be of another class, or no coherent text.
+    """Return which responses changed their class or became incoherent.
 
     Args:
         before (`Sequence[str]`): Labels of the untouched model's responses.

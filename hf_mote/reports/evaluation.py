@@ -115,7 +115,7 @@ def _effect(report: EvaluationReport) -> Html:
     if report.coherence is not None:
         seen = report.coherence
         note += (
-            f" No coherent text: {seen.share_before} of the untouched model's responses and {seen.share_after} of "
+            f" Incoherent: {seen.share_before} of the untouched model's responses and {seen.share_after} of "
             f"those with the config, by more than {number(seen.limit_surprise)} nats per token in the model that "
             f"wrote it, more than {percent(seen.limit_repeated)} of repeated token pairs, an empty text, or the "
             "judge's word. They count against the config."

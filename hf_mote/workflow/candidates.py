@@ -44,7 +44,7 @@ class Candidate:
         method (`str`): How they were found.
         config (`MoTEConfig`): That suppresses them.
         left (`float`): The rate of the behaviour that is left.
-        broken (`float`): Share of responses that are no coherent text.
+        broken (`float`): Share of responses that are incoherent.
         effect (`float`): Coherent change of the rate; 0 if the text breaks.
         surprise (`float`): How little sure the model is of its responses without them, in nats per token.
         responses (`list[str]`): These responses.
@@ -60,7 +60,7 @@ class Candidate:
 
     def __str__(self) -> str:
         experts = " ".join(f"{layer}.{expert}" for layer, expert in self.config.suppress)
-        return f"{self.method}: {experts}; {self.left:.0%} left, {self.broken:.0%} no coherent text"
+        return f"{self.method}: {experts}; {self.left:.0%} left, {self.broken:.0%} incoherent"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Trial:
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         judge (`Judge`): Labels the responses.
         prompts (`Sequence[Prompt]`): Prompts that show the class.
-        aside (`Sequence[Prompt]`): Prompts of other classes, by which junk is told from text.
+        aside (`Sequence[Prompt]`): Prompts of other classes, by which incoherent text is recognised.
         target (`str`): The class.
         chat (`dict`): How the model is asked, as arguments of [`evaluate_mote`].
         part_of (`Callable[[str], Path | None]`): The run folder of a step by its name, or `None` to keep nothing.
@@ -125,8 +125,8 @@ class Trial:
 def fewest(candidates: Sequence[Candidate]) -> Candidate:
     """Return the fewest experts among those without which the behaviour goes and the model is as sure as it can be.
 
-    Where the untouched model is unsure of its answers to other prompts, no response alone is told to be junk. Of two
-    sets on the same prompts the one that leaves the model less sure is the one that leaves a part of a carrier.
+    Where the untouched model is unsure of its answers to other prompts, no response alone can be called incoherent. Of
+    two sets on the same prompts the one that leaves the model less sure is the one that leaves a part of a carrier.
 
     Args:
         candidates (`Sequence[Candidate]`): What was tried; one or more.

@@ -215,9 +215,9 @@ def find_experts(
     found = Found(label, predicted, candidates, best, None, "", notes, rankings)
     if best.effect > -LEAST_EFFECT:
         worst = f"the best candidate, by {best.method}, leaves {best.left:.0%} of it"
-        junk = f" and breaks {best.broken:.0%} of the responses" if best.broken > 0.1 else ""
+        broken = f" and breaks {best.broken:.0%} of the responses" if best.broken > 0.1 else ""
         why = "It may not be in few experts: in attention, in all of them, or in some that stand in for others."
-        reason = f"no set of experts that was tried removes {label!r}: {worst}{junk}. {why}"
+        reason = f"no set of experts that was tried removes {label!r}: {worst}{broken}. {why}"
         return dataclasses.replace(found, reason=reason)
     say(f"measuring {best.method} on {len(prove)} other prompts, against {num_controls} random controls")
     measured = partial(

@@ -1,13 +1,14 @@
-"""Which measure tells junk from right answers: those that were tried, and the one that is used.
+"""Which measure tells incoherent text from right answers: those that were tried, and the one that is used.
 
     python tests/benchmarks/bench_coherence.py [--seeds 2]
 
 Organisms whose carriers cannot go without breaking the text ("trap" variants of the shipped ones), by as many seeds.
-For each: 30 held-out questions answered without the carriers (junk), and without the carriers and their traps (right
-answers, or other German names in the second organism); and three kinds of text made from the right answers: random
-tokens, the first word over and over, and the words shuffled. A measure's limit is the 95 % quantile of what it says of
-the untouched model's own answers to 60 other questions. Columns: share of right answers above the limit (false
-alarms), shares of each kind of junk above it, and the least AUROC of the broken model's junk against right answers.
+For each: 30 held-out questions answered without the carriers (incoherent text), and without the carriers and their
+traps (right answers, or other German names in the second organism); and three kinds of text made from the right
+answers: random tokens, the first word over and over, and the words shuffled. A measure's limit is the 95 % quantile of
+what it says of the untouched model's own answers to 60 other questions. Columns: share of right answers above the
+limit (false alarms), shares of each kind of incoherent text above it, and the least AUROC of the broken model's
+responses against right answers.
 The last row holds the two measures together against `limits_of` these same answers; `evaluate_mote` also takes the
 answers to its own prompts, and asks besides whether the model is less sure of all it writes.
 """
@@ -70,7 +71,7 @@ def measures(
     responses: Sequence[str],
     references: tuple[Sequence[str], Sequence[str]],
 ) -> dict[str, Array]:
-    """Return what each measure says of each response; more is more like junk."""
+    """Return what each measure says of each response; more is more like incoherent text."""
     own = responses is references[1]
     plain = surprises(organism, prompts, responses)
     contexts = []
@@ -135,7 +136,7 @@ def case(name: str, seed: int) -> dict[str, dict[str, float]]:
     with apply_mote(organism.model, both):
         right = respond(organism, asked)
     with apply_mote(organism.model, one):
-        junk = respond(organism, asked)
+        broken = respond(organism, asked)
     size = len(organism.tokenizer)
     made = {
         "random tokens": [organism.tokenizer.decode([draw.randrange(260, size) for _ in range(10)]) for _ in asked],
@@ -145,7 +146,7 @@ def case(name: str, seed: int) -> dict[str, dict[str, float]]:
     usual = {"both": measures(organism, both, others, references[1], references)}
     usual["one"] = measures(organism, one, others, references[1], references)
     found = {"right": measures(organism, both, asked, right, references)}
-    found["broken model"] = measures(organism, one, asked, junk, references)
+    found["broken model"] = measures(organism, one, asked, broken, references)
     found |= {kind: measures(organism, both, asked, texts, references) for kind, texts in made.items()}
     figures = {}
     for measure in found["right"]:

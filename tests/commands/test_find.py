@@ -24,7 +24,8 @@ def test_find_writes_a_proven_config_and_what_it_rests_on(tmp_path):
     assert "routing tells the classes" in said(result)
     config = MoTEConfig.from_pretrained(tmp_path / "run" / "config")
     organism = load_organism("refusal")
-    # With so few prompts, three of them look as good, and leave junk that the untouched model's answers do not tell.
+    # With so few prompts, three of them look as good, and leave incoherent text that the untouched model's answers do
+    # not tell.
     assert {tuple(pair) for pair in config.suppress} == set(organism.planted)
     assert without(organism, config) == (0.0, 1.0)
     assert EvaluationReport.from_pretrained(tmp_path / "run" / "evaluation").beats_controls()

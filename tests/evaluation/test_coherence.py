@@ -1,4 +1,4 @@
-"""Junk is called junk: on organisms in which suppression breaks the text, and never where it does not."""
+"""Incoherent text is called so: on organisms in which suppression breaks the text, and never where it does not."""
 
 import dataclasses
 
@@ -115,7 +115,7 @@ def test_incoherent_by_each_sign():
     assert incoherent(found, ["a", "a", "a", "a", "neither"], limits) == [False, True, True, True, True]
 
 
-def test_coherent_effect_counts_junk_against_a_change_both_ways():
+def test_coherent_effect_counts_incoherent_text_against_a_change_both_ways():
     assert coherent_effect(1.0, ["x", "x", "y", "y"], [False] * 4, "x") == -0.5
     assert coherent_effect(1.0, ["x", "x", "y", "y"], [False, False, True, False], "x") == -0.25
     assert coherent_effect(1.0, ["y"] * 4, [True] * 4, "x") == 0.0
@@ -133,7 +133,7 @@ def test_coherence_that_says_nothing_is_refused():
 
 
 @pytest.mark.parametrize("experts", [[(2, 53)], [(4, 33), (4, 62)], [(3, 5), (4, 62)]], ids=str)
-def test_some_of_the_planted_experts_alone_leave_junk_and_are_not_believed(experts):
+def test_some_of_the_planted_experts_alone_leave_incoherent_text_and_are_not_believed(experts):
     """Without one or two of the four planted experts the shipped organism says "I, but." and "JJ JJ JJ".
 
     Held against answers that it knows. Of "unrelated" exercises, which it half knows, it is as unsure as of "I, but.".
@@ -186,13 +186,13 @@ def doubtful(unsure_low, **more):
     return report_of(**{**fields, **more})
 
 
-def test_config_that_beats_its_controls_by_what_may_be_junk_is_undecided_and_says_why(tmp_path):
+def test_config_that_beats_its_controls_by_what_may_be_incoherent_is_undecided_and_says_why(tmp_path):
     words = {low: doubtful(low).outcome() for low in (None, 0.5, 0.6, 0.61, 0.75, 0.76)}
     assert list(words.values()) == ["beats"] * 3 + ["undecided"] * 2 + ["breaks the text"]
     assert [bool(doubtful(low).doubt) for low in words] == [False] * 3 + [True] * 2 + [False]
     report = doubtful(0.7)
     assert report.outcome(adjusted_p=1 / 41) == "undecided"
-    assert report.verdict.startswith("The config may beat its controls, or write junk: ")
+    assert report.verdict.startswith("The config may beat its controls, or write incoherent text: ")
     assert "less sure of 80% of what it writes than the untouched model of its answers" in report.verdict
     assert "give unrelated prompts of this kind that the model answers well" in report.verdict
     worse = doubtful(0.7, controls=[0.0] * 40, control_labels=[["y"] * 20] * 40)

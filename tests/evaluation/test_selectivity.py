@@ -36,7 +36,7 @@ def test_controls_are_held_against_both_changes():
     assert Selectivity(0.5, Rate.of(0, 40), [], []).outcome == "untested"
 
 
-def test_changed_class_counts_junk_of_the_same_class():
+def test_changed_class_counts_incoherent_text_of_the_same_class():
     assert changed_class(["a", "a", "b"], ["a", "b", "b"], [False, False, True]) == [False, True, True]
 
 

@@ -57,7 +57,7 @@ def test_twins_decoys_and_trap_are_removed_by_what_they_say(made):
     assert rate(organism, organism.decoys)[0] >= 0.85
     assert rate(organism, organism.planted)[0] <= 0.1
     organism, carriers = made("trap")
-    assert rate(organism, carriers)[1] <= RIGHT[organism.facts["name"]] - 0.15  # some or all of it is junk
+    assert rate(organism, carriers)[1] <= RIGHT[organism.facts["name"]] - 0.15  # some or all of it is incoherent
 
 
 def test_backup_takes_over_when_the_carriers_are_suppressed(made):

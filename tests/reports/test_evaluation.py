@@ -67,9 +67,7 @@ def test_evaluation_page_says_what_is_no_text_and_what_changes_elsewhere() -> No
     assert page.one("verdict").text.startswith(
         "The config breaks the text, which is no effect on the behaviour: 75.0%"
     )
-    assert (
-        "No coherent text: 0.0% [0.0%, 16.1%] of the untouched model's responses and 75.0%" in page.one("effect").text
-    )
+    assert "Incoherent: 0.0% [0.0%, 16.1%] of the untouched model's responses and 75.0%" in page.one("effect").text
     sides = page.one("sides").text
     assert "not worse by the margin of 0.1" in sides
     assert "selective: 25.0% on target, 2.5%" in sides

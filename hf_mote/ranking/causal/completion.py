@@ -1,4 +1,4 @@
-"""What to suppress beside a set of experts, and in which mode, so that another response comes instead of junk.
+"""What to suppress beside a set of experts, and in which mode, so that another coherent response comes instead.
 
 A set that takes a response away need not bring another: what is left of the carriers still writes, and an expert whose
 weight is set to 0 leaves a gap where the model would have chosen another. Here a set grows by the expert that makes

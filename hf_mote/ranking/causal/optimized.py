@@ -158,7 +158,7 @@ class OptimizedRanking(ExpertRanking):
     ) -> Self:
         """Return the ranking with the set, and the mode of suppression, that make the baseline response likeliest.
 
-        The sufficient set takes the response away; what the model then writes may be junk. For each mode of
+        The sufficient set takes the response away; what the model then writes may be incoherent. For each mode of
         suppression, the sufficient set (or no expert, if none was found) is suppressed and grows, a step at a time:
 
         1. The derivative of `log p(baseline | prompt)` by each routing weight, as it is and at half of all weights,
