@@ -1,8 +1,8 @@
 """What evaluation needs of an inference engine, and a model behind one, measured by the same harness.
 
-Engines are not imported here: whatever follows [`AnsweringEngine`] will do. It answers prompts under configs that it
-is told at run time. Each config that is measured, controls among them, is made known under a name of its own just
-before, and forgotten just after, also if the run fails or is stopped.
+Engines are not imported here. Every object that follows [`AnsweringEngine`] can be measured. Each config that is
+measured, controls among them, is loaded under a name of its own just before, and unloaded just after, also if the run
+fails or is stopped.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.certainty import Signs, signs_of
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import answer_text, engine_sampling
+from hf_mote.generation.recording_engine import RecordingEngine
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import RouterSite
@@ -53,27 +54,15 @@ class EngineAnswer(Protocol):
         """Of each, in nats, before temperature and the like."""
 
 
-class _Counted(Protocol):
-    @property
-    def counts(self) -> Tensor:
-        """Tokens for which an expert was chosen, `(prompts, layers, experts)`."""
-
-
 @runtime_checkable
-class AnsweringEngine(Protocol):
-    """An engine that answers prompts under configs that it is told at run time.
+class AnsweringEngine(RecordingEngine, Protocol):
+    """A [`RecordingEngine`] that also answers prompts under configs, which are loaded at run time.
 
     Attributes:
-        fingerprint (`dict`): Of its model, as `MoTEConfig.for_model(model).fingerprint` has it.
         most_recordings (`int`): Prompts whose routing it records together; 0 if it records none.
     """
 
-    fingerprint: dict[str, Any]
     most_recordings: int
-
-    @property
-    def base_model(self) -> str:
-        """Its model's name."""
 
     def routers(self) -> tuple[nn.Module, Sequence[RouterSite]]:
         """Return its model without weights, and the routers of that."""
@@ -100,17 +89,6 @@ class AnsweringEngine(Protocol):
         self, texts: Sequence[Sequence[int]], *, profile: str | None, at_once: int
     ) -> Sequence[Sequence[float]]:
         """Return the log probability of every token of texts but the first."""
-
-    def image(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        phase: Any,
-        max_new_tokens: int,
-        seed: int | None,
-        sampling: Mapping[str, Any] | None,
-    ) -> _Counted:
-        """Answer prompts and return the routing of the tokens of a phase."""
 
 
 class ServedModel(RoutedModel):

@@ -9,6 +9,7 @@ Files in reading order:
 - `decoding.py`: seeds, tokens and texts of answers. `certainty.py`: how sure a model is of what it writes.
 - `responses.py`: batches of like length; `generate_responses`.
 - `randomness.py`: refuses a model that does not do the same twice.
+- `recording_engine.py`: what an inference engine must offer that imaging and evaluation use.
 
 May import nothing of the package. All prompts become tokens in `asking.py`, so that imaging, attribution and
 evaluation see the same ones.

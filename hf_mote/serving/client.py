@@ -1,6 +1,6 @@
 """Profiles and recordings of a server that `hf-mote serve` started: `ServerEngine(url)`, over HTTP and nothing else.
 
-It follows the same protocols as [`VLLMEngine`], so that a model too large for this process is imaged and measured
+It follows the same protocol as [`VLLMEngine`], so that a model too large for this process is imaged and measured
 where it runs.
 """
 

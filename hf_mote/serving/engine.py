@@ -1,8 +1,7 @@
 """Profiles and recordings of an engine in this process: `VLLMEngine(llm)`.
 
 The engine is vLLM's own `LLM`, with the plugin and nothing else. What needs an engine to answer prompts and hand out
-routing, such as `ftri` and `evaluate_mote`, takes this object; it follows the protocols that `ranking` and
-`evaluation` define.
+routing, such as `ftri` and `evaluate_mote`, takes this object; it follows the protocol of `evaluation/engine.py`.
 """
 
 from __future__ import annotations

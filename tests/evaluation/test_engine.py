@@ -18,15 +18,12 @@ from hf_mote.errors import ConfigError, FileFormatError, UnsupportedError
 from hf_mote.evaluation.engine import NO_DIVERGENCE, OTHER_NUMBERS, AnsweringEngine
 from hf_mote.mote.patch import apply_mote
 from hf_mote.reports.evaluation import Evaluation, evaluation_page
+from hf_mote.serving.recorded import RecordedBatch
 
 
 class Answer(NamedTuple):
     tokens: list[int]
     log_probabilities: list[float]
-
-
-class Counted(NamedTuple):
-    counts: torch.Tensor
 
 
 class Engine:
@@ -97,13 +94,18 @@ class Engine:
                 found.append(logs.gather(-1, torch.tensor(text[1:])[:, None])[:, 0].tolist())
         return found
 
-    def image(self, prompts: Sequence[Sequence[int]], *, phase: str, max_new_tokens: int, **more: Any) -> Counted:
-        counts = []
+    def image(
+        self, prompts: Sequence[Sequence[int]], *, phase: str, max_new_tokens: int, **more: Any
+    ) -> RecordedBatch:
+        maps, tokens = [], []
         for prompt in prompts:
             with record_routing(self.model) as record:
-                self.answer([prompt], profile=None, max_new_tokens=max_new_tokens, seed=None, sampling=None, at_once=1)
-            counts.append(record.total().counts)
-        return Counted(torch.stack(counts))
+                (answer,) = self.answer(
+                    [prompt], profile=None, max_new_tokens=max_new_tokens, seed=None, sampling=None, at_once=1
+                )
+            tokens.append(answer.tokens)
+            maps.append(record.total())
+        return RecordedBatch.of(tokens, maps)
 
 
 @pytest.fixture(scope="module")

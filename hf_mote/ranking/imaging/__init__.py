@@ -3,7 +3,7 @@
 Files in reading order:
 
 - `pipeline.py`: `ftri`, the whole in one call.
-- `engine.py`: imaging through an inference engine, and the protocol that such an engine follows.
+- `engine.py`: imaging through an inference engine.
 - `scopes.py`: which tokens are imaged.
 - `result.py`: `FTRIResult`. `result_file.py`: its file, and results made from maps.
 - `collected.py`: batches put where the result holds them, in memory or in a file.

@@ -4,38 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
+from hf_mote.generation.recording_engine import RoutedAnswers
 from hf_mote.maps.storage import empty_maps
 
-__all__ = ["Batch", "Collected"]
-
-
-class Batch(Protocol):
-    """What imaging saw of some prompts."""
-
-    @property
-    def tokens(self) -> Sequence[Sequence[int]]:
-        """The tokens of each response."""
-        ...
-
-    @property
-    def counts(self) -> Tensor:
-        """Tokens for which an expert was chosen, `(prompts, layers, experts)`."""
-        ...
-
-    @property
-    def weights(self) -> Tensor:
-        """Sum of its routing weights, likewise."""
-        ...
-
-    @property
-    def num_tokens(self) -> Tensor:
-        """Tokens counted, `(prompts,)`."""
-        ...
+__all__ = ["Collected"]
 
 
 class Collected:
@@ -58,7 +33,7 @@ class Collected:
         self.tokens: list[list[int]] = [[] for _ in range(prompts)]
         self.counts = self.weights = torch.zeros(prompts, 0, 0)
 
-    def put(self, places: Sequence[int], batch: Batch) -> None:
+    def put(self, places: Sequence[int], batch: RoutedAnswers) -> None:
         """Put a batch's maps and responses to their places among all prompts."""
         if not self.counts.numel():
             shape = (len(self.tokens), *batch.counts.shape[1:])

@@ -1,13 +1,9 @@
-"""What imaging needs of an inference engine, and imaging through one.
-
-Engines are not imported here: whatever follows [`RecordingEngine`] will do. It answers prompts, and hands out for each
-how often its tokens chose which experts, counted where the routers run.
-"""
+"""`image_with_engine`: imaging through an inference engine, which counts experts where the routers run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -17,39 +13,13 @@ from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import answer_text, engine_sampling
 from hf_mote.generation.prompts import prompt_text
+from hf_mote.generation.recording_engine import RecordingEngine
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge, classify
-from hf_mote.ranking.imaging.collected import Batch, Collected
+from hf_mote.ranking.imaging.collected import Collected
 from hf_mote.ranking.imaging.result import FTRIResult
 
-__all__ = ["RecordingEngine", "image_with_engine"]
-
-
-@runtime_checkable
-class RecordingEngine(Protocol):
-    """An engine that answers prompts and hands out their routing.
-
-    Attributes:
-        fingerprint (`dict`): Of its model, as `MoTEConfig.for_model(model).fingerprint` has it.
-        base_model (`str`): Its model's name.
-    """
-
-    fingerprint: dict[str, Any]
-
-    @property
-    def base_model(self) -> str: ...  # noqa: D102
-
-    def image(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        phase: Any,
-        max_new_tokens: int,
-        seed: int | None,
-        sampling: Mapping[str, Any] | None,
-    ) -> Batch:
-        """Answer prompts, given as token ids, and return the routing of the tokens of a phase."""
-        ...
+__all__ = ["image_with_engine"]
 
 
 def image_with_engine(

@@ -19,12 +19,13 @@ from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import answer_text, check_seed, seeded
 from hf_mote.generation.prompts import checked_prompts, prompt_text
+from hf_mote.generation.recording_engine import RecordingEngine
 from hf_mote.generation.responses import batches_of, respond
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge, check_judge, classify
 from hf_mote.processes import gathered, place_among_processes
 from hf_mote.ranking.imaging.collected import Collected
-from hf_mote.ranking.imaging.engine import RecordingEngine, image_with_engine
+from hf_mote.ranking.imaging.engine import image_with_engine
 from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, read_batch, write_batch
 from hf_mote.ranking.imaging.scopes import ImagingScope
