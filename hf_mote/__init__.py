@@ -62,7 +62,8 @@ if TYPE_CHECKING:
     from hf_mote.sae.steering import SteeringConfig
     from hf_mote.sae.training.activations import collect_activations
     from hf_mote.sae.training.adapt import adapt_to_sae
-    from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
+    from hf_mote.sae.training.arguments import SAETrainingArguments
+    from hf_mote.sae.training.trainer import SAETrainer
     from hf_mote.sae.variants import (
         BatchTopKSAEConfig,
         BatchTopKSAEModel,
@@ -205,7 +206,7 @@ _PLACES = {
     "SAEOutput": "hf_mote.sae.output",
     "SAEReport": "hf_mote.sae.report",
     "SAETrainer": "hf_mote.sae.training.trainer",
-    "SAETrainingArguments": "hf_mote.sae.training.trainer",
+    "SAETrainingArguments": "hf_mote.sae.training.arguments",
     "ServerEngine": "hf_mote.serving.client",
     "ServerJudge": "hf_mote.judges.server",
     "SteeringConfig": "hf_mote.sae.steering",

@@ -2,13 +2,14 @@
 
 Files in reading order:
 
-- `sequences.py`: texts to sequences of tokens.
-- `activations.py`: `collect_activations`, a stream of activations.
-- `cache.py`: windows of the stream on disk. `stream_state.py`: checks of the position that a checkpoint names.
+- `sequences.py`: texts to sequences of tokens. `windows.py`: sequences to windows of activations, and which tokens
+  are left out. `cache.py`: windows on disk. `scaling.py`: what activations are multiplied by.
+- `activations.py`: `collect_activations`, a stream of shuffled batches that can be continued. `stream_state.py`:
+  checks of the position that a checkpoint names.
 - `start.py`: how a new SAE is initialised from the first batch.
-- `group.py`: several SAEs trained on one stream.
+- `group.py`: several SAEs trained on one stream. `step_parts.py`: the micro-batches of a step.
 - `end_to_end.py`: losses of the model with an SAE spliced in.
-- `trainer.py`: `SAETrainer`.
+- `arguments.py`: `SAETrainingArguments`. `trainer.py`: `SAETrainer`.
 - `adapt.py`: `adapt_to_sae`, a LoRA for a model with its SAE.
 
 May import what `sae` may. A new way to train is a method or a callback of `SAETrainer`.

@@ -1,8 +1,8 @@
-"""`collect_activations`: a model and a text to a stream of activations, which an SAE is trained on.
+"""`collect_activations`: a stream of a model's activations on a text, which an SAE is trained on.
 
-The stream is made of windows: so many sequences of text go through the model, and their tokens are shuffled together
-by a seed of the window's own. Where it stands is therefore a few numbers and less than one batch of tokens, and a
-stream that is stopped goes on with the very same batches, whatever its window holds.
+The stream is made of windows: a number of sequences go through the model (`windows.py`), and their tokens are shuffled
+together by a seed of the window's own. The position of a stream is therefore a few numbers and less than one batch of
+tokens. A stream that was stopped continues with the same batches.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count, islice
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, DataError, FileFormatError
+from hf_mote.errors import ConfigError, DataError
 from hf_mote.files import local_path
 from hf_mote.sae.hookpoints import Hookpoint, canonical, resolve_hookpoints
-from hf_mote.sae.tapped import activations_of
-from hf_mote.sae.training.cache import WindowCache, digest_of, fingerprint_of
-from hf_mote.sae.training.sequences import Sequences, batch_of, excluded_positions
+from hf_mote.sae.training.scaling import NORMALIZATIONS, Normalization, factor_for, fitted_scale
+from hf_mote.sae.training.sequences import Sequences, excluded_positions
 from hf_mote.sae.training.stream_state import check_state
+from hf_mote.sae.training.windows import COUNTED, IDS, KEPT, TEXT, Window, WindowSource
 
 __all__ = [
     "NORMALIZATIONS",
@@ -37,16 +35,7 @@ __all__ = [
     "scales_for",
 ]
 
-Normalization = Literal["mean_square", "per_dimension"]
-NORMALIZATIONS = get_args(Normalization)
-
 _logger = logging.get_logger(__name__)
-# Of the length of activations, what another batch or machine may change in float32.
-_LEAST_ROUNDING = 1e-3
-# Numbers of a window that are squared together.
-_MEASURED_TOGETHER = 2**18
-# Of whole sequences: which tokens are kept, their ids, and 0 at padding. No hookpoint is named so.
-_KEPT, _IDS, _TEXT = ".kept", ".input_ids", ".text_mask"
 
 
 def collect_activations(
@@ -167,26 +156,30 @@ def collect_activations(
             got=type(dataset).__name__,
             expected="a list or a data set",
         )
-    return ActivationStream(
+    source = WindowSource(
         model,
-        Sequences(tokenizer, dataset, text_column=text_column, context_length=context_length, packed=packed),
         points,
         target_points[0] if target_points else None,
-        batch_size=batch_size,
+        context_length=context_length,
         sequences_per_forward=sequences_per_forward,
         forwards_per_window=max(window_tokens // (context_length * sequences_per_forward), 1),
-        shuffle=window_tokens > 0,
-        seed=seed,
-        max_tokens=max_tokens,
         special_tokens=frozenset(tokenizer.all_special_ids) if exclude_special_tokens else frozenset(),
         positions=excluded_positions(exclude_positions),
         max_norm=max_norm,
+        dtype=dtype,
+        whole_sequences=whole_sequences,
+        cache=None if cache is None else local_path(cache),
+    )
+    return ActivationStream(
+        Sequences(tokenizer, dataset, text_column=text_column, context_length=context_length, packed=packed),
+        source,
+        batch_size=batch_size,
+        shuffle=window_tokens > 0,
+        seed=seed,
+        max_tokens=max_tokens,
         normalize="mean_square" if normalize is True else normalize or None,
         device=torch.device(device or "cpu"),
-        dtype=dtype,
         prefetch=prefetch,
-        cache=None if cache is None else local_path(cache),
-        whole_sequences=whole_sequences,
     )
 
 
@@ -208,68 +201,49 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
 
     def __init__(
         self,
-        model: nn.Module,
         sequences: Sequences,
-        points: list[Hookpoint],
-        target: Hookpoint | None,
+        source: WindowSource,
         *,
         batch_size: int,
-        sequences_per_forward: int,
-        forwards_per_window: int,
         shuffle: bool,
         seed: int,
         max_tokens: int | None,
-        special_tokens: frozenset[int],
-        positions: slice | None,
-        max_norm: float | None,
         normalize: Normalization | None,
         device: torch.device,
-        dtype: torch.dtype,
         prefetch: bool,
-        cache: Path | None,
-        whole_sequences: bool,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.scales: dict[str, float | list[float]] = {}
-        self._model, self._sequences = model, sequences
-        self._points, self._target = points, target
-        self._per_forward, self._forwards = sequences_per_forward, forwards_per_window
+        self.whole_sequences = source.whole_sequences
+        self._sequences, self._source = sequences, source
         self._shuffle, self._seed, self._max_tokens = shuffle, seed, max_tokens
-        self._special, self._positions, self._max_norm = special_tokens, positions, max_norm
-        self._normalize = normalize
-        self._device, self._dtype, self._prefetch = device, dtype, prefetch
-        self.whole_sequences = whole_sequences
+        self._normalize, self._device, self._prefetch = normalize, device, prefetch
         # Rows of a batch: tokens, or sequences.
-        self._unit = batch_size // sequences.context_length if whole_sequences else batch_size
+        self._unit = batch_size // sequences.context_length if self.whole_sequences else batch_size
         self._share = (0, 1)
-        self._first_window: _Window | None = None
-        self._cache = None if cache is None else WindowCache(cache, self._kept_with())
-        embeds = getattr(model, "get_input_embeddings", lambda: None)()
-        self._vocabulary = embeds.num_embeddings if isinstance(embeds, nn.Embedding) else None
-        self._cache_tried = False
-        self._widths: dict[str, int] = {}  # of windows that were read
+        self._first_window: Window | None = None
         self.rewind()
 
     @property
     def hookpoints(self) -> list[str]:
         """Where activations are taken."""
-        return [point.name for point in self._points]
+        return [point.name for point in self._source.points]
 
     @property
     def model(self) -> nn.Module:
         """The model whose activations they are."""
-        return self._model
+        return self._source.model
 
     @property
     def writes(self) -> Hookpoint:
         """Where a single SAE's reconstructions belong: at the targets of a transcoder, else where it reads."""
-        return self._target or self._points[0]
+        return self._source.target or self._source.points[0]
 
     @property
     def sequences_per_forward(self) -> int:
         """Sequences that run together."""
-        return self._per_forward
+        return self._source.sequences_per_forward
 
     def __len__(self) -> int:
         """Batches of a pass, where `max_tokens` says how many."""
@@ -283,7 +257,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         """Go back to the first batch of the first pass."""
         self._epoch = self._window = self._batch = self._yielded = 0
         self._carried: dict[str, Tensor] | None = None
-        self.counts = {"kept": 0, "special": 0, "position": 0, "norm": 0}
+        self.counts = dict.fromkeys(COUNTED, 0)
 
     def take_share(self, rank: int, world: int) -> None:
         """Take every `world`-th sequence, from `rank` on: for the processes of a training run."""
@@ -293,6 +267,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
     def from_start(self) -> ActivationStream:
         """Return the same stream at its start, which shares the model and nothing else."""
         twin = copy.copy(self)
+        twin._source = copy.copy(self._source)
         twin.rewind()
         return twin
 
@@ -332,7 +307,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
             [`ConfigError`]: if it was made with others.
             [`DataError`]: if it is no such state; the stream is then as it was.
         """
-        check_state(state, self.counts, self._tensors(), self._dtype, self._unit)
+        check_state(state, self.counts, self._source.tensors, self._source.dtype, self._unit)
         if state["settings"] != self._settings():
             theirs, ours = state["settings"], self._settings()
             changed = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
@@ -349,43 +324,25 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         self.counts = dict(state["counts"])
         self._carried = dict(state["carried"]) or None
 
-    def _tensors(self) -> list[str]:
-        """Names of the tensors of a window."""
-        points = [*self.hookpoints, *([] if self._target is None else [self._target.name])]
-        return [*points, *((_KEPT, _IDS, _TEXT) if self.whole_sequences else ())]
-
     def _settings(self) -> dict[str, Any]:
+        source = self._source
         return {
             "hookpoints": self.hookpoints,
-            "targets": None if self._target is None else self._target.name,
+            "targets": None if source.target is None else source.target.name,
             "batch_size": self.batch_size,
-            "context_length": self._sequences.context_length,
+            "context_length": source.context_length,
             "packed": self._sequences.packed,
-            "sequences_per_forward": self._per_forward,
-            "forwards_per_window": self._forwards,
+            "sequences_per_forward": source.sequences_per_forward,
+            "forwards_per_window": source.forwards_per_window,
             "shuffle": self._shuffle,
             "seed": self._seed,
             "max_tokens": self._max_tokens,
-            "special_tokens": len(self._special),
-            "positions": str(self._positions),
-            "max_norm": self._max_norm,
+            "special_tokens": len(source.special_tokens),
+            "positions": str(source.positions),
+            "max_norm": source.max_norm,
             "normalize": self._normalize,
             "whole_sequences": self.whole_sequences,
-            "dtype": str(self._dtype),
-        }
-
-    def _kept_with(self) -> dict[str, Any]:
-        """All that decides what a window holds, but for its tokens."""
-        return {
-            "model": fingerprint_of(self._model),
-            "hookpoints": self.hookpoints,
-            "targets": None if self._target is None else self._target.name,
-            "context_length": self._sequences.context_length,
-            "sequences_per_forward": self._per_forward,
-            "forwards_per_window": self._forwards,
-            "special_tokens": sorted(self._special),
-            "positions": str(self._positions),
-            "dtype": str(self._dtype),
+            "dtype": str(source.dtype),
         }
 
     # What it yields.
@@ -443,7 +400,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         if ended_at_once:
             yield from self
 
-    def _rows_of(self, window: _Window) -> dict[str, Tensor]:
+    def _rows_of(self, window: Window) -> dict[str, Tensor]:
         """What was left of the last window, and this one's tokens in shuffled order."""
         order = None
         if self._shuffle:
@@ -471,36 +428,36 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         def ready(key: str) -> Tensor:
             part = rows[key].to(self._device)
             # Never a view, which would hold the whole window.
-            return part * _scale(self.scales[key], part) if key in self.scales else part.clone()
+            return part * factor_for(self.scales[key], part) if key in self.scales else part.clone()
 
+        names, target = self.hookpoints, self._source.target
+        if len(names) > 1:
+            return {name: {"activations": ready(name)} for name in names}
+        found = {"activations": ready(names[0])}
+        if target is not None:
+            found["targets"] = ready(target.name)
         if self.whole_sequences:
-            found = {"activations": ready(self._points[0].name)}
-            if self._target is not None:
-                found["targets"] = ready(self._target.name)
-            return {**found, "attention_mask": ready(_KEPT), "input_ids": ready(_IDS), "text_mask": ready(_TEXT)}
-        if self._target is not None:
-            return {"activations": ready(self._points[0].name), "targets": ready(self._target.name)}
-        if len(self._points) == 1:
-            return {"activations": ready(self._points[0].name)}
-        return {point.name: {"activations": ready(point.name)} for point in self._points}
+            found |= {"attention_mask": ready(KEPT), "input_ids": ready(IDS), "text_mask": ready(TEXT)}
+        return found
 
-    def _windows(self) -> Generator[_Window, None, None]:
+    def _windows(self) -> Generator[Window, None, None]:
         """Yield the windows from the present one on."""
-        sequences = self._mine(self._window * self._forwards * self._per_forward)
+        size = self._source.sequences_per_window
+        sequences = self._mine(self._window * size)
         first = self._window == 0 and self._epoch == 0
         if self._normalize and not self.scales and not first:
             next(self.from_start()._windows(), None)
 
         places = count(self._window)
 
-        def fill() -> _Window | None:
-            place, taken = next(places), list(islice(sequences, self._forwards * self._per_forward))
-            return self._within_norm(self._kept_window(place, taken)) if taken else None
+        def fill() -> Window | None:
+            place, taken = next(places), list(islice(sequences, size))
+            return self._source.window(place, self._share, taken) if taken else None
 
         if first and self._first_window is not None:
-            list(islice(sequences, self._forwards * self._per_forward))
+            list(islice(sequences, size))
             next(places)
-            window: _Window | None = self._first_window
+            window: Window | None = self._first_window
         else:
             window = fill()
         with ThreadPoolExecutor(1) as thread:
@@ -508,7 +465,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
                 if first:
                     self._first_window, first = window, False
                     self._fit_scales(window)
-                coming: Future[_Window | None] | None = thread.submit(fill) if self._prefetch else None
+                coming: Future[Window | None] | None = thread.submit(fill) if self._prefetch else None
                 # Held for whoever looked at the first batches, and here, not beyond its use.
                 handed, window = [window], None
                 yield handed.pop()
@@ -519,165 +476,14 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         rank, world = self._share
         return islice(iter(self._sequences), rank + skip * world, None, world)
 
-    def _fit_scales(self, window: _Window) -> None:
+    def _fit_scales(self, window: Window) -> None:
         if self._normalize is None or self.scales:
             return
-        for point in [*self._points, *([] if self._target is None else [self._target])]:
-            key, rows = point.name, window.rows[point.name]
+        for point in self._source.tapped:
+            rows = window.rows[point.name]
             if self.whole_sequences:
-                rows = rows[window.rows[_KEPT]]
-            measured = _mean_square(rows) if self._normalize == "mean_square" else _variances(rows)
-            if not len(rows) or not bool((measured > 0).any()):
-                raise DataError(key, "activations are the same throughout, and cannot be scaled")
-            # A dimension that never moves stays as it is.
-            factors = torch.where(measured > 0, measured, 1.0).rsqrt()
-            self.scales[key] = factors.tolist()
-
-    def _kept_window(self, place: int, sequences: list[list[int]]) -> _Window:
-        """A window as the model gives it, from the cache if there is one and it has it."""
-        if self._cache is None:
-            return self._window_of(sequences)
-        rank, world = self._share
-        name, digest = f"window-{place:06d}-of-{rank}-{world}", digest_of(sequences)
-        found = self._cache.read(name, digest)
-        if found is None:
-            window = self._window_of(sequences)
-            self._cache.write(name, digest, window.rows, window.left_out)
-            return window
-        window = _Window(*found)
-        self._check_kept(name, window, sequences)
-        if not self._cache_tried:
-            self._try_cache(name, window, sequences)
-            self._cache_tried = True
-        return window
-
-    def _check_kept(self, name: str, window: _Window, sequences: list[list[int]]) -> None:
-        """Refuse a window that was read unless it has the columns of this stream, and a row for each of its tokens."""
-        points = self._tensors()
-        tokens = sum(map(len, sequences)) - sum(window.left_out.get(kind, 0) for kind in ("special", "position"))
-        found = {key: len(rows) for key, rows in window.rows.items()}
-        widths = {key: rows.shape[1] for key, rows in window.rows.items()}
-        counted = set(window.left_out) == set(self.counts)
-        if found != dict.fromkeys(points, tokens) or not counted or widths != {**widths, **self._widths}:
-            raise FileFormatError(
-                f"cache: {name}",
-                "is not of this stream",
-                got=", ".join(f"{key}: {number} of width {widths[key]}" for key, number in found.items()) or "nothing",
-                expected=f"{tokens} rows at {', '.join(points)}",
-                fix="Delete the file; it is made again.",
-            )
-        self._widths |= widths
-
-    def _try_cache(self, name: str, window: _Window, sequences: list[list[int]]) -> None:
-        """Hold the start of a window that was read against what the model gives now, whatever is attached to it."""
-        now = self._window_of(sequences[: self._per_forward]).rows
-        fits = {
-            key: len(rows) >= len(now[key]) and rows.shape[1] == now[key].shape[1] for key, rows in window.rows.items()
-        }
-        if fits.keys() != now.keys() or not all(fits.values()):
-            raise ConfigError(f"cache: {name}", "has other columns than the model", fix="Empty the folder.")
-        rounding = max(_LEAST_ROUNDING, 8 * torch.finfo(next(self._model.parameters()).dtype).eps)
-        for key, rows in now.items():
-            kept = window.rows[key][: len(rows)].double()
-            off = torch.linalg.vector_norm(kept - rows.double()) / torch.linalg.vector_norm(kept).clamp(min=1e-300)
-            if len(rows) and not bool(off <= rounding):
-                raise ConfigError(
-                    f"cache: {name}",
-                    f"does not hold what the model gives at {key}",
-                    got=f"off by {float(off):.1e} of the length",
-                    expected=f"at most {rounding:.1e}, rounding",
-                    fix="Take off what is attached to the model, or name another folder.",
-                )
-
-    def _window_of(self, sequences: list[list[int]]) -> _Window:
-        """Run the model on sequences; tokens too long for `max_norm` are still there."""
-        points = [*self._points, *([] if self._target is None else [self._target])]
-        parts: dict[str, list[Tensor]] = {point.name: [] for point in points}
-        if self.whole_sequences:
-            parts |= {_KEPT: [], _IDS: [], _TEXT: []}
-        left_out = {"kept": 0, "special": 0, "position": 0, "norm": 0}
-        for start in range(0, len(sequences), self._per_forward):
-            ids, mask = batch_of(sequences[start : start + self._per_forward])
-            if self._vocabulary is not None and int(ids.max()) >= self._vocabulary:
-                what, expected = "holds a token that the model does not have", f"below {self._vocabulary}"
-                raise DataError("collect_activations: dataset", what, got=int(ids.max()), expected=expected)
-            found = activations_of(self._model, ids, mask, points)
-            keep = mask.bool()
-            if self._special:
-                special = torch.isin(ids, torch.tensor(sorted(self._special))) & keep
-                left_out["special"] += int(special.sum())
-                keep &= ~special
-            if self._positions is not None:
-                excluded = torch.zeros_like(keep)
-                excluded[:, self._positions] = True
-                left_out["position"] += int((excluded & keep).sum())
-                keep &= ~excluded
-            for name, values in found.items():
-                kept = values[keep.to(values.device)]
-                if not bool(kept.isfinite().all()):
-                    raise DataError(name, "the model's activations hold NaN or infinite numbers")
-                stored = kept.to("cpu", self._dtype)
-                if not bool(stored.isfinite().all()):
-                    raise DataError(
-                        name,
-                        f"activations are too large for {self._dtype}",
-                        got=f"{float(kept.abs().max()):.3g}",
-                        expected=f"at most {torch.finfo(self._dtype).max:.3g}",
-                        fix="Take dtype=torch.float32 or torch.bfloat16.",
-                    )
-                if self.whole_sequences:
-                    placed = stored.new_zeros(len(ids), self._sequences.context_length, stored.shape[1])
-                    placed[:, : ids.shape[1]][keep] = stored
-                    stored = placed
-                parts[name].append(stored)
-            if self.whole_sequences:
-                room = (0, self._sequences.context_length - ids.shape[1])
-                for name, values in ((_KEPT, keep), (_IDS, ids), (_TEXT, mask)):
-                    parts[name].append(functional.pad(values, room))
-        return _Window({name: torch.cat(values) for name, values in parts.items()}, left_out)
-
-    def _within_norm(self, window: _Window) -> _Window:
-        rows, left_out = dict(window.rows), dict(window.left_out)
-        kept = rows.get(_KEPT)
-        num_tokens = len(rows[self._points[0].name]) if kept is None else int(kept.sum())
-        if self._max_norm is not None:
-            fits = torch.ones(num_tokens, dtype=torch.bool)
-            for point in self._points:
-                values = rows[point.name] if kept is None else rows[point.name][kept]
-                lengths = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
-                if num_tokens:
-                    fits &= lengths <= self._max_norm * lengths.median()
-            left_out["norm"] += int((~fits).sum())
-            num_tokens = int(fits.sum())
-            if kept is None:
-                rows = {name: values[fits] for name, values in rows.items()}
-            else:
-                rows[_KEPT] = kept.masked_scatter(kept, fits)
-        left_out["kept"] = num_tokens
-        return _Window(rows, left_out)
-
-
-class _Window:
-    """Tokens of a window in the text's order, by hookpoint, and how many were left out, by reason."""
-
-    def __init__(self, rows: dict[str, Tensor], left_out: dict[str, int]) -> None:
-        self.rows, self.left_out = rows, left_out
-
-
-def _mean_square(rows: Tensor) -> Tensor:
-    """The mean of all squares, float64, a few tokens at a time: a window is large, and in float64 larger."""
-    return torch.stack([part.double().pow(2).sum() for part in _few(rows)]).sum() / rows.numel()
-
-
-def _variances(rows: Tensor) -> Tensor:
-    """The variance of each dimension, float64 `(width,)`, a few tokens at a time."""
-    mean = torch.stack([part.double().sum(0) for part in _few(rows)]).sum(0) / len(rows)
-    return torch.stack([(part.double() - mean).pow(2).sum(0) for part in _few(rows)]).sum(0) / len(rows)
-
-
-def _few(rows: Tensor) -> tuple[Tensor, ...]:
-    parts: tuple[Tensor, ...] = rows.split(max(_MEASURED_TOGETHER // max(rows.shape[1], 1), 1))
-    return parts
+                rows = rows[window.rows[KEPT]]
+            self.scales[point.name] = fitted_scale(point.name, rows, self._normalize)
 
 
 def scales_for(stream: ActivationStream, hookpoint: str | None) -> tuple[float | Tensor, float | Tensor]:
@@ -697,9 +503,5 @@ def scales_for(stream: ActivationStream, hookpoint: str | None) -> tuple[float |
         scale = stream.scales.get(key, 1.0)
         return torch.tensor(scale, dtype=torch.float64) if isinstance(scale, list) else scale
 
-    target = stream._target
+    target = stream._source.target
     return of(name), of(name if target is None else target.name)
-
-
-def _scale(scale: float | list[float], rows: Tensor) -> float | Tensor:
-    return torch.tensor(scale, dtype=rows.dtype, device=rows.device) if isinstance(scale, list) else scale

@@ -10,96 +10,32 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, FileFormatError, UnsupportedError, is_finite
+from hf_mote.errors import ConfigError, FileFormatError, UnsupportedError
 from hf_mote.files import read_tensors, write_tensors
-from hf_mote.sae.inputs import Tokens
 from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.step import TrainingStep, scale_of, summed
+from hf_mote.sae.step import TrainingStep, summed
 from hf_mote.sae.training.activations import ActivationStream, scales_for
+from hf_mote.sae.training.arguments import SAETrainingArguments
 from hf_mote.sae.training.end_to_end import EndToEnd
 from hf_mote.sae.training.group import OF_THE_TEXT, SAEGroup, named, record_for
-from hf_mote.sae.training.start import INITS, fit_start, is_new
+from hf_mote.sae.training.start import fit_start, is_new
+from hf_mote.sae.training.step_parts import drop_parallel, joined, step_of
 
 __all__ = ["SAETrainer", "SAETrainingArguments"]
 
 _logger = logging.get_logger(__name__)
 _STATE = "trainer_state.json"
 _STREAM = "activation_stream"
-# Dictionary rows that are projected together on a CPU, and numbers elsewhere.
-_ROWS, _ENTRIES = 512, 2**24
-
-
-@dataclass
-class SAETrainingArguments(TrainingArguments):
-    """Arguments of [`SAETrainer`]: those of `TrainingArguments`, a few with other defaults, and these.
-
-    Args:
-        init (`"mean"`, `"geometric_median"`, `"zero"` or `"none"`, *optional*, defaults to `"mean"`):
-            Where `b_dec` of a new SAE starts; the encoder's scale is fitted with it. `"none"` leaves the SAE as it is,
-            and so is one that was trained before.
-        choice (`"global"` or `"process"`, *optional*, defaults to `"global"`):
-            Whether architectures that choose across tokens choose among those of all processes, or of each.
-        k_start (`int`, *optional*):
-            What `k` starts at, going to `config.k` in equal steps over the first `k_steps`.
-        k_steps (`int`, *optional*, defaults to 0): Steps until `k` is `config.k`.
-        sparsity_steps (`int`, *optional*, defaults to 0):
-            Steps over which the coefficient of the sparsity penalty rises from 0.
-        ce_coefficient (`float`, *optional*, defaults to 0.0):
-            Of the cross entropy of the model with the SAE spliced in, in nats, beside the reconstruction's error.
-            Needs a stream of `whole_sequences`, as does `kl_coefficient`.
-        kl_coefficient (`float`, *optional*, defaults to 0.0):
-            Of the KL divergence of the spliced model's predictions from the plain model's.
-        per_device_train_batch_size (`int`, *optional*, defaults to 2048):
-            Tokens of a micro-batch. An [`ActivationStream`] has its own `batch_size`, which takes its place.
-        learning_rate (`float`, *optional*, defaults to 1e-3): Of Adam.
-        num_train_epochs (`float`, *optional*, defaults to 1.0): Passes over the activations.
-        kwargs: The other fields of `TrainingArguments`.
-    """
-
-    init: str = "mean"
-    choice: str = "global"
-    k_start: int | None = None
-    k_steps: int = 0
-    sparsity_steps: int = 0
-    ce_coefficient: float = 0.0
-    kl_coefficient: float = 0.0
-    per_device_train_batch_size: int = 2048
-    per_device_eval_batch_size: int = 2048
-    learning_rate: float = 1e-3
-    num_train_epochs: float = 1.0
-    remove_unused_columns: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        for name, choices in (("init", (*INITS, "none")), ("choice", ("global", "process"))):
-            value = getattr(self, name)
-            if value not in choices:
-                expected = ", ".join(map(repr, choices))
-                raise ConfigError(f"SAETrainingArguments.{name}", "unknown name", got=repr(value), expected=expected)
-        for name, least in (("k_steps", 0), ("sparsity_steps", 0), ("k_start", 1)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                expected = f"a whole number, {least} or more"
-                raise ConfigError(f"SAETrainingArguments.{name}", "out of range", got=value, expected=expected)
-        for name in ("ce_coefficient", "kl_coefficient"):
-            value = getattr(self, name)
-            if not is_finite(value) or value < 0:
-                raise ConfigError(f"SAETrainingArguments.{name}", "out of range", got=value, expected="0 or more")
-        if (self.k_start is None) != (self.k_steps == 0):
-            raise ConfigError(
-                "SAETrainingArguments.k_steps", "and k_start are given together", got=f"{self.k_steps}, {self.k_start}"
-            )
 
 
 class SAETrainer(Trainer):
@@ -246,8 +182,19 @@ class SAETrainer(Trainer):
             return [], None
         self._set_schedules()
         if len(batches) > 1 and any(sae._sparse_training for sae in self.saes.values()):
-            batches = [_joined(batches)]
-        self._steps = {name: self._step_of(sae, name, batches) for name, sae in self.saes.items()}
+            batches = [joined(batches)]
+        warm = self.args.sparsity_steps
+        self._steps = {
+            name: step_of(
+                sae,
+                name,
+                batches,
+                shared=self.args.world_size > 1,
+                choose_globally=self.args.choice == "global",
+                sparsity=min((self.state.global_step + 1) / warm, 1.0) if warm else 1.0,
+            )
+            for name, sae in self.saes.items()
+        }
         if self._end_to_end is not None:
             count = torch.tensor(sum(map(self._end_to_end.num_predictions, batches)), device=self.args.device)
             self._predictions = int(summed(count) if self.args.world_size > 1 else count)
@@ -265,40 +212,6 @@ class SAETrainer(Trainer):
                     got=", ".join(str(int(count)) for count in counts),
                     fix="Set max_steps, or max_tokens of the stream, so that none runs out of text before the others.",
                 )
-
-    def _step_of(self, sae: SAEModel, name: str, batches: list[Any]) -> TrainingStep:
-        shared = self.args.world_size > 1
-        tokens: list[Tokens] = []
-        targets = []
-        for batch in batches:
-            record = record_for(sae, batch, name)
-            mask = record.get("attention_mask")
-            part = sae._tokens(record["activations"], mask)
-            sae.train()
-            target = sae._target(record.get("targets"), mask, part)
-            assert target is not None
-            tokens.append(part)
-            targets.append((target, part.valid))
-        total = None
-        if len(batches) > 1 or shared:
-            with torch.no_grad():
-                totals = [sae._total_of(part) for part in tokens]
-            known = [value for value in totals if value is not None]
-            total = torch.stack(known).sum(0) if known else None
-        count = torch.tensor(sum(part.num_tokens for part in tokens), device=self.args.device)
-        if shared:
-            count = summed(count)
-            total = None if total is None else summed(total)
-        warm = self.args.sparsity_steps
-        return TrainingStep(
-            num_tokens=int(count),
-            scale=scale_of(targets, shared=shared),
-            num_parts=len(batches),
-            shared=shared,
-            choose_globally=self.args.choice == "global",
-            total=total,
-            sparsity=min((self.state.global_step + 1) / warm, 1.0) if warm else 1.0,
-        )
 
     def _set_schedules(self) -> None:
         start, steps = self.args.k_start, self.args.k_steps
@@ -320,7 +233,7 @@ class SAETrainer(Trainer):
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             for sae in self.saes.values():
-                _drop_parallel(sae)
+                drop_parallel(sae)
         return loss
 
     def compute_loss(
@@ -524,7 +437,7 @@ class SAETrainer(Trainer):
     def _first_tokens(self, count: int) -> Any:
         dataset: Any = self.train_dataset
         if isinstance(dataset, ActivationStream):
-            return _joined(dataset.first(-(-count // dataset.batch_size)))
+            return joined(dataset.first(-(-count // dataset.batch_size)))
         if isinstance(dataset, IterableDataset):
             items = [item for item, _ in zip(dataset, range(count), strict=False)]
         else:
@@ -556,38 +469,6 @@ class _Dictionaries(TrainerCallback):
         if isinstance(self.trainer.train_dataset, ActivationStream):
             # The Trainer counts from where it resumed.
             state.epoch = state.global_step / state.max_steps * args.num_train_epochs
-
-
-def _joined(batches: list[Any]) -> Any:
-    """Micro-batches as one, tokens one after the other."""
-    if "activations" not in batches[0]:
-        return {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
-    joined = {}
-    masked = any(batch.get("attention_mask") is not None for batch in batches)
-    for key in batches[0].keys() - {"attention_mask"}:
-        joined[key] = torch.cat([batch[key].reshape(-1, batch[key].shape[-1]) for batch in batches])
-    if masked:
-        masks = [batch.get("attention_mask") for batch in batches]
-        joined["attention_mask"] = torch.cat(
-            [
-                batch["activations"].new_ones(batch["activations"].shape[:-1]).reshape(-1)
-                if mask is None
-                else mask.reshape(-1).to(batch["activations"].dtype)
-                for mask, batch in zip(masks, batches, strict=True)
-            ]
-        )
-    return joined
-
-
-@torch.no_grad()
-def _drop_parallel(sae: SAEModel) -> None:
-    """Take off the part of the gradient that would change the lengths of unit rows."""
-    gradient, rows = sae.W_dec.grad, sae.W_dec
-    if gradient is not None and sae.config.normalize_decoder:
-        # In parts, since a dictionary is large and the products of its numbers are a tensor as large.
-        lines = _ROWS if gradient.device.type == "cpu" else max(_ENTRIES // gradient.shape[1], 1)
-        for part, directions in zip(gradient.split(lines), rows.split(lines), strict=True):
-            part.addcmul_(directions, torch.linalg.vecdot(part, directions)[:, None], value=-1)
 
 
 def _last_complete(folder: Path) -> str:

@@ -19,7 +19,7 @@ from hf_mote import SAEModel, SAETrainer, SAETrainingArguments, TopKSAEConfig, T
 from hf_mote.errors import ConfigError, DataError, UnsupportedError
 from hf_mote.sae.losses import fvu
 from hf_mote.sae.training.group import record_for
-from hf_mote.sae.training.trainer import _drop_parallel
+from hf_mote.sae.training.step_parts import drop_parallel
 
 EVERY = pytest.mark.parametrize("name", SETTINGS)
 # One of each kind of loss and choice, for what takes longer.
@@ -350,7 +350,7 @@ def test_gradients_lose_what_would_change_the_lengths_of_rows_in_parts_of_a_dict
         return vecdot(first, second)
 
     with mock.patch.object(torch.linalg, "vecdot", spy):
-        _drop_parallel(sae)
+        drop_parallel(sae)
     assert shapes == [(512, 4), (512, 4), (76, 4)]
     rows = sae.W_dec.detach()
     torch.testing.assert_close(sae.W_dec.grad, gradient - (gradient * rows).sum(1, keepdim=True) * rows)
