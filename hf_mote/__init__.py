@@ -1,7 +1,7 @@
 """Find the experts that a behaviour depends on and tune them at inference; sparse autoencoders as transformers models.
 
-Importing this loads neither torch nor transformers: a name is imported from its module when it is used first. The
-sparse autoencoders are known to `AutoConfig` and `AutoModel` all the same, see `hf_mote.sae.announced`.
+Importing the package loads neither torch nor transformers: a name is imported from its module on first use. The sparse
+autoencoders are known to `AutoConfig` and `AutoModel` nevertheless, see `hf_mote.sae.announced`.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ _PLACES = {
 if not TYPE_CHECKING:  # or a type checker would take any name for one that exists
 
     def __getattr__(name: str) -> object:
-        """Import a public name, or a part of the package, when it is asked for first."""
+        """Import a public name, or a part of the package, on first use."""
         if name in _PLACES:
             value = getattr(importlib.import_module(_PLACES[name]), name)
             globals()[name] = value

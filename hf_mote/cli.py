@@ -1,8 +1,8 @@
-"""The `hf-mote` command: which command is where.
+"""The `hf-mote` command, with the table of its commands.
 
-A command's module is imported when the command is asked for: to run it, or to print its help. So that `--help` and
-wrong arguments are answered at once, such a module imports torch, transformers and what depends on them only in its
-functions; `tests/test_lazy.py` checks it.
+A command's module is imported only to run the command or to print its help. Such a module imports torch, transformers
+and what depends on them inside its functions, so that `--help` and wrong arguments are answered fast;
+`tests/test_lazy.py` checks it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SAE_COMMANDS = {
     "convert": "hf_mote.commands.sae.convert:convert",
     "formats": "hf_mote.commands.sae.formats:formats",
 }
-FORWARDING = {"serve"}  # commands that hand options they do not know on, in `context.args`
+FORWARDING = {"serve"}  # commands that pass unknown options on, in `context.args`
 
 
 def function_at(place: str) -> Callable[..., Any]:
@@ -95,7 +95,7 @@ class _Commands(MutableMapping[str, Any]):
 
 
 class _Group(TyperGroup):
-    """A group whose commands stand in a table."""
+    """A group whose commands are listed in a table."""
 
     places: ClassVar[Mapping[str, str]] = {}
 

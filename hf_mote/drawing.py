@@ -1,4 +1,4 @@
-"""What pictures in files and in pages share: colours, marks and axes, so that one picture looks the same in both."""
+"""Colours, marks and axes shared by pictures in files and in pages, so that a picture looks the same in both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ShareAxis(NamedTuple):
     Attributes:
         low (`float`): Where it begins, 0 to 1.
         high (`float`): Where it ends, above `low`.
-        ticks (`list[float]`): Both ends, and what lies evenly between them.
+        ticks (`list[float]`): Both ends, and evenly spaced values between them.
     """
 
     low: float
@@ -32,7 +32,7 @@ class ShareAxis(NamedTuple):
     ticks: list[float]
 
     def along(self, share: float) -> float:
-        """Return how far along the axis a share lies, 0 at its beginning and 1 at its end."""
+        """Return the place of a share on the axis, 0 at its beginning and 1 at its end."""
         return (share - self.low) / (self.high - self.low)
 
 

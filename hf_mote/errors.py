@@ -2,7 +2,7 @@
 
 ```
 HFMoTEError
-├── ConfigError           (ValueError)    a setting is malformed, whatever the model
+├── ConfigError           (ValueError)    a setting is malformed, for any model
 ├── FileFormatError       (ValueError)    a file is truncated, edited, oversized or of a foreign format
 ├── DataError             (ValueError)    prompts, responses or classes that nothing can be computed from
 ├── ModelMismatchError    (ValueError)    a well-formed config or map that belongs to another model
@@ -12,7 +12,7 @@ HFMoTEError
 └── UnsupportedError      (RuntimeError)  a combination that would give wrong results and is refused
 ```
 
-Every message says where, what, what was got, what was expected, and how to mend it. Every leaf is a builtin error too,
+Every message says where, what, what was got, what was expected, and how to fix it. Every leaf is also a builtin error,
 so `except ValueError` keeps working.
 """
 
@@ -55,7 +55,7 @@ class HFMoTEError(Exception):
         got (`object`, *optional*):
             The value found there.
         expected (`object`, *optional*):
-            What would have been right.
+            What is allowed.
         fix (`str`, *optional*):
             What the reader can do about it, as a sentence.
     """
@@ -80,7 +80,7 @@ class HFMoTEError(Exception):
 
 
 class ConfigError(HFMoTEError, ValueError):
-    """A setting is malformed, whatever the model."""
+    """A setting is malformed, for any model."""
 
 
 class FileFormatError(HFMoTEError, ValueError):
@@ -128,7 +128,7 @@ class UnsupportedError(HFMoTEError, RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of another library says, in one line; its name if it says nothing."""
+    """Return the message of another library's error in one line, or its name if the message is empty."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip() or type(error).__name__).splitlines()[0]
 
@@ -138,7 +138,7 @@ def whole(where: str, value: object, *, least: int = 0, most: int | None = None)
 
     Args:
         where (`str`): The place it was given in, as "ftri.repeats".
-        value (`object`): What was given there; a `bool` is no number.
+        value (`object`): What was given there; a `bool` is not a number.
         least (`int`, *optional*, defaults to 0): The least that it may be.
         most (`int`, *optional*): The most that it may be.
 
@@ -157,7 +157,7 @@ def whole(where: str, value: object, *, least: int = 0, most: int | None = None)
 
 
 def is_finite(value: object) -> bool:
-    """Whether a value is a finite number that a float can hold; a `bool` is no number."""
+    """Whether a value is a finite number that a float can hold; a `bool` is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -180,7 +180,7 @@ def real(
 
     Args:
         where (`str`): The place it was given in, as "attribute_experts.gain".
-        value (`object`): What was given there; a `bool` is no number.
+        value (`object`): What was given there; a `bool` is not a number.
         least (`float`, *optional*): The least that it may be.
         above (`float`, *optional*): What it must be above.
         most (`float`, *optional*): The most that it may be.
@@ -208,7 +208,7 @@ def one_of(where: str, value: object, known: Iterable[str]) -> str:
         known (`Iterable[str]`): The names.
 
     Raises:
-        [`UnknownNameError`]: if it is none of them.
+        [`UnknownNameError`]: if it is not one of them.
     """
     names = list(known)
     if not isinstance(value, str) or value not in names:
@@ -217,13 +217,13 @@ def one_of(where: str, value: object, known: Iterable[str]) -> str:
 
 
 def _shortened(value: object) -> str:
-    """Return a value as text; of one that somebody made very long, the beginning and the end."""
+    """Return a value as text; of a very long one, the beginning and the end."""
     text = str(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
 
 
 def _printable(text: str) -> str:
-    """Return a text that can be written anywhere, whatever names out of somebody's file it quotes."""
+    """Return a text without characters that cannot be written, as names quoted from a file can hold."""
     return text.translate(_ESCAPES).encode(errors="backslashreplace").decode()
 
 

@@ -48,7 +48,7 @@ RESULT_LIMIT = 2**30
 """Most bytes of JSON that are read as the result of a run, which holds as many texts as there were prompts."""
 
 READ_LIMIT = "HF_MOTE_READ_LIMIT"
-"""Environment variable: most bytes of memory that the values of a file may take, in the place of the rule."""
+"""Environment variable: most bytes of memory that the values of a file may take, in place of the default rule."""
 
 _MOST_MEMORY = 64 * 2**30  # a dictionary of 2^20 latents of width 3584 in float32 has 28 GiB
 _MOST_UNFOLDED = 4  # what compression and shared storages save in honest files is less
@@ -73,10 +73,10 @@ def write_json(path: str | os.PathLike[str], data: Mapping[str, Any], *, limit: 
         data (`Mapping[str, Any]`):
             JSON-native values: `None`, `bool`, `int`, finite `float`, `str`, lists and string-keyed mappings of these.
         limit (`int`, *optional*, defaults to 16 MiB):
-            Most bytes that it may take; `None` for what a run found, which must not be lost for its size.
+            Most bytes that it may take; `None` for the result of a run, which must not be lost because of its size.
 
     Raises:
-        [`FileFormatError`]: if a value is none of these, with the value's place, or there are too many.
+        [`FileFormatError`]: if a value is not one of these, with the value's place, or there are too many.
     """
     text = _to_json(str(path), data)
     if limit is not None and len(text) > limit:
@@ -96,14 +96,14 @@ def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT) -> dict
             Most bytes the file may have.
 
     Raises:
-        [`FileFormatError`]: if the file is missing, above `limit`, truncated, not UTF-8, no object, nested deeper
+        [`FileFormatError`]: if the file is missing, above `limit`, truncated, not UTF-8, not an object, nested deeper
             than 32, or holds a key twice, NaN or an infinite number.
     """
     content = bytearray()
     try:
-        # A pipe would be waited for.
+        # Reading a pipe would block.
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise FileFormatError(str(path), "cannot be read", got="no regular file")
+            raise FileFormatError(str(path), "cannot be read", got="not a regular file")
         with open(path, "rb") as file:
             # In parts, since `read` takes as much memory as it is allowed to read.
             while len(content) <= limit and (part := file.read(_AT_ONCE)):
@@ -141,7 +141,7 @@ def write_tensors(
     import safetensors.torch
     import torch
 
-    # safetensors refuses tensors that share memory or are not contiguous; the others are written from where they lie.
+    # safetensors refuses tensors that share memory or are not contiguous; the others are written without a copy.
     held: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         own = tensor.detach().cpu().contiguous()
@@ -173,7 +173,7 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
             What the file must say it holds.
 
     Raises:
-        [`FileFormatError`]: if the file is missing, truncated, no safetensors, without this package's metadata, of
+        [`FileFormatError`]: if the file is missing, truncated, not safetensors, without this package's metadata, of
             another kind, or written by a newer schema.
     """
     import torch
@@ -221,7 +221,7 @@ def check_memory(path: str | os.PathLike[str], unfolded: int, stored: int) -> No
     """Refuse a file whose values would take far more memory than it has bytes; asked before they are read.
 
     Up to 64 MiB always pass, beyond that four times the file, and 64 GiB at most. The environment variable
-    `HF_MOTE_READ_LIMIT`, in bytes, takes the place of all three.
+    `HF_MOTE_READ_LIMIT`, in bytes, replaces all three limits.
 
     Args:
         path (`str` or `os.PathLike`): The file an error names.
@@ -230,11 +230,11 @@ def check_memory(path: str | os.PathLike[str], unfolded: int, stored: int) -> No
 
     Raises:
         [`FileFormatError`]: if that is too much.
-        [`ConfigError`]: if the environment variable is no number.
+        [`ConfigError`]: if the environment variable is not a number.
     """
     said = os.environ.get(READ_LIMIT)
     if said is not None and not (said.isascii() and said.isdecimal() and len(said) < 20):
-        raise ConfigError(READ_LIMIT, "is no number of bytes", got=repr(said[:40]), expected="such as 68719476736")
+        raise ConfigError(READ_LIMIT, "must be a number of bytes", got=repr(said[:40]), expected="such as 68719476736")
     limit = int(said) if said else min(max(_MOST_UNFOLDED * stored, _ALWAYS_READ), _MOST_MEMORY)
     if unfolded > limit:
         raise FileFormatError(
@@ -250,7 +250,7 @@ def check_name(path: str | os.PathLike[str], name: object) -> str:
     """Return the name of a tensor; one that cannot be printed, as in a forged file, is refused.
 
     Raises:
-        [`FileFormatError`]: if it is no text, empty, above 512 characters or not printable.
+        [`FileFormatError`]: if it is not a text, empty, above 512 characters or not printable.
     """
     if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _MOST_NAME:
         return name
@@ -261,17 +261,17 @@ def check_name(path: str | os.PathLike[str], name: object) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` if the block succeeds, and goes if not.
+    """Yield a temporary path beside `path`; it replaces `path` if the block succeeds, and is deleted if not.
 
-    What killed processes of this machine left of an earlier attempt goes, too.
+    Temporary files that killed processes of this machine left are deleted, too.
 
     Raises:
         [`FileFormatError`]: if it cannot be written, or the disk is full; `path` is then as it was.
     """
-    if _IS_DRAFT.fullmatch(path.name):  # within another: what is written there is a draft already
+    if _IS_DRAFT.fullmatch(path.name):  # within another call: what is written there is already temporary
         yield path
         return
-    # Named by what it is for and by whom, so that others can tell when nobody needs it.
+    # The name holds the target and the process, so that others can see when the file is no longer needed.
     begin = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}."
     machine = f"{uuid.getnode():x}"
     temporary = path.with_name(f"{begin}{machine}-{os.getpid()}-{uuid.uuid4().hex[:12]}{_DRAFT}{path.suffix}")
@@ -314,7 +314,7 @@ def _read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor]
             return {name: file.get_tensor(name) for name in names}, header
     except HFMoTEError:
         raise
-    # OSError, ValueError, SafetensorError, and for dtypes that torch lacks whatever comes.
+    # OSError, ValueError, SafetensorError, and other errors for dtypes that torch lacks.
     except Exception as error:
         raise FileFormatError(
             str(path),
@@ -350,12 +350,12 @@ def _from_json(where: str, content: bytes | bytearray) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise FileFormatError(
             f"{where}: line {error.lineno}, column {error.colno}",
-            "is no valid JSON",
+            "must be valid JSON",
             got=error.msg,
             fix="The file is truncated or was edited; save or download it again.",
         ) from error
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(where, "is no valid JSON", got=first_line(error)) from error
+        raise FileFormatError(where, "must be valid JSON", got=first_line(error)) from error
     if not isinstance(data, dict):
         raise FileFormatError(where, "must hold a JSON object", got=type(data).__name__)
     _check_values(where, data)
@@ -363,7 +363,7 @@ def _from_json(where: str, content: bytes | bytearray) -> dict[str, Any]:
 
 
 def _check_text(where: str, text: str) -> None:
-    """Refuse half of a surrogate pair, which JSON's escapes can make and no file can hold."""
+    """Refuse half of a surrogate pair, which a JSON escape can hold and a file cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -380,7 +380,7 @@ def _check_values(where: str, data: Any) -> None:
         if isinstance(value, Mapping):
             for key in value:
                 if not isinstance(key, str):
-                    raise FileFormatError(field, "has a key that is no text", got=repr(key), expected="str")
+                    raise FileFormatError(field, "keys must be texts", got=repr(key), expected="str")
                 _check_text(field, key)
             pending += [(f"{place}.{key}", item, depth + 1) for key, item in value.items()]
         elif isinstance(value, list | tuple):
@@ -392,5 +392,5 @@ def _check_values(where: str, data: Any) -> None:
             raise FileFormatError(field, "must be a finite number", got=got)
         elif not isinstance(value, str | int | float | None):
             raise FileFormatError(
-                field, "is no JSON value", got=type(value).__name__, expected="bool, int, float, str, list or dict"
+                field, "must be a JSON value", got=type(value).__name__, expected="bool, int, float, str, list or dict"
             )

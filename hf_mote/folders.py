@@ -1,6 +1,6 @@
 """Folders written whole or not at all: made under another name, and put in place by one exchange of two names.
 
-A killed run cannot clear its draft away; the next one for the same place does, if nobody holds the lock in it.
+A killed run cannot delete its draft. The next run for the same folder deletes it, unless a process holds its lock.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def check_folder(folder: Path, where: str) -> None:
                 raise FileFormatError(where, f"holds more than {_MOST_OTHERS} files", fix="Give a folder of its own.")
         parent = _nearest(target)
         if not os.access(parent, os.W_OK | os.X_OK):
-            raise FileFormatError(where, "cannot be made", got=f"no leave to write to {parent}")
+            raise FileFormatError(where, "cannot be made", got=f"no permission to write to {parent}")
         # Of runs that were killed, also where this one is going to refuse what it finds.
         if any(next(above.glob(f"{_prefix(above, target)}*"), None) is not None for above in target.parents):
             clear_away(target)
@@ -69,15 +69,14 @@ def replacing_folder(
 ) -> Iterator[Path]:
     """Yield an empty folder to write to, which becomes `folder` at once if the block succeeds.
 
-    What `folder` holds beside stays in it. Until the very end it is as it was; from then on it is new, never anything
-    between.
+    Other files in `folder` stay. Until the end of the block `folder` does not change; then all of it changes at once.
 
     Args:
         folder (`Path`): Where everything is to be.
         where (`str`): What errors name.
-        stale (`Callable[[Path], Iterable[str]]`): From the folder as it is to the files in it that are to go.
-        keep (`bool`, *optional*, defaults to `False`): Where the block fails, whether to keep what it had written
-            beside `folder`, under a name of its own, which an error of the disk says.
+        stale (`Callable[[Path], Iterable[str]]`): From the folder to the files in it that are to be deleted.
+        keep (`bool`, *optional*, defaults to `False`): Whether to keep what a failed block has
+            written, beside `folder` under a name of its own, which an error of the disk states.
 
     Raises:
         [`FileFormatError`]: if it may not be written to, or the disk is full.
@@ -113,9 +112,9 @@ def replacing_folder(
 
 @contextmanager
 def staging(where: str) -> Iterator[Path]:
-    """Yield an empty temporary folder for what is about to be uploaded or served, which goes in the end.
+    """Yield an empty temporary folder for what is about to be uploaded or served; it is deleted in the end.
 
-    What killed runs of this machine left goes, too: it may hold what is not to be shared.
+    Folders that killed runs of this machine left are deleted, too: they may hold what is not to be shared.
 
     Args:
         where (`str`): What errors name.
@@ -142,7 +141,7 @@ def staging(where: str) -> Iterator[Path]:
 
 
 def clear_away(target: Path) -> None:
-    """Delete what killed runs left of drafts for a folder; what a running one holds stays."""
+    """Delete the drafts for a folder that killed runs left; those of running ones stay."""
     from filelock import FileLock, Timeout
 
     for parent in target.parents:
@@ -162,7 +161,7 @@ def clear_away(target: Path) -> None:
 
 
 def _put(files: Path, target: Path, old: Path, going: set[str]) -> None:
-    """Make a folder take the place of another, with what that one holds beside."""
+    """Replace a folder by another one, keeping its other files."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(files, target)
@@ -190,7 +189,7 @@ def _put(files: Path, target: Path, old: Path, going: set[str]) -> None:
 
 
 def _others(target: Path, going: set[str]) -> Iterator[tuple[str, Path]]:
-    """Yield files, links and empty folders below a folder, by their names from there, but for some."""
+    """Yield files, links and empty folders below a folder, by their relative names, without some."""
     for place, folders, names in os.walk(target):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
         folders[:] = [name for name in folders if name not in links]
@@ -210,7 +209,7 @@ def _link(path: Path, place: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange the names of two folders at once; `False` where the system cannot, and nothing was done."""
+    """Exchange the names of two folders at once; return `False`, with nothing done, where the system cannot."""
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         if sys.platform == "darwin":
@@ -229,7 +228,7 @@ def _is_of_the_disk(error: Exception) -> bool:
 
 
 def _keep(files: Path, target: Path) -> Path | None:
-    """Move what was computed beside the folder that it was for, and return where it is; `None` if there is nothing."""
+    """Move what was computed beside its target folder and return its path; `None` if there is nothing."""
     try:
         if not any(path.is_file() for path in files.rglob("*")):
             return None
@@ -256,6 +255,6 @@ def _nearest(target: Path) -> Path:
 
 
 def _prefix(parent: Path, target: Path) -> str:
-    """Return how the names of drafts begin, in the folder above: by what they are for, on this machine."""
+    """Return the prefix of the names of drafts for a folder on this machine."""
     seen = hashlib.sha256(os.fsencode(target.relative_to(parent))).hexdigest()[:16]
     return f".hf-mote-{seen}-{uuid.getnode():x}-"

@@ -1,7 +1,7 @@
-"""The only file that attaches hooks to anybody's module.
+"""The only file that attaches hooks to modules.
 
-Each hooked module carries one hook of ours, a [`SharedHook`]: an ordered list of participants that the stack combines
-as it sees fit. Several interventions on one router therefore meet in one place instead of running one after another,
+Each hooked module carries one hook of ours, a [`SharedHook`]: an ordered list of participants, which the stack
+combines. Several interventions on one router therefore meet in one place instead of running one after another,
 and they can be removed in any order. Attaching is atomic (every module or none) and returns an [`Intervention`], the
 handle that users hold.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["LOCK", "Attachment", "Intervention", "Participant", "SharedHook", "attach", "compiled_parts", "stack_on"]
 
 LOCK = threading.RLock()
-"""Held while hooks are attached or removed, and by whoever looks for a stack in order to join it."""
+"""Held while hooks are attached or removed, and while a stack is looked up in order to join it."""
 
 
 class Participant:
@@ -33,10 +33,10 @@ class Participant:
 
     active: bool = True
     ran: bool = False
-    """Whether its module has run since it joined, as far as the stack takes note."""
+    """Whether its module has run since it joined, if the stack records this."""
 
     digest: str | None = None
-    """A digest of what it changes, the same for the same change; `None` if it cannot tell."""
+    """A digest of what it changes, the same for the same change; `None` if unknown."""
 
 
 class SharedHook:
@@ -44,15 +44,15 @@ class SharedHook:
 
     Subclasses override `before` (runs before the module's forward), `after` (runs on its output) or both; what they
     return replaces the arguments, `(args, kwargs)`, or the output, unless it is `None`. One that overrides `after` may
-    override `failed` too, where the module never returns `None`. What follows from the participants alone is worked
-    out in `participants_changed`. The hook is prepended, so what other tools capture from the module is the output
+    override `failed` too, where the module never returns `None`. What follows from the participants alone is computed
+    in `participants_changed`. The hook is prepended, so what other tools capture from the module is the output
     after the participants have acted.
 
     A stack belongs to one module of one model: a deep copy or a pickle of the model carries an inert stack with no
     participants, so the copy behaves as the unpatched model.
 
-    A stack may also stand at methods of the module, its `entrances`: `around` runs them, in the caller's thread, and
-    may refuse, or check what came out. Where a class lacks such a method nothing is done.
+    A stack may also wrap methods of the module, its `entrances`: `around` runs them, in the caller's thread, and may
+    refuse the call or check its result. Methods that a class lacks are skipped.
     """
 
     entrances: ClassVar[tuple[str, ...]] = ()
@@ -76,7 +76,7 @@ class SharedHook:
         """Called when participants have joined or left."""
 
     def around(self, module: nn.Module, method: str, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-        """Called in the place of one of `entrances` while a participant is active; returns what `call` returns.
+        """Called instead of a method in `entrances` while a participant is active; returns what `call` returns.
 
         Args:
             module (`nn.Module`): The module.
@@ -90,13 +90,13 @@ class SharedHook:
     def join(self, module: nn.Module, participant: Participant) -> None:
         """Add a participant, hooking the module if it is the first.
 
-        An error in the middle of it, a KeyboardInterrupt too, leaves what `leave` takes away.
+        After an error or a KeyboardInterrupt in the middle, `leave` removes what is left.
         """
         if not self.participants:
             pre = type(self).before is not SharedHook.before
             if pre:
                 module.register_forward_pre_hook(self._run_before, prepend=True, with_kwargs=True)
-            # One at least is registered, whatever they do: it is how `stack_on` finds the stack again.
+            # At least one hook is always registered: `stack_on` finds the stack by it.
             if type(self).after is not SharedHook.after or not pre:
                 module.register_forward_hook(
                     self._run_after, prepend=True, with_kwargs=True, always_call=self._hears_of_failures
@@ -115,7 +115,7 @@ class SharedHook:
             self._unhook(module)
 
     def _unhook(self, module: nn.Module) -> None:
-        """Take every hook of ours off a module, found by its owner: an interrupted `join` has no handle of it."""
+        """Remove all hooks of this package from a module, found by owner: an interrupted `join` has no handles."""
         for hooks, more in (
             (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
             (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
@@ -153,7 +153,7 @@ class SharedHook:
 
 
 class _Entrance:
-    """Stands in for a method of one module, in the module's own `vars`, and runs it as the stack says.
+    """Replaces a method of one module, in the module's own `vars`, and runs it through the stack.
 
     A copy or a pickle of the module gets the plain method instead.
     """
@@ -175,7 +175,7 @@ class _Entrance:
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
-        """The method itself, for whoever asks for its signature."""
+        """The method itself, for `inspect.signature`."""
         return _plain_method(self.module, self.method) if self.before is None else self.before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -194,7 +194,7 @@ class Attachment(NamedTuple):
 
 
 class Intervention:
-    """The handle of whatever is attached to a model.
+    """The handle of what is attached to a model.
 
     Usable bare (`handle.remove()`) or as a context manager, which removes on leaving the block, exception or not.
     Removing twice, or in another order than attaching, is fine. `active = False` switches it off without detaching.
@@ -202,7 +202,7 @@ class Intervention:
     Attributes:
         active (`bool`): Whether it takes effect. Setting it acts at once, also in the middle of a generation.
         removed (`bool`): Whether it has been detached.
-        note (`str`): What whoever attached it has to say of it; it is printed with the handle.
+        note (`str`): A remark by the code that attached it; it is printed with the handle.
 
     Example:
 
@@ -272,8 +272,8 @@ def attach(
 
     Args:
         attachments (`Sequence[Attachment]` or `Callable[[], Sequence[Attachment]]`):
-            The places, in the order in which the stacks see the participants, or what gives them. It is called while
-            nobody else can attach, so that what it checks still holds when the participants join.
+            The places, in the order in which the stacks see the participants, or what gives them. It is called
+            while no other thread can attach, so that what it checks still holds when the participants join.
         handle (`Intervention`, *optional*): The handle to use, of nothing yet; a new one by default.
     """
     warn_if_untested()
@@ -284,7 +284,7 @@ def attach(
             for attachment in handle._attachments:
                 attachment.stack.join(attachment.module, attachment.participant)
             if handle._attachments and "torch._dynamo" in sys.modules:
-                # A graph compiled without hooks has no guard that would notice them: let it be compiled anew.
+                # A graph compiled without hooks has no guard that would notice them: it is compiled again.
                 torch.compiler.reset()
         return handle
     except BaseException:

@@ -127,7 +127,7 @@ class Shareable(ABC):
             intended_use (`str`, *optional*):
                 For the card: what it is for.
             misuse (`str`, *optional*):
-                For the card: what it is not for.
+                For the card: what it must not be used for.
 
         Raises:
             [`FileFormatError`]: if `folder` cannot be a folder, or the object holds what a file cannot.
@@ -221,8 +221,8 @@ class Shareable(ABC):
     ) -> str:
         """Upload the file, its card and pictures in one commit, and return the commit's URL.
 
-        What names the author's files and folders is left out or loses its place, prompts and responses are left out,
-        and everything that is about to go is searched for tokens and paths first.
+        Paths of the author's files are left out or reduced to names, and prompts and responses are left out. All files
+        are searched for tokens and paths before they are uploaded.
 
         Args:
             repo_id (`str`):
@@ -283,7 +283,7 @@ class Shareable(ABC):
         subfolder: str | None,
         with_texts: bool,
     ) -> str:
-        """Upload this and what lies beside it, as `push_to_hub` describes."""
+        """Upload this and the files beside it, as `push_to_hub` describes."""
         shown = self._public(with_texts=with_texts)
         shared = [(place, one._public(with_texts=with_texts)) for place, one in beside]
         secret = [] if with_texts else [text for one in (self, *(one for _, one in beside)) for text in one._texts()]
@@ -308,7 +308,7 @@ class Shareable(ABC):
         """Write the file, the card, and beside them others by their folders, with the pictures of the evidence.
 
         Several files are put in place at once, as the folder that they are in; where that cannot be exchanged, the
-        main one goes first and comes last, so that a killed run leaves a folder that is refused.
+        main one is deleted first and written last, so that a killed run leaves a folder that is refused.
         """
         card = self._card(notes, evidence)
         pictures = [picture for part in evidence for picture in part.pictures]

@@ -1,6 +1,6 @@
-"""Pictures of what was found: the expert heat map, and an effect beside its random controls, as rows or along a dose.
+"""Plots: the expert heat map, and an effect beside its random controls, as rows or along a dose.
 
-Made of `matplotlib.figure.Figure` objects without pyplot, so that drawing needs no display and leaves no state behind.
+They are `matplotlib.figure.Figure` objects made without pyplot, so that drawing needs no display and leaves no state.
 Colours, marks and axes are those of the pages, from `drawing.py`. The heat map is the paper's picture (Dahlke et al.,
 "Mixture of Tunable Experts", arXiv 2502.11096): layers by experts.
 """
@@ -39,7 +39,7 @@ _BOTH_SIGNS = LinearSegmentedColormap.from_list("hf_mote.both", [_BEFORE, "#ffff
 
 
 class Picture(Figure):
-    """A figure that a notebook shows as the value of a cell, though pyplot does not know of it."""
+    """A figure that a notebook shows as the value of a cell, without pyplot."""
 
     def _repr_png_(self) -> bytes:
         shown = io.BytesIO()
@@ -359,7 +359,7 @@ def _checked_matrix(matrix: torch.Tensor | npt.ArrayLike, layers: Sequence[int])
 
 
 def _plain(text: str) -> str:
-    """Return a text without characters that no letter stands for, which matplotlib would warn of."""
+    """Return a text without unprintable characters, of which matplotlib would warn."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 

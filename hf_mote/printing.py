@@ -21,11 +21,11 @@ _LISTED = 12  # experts in a line
 
 
 class Summary(NamedTuple):
-    """What is printed of an object.
+    """The printed parts of an object.
 
     Attributes:
         title (`str`): What it is, in one line.
-        facts (`Mapping[str, str]`): What else is to be said, by name.
+        facts (`Mapping[str, str]`): Further facts, by name.
         columns (`Mapping[str, Sequence[object]]`): A table of its first rows, by heading; numbers stand flush right.
         rows (`int`): How many rows there are, of which the table has the first.
     """

@@ -1,4 +1,4 @@
-"""Several processes image together: who does which batch, and how all get everything.
+"""Several processes image together: which process does which batch, and how all get all results.
 
 Under `accelerate launch` or `torchrun` each process takes every n-th batch; at the end all have all results. A process
 that fails does so at once, and its launcher ends the others.
@@ -23,12 +23,12 @@ _Item = TypeVar("_Item")
 
 
 def launched_as() -> tuple[int, int]:
-    """Return this process's number and how many there are, as the launcher says; nothing is started for it."""
+    """Return this process's number and how many there are, as the launcher states them; nothing is started."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def process_state(*, cpu: bool = False) -> PartialState:
-    """Return accelerate's view of the processes, which starts the communication between them if nobody has.
+    """Return accelerate's state of the processes; communication between them is started if it was not yet.
 
     Args:
         cpu (`bool`, *optional*, defaults to `False`): Whether to leave accelerators alone.
@@ -74,7 +74,7 @@ def gathered(items: dict[int, _Item], num_processes: int) -> dict[int, _Item]:
 
 
 def part() -> None:
-    """End the communication between the processes, when all have what they need; without any, do nothing."""
+    """End the communication between the processes when all have their results; a single process does nothing."""
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():

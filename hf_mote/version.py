@@ -1,8 +1,7 @@
-"""The version of this package, and the releases of transformers that it was run on.
+"""The version of this package, and the releases of transformers that it was tested with.
 
-`pyproject.toml` reads the version from here, and every saved file is stamped with it. The first attachment of a
-process says so in the log if the installed transformers is newer than all that this package was run on: what
-transformers renames, no version number can foresee.
+`pyproject.toml` reads the version from here, and every saved file is stamped with it. The first attachment of
+a process logs a warning if the installed transformers is newer than all tested releases.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ _MOST_OF_AN_ERROR = 2**16
 
 
 class ReplyTooLong(ValueError):
-    """A reply has more bytes than are read."""
+    """A reply is longer than the limit."""
 
 
 def ask(
@@ -30,13 +30,13 @@ def ask(
     most_bytes: int,
     method: str | None = None,
 ) -> bytes:
-    """Return what a server answers, whole and in time.
+    """Return a server's whole reply within a time limit.
 
     Args:
         url (`str`): The address. A redirection is an error: what is sent goes to no other address than this one.
         data (`bytes`, *optional*): What is sent.
-        headers (`Mapping[str, str]`): With what; a key among them, perhaps.
-        timeout (`float`): Seconds until the reply must be there whole, however the server spends them.
+        headers (`Mapping[str, str]`): Headers, such as a key.
+        timeout (`float`): Seconds until the whole reply must be there.
         most_bytes (`int`): Most bytes of it.
         method (`str`, *optional*): By default POST where something is sent, else GET.
 
@@ -58,12 +58,12 @@ def ask_in_parts(
     most_bytes: int,
     method: str | None = None,
 ) -> Iterator[bytes]:
-    """Yield what a server answers in parts, as they come.
+    """Yield the parts of a server's reply as they come.
 
     Args:
         url (`str`): As of [`ask`], like the other arguments; `timeout` is until the last part is there.
         data (`bytes`, *optional*): What is sent.
-        headers (`Mapping[str, str]`): With what.
+        headers (`Mapping[str, str]`): Headers.
         timeout (`float`): Seconds until the reply must be there whole.
         most_bytes (`int`): Most bytes of all parts.
         method (`str`, *optional*): By default POST where something is sent, else GET.
@@ -125,7 +125,7 @@ def _detached(error: urllib.error.HTTPError) -> urllib.error.HTTPError:
     """Return an error with the beginning of its body, and without its connection."""
     body = b""
     if error.fp is not None:
-        with suppress(Exception):  # a server that says no in pieces
+        with suppress(Exception):  # an error whose body comes in parts
             body = error.read(_MOST_OF_AN_ERROR)
         error.close()
     return urllib.error.HTTPError(str(error.filename), error.code, error.msg, error.hdrs, io.BytesIO(body))

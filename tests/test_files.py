@@ -76,5 +76,5 @@ def test_read_tensors_metadata_that_is_no_text_is_refused(tmp_path: Path, wrong:
     with pytest.raises(FileFormatError, match="holds no metadata"):
         read_tensors(path, kind="map")
     save_file({"__hf_mote__": torch.frombuffer(bytearray(b"{"), dtype=torch.uint8)}, path)
-    with pytest.raises(FileFormatError, match="no valid JSON"):
+    with pytest.raises(FileFormatError, match="must be valid JSON"):
         read_tensors(path, kind="map")

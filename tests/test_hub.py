@@ -85,10 +85,10 @@ def test_write_json_foreign_value_is_refused_by_field_and_old_file_stays(
         (b'{"a": 1,\n "b": ', "line 2, column 7"),
         (b'{"a": 1} {}', "line 1, column 10"),
         (b"", "line 1, column 1"),
-        (b"\xff\xfe{}", "is no valid JSON"),
+        (b"\xff\xfe{}", "must be valid JSON"),
         (b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}", "nested too deeply"),
-        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is no valid JSON|nested too deeply"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "is no valid JSON"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "must be valid JSON|nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "must be valid JSON"),
     ],
 )
 def test_read_json_malformed_content_is_refused_with_place(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -245,6 +245,6 @@ def test_from_pretrained_pickle_is_refused_unread(tmp_path: Path, name: str, mon
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nothing", "./no/such/folder", "a/b/c", ""])
 def test_from_pretrained_unknown_name_offline_names_it_and_the_way_out(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match=r"Check the path|is no file or folder") as caught:
+    with pytest.raises(UnknownNameError, match=r"Check the path|is not a file or folder") as caught:
         Note.from_pretrained(name or "no\0thing", cache_dir=tmp_path)
     assert isinstance(caught.value, HFMoTEError)

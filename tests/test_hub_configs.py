@@ -137,7 +137,7 @@ def _replaced(old: str, new: str) -> Callable[[Path], None]:
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda folder: (folder / "mote_config.json").unlink(), "holds none of"),
-    "broken config": (lambda folder: (folder / "mote_config.json").write_text("{"), "no valid JSON"),
+    "broken config": (lambda folder: (folder / "mote_config.json").write_text("{"), "must be valid JSON"),
     "foreign file": (lambda folder: (folder / "weights.pkl").write_bytes(b""), "is no file that such a folder has"),
     "large file": (lambda folder: (folder / "a.png").write_bytes(b"0" * 2**23 + b"1"), "more than"),
     "link": (lambda folder: (folder / "b.png").symlink_to("/etc/passwd"), "is a link"),

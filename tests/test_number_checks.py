@@ -102,7 +102,7 @@ def test_whole_numbers_beyond_all_floats_are_refused_wherever_numbers_are_read()
         SideEffects(huge, 1.0, 1.0, 3)
     with pytest.raises(DataError):
         NonInferiority("answers", 0.5, 0.5, huge, 0.1, 3)
-    with pytest.raises(ConfigError, match="no finite number"):
+    with pytest.raises(ConfigError, match="must be a finite number"):
         SteeringConfig({1: 1.0}, hookpoint="model.layers.0", strength=huge)
     with pytest.raises(DataError, match="must be a finite limit"):
         Coherence(huge, 1.0, 1, [True], [True], [], Rate.of(1, 1))

@@ -247,7 +247,7 @@ WRITTEN: list[tuple[str, Callable[[Subjects], object], str]] = [
     ("no such config", lambda s: apply_mote(s.model, "nowhere/config"), "nowhere/config"),
     ("no config", lambda s: apply_mote(s.model, 3), "apply_mote.config: not a config"),  # type: ignore[arg-type]
     ("no MoE", lambda s: find_routers(torch.nn.Linear(2, 2)), "Linear"),
-    ("no prompts", lambda s: asked(s, prompts=[]), "no prompts"),
+    ("no prompts", lambda s: asked(s, prompts=[]), "must hold prompts"),
     ("one string", lambda s: asked(s, prompts="a"), "not a list of prompts"),
     ("an empty prompt", lambda s: asked(s, prompts=["a", ""]), "[1]"),
     ("no prompt", lambda s: asked(s, prompts=["a", 3]), "[1]"),

@@ -155,7 +155,7 @@ class Coherence:
         lists = [self.before, self.after, *(self.controls if isinstance(self.controls, list) else [None])]
         flags = all(isinstance(one, list) and all(isinstance(flag, bool) for flag in one) for one in lists)
         if not flags or len({len(one) for one in lists}) > 1 or not self.before:
-            raise DataError("Coherence", "no flag for each response", got=repr(lists)[:80])
+            raise DataError("Coherence", "must hold a flag for each response", got=repr(lists)[:80])
         for name in ("unsure", "unsure_low", "surprise"):
             value = getattr(self, name)
             if value is not None and not is_finite(value):

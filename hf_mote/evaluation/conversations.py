@@ -57,7 +57,7 @@ class Conversation:
             texts = getattr(self, name)
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 got = repr(texts)[:80]
-                raise DataError(f"Conversation.{name}", "no list of texts", got=got, expected="a list of str")
+                raise DataError(f"Conversation.{name}", "must be a list of texts", got=got, expected="a list of str")
         if not self.turns or not all(text.strip() for text in self.turns):
             raise DataError(
                 "Conversation.turns",
@@ -74,7 +74,9 @@ class Conversation:
             )
         for name in ("id", "category"):
             if not isinstance(getattr(self, name), str | None):
-                raise DataError(f"Conversation.{name}", "no text", got=repr(getattr(self, name))[:80], expected="str")
+                raise DataError(
+                    f"Conversation.{name}", "must be a text", got=repr(getattr(self, name))[:80], expected="str"
+                )
 
     @property
     def unchanged(self) -> list[bool]:
@@ -98,7 +100,10 @@ def checked_conversations(
     """
     if isinstance(conversations, str) or not isinstance(conversations, Sequence) or not conversations:
         raise DataError(
-            where, "no conversations", got=repr(conversations)[:80], expected="a list of conversations, one or more"
+            where,
+            "must hold conversations",
+            got=repr(conversations)[:80],
+            expected="a list of conversations, one or more",
         )
     found: list[Conversation] = []
     for index, given in enumerate(conversations):
@@ -295,7 +300,7 @@ def answered(
 
 def _listed(given: object) -> list[Any]:
     if isinstance(given, str) or not isinstance(given, Sequence):
-        raise DataError("Conversation.turns", "no list of texts", got=type(given).__name__)
+        raise DataError("Conversation.turns", "must be a list of texts", got=type(given).__name__)
     return list(given)
 
 

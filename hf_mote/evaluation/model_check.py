@@ -297,7 +297,7 @@ def _self_tests(routed: RoutedModel) -> Iterator[CheckRow]:
 def _generations(routed: RoutedModel, encoded: list[list[int]], pad: int, new: int) -> Iterator[CheckRow]:
     model: Any = routed.model
     if not getattr(model, "can_generate", bool)():
-        yield CheckRow("phases", None, "it is no model that generates text")
+        yield CheckRow("phases", None, "the model does not generate text")
         return
     together = padded(encoded, pad, side="left", device=model.device)
     alone = [padded([row], pad, side="left", device=model.device) for row in encoded]
@@ -346,7 +346,7 @@ def _continuous_batching(model: PreTrainedModel, encoded: list[list[int]]) -> It
         except UnsupportedError:
             yield CheckRow("continuous batching", True, "recording it is refused before anything runs")
             return
-    yield CheckRow("continuous batching", False, "recording it is not refused, and its rows are no sequences")
+    yield CheckRow("continuous batching", False, "recording it is not refused, although its rows are not sequences")
 
 
 def _edits(routed: RoutedModel) -> Iterator[CheckRow]:

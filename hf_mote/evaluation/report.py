@@ -229,7 +229,7 @@ class EvaluationReport(PartsByName, Printable, Shareable):
                 if doubt
                 else "may beat its controls, or not, which more of them would tell (100, say)"
             ),
-            "breaks the text": "breaks the text, which is no effect on the behaviour",
+            "breaks the text": "breaks the text, which is not an effect on the behaviour",
             "untested": "cannot be held against these controls",
         }.get(outcome, "does not beat its controls")
         verdict = f"The config {said}: "

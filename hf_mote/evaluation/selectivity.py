@@ -139,7 +139,9 @@ class NonInferiority:
         numbers = (self.before, self.after, self.margin)
         sane = all(is_finite(n) for n in numbers)
         if not sane or self.margin <= 0 or not (self.low == -math.inf or is_finite(self.low)):
-            raise DataError("NonInferiority", "are no such numbers", got=f"{numbers}, {self.low}")
+            raise DataError(
+                "NonInferiority", "must hold rates, a margin above 0 and an interval", got=f"{numbers}, {self.low}"
+            )
         if not isinstance(self.n, int) or self.n < 1 or not isinstance(self.what, str):
             raise DataError("NonInferiority", "must be a measurement", got=f"{self.what!r} of {self.n}")
 
@@ -253,9 +255,7 @@ def margins(
     fix = "Give unrelated prompts, whose answers are held against it, or leave it out."
     for name, value in (("margin", margin), ("quality", quality), ("quality_margin", quality_margin)):
         if value is not None and not unrelated:
-            raise ConfigError(
-                f"{where}.{name}", "is about the answers to unrelated prompts, and there are none", fix=fix
-            )
+            raise ConfigError(f"{where}.{name}", "needs unrelated prompts", fix=fix)
     if quality_margin is not None and quality is None:
         what = "is of the scores of a judge of quality, and none is given"
         raise ConfigError(f"{where}.quality_margin", what, fix="Give quality=..., or leave it out.")

@@ -70,9 +70,9 @@ class SideEffects:
                 sane = sane and is_finite(number) and number >= least
         scopes = CHOICES["scope"]
         if self.scope not in scopes:
-            raise DataError("SideEffects.scope", "is none", got=repr(self.scope), expected=f"one of {scopes}")
+            raise DataError("SideEffects.scope", "must be a scope", got=repr(self.scope), expected=f"one of {scopes}")
         if not sane:
-            raise DataError("SideEffects", "are no such numbers", got=f"{numbers}, {self.num_tokens} tokens")
+            raise DataError("SideEffects", "must hold finite numbers", got=f"{numbers}, {self.num_tokens} tokens")
 
     def __str__(self) -> str:
         change = f"perplexity {perplexity_text(self.perplexity_before)} to {perplexity_text(self.perplexity_after)}"
@@ -238,7 +238,7 @@ def encoded_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_
         [`DataError`]: if there are no texts, or one has fewer than two tokens.
     """
     if isinstance(texts, str) or not texts:
-        raise DataError("side_effects.texts", "no texts", got=repr(texts)[:60], expected="a list of texts")
+        raise DataError("side_effects.texts", "must hold texts", got=repr(texts)[:60], expected="a list of texts")
     whole("side_effects.max_tokens", max_tokens, least=2)
     wrong = next((index for index, text in enumerate(texts) if not isinstance(text, str)), None)
     if wrong is not None:

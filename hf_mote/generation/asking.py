@@ -1,7 +1,7 @@
-"""How a model is asked: `Chat`, by which prompts become tokens, and `Decoding`, by which responses come.
+"""How a model is asked: `Chat`, how prompts become tokens, and `Decoding`, how responses are generated.
 
-The one place in which prompts become tokens, so that imaging, attribution and evaluation see the same ones. Public
-functions take the fields one by one; what they call gets these two.
+Prompts become tokens only here, so that imaging, attribution and evaluation see the same tokens. Public functions take
+the fields as separate arguments and pass on these two objects.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Chat:
         if not self.tokenizer.is_fast:
             raise ConfigError(
                 "tokenizer",
-                "does not tell where its tokens are",
+                "does not give the positions of its tokens",
                 got=type(self.tokenizer).__name__,
                 expected="a fast tokenizer",
             )
@@ -102,7 +102,8 @@ class Chat:
         for index, prompt in enumerate(prompts):
             place = f"{where}[{index}]"
             text, own = self.text(prompt, place), prompt_text(prompt)
-            # Where a stand-in comes to lie that no template contains; the text itself may occur in the template, too.
+            # A placeholder that no template contains gives the position; the text itself may occur in the template,
+            # too.
             other = _STAND_IN if isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": _STAND_IN}]
             before, _, after = self.text(other, place).partition(_STAND_IN)
             if text != before + own + after:
@@ -123,7 +124,8 @@ class Decoding:
         max_new_tokens (`int`, *optional*, defaults to 64): Longest response, in tokens.
         generate_kwargs (`Mapping[str, Any]`, *optional*): Further arguments of `generate`.
         batch_size (`int`, *optional*, defaults to 16): Prompts that run together.
-        seed (`int`, *optional*): Of sampled responses, batch by batch; without it the caller's random state is used.
+        seed (`int`, *optional*): Seed of sampled responses, batch by batch; without it the caller's random state is
+            used.
 
     Raises:
         [`ConfigError`]: if more than one plain response for each prompt is asked for, or a number is out of range.
@@ -139,7 +141,12 @@ class Decoding:
         given = {} if self.generate_kwargs is None else self.generate_kwargs
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
             got = repr(self.generate_kwargs)[:60]
-            raise ConfigError("generate_kwargs", "no arguments by name", got=got, expected='as in {"do_sample": True}')
+            raise ConfigError(
+                "generate_kwargs",
+                "must be a mapping of names to values",
+                got=got,
+                expected='as in {"do_sample": True}',
+            )
         for name, usual in (("num_return_sequences", 1), ("num_beams", 1), ("return_dict_in_generate", False)):
             if given.get(name, usual) not in (usual, None):
                 what = "one plain response is needed for each prompt"
@@ -153,7 +160,7 @@ class Decoding:
 
     @property
     def stop(self) -> Any:
-        """What ends a response in the place of the model's own tokens, as `generate` takes it; `None` for those."""
+        """The tokens that end a response instead of the model's own, as `generate` takes them, or `None`."""
         return (self.generate_kwargs or {}).get("eos_token_id")
 
     def settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

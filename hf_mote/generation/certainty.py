@@ -1,7 +1,7 @@
-"""How sure a model is of what it writes: the probability of each token it chose, taken down while it generates.
+"""How sure a model is of what it writes: the probability of each chosen token, recorded during generation.
 
-What a model writes once its parts no longer fit together has low probabilities in that same model, and loops. Both are
-read here from the pass that writes, so that a change of routing that works on generated tokens alone counts as well.
+The text of a broken model has low probabilities in that same model, and repeats itself. Both are measured in the
+passes that generate, so that a change of routing on generated tokens alone is measured, too.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["Certainty", "Signs", "signs_of"]
 
 
 class Signs(NamedTuple):
-    """What a response shows of the state of the model that wrote it.
+    """Signs of how sure a model was of a response.
 
     Attributes:
         surprise (`float`): Mean of -log p of its tokens, the one that ends it included, in the model that chose them,
             before temperature and the like; in nats, 0 or more.
-        repeated (`float`): Share of its pairs of neighbouring tokens that came before in it, 0 to 1.
+        repeated (`float`): Share of its pairs of neighbouring tokens that are repeated, 0 to 1.
         empty (`bool`): Whether there is no text.
     """
 
@@ -40,7 +40,7 @@ class Signs(NamedTuple):
 
 
 class Certainty:
-    """Takes down the probabilities of the tokens that `generate` chooses.
+    """Records the probabilities of the tokens that `generate` chooses.
 
     Args:
         model (`PreTrainedModel`): The model that generates.
@@ -72,7 +72,7 @@ class Certainty:
 
     @property
     def processors(self) -> dict[str, Any]:
-        """Arguments of `generate` by which it is taken down, beside those of the settings."""
+        """Further arguments of `generate`, which record the probabilities."""
         processors = self._settings.get("logits_processor") or ()
         criteria = self._settings.get("stopping_criteria") or ()
         return {
@@ -82,7 +82,7 @@ class Certainty:
         }
 
     def take(self, texts: Sequence[str]) -> list[Signs]:
-        """Return the signs of the responses written since the last call, and forget them.
+        """Return the signs of the responses written since the last call, and delete them.
 
         Args:
             texts (`Sequence[str]`): The responses, one for each row.
@@ -97,7 +97,7 @@ class Certainty:
         return found
 
     def before(self, scores: Tensor) -> None:
-        """Take the scores that a token is about to be chosen by, which later processors may write over."""
+        """Copy the scores of the next token, which later processors may overwrite."""
         self._logs = scores.float().log_softmax(dim=-1)
 
     def after(self, tokens: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What a prompt reads like when it reaches the tokenizer: as it is, or through the tokenizer's chat template."""
+"""The text of a prompt for the tokenizer: unchanged, or through the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Prompt", "check_template_kwargs", "rendered"]
 
-# What this package itself says to `apply_chat_template`, or needs to be left as it is.
+# Arguments of `apply_chat_template` that this package sets, or that must keep their defaults.
 _FIXED = (
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "padding",
     "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "truncation",
@@ -33,7 +33,7 @@ def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, given: object) -> 
         given (`Mapping[str, Any]`, *optional*): As in `{"enable_thinking": False}`.
 
     Raises:
-        [`ConfigError`]: if it is no mapping of names, there is no template, or a name is this package's to set.
+        [`ConfigError`]: if it is not a mapping of names, there is no template, or this package sets a name.
         [`UnknownNameError`]: if the template does not read a name.
     """
     where = "chat_template_kwargs"
@@ -41,7 +41,9 @@ def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, given: object) -> 
         return {}
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
         got = repr(given)[:60]
-        raise ConfigError(where, "no values by name", got=got, expected='as in {"enable_thinking": False}')
+        raise ConfigError(
+            where, "must be a mapping of names to values", got=got, expected='as in {"enable_thinking": False}'
+        )
     if not given:
         return {}
     if tokenizer.chat_template is None:
@@ -53,7 +55,7 @@ def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, given: object) -> 
     for name in given:
         if name in _FIXED:
             fix = "Set tokenizer.chat_template." if name == "chat_template" else "Leave it out."
-            raise ConfigError(f"{where}[{name!r}]", "is not for the template to read", fix=fix)
+            raise ConfigError(f"{where}[{name!r}]", "is an argument that this package sets", fix=fix)
         if not re.search(rf"\b{re.escape(name)}\b", template):
             raise UnknownNameError(
                 f"{where}[{name!r}]",
@@ -83,7 +85,7 @@ def rendered(
     Raises:
         [`ConfigError`]: if a chat or a system prompt meets a tokenizer without a template, or the template fails,
             takes longer than 10 s or gives more than 16 Mi characters.
-        [`DataError`]: if the text is not Unicode, or the template makes nothing of it.
+        [`DataError`]: if the text is not Unicode, or the template returns no text.
     """
     if tokenizer.chat_template is None:
         if system_prompt is not None or not isinstance(prompt, str):
@@ -112,7 +114,7 @@ def rendered(
             fix = "Look at tokenizer.chat_template."
             what = f"the tokenizer's chat template takes longer than {TEMPLATE_SECONDS:g} s"
             raise ConfigError(where, what, fix=fix) from error
-        except Exception as error:  # a template is a program of the model's author, and raises what it likes
+        except Exception as error:  # a template is a program of the model's author, and can raise any error
             roles = ", ".join(str(message["role"]) for message in messages)
             raise ConfigError(
                 where,
@@ -138,11 +140,11 @@ def rendered(
 
 
 class _Stopped(BaseException):
-    """Raised in a thread from outside; no `Exception`, so that what runs there does not hold it for its own."""
+    """Raised in a thread from outside; not an `Exception`, so that code in the thread does not catch it."""
 
 
 def _in_time(render: Callable[[], str]) -> str:
-    """Return what a function returns, unless it takes too long: a template is a program, with loops if it likes."""
+    """Return what a function returns, or raise if it takes too long: a template is a program, which may loop."""
     found: list[str | BaseException] = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""What `generate` returns: tokens without padding, and texts; and the random numbers that it draws."""
+"""The output of `generate` as tokens without padding and as texts; and its random numbers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = [
 ]
 
 SAMPLING = ("temperature", "top_p", "top_k")
-"""Arguments of `generate` that inference engines call the same."""
+"""Arguments of `generate` that have the same names in inference engines."""
 
-LARGEST_SEED = 2**42  # times what is added for each batch it still fits into what torch takes
+LARGEST_SEED = 2**42  # with the batch's number added, it still fits into the range of torch's seeds
 
 
 def pad_token_of(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -47,12 +47,12 @@ def check_seed(where: str, seed: object) -> None:
 
 @contextmanager
 def seeded(seed: int, number: int, sampled: bool, device: torch.device) -> Iterator[None]:
-    """Give each batch random numbers of its own, whichever run or process does it; the caller's stay as they were.
+    """Give each batch random numbers of its own, the same in every run and process; the caller's state is restored.
 
     Args:
         seed (`int`): Of the run.
         number (`int`): Of the batch.
-        sampled (`bool`): Whether random numbers are drawn at all.
+        sampled (`bool`): Whether random numbers are drawn.
         device (`torch.device`): The model's.
     """
     if not sampled:
@@ -77,7 +77,8 @@ def answer_tokens(
         batch (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask`, padded on the left.
         settings (`Mapping`): What `Decoding.settings` returned.
         check (`Callable[[torch.Tensor, int], None]`, *optional*):
-            Called with what `generate` returned and the tokens of the prompts, padding counted; raises what is wrong.
+            Called with the output of `generate` and the prompts' length with padding; raises an error if they do not
+            fit.
 
     Raises:
         [`ConfigError`]: if `generate` does not know an argument.
@@ -109,7 +110,7 @@ def answer_text(
         tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
         answers (`Sequence[Sequence[int]]`): What [`answer_tokens`] returned.
         special_tokens (`bool`, *optional*, defaults to `False`):
-            Keep special tokens, such as the marks of thinking; those that end the answer are left out all the same.
+            Keep special tokens, such as the marks of thinking; those that end the answer are always left out.
     """
     if special_tokens:
         ends = {token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None}
@@ -123,7 +124,7 @@ def answer_text(
 
 
 def engine_sampling(settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return how an inference engine is to sample, `None` for greedy decoding.
+    """Return the sampling arguments of an inference engine, `None` for greedy decoding.
 
     Args:
         settings (`Mapping`): What `Decoding.settings` returned.
@@ -135,7 +136,7 @@ def engine_sampling(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     others = sorted(set(settings) - known)
     if others:
         expected = ", ".join(SAMPLING)
-        raise ConfigError("generate_kwargs", "an engine does not take it", got=others[0], expected=expected)
+        raise ConfigError("generate_kwargs", "an engine does not support it", got=others[0], expected=expected)
     if not settings["do_sample"]:
         return None
     sampling = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
@@ -169,6 +170,6 @@ def without_padding(row: list[int], ends: set[int], pad: int) -> list[int]:
         if token in ends:
             return row[: place + 1]
     length = len(row)
-    while length and row[length - 1] == pad:  # ended by something else, as by a text
+    while length and row[length - 1] == pad:  # ended by something else, such as a stop string
         length -= 1
     return row[:length]

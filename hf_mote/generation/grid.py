@@ -1,4 +1,4 @@
-"""`prompt_grid`: the prompts of a template, each with what it was filled with, so that it can be counted as one."""
+"""`prompt_grid`: the prompts of a template with the values of each, by which they can be grouped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PromptGrid(NamedTuple):
         """Return one key for each prompt: its value of a name, or its values of several.
 
         Args:
-            *names (`str`): What makes prompts one piece of evidence, as `"place"`: the subject, not the wording.
+            *names (`str`): Names whose values define a group, such as `"place"`: the subject, not the wording.
 
         Raises:
             [`ConfigError`]: if no name is given.
@@ -54,8 +54,8 @@ def prompt_grid(template: str, **values: Sequence[str]) -> PromptGrid:
         [`PromptGrid`]
 
     Raises:
-        [`ConfigError`]: if the template is no text or malformed, or its names are not the given ones.
-        [`DataError`]: if a name has no values, one that is no text, or one twice.
+        [`ConfigError`]: if the template is not a text or malformed, or its names are not the given ones.
+        [`DataError`]: if a name has no values, one that is not a text, or one twice.
 
     Example:
 
@@ -73,16 +73,18 @@ def prompt_grid(template: str, **values: Sequence[str]) -> PromptGrid:
     if names != set(values) or not names:
         raise ConfigError(
             "prompt_grid",
-            "the names in the template are not those that have values",
+            "the names in the template must be those that have values",
             got=", ".join(sorted(values)) or "no values",
             expected=", ".join(sorted(names)) or "a template with a name in braces",
         )
     for name, given in values.items():
         if isinstance(given, str) or not isinstance(given, Sequence) or not given:
-            raise DataError(f"prompt_grid.{name}", "no list of texts", got=repr(given)[:60], expected="one or more")
+            raise DataError(
+                f"prompt_grid.{name}", "must be a list of texts", got=repr(given)[:60], expected="one or more"
+            )
         for place, value in enumerate(given):
             if not isinstance(value, str):
-                raise DataError(f"prompt_grid.{name}[{place}]", "is no text", got=repr(value)[:60])
+                raise DataError(f"prompt_grid.{name}[{place}]", "must be a text", got=repr(value)[:60])
         if len(set(given)) < len(given):
             twice = next(value for value in given if list(given).count(value) > 1)
             raise DataError(f"prompt_grid.{name}", "has a value twice", got=repr(twice)[:60])
@@ -94,7 +96,7 @@ def prompt_grid(template: str, **values: Sequence[str]) -> PromptGrid:
 
 def _names(template: object) -> set[str]:
     if not isinstance(template, str):
-        raise ConfigError("prompt_grid.template", "is no text", got=repr(template)[:60])
+        raise ConfigError("prompt_grid.template", "must be a text", got=repr(template)[:60])
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -105,6 +107,6 @@ def _names(template: object) -> set[str]:
             continue
         if not name.isidentifier() or form or conversion:
             got, expected = f"{{{name}}}", "a plain name in braces, as {place}"
-            raise ConfigError("prompt_grid.template", "holds something else than names", got=got, expected=expected)
+            raise ConfigError("prompt_grid.template", "must hold plain names only", got=got, expected=expected)
         names.add(name)
     return names

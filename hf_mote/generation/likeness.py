@@ -1,4 +1,4 @@
-"""Prompts that are wordings of one another, noticed by the words they share."""
+"""Finds prompts that are wordings of one another, by the words that they share."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ROWS = 512  # compared with all at a time: bounds memory
 
 
 class Likeness(NamedTuple):
-    """How alike some prompts are.
+    """How similar some prompts are.
 
     Attributes:
         alike (`int`): Prompts that share at least half of their words with another one.
-        example (`tuple[str, str]`): The two that share most; two empty texts where none do.
+        example (`tuple[str, str]`): The two that share most; two empty texts if none do.
     """
 
     alike: int

@@ -30,7 +30,7 @@ def checked_prompts(where: str, prompts: Sequence[Prompt]) -> list[Prompt]:
             where, "not a list of prompts", got=type(prompts).__name__, expected="a list of str or of chats"
         )
     if not prompts:
-        raise DataError(where, "no prompts", got="an empty list", expected="at least one prompt")
+        raise DataError(where, "must hold prompts", got="an empty list", expected="at least one prompt")
     for index, prompt in enumerate(prompts):
         chat = isinstance(prompt, Sequence) and not isinstance(prompt, str)
         good = all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in prompt) if chat else True
@@ -54,11 +54,11 @@ def padded(rows: Sequence[Sequence[int]], pad_token_id: int, *, side: str, devic
 
     Args:
         rows (`Sequence[Sequence[int]]`): Token ids.
-        pad_token_id (`int`): What to fill up with.
+        pad_token_id (`int`): Token for padding.
         side (`str`): `"left"` or `"right"`.
         device (`torch.device`):
             Where the tensors go: the model's. If that is "meta", as an offloaded model's, they stay on the CPU, and
-            accelerate takes them to where the model runs.
+            accelerate moves them to the device of the model.
     """
     import torch  # here, since the command line reads prompts before it loads torch
 

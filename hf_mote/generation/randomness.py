@@ -1,4 +1,4 @@
-"""Measurements that compare two runs of one text need a model that does the same twice."""
+"""Refuses models that draw random numbers, where two runs of one text are compared."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["without_randomness"]
 
 @contextmanager
 def without_randomness(where: str, model: PreTrainedModel) -> Iterator[None]:
-    """Refuse what runs inside if it draws from torch's random numbers, whose state is put back then.
+    """Refuse a model that draws torch's random numbers inside the block; their state is restored then.
 
     Args:
-        where (`str`): What the error names.
+        where (`str`): The place, for the error.
         model (`PreTrainedModel`): The model that runs inside.
 
     Raises:

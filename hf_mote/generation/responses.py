@@ -66,7 +66,7 @@ def generate_responses(
         special_tokens (`bool`, *optional*, defaults to `False`): Keep special tokens in the responses.
         progress (`str`, *optional*): Label of the progress bar; none without it.
         known (`Callable[[int, list[int]], list[str] | None]`, *optional*):
-            From a batch's number and the positions of its prompts to responses that are there already, or to `None`.
+            From a batch's number and the positions of its prompts to responses that were kept, or to `None`.
 
     Yields:
         `tuple[list[int], list[str]]`: positions in `prompts` and the responses to them.

@@ -1,4 +1,4 @@
-"""What a response shows: a judge turns it into a label.
+"""Judges: each turns a response into a label.
 
 Judges sort responses into the classes that `ftri` contrasts and count the rates that `evaluate_mote` reports. Any
 callable `response -> label` or `(prompt, response) -> label` is one. Rules on text are fast and repeatable but see
@@ -91,7 +91,7 @@ def check_judge(judge: Judge) -> None:
 
 
 def labels_of(judge: Judge) -> list[str] | None:
-    """Return the labels that a judge can give, or `None` if it has no attribute `labels` that tells.
+    """Return the labels that a judge can give, or `None` if it has no attribute `labels`.
 
     Args:
         judge (`Callable`): A judge.
@@ -126,7 +126,7 @@ def _takes_prompt(judge: Judge) -> bool:
         raise ConfigError("judge", "cannot be called", got=type(judge).__name__, expected="a callable")
     try:
         signature = inspect.signature(judge)
-    except ValueError:  # some builtins tell nothing
+    except ValueError:  # some builtins have no signature
         return False
     for arguments in (("",), ("", "")):
         try:

@@ -66,7 +66,7 @@ class LanguageJudge:
             raise ConfigError("LanguageJudge.least_confidence", "out of range", got=got, expected="0..1")
         if len(thinking_marks) != 2 or not all(isinstance(mark, str) and mark for mark in thinking_marks):
             got, expected = repr(thinking_marks), 'two texts, such as ("<think>", "</think>")'
-            raise ConfigError("LanguageJudge.thinking_marks", "are no marks", got=got, expected=expected)
+            raise ConfigError("LanguageJudge.thinking_marks", "must be two marks", got=got, expected=expected)
         self.target = self.languages[0]
         self.labels = (*self.languages, UNKNOWN)
         self.part = part

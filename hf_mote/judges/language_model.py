@@ -1,7 +1,7 @@
 """`LMJudge`: a label by a language model in this process.
 
-A model sees what rules on text miss, and brings errors of its own: measure it against labels of your own before you
-report a rate by it.
+A model sees what rules on text miss, and makes errors of its own: compare it with your own labels before you report a
+rate by it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _NEITHER = ' The label "neither" is for a response that is no answer at all, as 
 
 
 class LMJudge:
-    """Labels a response by which label a transformers model finds the likeliest to say.
+    """Labels a response with the label that is the likeliest reply of a transformers model.
 
-    The label is chosen by log probability, so that there is always one and decoding plays no part. No intervention
+    The label is chosen by log probability, so that there is always one and decoding has no influence. No intervention
     should be attached to the judging model: give a model of its own, or an unpatched copy.
 
     Args:
@@ -80,7 +80,7 @@ class LMJudge:
         """Return the likeliest label.
 
         Raises:
-            [`DataError`]: if the model's logits are no numbers.
+            [`DataError`]: if the model's logits are not numbers.
             [`UnsupportedError`]: if the model draws random numbers, as with dropout in training mode.
         """
         asked = _ask(self.question, prompt, response, self.labels)
@@ -91,7 +91,7 @@ class LMJudge:
             batch = padded([context + said], 0, side="right", device=self.model.device)
             with without_randomness("LMJudge", self.model):
                 logits = self.model(**batch, use_cache=False).logits[0, len(context) - 1 : -1].float()
-            # Mean and not sum: a label of more tokens is not the less likely one for it.
+            # The mean and not the sum: more tokens do not make a label less likely.
             spoken = torch.tensor(said, device=logits.device)
             scores[label] = float(logits.log_softmax(-1).gather(1, spoken[:, None]).mean())
             if math.isnan(scores[label]):

@@ -1,8 +1,8 @@
-"""How each language refuses: the phrasings that `RefusalJudge` looks for.
+"""The phrasings of refusals in each language that `RefusalJudge` looks for.
 
 Patterns on lower-case text with plain apostrophes and single spaces. A language is one entry; its fragments are
-written out, so that who knows the language can read and mend them. The English ones were written with the labelled
-responses of pyrit's refusal scorer in view (MIT); for the others no labelled set was at hand.
+written out, so that speakers of the language can read and correct them. The English ones were written with the
+labelled responses of pyrit's refusal scorer in view (MIT); for the others no labelled set was available.
 """
 
 from __future__ import annotations

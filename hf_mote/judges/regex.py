@@ -21,8 +21,8 @@ class RegexJudge:
     Args:
         patterns (`Mapping[str, str]`):
             Label to regular expression, or one that `re` compiled; tried in this order, anywhere in the response.
-            They are those of the library `regex`: as in `re`, but for more Unicode (`\w` goes by its definition of
-            letters, so that "¼" is none) and more syntax. Write `(?i)` to ignore case.
+            They are those of the library `regex`: as in `re`, with more Unicode (`\w` follows its definition of
+            letters, so "¼" is not one) and more syntax. Write `(?i)` to ignore case.
         default (`str`, *optional*, defaults to `"other"`):
             Label where none is found.
         timeout (`float`, *optional*, defaults to 5.0):
@@ -47,7 +47,9 @@ class RegexJudge:
     def __init__(self, patterns: Mapping[str, str], default: str = "other", *, timeout: float = 5.0) -> None:
         if not isinstance(patterns, Mapping):
             got = type(patterns).__name__
-            raise ConfigError("RegexJudge.patterns", "no patterns by label", got=got, expected="{label: pattern}")
+            raise ConfigError(
+                "RegexJudge.patterns", "must be a mapping of labels to patterns", got=got, expected="{label: pattern}"
+            )
         if not patterns:
             raise ConfigError("RegexJudge.patterns", "is empty", expected="a label and its pattern, or more")
         self.timeout = real("RegexJudge.timeout", timeout, above=0)
@@ -59,7 +61,7 @@ class RegexJudge:
             where = f"RegexJudge.patterns[{label!r}]"
             try:
                 self._patterns[label] = regex.compile(*_parts(pattern))
-                self._patterns[label].search("", timeout=timeout)  # one for bytes would fail only here
+                self._patterns[label].search("", timeout=timeout)  # a pattern for bytes would fail only later
             except (regex.error, TypeError, ValueError, OverflowError, RecursionError, TimeoutError) as error:
                 raise ConfigError(where, f"does not compile: {error}", got=repr(pattern)) from error
 

@@ -1,4 +1,4 @@
-"""`ServerJudge`: a label by a chat model behind a server that speaks OpenAI's chat protocol."""
+"""`ServerJudge`: a label by a chat model behind a server with OpenAI's chat protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_mote.web import ReplyTooLong, ask
 __all__ = ["ServerJudge"]
 
 LONGEST_WAIT = 60.0  # seconds between two attempts
-MOST_BYTES = 2**22  # of a reply: a label, or what a reasoning model thinks before it
+MOST_BYTES = 2**22  # of a reply: a label, and the thinking of a reasoning model before it
 _LONGEST_TIMEOUT = 86_400.0
 _LEAD = r"[\W_]*(?:(?:my|the) )?(?:final )?(?:answer|label|verdict)\b(?: is\b)?"
 
@@ -27,28 +27,28 @@ class ServerJudge:
     """Labels a response by what a chat model behind a server replies.
 
     Args:
-        base_url (`str`): Where the server is: "http://localhost:8000/v1". It speaks OpenAI's chat completions. A
+        base_url (`str`): Where the server is: "http://localhost:8000/v1". It must offer OpenAI's chat completions. A
             redirection is an error: prompts, responses and the key go to no other address than this one.
-        model (`str`): The model's name on it.
+        model (`str`): The model's name on the server.
         question (`str`): What is asked about the response.
         labels (`Sequence[str]`, *optional*, defaults to `("yes", "no")`): Two or more; the first is of interest.
-        token (`str`, *optional*): The server's key, if it wants one.
+        token (`str`, *optional*): The server's key, if it needs one.
         timeout (`float`, *optional*, defaults to 60.0): Seconds until a reply, of up to 4 MiB, must be there whole.
         retries (`int`, *optional*, defaults to 4):
             How often a request is made again after a time-out, a connection that broke off, or status 408, 429 or
             500 and above. Any other failure, and the last of these, ends the run.
         wait (`float`, *optional*, defaults to 1.0):
-            Seconds before the first of them; each time twice as many, or as many as the server's `Retry-After` says
-            if that is more, and 60 at most.
+            Seconds before the first retry; doubled each time, or the server's `Retry-After` if that is more, and 60
+            at most.
         allow_http (`bool`, *optional*, defaults to `False`):
-            Whether an address of another machine may begin with "http://", where everybody on the way can read
+            Whether an address of another machine may begin with "http://", where others on the network can read
             prompts, responses and the key.
 
     Attributes:
         target (`str`): The first label.
         labels (`tuple[str, ...]`): Yours and "unclear".
         unclear (`str`):
-            "unclear", for a reply that is none of your labels and does not begin with one before a punctuation mark.
+            "unclear", for a reply that is not a label and does not begin with one before a punctuation mark.
             `EvaluationReport.unclear` counts them.
         costly (`bool`): True: a run folder keeps its labels.
 
@@ -79,10 +79,12 @@ class ServerJudge:
         self.wait = real("ServerJudge.wait", wait, least=0)
         self.timeout = real("ServerJudge.timeout", timeout, above=0, most=_LONGEST_TIMEOUT)
         if not isinstance(model, str) or not model.strip():
-            raise ConfigError("ServerJudge.model", "is no name", got=repr(model), expected="as the server has it")
+            raise ConfigError(
+                "ServerJudge.model", "must be the name of a model", got=repr(model), expected="as the server has it"
+            )
         # What a header can hold; its value is not repeated in an error.
         if token is not None and not (isinstance(token, str) and token.isascii() and token.isprintable()):
-            raise ConfigError("ServerJudge.token", "is no key", expected="printable ASCII characters")
+            raise ConfigError("ServerJudge.token", "must be a key", expected="printable ASCII characters")
         self.model = model
         self.question = question
         self.url = f"{_checked_address(base_url, allow_http)}/chat/completions"
@@ -103,7 +105,7 @@ class ServerJudge:
         try:
             text = self._reply(json.dumps(asked).encode())
             said = json.loads(text)["choices"][0]["message"]["content"] or ""
-            # What a reasoning model thinks, where the server leaves it in.
+            # The thinking of a reasoning model, if the server leaves it in.
             said = said.rpartition("</think>")[2]
         except ReplyTooLong as error:
             expected = f"at most {MOST_BYTES} bytes"
@@ -112,11 +114,11 @@ class ServerJudge:
             raise DataError(f"ServerJudge: {self.url}", "the server cannot be asked", got=str(error)) from error
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             got = repr(text[:80])
-            raise DataError(f"ServerJudge: {self.url}", "is no chat completion", got=got) from error
+            raise DataError(f"ServerJudge: {self.url}", "the reply is not a chat completion", got=got) from error
         return _label_in(said, self._asked) or self.unclear
 
     def _reply(self, asked: bytes) -> str:
-        """Return what the server answers, which a fault that may pass delays."""
+        """Return the server's reply; temporary faults are retried."""
         retry = 0
         while True:
             try:
@@ -137,19 +139,19 @@ def _checked_address(base_url: object, allow_http: bool) -> str:
     text = base_url.rstrip("/") if isinstance(base_url, str) else ""
     try:
         parts = urlsplit(text)
-        host, _ = parts.hostname, parts.port  # which are looked at here first
+        host, _ = parts.hostname, parts.port  # parsed here first
     except ValueError as error:
-        raise ConfigError(where, "is no web address", got=f"{base_url!r}: {error}", expected=expected) from error
+        raise ConfigError(where, "must be a web address", got=f"{base_url!r}: {error}", expected=expected) from error
     plain = text.isprintable() and " " not in text and text.isascii()
     if parts.scheme not in ("http", "https") or not host or not plain:
-        raise ConfigError(where, "is no web address", got=repr(base_url), expected=expected)
+        raise ConfigError(where, "must be a web address", got=repr(base_url), expected=expected)
     if parts.username is not None or parts.query or parts.fragment:
         fix = "Give a key as token."
         raise ConfigError(where, "holds more than host and path", expected="no user, ? or #", fix=fix)
     if parts.scheme == "http" and not allow_http and not _is_here(host):
         raise ConfigError(
             where,
-            "sends prompts, responses and the key where everybody on the way can read them",
+            "sends prompts, responses and the key where others on the network can read them",
             got=repr(base_url),
             expected="https://, or this machine",
             fix="Pass allow_http=True (--judge-allow-http) if the network is your own.",

@@ -80,7 +80,7 @@ class LatentExpertMap(Shareable):
         latents = tuple(self.latents)
         right = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in latents)
         if not latents or not right or len(set(latents)) != len(latents):
-            raise DataError(f"{where}.latents", "are no latents", got=repr(latents)[:60], expected="each once")
+            raise DataError(f"{where}.latents", "must be latents", got=repr(latents)[:60], expected="each once")
         object.__setattr__(self, "latents", latents)
         for name, dims, dtype in (("values", 3, torch.float64), ("tokens", 1, torch.int64)):
             tensor = getattr(self, name)

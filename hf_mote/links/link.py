@@ -179,7 +179,7 @@ def link_latents(
 
 def _checked(latents: Sequence[int], count: int) -> list[int]:
     if isinstance(latents, str) or not isinstance(latents, Sequence) or not latents:
-        raise ConfigError("link_latents.latents", "are no latents", got=repr(latents)[:60], expected="a list")
+        raise ConfigError("link_latents.latents", "must be latents", got=repr(latents)[:60], expected="a list")
     for latent in latents:
         if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < count:
             got, expected = repr(latent), f"0..{count - 1}"
@@ -199,7 +199,7 @@ def _router_at(model: nn.Module, sites: Sequence[RouterSite], writes: Hookpoint)
             return site
     raise UnsupportedError(
         "link_latents.sae",
-        "its place is no router's input, so that the router's weights do not say what it does to experts",
+        "its hookpoint is not the input of a router, so its effect on experts is not in the router's weights",
         got=writes.name,
         expected=f"such as {points[0].name}",
         fix="Take method='intervention', which needs a text.",

@@ -1,9 +1,9 @@
 """Activation maps: how many tokens each (layer, expert) took, and with which routing weight.
 
-The data that recording hands on. Files in reading order:
+The result of recording. Files in reading order:
 
 - `activation_map.py`: `ActivationMap`, with its arithmetic, saving and loading.
-- `storage.py`: where the maps of very many prompts lie.
+- `storage.py`: where the maps of very many prompts are held.
 - `grid.py`: the (layer, expert) grid that maps and rankings share: checks, order, look-up.
 - `engines.py`: routing that vLLM or SGLang recorded, counted as this package counts.
 

@@ -1,7 +1,7 @@
 """Activation maps: how many tokens each (layer, expert) took, by count and by routing weight.
 
-What recording hands on and what contrasts are made from. A map is plain data with arithmetic, so that "mean of the
-class minus mean of the rest" is written as it is said; it saves to one safetensors file. The paper's picture is one
+Recording returns maps, and contrasts are made from them. A map is plain data with arithmetic, as in "mean of the class
+minus mean of the rest"; it saves to one safetensors file. The paper's picture is one
 such map (Dahlke et al., "Mixture of Tunable Experts", arXiv 2502.11096).
 """
 
@@ -40,7 +40,7 @@ _KIND = "activation_map"
 class ActivationMap(Printable, Shareable):
     """Tokens per (layer, expert), by count and by routing weight.
 
-    `+`, `-`, `*` and `/` by a number and unary minus act on counts, weights and `num_tokens` alike; of the provenance,
+    `+`, `-`, `*` and `/` by a number and unary minus act on counts, weights and `num_tokens`; of the provenance,
     what both sides share is kept. Nothing is changed in place.
 
     Args:
@@ -89,7 +89,7 @@ class ActivationMap(Printable, Shareable):
             got = f"{tuple(shapes[0])} and {tuple(shapes[1])}"
             raise DataError("ActivationMap", "counts and weights differ in shape", got=got)
         if isinstance(self.num_tokens, bool) or not isinstance(self.num_tokens, int | float):
-            raise DataError("ActivationMap.num_tokens", "is no number", got=repr(self.num_tokens))
+            raise DataError("ActivationMap.num_tokens", "must be a number", got=repr(self.num_tokens))
         if not is_finite(self.num_tokens):
             raise DataError("ActivationMap.num_tokens", "is not finite", got=self.num_tokens)
         object.__setattr__(self, "num_tokens", float(self.num_tokens))
@@ -100,7 +100,7 @@ class ActivationMap(Printable, Shareable):
         """Return the mean of one or more maps of the same layers and experts.
 
         Raises:
-            [`DataError`]: if there is none.
+            [`DataError`]: if there are no maps.
             [`ModelMismatchError`]: if their layers or experts differ.
         """
         members = list(maps)

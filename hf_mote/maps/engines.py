@@ -1,9 +1,9 @@
 """Routing that an inference engine recorded, counted as this package counts.
 
 vLLM and SGLang can return the experts of each token, integers of shape `(tokens, layers, top_k)`. They need
-checks: what was not recorded (a layer without experts, a prefix that came out of the cache, or everything) comes back
-as zeros, which would be counted as expert 0; the last sampled token has no routing, since it was never fed back; and
-with load balancing experts may be named by the place where a copy of them lies.
+checks: what was not recorded (a layer without experts, a prefix from the cache, or everything) is returned as zeros,
+which would be counted as expert 0; the last sampled token has no routing, since it was never fed back; and
+with load balancing experts may be named by the place of a copy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CACHED = (
 )
 _NO_EXPERT = (
     "With load balancing (EPLB) an engine may name places of copies: give physical_to_logical. In unsigned numbers -1 "
-    "is the largest one: hand tokens that were not recorded over as signed numbers."
+    "is the largest one: give tokens that were not recorded as signed numbers."
 )
 _MOST_PLACES = 2**24  # experts of all layers together
 
@@ -71,7 +71,7 @@ def count_routed_experts(
             Routing weights; engines do not return them. Without them the map's weights are 0.
         physical_to_logical (integer array of shape `(layers, places)`, *optional*):
             For an engine that balances its load and names experts by the place of a copy: the expert at each place,
-            -1 for one that holds none, with the layers of `experts`.
+            -1 for an empty place, with the layers of `experts`.
 
     Raises:
         [`DataError`]: if the array does not fit or cannot hold the experts' numbers; if it, a layer or tokens other
@@ -186,7 +186,7 @@ def _check_zeros(chosen: Any, tokens: Any, layers: Sequence[int], num_experts: i
 
 
 def _logical(chosen: Any, physical_to_logical: Any, layers: Sequence[int], num_experts: int) -> Any:
-    """Return experts for the places where their copies lie."""
+    """Return the experts at the places of copies."""
     where = f"{_WHERE}: physical_to_logical"
     table = _array("physical_to_logical", physical_to_logical)
     if table.ndim != 2 or table.dtype.kind not in "iu" or not table.size:
@@ -219,7 +219,7 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
         number = least - 1
     if not least <= number <= most:
         got = repr(value)[:80]
-        raise DataError(f"{_WHERE}: {name}", "is no number", got=got, expected=f"{least}..{most}, a whole number")
+        raise DataError(f"{_WHERE}: {name}", "must be a number", got=got, expected=f"{least}..{most}, a whole number")
     return number
 
 
@@ -242,7 +242,7 @@ def _rows_of(name: str, table: Any, layers: Sequence[int]) -> Any:
     if table.shape[1] <= layers[-1]:
         raise DataError(
             f"{_WHERE}: {name}",
-            "has not the layers asked for",
+            "lacks some of the layers",
             got=f"{table.shape[1]} layers",
             expected=f"{len(layers)}, or all decoder layers up to {layers[-1]} at least",
         )

@@ -30,7 +30,7 @@ def check_layers(where: str, layers: Sequence[int]) -> tuple[int, ...]:
     whole = all(isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer < _LAST for layer in numbers)
     if not numbers or not whole or list(numbers) != sorted(set(numbers)):
         expected = "absolute decoder layers, ascending, each once"
-        raise DataError(f"{where}.layers", "are no layers", got=numbers or repr(layers)[:80], expected=expected)
+        raise DataError(f"{where}.layers", "must be layers", got=numbers or repr(layers)[:80], expected=expected)
     return numbers
 
 
@@ -38,11 +38,11 @@ def check_grid(where: str, grid: object, rows: int, *, allow_nan: bool = False) 
     """Return the shape of a grid of `rows` layers.
 
     Raises:
-        [`DataError`]: if it is no float64 CPU tensor of shape `(rows, experts)`, or a number is not finite.
+        [`DataError`]: if it is not a float64 CPU tensor of shape `(rows, experts)`, or a number is not finite.
     """
     expected = f"a float64 CPU tensor of shape ({rows}, experts)"
     if not isinstance(grid, torch.Tensor):
-        raise DataError(where, "is no tensor", got=type(grid).__name__, expected=expected)
+        raise DataError(where, "must be a tensor", got=type(grid).__name__, expected=expected)
     if grid.ndim != 2 or grid.shape[0] != rows or grid.shape[1] == 0:
         raise DataError(where, "wrong shape", got=tuple(grid.shape), expected=expected)
     if grid.dtype != torch.float64 or grid.device.type != "cpu":
@@ -61,17 +61,17 @@ def descending(where: str, grid: torch.Tensor, layers: Sequence[int], n: int) ->
     """Return the `n` highest places of a grid as (layer, expert), highest first, ties by layer and expert.
 
     Raises:
-        [`ConfigError`]: if `n` is negative, no whole number, or more than there are.
+        [`ConfigError`]: if `n` is negative, not a whole number, or too large.
     """
-    # Any whole number will do, numpy's too.
+    # Whole numbers of numpy are accepted, too.
     if isinstance(n, bool) or not hasattr(n, "__index__") or not 0 <= operator.index(n) <= grid.numel():
-        raise ConfigError(f"{where}.n", "is no number of experts", got=n, expected=f"0..{grid.numel()}")
+        raise ConfigError(f"{where}.n", "must be a number of experts", got=n, expected=f"0..{grid.numel()}")
     order: list[int] = grid.flatten().argsort(descending=True, stable=True)[: operator.index(n)].tolist()
     return [(layers[index // grid.shape[1]], index % grid.shape[1]) for index in order]
 
 
 def row_of(where: str, layers: Sequence[int], num_experts: int, layer: int, expert: int) -> int:
-    """Return the row of a layer, having checked the expert too.
+    """Return the row of a layer, after a check of the expert.
 
     Raises:
         [`UnknownNameError`]: if there is no such layer or expert.

@@ -1,4 +1,4 @@
-"""Where maps of very many prompts lie: in memory up to a size, beyond that in a file that the system pages in and out.
+"""Where maps of very many prompts are held: in memory up to a size, beyond that in a memory-mapped file.
 
 100,000 prompts of a model with 58 x 256 experts have 6 GB of counts and 6 GB of weights.
 """
@@ -26,8 +26,8 @@ BLOCK = 64 * 2**20  # bytes, in float64, of the rows that are looked at together
 def empty_maps(shape: Sequence[int], folder: str | os.PathLike[str] | None = None) -> Tensor:
     """Return a float32 tensor to write maps to, on the CPU, filled with zeros.
 
-    Up to 256 MiB are held in memory. More are mapped to a temporary file that goes with the tensor, so that memory is
-    bounded by what the system chooses to keep of it.
+    Up to 256 MiB are held in memory. More are mapped to a temporary file that is deleted with the tensor; the
+    system decides how much of it is held in memory.
 
     Args:
         shape (`Sequence[int]`): Its shape.
@@ -69,10 +69,10 @@ def row_blocks(maps: Tensor) -> Iterator[slice]:
 
 @contextmanager
 def _nameless(folder: str) -> Iterator[tuple[int, str]]:
-    """Yield an open file in a folder and a path to it, which goes with whoever holds it: a killed run leaves none."""
+    """Yield an open file in a folder and a path to it; the file is deleted when it is closed, also by a kill."""
     try:
         handle = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
-    # Of systems, or file systems, that have only files with names.
+    # Some systems and file systems only have files with names.
     except (AttributeError, OSError):
         handle, path = tempfile.mkstemp(prefix=".hf-mote-maps-", dir=folder)
     else:

@@ -1,4 +1,4 @@
-"""Changing routing: configs, and how they are attached to a model.
+"""Changes of routing: configs, and how they are attached to a model.
 
 Files in reading order:
 

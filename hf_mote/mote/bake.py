@@ -1,17 +1,17 @@
-"""`bake_mote`: a `MoTEConfig` folded into plain weights, where that gives what the live profile gives.
+"""`bake_mote`: a `MoTEConfig` folded into plain weights, where the result equals the live profile.
 
-A baked checkpoint needs nothing of this package: stock transformers, vLLM and others load it as any other. Most
-edits of routing cannot be had that way, and each is refused with its reason. What remains:
+A baked checkpoint does not need this package: stock transformers, vLLM and others load it as any other. Most edits of
+routing cannot be baked, and each of these is refused with its reason. The others are:
 
 | edit | in the weights |
 | --- | --- |
 | `zero` | the experts' down projection times `1 - strength` |
 | `reroute` | minus infinity in the selection bias or in the router's bias, where there is one |
-| `reroute`, weights renormalised, every layer losing as many | the experts removed |
+| `reroute`, weights renormalised, the same number in every layer | the experts removed |
 | `bias` | added to the selection bias (`"selection"`) or to the router's bias (`"logits"`) |
 
-No edit is believed: every block that changes is run on inputs that reach the edited experts, live and baked, and the
-outputs are compared before anything is returned.
+Every edit is checked: each changed block is run on inputs that reach the edited experts, live and baked, and the
+outputs are compared before the model is returned.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ NEVER = float("-inf")
 
 
 def bake_mote(model: nn.Module, config: MoTEConfig | str, *, allow_other_weights: bool = False) -> BakedModel:
-    """Return a plain model whose weights do what a config does; the model that is given stays as it is.
+    """Return a plain model whose weights do what a config does; the given model is not changed.
 
     Tensors that do not change are shared with the given model, those that do are copies.
 
@@ -64,7 +64,7 @@ def bake_mote(model: nn.Module, config: MoTEConfig | str, *, allow_other_weights
         `save_pretrained` writes the checkpoint with a card.
 
     Raises:
-        [`UnsupportedError`]: if the config cannot be had by weights alone, with the reason: `"drop"`, stimulation,
+        [`UnsupportedError`]: if weights cannot express the config, with the reason: `"drop"`, stimulation,
             scopes, and what the model's routers have no place for.
         [`ModelMismatchError`]: if the config does not fit the model.
         [`ConfigError`]: if the config changes nothing.
@@ -115,7 +115,7 @@ def bake_mote(model: nn.Module, config: MoTEConfig | str, *, allow_other_weights
 
 
 def _check_bakeable(config: MoTEConfig) -> None:
-    """Refuse what no weights can do, whatever the model."""
+    """Refuse edits that weights cannot express, for any model."""
     reasons = {
         f"scope {config.scope!r}": (
             config.scope != "all",
@@ -137,14 +137,14 @@ def _check_bakeable(config: MoTEConfig) -> None:
     }
     for what, (found, why, fix) in reasons.items():
         if found:
-            raise UnsupportedError(_WHERE, f"cannot be had by weights alone: {why}", got=what, fix=fix)
+            raise UnsupportedError(_WHERE, f"cannot be expressed by weights alone: {why}", got=what, fix=fix)
 
 
 def _checked_model(model: nn.Module, sites: Sequence[RouterSite]) -> PreTrainedModel:
     if not isinstance(model, PreTrainedModel):
         fix = "Merge adapters (merge_and_unload), unwrap the model, and give that."
         raise UnsupportedError(
-            _WHERE, "no plain model", got=type(model).__name__, expected="a PreTrainedModel", fix=fix
+            _WHERE, "must be a plain model", got=type(model).__name__, expected="a PreTrainedModel", fix=fix
         )
     if getattr(model, "hf_quantizer", None) is not None:
         fix = "Load the model in bfloat16 or float32; quantise what was baked."
@@ -211,11 +211,11 @@ def _scale(
 
 
 def _place_of_ban(site: RouterSite, experts: list[int]) -> str | None:
-    """Return the tensor that minus infinity goes to, or `None` where there is none."""
+    """Return the tensor that minus infinity is written to, or `None` if there is none."""
     selection, bias = site.selection, site.selection_bias()
     if site.rule.adapter is not None:
         raise UnsupportedError(
-            f"layer {site.layer} ({site.path})", "the router does more than its rule says", got="reroute", fix=_LIVE
+            f"layer {site.layer} ({site.path})", "the router does more than its rule states", got="reroute", fix=_LIVE
         )
     if bias is None:
         return _router_bias(site)
@@ -236,7 +236,7 @@ def _place_of_ban(site: RouterSite, experts: list[int]) -> str | None:
 def _place_of_bias(site: RouterSite, bias_on: str) -> str:
     where = f"layer {site.layer} ({site.path})"
     if site.rule.adapter is not None:
-        raise UnsupportedError(where, "the router does more than its rule says", got="bias", fix=_LIVE)
+        raise UnsupportedError(where, "the router does more than its rule states", got="bias", fix=_LIVE)
     if bias_on == "selection":
         if site.selection_bias() is None:
             raise UnsupportedError(where, "the router has no selection bias to add to", got="bias_on 'selection'")
@@ -255,7 +255,7 @@ def _place_of_bias(site: RouterSite, bias_on: str) -> str:
 
 
 def _router_bias(site: RouterSite) -> str | None:
-    """Return the path of a router's own bias, where logits are chosen by as they are."""
+    """Return the path of a router's own bias, where the choice is by unchanged logits."""
     bias = getattr(site.module, "bias", None)
     if site.rule.scoring != "logits" or not isinstance(bias, nn.Parameter) or bias.shape != (site.num_experts,):
         return None
@@ -295,7 +295,7 @@ def _add(
 
 
 def _check_removable(config: MoTEConfig, sites: Sequence[RouterSite], banned: Mapping[int, list[int]]) -> None:
-    """Refuse to remove experts where the weights of the others would not follow."""
+    """Refuse to remove experts where the weights of the others would not be renormalised."""
     for site in sites:
         rule, where = site.rule, f"layer {site.layer} ({site.path})"
         more = rule.selection_bias or site.selection.num_groups > 1 or rule.expert_scale or rule.divide_by_top_k
@@ -319,7 +319,7 @@ def _check_removable(config: MoTEConfig, sites: Sequence[RouterSite], banned: Ma
             "the routers have no bias that bans an expert, so it must be removed, and a config has one number of "
             "experts for all layers",
             got=", ".join(f"{number} of layer {layer}" for layer, number in numbers.items())[:200],
-            expected="as many suppressed in every layer",
+            expected="the same number suppressed in every layer",
             fix=_LIVE,
         )
     if config.bias:
@@ -327,7 +327,7 @@ def _check_removable(config: MoTEConfig, sites: Sequence[RouterSite], banned: Ma
 
 
 def _twin(model: PreTrainedModel, new: Mapping[str, Tensor]) -> PreTrainedModel:
-    """Return a copy of a model that shares its tensors but for new ones."""
+    """Return a copy of a model that shares all tensors except the new ones."""
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     twin: PreTrainedModel = copy.deepcopy(model, dict(shared))
     for path, tensor in new.items():
@@ -346,7 +346,7 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
 def _without(
     model: PreTrainedModel, sites: Sequence[RouterSite], removed: Mapping[int, list[int]], new: Mapping[str, Tensor]
 ) -> tuple[PreTrainedModel, list[BakedChange]]:
-    """Return the model without some experts, as its own class makes it from a config of fewer."""
+    """Return the model without some experts, built by its own class from a config with fewer."""
     before = sites[0].num_experts
     left = before - len(removed[sites[0].layer])
     config = copy.deepcopy(model.config)
@@ -369,7 +369,9 @@ def _without(
         if tensor.shape != wanted.shape:
             holder = next((path for path in survivors if name.startswith(f"{path}.")), None)
             if holder is None or tensor.shape != (before, *wanted.shape[1:]) or len(wanted) != left:
-                raise UnsupportedError(_WHERE, "a tensor of no expert would change its shape", got=name, fix=_LIVE)
+                raise UnsupportedError(
+                    _WHERE, "a tensor that does not belong to experts would change its shape", got=name, fix=_LIVE
+                )
             layer, kept = survivors[holder]
             tensor = tensor[kept].clone()
             changes.append(BakedChange(name, layer, tuple(removed[layer]), "removed", _gguf_of_removed(layer, name)))

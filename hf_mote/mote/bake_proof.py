@@ -1,4 +1,4 @@
-"""Checks that a baked model does what the live profile does: its blocks and the whole of it, run and compared."""
+"""Checks that a baked model does what the live profile does: blocks and whole model are run and compared."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def prove(
     """Return how far a baked model is from the live profile.
 
     Args:
-        model (`PreTrainedModel`): The model, which the config is attached to for the time being.
+        model (`PreTrainedModel`): The model, to which the config is attached during the check.
         baked (`PreTrainedModel`): The baked one.
         config (`MoTEConfig`): The config.
         sites (`Sequence[RouterSite]`): The model's routers.
@@ -93,7 +93,7 @@ def prove(
 
 
 def _reaching(site: RouterSite, experts: Sequence[int]) -> Tensor:
-    """Return hidden states, `(tokens, hidden_size)`, of which some choose each of the experts."""
+    """Return hidden states, `(tokens, hidden_size)`, that between them choose each of the experts."""
     weight = next(p for p in site.module.parameters() if p.ndim == 2)
     generator = torch.Generator().manual_seed(1)
     width = feed_of(site.module, site.block).width
@@ -110,7 +110,7 @@ def _reaching(site: RouterSite, experts: Sequence[int]) -> Tensor:
     if missing:
         raise UnsupportedError(
             f"bake_mote: layer {site.layer}",
-            "no input was found for which the router chooses an expert, so that nothing can be shown",
+            "no input was found for which the router chooses an expert, so that nothing can be checked",
             got=f"expert {missing[0]}, {len(hidden)} inputs",
             fix="Take it out of the config if the router never chooses it; or attach the config with apply_mote.",
         )

@@ -1,4 +1,4 @@
-"""`BakedModel`: what `bake_mote` returns, and how it is written: a plain checkpoint, a card, a record."""
+"""`BakedModel`: the result of `bake_mote`, and how it is saved: a plain checkpoint, a card, a record."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORD = "baked_mote.json"
 
 
 class BakedChange(NamedTuple):
-    """One tensor that is another than in the model.
+    """One changed tensor.
 
     Attributes:
         tensor (`str`): Its name in the model.
@@ -48,7 +48,7 @@ class BakedModel:
         model (`PreTrainedModel`): In evaluation mode; it shares unchanged tensors with the model it was made from.
         config (`MoTEConfig`): What it does.
         base_model (`str`, *optional*): What it was made from.
-        changes (`tuple[BakedChange, ...]`): Every tensor that is another.
+        changes (`tuple[BakedChange, ...]`): Every changed tensor.
         proof (`BakeProof`): How far it is from the live profile on the inputs that were tried.
     """
 
@@ -61,14 +61,14 @@ class BakedModel:
     def save_pretrained(
         self, folder: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
-        """Write the checkpoint, the tokenizer, a card that says what it is and from what, and a record of the changes.
+        """Write the checkpoint, the tokenizer, a card that describes it, and a record of the changes.
 
         Args:
             folder (`str` or `os.PathLike`): Made if it does not exist.
             tokenizer (`PreTrainedTokenizerBase`, *optional*): Written beside it.
 
         Raises:
-            [`FileFormatError`]: if the folder holds anything already: a checkpoint of two models is none.
+            [`FileFormatError`]: if the folder is not empty.
         """
         folder = Path(folder)
         check_folder(folder, str(folder))
@@ -84,7 +84,7 @@ class BakedModel:
             (draft / "README.md").write_text(self.card(), encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what was done and shown, JSON-native; the config in it is a record and not to be applied again."""
+        """Return the changes and their check, JSON-native; the config in it is a record, not to be applied again."""
         return {
             "base_model": self.base_model,
             "hf_mote_version": __version__,

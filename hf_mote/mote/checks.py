@@ -18,7 +18,7 @@ INTERVENTIONS = ("drop", "reroute", "zero", "stimulate", "bias_on_logits", "bias
 
 
 class Intended(Protocol):
-    """What a config is meant to do to a model: the fields of `MoTEConfig` that have to fit it."""
+    """A protocol: the fields of `MoTEConfig` that have to fit a model."""
 
     @property
     def fingerprint(self) -> dict[str, Any] | None: ...
@@ -48,9 +48,9 @@ def check_against_model(config: Intended, routed: RoutedModel) -> None:
     if config.unverified is not None:
         raise ModelMismatchError(
             "MoTEConfig.unverified",
-            "it is not known whether the config is for this model",
+            "it is unknown whether the config is for this model",
             got=config.unverified.rstrip("."),
-            fix="To try it nonetheless pass allow_other_weights=True (--allow-other-weights); what is measured then "
+            fix="To try it anyway pass allow_other_weights=True (--allow-other-weights); what is measured then "
             "says so.",
         )
     if config.fingerprint is not None:
@@ -121,7 +121,7 @@ def check_router(
 
 
 def _check_router_can(config: Intended, site: RouterSite, targets: dict[str, dict[int, set[int]]]) -> None:
-    """Refuse what this kind of router has no way of doing."""
+    """Refuse edits that this kind of router cannot do."""
     wanted: dict[str, bool] = {
         config.suppress_mode: bool(targets["suppress"][site.layer]),
         "stimulate": bool(targets["stimulate"][site.layer]),
@@ -135,7 +135,7 @@ def _check_router_can(config: Intended, site: RouterSite, targets: dict[str, dic
                 f"layer {site.layer} ({site.path})",
                 f"{type(site.module).__name__} cannot {what.replace('_', ' ')}: {reason}",
                 got=what,
-                fix=f"What it can: {', '.join(can for can in INTERVENTIONS if can not in refusals)}.",
+                fix=f"It can: {', '.join(can for can in INTERVENTIONS if can not in refusals)}.",
             )
 
 

@@ -79,7 +79,7 @@ class MoTEConfig(Printable, Shareable):
             Ids of the tokens that open and close the model's thinking; required by these two scopes.
         strength (`float`, *optional*, defaults to 1.0):
             Dose, not negative. Suppressed experts keep `1 - strength` of their weight (so at most 1 with `suppress`;
-            `"reroute"` has no half measures and takes 0 or 1); biases and the weights of stimulated experts are
+            `"reroute"` cannot be graded and takes 0 or 1); biases and the weights of stimulated experts are
             multiplied by it. 0 attaches nothing; above 0 a
             stimulated expert takes its slot at any strength, so that a dose-response curve need not start at 0.
         fingerprint (`dict`, *optional*):
@@ -89,8 +89,8 @@ class MoTEConfig(Printable, Shareable):
         provenance (`dict`, *optional*):
             How the experts were found and what was measured; JSON-native.
         unverified (`str`, *optional*):
-            Why nobody can say that it is for the model it meets, as of a finding that was published without its
-            weights. Such a config is applied with `allow_other_weights=True` alone.
+            Why it cannot be checked against a model, as for a finding that was published without its weights. Such a
+            config is applied only with `allow_other_weights=True`.
 
     Raises:
         [`ConfigError`]: if a field is malformed; the message names it.
@@ -157,7 +157,7 @@ class MoTEConfig(Printable, Shareable):
         if self.suppress and self.suppress_mode == "reroute" and strength not in (0.0, 1.0):
             raise ConfigError(
                 "MoTEConfig.strength",
-                "suppress_mode 'reroute' has no half measures",
+                "suppress_mode 'reroute' cannot be graded",
                 got=strength,
                 expected="0 or 1",
                 fix="Use suppress_mode 'drop' or 'zero' for a graded dose, or a negative bias on the selection.",
@@ -166,7 +166,7 @@ class MoTEConfig(Printable, Shareable):
         weight = self.stimulate_weight if isinstance(self.stimulate_weight, float) else 0.0
         if max(largest, weight) * strength > FLOAT32_MAX:
             got = f"{max(largest, weight)} x {strength}"
-            raise ConfigError("MoTEConfig.strength", "times a bias or weight is no float32", got=got)
+            raise ConfigError("MoTEConfig.strength", "times a bias or weight must be a float32", got=got)
         both = sorted(set(map(tuple, self.suppress)) & set(map(tuple, self.stimulate)))
         if both:
             raise ConfigError(
@@ -179,7 +179,9 @@ class MoTEConfig(Printable, Shareable):
                 "MoTEConfig.base_model", "is not text", got=repr(self.base_model), expected="str or None"
             )
         if self.unverified is not None and not (isinstance(self.unverified, str) and self.unverified.strip()):
-            raise ConfigError("MoTEConfig.unverified", "says no reason", got=repr(self.unverified), expected="a text")
+            raise ConfigError(
+                "MoTEConfig.unverified", "must state a reason", got=repr(self.unverified), expected="a text"
+            )
         if not isinstance(self.provenance, Mapping):
             raise ConfigError("MoTEConfig.provenance", "is not a dict", got=type(self.provenance).__name__)
         object.__setattr__(self, "provenance", json_copy("provenance", dict(self.provenance)))
@@ -227,8 +229,8 @@ class MoTEConfig(Printable, Shareable):
     def for_other_weights(self, model: nn.Module) -> Self:
         """Return the config for a model of the same shape with other weights, as a fine-tune of its base.
 
-        What `allow_other_weights=True` does. Whatever is measured with it, saved or printed then says so: `provenance`
-        has an entry `"allow_other_weights"`.
+        This is what `allow_other_weights=True` does. What is measured with it, saved or printed states this:
+        `provenance` has an entry `"allow_other_weights"`.
 
         Args:
             model (`nn.Module`): The model to use it on.
@@ -242,7 +244,7 @@ class MoTEConfig(Printable, Shareable):
         return self.for_other_weights_of(RoutedModel(model))
 
     def for_other_weights_of(self, routed: RoutedModel) -> Self:
-        """Do what [`for_other_weights`] does, for a model whose routers are found.
+        """As [`for_other_weights`], for a model whose routers were found.
 
         Args:
             routed (`RoutedModel`): The model with its routers.
@@ -266,7 +268,7 @@ class MoTEConfig(Printable, Shareable):
 
     @property
     def on_other_weights(self) -> str | None:
-        """In words, that it is used on weights it was not made for; `None` for a config that is not."""
+        """A note that the config is used on weights it was not made for; `None` for other configs."""
         found = self.provenance.get(_OTHER_WEIGHTS)
         if not isinstance(found, Mapping):
             return None
@@ -362,7 +364,9 @@ class MoTEConfig(Printable, Shareable):
         try:
             return cls.from_dict(read_json(path))
         except ConfigError as error:
-            raise FileFormatError(str(path), "holds no valid MoTE config", got=str(error).rstrip(".")) from error
+            raise FileFormatError(
+                str(path), "does not hold a valid MoTE config", got=str(error).rstrip(".")
+            ) from error
 
     def save_pretrained(
         self,
@@ -376,7 +380,7 @@ class MoTEConfig(Printable, Shareable):
         intended_use: str | None = None,
         misuse: str | None = None,
     ) -> None:
-        """Write the config and its card, and beside them what it was made from and measured with.
+        """Write the config and its card, and the ranking, report and maps beside them.
 
         Args:
             folder (`str` or `os.PathLike`): Made if it does not exist. A card that was not made here is kept.
@@ -415,10 +419,11 @@ class MoTEConfig(Printable, Shareable):
         intended_use: str | None = None,
         misuse: str | None = None,
     ) -> str:
-        """Upload the config, what it was made from and measured with, card and pictures, and return the commit's URL.
+        """Upload the config with its ranking, report, maps, card and pictures, and return the commit's URL.
 
-        Of a report, prompts and responses stay here unless `with_texts` is given. The other classes load theirs from
-        the same repository: `ExpertRanking.from_pretrained(repo_id)`, `EvaluationReport.from_pretrained(repo_id)`,
+        Prompts and responses of a report are not uploaded unless `with_texts` is given. The other classes load theirs
+        from the same repository: `ExpertRanking.from_pretrained(repo_id)`,
+        `EvaluationReport.from_pretrained(repo_id)`,
         `ActivationMap.from_pretrained(repo_id, subfolder="maps/<class>")`.
 
         Args:

@@ -1,4 +1,4 @@
-"""What a shared config says of itself: its card, and what may lie beside it."""
+"""The card of a shared config, and the files that may be beside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MISUSE = (
 def beside_config(
     ranking: Shareable | None, report: Shareable | None, maps: Mapping[str, Shareable] | None
 ) -> list[tuple[str, Shareable]]:
-    """Return what lies beside a config, each with its folder.
+    """Return the objects beside a config, each with its folder.
 
     Args:
         ranking ([`ExpertRanking`], *optional*): The ranking it was made from.
@@ -41,7 +41,7 @@ def beside_config(
             found.append(("", _of_kind(name, one, file_name)))
     for label, one in (maps or {}).items():
         if not isinstance(label, str) or not re.fullmatch(r"\w[\w.-]*", label):
-            what, expected = "is no name of a folder", "letters, digits, '.', '_' and '-'"
+            what, expected = "must be the name of a folder", "letters, digits, '.', '_' and '-'"
             raise ConfigError("MoTEConfig: maps", what, got=repr(label), expected=expected)
         found.append((f"maps/{label}", _of_kind("maps", one, "activation_map.safetensors")))
     return found
@@ -61,8 +61,8 @@ def config_card(
         fields (`Mapping[str, Any]`): The config, as its `to_dict` has it.
         notes (`CardNotes`): What the user states.
         evidence (`Sequence[Evidence]`): What was measured.
-        unverified (`str`, *optional*): Why nobody has checked it against a model.
-        other_weights (`str`, *optional*): On which weights it was used beside those that it was made for.
+        unverified (`str`, *optional*): Why it was not checked against a model.
+        other_weights (`str`, *optional*): On which other weights it was used.
     """
     targets = (
         (f"suppressed ({fields['suppress_mode']})", fields["suppress"]),

@@ -28,7 +28,7 @@ def pairs(name: str, value: Any) -> list[list[int]]:
 
 
 def triples(name: str, value: Any) -> list[list[Any]]:
-    """Return `[layer, expert, value]` triples, sorted; refuses what `pairs` refuses and values that are not finite."""
+    """Return `[layer, expert, value]` triples, sorted; refuses invalid pairs and values that are not finite."""
     entries = _entries(name, value, 3, "[layer, expert, value] triples")
     values = {(_index(name, a), _index(name, b)): number(name, v, "a finite value") for a, b, v in entries}
     ordered = _distinct(name, [(_index(name, a), _index(name, b)) for a, b, _ in entries])
@@ -77,7 +77,7 @@ def number(name: str, value: Any, expected: str) -> float:
 
 
 def token_pair(name: str, value: Any) -> list[int]:
-    """Return the two token ids that open and close something; refuses a pair of the same."""
+    """Return the two token ids that open and close the thinking; they must differ."""
     tokens = list(value) if isinstance(value, Iterable) and not isinstance(value, str | Mapping) else []
     if len(tokens) != 2 or tokens[0] == tokens[1]:
         raise ConfigError(f"MoTEConfig.{name}", "not two token ids", got=repr(value), expected="[opens, closes]")
@@ -111,7 +111,7 @@ def checked_fingerprint(value: Any) -> dict[str, Any]:
         sampled = value[SAMPLED]
         texts = sampled if isinstance(sampled, Mapping) else {"reason": sampled}
         if not all(isinstance(text, str) for entry in texts.items() for text in entry):
-            expected = "a dict of names and digests, or the reason why there are none"
+            expected = "a dict of names and digests, or the reason why it is missing"
             raise ConfigError(f"{where}.{SAMPLED}", "is malformed", got=repr(sampled)[:80], expected=expected)
         found[SAMPLED] = dict(sampled) if isinstance(sampled, Mapping) else sampled
     return found

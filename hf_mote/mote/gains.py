@@ -1,7 +1,7 @@
-"""A gain on every routing weight of a model: what causal rankings differentiate by, and set to zero.
+"""A gain on every routing weight of a model, which causal rankings differentiate by and set to zero.
 
 Every routing weight is multiplied by the gain of its expert, 1 at first. The derivative of a score by a gain is the
-first-order effect of the expert; a gain of 0 takes the expert's contribution out and changes nothing else
+first-order effect of the expert; a gain of 0 removes the expert's contribution and changes nothing else
 (`suppress_mode="zero"`).
 """
 
@@ -36,7 +36,7 @@ class Gains(DecoderParticipant):
         zeros (`list[tuple[int, int]]`):
             The (row, expert) of gains set to 0, the row being the router's place in `sites`.
         given (`torch.Tensor` of shape `(sequences, layers, experts)`, *optional*):
-            The gains of the passes to come, in the place of `value`; `zeros` holds besides.
+            The gains of the next passes, instead of `value`; `zeros` is applied, too.
     """
 
     def __init__(self, sites: Sequence[RouterSite], value: float = 1.0, *, differentiable: bool = False) -> None:
@@ -68,7 +68,7 @@ class Gains(DecoderParticipant):
         raise UnsupportedError(
             "causal ranking",
             "the effect of routing weights is not measured in a compiled graph",
-            fix="Give the model itself, not what torch.compile made of it.",
+            fix="Give the model itself, not the compiled one.",
         )
 
     def derivatives(self, score: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`apply_mote`: a `MoTEConfig` attached to a live model, in one line and off again in one."""
+"""`apply_mote`: attaches a `MoTEConfig` to a live model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def apply_mote(
             each row of the batch, `None` for rows that stay untouched.
         allow_other_weights (`bool`, *optional*, defaults to `False`):
             Apply it to a model of the same type, layers, experts and top-k with other weights, as a fine-tune of the
-            one it was made for, or though it is marked as unverified. The handle and its reports then say so.
+            one it was made for, or a config that is marked as unverified. The handle and its reports then state this.
 
     Returns:
         [`Intervention`]: usable bare (`.remove()`) or in a `with` block. A config without targets or with strength 0
@@ -84,7 +84,7 @@ def attach_config(
     *,
     allow_other_weights: bool = False,
 ) -> Intervention:
-    """Do what [`apply_mote`] does to a model whose routers are found.
+    """As [`apply_mote`], for a model whose routers were found.
 
     Args:
         routed (`RoutedModel`): The model with its routers.
@@ -125,7 +125,7 @@ def attach_config(
 
     def editors_of(site: RouterSite) -> _Editors | None:
         mine = editors.get(site.path)
-        if mine is not None:  # checked while joining, so that nobody attaches a rival in between
+        if mine is not None:  # checked while joining, so that no other config is attached in between
             _check_together(site, mine)
         return mine
 
@@ -133,9 +133,9 @@ def attach_config(
 
 
 def _handle_of(configs: Sequence[MoTEConfig | None]) -> Intervention:
-    """Return a handle of nothing yet that says where a config is used on weights it was not made for.
+    """Return an empty handle, with a note if a config is used on weights it was not made for.
 
-    Made before anything is attached: what ran after that could be interrupted, and nobody would hold the handle.
+    It is made before anything is attached: after that an interrupt could lose the handle.
     """
     handle = Intervention()
     notes = [entry.on_other_weights for entry in configs if entry is not None]
@@ -164,13 +164,13 @@ class _SiteEdit:
         return self._on_device[device]
 
     def tokens(self, forward: Forward | None) -> Tensor | None | bool:
-        """Rows it is meant for: a mask, `None` for all, `False` for none in this pass."""
+        """Rows in its scope: a mask, `None` for all, `False` for none in this pass."""
         if self.scope == "all" and self.row is None:
             return None
         if forward is None:
             raise UnsupportedError(
                 "apply_mote",
-                "a router ran outside the model's forward, so its tokens cannot be told apart",
+                "a router ran outside the model's forward, so the phase of its tokens is unknown",
                 got=f"scope {self.scope!r}" + (", configs by row" if self.row is not None else ""),
                 expected="scope 'all' and one config",
                 fix="Call the model itself rather than its parts.",
@@ -235,7 +235,7 @@ class _RowWatcher(DecoderParticipant):
         if self.rows is not None and forward.batch != len(self.rows):
             raise ConfigError(
                 "apply_mote.config",
-                "one config for each row of the batch, and the batch is another size",
+                "one config for each row of the batch, and the batch has another size",
                 got=forward.batch,
                 expected=len(self.rows),
                 fix="Give as many configs as rows; with num_return_sequences or beams, repeat each as often.",
@@ -251,13 +251,13 @@ class _RowWatcher(DecoderParticipant):
 
 
 def load_config(config: object) -> MoTEConfig:
-    """Return a config given as itself, as a folder or file, or as a Hub id.
+    """Return a config that is given as an object, a folder, a file or a Hub id.
 
     Args:
         config (`object`): What was given.
 
     Raises:
-        [`ConfigError`]: if it is none of these.
+        [`ConfigError`]: if it is not one of these.
     """
     if isinstance(config, MoTEConfig):
         return config
@@ -315,7 +315,7 @@ def edit_of(config: MoTEConfig, site: RouterSite) -> RoutingEdit:
 
 
 def _check_together(site: RouterSite, mine: _Editors) -> None:
-    """Refuse a config that fits alone but not with what is attached to the router already."""
+    """Refuse a config that does not fit together with what is attached to the router already."""
     stack = stack_on(site.module, RouterHook)
     others = [p for p in stack.participants if isinstance(p, _Editors)] if stack is not None else []
     for part in mine.parts:

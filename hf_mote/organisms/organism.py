@@ -248,7 +248,7 @@ def _read_facts(folder: Path) -> tuple[dict[str, Any], Recipe]:
     name = facts.get("name")
     if not isinstance(name, str) or name not in RECIPES:
         raise FileFormatError(
-            f"{path}: name", "no recipe of this name", got=repr(name), expected=f"one of {', '.join(RECIPES)}"
+            f"{path}: name", "unknown recipe", got=repr(name), expected=f"one of {', '.join(RECIPES)}"
         )
     recipe = RECIPES[name]
     layers, experts = recipe.grid

@@ -1,6 +1,6 @@
 """What the rows of a forward pass are: which tokens, prompt or generated, thinking or answer, or padding.
 
-Serves `routing` and `sae` alike, and knows of neither. Files in reading order:
+Serves both `routing` and `sae`, and imports neither. Files in reading order:
 
 - `forward.py`: `Forward`, one pass described; `DecoderParticipant`, which is called for every pass.
 - `arguments.py`: the arguments of a decoder's forward, read by what they are.

@@ -1,8 +1,8 @@
-"""What a decoder was called with, read by what the arguments are rather than by what a release calls them.
+"""What a decoder was called with, read by the types of the arguments and not by their names, which releases change.
 
 A cache is a `Cache` wherever it stands among the arguments or in the output. How many tokens were read before follows
-from its own length, from the width of the attention mask and from the position ids. The readings are held against each
-other, and what they cannot tell is said in words, so that nothing is ever labelled on a guess.
+from its own length, from the width of the attention mask and from the position ids. The readings are compared,
+and where they contradict each other the reason is stated, so that nothing is labelled by a guess.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class PassArguments(NamedTuple):
     Attributes:
         tokens (`torch.Tensor`): Token ids, `(batch, length)`, or embeddings, `(batch, length, hidden_size)`.
         ids (`torch.Tensor`, *optional*): Token ids, `(batch, length)`; `None` if embeddings were given.
-        cache (`Cache`, *optional*): What holds the tokens that were read before, if anything was handed over for it.
+        cache (`Cache`, *optional*): What holds the tokens that were read before, if one was given.
         mask (`object`): The attention mask.
         positions (`torch.Tensor`, *optional*): Position ids, `(..., length)`.
-        by_generate (`bool`): Whether position ids and the word that no cache is wanted came along, as from `generate`.
+        by_generate (`bool`): Whether position ids and `use_cache=False` were given, as by `generate`.
         lengths (`dict`): Lengths of packed sequences, summed up, as kernels for them take them, by their name.
-        parts (`torch.Tensor`, *optional*): Numbers of the sequence that each token is of, `(batch, length)`.
-        unclear (`str`, *optional*): Why the arguments do not tell what was read before; `None` if they do.
+        parts (`torch.Tensor`, *optional*): Number of each token's sequence, `(batch, length)`.
+        unclear (`str`, *optional*): Why the arguments do not show what was read before; `None` if they do.
     """
 
     tokens: Tensor
@@ -69,7 +69,7 @@ def read_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PassArgu
     unclear = None
     caches = list(caches_in((*args, *kwargs.values())))
     if len(caches) > 1:
-        unclear = f"{len(caches)} caches were handed over"
+        unclear = f"{len(caches)} caches were given"
     elif not caches:
         unclear = _holder_of_tokens(args, kwargs)
     positions = kwargs.get("position_ids")
@@ -87,7 +87,7 @@ def read_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PassArgu
 
 
 def caches_in(values: object, depth: int = DEPTH) -> Iterator[Any]:
-    """Give each cache among some values once, containers searched as well.
+    """Yield each cache among some values once, including those in containers.
 
     Args:
         values (`object`): A value, or a tuple, list or mapping of values.
@@ -114,14 +114,14 @@ def _caches(values: object, depth: int) -> Iterator[Any]:
 
 
 def _is_cache(value: object) -> bool:
-    # Remote code brings caches of its own making, which know their length too.
+    # Remote code has cache classes of its own, which have a length, too.
     return isinstance(value, Cache) or (
         not isinstance(value, PLAIN) and callable(getattr(value, "get_seq_length", None)) and hasattr(value, "update")
     )
 
 
 def _holder_of_tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    """Name an argument that may hold tokens read before, in a form that nothing is known of."""
+    """Describe an argument that may hold tokens read before, in an unknown form."""
     named = [*((f"argument {place}", value) for place, value in enumerate(args)), *kwargs.items()]
     for name, value in named:
         if isinstance(value, PLAIN):
@@ -136,12 +136,12 @@ def _holder_of_tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str |
 
 
 def contradiction(read: PassArguments, past: int, *, values: bool) -> str | None:
-    """Say where mask or positions contradict the number of tokens that were read before; `None` if they do not.
+    """Describe where mask or positions contradict the number of tokens read before; `None` if they do not.
 
     Args:
         read (`PassArguments`): The arguments.
         past (`int`): Tokens that the cache holds.
-        values (`bool`): Whether to look at values, which waits for the device, and not at shapes alone.
+        values (`bool`): Whether to look at values, which waits for the device, and not only at shapes.
     """
     length = read.tokens.shape[1]
     mask = widest(read.mask)
@@ -165,13 +165,13 @@ def contradiction(read: PassArguments, past: int, *, values: bool) -> str | None
 
 
 def why_packed(read: PassArguments, real: Tensor | None, past: int, *, values: bool = True) -> str | None:
-    """Say what shows that a row holds several sequences, one after the other; `None` if nothing does.
+    """Describe what shows that a row holds several sequences, one after the other; `None` if nothing does.
 
     Args:
         read (`PassArguments`): The arguments.
         real (`torch.Tensor`, *optional*): False for padding, `(batch, length)`; `None` if there is none.
         past (`int`): Tokens that the cache holds.
-        values (`bool`, *optional*, defaults to `True`): Whether to look at values, and not at shapes alone.
+        values (`bool`, *optional*, defaults to `True`): Whether to look at values, and not only at shapes.
     """
     batch, length = read.tokens.shape[:2]
     for name, ends in read.lengths.items():
@@ -204,7 +204,7 @@ def why_packed(read: PassArguments, real: Tensor | None, past: int, *, values: b
 
 
 def _why_cut(read: PassArguments, pairs: Tensor, past: int) -> str | None:
-    """Say where in ready masks tokens do not attend to the one before, in those of all layers alike."""
+    """Return where in prepared masks tokens do not attend to the one before, in the masks of all layers."""
     length = read.tokens.shape[1]
     masks = list(read.mask.values()) if isinstance(read.mask, dict) else [read.mask]
     cut = pairs

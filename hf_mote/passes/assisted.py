@@ -1,7 +1,7 @@
 """The hook on the model that `generate` calls: token ids, guesses of assisted decoding, continuous batching.
 
-The first pass of assisted decoding, or of prompt lookup, reads the prompt and guesses at once. What gives the guesses
-away is that logits are asked for behind each of them: `logits_to_keep`, which the decoder does not get to see.
+The first pass of assisted decoding, or of prompt lookup, reads the prompt and guesses at once. The guesses
+are recognised by `logits_to_keep`, which asks for logits after each of them and which the decoder does not receive.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["assisted_decoding_hooks"]
 def assisted_decoding_hooks(
     model: nn.Module, decoder: nn.Module, tracker: DecoderHook, watcher: DecoderParticipant
 ) -> list[Attachment]:
-    """Return what to attach so that a decoder's tracker hears of guesses.
+    """Return the attachments by which a decoder's tracker is informed of guesses.
 
     Args:
         model (`nn.Module`): The model.
@@ -36,7 +36,7 @@ def assisted_decoding_hooks(
     """
     callers = _callers(model.modules(), decoder) or _callers(gc.get_objects(), decoder)
     for caller in callers:
-        # A manager of continuous batching that is kept running would go on in a thread of its own.
+        # A running manager of continuous batching would continue in a thread of its own.
         for value in vars(caller).values():
             if hasattr(value, "add_requests") and getattr(value, "is_running", bool)():
                 raise _rows_are_tokens(type(value).__name__)
@@ -46,10 +46,10 @@ def assisted_decoding_hooks(
 
 
 def _callers(among: Iterable[object], decoder: nn.Module) -> list[nn.Module]:
-    """The models that generate by a decoder.
+    """The models whose `generate` calls a decoder.
 
-    A decoder does not know of the model that it is a part of. Where it is given alone, that model is looked for among
-    all that there is: its `generate` would go unwatched otherwise, and read guesses for prompts.
+    A decoder has no reference to the model that contains it. Where only the decoder is given, that model is searched
+    among all live objects: otherwise its `generate` would not be observed, and guesses would be taken for prompts.
     """
     # By type(), since isinstance() asks objects that answer for others, such as weak proxies.
     found = [part for part in among if issubclass(type(part), GenerationMixin)]
@@ -58,7 +58,7 @@ def _callers(among: Iterable[object], decoder: nn.Module) -> list[nn.Module]:
 
 
 class _CallerStack(SharedHook):
-    """The hook on a model that `generate` calls; it refuses continuous batching, and checks what came out."""
+    """The hook on a model that `generate` calls; it refuses continuous batching and checks the output."""
 
     entrances = ("generate", "init_continuous_batching", "continuous_batching_context_manager", "generate_batch")
 
@@ -67,7 +67,7 @@ class _CallerStack(SharedHook):
         self.tracker = tracker
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Tell the tracker whether guesses follow, and which ids the decoder will get as embeddings."""
+        """Inform the tracker whether guesses follow, and which ids the decoder will get as embeddings."""
         keep = kwargs.get("logits_to_keep")
         several = isinstance(keep, int) and keep > 1 and kwargs.get("position_ids") is not None
         guessed = several and next(caches_in(kwargs), None) is not None
@@ -78,25 +78,25 @@ class _CallerStack(SharedHook):
         self.tracker.expect(guessed, ids if isinstance(ids, Tensor) and not ids.is_floating_point() else None)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Take back what was told, if no decoder ran."""
+        """Reset the tracker if no decoder ran."""
         if not torch.compiler.is_compiling():
             self.tracker.expect(False, None)
         self.tracker.compiled_guesses = False
 
     def failed(self) -> None:
-        """Take back what was told."""
+        """Reset the tracker."""
         self.tracker.expect(False, None)
         self.tracker.compiled_guesses = False
 
     def around(self, module: nn.Module, method: str, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-        """Refuse to run many requests in one row, and a generation whose passes were taken for what they are not."""
+        """Refuse to run many requests in one row, and a generation whose passes were misread."""
         if method != "generate":
             raise _rows_are_tokens(method)
         self.tracker.compiled_passes, self.tracker.compiled_prompt = False, 0
         with self.tracker.generating() as columns:
             output = call()
         compiled = self.tracker.compiled_passes
-        # Guesses that were taken back are counted, too; where phases matter they are refused.
+        # Rejected guesses are counted, too; where phases matter they are refused.
         if any(p.active and isinstance(p, DecoderParticipant) and p.needs_phases for p in self.participants):
             if self.tracker.compiled_without_cache:
                 raise UnsupportedError(
@@ -112,7 +112,7 @@ class _CallerStack(SharedHook):
 
 
 def _check_columns(columns: Mapping[Phase, int], output: Any, given: Sequence[object], *, compiled: bool) -> None:
-    """Hold the columns that were read as prompt against the prompt, as far as what was given and came out tells.
+    """Compare the columns that were read as prompt with the prompt, as far as input and output show it.
 
     Of what a compiled graph ran, generated tokens are not counted. A prompt that is more than token ids is not looked
     at.
@@ -130,7 +130,7 @@ def _check_columns(columns: Mapping[Phase, int], output: Any, given: Sequence[ob
     if prompt > length or (whole and prompt != length):
         raise RouterContractError(
             "generate",
-            "its passes were not read as they were: prompt and generated tokens do not add up to what came out",
+            "its passes were misread: prompt and generated tokens do not add up to the output",
             got=f"{prompt} prompt" + ("" if compiled else f" and {generated} generated") + " tokens",
             expected=f"{length}" + ("" if compiled else f" and {sequences.shape[1] - length - 1}"),
             fix="Generate without prefill_chunk_size"
@@ -140,7 +140,7 @@ def _check_columns(columns: Mapping[Phase, int], output: Any, given: Sequence[ob
 
 
 def _begins(sequences: Tensor, ids: Tensor) -> bool:
-    """Whether each row of ids begins as many sequences, one after the other."""
+    """Whether the rows of ids each begin the same number of sequences, one after the other."""
     if ids.ndim != 2 or ids.shape[1] > sequences.shape[1] or not len(ids) or len(sequences) % len(ids):
         return False
     return torch.equal(sequences[:: len(sequences) // len(ids), : ids.shape[1]], ids.to(sequences.device))
@@ -150,7 +150,7 @@ def _rows_are_tokens(what: str) -> UnsupportedError:
     return UnsupportedError(
         what,
         "continuous batching packs the tokens of many requests into one row, so that neither phases, thinking nor the "
-        "rows of a batch can be told",
+        "rows of a batch are known",
         got="a record, a scope other than 'all', or one config for each row",
         expected="one config with scope 'all'",
         fix="Use generate with a padded batch, or remove the intervention before.",

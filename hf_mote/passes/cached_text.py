@@ -1,4 +1,4 @@
-"""`CachedText`: what passes that share a cache have read so far, and what of it is thinking or answer."""
+"""`CachedText`: what passes that share a cache have read so far, and which tokens are thinking or answer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ThinkingTokens = tuple[int, int]
 
 
 class CachedRows(NamedTuple):
-    """What a cache knows its rows by, as a pass left it: the state of its deepest layer.
+    """What identifies the rows of a cache after a pass: the state of its deepest layer.
 
     Attributes:
-        state (`tuple`): What the layer held, each part with how often it had been written to.
-        keys (`torch.Tensor`, *optional*): Its keys, `(batch, heads, places, head_dim)`, as far as they are at hand.
+        state (`tuple`): The layer's tensors, each with its version counter.
+        keys (`torch.Tensor`, *optional*): Its keys, `(batch, heads, places, head_dim)`, if available.
         length (`int`): Tokens that it held.
     """
 
@@ -27,7 +27,7 @@ class CachedRows(NamedTuple):
     length: int
 
     def is_untouched(self, now: CachedRows) -> bool:
-        """Return whether nobody has touched the layer in between: reordered or selected, its parts are others.
+        """Return whether the layer is unchanged; after a reordering or selection it holds other tensors.
 
         Args:
             now (`CachedRows`): Its state now.
@@ -44,7 +44,7 @@ class CachedRows(NamedTuple):
             now (`CachedRows`): The layer's state now.
 
         Raises:
-            `LookupError`: if what there is does not tell.
+            `LookupError`: if this cannot be determined.
         """
         if self.is_untouched(now):
             return None
@@ -52,7 +52,7 @@ class CachedRows(NamedTuple):
         if before is None or after is None:
             raise LookupError
         if not any(part is before and version == _version(before) for part, version in self.state):
-            raise LookupError  # what was there has been overwritten
+            raise LookupError  # the keys have been overwritten
         ends = [_last(keys, rows.length, now.length) for keys, rows in ((before, self), (after, now))]
         if ends[0] is None or ends[1] is None:
             raise LookupError
@@ -61,7 +61,7 @@ class CachedRows(NamedTuple):
         whole = all(keys.shape[-2] >= rows.length for keys, rows in ((before, self), (after, now)))
         if not whole or (found is not None and bool((found < 0).any())):
             return found
-        # The key of the last token tells the whole text in a deep model; in a shallow one the last tokens alone.
+        # In a deep model the last token's key depends on the whole text; in a shallow one on the last tokens only.
         before, after = before[:, :, :length].to(after.device), after[:, :, :length]
         if torch.equal(after, before if found is None else before[found]):
             return found
@@ -69,16 +69,16 @@ class CachedRows(NamedTuple):
 
 
 class CachedText(NamedTuple):
-    """What a cache holds, as its last pass left it.
+    """What a cache holds after its last pass.
 
     Attributes:
         run_id (`int`): Number of the run.
         before (`int`): Tokens that it held before that pass.
         length (`int`): Tokens of that pass.
-        thinking (`dict`): For each pair of marks, what the text belonged to before that pass and after each of its
+        thinking (`dict`): For each pair of marks, the part of the text before that pass and after each of its
             tokens, `(batch, 1 + length)`.
         batch (`int`): Sequences.
-        rows (`CachedRows`, *optional*): What its rows are known by; kept only where it matters that they move.
+        rows (`CachedRows`, *optional*): What identifies its rows; kept only where moved rows matter.
     """
 
     run_id: int
@@ -89,7 +89,7 @@ class CachedText(NamedTuple):
     rows: CachedRows | None = None
 
     def thinking_at(self, past: int, moved: Tensor | None) -> dict[ThinkingTokens, Tensor]:
-        """Return what the text belongs to after its first `past` tokens, `(batch,)`, as far as it is known.
+        """Return the part of the text after its first `past` tokens, `(batch,)`, if known.
 
         Args:
             past (`int`): Tokens that the cache holds now.
@@ -103,12 +103,12 @@ class CachedText(NamedTuple):
 
 
 def label_thinking(ids: Tensor, marks: ThinkingTokens, begun: Tensor) -> Tensor:
-    """Return what each token belongs to: 0 neither, 1 thinking, 2 answer, as `ids`.
+    """Return the part that each token belongs to, of the shape of `ids`: 0 neither, 1 thinking, 2 answer.
 
     Args:
         ids (`torch.Tensor` of shape `(batch, length)`, int64): Tokens.
         marks (`tuple[int, int]`): The tokens that open and close the thinking.
-        begun (`torch.Tensor` of shape `(batch,)`, int64): What the text before them belongs to.
+        begun (`torch.Tensor` of shape `(batch,)`, int64): The part of the text before them.
     """
     opens, closes = marks
     # The last mark at or before each token decides; without one, what held when the pass began.
@@ -119,7 +119,7 @@ def label_thinking(ids: Tensor, marks: ThinkingTokens, begun: Tensor) -> Tensor:
 
 
 def rows_of(cache: Any) -> CachedRows | None:
-    """Return what a cache knows its rows by, or `None` if it has no layers that are known.
+    """Return what identifies the rows of a cache, or `None` if its layers are of unknown types.
 
     Args:
         cache (`Cache`, *optional*): The cache.
@@ -149,7 +149,7 @@ def _version(part: object) -> int:
 
 
 def _last(keys: Tensor, held: int, length: int) -> Tensor | None:
-    """The key of the last of so many tokens, `(batch, heads, head_dim)`, of keys that hold so many; `None` if gone."""
+    """The key of the last of a number of tokens, `(batch, heads, head_dim)`; `None` if it is no longer held."""
     place = min(held, keys.shape[-2]) - 1 - (held - length)
     return keys[:, :, place] if 0 <= place < keys.shape[-2] else None
 
@@ -158,11 +158,11 @@ def moved_from(before: Tensor, now: Tensor) -> Tensor | None:
     """Return the row that each row's sequence was in before, `(batch,)` int64, or `None` if none has moved.
 
     Args:
-        before (`torch.Tensor` of shape `(batch before, ...)`): What each row was known by when a pass ended.
-        now (`torch.Tensor` of shape `(batch, ...)`): What it is known by when the next one begins.
+        before (`torch.Tensor` of shape `(batch before, ...)`): What identified each row when a pass ended.
+        now (`torch.Tensor` of shape `(batch, ...)`): What identifies it when the next one begins.
 
     Returns:
-        -1 for a row whose sequence was in none. Rows that hold the same count as not moved.
+        -1 for a new sequence. Rows with equal content count as not moved.
     """
     before = before.to(now.device)
     if before.shape[1:] != now.shape[1:]:

@@ -1,7 +1,7 @@
 """`DecoderHook`, the hook on the decoder: what the rows of each forward are, and whether the routers ran in it.
 
-What it remembers from pass to pass belongs to the cache that the passes share, and what it knows of the pass under way
-to the thread that runs it. Generations may therefore take turns, or run in threads of their own.
+Its state between passes belongs to the cache that the passes share, and its state of the current pass to the thread
+that runs it. Several generations may therefore alternate, or run in threads of their own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from hf_mote.passes.forward import DecoderParticipant, Forward, Phase, real_toke
 
 __all__ = ["DecoderHook", "decoder_of", "recomputing"]
 
-_COMPILED = "several tokens on a cache can be a prompt or a chunk of one, and a compiled graph cannot ask which"
+_COMPILED = "several tokens on a cache can be a prompt or a chunk of one, and a compiled graph cannot distinguish them"
 
 _GUESSES = "the tokens can be a new turn, a chunk of a long prompt or guesses of assisted decoding"
 
@@ -58,7 +58,7 @@ class DecoderHook(SharedHook):
         super().__init__()
         self._here = _Here()
         self.watches_generate = False
-        """Whether the model that `generate` is a method of is hooked, too."""
+        """Whether the model whose `generate` is called is hooked, too."""
         self.compiled_without_cache = False
         """Whether a graph was compiled since the last change, in which a decode step looks like a prompt."""
         self.compiled_passes = False
@@ -66,10 +66,10 @@ class DecoderHook(SharedHook):
         self.compiled_prompt = 0
         """Tokens that a compiled graph read as a prompt since then."""
         self.compiled_guesses = False
-        """Whether the pass that comes next ends in guesses, as far as a compiled graph can ask."""
+        """Whether the next pass ends in guesses, as far as a compiled graph can determine it."""
         self._runs = itertools.count(1)
         self._texts: WeakKeyDictionary[Any, CachedText] = WeakKeyDictionary()
-        # A compiled graph cannot ask in which thread it runs: the last pass of all, and how many are under way.
+        # A compiled graph cannot determine its thread: the last pass of all threads, and the number of running passes.
         self._now: Forward | None = None
         self._inside = False
         self._under_way = 0
@@ -79,8 +79,8 @@ class DecoderHook(SharedHook):
         self._watchers: tuple[DecoderParticipant, ...] = ()
 
     def participants_changed(self) -> None:
-        """Find out what the watchers want to know of each pass."""
-        self.compiled_without_cache = False  # attaching has everything compiled anew
+        """Collect what the watchers need to know of each pass."""
+        self.compiled_without_cache = False  # attaching makes torch compile everything again
         watchers = tuple(
             participant for participant in self.participants if isinstance(participant, DecoderParticipant)
         )
@@ -90,7 +90,7 @@ class DecoderHook(SharedHook):
         self._needs_rows = bool(self._marks) or any(watcher.needs_rows for watcher in watchers)
 
     def forward_of(self, rows: int) -> Forward | None:
-        """Return the pass that a router's rows belong to, or `None` if they belong to none.
+        """Return the pass that a router's rows belong to, or `None` outside of a pass.
 
         Gradient checkpointing runs layers again outside the pass; those rows are a training step's, all prompt.
 
@@ -102,7 +102,7 @@ class DecoderHook(SharedHook):
             if self._under_way > 1:
                 raise UnsupportedError(
                     "forward pass",
-                    "passes of several threads are under way, and compiled layers cannot ask which is theirs",
+                    "several threads run passes, and compiled layers cannot determine which pass is theirs",
                     got=f"{self._under_way} passes",
                     expected="one pass at a time",
                     fix="Do not compile the layers, or run one thread at a time. Or use scope 'all'.",
@@ -121,15 +121,15 @@ class DecoderHook(SharedHook):
         return None
 
     def under_way(self) -> Forward | None:
-        """Return the pass that this thread is in, whatever rows a router sees of it; `None` outside of one."""
+        """Return the pass that this thread is in, for any number of rows; `None` outside of one."""
         return self._here.now if not is_compiling() and self._here.inside else None
 
     def passes_unread(self) -> bool:
-        """Return whether this thread is in a pass in which nobody reads what routers decide."""
+        """Return whether this thread is in a pass whose routing is not observed."""
         return self._here.inside and not self._here.reads_routers
 
     def expect(self, guessed: bool, ids: Tensor | None) -> None:
-        """Hear from the model that `generate` calls of the pass that comes next in this thread.
+        """Called by the model that `generate` calls, before the next pass in this thread.
 
         Args:
             guessed (`bool`): Whether it ends in guesses of assisted decoding.
@@ -140,7 +140,7 @@ class DecoderHook(SharedHook):
 
     @contextmanager
     def generating(self) -> Iterator[dict[Phase, int]]:
-        """Know that the passes of this thread are those of one `generate`, and count the columns that they read."""
+        """Context in which the passes of this thread belong to one `generate`; counts the columns that they read."""
         here = self._here
         before = here.columns, here.generating
         here.columns, here.generating, here.previous = {"prompt": 0, "generation": 0}, True, None
@@ -190,7 +190,7 @@ class DecoderHook(SharedHook):
                     unread = unread or _LOST
         else:
             extends, moved = self._extends_previous(read)
-            # Where `generate` itself is watched, what it does not call is no generation of its own.
+            # Where `generate` itself is observed, passes outside of it do not count as a generation.
             by_generate = here.generating or (read.by_generate and not self.watches_generate)
             if extends and not by_generate and read.positions is not None:
                 unclear = unclear or "the tokens of the pass before and one more can be a prompt or a generation"
@@ -246,24 +246,24 @@ class DecoderHook(SharedHook):
         here.reads_routers = any(watcher.needs_routers(here.now) for watcher in self._watchers)
 
     def _unclear(self, length: int, past: int, text: CachedText | None) -> str | None:
-        """Say why tokens that were read right may be prompt or generation, or `None` if they can be told apart."""
+        """Return why tokens may be either prompt or generation, or `None` if this is known."""
         if self._here.guessed or (past and length > 1):
             return _GUESSES
         if past and self._here.generating and not any(self._here.columns.values()):
             return f"generate began on a cache that held {past} tokens, so that its first token may end a prompt"
         if past and text is None:
-            return f"nobody saw how the {past} tokens in the cache were read"
+            return f"the forward passes that filled the cache with {past} tokens were not seen"
         if text is not None and past != text.before + text.length:
             change = "taken back" if past < text.before + text.length else "added unseen"
             return f"tokens of the cache were {change}: it holds {past}, and held {text.before + text.length}"
         return None
 
     def _trace(self, read: PassArguments) -> None:
-        """What can be said in a graph that will run many times: no counters, no lengths that live on a device."""
+        """Describe a pass in a graph that will run many times: without counters, or lengths that are on a device."""
         ids, tokens, cache = read.ids, read.tokens, read.cache
         batch, length = tokens.shape[:2]
         past = cache.get_seq_length() if cache is not None else 0
-        # The length of a cache of fixed size lives on a device: it can be told to be empty, but not asked.
+        # The length of a cache of fixed size is on a device and is not read here; only an empty cache is recognised.
         known = not isinstance(past, Tensor)
         unread = read.unclear or (contradiction(read, past, values=False) if known else None)
         begins = known and past == 0
@@ -295,14 +295,14 @@ class DecoderHook(SharedHook):
             if not watcher.active:
                 continue
             watcher.on_trace(self._now)
-            # Refused here: raised at a router, the graph would end there, and the router be compiled as one of nobody.
+            # Refused here: an error at a router would end the graph there, and compile the router without its hook.
             if watcher.needs_phases:
                 _ = self._now.phases
             for marks in watcher.thinking_tokens:
                 self._now.tokens_in("thinking", marks)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Check that the routers of newly attached interventions ran, and remember what the cache now holds."""
+        """Check that the routers of newly attached interventions ran, and store what the cache now holds."""
         self._inside = False
         if is_compiling():
             return
@@ -316,14 +316,14 @@ class DecoderHook(SharedHook):
             self._end()
 
     def failed(self) -> None:
-        """Leave the pass: what routers are called with from now on is no part of it."""
+        """Leave the pass: later calls of routers do not belong to it."""
         here = self._here
         self._inside = here.guessed = False
         self._end()
         here.cache, here.ids = None, None
 
     def _remember(self, output: Any) -> Forward | None:
-        """Take note of what the cache now holds, and return the pass that ends."""
+        """Store what the cache now holds, and return the pass that ends."""
         here = self._here
         here.inside = False
         cache = here.cache if here.cache is not None else next(caches_in(output), None)
@@ -335,7 +335,7 @@ class DecoderHook(SharedHook):
         return here.now
 
     def _begin(self) -> None:
-        """Take note that this thread's pass has begun; what ran is forgotten unless another thread's pass needs it."""
+        """Register that this thread's pass has begun; which routers ran is reset unless another thread needs it."""
         here = self._here
         with self._lock:
             if not here.under_way:
@@ -346,7 +346,7 @@ class DecoderHook(SharedHook):
                     watcher.begin()
 
     def _end(self) -> None:
-        """Take note that this thread's pass has ended."""
+        """Register that this thread's pass has ended."""
         here = self._here
         here.inside = False
         if here.under_way:
@@ -365,7 +365,7 @@ class DecoderHook(SharedHook):
     def _label(
         self, ids: Tensor | None, begun: dict[ThinkingTokens, Tensor], *, begins: bool
     ) -> dict[ThinkingTokens, tuple[Tensor, Tensor]]:
-        """For each pair of marks that somebody asks for: what held before the pass, and what each token belongs to."""
+        """For each requested pair of marks: the part before the pass, and the part that each token belongs to."""
         found: dict[ThinkingTokens, tuple[Tensor, Tensor]] = {}
         if ids is None:
             return found
@@ -373,7 +373,7 @@ class DecoderHook(SharedHook):
             begin = begun.get(marks)
             if begin is None or len(begin) != len(ids):
                 if not begins:
-                    continue  # nobody saw what this cache was filled with
+                    continue  # it is unknown what this cache was filled with
                 begin = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
             found[marks] = (begin, label_thinking(ids, marks, begin))
         return found
@@ -422,11 +422,11 @@ def _moved(text: CachedText, cache: Any, batch: int, device: torch.device) -> Te
     """The row that each row's sequence was in when the cache was last seen, as `moved_from` gives it.
 
     Raises:
-        `LookupError`: if the cache does not tell.
+        `LookupError`: if the cache does not show it.
     """
-    if text.batch == 1:  # there was but one row to come from
+    if text.batch == 1:  # there was only one row
         return None if batch == 1 else torch.zeros(batch, dtype=torch.long, device=device)
-    if text.rows is None:  # nobody asked to follow rows until now
+    if text.rows is None:  # rows were not followed until now
         return None
     now = rows_of(cache)
     if now is None:

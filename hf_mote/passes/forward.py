@@ -35,15 +35,15 @@ class Forward:
         first_new_column (`int`): Columns before this were routed in an earlier pass (generation without a cache).
         real (`torch.Tensor`, *optional*): False for padding, `(batch, length)`; `None` if there is none.
         ids (`torch.Tensor`, *optional*): Token ids, `(batch, length)`; `None` if the forward was given embeddings.
-        unclear (`str`, *optional*): Why prompt and generation cannot be told apart; `None` if they can.
+        unclear (`str`, *optional*): Why prompt and generation cannot be distinguished; `None` if they can.
         unread (`str`, *optional*): Why it is not known what was read before, nor in which row; `None` if it is.
         packed (`str`, *optional*): What shows that a row holds several sequences, one after the other; `None` if
             nothing does.
         compiled (`bool`): Whether the pass is one of a graph that is being compiled.
-        thinking (`dict`): For each pair of tokens that open and close the thinking, what each token belongs to,
+        thinking (`dict`): For each pair of tokens that open and close the thinking, the part of each token,
             `(batch, length)`: 0 neither, 1 thinking, 2 answer.
         moved (`torch.Tensor`, *optional*): The row that each row's sequence was in, in the pass before, `(batch,)`, -1
-            for none; `None` if none is known to have moved, as beams do.
+            for a new one; `None` if no row is known to have moved, as beams do.
     """
 
     batch: int
@@ -62,10 +62,10 @@ class Forward:
     moved: Tensor | None = None
 
     def check_rows(self, where: str) -> None:
-        """Refuse a pass whose rows may not be the sequences that they are taken for.
+        """Refuse a pass whose rows may not be whole sequences.
 
         Args:
-            where (`str`): Who takes them for sequences.
+            where (`str`): The caller, for the error.
 
         Raises:
             [`UnsupportedError`]: if a row holds several sequences, or it is not known what was read before.
@@ -82,15 +82,15 @@ class Forward:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The phases that this pass has tokens of.
+        """The phases of the tokens of this pass.
 
         Raises:
-            [`UnsupportedError`]: if prompt and generation cannot be told apart.
+            [`UnsupportedError`]: if prompt and generation cannot be distinguished.
         """
         if self.unclear is not None:
             raise UnsupportedError(
                 "forward pass",
-                f"prompt and generation cannot be told apart: {self.unclear}",
+                f"prompt and generation cannot be distinguished: {self.unclear}",
                 got=f"{self.length} tokens in one pass",
                 expected="the whole prompt on an empty cache, or one token after all that was read before",
                 fix=_UNCOMPILED
@@ -114,8 +114,8 @@ class Forward:
     def tokens_in(self, part: ThinkingPart, thinking_tokens: tuple[int, int]) -> Tensor:
         """Return which rows are thinking or answer, bool `(batch * length,)`.
 
-        Thinking is what lies between the tokens that open and close it, the opening one included; the answer begins
-        with the closing one. A sequence without these tokens has neither.
+        Thinking is between the tokens that open and close it, the opening one included; the answer begins with the
+        closing one. A sequence without these tokens has neither.
 
         Args:
             part (`str`): `"thinking"` or `"answer"`.
@@ -129,14 +129,14 @@ class Forward:
         if labels is None or self.packed is not None:
             got, fix = self.unread or self.packed, "Give input_ids and the whole text, one to each row."
             if got is None and self.compiled:
-                got, fix = "a compiled graph, which cannot know what the text in the cache belongs to", _UNCOMPILED
+                got, fix = "a compiled graph, which cannot know whether the text in the cache is thinking", _UNCOMPILED
             elif got is None and self.ids is None:
                 got = "embeddings, or layers that gradient checkpointing runs again"
                 fix = "Give input_ids, and train without gradient checkpointing under this scope."
             raise UnsupportedError(
                 "forward pass",
-                f"cannot tell which tokens are {part}",
-                got=got or "a cache that was filled unseen, or whose sequences are others now",
+                f"cannot determine which tokens are {part}",
+                got=got or "a cache that was filled in passes that were not seen, or whose sequences were exchanged",
                 expected="token ids, from the beginning of the text on",
                 fix=fix,
             )
@@ -196,7 +196,7 @@ def real_tokens(mask: object, batch: int, length: int, past: int, *, by_place: b
 
 
 def why_stopped(model: nn.Module) -> str | None:
-    """Say why hooks on a model's parts may have gone unseen since they first ran; `None` if nothing shows it.
+    """Return why hooks on a model's parts may be bypassed since they first ran; `None` if nothing shows it.
 
     Args:
         model (`nn.Module`): The model.
@@ -206,27 +206,27 @@ def why_stopped(model: nn.Module) -> str | None:
         return None
     return (
         f"{len(parts)} parts, such as {parts[0] or type(model).__name__}, were compiled by themselves, and torch runs "
-        "the graph of one for its like, whatever their hooks"
+        "the graph of one part for all of its kind, with or without hooks"
     )
 
 
 class DecoderParticipant(Participant):
-    """A participant on the decoder: hears of each forward, and knows which routers must run in it."""
+    """A participant on the decoder: it is called for each forward, and has the list of routers that must run in it."""
 
     thinking_tokens: frozenset[ThinkingTokens] = frozenset()
-    """Pairs of tokens that open and close the thinking, which the intervention wants to know about."""
+    """Pairs of tokens that open and close the thinking, which the intervention distinguishes."""
 
     needs_passes: bool = True
-    """Whether it matters to it what the tokens of a pass are, and when it begins and ends."""
+    """Whether it depends on what the tokens of a pass are, and on when it begins and ends."""
 
     needs_rows: bool = False
-    """Whether it matters to it that a sequence moves to another row of the batch."""
+    """Whether it depends on sequences that move to another row of the batch."""
 
     needs_phases: bool = False
-    """Whether it matters to it what is prompt and what is generated."""
+    """Whether it depends on which tokens are prompt and which are generated."""
 
     why_silent: Callable[[str], str] | None = None
-    """What says of a router that did not run, by its path, what can be seen of the reason."""
+    """Returns the visible reason why a router did not run, from its path."""
 
     def __init__(self) -> None:
         self._expected: dict[str, Participant] = {}
@@ -238,10 +238,10 @@ class DecoderParticipant(Participant):
         self._expected[path] = participant
 
     why_stopped: Callable[[], str | None] | None = None
-    """What says why a router that had run before did not run again, if that means that it went unseen."""
+    """Returns why a router that had run before did not run again, if it was bypassed."""
 
     def begin(self) -> None:
-        """Called when a forward pass begins and no other is under way, whether passes matter: nothing has run yet."""
+        """Called when a forward pass begins and no other is running, for all participants: nothing has run yet."""
         if self.active:
             for participant in self._expected.values():
                 participant.ran = False
@@ -250,11 +250,11 @@ class DecoderParticipant(Participant):
         """Called when a forward pass begins."""
 
     def reads(self, forward: Forward) -> bool:
-        """Return whether its observers have any use for what routers do in a forward that it has heard of."""
+        """Return whether its observers use what routers do in the current forward."""
         return True
 
     def needs_routers(self, forward: Forward) -> bool:
-        """Return whether routers must be looked at: for its observers, or to know that they run."""
+        """Return whether routers must be observed: for its observers, or to check that they run."""
         return self.active and (not self._proven or self.reads(forward))
 
     def on_trace(self, forward: Forward) -> None:
@@ -264,7 +264,7 @@ class DecoderParticipant(Participant):
         """Called when a forward pass ends."""
 
     def check_alive(self) -> None:
-        """Raise [`LivenessError`] if a router did not run in the first forward since attaching, or ran unseen."""
+        """Raise [`LivenessError`] if a router did not run in the first forward since attaching, or was bypassed."""
         if not self.active:
             return
         silent = [path for path, participant in self._expected.items() if not participant.ran]
@@ -280,7 +280,7 @@ class DecoderParticipant(Participant):
         self._proven = True
 
     def check_stopped(self, silent: list[str]) -> None:
-        """Raise [`LivenessError`] if parts that had run before went unseen; layers may be left out on purpose.
+        """Raise [`LivenessError`] if parts that had run before were bypassed; layers may be skipped on purpose.
 
         Args:
             silent (`list[str]`): The paths of the parts.

@@ -130,20 +130,24 @@ class ExpertRanking(Printable, Shareable):
                 got, expected = tuple(grid.shape), tuple(shape)
                 raise DataError(f"ExpertRanking.{name}", "has another shape than score", got=got, expected=expected)
             if name in ("p", "q") and bool(((grid < 0) | (grid > 1)).any()):
-                raise DataError(f"ExpertRanking.{name}", "is no probability", expected="0..1")
+                raise DataError(f"ExpertRanking.{name}", "must be a probability", expected="0..1")
         if (self.low is None) != (self.high is None):
             raise DataError("ExpertRanking", "an interval has two ends", expected="both of low and high, or neither")
         if self.low is not None and self.high is not None and bool((self.low > self.high).any()):
             raise DataError("ExpertRanking.low", "is above high")
         for name in ("method", "target"):
             if not isinstance(getattr(self, name), str):
-                raise DataError(f"ExpertRanking.{name}", "is no text", got=repr(getattr(self, name)), expected="str")
+                raise DataError(
+                    f"ExpertRanking.{name}", "must be a text", got=repr(getattr(self, name)), expected="str"
+                )
         if self.confidence is not None and not 0 < self.confidence < 1:
-            raise DataError("ExpertRanking.confidence", "is no coverage", got=self.confidence, expected="0..1")
+            raise DataError("ExpertRanking.confidence", "must be a coverage", got=self.confidence, expected="0..1")
         if (self.low is None) != (self.confidence is None):
             raise DataError("ExpertRanking.confidence", "goes with low and high", got=self.confidence)
         if self.least_p is not None and not 0 < self.least_p <= 1:
-            raise DataError("ExpertRanking.least_p", "is no probability", got=self.least_p, expected="above 0, to 1")
+            raise DataError(
+                "ExpertRanking.least_p", "must be a probability", got=self.least_p, expected="above 0, to 1"
+            )
         object.__setattr__(self, "provenance", dict(self.provenance))
 
     @classmethod
@@ -279,7 +283,7 @@ class ExpertRanking(Printable, Shareable):
         try:
             n = operator.index(wanted)
         except TypeError as error:
-            what, got = "is no number of experts", repr(wanted)
+            what, got = "must be a number of experts", repr(wanted)
             raise ConfigError(f"ExpertRanking.to_config: {name}", what, got=got, expected="a whole number") from error
         pairs = self.top(n)
         positive = int((self.score > 0).sum())

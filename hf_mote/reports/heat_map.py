@@ -72,7 +72,7 @@ def heat_map(
     values = grid.detach().cpu().double().numpy()
     if values.ndim != 2 or values.size == 0 or len(values) != len(layers) or not np.isfinite(values).all():
         got = f"{values.shape} for {len(layers)} layers"
-        raise DataError("heat_map.grid", "is no finite grid of layers by experts", got=got)
+        raise DataError("heat_map.grid", "must be a finite grid of layers by experts", got=got)
     full = float(np.abs(values).max()) if largest is None else largest
     rows, experts = values.shape
     both = bool((values < 0).any())

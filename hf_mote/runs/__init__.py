@@ -1,4 +1,4 @@
-"""Run folders: what a long run has done, kept as it comes, so that the same run goes on where it was stopped.
+"""Run folders: the results of a long run are kept as they come, so that the same run continues where it was stopped.
 
 Files in reading order:
 
@@ -6,6 +6,6 @@ Files in reading order:
 - `identity.py`: what a run depends on, as its folder keeps it. `weights_digest.py`: a digest of the model's weights.
   `attached.py`: what is attached to the model. `checkpoints.py`: checkpoints of a Trainer, in a run folder.
 
-May import `files`, `hooks`, `passes` and `routing/router_hook`. A new long function takes `run_folder`, says in the
-settings of its `RunFolder` what its result depends on, and asks the folder for a record before it computes it.
+May import `files`, `hooks`, `passes` and `routing/router_hook`. A new long function takes `run_folder`, states in
+the settings of its `RunFolder` what its result depends on, and reads a record from the folder before it computes it.
 """

@@ -1,7 +1,7 @@
 """What is attached to a live model that changes what it does, described so that two models can be compared.
 
-This package's own interventions tell what they change. A hook or a replaced forward of somebody else cannot, so a
-model that carries one is refused where it matters that two models do the same.
+This package's own interventions have a digest of what they change. Foreign hooks and replaced forwards have none, so a
+model that carries one is refused where two models must do the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hf_mote.routing.router_hook import RoutingObserver
 
 __all__ = ["attached_to"]
 
-# Whose hooks and forwards place, wrap or read modules as the model's own code has it.
+# Libraries whose hooks and forwards only place, wrap or read modules.
 _LIBRARIES = ("accelerate", "bitsandbytes", "kernels", "peft", "torch", "transformers")
 
 
@@ -25,13 +25,13 @@ def attached_to(where: str, model: nn.Module) -> list[list[Any]]:
     """Return what is attached to a model and changes it, JSON-native: path, digest, active or not, in order.
 
     Args:
-        where (`str`): What needs to know, for the error.
+        where (`str`): The place, for the error.
         model (`nn.Module`): The model.
 
     Raises:
-        [`UnsupportedError`]: if something is attached that cannot tell what it changes; it is named.
+        [`UnsupportedError`]: if something is attached whose changes are unknown; it is named.
 
-    Adapters of peft are described by their names and whether they are in use, beside what their parameters are.
+    Adapters of peft are described by their names and whether they are in use, beside their parameters.
     """
     found: list[list[Any]] = []
     for path, module in model.named_modules():
@@ -43,7 +43,7 @@ def attached_to(where: str, model: nn.Module) -> list[list[Any]]:
             elif not _of_a_library(hook):
                 raise _unknown(where, path, f"the hook {_name(hook)}", "Remove it")
         for participant in participants.values():
-            if isinstance(participant, RoutingObserver | DecoderParticipant):  # which look and change nothing
+            if isinstance(participant, RoutingObserver | DecoderParticipant):  # which only observe
                 continue
             if participant.digest is None:
                 raise _unknown(where, path, type(participant).__name__, "Remove the intervention")
@@ -70,7 +70,7 @@ def _name(function: object) -> str:
 def _unknown(where: str, path: str, what: str, fix: str) -> UnsupportedError:
     return UnsupportedError(
         where,
-        f"cannot tell whether a later run's model does the same: something unknown is attached to {path or 'it'}",
+        f"a later run cannot be compared: something unknown is attached to {path or 'it'}",
         got=what,
         expected="interventions of apply_mote, or none",
         fix=f"{fix}, or run without a run folder.",

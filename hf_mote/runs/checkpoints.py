@@ -1,4 +1,4 @@
-"""Checkpoints of a transformers Trainer in a run folder: written seldom enough, whole or not at all, and read checked.
+"""Checkpoints of a transformers Trainer in a run folder: written rarely, whole or not at all, and checked when read.
 
 The Trainer writes a folder file by file. Here a record says which folder is the last whole one and what its files
 hold, so that a run never resumes from one that is incomplete or damaged.
@@ -23,15 +23,15 @@ from hf_mote.runs.folder import CHECKPOINT, RunFolder
 __all__ = ["Checkpoints"]
 
 EVERY = 300.0  # seconds, at least
-SHARE = 20  # of the time, at most one part in so many goes into writing
+SHARE = 20  # at most one part in so many of the time is spent on writing
 _RECORD = "checkpoint"
 
 
 class Checkpoints(TrainerCallback):
     """Keeps the last checkpoint of a Trainer whose `output_dir` is a run folder and whose `save_strategy` is "no".
 
-    One is written after each five minutes, more seldom where that would take more than a twentieth of the time. While
-    it is written the one before is there, too.
+    One is written every five minutes, less often where that would take more than a twentieth of the time. The one
+    before is deleted afterwards.
 
     Args:
         run ([`RunFolder`]): The run's.
@@ -44,7 +44,7 @@ class Checkpoints(TrainerCallback):
         self._took = 0.0
 
     def last(self) -> str | None:
-        """Return the last whole checkpoint, or `None`; what a killed run left beside it goes.
+        """Return the last whole checkpoint, or `None`; incomplete ones of killed runs are deleted.
 
         Raises:
             [`FileFormatError`]: if it is damaged.
@@ -74,30 +74,30 @@ class Checkpoints(TrainerCallback):
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Raise [`FileFormatError`] where a checkpoint cannot be written within the block, as on a full disk."""
+        """Raise [`FileFormatError`] if a checkpoint cannot be written within the block, as on a full disk."""
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
             if self._asked is None:
                 raise
-            fix = "What was kept before is as it was. Make room, and run the same again."
+            fix = "What was kept before is unchanged. Make room, and run the same again."
             where = str(self._run.path)
             raise FileFormatError(where, "cannot hold a checkpoint", got=first_line(error), fix=fix) from error
 
-    # What the Trainer calls.
+    # Called by the Trainer.
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Begin to count the time."""
+        """Start the clock."""
         self._saved = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint if it is time."""
+        """Request a checkpoint if it is due."""
         if state.global_step < state.max_steps and time.monotonic() - self._saved >= max(EVERY, SHARE * self._took):
             self._asked = time.monotonic()
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say that a checkpoint is whole, and delete the one before."""
+        """Record that a checkpoint is whole, and delete the one before."""
         folder = self._run.path / f"checkpoint-{state.global_step}"
         self._run.write(_RECORD, {}, {"folder": folder.name, "files": _digests(folder)})
         self._remove_but(folder)

@@ -1,9 +1,8 @@
-"""The run folder: what a run has computed, record by record, so that one that was killed goes on where it stopped.
+"""The run folder: what a run has computed, record by record, so that a killed run continues where it stopped.
 
-A folder holds `run.json`, which says what is computed and how, and a file for each record, written whole or not at
+A folder holds `run.json`, which states what is computed and how, and a file for each record, written whole or not at
 all. Another run with the same settings reads what is there and does the rest; with other settings it is refused. Each
-record carries a digest of its values, its name and its run, so that one that is damaged, renamed or of another run is
-refused, too.
+record carries a digest of its values, its name and its run, by which damaged, renamed and foreign records are refused.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ __all__ = ["CHECKPOINT", "MANIFEST", "Record", "RunFolder", "digest_of", "holds_
 
 MANIFEST = "run.json"
 CHECKPOINT = re.compile(r"checkpoint-\d+")
-"""The folders beside the records that a Trainer writes."""
+"""Prefix of the folders that a Trainer writes beside the records."""
 _KIND = "run_record"
-_FORMAT = 3  # of what is compared and kept; another version's folder is not gone on with
+_FORMAT = 3  # of what is compared and kept; folders of another version are refused
 _ENDING = ".safetensors"
 _FIX = "Delete it; it will be made again."
 
 
 class Record(NamedTuple):
-    """What a run keeps of one step.
+    """The results of one step.
 
     Attributes:
         tensors (`dict[str, torch.Tensor]`): Values by name, on the CPU.
-        notes (`dict[str, Any]`): What else there is, JSON-native.
+        notes (`dict[str, Any]`): Further values, JSON-native.
     """
 
     tensors: dict[str, Tensor]
@@ -74,7 +73,7 @@ class RunFolder:
             if any(not file.name.startswith(".") for file in self.path.iterdir()):
                 if not os.path.exists(manifest):  # by now another process of this run may have written it
                     got, expected = "other files, and no run.json", "an empty folder"
-                    raise FileFormatError(str(self.path), "is no run folder", got=got, expected=expected)
+                    raise FileFormatError(str(self.path), "is not a run folder", got=got, expected=expected)
             else:
                 write_json(manifest, settings)
                 return
@@ -82,7 +81,7 @@ class RunFolder:
         if found.get("format") != _FORMAT:
             raise ModelMismatchError(
                 str(manifest),
-                "was written by another version of hf_mote, which did not keep all that a run depends on",
+                "was written by another version of hf_mote, which does not record everything that a run depends on",
                 got=f"format {found.get('format', 1)}",
                 expected=f"format {_FORMAT}",
                 fix="Give another folder, or delete this one, and run anew.",
@@ -126,12 +125,12 @@ class RunFolder:
         return Record(tensors, notes)
 
     def write(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> None:
-        """Keep a record, in the place of an earlier one of that name.
+        """Keep a record; it replaces an earlier one of that name.
 
         Args:
             name (`str`): Which: a file's name without its ending.
             tensors (`Mapping[str, torch.Tensor]`): Values, of any shapes, dtypes and devices.
-            notes (`Mapping[str, Any]`, *optional*): What else there is, JSON-native.
+            notes (`Mapping[str, Any]`, *optional*): Further values, JSON-native.
         """
         told = {} if notes is None else dict(notes)
         held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -156,13 +155,13 @@ class RunFolder:
         return made
 
     def damaged(self, name: str, got: object, *, expected: object = None) -> FileFormatError:
-        """Return the error for a record that holds what this run cannot have written there."""
+        """Return the error for a record that this run cannot have written."""
         return FileFormatError(
             str(self.file_of(name)), "holds no record of this run", got=got, expected=expected, fix=_FIX
         )
 
     def file_of(self, name: str) -> Path:
-        """Return where a record is."""
+        """Return the path of a record."""
         return self.path / f"{name}{_ENDING}"
 
     def _digest(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> str:
@@ -182,12 +181,12 @@ def digest_of(value: object) -> str:
 
 
 def holds_records(folder: Path) -> bool:
-    """Return whether something was kept in a folder of runs, or in one below it."""
+    """Return whether a folder, or one below it, holds records."""
     return any((path.parent / MANIFEST).exists() for path in folder.rglob(f"*{_ENDING}"))
 
 
 def remove_run(folder: Path) -> None:
-    """Delete the run folders at and below a place, and what killed runs were writing there; other files stay.
+    """Delete the run folders at and below a path, and the temporary files of killed runs; other files stay.
 
     Args:
         folder (`Path`): A run folder, or one that holds run folders.

@@ -1,4 +1,4 @@
-"""What a run depends on, as its run folder keeps it: JSON-native, and equal for equal runs alone."""
+"""What a run depends on, as its run folder keeps it: JSON-native, and equal only for equal runs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _DEEPEST = 8  # of objects within objects
 
 
 def model_settings(where: str, model: PreTrainedModel, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what the passes and responses of a model depend on, beside the prompts.
+    """Return what the passes and responses of a model depend on, except the prompts.
 
     Args:
-        where (`str`): The argument that the folder was given by, for the error.
+        where (`str`): The argument that names the folder, for the error.
         model (`PreTrainedModel`): The model, with what is attached to it.
         settings (`Mapping[str, Any]`, *optional*): The arguments of its `generate`; without it nothing is generated.
 
     Returns:
         `dict`: `dtype`; `device`, as "cuda"; `implementations`, of attention and experts; `versions` of torch and
         transformers; `weights_sha256`, see [`weights_digest`]; `attached`, see [`attached_to`]; `generation`, the
-        model's own generation config where it is no default, and over it what is given. Objects, such as logits
+        model's own generation config where it is not the default, updated by what is given. Objects, such as logits
         processors, are compared by their class and state.
 
     Raises:
@@ -61,7 +61,7 @@ def plain(where: str, value: object, depth: int = 0) -> Any:
     Args:
         where (`str`): The place, for the error.
         value (`object`): What is to be compared later.
-        depth (`int`, *optional*, defaults to 0): How deep in another object it is.
+        depth (`int`, *optional*, defaults to 0): How deep it is in another object.
 
     Raises:
         [`UnsupportedError`]: if its state cannot be compared, as a function's.

@@ -1,4 +1,4 @@
-"""A digest of all of a model's weights that is cheap enough to take at every start."""
+"""A digest of all of a model's weights, cheap enough for every start."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MOST_SAMPLED = 2**17  # values of one tensor
 def weights_digest(model: nn.Module) -> str:
     """Return a SHA-256 over names, shapes and dtypes of parameters and saved buffers, and a sample of their values.
 
-    Of each tensor up to 131,072 values are taken, evenly spread, small tensors whole. So it tells another checkpoint,
-    another fine-tuning step or another dtype from this one; a change of single values in a large tensor it may miss. A
-    model of 100 million parameters takes about 0.02 seconds on one CPU core. Values that are not there, as on the meta
-    device without an offload, are left out.
+    Of each tensor up to 131,072 values are taken, evenly spread, small tensors whole. It differs for another
+    checkpoint, another fine-tuning step and another dtype; it may miss a change of single values in a large tensor. A
+    model of 100 million parameters takes about 0.02 seconds on one CPU core. Missing values, as on the meta device
+    without an offload, are left out.
 
     Args:
         model (`nn.Module`): The model, on any device, offloaded or in shards.
@@ -46,6 +46,6 @@ def _sample(tensor: Tensor) -> bytes:
     if tensor.is_meta or not tensor.numel():
         return b""
     flat = tensor.detach().reshape(-1)
-    # An odd step, so that it is no multiple of a row's length and does not stay in one column.
+    # An odd step, which is not a multiple of a row's length and does not stay in one column.
     step = max(1, flat.numel() // MOST_SAMPLED) | 1
     return flat[::step].cpu().contiguous().view(torch.uint8).numpy().tobytes()

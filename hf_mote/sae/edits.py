@@ -93,7 +93,7 @@ def read_edits(where: str, edits: Edits | Iterable[Any] | None, num_latents: int
     found: dict[int, LatentEdit] = {}
     for latent, edit in pairs:
         if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
-            raise ConfigError(where, "no latent", got=repr(latent), expected="an integer, 0 or more")
+            raise ConfigError(where, "must be a latent", got=repr(latent), expected="an integer, 0 or more")
         if num_latents is not None and latent >= num_latents:
             raise ConfigError(
                 f"{where}[{latent}]", "the SAE has no such latent", got=latent, expected=f"0..{num_latents - 1}"

@@ -75,14 +75,14 @@ def flatten(where: str, activations: Tensor, attention_mask: Tensor | None, widt
     """
     if not isinstance(activations, Tensor) or not activations.is_floating_point():
         got = activations.dtype if isinstance(activations, Tensor) else type(activations).__name__
-        raise DataError(where, "no float tensor", got=got, expected=f"a float tensor of shape (..., {width})")
+        raise DataError(where, "must be a float tensor", got=got, expected=f"a float tensor of shape (..., {width})")
     if activations.ndim == 0 or activations.shape[-1] != width:
         raise DataError(where, "wrong width", got=tuple(activations.shape), expected=f"(..., {width})")
     leading = tuple(activations.shape[:-1])
     values, valid = activations.reshape(-1, width).to(dtype), None
     if attention_mask is not None:
         if not isinstance(attention_mask, Tensor):
-            raise DataError(f"{where}: attention_mask", "no tensor", got=type(attention_mask).__name__)
+            raise DataError(f"{where}: attention_mask", "must be a tensor", got=type(attention_mask).__name__)
         if tuple(attention_mask.shape) != leading:
             raise DataError(
                 f"{where}: attention_mask", "wrong shape", got=tuple(attention_mask.shape), expected=leading

@@ -176,7 +176,7 @@ class _Plan:
                 fix="Give the ids of the tokens that open and close the thinking, or take another scope.",
             )
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not abs(strength) < float("inf"):
-            raise ConfigError(f"{where}.strength", "no finite number", got=repr(strength))
+            raise ConfigError(f"{where}.strength", "must be a finite number", got=repr(strength))
         if sae.training:
             fix = "Call sae.eval() first."
             raise UnsupportedError(where, "the SAE is in training mode, where it looks across a batch", fix=fix)

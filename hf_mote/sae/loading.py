@@ -248,7 +248,7 @@ def _unfit(path: str, what: str, names: Iterable[str], known: Iterable[str]) -> 
 
 def _mismatch(path: str, got: str, expected: type[SAEConfig]) -> ModelMismatchError:
     if expected is SAEConfig:
-        what, fix = "is no sparse autoencoder of this package", "hf_mote.load_sae reads those of other libraries."
+        what, fix = "is not a sparse autoencoder of this package", "hf_mote.load_sae reads those of other libraries."
         return ModelMismatchError(f"{path}: model_type", what, got=got, fix=fix)
     return ModelMismatchError(
         f"{path}: model_type",

@@ -123,7 +123,7 @@ class SteeringConfig(Shareable):
             object.__setattr__(self, "thinking_tokens", tokens)
         strength = self.strength
         if not is_finite(strength):
-            raise fail("strength", "no finite number", "a number")
+            raise fail("strength", "must be a finite number", "a number")
         object.__setattr__(self, "strength", float(strength))
         if not isinstance(self.keep_error, bool):
             raise fail("keep_error", "is not true or false", "bool")

@@ -141,7 +141,7 @@ class ServerEngine:
     def _tokens(self, given: list[Any]) -> list[int]:
         """Return tokens that a reply holds."""
         if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in given):
-            raise UnsupportedError(self.url, "answers with what is no token", got=repr(given)[:80])
+            raise UnsupportedError(self.url, "the reply must hold tokens", got=repr(given)[:80])
         return list(given)
 
     def _told(self, reply: Any, kind: Any, *places: str | int) -> Any:
@@ -310,7 +310,7 @@ class ServerEngine:
         try:
             choice = found["choices"][0]
         except (KeyError, IndexError, TypeError) as error:
-            raise UnsupportedError(self.url, "is no answer of a server", got=repr(found)[:200]) from error
+            raise UnsupportedError(self.url, "the reply is not a completion", got=repr(found)[:200]) from error
         chosen: dict[str, Any] = self._told(choice, dict)
         return chosen
 

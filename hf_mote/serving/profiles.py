@@ -276,7 +276,7 @@ class ProfileTables:
             if (active or self._recording) and logits.shape[0] < self._used:
                 raise RouterContractError(
                     layer.site.path,
-                    "a router sees some of a pass's rows, and which ones cannot be told",
+                    "a router receives only some of the rows of a pass, and which ones is unknown",
                     got=logits.shape[0],
                     expected=self._used,
                 )

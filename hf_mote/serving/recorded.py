@@ -78,7 +78,7 @@ def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: 
         raise DataError("recording", "lacks layers", got=got, expected=fingerprint["layers"])
     is_pair = isinstance(tokens, list | tuple) and len(tokens) == len(PHASES)
     if not is_pair or not all(_is_number(number) for number in tokens):
-        raise DataError("recording: tokens", "are no numbers of tokens", got=repr(tokens)[:80])
+        raise DataError("recording: tokens", "must be two numbers of tokens", got=repr(tokens)[:80])
     maps = {}
     layers = sorted(fingerprint["layers"])
     for place, phase in enumerate(PHASES):

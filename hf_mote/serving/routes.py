@@ -56,7 +56,7 @@ async def _put(request: Request, name: str) -> JSONResponse:
     try:
         given = await request.json()
     except ValueError:
-        return JSONResponse({"error": {"message": "The body is no JSON.", "code": 400}}, status_code=400)
+        return JSONResponse({"error": {"message": "The body must be JSON.", "code": 400}}, status_code=400)
 
     async def load(engine: Any, front: Front) -> dict[str, Any]:
         profile = front.check_load(name, MoTEConfig.from_dict(given))

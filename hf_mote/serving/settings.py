@@ -134,11 +134,11 @@ class ServingSettings:
             value = given.get(name, default)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 1024:
                 expected = f"{least} to 1024"
-                raise ConfigError(f"{_WHERE}.{name}", "is no such number", got=repr(value), expected=expected)
+                raise ConfigError(f"{_WHERE}.{name}", "must be a whole number", got=repr(value), expected=expected)
             numbers[name] = value
         modes = given.get("modes", ())
         if not isinstance(modes, list | tuple) or not all(isinstance(mode, str) for mode in modes):
-            raise ConfigError(f"{_WHERE}.modes", "are no names", got=repr(modes)[:80], expected="a list of texts")
+            raise ConfigError(f"{_WHERE}.modes", "must be names", got=repr(modes)[:80], expected="a list of texts")
         others = given.get("allow_other_weights", False)
         if not isinstance(others, bool):
             expected = "true or false"

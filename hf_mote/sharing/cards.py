@@ -1,7 +1,7 @@
 """Model cards: the Hub's metadata, the sections in their order, and the pictures beside them.
 
-What is shared composes its card of its own words and of [`Evidence`], which is what a ranking, a map or a report has
-to say on the card of the config that was made with it.
+A shared object composes its card from its own text and from [`Evidence`]: what a ranking, a map or a report adds to
+the card of the config that was made with it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one thing says on the card of another.
+    """What one object adds to the card of another.
 
     Attributes:
         sections (`Mapping[str, str]`): Headings and their markdown, in order.
@@ -58,7 +58,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class CardNotes:
-    """What only the author can say.
+    """What only the author knows.
 
     Attributes:
         datasets (`Sequence[str]`): Hub ids of the data sets that it was made or measured with.
@@ -80,9 +80,11 @@ class CardNotes:
             raise ConfigError("datasets", "must be a list of Hub ids", got=repr(self.datasets)[:80])
         for name in self.datasets:
             if not re.fullmatch(r"(?:[\w.-]+/)?[\w.-]+", name):
-                raise ConfigError("datasets", "is no Hub id", got=repr(name), expected="such as 'org/name'")
+                raise ConfigError("datasets", "must be a Hub id", got=repr(name), expected="such as 'org/name'")
         if self.license is not None and not (isinstance(self.license, str) and LICENSES.fullmatch(self.license)):
-            raise ConfigError("license", "is no license of the Hub", got=repr(self.license), expected="'apache-2.0'")
+            raise ConfigError(
+                "license", "must be a license of the Hub", got=repr(self.license), expected="'apache-2.0'"
+            )
         for name in ("intended_use", "misuse"):
             text = getattr(self, name)
             if text is not None and (not isinstance(text, str) or not text.strip()):
@@ -90,10 +92,10 @@ class CardNotes:
 
 
 def evidence_of(parts: Sequence[tuple[str, Evidence]]) -> list[Evidence]:
-    """Return what several things say on one card, their pictures in the folders that they lie in.
+    """Return what several objects add to one card, with their pictures in their folders.
 
     Args:
-        parts (`Sequence[tuple[str, Evidence]]`): Folder below the card's, or nothing, and what is said.
+        parts (`Sequence[tuple[str, Evidence]]`): Folder below the card's, or nothing, and what is added.
     """
     return [
         replace(part, pictures=[one._replace(file_name=f"{place}/{one.file_name}") for one in part.pictures])
@@ -178,8 +180,8 @@ def compose_card(
         notes ([`CardNotes`]): What the author says.
         evidence (`Sequence[Evidence]`, *optional*): What was measured.
         sections (`Mapping[str, str]`, *optional*): Further headings and their markdown, at the end.
-        intended_use (`str`): What stands under that heading where the author says nothing.
-        misuse (`str`): Likewise.
+        intended_use (`str`): Text under that heading if the author gives none.
+        misuse (`str`): The same for misuse.
     """
     pictures = [f"![{one.caption}]({one.file_name})" for part in evidence for one in part.pictures]
     parts = [f"# {title}\n\n{opening.strip()}", f"## To load it\n\n```python\n{load.strip()}\n```"]

@@ -25,7 +25,7 @@ _TOKEN = re.compile(rb"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_
 
 
 def public_name(name: str | os.PathLike[str] | None) -> str | None:
-    """Return what to call a model in a file that others may read: nothing of where it lies on somebody's machine.
+    """Return the name of a model for a file that others may read, without local paths.
 
     Args:
         name (`str` or `os.PathLike`, *optional*):
@@ -49,12 +49,12 @@ def public_name(name: str | os.PathLike[str] | None) -> str | None:
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether a name reads as a Hub id and is no file or folder here."""
+    """Return whether a name has the form of a Hub id and is not a file or folder here."""
     return bool(_HUB_ID.fullmatch(name)) and not os.path.exists(name)
 
 
 def without_places(value: Any) -> Any:
-    """Return a JSON-native value whose texts name files and folders without where they lie.
+    """Return a JSON-native value in whose texts paths are reduced to the names of files and folders.
 
     Args:
         value (`Any`): Text, or lists and mappings of it; anything else is returned as it is.
@@ -69,7 +69,7 @@ def without_places(value: Any) -> Any:
 
 
 def check_nothing_private(folder: Path, *, token: str | bool | None = None, texts: Iterable[str] = ()) -> None:
-    """Raise if a file of a folder holds a token, where the author's files lie, or texts that are not to be shared.
+    """Raise if a file of a folder holds a token, a path of the author's files, or texts that are not to be shared.
 
     Args:
         folder (`Path`): What is about to be uploaded.

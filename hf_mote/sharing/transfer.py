@@ -1,8 +1,8 @@
-"""What comes from the Hub and goes there: one way down, one way up, for every kind of thing that is shared.
+"""Downloads from the Hub and uploads to it, for every kind of shared object.
 
-`huggingface_hub` transfers. Here stand what it leaves open: contents are held against the digests that the Hub names
-them by, names that lead elsewhere are refused, and whatever a server, a network or a token does wrong is one of this
-package's errors.
+`huggingface_hub` transfers the files. This module adds checks: contents are compared with their digests on the Hub,
+paths that lead out of the repository are refused, and failures of a server, a network or a token become errors of this
+package.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def download_matching(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Return the folder that holds those files of a Hub repository whose names match, each checked as by [`download`].
+    """Return the folder with the files of a Hub repository that match patterns, each checked as by [`download`].
 
     Args:
         repo_id (`str`): The repository.
@@ -150,12 +150,12 @@ def upload(
     A card that is there already is kept, unless it was made here.
 
     Args:
-        folder (`str` or `os.PathLike`): The folder; every file in it is read for what is private before anything goes.
+        folder (`str` or `os.PathLike`): The folder; every file in it is searched for private data before the upload.
         repo_id (`str`): `namespace/name`; made if it does not exist.
         private (`bool`, *optional*): Whether a repository that is made here is private.
         token (`str` or `bool`, *optional*): As in `huggingface_hub.HfApi`.
-        commit_message (`str`): Of the commit.
-        commit_description (`str`, *optional*): Of the commit.
+        commit_message (`str`): Title of the commit.
+        commit_description (`str`, *optional*): Description of the commit.
         revision (`str`, *optional*): Branch to commit to, made if it does not exist.
         create_pr (`bool`, *optional*, defaults to `False`): Open a pull request rather than commit.
         subfolder (`str`, *optional*): Folder in the repository.
@@ -208,7 +208,7 @@ def text_there(
         try:
             path = download(repo_id, file_name, subfolder=subfolder, revision=revision, token=token, cache_dir=cache)
         except HFMoTEError as error:
-            # Where it cannot be asked, something may be there that must not be written over.
+            # If the Hub cannot be reached, an existing file might be overwritten.
             absent = isinstance(error.__cause__, (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError))
             if not absent or isinstance(error.__cause__, (LocalEntryNotFoundError, GatedRepoError)):
                 raise
@@ -217,7 +217,7 @@ def text_there(
 
 
 def check_inside(where: str, what: str, path: str | None) -> None:
-    """Refuse a folder, file or revision that leads out of the folder or repository that it is in.
+    """Refuse a folder, file or revision that leads out of its folder or repository.
 
     Args:
         where (`str`): What errors name.
@@ -233,7 +233,7 @@ def check_inside(where: str, what: str, path: str | None) -> None:
 
 
 def _check_content(where: str, path: Path) -> None:
-    """Refuse a file in the Hub's cache whose content is not the one that its name there is the digest of."""
+    """Refuse a file in the Hub's cache whose content does not have the digest in its name."""
     # Without symbolic links the cache does not say which digest a file has.
     if not path.is_symlink():
         return
@@ -246,7 +246,7 @@ def _check_content(where: str, path: Path) -> None:
             f"{where}: {path.name}",
             "the server names no digest or commit, as the Hub does",
             got=f"{blob.name[:80]!r} of commit {commit[:80]!r}",
-            fix="Check the environment variable HF_ENDPOINT, and who answers there.",
+            fix="Check the environment variable HF_ENDPOINT, and which server it names.",
         )
     # Large files are named by the digest of their content, files in git by git's, which some mirrors do not frame.
     plain = hashlib.new(kind)
@@ -270,7 +270,7 @@ def _check_content(where: str, path: Path) -> None:
 
 @contextmanager
 def _hub_errors(where: str, file_name: str, *, subfolder: str | None, revision: str | None) -> Iterator[None]:
-    """Turn what a download raises into this package's errors."""
+    """Turn the errors of a download into this package's errors."""
 
     def unknown(what: str, error: Exception, fix: str) -> UnknownNameError:
         return UnknownNameError(where, what, got=first_line(error), fix=fix)
@@ -281,9 +281,9 @@ def _hub_errors(where: str, file_name: str, *, subfolder: str | None, revision: 
         raise
     except HFValidationError as error:
         fix = "Check the path, or give 'namespace/name'."
-        raise unknown("is no file or folder here and cannot be a Hub id", error, fix) from error
+        raise unknown("is not a file or folder here and cannot be a Hub id", error, fix) from error
     except LocalEntryNotFoundError as error:
-        what = f"is no file or folder here, and {file_name} of a Hub repository of that name is not in the cache"
+        what = f"is not a file or folder here, and {file_name} of a Hub repository of that name is not in the cache"
         raise unknown(what, error, _ONLINE) from error
     except EntryNotFoundError as error:
         raise FileFormatError(
@@ -303,19 +303,19 @@ def _hub_errors(where: str, file_name: str, *, subfolder: str | None, revision: 
             fix = "Log in again with `hf auth login`, or pass another token."
             raise unknown("the Hub refuses the token", error, fix) from error
         raise unknown(
-            "is no file or folder here, and the Hub gave no repository of that name",
+            "is not a file or folder here, and the Hub gave no repository of that name",
             error,
             "Check the path or the id; for a private or gated repository log in or pass token.",
         ) from error
-    # What is left: no network, a connection that stays cut, no space, a path that cannot be.
+    # The rest: no network, a broken connection, no space, an impossible path.
     except Exception as error:
         fix = "Check the path and the connection, and try again."
-        raise unknown("is no file or folder here, and cannot be downloaded", error, fix) from error
+        raise unknown("is not a file or folder here, and cannot be downloaded", error, fix) from error
 
 
 @contextmanager
 def _push_errors(where: str) -> Iterator[None]:
-    """Turn what an upload raises into this package's errors."""
+    """Turn the errors of an upload into this package's errors."""
     try:
         yield
     except HFMoTEError:
@@ -334,7 +334,7 @@ def _push_errors(where: str) -> Iterator[None]:
             fix = "Log in with `hf auth login`, or pass a token that may write to it."
             raise UnknownNameError(where, what, got=reason, fix=fix) from error
         raise UnsupportedError(where, "the Hub refuses the upload", got=reason) from error
-    # What is left: no token, no network, a card that the Hub does not take.
+    # The rest: no token, no network, a card that the Hub refuses.
     except Exception as error:
         raise UnsupportedError(where, "cannot be uploaded", got=first_line(error)) from error
 

@@ -1,4 +1,4 @@
-"""Experts that the same prompts use: the shares of tokens that go to them rise and fall together over prompts."""
+"""Experts that the same prompts use: their shares of tokens correlate over prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VALUES_PER_BLOCK = 2**24  # of float64 in a block of columns: bounds memory
 
 
 def most_alike(shares: npt.ArrayLike, chosen: Sequence[int], n: int) -> list[list[tuple[int, float]]]:
-    """Return, for some columns, those that go with them most.
+    """Return, for some columns, the most correlated other ones.
 
     Args:
         shares (`np.ndarray` of shape `(prompts, experts)`, any real dtype): The share of a prompt's tokens of each.
@@ -42,7 +42,9 @@ def most_alike(shares: npt.ArrayLike, chosen: Sequence[int], n: int) -> list[lis
     """
     values = np.asarray(shares, dtype=np.float64)
     if values.ndim != 2:
-        raise DataError("most_alike.shares", "are no rows of prompts", got=values.shape, expected="(prompts, experts)")
+        raise DataError(
+            "most_alike.shares", "must have a row for each prompt", got=values.shape, expected="(prompts, experts)"
+        )
     return most_alike_in_blocks(lambda start, stop: values[:, start:stop], values.shape, chosen, n)
 
 
@@ -83,10 +85,10 @@ def most_alike_in_blocks(
 def _unit(values: Array) -> Array:
     """Return columns less their means and of unit length; 0 for one that is the same everywhere."""
     if not np.isfinite(values).all():
-        raise DataError("most_alike.shares", "are no numbers", got="NaN or infinity", expected="finite shares")
+        raise DataError("most_alike.shares", "must be numbers", got="NaN or infinity", expected="finite shares")
     centred = values - values.mean(axis=0)
     lengths = np.sqrt((centred**2).sum(axis=0))
-    # Of equal numbers rounding leaves a little.
+    # Equal numbers leave rounding errors.
     still = lengths <= 1e-9 * np.abs(values).max(axis=0, initial=0.0) * len(values)
     unit: Array = np.where(still, 0.0, centred) / np.where(still, 1.0, lengths)
     return unit

@@ -1,7 +1,7 @@
 """Whether two classes of prompts route differently: differences, intervals, permutation tests, false discovery rates.
 
-Sits between activation maps and a ranking: it takes one map per prompt and says for each (layer, expert) how much more
-the target class uses it, how far that is known, and whether shuffled labels would show as much. Pure functions on
+Used between activation maps and a ranking: it takes one map per prompt and returns for each (layer, expert) how much
+more the target class uses it, the interval of that, and whether shuffled labels would show as much. Pure functions on
 numpy arrays; scipy does the statistics.
 
 A small p value is not evidence that an expert *causes* anything: see `attribution` and `evaluate` for that.
@@ -58,7 +58,7 @@ class Contrast(NamedTuple):
 
 
 class LengthConfound(NamedTuple):
-    """How far a difference of counts is a difference of prompt lengths.
+    """How much of a difference of counts is due to prompt lengths.
 
     Attributes:
         row_sums (`np.ndarray` of shape `(layers,)`, float64): Sum of the difference over the experts of each layer.
@@ -129,7 +129,7 @@ def contrast(
         assert found.score.argmax() == 1 * 8 + 5 and found.q.min() < 0.05
         ```
 
-    How far to trust it, measured at 95 % on over-dispersed counts (beta-binomial, correlation 0.05; prompts of about
+    Measured coverage at 95 % on over-dispersed counts (beta-binomial, correlation 0.05; prompts of about
     34 tokens; 1,500 experts a setting), with an expert chosen for 1 against 3 %, 3 against 1, 3 against 3 or 25
     against 15 % of the tokens. Intervals of all five scores hold the truth in 94 to 98 % with 8 against 40 prompts,
     93 to 96 % with 20 against 20 and 92 to 96 % with 48 against 48; with 5 against 20 in 94 to 98 %, but
@@ -159,7 +159,7 @@ def contrast(
         raise DataError("contrast.values", what, got=float(maps.min()), expected=expected)
     lengths = checked_tokens(tokens, len(maps), score)
     statistic = Statistic(flat, lengths, SCORES[score])
-    # In one way with and without resamples, so that ties fall alike.
+    # Computed the same with and without resamples, so that ties are equal.
     found = statistic(chosen, others).reshape(shape)
     if resamples == 0:
         return Contrast(found, None, None, None, None, None)
@@ -225,7 +225,7 @@ def length_confound(values: npt.ArrayLike, is_target: npt.ArrayLike) -> LengthCo
 def check_pairs(chosen: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> None:
     """Refuse classes whose order does not show which prompts are a pair: one label off would shift all that follow."""
     if len(chosen) != len(others):
-        what, got = "pairs do not come out even", f"{len(chosen)} target and {len(others)} other prompts"
+        what, got = "pairs must have two prompts each", f"{len(chosen)} target and {len(others)} other prompts"
     elif len(set((others - chosen).tolist())) != 1:
         got = f"places of target prompts {chosen[:6].tolist()}..., of others {others[:6].tolist()}..."
         what = "the order does not show which prompts are a pair"
@@ -235,6 +235,6 @@ def check_pairs(chosen: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) ->
         "contrast.is_target",
         what,
         got=got,
-        expected="as many of each, the i-th other prompt always equally far behind the i-th target prompt",
+        expected="as many of each, the i-th other prompt always equally far from the i-th target prompt",
         fix="Give FTRIResult.rank a key for each prompt, paired=[...], equal for the two of a pair.",
     )

@@ -1,8 +1,8 @@
 """Groups of prompts that are one piece of evidence: wordings of one subject, fillings of one template.
 
-Prompts on one subject route alike, whatever their class. Taken for independent they make p values far too small where
-the class goes with the subject. Here every group becomes one unit, its mean, which all that follows takes for one
-prompt: permutation, bootstrap and intervals are then by group.
+Prompts on one subject have similar routing in every class. If they were taken for independent, p values would be far
+too small where the class depends on the subject. Here every group becomes one unit, its mean, which counts as one
+prompt in the permutation test, the bootstrap and the intervals.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def checked_groups(where: str, groups: object, prompts: int) -> list[int] | None
     """Return the number of each prompt's group, 0 for the first that comes; `None` where no groups are given.
 
     Args:
-        where (`str`): What the error names.
+        where (`str`): The place, for the error.
         groups (`Sequence[Hashable]`, *optional*): One key for each prompt, equal for those of one group.
         prompts (`int`): How many prompts there are.
 
@@ -41,7 +41,7 @@ def checked_groups(where: str, groups: object, prompts: int) -> list[int] | None
     found = []
     for place, key in enumerate(groups):
         if key is None or not isinstance(key, Hashable) or key != key:
-            raise DataError(f"{where}[{place}]", "is no key", got=repr(key)[:60], expected="a text or a number")
+            raise DataError(f"{where}[{place}]", "must be a key", got=repr(key)[:60], expected="a text or a number")
         found.append(numbers.setdefault(key, len(numbers)))
     return found
 

@@ -1,4 +1,4 @@
-"""What contrasts and their stability are computed from, checked: one map per prompt, and which are of the class."""
+"""Checks of the input of contrasts and of stability: one map per prompt, and which are of the class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def checked_maps(
     Args:
         values (`np.ndarray` of shape `(prompts, layers, experts)`, any real dtype): One map per prompt.
         is_target (`np.ndarray` of shape `(prompts,)`, bool): Which prompts belong to the target class.
-        where (`str`, *optional*, defaults to `"contrast"`): What the error names.
+        where (`str`, *optional*, defaults to `"contrast"`): The place, for the error.
 
     Raises:
         [`DataError`]: if shapes disagree, a value is not finite or a class is empty.
@@ -60,7 +60,7 @@ def checked_tokens(tokens: npt.ArrayLike | None, prompts: int, score: str, where
         tokens (`np.ndarray` of shape `(prompts,)`, *optional*): Tokens counted in each prompt.
         prompts (`int`): Number of prompts.
         score (`str`): What is computed from them.
-        where (`str`, *optional*, defaults to `"contrast"`): What the error names.
+        where (`str`, *optional*, defaults to `"contrast"`): The place, for the error.
 
     Raises:
         [`DataError`]: if there is not one number for each prompt, 0 or more.

@@ -1,6 +1,6 @@
-"""How far a score of two classes is known: its interval, for thousands of columns at once.
+"""Confidence intervals of a score of two classes, for thousands of columns at once.
 
-Below `contrast`. Prompts are the unit. Routing counts of few prompts are skewed and over-dispersed, and a plain
+Used by `contrast`. Prompts are the unit. Routing counts of few prompts are skewed and over-dispersed, and a plain
 bootstrap of them is too narrow on the side of the larger values. So:
 
 - scores of shares of tokens (`risk_difference`, `log_odds`, `npmi`) combine one interval of each class, which
@@ -76,7 +76,7 @@ def limits(
         confidence (`float`): Coverage that is aimed at, between 0 and 1.
         resamples (`int`, *optional*):
             Bootstrap resamples; `None` for the normal approximation of it, where rows are many. Not of pairs.
-        seed (`int`): Their seed. Columns handed in separately with one seed see the same resamples.
+        seed (`int`): Their seed. Columns given separately with one seed have the same resamples.
 
     Returns:
         [`Limits`]: NaN where a class has one row, which has no spread.
@@ -160,7 +160,7 @@ def _npmi(target: Array, rest: Array) -> Array:
 
 
 def _logit_class(values: Array, tokens: Array, confidence: float) -> _Class:
-    """Return the share of tokens, with half a token added to each side; it is never surer than tokens alone say."""
+    """Return the share of tokens, with half a token added to each side; its interval is at least the binomial one."""
     total = max(float(tokens.sum()), 1.0)
     share = np.minimum((values.sum(axis=0) + 0.5) / (total + 1.0), 1.0 - 0.5 / (total + 1.0))
     spread = np.maximum(_spread(values, tokens), np.sqrt(share * (1.0 - share) / total))
@@ -176,7 +176,7 @@ def _normal_class(values: Array, tokens: Array, confidence: float) -> _Class:
 
 
 def _log_class(values: Array, tokens: Array, confidence: float) -> _Class:
-    """Return the mean per token; without spread where it is 0, as a class says nothing then of how rare is rare."""
+    """Return the mean per token; without spread where it is 0, as the class has no information on the rate then."""
     mean = values.sum(axis=0) / max(float(tokens.sum()), 1.0)
     half = _student(confidence, len(values)) * _spread(values, tokens)
     half = np.divide(half, mean, out=np.zeros_like(mean), where=mean > 0)

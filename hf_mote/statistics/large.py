@@ -47,7 +47,7 @@ LEAST_P = float(np.finfo(np.float64).tiny)
 
 
 class _Plan(NamedTuple):
-    """What stays the same for every block of experts."""
+    """What is the same for every block of experts."""
 
     chosen: Indices
     others: Indices
@@ -61,7 +61,7 @@ class _Plan(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """What is known of a block of experts; arrays of shape `(columns,)`."""
+    """The results for a block of experts; arrays of shape `(columns,)`."""
 
     score: Array
     low: Array
@@ -120,7 +120,7 @@ def contrast_in_blocks(
     if several is None:
         return Contrast(scores, None, None, None, None, None)
     q = np.asarray(stats.false_discovery_control(p), dtype=np.float64)
-    # Moments bound no p value; relabellings do.
+    # Moments give no least p value; relabellings do.
     least = several.least_p if relabelled.all() else LEAST_P
     done = several.number if relabelled.any() else None
     return Contrast(

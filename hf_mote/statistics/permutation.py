@@ -1,6 +1,6 @@
 """Permutation tests of a score of two classes, for thousands of columns at once, in bounded memory.
 
-Below `contrast`. A relabelling of the prompts is a row of zeros and ones, so that a block of them is one matrix
+Used by `contrast`. A relabelling of the prompts is a row of zeros and ones, so that a block of them is one matrix
 product; only the numbers of exceedances are kept. A column whose p value is plainly not small after 1,000
 relabellings needs no more of them: that makes a million affordable for the few columns that do.
 """
@@ -31,7 +31,7 @@ ENOUGH = 50  # exceedances with which a column leaves: p is 0.1 or more at the f
 
 
 class Relabellings(NamedTuple):
-    """How class labels can be dealt out anew.
+    """The relabellings of a test.
 
     Attributes:
         number (`int`): Relabellings that the observed labels are compared with.
@@ -45,14 +45,14 @@ class Relabellings(NamedTuple):
 
 
 def relabellings(num_target: int, num_rest: int, *, paired: bool, wanted: int | None, columns: int) -> Relabellings:
-    """Return how many relabellings a test goes through.
+    """Return the relabellings of a test.
 
     Args:
         num_target (`int`): Prompts of the target class.
         num_rest (`int`): Other prompts.
         paired (`bool`): Whether labels change places only within pairs.
         wanted (`int`, *optional*):
-            How many are asked for; by default as many as it takes for one column alone to reach q = 0.05 among
+            How many are requested; by default as many as it takes for one column alone to reach q = 0.05 among
             `columns`; at least 9,999, at most 1,000,000, and no more than exist.
         columns (`int`): Columns that are tested together.
     """

@@ -1,8 +1,8 @@
-"""Whether routing tells two classes of prompts apart at all, measured on held-out prompts before any ranking.
+"""Whether routing separates two classes of prompts at all, measured on held-out prompts before any ranking.
 
 A ranking always has first experts. If a classifier that sees the routing of all experts cannot tell the classes of
-prompts that it was not trained on, there is nothing in the routing to rank. If it can, but not within topics, what it
-knows is the topic.
+prompts that it was not trained on, there is nothing in the routing to rank. If it can, but not within topics, it
+only recognises the topic.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _MOST = 2_000  # prompts of a class: memory grows with their square, time with t
 
 
 class Predictability(NamedTuple):
-    """How well routing tells the classes of held-out prompts.
+    """How well routing predicts the classes of held-out prompts.
 
     Attributes:
         auroc (`float`): Chance that a prompt of the class scores above one of the others, of the same held-out part.
         low (`float`): Lower end of its interval, by how far the held-out parts differ.
         high (`float`): Upper end.
         within (`float`, *optional*): The same chance for two prompts of one topic; `None` where no topic has both
-            classes, so that class and topic cannot be told apart.
+            classes, so that class and topic cannot be distinguished.
         pairs (`int`): Pairs that were compared.
         confidence (`float`): Coverage of the interval.
     """
@@ -47,7 +47,7 @@ class Predictability(NamedTuple):
 
     @property
     def shown(self) -> bool:
-        """Whether routing surely tells the classes apart."""
+        """Whether routing significantly separates the classes."""
         return self.low > 0.5
 
     def __str__(self) -> str:

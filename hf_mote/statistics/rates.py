@@ -48,7 +48,9 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
         ```
     """
     if n < 1 or not 0 <= successes <= n:
-        raise DataError("wilson", "no rate", got=f"{successes} of {n}", expected="0 <= successes <= n and n >= 1")
+        raise DataError(
+            "wilson", "must be a rate", got=f"{successes} of {n}", expected="0 <= successes <= n and n >= 1"
+        )
     real("wilson.confidence", confidence, above=0, below=1)
     interval = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
     return Interval(float(interval.low), float(interval.high))
@@ -83,7 +85,7 @@ class Rate:
             or outside
         ):
             got = f"{self.successes} of {self.n}, rate {self.rate}, interval {self.low} to {self.high}"
-            raise DataError("Rate", "is no share with its interval", got=got)
+            raise DataError("Rate", "must be a share within its interval", got=got)
 
     @classmethod
     def of(cls, successes: int, n: int, confidence: float = 0.95) -> Rate:
@@ -99,7 +101,7 @@ class Rate:
 
     @classmethod
     def of_groups(cls, outcomes: Sequence[bool], groups: Sequence[int] | None, confidence: float = 0.95) -> Rate:
-        """Return the rate of outcomes that come in groups, of which those of one group may go together.
+        """Return the rate of outcomes in groups, within which outcomes may be correlated.
 
         The interval is Wilson's for the number of independent outcomes that would scatter as much as the groups do,
         never more than there are, with Student's t for so many groups. Where all outcomes are equal, which does not

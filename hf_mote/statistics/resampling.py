@@ -1,7 +1,7 @@
 """A score of two classes under resampled or relabelled prompts, for thousands of columns at once.
 
-Below `contrast`. Prompts are the unit: a resample, or a relabelling, is a row of weights over prompts, so that one of
-all experts is one matrix product, and every score is a function of the two class means that come out.
+Used by `contrast`. Prompts are the unit: a resample, or a relabelling, is a row of weights over prompts, so that one
+of all experts is one matrix product, and every score is a function of the two class means that come out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check_resampling(
     """Raise [`ConfigError`] unless intervals and permutation tests can be computed with these.
 
     Args:
-        where (`str`): What the error names.
+        where (`str`): The place, for the error.
         confidence (`object`): Coverage of the intervals, between 0 and 1.
         resamples (`object`): Number of resamples, 0 or more.
         seed (`object`): Their seed, 0 or more.
@@ -42,8 +42,9 @@ def check_resampling(
 class Statistic:
     """A score of some rows against others, for all columns at once, over any stack of index rows.
 
-    A difference of means is taken of columns shifted by their first row, which it cannot see: a column that never
-    varies then gives 0 exactly under every resample, rather than rounding noise that a permutation test would rank.
+    A difference of means is computed on columns shifted by their first row, which does not change it: a column that
+    never varies then gives 0 exactly under every resample, rather than rounding noise that a permutation test would
+    rank.
 
     Args:
         flat (`np.ndarray` of shape `(prompts, columns)`, float64): One row per prompt. Not modified.
@@ -87,7 +88,7 @@ class Statistic:
         size, total = int(labels[0].sum()), self.values.sum(axis=0)
         target = labels @ self.values
         rest = total - target
-        if not self.whole:  # what is left of nothing is nothing, not rounding
+        if not self.whole:  # exactly 0, without rounding errors
             rest[np.abs(rest) < 1e-12 * np.abs(self.values).sum(axis=0)] = 0.0
         return self.score(_class_mean(target, size), _class_mean(rest, len(self.values) - size))
 

@@ -1,8 +1,8 @@
 """Scores of an expert for a class of prompts, each a function of two class means.
 
 Several are offered side by side, because they disagree: a difference of counts sees long prompts, a log odds ratio
-sees rare experts, and none of them sees causes. Every score is 0 where the classes route alike and above 0 where the
-target class uses the expert more.
+sees rare experts, and none of them sees causes. Every score is 0 where the classes use the expert equally and above 0
+where the target class uses it more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 
 class ClassMean(NamedTuple):
-    """What is known of a class of prompts.
+    """The means of a class of prompts.
 
     Attributes:
         values (`np.ndarray` of shape `(..., experts)`, float64): Mean over prompts of tokens, or of routing weight.

@@ -1,8 +1,8 @@
-"""How far the top of a ranking depends on which prompts were asked: its members under resampling.
+"""How much the top of a ranking depends on the prompts: its members under resampling.
 
-A ranking can have small p values and still name other experts the next time. Prompts are drawn anew with replacement,
-within their class, and the best n experts of each draw are compared with the best n of all prompts. Experts of equal
-score come in random order in a draw: that a ranking lists them by number is no evidence for the first of them.
+A ranking can have small p values and still have other top experts with other prompts. Prompts are drawn with
+replacement, within their class, and the best n experts of each draw are compared with the best n of all prompts.
+Experts of equal score are in random order in a draw, because their order by number in a ranking is not evidence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 
 class Stability(NamedTuple):
-    """How the best `n` experts hold under resampled prompts.
+    """The best `n` experts under resampled prompts.
 
     Attributes:
         n (`int`): Size of the top.

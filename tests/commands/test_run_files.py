@@ -65,7 +65,7 @@ def test_writing_to_full_disk_is_our_error_and_loses_nothing(tmp_path: Path) -> 
 @pytest.mark.skipif(os.geteuid() == 0, reason="may write everywhere")
 def test_check_output_read_only_folder_is_refused_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir(mode=0o500)
-    with pytest.raises(FileFormatError, match="cannot be made .got no leave to write to"):
+    with pytest.raises(FileFormatError, match="cannot be made .got no permission to write to"):
         check_output(tmp_path / "a" / "b", force=False)
 
 

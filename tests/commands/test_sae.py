@@ -185,7 +185,7 @@ def test_experts_shows_which_latents_drive_them_by_weights_and_by_intervention(p
     assert (changed.latents, changed.layers) == ((3, 8), (0, 1, 2))
     refused = run("sae", "experts", place / "model", trained)
     assert refused.exit_code == 1
-    assert "no router's input" in said(refused)
+    assert "not the input of a router" in said(refused)
     assert "needs a text" in said(run("sae", "experts", place / "model", trained, "--method", "intervention"))
 
 

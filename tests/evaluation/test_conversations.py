@@ -182,7 +182,7 @@ def test_run_conversations_config_of_another_model_is_refused_before_anything_ru
 
 @pytest.mark.parametrize("wrong", ["a text", [], {"turns": ["x"]}, None, 3])
 def test_checked_conversations_no_list_is_refused(wrong: Any) -> None:
-    with pytest.raises(DataError, match="somewhere: no conversations"):
+    with pytest.raises(DataError, match="somewhere: must hold conversations"):
         checked_conversations("somewhere", wrong, tiny_tokenizer())
 
 

@@ -90,7 +90,7 @@ def test_numbers_that_are_none_are_refused(wrong):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"margin": 0.1}, r"evaluate_mote.margin: is about the answers to unrelated prompts, and there are none"),
+        ({"margin": 0.1}, r"evaluate_mote.margin: needs unrelated prompts"),
         ({"quality": lambda a, b: 1.0}, r"evaluate_mote.quality: is about the answers to unrelated prompts"),
         ({"quality_margin": 0.5, "unrelated": ["Hello"]}, r"evaluate_mote.quality_margin: .* none is given"),
         ({"margin": -1.0, "unrelated": ["Hello"]}, r"evaluate_mote.margin"),

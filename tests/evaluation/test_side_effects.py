@@ -71,7 +71,7 @@ def test_side_effects_cut_texts_and_refuse_what_cannot_be_measured(model):
     assert cut.num_tokens == 3 * len(TEXTS)
     with pytest.raises(DataError, match=r"texts\[1\]"):
         side_effects(model, tiny_tokenizer(), config, ["long enough", "a"], progress=False)
-    with pytest.raises(DataError, match="no texts"):
+    with pytest.raises(DataError, match="must hold texts"):
         side_effects(model, tiny_tokenizer(), config, "a text", progress=False)
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -217,7 +217,7 @@ def test_side_effects_max_tokens_out_of_range_is_refused(model, max_tokens):
     ],
 )
 def test_side_effects_that_cannot_be_are_refused(numbers):
-    with pytest.raises(DataError, match="are no such numbers"):
+    with pytest.raises(DataError, match="must hold finite numbers"):
         SideEffects(*numbers)
 
 

@@ -87,8 +87,8 @@ def test_ftri_of_another_template_argument_is_another_run(tmp_path: Any) -> None
         ({"enable_thinkin": False}, UnknownNameError, "would have no effect"),
         ({"tokenize": True}, ConfigError, "not for the template"),
         ({"chat_template": "x"}, ConfigError, "Set tokenizer.chat_template"),
-        ("enable_thinking", ConfigError, "no values by name"),
-        ({1: 2}, ConfigError, "no values by name"),
+        ("enable_thinking", ConfigError, "must be a mapping of names to values"),
+        ({1: 2}, ConfigError, "must be a mapping of names to values"),
     ],
 )
 def test_chat_encode_refuses_arguments_without_effect(given: Any, error: type[Exception], word: str) -> None:

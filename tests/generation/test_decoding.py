@@ -32,7 +32,7 @@ SAMPLED = {"do_sample": True}
         ({"generate_kwargs": {**SAMPLED, "temperature": float("nan")}}, "temperature"),
         ({"generate_kwargs": {**SAMPLED, "top_p": 1.5}}, "top_p"),
         ({"generate_kwargs": {"max_new_tokens": -1}}, "max_new_tokens"),
-        ({"generate_kwargs": ["do_sample"]}, "no arguments by name"),
+        ({"generate_kwargs": ["do_sample"]}, "must be a mapping of names to values"),
         ({"generate_kwargs": {"tempratur": 1.0}}, "tempratur.*spelling"),
     ],
 )

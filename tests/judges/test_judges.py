@@ -106,7 +106,7 @@ def test_refusal_judge_unknown_language_lists_the_known():
 
 @pytest.mark.parametrize("languages", ["en", 3, {"en"}])
 def test_refusal_judge_of_no_list_of_languages_is_refused(languages):
-    with pytest.raises(ConfigError, match="no list of languages"):
+    with pytest.raises(ConfigError, match="must be a list of languages"):
         RefusalJudge(languages)
 
 

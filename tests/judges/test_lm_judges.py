@@ -275,7 +275,7 @@ def test_server_judge_reads_a_label_past_what_is_around_it(server, reply):
 def test_server_judge_of_a_reply_that_is_no_text_says_so(server, reply):
     url, handler = server
     handler.reply = reply
-    with pytest.raises(DataError, match="is no chat completion"):
+    with pytest.raises(DataError, match="the reply is not a chat completion"):
         ServerJudge(url, "a-model", "?")("Tell me.", "I will not.")
 
 
@@ -397,7 +397,7 @@ def test_server_judge_of_a_reply_that_is_nonsense_says_so(odd_server, content):
         request.wfile.write(data)
 
     handler.behave = answer
-    with pytest.raises(DataError, match="is no chat completion"):
+    with pytest.raises(DataError, match="the reply is not a chat completion"):
         ServerJudge(url, "m", "?")("a", "b")
 
 

@@ -75,7 +75,7 @@ def test_place_that_holds_the_router_s_input_is_as_good_and_others_are_refused()
     own = link_latents(model, sae_at(f"{router(model).path}.input"))
     other = link_latents(model, sae_at(f"model.layers.{LAYER}.post_attention_layernorm.output"))
     assert torch.equal(own.values, other.values)
-    with pytest.raises(UnsupportedError, match="no router's input"):
+    with pytest.raises(UnsupportedError, match="not the input of a router"):
         link_latents(model, sae_at(f"model.layers.{LAYER}.output"))
 
 
@@ -153,9 +153,9 @@ def test_map_is_saved_and_read_strictly(tmp_path: Path) -> None:
         ({"values": torch.zeros(2, 1, 4)}, "wrong type"),
         ({"values": torch.zeros(2, 2, 4, dtype=torch.float64)}, "wrong shape"),
         ({"values": torch.full((2, 1, 4), torch.nan, dtype=torch.float64)}, "not finite"),
-        ({"latents": (1, 1)}, "are no latents"),
+        ({"latents": (1, 1)}, "must be latents"),
         ({"latents": (1,)}, "wrong shape"),
-        ({"layers": (3, 1)}, "are no layers"),
+        ({"layers": (3, 1)}, "must be layers"),
         ({"tokens": torch.tensor([-1, 0])}, "below 0"),
     ],
 )
@@ -182,7 +182,7 @@ def test_map_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> 
     [
         ({"method": "guess"}, UnknownNameError, "method"),
         ({"latents": [24]}, ConfigError, "no such latent"),
-        ({"latents": []}, ConfigError, "are no latents"),
+        ({"latents": []}, ConfigError, "must be latents"),
         ({"dataset": TEXTS}, ConfigError, "without a text"),
         ({"method": "intervention"}, ConfigError, "needs a text"),
         ({"method": "intervention", "dataset": TEXTS}, DataError, "there is no tokenizer"),

@@ -148,7 +148,7 @@ def test_activation_map_unknown_value_names_the_nearest():
         ({"weights": torch.ones(1, 2)}, "weights: wrong dtype"),
         ({"weights": torch.ones(1, 3, dtype=torch.float64)}, "differ in shape"),
         ({"weights": torch.ones(2, 2, dtype=torch.float64)}, "weights: wrong shape"),
-        ({"weights": [[1.0, 2.0]]}, "weights: is no tensor"),
+        ({"weights": [[1.0, 2.0]]}, "weights: must be a tensor"),
         ({"weights": torch.tensor([[1.0, float("nan")]], dtype=torch.float64)}, "nan in row 0, expert 1"),
         ({"layers": ()}, "layers"),
         ({"layers": (-1,)}, "layers"),

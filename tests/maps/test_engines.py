@@ -82,7 +82,7 @@ def test_from_routed_experts_of_a_dense_layer_is_refused_and_not_expert_0(record
         (lambda t: t.astype(float), "not a table"),
         (lambda t: np.where(t == t.max(), 99, t), "no such expert"),
         (lambda t: np.where(t == t.max(), -2, t), "no such expert"),
-        (lambda t: t[:, :1], "layers asked for"),
+        (lambda t: t[:, :1], "lacks some of the layers"),
         (lambda t: [[[0, 1], [2]]], "not a table"),
         (lambda t: torch.tensor(t, device="meta"), "not a table"),
         (lambda t: None, "not a table"),
@@ -101,7 +101,7 @@ def test_from_routed_experts_with_the_wrong_number_of_tokens_is_refused(recorded
             table, num_experts=num_experts, layers=expected.layers, num_tokens=num_tokens + 1
         )
     for name, number in (("num_experts", 2.5), ("num_experts", 0), ("num_experts", "8"), ("num_tokens", "3")):
-        with pytest.raises(DataError, match=f"{name}: is no number"):
+        with pytest.raises(DataError, match=f"{name}: must be a number"):
             ActivationMap.from_routed_experts(
                 table, **{"num_experts": num_experts, "layers": expected.layers, name: number}
             )
@@ -179,7 +179,7 @@ def test_from_routed_experts_of_places_of_copies_is_refused_or_named_by_their_ex
         (lambda m: m + 1, "not each expert has a place"),
         (lambda m: m.astype(float), "not a table of experts"),
         (lambda m: m[0], "not a table of experts"),
-        (lambda m: m[:1], "not the layers asked for"),
+        (lambda m: m[:1], "lacks some of the layers"),
     ],
 )
 def test_from_routed_experts_with_a_wrong_table_of_places_is_refused(recorded, change, word):

@@ -174,7 +174,7 @@ def test_bake_mote_attached_empty_or_foreign_is_refused() -> None:
         bake_mote(model, MoTEConfig())
     with pytest.raises(ModelMismatchError):
         bake_mote(build("mixtral", num_local_experts=6), config)
-    with pytest.raises(UnsupportedError, match="no plain model"):
+    with pytest.raises(UnsupportedError, match="must be a plain model"):
         bake_mote(Wrapped(model), config)
     with pytest.raises(UnsupportedError, match="not in memory"):
         bake_mote(build("mixtral").to("meta"), MoTEConfig(suppress=[[0, 1]], suppress_mode="zero"))

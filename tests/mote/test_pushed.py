@@ -157,7 +157,7 @@ def test_push_something_else_beside_it_is_refused(hub: HubServer, found: tuple, 
     wrong = {"a": found[2]} if name == "maps" else found[2]
     with pytest.raises(ConfigError, match=f"MoTEConfig: {name}: is another thing .got MoTEConfig"):
         found[2].push_to_hub("alice/one", **{name: wrong})
-    with pytest.raises(ConfigError, match="is no name of a folder"):
+    with pytest.raises(ConfigError, match="must be the name of a folder"):
         found[2].push_to_hub("alice/one", maps={"../up": next(iter(found[0].maps.values()))})
     assert hub.requests == []
 

@@ -54,7 +54,10 @@ def test_load_organism_unknown_name_lists_known_and_nearest() -> None:
 
 @pytest.mark.parametrize(
     ("before", "after", "message"),
-    [('"questions_sha256": "', '"questions_sha256": "0', "other questions"), ('"refusal"', '"rebuttal"', "no recipe")],
+    [
+        ('"questions_sha256": "', '"questions_sha256": "0', "other questions"),
+        ('"refusal"', '"rebuttal"', "unknown recipe"),
+    ],
 )
 def test_load_organism_of_another_build_is_refused(before: str, after: str, message: str, tmp_path: Path) -> None:
     facts = json.loads((SHIPPED / "refusal" / "organism.json").read_text(encoding="utf-8"))

@@ -41,7 +41,7 @@ def test_generate_with_hooks_on_the_bare_decoder_is_watched(
         assert torch.equal(model.generate(IDS, **GREEDY), wanted)
         with pytest.raises(UnsupportedError, match="guesses of assisted decoding"):
             model.generate(IDS, prompt_lookup_num_tokens=3, **GREEDY)
-        with pytest.raises((UnsupportedError, RouterContractError), match="do not add up to what came out"):
+        with pytest.raises((UnsupportedError, RouterContractError), match="do not add up to the output"):
             model.generate(IDS, prefill_chunk_size=9, **GREEDY)
     if attached is recorded:
         assert bare.maps("prompt")[0].num_tokens == whole.maps("prompt")[0].num_tokens == 10

@@ -115,7 +115,7 @@ def test_chunks_and_guesses_of_a_compiled_model_are_refused(model: PreTrainedMod
         model.compile(backend="eager")
         with pytest.raises(RouterContractError, match="got 5 prompt tokens, expected 6.*disable_compile=True"):
             model.generate(IDS, **how)
-        with pytest.raises(UnsupportedError, match="a compiled graph cannot ask which.*disable_compile=True"):
+        with pytest.raises(UnsupportedError, match="a compiled graph cannot distinguish them.*disable_compile=True"):
             model.generate(IDS, cache_implementation="static", **how)
         with pytest.raises(UnsupportedError, match="guesses of assisted decoding"):
             model.generate(torch.tensor([[5, 6, 7, 5, 6, 7, 5, 6]]), **GREEDY, prompt_lookup_num_tokens=2)
@@ -127,7 +127,7 @@ def test_several_tokens_on_a_cache_in_a_compiled_graph_are_refused_for_that_reas
     with apply_mote(model, config("prompt")):
         cache = DynamicCache(config=model.config)
         logits(compiled, IDS, cache)
-        with pytest.raises(UnsupportedError, match="a compiled graph cannot ask which.*disable_compile=True"):
+        with pytest.raises(UnsupportedError, match="a compiled graph cannot distinguish them.*disable_compile=True"):
             logits(compiled, IDS[:, :2], cache)
 
 
@@ -239,7 +239,9 @@ def test_layers_compiled_by_themselves_do_not_share_the_graph_of_one_without_edi
             for _ in range(3):
                 model(IDS, use_cache=False)
 
-        with pytest.raises(LivenessError, match="torch runs the graph of one for its like.*attach it again"):
+        with pytest.raises(
+            LivenessError, match="torch runs the graph of one part for all of its kind.*attach it again"
+        ):
             passes()
         handle.remove()
     with apply_mote(model, MoTEConfig(suppress=edits)):

@@ -126,7 +126,7 @@ def test_record_routing_two_caches_are_refused() -> None:
         return {"strange_state": cache, "strange_more": other[-1]}
 
     with_argument(model, pack)
-    with record_routing(model), pytest.raises(UnsupportedError, match="2 caches were handed over"):
+    with record_routing(model), pytest.raises(UnsupportedError, match="2 caches were given"):
         generated(model)
 
 

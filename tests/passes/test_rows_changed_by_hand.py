@@ -161,7 +161,7 @@ def test_copied_cache_is_a_text_that_nobody_saw(model: PreTrainedModel) -> None:
     with apply_mote(model, thinking(model)):
         cache = DynamicCache(config=model.config)
         run(model, IDS, cache)
-        with pytest.raises(UnsupportedError, match="filled unseen"):
+        with pytest.raises(UnsupportedError, match="filled in passes that were not seen"):
             run(model, NEXT, copy.deepcopy(cache))
 
 

@@ -112,7 +112,7 @@ GRID = torch.full((2, 3), 0.5, dtype=torch.float64)
         ({"score": GRID.float()}, "score: wrong dtype"),
         ({"score": GRID * math.nan}, "score: not finite"),
         ({"p": GRID[:, :2]}, "another shape"),
-        ({"p": GRID * 4}, "no probability"),
+        ({"p": GRID * 4}, "must be a probability"),
         ({"low": GRID}, "two ends"),
         ({"low": GRID, "high": GRID}, "goes with"),
         ({"confidence": 0.9}, "goes with"),

@@ -65,7 +65,7 @@ def test_evaluation_page_says_what_is_no_text_and_what_changes_elsewhere() -> No
     )  # fmt: skip
     page = check_page(evaluation_page(Evaluation("m", report), provenance={"model": "m"}, files={}))
     assert page.one("verdict").text.startswith(
-        "The config breaks the text, which is no effect on the behaviour: 75.0%"
+        "The config breaks the text, which is not an effect on the behaviour: 75.0%"
     )
     assert "Incoherent: 0.0% [0.0%, 16.1%] of the untouched model's responses and 75.0%" in page.one("effect").text
     sides = page.one("sides").text

@@ -449,7 +449,7 @@ def _read_template(folder: Path) -> None:
     try:
         tokenizer.chat_template = (folder / "template.jinja").read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError("template", "is no text") from error
+        raise ConfigError("template", "must be a text") from error
     found = rendered(tokenizer, "What is it?", "Be short.", template_args(["enable_thinking=true"]), "prompt 1")
     found.encode()
 
@@ -559,7 +559,7 @@ def _read_serving(folder: Path) -> None:
     try:
         given = json.loads((folder / "additional.json").read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ConfigError("additional_config", "is no JSON") from error
+        raise ConfigError("additional_config", "must be JSON") from error
     found = ServingSettings.read(given)
     assert ServingSettings.read(found.to_dict()).to_dict() == found.to_dict()
     assert found.fields is not None

@@ -45,7 +45,7 @@ def put(*places: Any, value: Any) -> Callable[[Any], Any]:
         ("sae_report", "sae_report.json", put("ce", value={"clean": 1.0, "sae": 1.0}), "other ablations"),
         ("stream_state", "checkpoint-7/trainer_state.json", put(value=None), "no complete checkpoint"),
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value=8), "no complete checkpoint"),
-        ("texts", "b.jsonl", put(value={"messages": []}), "no chat for the tokenizer's template"),
+        ("texts", "b.jsonl", put(value={"messages": []}), "the tokenizer's template does not take the chat"),
         ("texts", "b.jsonl", put(value={"messages": [[{"role": "user", "content": "a"}]] * 2}), "must be one chat"),
         (
             "texts",
@@ -54,7 +54,7 @@ def put(*places: Any, value: Any) -> Callable[[Any], Any]:
             "column 'text': holds text that is not Unicode",
         ),
         ("texts", "b.jsonl", put(value={"input_ids": [10**6]}), "a token that the model does not have"),
-        ("texts", "b.jsonl", put(value={"input_ids": [-1]}), "no tokens"),
+        ("texts", "b.jsonl", put(value={"input_ids": [-1]}), "must hold tokens"),
         (
             "sae/saelens_of_mistral",
             "mistral_7b_layer_16/cfg.json",
@@ -73,10 +73,15 @@ def put(*places: Any, value: Any) -> Callable[[Any], Any]:
             put("dataset_average_activation_norm", value={"in": 1e-320, "out": 1e-320}),
             "makes W_enc more than its dtype holds",
         ),
-        ("serving_settings", "additional.json", put("modes", value=[["drop"]]), "are no names"),
+        ("serving_settings", "additional.json", put("modes", value=[["drop"]]), "must be names"),
         ("server_replies", "model.json", put(value=[1]), "its reply has no fingerprint"),
         ("server_replies", "recording.json", put("recorded", "layers", "0", value=7), "no counts and weights"),
-        ("server_replies", "recording.json", put("recorded", "tokens", value=[-1, 2]), "no numbers of tokens"),
+        (
+            "server_replies",
+            "recording.json",
+            put("recorded", "tokens", value=[-1, 2]),
+            "must be two numbers of tokens",
+        ),
         ("server_replies", "completion.json", put("choices", value=[]), "its reply has no choices.0.token_ids"),
         ("served_model", "config.json", put("hidden_size", value="x"), "transformers does not load"),
         ("settings", "settings.yaml", put("learning-rate", value=True), "must be one value"),
@@ -161,7 +166,7 @@ def test_a_stream_does_not_go_where_it_never_stood(carried: str, tmp_path: Path)
         "name": {"other": torch.zeros(3, 32)},
     }[carried]
     write_tensors(path, tensors, {"kind": "activation_stream", "state": metadata["state"]})
-    with pytest.raises(HFMoTEError, match=r"another width|is not what was left|are no rows"):
+    with pytest.raises(HFMoTEError, match=r"another width|is not what was left|must be rows"):
         one.read(tmp_path)
 
 

@@ -135,15 +135,15 @@ def test_from_pretrained_folder_that_is_none_or_empty_is_refused(tmp_path: Path)
         with pytest.raises(FileFormatError, match=r"holds no config\.json"):
             load(tmp_path)
         for path in (tmp_path / "nothing", "nobody/nothing"):
-            with pytest.raises(UnknownNameError, match="is no file or folder here"):
+            with pytest.raises(UnknownNameError, match="is not a file or folder here"):
                 load(path)
 
 
 def test_from_pretrained_foreign_model_type_is_refused(saved: Any, tmp_path: Path) -> None:
     BertConfig(hidden_size=8).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ModelMismatchError, match=r"model_type: is no sparse autoencoder.*got 'bert'.*load_sae"):
+    with pytest.raises(ModelMismatchError, match=r"model_type: is not a sparse autoencoder.*got 'bert'.*load_sae"):
         SAEModel.from_pretrained(tmp_path / "bert")
-    with pytest.raises(ModelMismatchError, match=r"model_type: is no sparse autoencoder.*got 'bert'"):
+    with pytest.raises(ModelMismatchError, match=r"model_type: is not a sparse autoencoder.*got 'bert'"):
         SAEModel.from_pretrained(tmp_path / "bert", config=BertConfig())
     with pytest.raises(
         ModelMismatchError, match=r"model_type: is another architecture's \(got 'bert', expected 'topk_sae'"
@@ -160,7 +160,7 @@ def test_from_pretrained_foreign_model_type_is_refused(saved: Any, tmp_path: Pat
     for model_type in ("newer_sae", None):
         config = {**json.loads((folder / "config.json").read_text()), "model_type": model_type}
         (folder / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ModelMismatchError, match="model_type: is no sparse autoencoder"):
+        with pytest.raises(ModelMismatchError, match="model_type: is not a sparse autoencoder"):
             SAEModel.from_pretrained(folder)
 
 

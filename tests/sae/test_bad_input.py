@@ -164,24 +164,24 @@ def test_forward_malformed_activations_are_refused_and_nothing_changes(sae: Tiny
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"activations": x[:, :-1]}, r"activations: wrong width \(got \(20, 11\), expected \(\.\.\., 12\)\)"),
         ({"activations": torch.tensor(1.0)}, r"activations: wrong width \(got \(\)"),
-        ({"activations": x.long()}, r"activations: no float tensor \(got torch\.int64"),
-        ({"activations": x > 0}, r"activations: no float tensor \(got torch\.bool"),
-        ({"activations": x.to(torch.complex64)}, r"activations: no float tensor \(got torch\.complex64"),
-        ({"activations": x.tolist()}, r"activations: no float tensor \(got list"),
-        ({"activations": None}, r"activations: no float tensor \(got NoneType"),
+        ({"activations": x.long()}, r"activations: must be a float tensor \(got torch\.int64"),
+        ({"activations": x > 0}, r"activations: must be a float tensor \(got torch\.bool"),
+        ({"activations": x.to(torch.complex64)}, r"activations: must be a float tensor \(got torch\.complex64"),
+        ({"activations": x.tolist()}, r"activations: must be a float tensor \(got list"),
+        ({"activations": None}, r"activations: must be a float tensor \(got NoneType"),
         ({"activations": with_nan}, r"activations: token 7 holds NaN or an infinite number.*attention_mask"),
         ({"activations": with_inf}, "activations: token 0 holds NaN or an infinite number"),
         ({"activations": (x * 1e30).double() * 1e30}, "activations: token 0 holds NaN or an infinite"),
         ({"attention_mask": mask[:-1]}, r"attention_mask: wrong shape \(got \(19,\), expected \(20,\)\)"),
         ({"attention_mask": mask[:, None]}, r"attention_mask: wrong shape \(got \(20, 1\)"),
-        ({"attention_mask": mask.tolist()}, r"attention_mask: no tensor \(got list"),
+        ({"attention_mask": mask.tolist()}, r"attention_mask: must be a tensor \(got list"),
     ]
     if "targets" in batch:
         y = batch["targets"]
         wrong += [
             ({"targets": y[:, :-1]}, "targets: wrong width"),
             ({"targets": y[:-1]}, r"targets: not as many tokens as activations \(got \(19,\), expected \(20,\)\)"),
-            ({"targets": y.long()}, "targets: no float tensor"),
+            ({"targets": y.long()}, "targets: must be a float tensor"),
             ({"targets": y * math.nan}, "targets: token 0 holds NaN"),
         ]
         if training:

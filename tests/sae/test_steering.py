@@ -73,7 +73,7 @@ def test_digest_is_of_what_is_computed_and_not_of_the_state_of_training() -> Non
         ({"scope": "some"}, "scope: unknown name"),
         ({"scope": "answer"}, "thinking_tokens"),
         ({"scope": "answer", "thinking_tokens": [1, 1]}, "not two token ids"),
-        ({"strength": float("nan")}, "strength: no finite number"),
+        ({"strength": float("nan")}, "strength: must be a finite number"),
         ({"keep_error": 1}, "keep_error"),
         ({"provenance": {"x": {1, 2}}}, "provenance: holds what JSON cannot"),
     ],

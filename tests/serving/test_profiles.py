@@ -136,7 +136,7 @@ def test_route_one_profile_for_all_rows_needs_no_tables() -> None:
     wanted = layer.site.select(logits, edit_of(profiles["reroute"].config, layer.site))
     assert torch.equal(weights, wanted.weights)
     assert torch.equal(indices, wanted.indices)
-    with pytest.raises(RouterContractError, match="some of a pass's rows"):
+    with pytest.raises(RouterContractError, match="some of the rows of a pass"):
         tables.route(layer, logits[:3], native.weights[:3], native.indices[:3])
     tables.end()
     assert tables.route(layer, logits, native.weights, native.indices)[0] is native.weights

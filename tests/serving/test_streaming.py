@@ -142,7 +142,7 @@ def test_half_of_a_surrogate_pair_becomes_a_question_mark(engine: Any) -> None:
         ([b"data: [1]\n\n"], "its reply has no choice"),
         ([b'data: {"choices": [3]}\n\n'], "its reply has no choice"),
         ([b'data: {"choices": [{}]}\n\n'], "its reply has no delta"),
-        ([b'data: {"choices": {"a": 1}}\n\n'], "is no answer of a server"),
+        ([b'data: {"choices": {"a": 1}}\n\n'], "the reply is not a completion"),
         ([b"data: {nonsense\n\n"], "no answer"),
         ([b"data: \xff\n\n"], "no answer"),
         ([b"data: " + b"[" * 100_000 + b"\n\n"], "no answer"),

@@ -276,7 +276,7 @@ def test_wilson_is_the_formula(n, share, confidence):
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 3), (4, 3)])
 def test_wilson_of_no_rate_is_refused(successes, n):
-    with pytest.raises(DataError, match="no rate"):
+    with pytest.raises(DataError, match="must be a rate"):
         wilson(successes, n)
 
 

@@ -135,7 +135,9 @@ def attribute_experts(
     check_resampling("attribute_experts", confidence, resamples, seed)
     if torch.is_inference_mode_enabled():
         raise UnsupportedError(
-            "attribute_experts", "no derivatives inside torch.inference_mode", fix="Call it outside, or use no_grad."
+            "attribute_experts",
+            "cannot compute derivatives inside torch.inference_mode",
+            fix="Call it outside, or use no_grad.",
         )
     preference = Preference(
         "attribute_experts",

@@ -126,7 +126,7 @@ def optimize_experts(
     where = "optimize_experts"
     prices = _checked(where, penalties, goal, enough, num_seeds, steps, learning_rate, seed)
     if torch.is_inference_mode_enabled():
-        raise UnsupportedError(where, "no derivatives inside torch.inference_mode", fix="Call it outside.")
+        raise UnsupportedError(where, "cannot compute derivatives inside torch.inference_mode", fix="Call it outside.")
     preference = Preference(
         where,
         model,
@@ -350,7 +350,7 @@ def _checked(
     whole(f"{where}.seed", seed)
     if isinstance(penalties, str) or not isinstance(penalties, Sequence) or not penalties:
         got = repr(penalties)[:60]
-        raise ConfigError(f"{where}.penalties", "no list of numbers", got=got, expected="as in [0.1, 0.03]")
+        raise ConfigError(f"{where}.penalties", "must be a list of numbers", got=got, expected="as in [0.1, 0.03]")
     for penalty in penalties:
         real(f"{where}.penalties", penalty, above=0)
     return sorted((float(penalty) for penalty in penalties), reverse=True)

@@ -235,7 +235,9 @@ class OptimizedRanking(ExpertRanking):
             raise ConfigError(f"{where}.suppress_modes", "must be a list of modes", got=got, expected=expected)
         modes = [one_of(f"{where}.suppress_modes", mode, CHOICES["suppress_mode"]) for mode in suppress_modes]
         if torch.is_inference_mode_enabled():
-            raise UnsupportedError(where, "no derivatives inside torch.inference_mode", fix="Call it outside.")
+            raise UnsupportedError(
+                where, "cannot compute derivatives inside torch.inference_mode", fix="Call it outside."
+            )
         chat = Chat(tokenizer, system_prompt, chat_template_kwargs)
         preference = Preference(
             where,

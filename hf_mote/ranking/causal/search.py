@@ -94,11 +94,11 @@ class ExpertSearch(Shareable):
                 sorted(map(str, found))[:8],
                 f"a file that ExpertSearch wrote, with {', '.join(sorted(names))}",
             )
-            raise FileFormatError(str(path), "is no expert search", got=got, expected=expected)
+            raise FileFormatError(str(path), "must be an expert search", got=got, expected=expected)
         try:
             return cls(**{name: found[name] for name in names})
         except (ConfigError, DataError) as error:
-            raise FileFormatError(str(path), "holds what is no expert search", got=first_line(error)) from error
+            raise FileFormatError(str(path), "does not hold a valid expert search", got=first_line(error)) from error
 
     def to_config(self, n: int | None = None, **more: Any) -> MoTEConfig:
         """Return the config that suppresses the first `n` experts, all by default, as they were tried: mode `"zero"`.

@@ -75,9 +75,7 @@ def image_with_engine(
                 sampling=sampling,
             )
             if not bool(batch.weights.isfinite().all()):
-                raise DataError(
-                    "ftri", "a router gave weights that are no finite numbers", got=f"prompts from {start}"
-                )
+                raise DataError("ftri", "a router returned weights that are not finite", got=f"prompts from {start}")
             found.put(range(start, start + len(here)), batch)
             bar.update(len(here))
     special_tokens = bool(getattr(judge, "needs_special_tokens", False))

@@ -223,7 +223,7 @@ def ftri(
                 if not bool(weights.isfinite().all()):
                     raise DataError(
                         "ftri",
-                        "a router gave weights that are no finite numbers",
+                        "a router returned weights that are not finite",
                         got=f"prompts {sorted(indices)}",
                         fix="Load the model in bfloat16 or float32: float16 can overflow.",
                     )

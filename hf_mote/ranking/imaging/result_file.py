@@ -61,7 +61,7 @@ def read_parts(path: Path) -> dict[str, Any]:
         check_scope("FTRIResult.scope", parts["scope"])
         for name in ("prompts", "responses", "classes"):
             if not isinstance(parts[name], list) or not all(isinstance(text, str) for text in parts[name]):
-                raise DataError(f"FTRIResult.{name}", "are no texts")
+                raise DataError(f"FTRIResult.{name}", "must be a list of texts")
         if parts["fingerprint"] is not None:
             parts["fingerprint"] = checked_fingerprint(parts["fingerprint"])
         if not isinstance(parts["base_model"], str | None) or not isinstance(parts["provenance"], dict):
@@ -110,13 +110,13 @@ def check_recorded(counts: Tensor, weights: Tensor, num_tokens: Tensor) -> None:
     if any(part.dtype not in (torch.float32, torch.float64) for part in (counts, weights, num_tokens)):
         raise DataError("maps", "have another dtype", got=counts.dtype, expected="float32")
     if not all(bool(weights[rows].isfinite().all()) for rows in row_blocks(weights)):
-        raise DataError("weights", "are no finite numbers")
+        raise DataError("weights", "must be finite")
     for rows in row_blocks(counts):
         some, most = counts[rows], num_tokens[rows]
         # NaN compares as false.
         whole = bool((most.frac() == 0).all() and (some.frac() == 0).all())
         if not whole or not bool(((some >= 0) & (some <= most[:, None, None])).all()):
-            raise DataError("counts", "are no numbers of tokens", expected="whole numbers from 0 to num_tokens")
+            raise DataError("counts", "must be numbers of tokens", expected="whole numbers from 0 to num_tokens")
 
 
 def parts_from_maps(
@@ -138,7 +138,9 @@ def parts_from_maps(
     for index, one in enumerate(maps):
         if not isinstance(one, ActivationMap):
             got = type(one).__name__
-            raise DataError(f"{where}.maps[{index}]", "is no map", got=got, expected="an ActivationMap of one prompt")
+            raise DataError(
+                f"{where}.maps[{index}]", "must be a map", got=got, expected="an ActivationMap of one prompt"
+            )
         if one.layers != maps[0].layers or one.counts.shape != maps[0].counts.shape:
             got = f"layers {list(one.layers)}, {one.counts.shape[1]} experts"
             expected = f"layers {list(maps[0].layers)}, {maps[0].counts.shape[1]} experts, as the first"
@@ -151,7 +153,7 @@ def parts_from_maps(
     said = [""] * len(maps) if responses is None else _one_each(f"{where}.responses", responses, len(maps))
     for index, text in enumerate(said):
         if not isinstance(text, str):
-            raise DataError(f"{where}.responses[{index}]", "is no text", got=repr(text)[:60], expected="str")
+            raise DataError(f"{where}.responses[{index}]", "must be a text", got=repr(text)[:60], expected="str")
     recorded = all(one.provenance.get("weights") != "not recorded" for one in maps)
     return {
         "prompts": asked,
@@ -177,7 +179,7 @@ def _same_prompts(prompts: Sequence[Prompt] | None) -> Tensor | None:
 
 def _listed(where: str, given: object) -> list[Any]:
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
-        raise DataError(where, "is no list with something in it", got=repr(given)[:60], expected="one for each prompt")
+        raise DataError(where, "must be a non-empty list", got=repr(given)[:60], expected="one for each prompt")
     return list(given)
 
 
@@ -210,10 +212,10 @@ def split_tokens(tensors: Mapping[str, Tensor], vocab_size: int | None = None) -
     for name, part in (("response_tokens", tokens), ("response_lengths", lengths)):
         if part.ndim != 1 or part.dtype != torch.int64 or (part.numel() and int(part.min()) < 0):
             got = f"{part.dtype} of shape {tuple(part.shape)}"
-            raise DataError(name, "are no numbers", got=got, expected="int64 from 0")
+            raise DataError(name, "must be whole numbers", got=got, expected="int64 from 0")
     if int(lengths.sum()) != len(tokens):
         raise DataError("response_lengths", "do not add up", got=int(lengths.sum()), expected=len(tokens))
     if vocab_size is not None and tokens.numel() and int(tokens.max()) >= vocab_size:
-        what = "hold what is no token of this model"
+        what = "must be tokens of this model"
         raise DataError("response_tokens", what, got=int(tokens.max()), expected=f"below {vocab_size}")
     return [part.tolist() for part in tokens.split(lengths.tolist())]

@@ -146,7 +146,7 @@ def checked_keys(where: str, keys: object, prompts: int) -> list[object]:
         raise DataError(where, "not one key for each prompt", got=got, expected=f"a list of {prompts} keys")
     for key in keys:
         if not isinstance(key, Hashable):
-            raise DataError(where, "is no key", got=repr(key), expected="texts or numbers")
+            raise DataError(where, "must be a key", got=repr(key), expected="texts or numbers")
     return list(keys)
 
 

@@ -168,6 +168,6 @@ def layer_of(path: str) -> int:
     numbers = [int(part) for part in path.split(".") if part.isdigit()]
     if not numbers:
         raise RouterContractError(
-            path, "no decoder layer in the router's path", expected="a path like layers.3.mlp.gate"
+            path, "the router's path must name a decoder layer", expected="a path like layers.3.mlp.gate"
         )
     return numbers[0]

@@ -229,7 +229,7 @@ def _call_forms(
     failure = next(error for kind in telling for error in failures if isinstance(error, kind))
     return UnsupportedError(
         router.path,
-        f"{type(router.module).__name__} is no router of the common shape",
+        f"{type(router.module).__name__} does not have the signature that most routers share",
         got=str(failure).rstrip("."),
         expected="a forward that takes hidden states and returns logits, weights and indices",
         fix="Describe it by an adapter; see 'Add a model family' in the documentation.",

@@ -111,7 +111,9 @@ def load_sae(
     if sae_id is None and os.path.exists(local):
         if os.path.isfile(local):
             if subfolder is not None or file is not None:
-                raise FileFormatError(str(local), "is a file, in which there is no other", got=subfolder or file)
+                raise FileFormatError(
+                    str(local), "is a file, so subfolder and file cannot be given", got=subfolder or file
+                )
             local, file = local.parent, local.name
         folder = local / (subfolder or "")
         try:

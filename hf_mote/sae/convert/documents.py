@@ -88,7 +88,7 @@ def _check(path: Path, value: Any) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise FileFormatError(str(path), "has a key that is no text", got=repr(key))
+                raise FileFormatError(str(path), "keys must be texts", got=repr(key))
             _check(path, item)
     elif isinstance(value, list):
         for item in value:

@@ -82,7 +82,9 @@ def _tensors(source: Source) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for part in sorted({str(part) for part in index.values()}):
         if not re.fullmatch(r"model-\d+-of-\d+\.safetensors", part):
-            raise FileFormatError(f"{source.path}: weight_map", "names a file that is no part", got=repr(part))
+            raise FileFormatError(
+                f"{source.path}: weight_map", "must name parts model-N-of-N.safetensors", got=repr(part)
+            )
         found |= read_safetensors(source.folder / part)
     return found
 

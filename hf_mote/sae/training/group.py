@@ -83,7 +83,7 @@ def record_for(sae: SAEModel, record: Mapping[str, Any], name: str = "") -> dict
     if hookpoint not in record:
         raise DataError(
             f"{name or type(sae).__name__}: config.hookpoint",
-            "is none that activations are collected at",
+            "must be a hookpoint at which activations are collected",
             got=repr(sae.config.hookpoint),
             expected=", ".join(map(repr, sorted(map(str, record)))),
             fix="Set the SAE's config.hookpoint to the one that it is for.",

@@ -89,7 +89,9 @@ class Sequences:
             right = isinstance(ids, Sequence) and not isinstance(ids, str)
             if not right or not all(_is_token(token) for token in ids):
                 expected = "whole numbers, 0 or more"
-                raise DataError(f"{where}, column 'input_ids'", "no tokens", got=repr(given)[:80], expected=expected)
+                raise DataError(
+                    f"{where}, column 'input_ids'", "must hold tokens", got=repr(given)[:80], expected=expected
+                )
             return [int(token) for token in ids]
         if "messages" in row:
             if getattr(self.tokenizer, "chat_template", None) is None:
@@ -99,7 +101,7 @@ class Sequences:
             except Exception as error:  # a template is a program of the model's author, and raises what it likes
                 got = f"{type(error).__name__}: {first_line(error)}"
                 raise DataError(
-                    f"{where}, column 'messages'", "no chat for the tokenizer's template", got=got
+                    f"{where}, column 'messages'", "the tokenizer's template does not take the chat", got=got
                 ) from error
             if not all(_is_token(token) for token in found):  # as several chats in one row give
                 what, expected = "must be one chat", "a list of messages, each with role and content"

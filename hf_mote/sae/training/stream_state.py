@@ -36,16 +36,16 @@ def check_state(
     """
     if not isinstance(state, Mapping) or set(state) != _KEYS:
         got = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
-        raise DataError(_WHERE, "is no state of a stream", got=got, expected=sorted(_KEYS))
+        raise DataError(_WHERE, "must be the state of a stream", got=got, expected=sorted(_KEYS))
     try:
         for key, most in (("epoch", _MOST), ("window", _MOST_WINDOWS), ("batch", _MOST), ("yielded", _MOST)):
             whole(f"{_WHERE}: {key}", state[key], most=most)
         _check_share(state["share"])
         _check_scales(state["scales"], tensors)
         if not isinstance(state["settings"], Mapping):
-            raise ConfigError(f"{_WHERE}: settings", "are none", got=repr(state["settings"])[:80])
+            raise ConfigError(f"{_WHERE}: settings", "must be a dict", got=repr(state["settings"])[:80])
         if not isinstance(state["counts"], Mapping) or set(state["counts"]) != set(counted):
-            raise ConfigError(f"{_WHERE}: counts", "are of other things", got=repr(state["counts"])[:80])
+            raise ConfigError(f"{_WHERE}: counts", "must hold the counts of a stream", got=repr(state["counts"])[:80])
         for key, value in state["counts"].items():
             whole(f"{_WHERE}: counts.{key}", value, most=_MOST)
     except ConfigError as error:
@@ -55,7 +55,7 @@ def check_state(
 
 def _check_share(share: object) -> None:
     if not isinstance(share, list | tuple) or len(share) != 2:
-        raise ConfigError(f"{_WHERE}: share", "is no process of several", got=repr(share)[:80])
+        raise ConfigError(f"{_WHERE}: share", "must be (process, processes)", got=repr(share)[:80])
     world = whole(f"{_WHERE}: share", share[1], least=1, most=2**20)
     whole(f"{_WHERE}: share", share[0], most=world - 1)
 
@@ -75,7 +75,7 @@ def _check_carried(carried: Any, tensors: Sequence[str], dtype: torch.dtype, uni
     right = right and all(isinstance(part, Tensor) and part.ndim > 0 for part in carried.values())
     if not right or len({len(part) for part in carried.values()}) > 1:
         got = sorted(carried) if isinstance(carried, Mapping) else type(carried).__name__
-        raise DataError(f"{_WHERE}: carried", "are no rows of a window", got=got, expected=sorted(tensors))
+        raise DataError(f"{_WHERE}: carried", "must be rows of a window", got=got, expected=sorted(tensors))
     for key, part in carried.items():
         activations = part.ndim > 1 and not key.startswith(".")
         fits = part.dtype == dtype if not key.startswith(".") else not part.is_floating_point()

@@ -159,7 +159,7 @@ def test_search_finds_the_set_that_brute_force_finds_step_by_step(organism, aske
         ({"scores": [1.0, None, 0.5]}, "must be a number"),
         ({"evaluations": True}, "whole number"),
         ({"fingerprint": {}}, "malformed"),
-        ({"kind": "expert_ranking"}, "is no expert search"),
+        ({"kind": "expert_ranking"}, "must be an expert search"),
     ],
 )
 def test_search_file_that_is_none_is_refused_by_name(tmp_path, changes, word):

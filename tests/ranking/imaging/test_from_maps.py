@@ -88,9 +88,9 @@ def test_from_maps_of_equal_prompts_counts_each_once(recorded: Any) -> None:
         ({"classes": "xyxyyx"}, "classes"),
         ({"classes": [None, *CLASSES[1:]]}, r"classes\[0\].*missing"),
         ({"maps": []}, "maps"),
-        ({"maps": [1] * 6}, r"maps\[0\].*no map"),
+        ({"maps": [1] * 6}, r"maps\[0\].*must be a map"),
         ({"prompts": PROMPTS[:2]}, "prompts.*not one for each map"),
-        ({"responses": [1] * 6}, r"responses\[0\].*no text"),
+        ({"responses": [1] * 6}, r"responses\[0\].*must be a text"),
     ],
 )
 def test_from_maps_refuses_what_does_not_fit(recorded: Any, change: dict[str, Any], word: str) -> None:

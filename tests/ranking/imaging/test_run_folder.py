@@ -139,7 +139,7 @@ def test_ftri_of_a_model_whose_weights_overflow_is_refused(tmp_path):
     model = tiny_model("deepseek_v3")
     with torch.no_grad():
         model.get_input_embeddings().weight[tiny_tokenizer()("3")["input_ids"][0]] = float("nan")
-    with pytest.raises(DataError, match="no finite numbers"):
+    with pytest.raises(DataError, match="must be finite|not finite"):
         ftri(model, tiny_tokenizer(), PROMPTS, lambda response: "a", max_new_tokens=2, progress=False)
 
 
@@ -154,7 +154,7 @@ def test_run_folder_of_other_settings_is_refused_and_named(tmp_path):
 
 def test_run_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileFormatError, match="no run folder"):
+    with pytest.raises(FileFormatError, match="not a run folder"):
         run(run_folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

@@ -77,7 +77,7 @@ def test_rank_paired_by_an_order_that_two_labels_have_upset_is_refused():
         ([1, 1, 2, 2, 3], "not one key for each prompt"),
         ("abcdef", "not one key for each prompt"),
         ([1, 1, 2, 3, 4, 5], "too few keys"),
-        ([[1], [1], [2], [2], [3], [3]], "is no key"),
+        ([[1], [1], [2], [2], [3], [3]], "must be a key"),
     ],
 )
 def test_rank_paired_by_odd_keys_is_refused(keys, word):

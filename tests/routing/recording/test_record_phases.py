@@ -95,7 +95,9 @@ def test_record_routing_of_prompts_alone_is_alive_where_the_first_pass_is_none(m
 def test_record_routing_of_a_generation_that_nobody_saw_begin_is_refused(model: PreTrainedModel) -> None:
     cache = cache_of(model(IDS[:, 1:], use_cache=True))
     with record_routing(model) as record:
-        with pytest.raises(UnsupportedError, match="nobody saw how the 4 tokens in the cache were read"):
+        with pytest.raises(
+            UnsupportedError, match="the forward passes that filled the cache with 4 tokens were not seen"
+        ):
             model(IDS[:, :1], **taking(model, cache), use_cache=True)
         assert record.num_sequences == 0
         model(IDS)

@@ -248,7 +248,7 @@ def test_register_routers_of_a_block_without_a_router_copies_no_experts(monkeypa
     monkeypatch.setattr("hf_mote.routing.sites.scratch_copy.MOST_COPIED_BYTES", 4 * EXPERTS * WIDTH * 2)
     monkeypatch.setattr(nn.Parameter, "__deepcopy__", lambda self, memo: (copied.append(self), plain(self, memo))[1])
     model = SmallDecoder(Whole)
-    with pytest.raises(UnsupportedError, match="Whole is no router of the common shape"):
+    with pytest.raises(UnsupportedError, match="Whole does not have the signature that most routers share"):
         register_routers(model)
     assert copied == []
 

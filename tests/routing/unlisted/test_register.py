@@ -343,8 +343,8 @@ class Raising(Router):
     ("router", "words"),
     [
         (Squared, ["no rule reproduces Squared", "layers.0.mlp.gate", "tokens by", "RoutingRule"]),
-        (Bare, ["Bare is no router of the common shape", "logits, weights and indices"]),
-        (Raising, ["Raising is no router of the common shape", "of its own"]),
+        (Bare, ["Bare does not have the signature that most routers share", "logits, weights and indices"]),
+        (Raising, ["Raising does not have the signature that most routers share", "of its own"]),
     ],
 )
 def test_register_routers_router_that_no_rule_reproduces_is_refused(

@@ -253,7 +253,9 @@ class ManyExperts(Gate):
     ("gate", "words"), [(TwoFloats, "does not return logits, weights and indices"), (ManyExperts, "do not exist")]
 )
 def test_register_routers_gate_of_another_kind_is_refused(gate: type[Gate], words: str) -> None:
-    with pytest.raises(UnsupportedError, match=rf"{gate.__name__} is no router of the common shape.*{words}"):
+    with pytest.raises(
+        UnsupportedError, match=rf"{gate.__name__} does not have the signature that most routers share.*{words}"
+    ):
         register_routers(old(gate))
 
 

@@ -124,7 +124,9 @@ def test_sae_model_from_pretrained_folder_of_several_names_what_is_in_it(tmp_pat
 def test_load_sae_file_of_a_folder_stands_for_the_folder(tmp_path: Path, topk: SAEModel) -> None:
     export_sae(topk, tmp_path, "sparsify")
     assert torch.equal(load_sae(tmp_path / "sae.safetensors").b_dec, topk.b_dec)
-    with pytest.raises(FileFormatError, match=r"sae\.safetensors: is a file, in which there is no other .got a"):
+    with pytest.raises(
+        FileFormatError, match=r"sae\.safetensors: is a file, so subfolder and file cannot be given .got a"
+    ):
         load_sae(tmp_path / "sae.safetensors", subfolder="a")
     (tmp_path / "cfg.json").unlink()
     with pytest.raises(FileFormatError, match=r"cfg\.json: is missing"):

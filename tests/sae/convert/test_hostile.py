@@ -111,7 +111,7 @@ def test_load_sae_code_in_a_torch_file_never_runs(made: tuple[Any, Path], tmp_pa
         ("a: " + "[" * 50 + "]" * 50 + "\n", "nested deeper"),
         ("a: .nan\n", "NaN or an infinite number"),
         ("a: .inf\n", "NaN or an infinite number"),
-        ("3: a\n", "key that is no text"),
+        ("3: a\n", "keys must be texts"),
         ("a: 2024-13-45\n", "must be valid YAML"),
         ("a: 2024-01-02\n", "what JSON cannot .got date"),
         ("a: !!binary aGk=\n", "what JSON cannot .got bytes"),

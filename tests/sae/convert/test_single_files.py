@@ -179,7 +179,7 @@ def test_load_sae_opensae_that_means_something_else_is_refused(
 def test_load_sae_opensae_index_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     opensae(tmp_path, sharded=True)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"W_dec": "../other.safetensors"}}')
-    with pytest.raises(FileFormatError, match="names a file that is no part .got '../other.safetensors'"):
+    with pytest.raises(FileFormatError, match="must name parts model-N-of-N.safetensors .got '../other.safetensors'"):
         load_sae(tmp_path)
 
 

@@ -166,7 +166,7 @@ def test_read_npz_that_unfolds_to_far_more_than_it_has_is_refused_unread(
     monkeypatch.setenv("HF_MOTE_READ_LIMIT", str(2**28))
     assert read_npz(path)["W"].shape == (2**24,)
     monkeypatch.setenv("HF_MOTE_READ_LIMIT", "much")
-    with pytest.raises(ConfigError, match=r"HF_MOTE_READ_LIMIT: is no number of bytes .got 'much'"):
+    with pytest.raises(ConfigError, match=r"HF_MOTE_READ_LIMIT: must be a number of bytes .got 'much'"):
         read_npz(path)
 
 

@@ -151,7 +151,7 @@ class ThresholdedSAEModel(SelectiveSAEModel):
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
             expected = "an integer, 1 or more"
             raise DataError(
-                "calibrate_threshold: max_tokens", "no number of tokens", got=max_tokens, expected=expected
+                "calibrate_threshold: max_tokens", "must be a number of tokens", got=max_tokens, expected=expected
             )
         search = ThresholdSearch(self._budgets, max_tokens)
         taken = 0

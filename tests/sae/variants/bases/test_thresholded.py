@@ -124,12 +124,12 @@ def test_calibrate_threshold_failure_leaves_everything_as_it_was(sae: TinySAE) -
         (broken, {}, "token 3 holds NaN"),
         ([x, broken], {}, "token 3 holds NaN"),
         ([x, x[:, :5]], {}, "wrong width"),
-        ([x, x.long()], {}, "no float tensor"),
+        ([x, x.long()], {}, "must be a float tensor"),
         ([x, {"tokens": x}], {}, "no activations"),
         ([x, {"activations": x, "attention_mask": torch.ones(49)}], {}, "wrong shape"),
         (5, {}, "must be a stream"),
-        (["text"], {}, "no float tensor"),
-        *(([x], {"max_tokens": wrong}, "max_tokens: no number of tokens") for wrong in (0, -1, 2.5, True, "9")),
+        (["text"], {}, "must be a float tensor"),
+        *(([x], {"max_tokens": wrong}, "max_tokens: must be a number of tokens") for wrong in (0, -1, 2.5, True, "9")),
     ]
     for stream, settings, message in wrong:
         with pytest.raises(DataError, match=message):
