@@ -274,7 +274,7 @@ def attach(
         attachments (`Sequence[Attachment]` or `Callable[[], Sequence[Attachment]]`):
             The places, in the order in which the stacks see the participants, or what gives them. It is called
             while no other thread can attach, so that what it checks still holds when the participants join.
-        handle (`Intervention`, *optional*): The handle to use, of nothing yet; a new one by default.
+        handle (`Intervention`, *optional*): An empty handle to use; a new one by default.
     """
     warn_if_untested()
     handle = Intervention() if handle is None else handle

@@ -1,12 +1,11 @@
 """Blocks that bypass their router: fused kernels are off while something is attached, replaced forwards are tested.
 
 transformers marks modules that have been hooked with `_is_hooked`, as its expert parallelism does; blocks whose
-fused kernels go past the router (those of MXFP4 weights) ask for the mark, and call router and experts one after the
-other where it is set. The mark is set on such blocks alone, holds while a participant is active, and leaves with the
-last.
+fused kernels bypass the router (those of MXFP4 weights) check the mark, and call router and experts one after the
+other where it is set. The mark is set only on such blocks, while a participant is active.
 
-A block whose forward is not its class's own may call its router and use nothing of what it decides. A copy of it is
-run on a few tokens with another decision: what it returns must differ.
+A block with a replaced forward may call its router and ignore the decision. A copy of it is run on a few tokens with
+another decision: its output must differ.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CHANGES = ("weights", "experts")
 
 
 def shortcut_hooks(site: RouterSite) -> list[Attachment]:
-    """Return what to attach so that a block does not go past its router: nothing for most blocks.
+    """Return the attachments by which a block does not bypass its router; for most blocks none.
 
     Args:
         site (`RouterSite`): The router.
@@ -51,14 +50,14 @@ def shortcut_hooks(site: RouterSite) -> list[Attachment]:
 
 
 class _Shortcut(SharedHook):
-    """What keeps a block from its shortcut."""
+    """The hook that keeps a block from its fused kernel."""
 
     def __init__(self, asked: list[nn.Module]) -> None:
         super().__init__()
         self.asked = [child for child in asked if not getattr(child, MARK, False)]
 
     def participants_changed(self) -> None:
-        """Set the mark, or take it away."""
+        """Set or remove the mark."""
         for child in self.asked:
             if self.participants:
                 setattr(child, MARK, _Mark(self))
@@ -83,7 +82,7 @@ def check_block_follows(site: RouterSite, adapter: RouterOutput | None) -> None:
 
     Args:
         site (`RouterSite`): The router.
-        adapter (`RouterOutput`, *optional*): What reads its output, if it is known.
+        adapter (`RouterOutput`, *optional*): Reads its output, if known.
     """
     block = site.block
     by = None if block is None else replaced_forward(block)
@@ -106,7 +105,7 @@ def check_block_follows(site: RouterSite, adapter: RouterOutput | None) -> None:
             others = [
                 _result(scratch, router, hidden, _Another(adapter, change))[0] for change in ("weights", "experts")
             ]
-        except Exception as error:  # foreign code may ask for anything
+        except Exception as error:  # foreign code may raise any error
             raise UnsupportedError(
                 site.path,
                 f"{what}, and it cannot be tried whether it follows the router",
@@ -126,7 +125,7 @@ def check_block_follows(site: RouterSite, adapter: RouterOutput | None) -> None:
 
 
 def why_silent(model: nn.Module, path: str) -> str:
-    """Return what can be seen of why a router did not run: which forwards around it are not their class's own.
+    """Return the visible reason why a router did not run: which forwards around it are replaced.
 
     Args:
         model (`nn.Module`): The model.
@@ -140,11 +139,11 @@ def why_silent(model: nn.Module, path: str) -> str:
             return f"{by} has replaced the forward of {at or type(model).__name__}: load the model without it."
     if compiled_parts(model):
         return "Attach after the layers are compiled, or do not compile parts of the model by themselves."
-    return "No forward around it was replaced: its layer was skipped, or what holds it went another way."
+    return "No forward around it was replaced: its layer was skipped, or the module around it did not call it."
 
 
 class _Another(SharedHook):
-    """The hook on a copied router that decides otherwise."""
+    """The hook on a copied router that changes its decision."""
 
     def __init__(self, adapter: RouterOutput, change: str | None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The one hook on a router: merges all edits into one re-selection, then probes, then shows what came out."""
+"""The one hook on a router: merges all edits into one re-selection, applies probes, then calls observers."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _TOLD: WeakSet[nn.Module] = WeakSet()
-"""Models that a log line has called quantised."""
+"""Models for which quantised routers were logged."""
 
 
 class RouterParticipant(Participant):
-    """Something on a router."""
+    """A participant on a router."""
 
 
 class IdleParticipant(RouterParticipant):
-    """Does nothing, on a router whose layer shares its graph with layers where something is done."""
+    """Does nothing; for a router whose layer shares a compiled graph with layers that have participants."""
 
 
 class RoutingEditor(RouterParticipant):
@@ -61,7 +61,7 @@ class RoutingEditor(RouterParticipant):
 
     @abstractmethod
     def edits(self, forward: Forward | None, device: torch.device) -> list[tuple[RoutingEdit, Tensor | None]]:
-        """Return edits, each with the rows it is meant for (`None`: all); none to leave this pass alone."""
+        """Return edits, each with the rows it is meant for (`None`: all); none for an unchanged pass."""
 
 
 class WeightProbe(RouterParticipant):
@@ -73,11 +73,11 @@ class WeightProbe(RouterParticipant):
 
 
 class RoutingObserver(RouterParticipant):
-    """Looks at native and applied routing; not called again when gradient checkpointing recomputes a layer."""
+    """Observes native and applied routing; not called again when gradient checkpointing recomputes a layer."""
 
     @abstractmethod
     def observe(self, forward: Forward, native: Routing, applied: Routing) -> None:
-        """See one pass. `applied is native` when nothing was edited."""
+        """Called after each pass. `applied is native` if nothing was edited."""
 
 
 class RouterHook(SharedHook):
@@ -86,7 +86,7 @@ class RouterHook(SharedHook):
     Args:
         site (`RouterSite`): The router.
         tracker (`DecoderHook`): The hook on its decoder.
-        adapter (`RouterOutput`, *optional*): What reads its output; found in the first pass if not known yet.
+        adapter (`RouterOutput`, *optional*): Reads its output; determined in the first pass by default.
     """
 
     def __init__(self, site: RouterSite, tracker: DecoderHook, adapter: RouterOutput | None) -> None:
@@ -100,7 +100,7 @@ class RouterHook(SharedHook):
         self._only_observed = self._idle = False
 
     def participants_changed(self) -> None:
-        """Find out whether all that happens here are the same edits in every pass, or looks."""
+        """Determine whether the participants only make the same edits in every pass, or only observe."""
         self._idle = all(isinstance(participant, IdleParticipant) for participant in self.participants)
         self._only_observed = all(isinstance(one, RoutingObserver | IdleParticipant) for one in self.participants)
         busy = [participant for participant in self.participants if not isinstance(participant, IdleParticipant)]
@@ -111,7 +111,7 @@ class RouterHook(SharedHook):
         self._suppressed = None if self._always is None else self._suppressed_by(self._always)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
-        """Edit, probe and show one pass of the router."""
+        """Edit, probe and observe one pass of the router."""
         self._check_numbers()
         for participant in self.participants:
             participant.ran |= participant.active
@@ -149,7 +149,7 @@ class RouterHook(SharedHook):
         return None if applied is native else adapter.write(output, applied, touched)
 
     def _check_gets_all(self, rows: int) -> None:
-        """Refuse a pass whose tokens do not all come here, if anybody must know which of them do."""
+        """Refuse a pass of which this router gets some tokens, if a participant needs to know which."""
         now = self.tracker.under_way()
         knows_all = all(
             isinstance(one, IdleParticipant) or (isinstance(one, RoutingEditor) and one.always is not None)
@@ -159,15 +159,15 @@ class RouterHook(SharedHook):
             return
         raise UnsupportedError(
             self.site.path,
-            "the layer gives this router some of the tokens alone, so that its rows cannot be told apart; image "
+            "the layer gives this router only some of the tokens, so that its rows are ambiguous; image "
             "tokens go elsewhere where they have experts of their own",
             got=f"{rows} of {now.batch * now.length} tokens",
             expected="every token of the pass",
-            fix="Apply one config with scope 'all'; record, and tell phases or rows apart, on text alone.",
+            fix="Apply one config with scope 'all'; record, and use phases or rows, on text only.",
         )
 
     def _check_numbers(self) -> None:
-        """Refuse a pass of a router that was given other numbers than those that everything here was made for."""
+        """Refuse a pass of a router whose numbers were changed after something was attached."""
         for path, (owner, name, value) in self._numbers.items():
             now = getattr(owner, name)
             if now != value and any(participant.active for participant in self.participants):
@@ -185,7 +185,7 @@ class RouterHook(SharedHook):
         if forward is None:
             raise RouterContractError(
                 self.site.path,
-                "cannot tell which token each routed row is",
+                "the routed rows cannot be matched to tokens",
                 got=f"{len(native.indices)} rows",
                 expected="one row for each token of the decoder's forward",
                 fix="Record around the model's own forward or generate.",
@@ -194,7 +194,7 @@ class RouterHook(SharedHook):
             observer.observe(forward, native, applied)
 
     def _adapter_of(self, args: tuple[Any, ...], output: Any) -> RouterOutput:
-        """What reads the router's output, found in its first pass if it was not before."""
+        """The reader of the router's output, determined in the first pass."""
         if self.adapter is None:
             adapter = adapter_for(self.site, output)
             check_identity(adapter, output, args)
@@ -222,11 +222,11 @@ class RouterHook(SharedHook):
             routing = adapter.route(output, args, edit)
             edited = Routing(routing.weights.to(native.weights.dtype), routing.indices, routing.shared)
             if self._concerns_hits_alone(edit):
-                # Among the other tokens, a tie could be broken in another way than the router did.
+                # For the other tokens a tie could be broken differently than the router did.
                 touched = edit.hits(native.indices)
         if touched is None:
             return edited
-        # Rows that no edit is meant for, or that need none, keep the router's own decision.
+        # Rows without an edit, or whose edit changes nothing, keep the router's own decision.
         rows = touched[:, None]
         shared = native.shared
         if edited.shared is not None and native.shared is not None:
@@ -244,10 +244,10 @@ class RouterHook(SharedHook):
         return frozenset().union(*(edit.suppressed for edit in edits))
 
     def _concerns_hits_alone(self, edit: RoutingEdit) -> bool:
-        """Whether an edit has nothing to change for tokens that chose none of the experts that it suppresses.
+        """Whether an edit changes nothing for tokens that chose none of the experts that it suppresses.
 
         Without experts that are not among the best, the best are the same, unless they decide on their group or the
-        router does more than its rule says.
+        router does more than its rule states.
         """
         plain = self.site.rule.adapter is None and self.site.selection.num_groups == 1
         return edit.only_weights or (edit.only_suppresses and plain)
@@ -260,13 +260,13 @@ def attach_to_routers(
     *,
     handle: Intervention | None = None,
 ) -> Intervention:
-    """Attach a participant to every router that gets one, and the watcher to the decoder; all or nothing.
+    """Attach participants to routers, and the watcher to the decoder; all or none.
 
     Args:
         routed (`RoutedModel`): The model with its routers.
         watcher (`DecoderParticipant`): The intervention's watcher.
         participant_for (`Callable[[RouterSite], RouterParticipant | None]`): The participant for a site, or `None`.
-        handle (`Intervention`, *optional*): The handle to use, of nothing yet; a new one by default.
+        handle (`Intervention`, *optional*): An empty handle to use; a new one by default.
 
     Raises:
         [`RouterContractError`]: if a router fails its self-test; nothing is attached then.
@@ -303,7 +303,7 @@ def attach_to_routers(
 
 
 def _tell_of_packed(model: nn.Module, sites: Sequence[RouterSite]) -> None:
-    """Say once of a model that its routers are quantised themselves."""
+    """Log once for a model that its routers are quantised."""
     packed = {site.path: packed_parts(site.module) for site in sites}
     if model in _TOLD or not any(packed.values()):
         return
@@ -320,7 +320,7 @@ def _tell_of_packed(model: nn.Module, sites: Sequence[RouterSite]) -> None:
 
 
 def _touched(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> Tensor | None:
-    """Rows that some edit is meant for, bool `(tokens,)`; `None` for all."""
+    """Rows with an edit, bool `(tokens,)`; `None` for all."""
     masks = [tokens for _, tokens in edits]
     present = [mask for mask in masks if mask is not None]
     return torch.stack(present).any(dim=0) if present and len(present) == len(masks) else None

@@ -1,4 +1,4 @@
-"""Routing recorded while a model runs, in memory that does not grow with the tokens.
+"""Records routing while a model runs, in memory that does not grow with the tokens.
 
 Files in reading order:
 

@@ -1,7 +1,7 @@
 """Routing seen during forward and generate: activation maps per sequence and phase, in bounded memory.
 
 Counts and routing weights are added up on the model's device, `(sequences, experts)` for each router, phase and batch.
-Padding is not counted, nor is a token twice; the last sampled token is never fed back and so has no routing.
+Padding is not counted, and each token is counted once; the last sampled token is never fed back and has no routing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PHASES: tuple[Phase, ...] = ("prompt", "generation")
 
 
 class RoutingRecord(Intervention):
-    """What `record_routing` has seen so far; grows by one entry for each sequence.
+    """The record of `record_routing`; it has one entry for each sequence so far.
 
     Removing it stops the recording; what was recorded stays.
 
@@ -37,7 +37,7 @@ class RoutingRecord(Intervention):
         layers (`tuple[int, ...]`): Absolute decoder layer of each row of the maps.
         num_sequences (`int`): Sequences seen.
         token_filter (`Callable`, *optional*):
-            Set it to count some tokens alone: called with each forward pass, returns bool `(batch * length,)`, or
+            Set it to count only some tokens: called with each forward pass, returns bool `(batch * length,)`, or
             `None` for all.
     """
 
@@ -87,7 +87,7 @@ class RoutingRecord(Intervention):
                 `"prompt"`, `"generation"` or `"all"`.
             routing (`str`, *optional*, defaults to `"applied"`):
                 `"applied"` is what took effect: an expert whose weight an intervention set to zero is not counted.
-                `"native"` is what the routers decided by themselves.
+                `"native"` is what the routers decided without edits.
 
         Raises:
             [`ConfigError`]: if phase or routing is not one of these, or the phase is not recorded.
@@ -146,15 +146,15 @@ class RoutingRecord(Intervention):
         return [found for trace, size in kept if trace is not None for found in trace.of(size, self.layers)]
 
     def check_generated(self, output: Tensor, prompt_length: int) -> None:
-        """Check that what was recorded last adds up to what came out of `generate`.
+        """Check that the last recorded passes add up to the output of `generate`.
 
         Args:
             output (`torch.Tensor` of shape `(sequences, tokens)`, int64): What `generate` returned, prompt and all.
             prompt_length (`int`): Tokens of the prompt, padding counted.
 
         Raises:
-            [`RouterContractError`]: if prompt and generated tokens were not told apart as they came. The last token is
-                never fed back, and so is not expected.
+            [`RouterContractError`]: if prompt and generated tokens were not distinguished in the passes. The last
+                token is never fed back, and so is not expected.
         """
         read = next(reversed(self._batches.values())).columns if self._batches else {"prompt": 0, "generation": 0}
         wanted = {"prompt": prompt_length, "generation": output.shape[1] - prompt_length - 1}
@@ -169,7 +169,7 @@ class RoutingRecord(Intervention):
             )
 
     def forget(self) -> None:
-        """Drop what was recorded so far, between runs; recording goes on."""
+        """Delete what was recorded so far, between runs; the recording continues."""
         self._batches.clear()
 
 
@@ -183,14 +183,14 @@ def record_routing(
 ) -> RoutingRecord:
     """Record the routing of a model while it runs, per sequence and phase.
 
-    In a batch, sequences that have ended are fed on until the last one ends; from its end token on, a sequence is not
-    counted, so that it gets the same map as when it runs alone.
+    In a batch, sequences that have ended are padded until the last one ends. Tokens after a sequence's end token are
+    not counted, so that its map is the same as when it runs alone.
 
     Args:
         model (`nn.Module`):
             A mixture-of-experts model; left as it is.
         phase (`str`, *optional*, defaults to `"all"`):
-            What to record: `"prompt"`, `"generation"` or both. Passes that hold nothing of it then cost less.
+            What to record: `"prompt"`, `"generation"` or both. Other passes then cost less.
         trace (`bool`, *optional*, defaults to `False`):
             Also keep every token's experts and weights, which takes memory that grows with the tokens.
         eos_token_id (`int` or `list[int]`, *optional*, defaults to the model's generation config):
@@ -235,7 +235,7 @@ def _phases_of(where: str, phase: str) -> tuple[Phase, ...]:
 
 
 def _stop_tokens(model: nn.Module) -> list[int]:
-    """Tokens after which a sequence has ended; padding is what `generate` feeds to one that ended by other means."""
+    """Tokens after which a sequence has ended, and the padding of sequences that ended otherwise."""
     found: list[int] = []
     for name in ("eos_token_id", "pad_token_id"):
         for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
@@ -262,7 +262,7 @@ class _Clock(DecoderParticipant):
     def on_forward(self, forward: Forward) -> None:
         record = self.record
         forward.check_rows("record_routing")
-        _ = forward.phases  # refuses what cannot be told apart before anything is counted
+        _ = forward.phases  # raises before anything is counted if phases cannot be distinguished
         batch = record._batches.get(forward.run_id)
         if batch is None:
             batch = Tally(forward, *record._size, stops=record._stops, phases=record._phases, trace=record._trace)
@@ -291,7 +291,7 @@ class _Clock(DecoderParticipant):
         raise UnsupportedError(
             "record_routing",
             "counting in a compiled graph is not supported",
-            fix="Record the model itself, not what torch.compile made of it.",
+            fix="Record the model itself, not the compiled one.",
         )
 
     def on_end(self, forward: Forward) -> None:

@@ -1,7 +1,6 @@
-"""The sums that a recording keeps: one row of experts for each router, sequence and phase, whatever the tokens.
+"""The sums that a recording keeps: one row of experts for each router, sequence and phase.
 
-What the routers of one pass decided is kept as they run and added up in one go when the pass ends. Long passes are
-added up router by router.
+The decisions of one pass are kept while it runs and added up when it ends. Long passes are added up router by router.
 
 A router of a looped layer runs several times in one pass; a token then counts for the mean of its visits, so that it
 counts as much in every layer.
@@ -27,7 +26,7 @@ TOKENS_AT_ONCE = 2048  # longer passes are added up router by router
 
 
 class RoutedRows(NamedTuple):
-    """What routers of one kind and width decided in one pass; both tensors `(routers, rows, top_k)`."""
+    """The decisions of routers of one kind and width in one pass; both tensors `(routers, rows, top_k)`."""
 
     kind: str
     rows: list[int]
@@ -67,11 +66,11 @@ class Tally:
         self.columns: dict[Phase, int] = {"prompt": 0, "generation": 0}  # read so far, padding and all
         self.sums: dict[tuple[Phase, str], tuple[Tensor, Tensor]] = {}
         self.trace = TraceKeeper() if trace else None
-        # How often each router runs in a pass: the pass under way, and those before.
+        # How often each router runs in a pass: the current pass, and earlier ones.
         self._visits, self._visits_before = [0] * num_layers, [0] * num_layers
         self._stops = stops.to(self.device)
         self._ended: Tensor | None = None
-        # The pass under way.
+        # The current pass.
         self._counts = self._long = False
         self._masks: list[tuple[Phase, Tensor | None]] = []
         self._pending: dict[str, list[tuple[int, Routing]]] = {}
@@ -81,11 +80,11 @@ class Tally:
         self._all_rows = list(range(num_layers))
 
     def begin(self, forward: Forward, only: Tensor | None = None) -> None:
-        """Take note of a pass that begins.
+        """Register a pass that begins.
 
         Args:
             forward (`Forward`): The pass.
-            only (`torch.Tensor` of shape `(rows,)`, bool, *optional*): The rows to count, of those that would be.
+            only (`torch.Tensor` of shape `(rows,)`, bool, *optional*): Which rows to count.
         """
         self._pending = {}
         self._visits = [0] * len(self._visits)
@@ -106,7 +105,7 @@ class Tally:
         self._masks = [(phase, all_of(forward.countable(phase), going, only)) for phase in counted]
 
     def add_router(self, row: int, native: Routing, applied: Routing) -> None:
-        """Take in what one router decided and what was applied.
+        """Keep the decision of one router, and the applied one.
 
         Args:
             row (`int`): The router's place among all.
@@ -127,7 +126,7 @@ class Tally:
             self._add_up()
 
     def end(self, forward: Forward) -> None:
-        """Add up what the pass left.
+        """Add up the kept decisions of the pass.
 
         Args:
             forward (`Forward`): The pass that has begun.
@@ -167,12 +166,12 @@ class Tally:
         return counts.transpose(0, 1), weights.transpose(0, 1), tokens
 
     def _take_note_of_visits(self) -> None:
-        """Remember how often each router runs in a pass; raise if that changes, as means would be of unlike things."""
+        """Store how often each router runs in a pass; raise if that changes, as means would be inconsistent."""
         for row, (now, before) in enumerate(zip(self._visits, self._visits_before, strict=True)):
             if now and before and now != before:
                 raise UnsupportedError(
                     "record_routing",
-                    "a router runs more often in some passes than in others, so that a token has no one count",
+                    "a router runs more often in some passes than in others, so that a token's count is not defined",
                     got=f"router {row} of the model: {now} times",
                     expected=f"{before}, as in the passes before",
                     fix="Record passes with one number of loops at a time.",
@@ -184,7 +183,7 @@ class Tally:
 
         Args:
             ids (`torch.Tensor` of shape `(sequences,)`, *optional*): The last token of each that the pass reads.
-            phases (`Sequence[str]`): What the pass has tokens of.
+            phases (`Sequence[str]`): The phases of the pass's tokens.
         """
         if "generation" not in phases or ids is None or not len(self._stops):
             return None
@@ -193,12 +192,12 @@ class Tally:
         return ~self._ended
 
     def _add_up(self) -> None:
-        """Add up what is kept of the pass under way."""
+        """Add up the kept decisions of the current pass."""
         for kind, rows, indices, weights in self._gather():
             self._add(kind, rows, indices, weights)
 
     def _gather(self) -> list[RoutedRows]:
-        """What is kept, routers of one kind and width together."""
+        """The kept decisions, grouped by kind and width of the routers."""
         parts = []
         for kind, entries in self._pending.items():
             by_width: dict[int, list[tuple[int, Routing]]] = {}
@@ -242,7 +241,7 @@ class Tally:
             self.sums[phase, kind][1].scatter_add_(0, places.view(-1), weighed.view(-1))
 
     def _gathered(self, tensors: list[Tensor]) -> Tensor:
-        """What routers handed over, `(routers, rows, top_k)`; they need not be on one device."""
+        """The decisions of routers, `(routers, rows, top_k)`, which may be on several devices."""
         if len({tensor.device for tensor in tensors}) > 1:
             tensors = [tensor.to(self.device) for tensor in tensors]
         gathered = torch.cat(tensors).to(self.device).view(len(tensors), -1, tensors[0].shape[-1])

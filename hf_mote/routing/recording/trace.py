@@ -39,11 +39,11 @@ class TraceKeeper:
         self._now: dict[int, tuple[Tensor, Tensor]] = {}
 
     def begin(self) -> None:
-        """Called when a pass begins; what a failed one left is dropped."""
+        """Called when a pass begins; the rest of a failed one is deleted."""
         self._now = {}
 
     def see(self, row: int, applied: Routing) -> None:
-        """Take in the routing of the router at a place among all.
+        """Keep the routing of a router.
 
         Raises:
             [`UnsupportedError`]: if it has run in this pass already, as in a looped layer.
@@ -65,7 +65,7 @@ class TraceKeeper:
             kept (`torch.Tensor` of shape `(rows,)`, bool): Which of its rows are counted.
             generated (`torch.Tensor` of shape `(rows,)`, bool): Which of them are generated tokens.
         """
-        seen = [self._now[row] for row in sorted(self._now)]  # not all routers are looked at in their order
+        seen = [self._now[row] for row in sorted(self._now)]  # routers may run in another order
         widest = max(indices.shape[-1] for indices, _ in seen)
         indices = [pad(indices, (0, widest - indices.shape[-1]), value=-1) for indices, _ in seen]
         weights = [pad(weights, (0, widest - weights.shape[-1])) for _, weights in seen]
@@ -82,7 +82,7 @@ class TraceKeeper:
         found = []
         for sequence in range(num_sequences):
             parts = [_rows_of(one, num_sequences, sequence) for one in self._passes]
-            if not parts:  # no pass had anything to count
+            if not parts:  # no pass had tokens to count
                 none = torch.zeros(0, len(layers), 0)
                 found.append(RoutingTrace(none.int(), none, torch.zeros(0, dtype=torch.bool), layers))
                 continue

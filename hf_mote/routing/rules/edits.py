@@ -23,7 +23,7 @@ class RoutingEdit:
             is taken away goes to the other chosen experts, so that the weights sum to what they did (mode `"drop"`).
         zero_share (float): Factor on a chosen expert's weight; nothing is renormalised (mode `"zero"`).
         banned (bool): Never chosen; the next best takes the slot (mode `"reroute"`).
-        forced (bool): Always chosen, in the place of the weakest chosen expert that is not suppressed.
+        forced (bool): Always chosen, replacing the weakest chosen expert that is not suppressed.
         forced_to_max (bool): Forced experts whose weight becomes the largest of those chosen.
         forced_weight (float): Weight of forced experts, NaN where it stays the expert's own.
         forced_gain (float): Factor on the weight of forced experts.
@@ -31,7 +31,7 @@ class RoutingEdit:
         selection_bias (float): Added to the scores for the choice alone.
         keeps_all_or_nothing (`bool`): Whether `drop_share` is 0 or 1 throughout, which is cheaper to apply.
         only_weights (`bool`): Whether the choice of experts stays, and weights alone change after it.
-        only_suppresses (`bool`): Whether nothing happens but that experts lose weight or their slot.
+        only_suppresses (`bool`): Whether experts only lose weight or their slot.
     """
 
     drop_share: Tensor | None = None
@@ -59,7 +59,7 @@ class RoutingEdit:
 
     @cached_property
     def suppressed(self) -> frozenset[int]:
-        """The experts that lose weight or their slot; tensors are read, which an accelerator has to be waited for."""
+        """The experts that lose weight or their slot; reading the tensors waits for an accelerator."""
         marks = [_loses(name, value) for name, value in present_in(self).items() if name in _SUPPRESSING]
         return frozenset(expert for mark in marks for expert in mark.nonzero()[:, -1].tolist())
 
@@ -80,14 +80,14 @@ class RoutingEdit:
 
 
 def merge_edits(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> RoutingEdit:
-    """Return one edit that does what several do together.
+    """Return one edit that combines several.
 
     Factors multiply, biases add, bans and forcings unite; a number given as a forced expert's weight goes before
     `"max"`, and of two numbers the later one counts.
 
     Args:
         edits (`Sequence[tuple[RoutingEdit, torch.Tensor | None]]`):
-            Each edit with the tokens it is meant for: a bool tensor of shape `(tokens,)`, or `None` for all.
+            Each edit with the tokens that it applies to: a bool tensor of shape `(tokens,)`, or `None` for all.
     """
     if len(edits) == 1 and edits[0][1] is None:
         return edits[0][0]
@@ -133,7 +133,7 @@ NEUTRAL: dict[str, float | bool] = {
     "logit_bias": 0.0,
     "selection_bias": 0.0,
 }
-"""What each field holds where it changes nothing."""
+"""Neutral value of each field."""
 
 
 def present_in(edit: RoutingEdit) -> dict[str, Tensor]:

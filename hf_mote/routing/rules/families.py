@@ -1,6 +1,6 @@
 """The table of routing rules: one declarative row per rule, and the router classes that follow it.
 
-A router turns a token's logits into the experts it visits and their weights. The rules differ in a few declared ways
+A router turns a token's logits into its experts and their weights. The rules differ in a few declared properties
 (scoring, selection bias, group limit, normalisation, scale), so a family is a row here and not code. Supporting
 another family means adding its router class to a row, or a row to the table, and a tiny config to
 `tests/tiny_families.py`.
@@ -432,7 +432,7 @@ class Refusal(NamedTuple):
 
     Attributes:
         family (`str`): Its `model_type`.
-        reason (`str`): Why not.
+        reason (`str`): Why it cannot work.
         remedy (`str`): What can be done instead.
         before (`str`, *optional*): The first release of transformers that the reason does not hold for.
     """
@@ -444,7 +444,7 @@ class Refusal(NamedTuple):
 
     @property
     def full_reason(self) -> str:
-        """Why not, and in which releases."""
+        """The reason, and the releases that it holds for."""
         return self.reason if self.before is None else f"before transformers {self.before}, {self.reason}"
 
 
@@ -473,7 +473,7 @@ REFUSED: dict[str, Refusal] = {
     ),
     "SwitchTransformersTop1Router": Refusal(
         "switch_transformers",
-        "its router hands out a dispatch mask limited by capacity, in which tokens depend on each other",
+        "its router returns a dispatch mask limited by capacity, in which tokens depend on each other",
         "Use a decoder-only model, such as olmoe or mixtral.",
     ),
 }

@@ -27,7 +27,7 @@ def rule_for(module: nn.Module) -> RoutingRule | None:
         module (`nn.Module`): Any module.
     """
     for cls in type(module).__mro__:
-        # Who registers a class says nothing of a subclass that does something else.
+        # A registration does not hold for a subclass with another forward.
         registered = _REGISTERED.get(cls, ()) if type(module).forward is getattr(cls, "forward", None) else ()
         for rule in (*registered, *_rules_of_table(cls)):
             if rule.when is None or getattr(module, rule.when[0], None) == rule.when[1]:
@@ -44,7 +44,7 @@ def register_rule(router: type[nn.Module], rule: RoutingRule) -> None:
     """Make a router class follow a rule, for the rest of the process.
 
     Args:
-        router (`type[nn.Module]`): The class; subclasses follow that keep its forward.
+        router (`type[nn.Module]`): The class; subclasses with the same forward are included.
         rule (`RoutingRule`): The rule.
 
     Raises:
@@ -62,7 +62,7 @@ def register_rule(router: type[nn.Module], rule: RoutingRule) -> None:
 
 
 def forget_rule(router: type[nn.Module], rule: RoutingRule) -> None:
-    """Take back what [`register_rule`] did."""
+    """Undo [`register_rule`]."""
     left = tuple(other for other in _REGISTERED.get(router, ()) if other is not rule)
     if left:
         _REGISTERED[router] = left

@@ -1,4 +1,4 @@
-"""`RoutingRule`: the declared ways in which routers differ. The table of them is in `families.py`."""
+"""`RoutingRule`: the properties in which routers differ. The table of them is in `families.py`."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class RoutingRule:
         group_fill (`float`): Choice score of experts outside the groups that stay.
         weights_from (`str`): `"scores"`; `"choice"`: the scores as they stand after the group limit; `"softmax"` or
             `"sigmoid"` of the chosen scores.
-        weights_float32 (`bool`): Whether that softmax or sigmoid is taken in float32, whatever the scores' dtype.
+        weights_float32 (`bool`): Whether that softmax or sigmoid is taken in float32, for any dtype of the scores.
         renormalize (`bool` or `str`): Whether the chosen weights are divided by their sum; an attribute name if the
             router decides.
         epsilon (`float`): Added to that sum.
         least_sum (`str`, *optional*): Attribute that the sum is raised to where it is below.
         scale (`str`, *optional*): Attribute that multiplies the weights at the end.
-        expert_scale (`str`, *optional*): Attribute with one factor for each expert, likewise.
+        expert_scale (`str`, *optional*): Attribute with one factor for each expert, applied at the end.
         divide_by_top_k (`bool`): Whether the weights are divided by the number of chosen experts at the end.
         sorted (`bool`): Whether the router asks `torch.topk` for sorted experts; it decides the order of the indices.
         num_experts (`str`): Attribute with the number of columns of the logits.
@@ -51,7 +51,7 @@ class RoutingRule:
         probe (`str`): What the router's forward takes: `"flat"` hidden states `(tokens, hidden_size)`, `"batched"`
             ones `(batch, seq, hidden_size)` only, or flat ones and token ids (`"with_ids"`).
         adapter (`str`, *optional*): Name in `SPECIAL_OUTPUTS`, for routers that do not return the usual triple or that
-            do more than a rule says.
+            do more than a rule states.
     """
 
     name: str

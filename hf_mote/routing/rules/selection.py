@@ -149,7 +149,7 @@ def choose_experts(
 
 
 def score(logits: Tensor, selection: BoundRule, edit: RoutingEdit) -> Tensor:
-    """Return what the rule makes of the logits, `(tokens, experts)`.
+    """Return the scores of the logits by the rule, `(tokens, experts)`.
 
     Args:
         logits (`torch.Tensor` of shape `(tokens, experts)`): Router logits.
@@ -208,7 +208,7 @@ def _ban(choice: Tensor, edit: RoutingEdit) -> Tensor:
 
 
 def _group_fill(selection: BoundRule, edit: RoutingEdit) -> Tensor | float:
-    """Choice score of experts outside the best groups; a bias that pushes the inside down takes it along."""
+    """Choice score of experts outside the best groups, which is below every score inside, also under a bias."""
     fill = selection.rule.group_fill
     if edit.selection_bias is None:
         return fill
@@ -245,13 +245,13 @@ def rank_forced(choice: Tensor, selection: BoundRule, edit: RoutingEdit) -> Tens
     chosen = torch.topk(choice, selection.top_k, dim=-1, sorted=False).indices
     occupied = torch.zeros_like(choice, dtype=torch.bool).scatter_(-1, chosen, True)
     kept = occupied & torch.stack(torch.broadcast_tensors(*suppressed)).any(dim=0)
-    # Ranks, so that the order within each of the three tiers stays what it was.
+    # Ranks, so that the order within each of the three tiers does not change.
     ranks = choice.argsort(dim=-1).argsort(dim=-1)
     return (ranks + choice.shape[-1] * (kept.long() + 2 * edit.forced.long())).float()
 
 
 def reweigh(weights: Tensor, indices: Tensor, edit: RoutingEdit) -> Tensor:
-    """Return weights after what follows the selection: drop, then gain, then the weights of forced experts.
+    """Return the weights after drop, gain, and the weights of forced experts.
 
     Args:
         weights (`torch.Tensor` of shape `(tokens, top_k)`): Weights by the family's rule.
@@ -285,10 +285,10 @@ def reweigh(weights: Tensor, indices: Tensor, edit: RoutingEdit) -> Tensor:
 
 
 def _drop(weights: Tensor, keep: Tensor) -> Tensor:
-    """Weights without those for which `keep` is 0, shared out among those for which it is 1."""
+    """Weights with those for which `keep` is 0 distributed among those for which it is 1."""
     left = weights * keep
     survivors, total = left.sum(dim=-1, keepdim=True), weights.sum(dim=-1, keepdim=True)
-    # Divided first: the survivors' sum can be so small that its inverse is no float. Rows that lose nothing are left
+    # Divided first: the survivors' sum can be so small that its inverse is infinite. Rows that lose nothing are left
     # alone, to the last bit.
     shared_out = left / survivors.masked_fill(survivors == 0, 1.0) * total
     return torch.where(survivors == total, left, shared_out)

@@ -1,6 +1,6 @@
-"""Whether code may branch on the values of a tensor; where it may, work can be skipped.
+"""Whether code may branch on the values of a tensor, in order to skip work.
 
-Reading values costs next to nothing on the CPU, while an accelerator has to be waited for. A traced or transformed
+Reading values is cheap on the CPU, but waits for an accelerator. A traced or transformed
 model would keep one branch for all values.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["none_chosen", "readable_now"]
 
 
 def readable_now(values: Tensor) -> bool:
-    """Return whether the values of a tensor may be looked at.
+    """Return whether the values of a tensor may be read.
 
     Args:
         values (`torch.Tensor`): The tensor.
@@ -32,7 +32,7 @@ def readable_now(values: Tensor) -> bool:
 
 
 def none_chosen(indices: Tensor, experts: frozenset[int]) -> bool:
-    """Return whether no token chose any of some experts, as far as that may be looked at.
+    """Return whether no token chose any of some experts; `False` if this may not be read.
 
     Args:
         indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.

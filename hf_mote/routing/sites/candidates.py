@@ -1,6 +1,6 @@
-"""Which modules of a model look like routers, and which of them no row of the table describes.
+"""Modules of a model that look like routers, and which of them the table lacks.
 
-A model of transformers names its routers itself, as the source of its `router_logits`
+A model of transformers names its routers as the source of its `router_logits`
 (`PreTrainedModel.can_record_outputs`). Other models are searched for modules that carry the two numbers every row
 reads: how many experts there are, and how many are chosen.
 """
@@ -40,7 +40,7 @@ _offers: list[Callable[[nn.Module], str | None]] = []
 
 
 def offer_by(offer: Callable[[nn.Module], str | None]) -> None:
-    """Let a function say, as a sentence, how an unlisted router of a model is taken in; `None` if it cannot.
+    """Set a function that returns a sentence on how to register an unlisted router of a model, or `None`.
 
     Args:
         offer (`Callable[[nn.Module], str | None]`): The function; it is called when such a model is refused.
@@ -71,10 +71,10 @@ def check_all_listed(model: nn.Module, where: str, *, known: bool) -> None:
     """Raise [`UnsupportedError`] if a model has a router that no row of the table describes.
 
     Args:
-        model (`nn.Module`): The model; nothing of it is run.
-        where (`str`): Who asks, for the error.
-        known (`bool`): Whether it has routers that the table knows. If not, and it names no routers itself, whatever
-            looks like one counts.
+        model (`nn.Module`): The model; it is not run.
+        where (`str`): The caller, for the error.
+        known (`bool`): Whether it has routers that the table knows. If not, and it names no routers itself,
+            every module that looks like one counts.
     """
     unlisted = _unlisted_names(model)
     _refuse_by_name(unlisted, where)
@@ -96,18 +96,18 @@ def check_none_refused(model: nn.Module, where: str) -> None:
     """Raise [`UnsupportedError`] if a model has a router that is known not to work.
 
     Args:
-        model (`nn.Module`): The model; nothing of it is run.
-        where (`str`): Who asks, for the error.
+        model (`nn.Module`): The model; it is not run.
+        where (`str`): The caller, for the error.
     """
     _refuse_by_name(_unlisted_names(model), where)
     _refuse_bare_gates(model, where)
 
 
 def what_it_has_instead(model: nn.Module) -> str:
-    """Return what a model without any router is, as a sentence: dense, or one whose experts are chosen otherwise.
+    """Return a sentence on a model without routers: dense, or with experts that are chosen in another way.
 
     Args:
-        model (`nn.Module`): The model; nothing of it is run.
+        model (`nn.Module`): The model; it is not run.
     """
     for path, part in (*model.named_modules(), *model.named_parameters()):
         if _EXPERTS.search(path) or _EXPERTS.search(type(part).__name__):
@@ -119,11 +119,11 @@ def what_it_has_instead(model: nn.Module) -> str:
 
 
 def unlisted_routers(model: nn.Module, rules: Sequence[RoutingRule] = RULES) -> dict[str, nn.Module]:
-    """Return the innermost modules that look like routers and that no row describes, by their path.
+    """Return the innermost modules that look like routers and that the table lacks, by their path.
 
     Args:
-        model (`nn.Module`): The model; nothing of it is run.
-        rules (`Sequence[RoutingRule]`, *optional*, defaults to the table): Who says what the two numbers are called.
+        model (`nn.Module`): The model; it is not run.
+        rules (`Sequence[RoutingRule]`, *optional*, defaults to the table): Rules with the names of the two numbers.
     """
     declared = declared_router_classes(model)
     found = {
@@ -145,7 +145,7 @@ def declared_router_classes(model: nn.Module) -> tuple[type[nn.Module], ...]:
     """Return the classes that a model's own parts name as the source of `router_logits`.
 
     Args:
-        model (`nn.Module`): The model; nothing of it is run.
+        model (`nn.Module`): The model; it is not run.
     """
     found: set[type[nn.Module]] = set()
     for module in model.modules():
@@ -190,7 +190,7 @@ def _refuse_by_name(unlisted: list[str], where: str) -> None:
 
 
 def _refuse_bare_gates(model: nn.Module, where: str) -> None:
-    """Refuse a model in which a block of experts has a plain linear layer for its router, and no other."""
+    """Refuse a model in which a block of experts has a plain linear layer as its only router."""
     routers = set(unlisted_routers(model).values())
     for path, block in model.named_modules():
         parts = dict(block.named_children())

@@ -1,4 +1,4 @@
-"""From a live model to its router sites, checked against the table of routing rules.
+"""Finds the router sites of a live model, and checks them against the table of routing rules.
 
 Routers are the modules whose class the table knows, or `register_routers` has accepted. They are cross-checked against
 the classes that the model itself declares as the source of its `router_logits` (`candidates.py`), so a router that the
@@ -79,9 +79,9 @@ def find_routers(model: nn.Module) -> RouterSites:
 
 
 def _check_none_missing(model: nn.Module) -> None:
-    """Refuse a model without routers if its own class has some: whatever replaced them is named.
+    """Refuse a model without routers if its own class has some; the error names what replaced them.
 
-    Another router in their place is left to those who look at routers that the table lacks.
+    Routers that the table lacks are handled elsewhere.
     """
     others = unlisted_routers(model)
     missing = [

@@ -1,6 +1,6 @@
-"""What ties a config to the model it was made for: type, layers, experts, top-k, a hash of the router weights.
+"""Identifies the model that a config was made for: type, layers, experts, top-k, a hash of the router weights.
 
-Beside it stands a sample of the other weights, which `sampled_weights.py` takes.
+A fingerprint also holds a sample of the other weights, from `sampled_weights.py`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from hf_mote.routing.sites.site import RouterSite
 __all__ = ["SAMPLED", "check_fingerprint", "fingerprint_of", "same_weights"]
 
 SAMPLED = "sampled_weights"
-"""Where a fingerprint keeps what `sample_weights` returned; those that were made before it was taken lack it."""
+"""Key of the result of `sample_weights`; older fingerprints lack it."""
 
 PACKED = "quantised:"
-"""What stands before the digest of routers whose own weights a quantisation has packed."""
+"""Prefix of the digest of routers whose weights are packed by a quantisation."""
 
 
 def fingerprint_of(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, Any]:
@@ -38,9 +38,9 @@ def fingerprint_of(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, A
 
     Returns:
         `dict`: `model_type`; `layers`, `num_experts` and `top_k`, one entry for each router; `router_sha256`, over
-        router weights and selection biases as bfloat16 so that it is the same whatever dtype they were loaded in, or
-        `None` for a model on the meta device. Where a quantisation has packed weights of a router, it is over what
-        they unpack to, and begins with `"quantised:"`.
+        router weights and selection biases as bfloat16 so that it does not depend on the dtype they were loaded in, or
+        `None` for a model on the meta device. Where a quantisation has packed weights of a router, it is over the
+        unpacked weights, and begins with `"quantised:"`.
     """
     return {
         "model_type": _model_type(model, sites),
@@ -58,7 +58,7 @@ def check_fingerprint(
 
     Args:
         fingerprint (`dict`): What `fingerprint_of` returned for the model that the config was made for.
-        live (`dict`): That of the model it meets.
+        live (`dict`): That of the present model.
         sites (`Sequence[RouterSite]`): The router sites of that model.
         where (`str`): The place of the fingerprint, for the error.
     """
@@ -85,7 +85,7 @@ def check_fingerprint(
 
 
 def same_weights(made: dict[str, Any], live: dict[str, Any]) -> bool:
-    """Return whether nothing says that two fingerprints are of models with other weights.
+    """Return whether two fingerprints show no difference in weights.
 
     Args:
         made (`dict`): One fingerprint.
@@ -96,7 +96,7 @@ def same_weights(made: dict[str, Any], live: dict[str, Any]) -> bool:
 
 
 def _check_weights(made: str | None, now: str | None, sites: Sequence[RouterSite], where: str) -> None:
-    """Raise unless the digests of router weights are the same; packed ones and others are never compared."""
+    """Raise unless the digests of router weights are equal; packed weights are not compared with plain ones."""
     kinds = sorted({kind for site in sites for kind in packed_parts(site.module).values()})
     if made is None or now is None or made == now:
         return
@@ -177,7 +177,7 @@ def _hash(sites: Sequence[RouterSite]) -> str | None:
 
 
 def _matrices(site: RouterSite, parts: dict[str, str]) -> list[Tensor]:
-    """What the packed parts of a router unpack to, in the order of their paths."""
+    """The unpacked weights of a router's packed parts, in the order of their paths."""
     if not parts:
         return []
     with scratch_copy(site.module) as scratch:
@@ -187,12 +187,12 @@ def _matrices(site: RouterSite, parts: dict[str, str]) -> list[Tensor]:
 
 
 def _parameters(site: RouterSite, packed: Iterable[str]) -> dict[str, Tensor]:
-    """The router's parameters by name, those of packed parts apart, with what LoRA adds to them, as merging would."""
+    """The router's parameters by name, without packed parts, with LoRA merged."""
     elsewhere = {id(held) for path in packed for held in site.module.get_submodule(path).parameters()}
     parts = site.block.children() if site.block is not None else iter(())
     router = next((part for part in parts if any(inner is site.module for inner in part.modules())), site.module)
     adapted: dict[str, Any] = {path: part for path, part in router.named_modules() if getattr(part, "lora_A", None)}
-    # DoRA scales what it has added to; its parameters then stand for themselves.
+    # DoRA also scales the sum; its parameters are hashed separately.
     added = not any(getattr(part, "lora_magnitude_vector", None) for part in adapted.values())
     found: dict[str, Tensor] = {
         name.replace("base_layer.", ""): parameter
@@ -202,14 +202,14 @@ def _parameters(site: RouterSite, packed: Iterable[str]) -> dict[str, Tensor]:
     for path, part in adapted.items() if added else ():
         name = f"{path}.{getattr(part, 'parameter_name', 'weight')}".replace("base_layer.", "").lstrip(".")
         for adapter in part.active_adapters:
-            # What is added to a packed part comes out of it when it is unpacked.
+            # An adapter on a packed part is included when the part is unpacked.
             if name in found and adapter in part.lora_A and not part.merged and not part.disable_adapters:
                 found[name] = found[name] + part.get_delta_weight(adapter)
     return found
 
 
 def _bytes(values: Tensor) -> bytes:
-    """Values as bfloat16, the same whatever dtype they were loaded in."""
+    """Values as bfloat16, independent of the dtype they were loaded in."""
     if hasattr(values, "full_tensor"):
         values = values.full_tensor()  # in shards; every process must ask for it
     return values.detach().to(device="cpu", dtype=torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()

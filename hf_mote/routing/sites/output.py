@@ -1,4 +1,4 @@
-"""The usual router output, logits and weights and indices in a tuple, read and written wherever they stand in it."""
+"""Reads and writes the usual router output: logits, weights and indices in a tuple, in any order."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["RouterOutput", "contract_error"]
 
 
 class RouterOutput:
-    """Logits, weights and indices in a tuple, whatever else it holds.
+    """Logits, weights and indices in a tuple, with or without other items.
 
     transformers moved the three between releases, so they are found by dtype and shape.
 
     Args:
         site (`RouterSite`): The router.
-        output (`object`): What it returned once.
+        output (`object`): An output of it.
     """
 
     refuses: ClassVar[Mapping[str, str]] = {}
@@ -58,11 +58,11 @@ class RouterOutput:
         return self.site.select(self.read(output)[0], edit)
 
     def write(self, output: Any, routing: Routing, touched: Tensor | None) -> Any:
-        """Return the output with its routing replaced; logits and whatever else it holds stay.
+        """Return the output with its routing replaced; logits and other items stay.
 
         Args:
             output (`Any`): What the router returned.
-            routing (`Routing`): What to put in its place, native in untouched rows.
+            routing (`Routing`): The new routing, native in untouched rows.
             touched (`torch.Tensor` of shape `(tokens,)`, *optional*): Rows that differ; `None` for all.
         """
         items = list(output)
@@ -89,7 +89,7 @@ def _locate_slots(site: RouterSite, output: object) -> tuple[int, int, int]:
 
 
 def contract_error(site: RouterSite, output: object, expected: str) -> RouterContractError:
-    """Return the error for a router whose output is not what its row says.
+    """Return the error for a router whose output does not match its row.
 
     Args:
         site (`RouterSite`): The router.

@@ -1,8 +1,8 @@
-"""Weights that a quantisation has packed: recognised by what they are, whatever library packed them, and seen through.
+"""Weights that a quantisation has packed: recognised by their form, for any library, and unpacked.
 
-A linear map says its width by `in_features`, however its weight is stored. It is packed if its weight is not a plain
-tensor of floats of its own two numbers: bytes, a tensor subclass that stands for them, or parts under other names. A
-packed map unpacks itself: what it makes of the unit vectors is its matrix.
+A linear map states its width in `in_features`, for every storage of its weight. It is packed if its weight is not a
+plain tensor of floats of its own two numbers: bytes, a tensor subclass that stands for them, or parts under other
+names. A packed map is unpacked by running it on the unit vectors, which gives its matrix.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HALF = 2  # bytes; floats of one byte are codes that a scale belongs to
 
 
 class Feed(NamedTuple):
-    """What a router is fed.
+    """The input of a router.
 
     Attributes:
         width (`int`): The hidden size that it reads.
@@ -36,7 +36,7 @@ def packed_parts(router: nn.Module) -> dict[str, str]:
     """Return the parts of a router whose weights are packed, by their path (`""` is the router), each with its kind.
 
     Args:
-        router (`nn.Module`): The router, or any module. Nothing of it is run.
+        router (`nn.Module`): The router, or any module. It is not run.
     """
     found: dict[str, str] = {}
     for path, part in router.named_modules():
@@ -52,11 +52,11 @@ def packed_parts(router: nn.Module) -> dict[str, str]:
 
 
 def feed_of(router: nn.Module, block: nn.Module | None = None) -> Feed:
-    """Return what a router is fed, whatever its own weights are stored as.
+    """Return the input that a router takes, for every storage of its weights.
 
     Args:
         router (`nn.Module`): The router, its weights in place.
-        block (`nn.Module`, *optional*): The module that holds it, asked for the dtype where the router is packed.
+        block (`nn.Module`, *optional*): The module that holds it, which gives the dtype if the router is packed.
     """
     held = [*router.parameters(), *router.buffers()]
     plain = [tensor for tensor in router.parameters() if _is_plain(tensor)]
@@ -88,10 +88,10 @@ def unpacked(part: nn.Module, dtype: torch.dtype) -> Tensor:
 
 
 def num_outputs(router: nn.Module) -> set[int]:
-    """Return how many outputs the linear maps of a router have, whatever their weights are stored as.
+    """Return how many outputs the linear maps of a router have, for every storage of their weights.
 
     Args:
-        router (`nn.Module`): The router, or any module. Nothing of it is run.
+        router (`nn.Module`): The router, or any module. It is not run.
     """
     linear = {int(part.out_features) for part in router.modules() if _is_linear(part)}  # type: ignore[arg-type]
     return linear | {weight.shape[0] for weight in router.parameters() if weight.ndim == 2 and _is_plain(weight)}
@@ -108,7 +108,7 @@ def _holds_its_matrix(part: nn.Module) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor holds the numbers that it says, or its shard of them."""
+    """Whether a tensor holds its own numbers, or a shard of them."""
     return (type(tensor) in PLAIN or hasattr(tensor, "full_tensor")) and _is_float(tensor)
 
 

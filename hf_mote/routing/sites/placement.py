@@ -1,4 +1,4 @@
-"""Ways of wrapping or spreading a model under which its routers are not what they seem; refused with the way out."""
+"""Wrappers and shards under which the routers of a model cannot be hooked or checked; they are refused."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hf_mote.errors import UnsupportedError
 __all__ = ["check_placement", "holder_of"]
 
 WRAPPED = (".base_layer", ".original_module")
-"""What PEFT calls a module that it has wrapped."""
+"""Names of modules that PEFT has wrapped."""
 
 
 def check_placement(model: nn.Module, routers: Mapping[str, nn.Module], where: str) -> None:
     """Raise [`UnsupportedError`] if hooks on a model's routers would see or change something else than its routing.
 
     Args:
-        model (`nn.Module`): The model; nothing of it is run.
+        model (`nn.Module`): The model; it is not run.
         routers (`Mapping[str, nn.Module]`): Its routers by their path.
-        where (`str`): Who asks, for the error.
+        where (`str`): The caller, for the error.
     """
     kinds = {type(part).__name__ for part in model.modules()}
     if any(isinstance(part, nn.DataParallel) for part in model.modules()):
@@ -49,7 +49,7 @@ def check_placement(model: nn.Module, routers: Mapping[str, nn.Module], where: s
         if ".modules_to_save." in path:
             raise UnsupportedError(
                 path,
-                "PEFT keeps a trained copy of the router beside the original, and chooses between them as it runs",
+                "PEFT keeps a trained copy of the router beside the original, and chooses between them at run time",
                 got="modules_to_save",
                 expected="one router in each decoder layer",
                 fix="Call merge_and_unload() before; or train the router by LoRA, naming it in target_modules or "
@@ -68,7 +68,7 @@ def check_placement(model: nn.Module, routers: Mapping[str, nn.Module], where: s
 
 
 def holder_of(path: str) -> str:
-    """Return the path of the module that holds a router, past what PEFT has wrapped it in.
+    """Return the path of the module that holds a router, without PEFT's wrappers.
 
     Args:
         path (`str`): The router's dotted path.

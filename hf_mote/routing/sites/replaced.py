@@ -1,7 +1,7 @@
-"""What of a model somebody has replaced since its classes were written: forwards, routers, blocks.
+"""Replaced parts of a model: forwards, routers, blocks.
 
-A forward is the class's own if it was defined in the module that defines the class, whatever accelerate has wrapped
-it in since. Which modules should be there, a model's own class says: it is built anew without weights.
+A forward is the class's own if it was defined in the module that defines the class; wrappers of accelerate are
+ignored. The modules that should be there are those of the model's own class, which is built again without weights.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Missing(NamedTuple):
     Attributes:
         path (`str`): The router's dotted path.
         router (`str`): The class of the router that should be there.
-        place (`str`): The outermost path up to it that holds something else.
-        expected (`str`): The class of what should be at that place.
+        place (`str`): The outermost path up to it that holds another module.
+        expected (`str`): The expected class at that path.
         found (`str`): What is there; `"nothing"` if there is no such module.
     """
 
@@ -43,10 +43,10 @@ class Missing(NamedTuple):
 
 
 def replaced_forward(module: nn.Module) -> str | None:
-    """Return who has replaced a module's forward, as a dotted name, or `None` if it is its class's own.
+    """Return the dotted name of a module's replaced forward, or `None` if it is its class's own.
 
     Args:
-        module (`nn.Module`): The module. Nothing of it is run.
+        module (`nn.Module`): The module. It is not run.
     """
     held = vars(module)
     given = held.get("forward")
@@ -70,13 +70,13 @@ def missing_routers(model: nn.Module) -> list[Missing]:
     """Return the routers of the table that a model's own class has and the model has not, in the class's order.
 
     Args:
-        model (`nn.Module`): The model. Its class is built on the meta device; nothing of the model is run.
+        model (`nn.Module`): The model. Its class is built on the meta device; the model is not run.
     """
     found: list[Missing] = []
     for prefix, part in _outermost(model):
         try:
             own = _skeleton(part)
-        except Exception:  # foreign classes may ask for anything
+        except Exception:  # foreign classes may raise any error
             continue
         live, written = dict(part.named_modules()), dict(own.named_modules())
         for path, router in written.items():
@@ -99,7 +99,7 @@ def say_once(message: str) -> None:
     """Log a warning, once in a process.
 
     Args:
-        message (`str`): What to say.
+        message (`str`): The warning.
     """
     logger.warning(message)
 
@@ -137,7 +137,7 @@ def _function(given: Any) -> Callable[..., Any]:
 
 
 def _defined_in(function: Any) -> str:
-    """The module that a function says it comes from: what wraps another one says what that one says."""
+    """The module in which a function, or the function that it wraps, is defined."""
     return str(getattr(function, "__module__", None) or "")
 
 

@@ -1,7 +1,7 @@
-"""`RoutedModel`: what is found out about a model with routers, once for each public call.
+"""`RoutedModel`: the routers of a model, their tests and their fingerprint, computed once for each public call.
 
-To find routers, to hash their weights and to test them takes time that grows with the model. A public function makes
-one of these and hands it down; the next call makes its own, so that weights that were changed in between are noticed.
+The time to find routers, to hash their weights and to test them grows with the model. A public function makes one of
+these and passes it on; the next call makes its own, so that changed weights are noticed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RoutedModel:
 
     @cached_property
     def sites(self) -> list[RouterSite]:
-        """The router sites, in the order of their layers; found when they are first asked for.
+        """The router sites, in the order of their layers; found on first use.
 
         Raises:
             [`UnsupportedError`]: as [`find_routers`].
@@ -64,13 +64,13 @@ class RoutedModel:
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What [`fingerprint_of`] and [`sample_weights`] return, hashed when it is first asked for."""
+        """What [`fingerprint_of`] and [`sample_weights`] return, hashed on first use."""
         if self._known is not None:
             return self._known
         return {**fingerprint_of(self.model, self.sites), SAMPLED: sample_weights(self.model, self.sites)}
 
     def tested(self, site: RouterSite) -> RouterOutput | None:
-        """Return what reads a router's output, after a self-test the first time; see [`self_test`].
+        """Return the reader of a router's output, after a self-test the first time; see [`self_test`].
 
         Args:
             site (`RouterSite`): One of `sites`.

@@ -1,7 +1,7 @@
-"""A sample of the weights outside the routers: it tells a fine-tune whose routers stayed as they were from its base.
+"""A sample of the weights outside the routers, which distinguishes a fine-tune with unchanged routers from its base.
 
 It is taken from plain tensors, by names that wrappers, adapters and shards do not change, and only what two models
-both have is compared. So a model that was loaded otherwise is not taken for another one.
+both have is compared. So the same model, loaded in another way, counts as the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VALUES = 2**16  # of a tensor, or of tensors that differ in a number of their na
 RUN = 2**10  # values that follow each other
 LARGE = 2**28  # values of a tensor that is not fetched from elsewhere to be sampled
 _FLOAT16 = "float16"
-# What stands in the path of a module that is wrapped.
+# Names of wrappers in the path of a module.
 _WRAPPERS = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "base_layer", "module")
 
 
@@ -34,8 +34,8 @@ def sample_weights(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, s
     """Return digests of a model's weights outside its routers, or the reason why there are none.
 
     Sampled are up to 65,536 values of each tensor of the first, the middle and the last decoder layer that have
-    routers, and of the embeddings of tokens and the output; as bfloat16, so that they are the same whatever dtype they
-    were loaded in, and with what LoRA adds to them, as merging would. A tensor that a library keeps elsewhere or in
+    routers, and of the embeddings of tokens and the output; as bfloat16, so that they do not depend on the dtype they
+    were loaded in, and with LoRA merged. A tensor that a library keeps elsewhere or in
     shards is left out if it has more than 268 million values.
 
     Args:
@@ -73,7 +73,7 @@ def differing(made: object, now: object) -> tuple[list[str], int]:
     """Return the names of sampled weights that differ between two models, and how many could be compared.
 
     Args:
-        made (`object`): What [`sample_weights`] returned for one model; `None` where nobody asked.
+        made (`object`): What [`sample_weights`] returned for one model; `None` if it was not taken.
         now (`object`): What it returned for another.
     """
     if not isinstance(made, Mapping) or not isinstance(now, Mapping):
@@ -83,7 +83,7 @@ def differing(made: object, now: object) -> tuple[list[str], int]:
 
 
 def _is_packed(part: nn.Module) -> bool:
-    """Whether weights of a part of a model are packed; adapters of packed experts and of plain ones have no weight."""
+    """Whether weights of a part of a model are packed; adapters have no weight of their own."""
     return any(not hasattr(part.get_submodule(path), "get_base_layer") for path in packed_parts(part))
 
 
@@ -102,7 +102,7 @@ def _end_of(pretrained: Sequence[PreTrainedModel], ends: str) -> nn.Module | Non
     for part in pretrained:
         try:
             found = getattr(part, ends)()
-        except (AttributeError, NotImplementedError):  # models that have no such end
+        except (AttributeError, NotImplementedError):  # models without such a part
             continue
         if isinstance(found, nn.Module):
             return found
@@ -178,7 +178,7 @@ def _parameters(part: nn.Module, without: set[int]) -> Iterator[tuple[list[str],
 
 
 def _with_adapters(held: _Held) -> Tensor | None:
-    """A parameter with what LoRA adds to it; `None` for one that is too large to be fetched or added to."""
+    """A parameter with LoRA merged; `None` for one that is too large to be fetched or merged."""
     tensor = held.holder._parameters[held.name]
     assert tensor is not None
     away = tensor.is_meta or hasattr(tensor, "full_tensor") or bool(held.adapters)
@@ -192,17 +192,17 @@ def _with_adapters(held: _Held) -> Tensor | None:
 
 
 def _adds(adapter: nn.Module) -> bool:
-    """Whether an adapter adds to its weight, as LoRA; DoRA and others do something else."""
+    """Whether an adapter adds to its weight, as LoRA does; DoRA and others do not only add."""
     return hasattr(adapter, "lora_A") and not getattr(adapter, "lora_magnitude_vector", None)
 
 
 def _parts_of(adapter: nn.Module) -> list[nn.Module]:
-    """The modules of an adapter, without what it wraps."""
+    """The modules of an adapter, without the module it wraps."""
     return [module for path, module in adapter.named_modules() if path.split(".")[0] != "base_layer"]
 
 
 def _own(adapter: nn.Module) -> list[Tensor]:
-    """The parameters of an adapter, without those of what it wraps."""
+    """The parameters of an adapter, without those of the module it wraps."""
     return [held for name, held in adapter.named_parameters() if not name.startswith("base_layer.")]
 
 
@@ -225,7 +225,7 @@ def _joined(outer: str, inner: str) -> str:
 
 
 def _sample(tensor: Tensor, number: int) -> bytes:
-    """Up to so many values, in runs evenly spread, as bfloat16."""
+    """Up to a number of values, in evenly spread runs, as bfloat16."""
     if hasattr(tensor, "full_tensor"):
         tensor = tensor.full_tensor()  # in shards; every process must ask for it
     flat = tensor.detach().reshape(-1)

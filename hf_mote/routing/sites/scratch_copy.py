@@ -1,7 +1,7 @@
-"""A copy of a router to run and change, with no trace in the router, in the model or in torch's random state.
+"""A copy of a router to run and change, without effect on the router, the model or torch's random state.
 
 What a router's forward changes while it runs (running statistics, load counters, a list of what it saw) is changed in
-the copy. Below `discover` and `experiments`, which run routers that the table does not list.
+the copy. Used by `discover` and `experiments`, which run routers that the table does not list.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ MOST_COPIED_BYTES = (
     2**28
 )  # bytes of parameters; a router of 512 experts on a hidden size of 16384 has 32 MiB in float32
 
-# What accelerate puts on a module: with it, the copy would run the module, and hold the weights of the whole model.
+# Attributes that accelerate sets on a module: with them the copy would run the original, and hold all weights.
 _OF_ACCELERATE = ("_hf_hook", "_old_forward", "forward")
 
 
 @contextmanager
 def scratch_copy(router: nn.Module) -> Iterator[nn.Module]:
-    """Give a copy of a router without hooks, its weights in place, and put torch's random state back afterwards.
+    """Yield a copy of a router without hooks, its weights in place, and restore torch's random state afterwards.
 
-    Parameters, buffers and submodules are copies, tied where the router's are, and so is what else it holds: tensors,
-    random generators, containers, objects. Modules that are no part of it are shared, and what cannot be copied, and
-    the parameters of what is too large to be a router, such as a whole block of experts. Gradients are off.
+    Parameters, buffers and submodules are copies, tied where the router's are, and so are its other attributes:
+    tensors, random generators, containers, objects. Shared are modules outside of it, objects that cannot be copied,
+    and the parameters of modules that are too large for a router, such as a whole block of experts. Gradients are off.
 
     Args:
         router (`nn.Module`): The router; offloaded weights are fetched.
@@ -44,7 +44,7 @@ def scratch_copy(router: nn.Module) -> Iterator[nn.Module]:
         for part in [router] if large else router.modules():
             stack.enter_context(align_module_device(part))
         devices = {tensor.device for tensor in (*router.parameters(), *router.buffers())}
-        # The random state of "mps" cannot be had by device.
+        # The random state of "mps" is not available by device.
         for kind in {device.type for device in devices} - {"cpu", "meta", "mps"}:
             stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == kind], device_type=kind))
         stack.enter_context(torch.random.fork_rng([]))
@@ -68,7 +68,7 @@ def _copy_of(router: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
 
 
 def _copied(value: Any, copies: dict[int, Any]) -> Any:
-    """A copy of what a router holds, made once; the thing itself where it is not the router's or cannot be copied."""
+    """A copy of an attribute, made once; the object itself if it is not the router's or cannot be copied."""
     if id(value) in copies:
         return copies[id(value)]
     if isinstance(value, nn.Module | type):

@@ -1,4 +1,4 @@
-"""Whether a router does what its rule says: its own selection from its own logits, bit for bit."""
+"""Self-test of a router: its rule must give its own selection from its own logits, bit for bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hf_mote.routing.sites.special_outputs import adapter_for
 __all__ = ["check_identity", "probe_args", "self_test"]
 
 PROBE_TOKENS = 64
-# What a router that somebody has replaced, by a fused kernel as a rule, may be off by: sums in another order.
+# Tolerance for a replaced router, usually a fused kernel, which adds up in another order.
 TOLERANCE = 1e-5
 
 
@@ -38,8 +38,8 @@ def self_test(site: RouterSite) -> RouterOutput | None:
     Raises:
         [`RouterContractError`]: if weights or indices differ in a single bit.
     """
-    # A router of the table changes nothing as it runs; of one that was registered, who knows, and packed weights may
-    # settle on a layout or a dtype when they first run.
+    # A router of the table changes nothing when it runs. A registered one may, and packed weights may choose a layout
+    # or a dtype in their first run.
     listed = any(cls.__name__ in site.rule.routers for cls in type(site.module).__mro__)
     in_place = listed and not packed_parts(site.module)
     with torch.no_grad(), align_module_device(site.module) if in_place else scratch_copy(site.module) as scratch:
@@ -57,7 +57,7 @@ def self_test(site: RouterSite) -> RouterOutput | None:
 
 
 def probe_args(site: RouterSite, hidden: Tensor) -> tuple[Any, ...]:
-    """Return what a router's forward takes for hidden states.
+    """Return the arguments of a router's forward for hidden states.
 
     Args:
         site (`RouterSite`): The router.
@@ -74,8 +74,8 @@ def probe_args(site: RouterSite, hidden: Tensor) -> tuple[Any, ...]:
 def check_identity(adapter: RouterOutput, output: Any, args: tuple[Any, ...]) -> None:
     """Raise [`RouterContractError`] unless the rule gives the router's own routing, bit for bit.
 
-    A router whose forward somebody has replaced, as fused kernels do, adds up in another order: it is taken with the
-    same experts and weights within a relative 1e-5, and named in a log line.
+    A router with a replaced forward, such as a fused kernel, adds up in another order: it is accepted with the same
+    experts and weights within a relative 1e-5, and logged.
 
     Args:
         adapter (`RouterOutput`): What reads the router's output.
@@ -99,7 +99,7 @@ def check_identity(adapter: RouterOutput, output: Any, args: tuple[Any, ...]) ->
     if by is not None:
         raise RouterContractError(
             site.path,
-            f"{by} has replaced the router's forward, and does not do what the row '{site.rule.name}' says",
+            f"{by} has replaced the router's forward, and does not follow the row '{site.rule.name}' says",
             got=f"{differing} of {len(logits)} tokens with other experts, weights off by at most {apart:.2g}",
             expected=f"the routing of {type(site.module).__name__}, to {TOLERANCE:g}",
             fix="Load the model without what replaces its forward.",
@@ -107,7 +107,7 @@ def check_identity(adapter: RouterOutput, output: Any, args: tuple[Any, ...]) ->
     differing = int((mine.indices != native.indices).any(dim=-1).sum())
     raise RouterContractError(
         site.path,
-        f"the router does not do what the row '{site.rule.name}' says",
+        f"the router does not follow the row '{site.rule.name}' says",
         got=f"{differing} of {len(logits)} tokens with other experts, "
         f"weights off by at most {float((weights - native.weights).abs().max()):.2g}",
         expected="its own routing, bit for bit",
@@ -116,7 +116,7 @@ def check_identity(adapter: RouterOutput, output: Any, args: tuple[Any, ...]) ->
 
 
 def _difference(native: Routing, mine: Routing) -> tuple[int, float]:
-    """How many tokens have other experts, in whatever order, and by how much of the largest weight others differ."""
+    """The number of tokens with other experts, in any order, and the largest relative difference of other weights."""
     ours, theirs = (routing.indices.long().sort(dim=-1) for routing in (mine, native))
     other = (ours.values != theirs.values).any(dim=-1)
     apart = mine.weights.gather(-1, ours.indices).float() - native.weights.gather(-1, theirs.indices).float()

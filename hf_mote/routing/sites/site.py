@@ -46,11 +46,11 @@ class RouterSite:
     block: nn.Module | None = None
 
     def selection_bias(self) -> Tensor | None:
-        """Return the router's own selection bias, `(experts,)`, or `None` where its rule has none."""
+        """Return the router's own selection bias, `(experts,)`, or `None` if its rule has none."""
         return self._tensor(self.rule.selection_bias)
 
     def expert_scale(self) -> Tensor | None:
-        """Return the router's factor for each expert, `(experts,)`, or `None` where its rule has none."""
+        """Return the router's factor for each expert, `(experts,)`, or `None` if its rule has none."""
         return self._tensor(self.rule.expert_scale)
 
     def select(self, logits: Tensor, edit: RoutingEdit | None = None) -> Routing:

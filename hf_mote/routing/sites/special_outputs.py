@@ -1,4 +1,4 @@
-"""How a router's output is read and written, and the few routers that do more than their rule says.
+"""How a router's output is read and written, and the few routers that do more than their rule states.
 
 Most routers return logits, weights and indices, and `RouterOutput` serves them. The others are named in their row of
 the table: dense scores, a sorted dispatch, bare logits, a selection or a normalisation of their own.
@@ -90,7 +90,7 @@ class LogitsOnly(RouterOutput):
         if getattr(site.block, "moe_normalize_expert_weights", None) is not None:
             return cls.refuses
         # Logits then give the chosen experts their weights only through those of all the others.
-        reason = "the block does not normalise the weights, so that a choice cannot be set and leave them as they are"
+        reason = "the block does not normalise the weights, so that a choice cannot be set without changing them"
         edits = ("reroute", "stimulate", "bias_on_logits", "bias_on_selection")
         return {**cls.refuses, **dict.fromkeys(edits, reason)}
 
@@ -147,8 +147,8 @@ class HashTable(RouterOutput):
         scores = score(logits, self.site.selection, edit)
         indices = native.indices
         if edit.banned is not None or edit.forced is not None:
-            # The table's experts first, by score; who takes a freed slot is decided by score too.
-            # Ranks: a number large enough to lift them would leave the scores no digits, in bfloat16 above all.
+            # The table's experts first, by score; a freed slot is filled by score, too.
+            # Ranks: adding a large number would remove the digits of the scores, above all in bfloat16.
             listed = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, indices, True)
             choice = (scores.argsort(dim=-1).argsort(dim=-1) + listed * scores.shape[-1]).float()
             if edit.banned is not None:
@@ -221,9 +221,9 @@ class SkipClass(RouterOutput):
 
 
 class WeightsAlone(RouterOutput):
-    """Indices and weights without logits, whatever else (the gates of DeepSeek's remote code).
+    """Indices and weights without logits (the gates of DeepSeek's remote code).
 
-    What follows the choice can be changed; another choice cannot, for want of the scores of the other experts.
+    Weights can be changed; the choice cannot, because the scores of the other experts are missing.
     """
 
     refuses = {
@@ -271,11 +271,11 @@ SPECIAL_OUTPUTS: dict[str, type[RouterOutput]] = {
 
 
 def adapter_for(site: RouterSite, output: object) -> RouterOutput:
-    """Return what reads and writes a router's output.
+    """Return the reader and writer of a router's output.
 
     Args:
         site (`RouterSite`): The router.
-        output (`object`): What it returned once.
+        output (`object`): An output of it.
 
     Raises:
         [`RouterContractError`]: if the output is not what the row of the table says.

@@ -3,7 +3,7 @@
 Files in reading order:
 
 - `register.py`: `register_routers`, which tries the rules and registers the one that fits.
-- `experiments.py`: one router run alone, compared with a rule, and what tells two rules apart.
+- `experiments.py`: runs one router alone, compares it with a rule, and finds differences between rules.
 
-May import `routing/rules` and `routing/sites`. Nothing in the package imports this folder but the public name.
+May import `routing/rules` and `routing/sites`. Only the public name imports this folder.
 """

@@ -1,4 +1,4 @@
-"""Experiments on one router: run a copy of it, compare it with a rule, and find what tells two rules apart.
+"""Experiments on one router: run a copy of it, compare it with a rule, and find inputs on which two rules differ.
 
 The router's forward runs on copies (`scratch_copy.py`), in evaluation mode and without hooks, so that what a router
 changes while it runs is not changed in the model. Rules that agree on ordinary inputs may differ where all logits are
@@ -57,13 +57,13 @@ class RouterUnderTest(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a router returned, and what a rule makes of its logits.
+    """The output of a router, and the routing of a rule from its logits.
 
     Attributes:
         logits (`torch.Tensor` of shape `(tokens, experts)`): Its logits; no columns where it returns none.
         native (`Routing`): Its own routing.
         ruled (`Routing`): The rule's.
-        form (`Hashable`): What the rule comes to with the router's numbers; rules of one form do the same.
+        form (`Hashable`): The rule with the router's numbers; rules of one form are equal.
     """
 
     logits: Tensor
@@ -74,7 +74,7 @@ class Answer(NamedTuple):
 
 @contextmanager
 def under_test(router: RouterUnderTest) -> Iterator[RouterUnderTest]:
-    """Give a copy of a router that can be run and changed, with no trace in the model or in torch's random state.
+    """Yield a copy of a router that can be run and changed, without effect on the model or torch's random state.
 
     Args:
         router (`RouterUnderTest`): The router.
@@ -96,9 +96,9 @@ def under_test(router: RouterUnderTest) -> Iterator[RouterUnderTest]:
 
 
 def compare_with_rule(router: RouterUnderTest, rule: RoutingRule, hidden: Tensor) -> Answer:
-    """Return what a router and a rule say to hidden states.
+    """Return the routing of a router and of a rule for hidden states.
 
-    Whatever the router's forward raises is raised.
+    Errors of the router's forward are raised.
 
     Args:
         router (`RouterUnderTest`): The router.
@@ -138,7 +138,7 @@ def num_matching(router: RouterUnderTest, rule: RoutingRule, hidden: Tensor) -> 
     """
     try:
         _, native, ruled, _ = compare_with_rule(router, rule, hidden)
-    except Exception:  # foreign code, and rules that are not meant for it
+    except Exception:  # foreign code, and rules for other routers
         return 0
     same = (native.indices == ruled.indices) & (native.weights == ruled.weights)
     return int(same.all(dim=-1).sum())
@@ -160,7 +160,7 @@ def telling_inputs(router: RouterUnderTest, rule: RoutingRule) -> Tensor:
     """Return hidden states `(at most 2 * NUM_TOKENS, hidden_size)` with low logits and with logits of two levels.
 
     Logits are linear in the hidden states, or nearly: the right combinations of random hidden states are solved for.
-    Those that the router has no finite answer to are left out.
+    Those with an infinite output are left out.
 
     Args:
         router (`RouterUnderTest`): The router.
@@ -185,10 +185,10 @@ def telling_inputs(router: RouterUnderTest, rule: RoutingRule) -> Tensor:
 
 
 def variants(router: RouterUnderTest, rules: Sequence[RoutingRule]) -> Iterator[RouterUnderTest]:
-    """Give the router with one number after the other, and the dtype, changed: what rules that agree may differ on.
+    """Yield the router with one of its numbers, or its dtype, changed: equal rules may differ on these.
 
     Args:
-        router (`RouterUnderTest`): The router that they agree on.
+        router (`RouterUnderTest`): The router that they reproduce.
         rules (`Sequence[RoutingRule]`): The rules.
     """
     for path, value in _other_values(router, rules):
@@ -229,7 +229,7 @@ def _other_values(router: RouterUnderTest, rules: Sequence[RoutingRule]) -> Iter
     for path in dict.fromkeys(name for some in names for name in some if isinstance(name, str)):
         value = attribute_of(*_owner(router, path))
         if isinstance(value, Tensor):
-            # Mostly negative choice scores: below 0, what a group limit puts in the place of the others shows.
+            # Mostly negative choice scores: below 0 the fill value of a group limit has an effect.
             noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(2)) - 2
             yield path, value + noise.to(value)
         elif isinstance(value, bool):

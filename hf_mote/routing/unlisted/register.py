@@ -1,9 +1,9 @@
-"""`register_routers`: routers that the table does not list, taken in if exactly one of its rules reproduces them.
+"""`register_routers`: accepts routers that the table does not list, if exactly one of its rules reproduces them.
 
-A registration and not an argument, because every way to a model (configs, patches, records, rankings, evaluations)
+It is a registration and not an argument, because every function (configs, patches, records, rankings, evaluations)
 finds routers by itself. Each unlisted router runs alone, as a copy in evaluation mode, on seeded inputs; a rule stays
-in the running if it gives the router's own weights and indices bit for bit. Rules that agree are told apart by
-changing the router's numbers in that copy (`experiments.py`). Gates without logits are taken in for edits that need
+a candidate if it gives the router's own weights and indices bit for bit. Equal rules are distinguished by
+changing the router's numbers in that copy (`experiments.py`). Gates without logits are accepted for edits that need
 none.
 """
 
@@ -52,14 +52,14 @@ ALONE = RoutingRule(name="weights and indices, no logits", scoring="logits", ada
 
 
 def register_routers(model: nn.Module, *, rule: str | RoutingRule | None = None) -> list[RouterSite]:
-    """Take in the routers of a model that the table does not list, and return all its router sites.
+    """Register the routers of a model that the table does not list, and return all its router sites.
 
-    A router class is taken in for the rest of the process, for this model and others: `apply_mote`, `record_routing`
+    A router class is registered for the rest of the process, for this model and others: `apply_mote`, `record_routing`
     and the rest then treat it as they treat a listed one, and check every router against its rule again before they
-    touch it. All unlisted classes are taken in or none. The model is left as it is, and so is torch's random state.
+    touch it. All unlisted classes are registered or none. The model and torch's random state are not changed.
 
-    A gate that returns indices and weights but no logits, as DeepSeek's remote code has them, is taken in for what
-    needs no logits: `suppress_mode="drop"` and `"zero"`, and recording. Anything else on it is refused.
+    A gate that returns indices and weights but no logits, as DeepSeek's remote code has them, is registered for edits
+    without logits: `suppress_mode="drop"` and `"zero"`, and recording. Anything else on it is refused.
 
     Args:
         model (`nn.Module`):
@@ -75,7 +75,7 @@ def register_routers(model: nn.Module, *, rule: str | RoutingRule | None = None)
 
     Raises:
         [`UnsupportedError`]: if a router does not return that, if no rule reproduces it on 128 tokens and more, bit
-            for bit, or if several do that nothing tells apart; the message lists them.
+            for bit, or if several do and cannot be distinguished; the message lists them.
         [`UnknownNameError`]: if no row has that name.
         [`ConfigError`]: if a rule is given, and the model has no unlisted router or the rule is for others.
 
@@ -151,26 +151,26 @@ def _identified(model: nn.Module, rule: str | RoutingRule | None, where: str) ->
             identified[cls] = _identify(routers, call_forms, rows)
             layers |= {layer_of(router.path) for router in routers}
     for router, error in unlike:
-        # Passed over beside a layer's real router, unless the model itself says that this is one.
+        # Skipped beside a layer's real router, unless the model itself names it as one.
         if isinstance(router.module, declared_router_classes(model)) or layer_of(router.path) not in layers:
             raise error
     return identified
 
 
 def _offer(model: nn.Module) -> str | None:
-    """Say which rule alone reproduces a model's unlisted routers, and how to take them in; `None` if none does.
+    """Return a sentence on the one rule that reproduces a model's unlisted routers; `None` if there is none.
 
     Args:
         model (`nn.Module`): The model; copies of its routers are run.
     """
     try:
         identified = _identified(model, None, "find_routers")
-    except Exception:  # what is in the way, `register_routers` says
+    except Exception:  # `register_routers` states the reason
         return None
     if not identified:
         return None
     said = [
-        f"{cls.__name__} returns no logits, and is taken in for recording and for suppress_mode 'drop' and 'zero'"
+        f"{cls.__name__} returns no logits, and is accepted for recording and for suppress_mode 'drop' and 'zero'"
         if rule.adapter is not None
         else f"of all known rules '{rule.name}' alone reproduces {cls.__name__}, bit for bit"
         for cls, rule in identified.items()
@@ -188,7 +188,7 @@ def _rows(rule: str | RoutingRule | None) -> tuple[RoutingRule, ...]:
         return ROWS
     if isinstance(rule, RoutingRule):
         if rule.adapter is not None:
-            raise ConfigError("register_routers.rule", "a rule with an adapter is not for routers of the common shape")
+            raise ConfigError("register_routers.rule", "a rule with an adapter is not for these routers")
         return (rule,)
     found = tuple(row for row in ROWS if rule in (row.id, row.name))
     if not found:
@@ -201,7 +201,7 @@ def _rows(rule: str | RoutingRule | None) -> tuple[RoutingRule, ...]:
 def _call_forms(
     router: RouterUnderTest, rows: Sequence[RoutingRule]
 ) -> dict[str | None, RoutingRule] | UnsupportedError:
-    """How a router can be called and read: for each bias that it may be handed, a rule that says so and no more.
+    """How a router can be called and read: a minimal rule for each bias that its call may take.
 
     The error, if it returns neither logits, weights and indices nor the latter two.
     """
@@ -263,23 +263,24 @@ def _identify(
         hidden = ordinary_inputs(scratch)
         for variant in variants(scratch, rules):
             if len(rules) > 1:
-                # A change that no rule follows, as where a number is not read but written out, says nothing.
+                # A change that no rule follows shows nothing: the router may have a constant instead of reading the
+                # number.
                 rules = [rule for rule in rules if num_matching(variant, rule, hidden) == len(hidden)] or rules
-    # A config flag that the router has speaks for a row, one that it lacks against it.
+    # A config flag that the router has is evidence for a row, a missing flag against it.
     flags = {rule.name: _flag(rule, first.module) for rule in rules}
     rules = [rule for rule in rules if flags[rule.name] == max(flags.values())]
     if len({tuple(forms[rule.name]) for rule in rules}) > 1:
         raise UnsupportedError(
             first.path,
-            f"several rules reproduce {name}, and nothing tells them apart",
+            f"several rules reproduce {name}, and they cannot be distinguished",
             got="; ".join(f"{rule.id} ({rule.name})" for rule in rules),
             expected="one",
-            fix=f'Say which it is: register_routers(model, rule="{rules[0].id}").',
+            fix=f'State which it is: register_routers(model, rule="{rules[0].id}").',
         )
     found = rules[0]
     if found.adapter is None:
         with under_test(first) as scratch:
-            # So many that a limit on an expert's tokens would show.
+            # Enough tokens for a limit on an expert's tokens to have an effect.
             _reproducing(scratch, [found], ordinary_inputs(scratch).repeat(MANY, 1))
     return replace(found, when=found.when if flags[found.name] > 0 else None)
 
@@ -293,7 +294,7 @@ def _reproducing(router: RouterUnderTest, rules: Sequence[RoutingRule], hidden: 
         raise UnsupportedError(
             router.path,
             f"no rule reproduces {type(router.module).__name__}",
-            got=f"{matches[best]} of {len(hidden)} tokens by '{best}'" if best else "no rule whose numbers it has",
+            got=f"{matches[best]} of {len(hidden)} tokens by '{best}'" if best else "it has the numbers of no rule",
             expected="the router's own experts and weights, bit for bit",
             fix="Give a rule of your own, register_routers(model, rule=RoutingRule(...)); see 'Add a model family' in "
             "the documentation.",
@@ -322,5 +323,5 @@ def _flag(rule: RoutingRule, router: nn.Module) -> int:
     return 1 if hasattr(router, rule.when[0]) else -1
 
 
-# The error of `find_routers` names the rule; it is below this file and cannot ask by itself.
+# The error of `find_routers` names the rule; that file may not import this one.
 offer_by(_offer)

@@ -69,7 +69,7 @@ def test_find_routers_unlisted_router_that_one_rule_reproduces_is_offered_and_le
 
 
 def test_find_routers_gate_without_logits_is_offered_for_what_needs_none() -> None:
-    assert "NoLogits returns no logits, and is taken in for recording" in refused(SmallDecoder(NoLogits))
+    assert "NoLogits returns no logits, and is accepted for recording" in refused(SmallDecoder(NoLogits))
 
 
 def test_find_routers_router_that_no_rule_reproduces_is_offered_nothing() -> None:
