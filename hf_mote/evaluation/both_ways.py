@@ -1,7 +1,7 @@
 """Suppress, random, stimulate: the paper's table, for the user's own model and config.
 
-Experts that carry a behaviour should take it away where it is shown when they are suppressed, and bring it about where
-it is not when they are stimulated, both more than random experts do. One of the two alone is half of the evidence.
+If experts carry a behaviour, suppressing them should remove it where it is shown, and stimulating them should cause it
+where it is not, both more than random experts do. One of the two alone is half of the evidence.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["BothWays", "evaluate_both_ways", "stimulating"]
 
 
 class BothWays(NamedTuple):
-    """What experts do suppressed and stimulated.
+    """The effects of experts, suppressed and stimulated.
 
     Attributes:
         suppressed (`EvaluationReport`): Suppressed, on prompts that show the behaviour.
@@ -41,12 +41,12 @@ class BothWays(NamedTuple):
 
     @property
     def columns(self) -> list[str]:
-        """What the columns of the table are."""
+        """The columns of the table."""
         return ["experts", "untouched", "with the config", "random experts, mean", "p", "outcome"]
 
     @property
     def rows(self) -> list[list[str]]:
-        """The table: what was done, the rate, that of random experts, p, and what may be said."""
+        """The table: the change, the rate, that of random experts, p, and the outcome."""
         found = []
         for name, report in zip(("suppressed", "stimulated"), self, strict=True):
             p = "" if report.p_value is None else f"{report.p_value:.3g}"
@@ -104,7 +104,7 @@ def evaluate_both_ways(
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         config (`MoTEConfig`): A config that suppresses experts.
         prompts (`Sequence[str]` or chats): Prompts that show the behaviour.
-        opposite (`Sequence[str]` or chats): Prompts that do not, and are to when the experts are stimulated.
+        opposite (`Sequence[str]` or chats): Prompts that do not show it, on which the experts are stimulated.
         judge (`Callable`): As in [`evaluate_mote`].
         unrelated (`Sequence[str]` or chats, *optional*): As in [`evaluate_mote`], for both.
         stimulation (`Mapping[str, Any]`, *optional*): How to stimulate, as fields of [`MoTEConfig`]; by default with
@@ -137,9 +137,9 @@ def evaluate_both_ways(
     check_against_model(config, routed)
     slots = {site.layer: site.top_k for site in routed.sites}
     fields = {"stimulate_weight": "max"} if stimulation is None else dict(stimulation)
-    ways = (("suppressed", config, prompts), ("stimulated", stimulating(config, slots, **fields), opposite))
+    runs = (("suppressed", config, prompts), ("stimulated", stimulating(config, slots, **fields), opposite))
     reports = []
-    for name, one, asked in ways:
+    for name, one, asked in runs:
         kept = None if run_folder is None else Path(run_folder) / name
         reports.append(
             evaluate_mote(model, tokenizer, one, asked, judge, unrelated=unrelated, run_folder=kept, **options)

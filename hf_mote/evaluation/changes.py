@@ -51,11 +51,11 @@ class LatentChange(Protocol):
 
     @property
     def strength(self) -> float:
-        """What every change is multiplied by."""
+        """Factor on every change."""
 
     @property
     def scope(self) -> str:
-        """On which tokens."""
+        """Tokens that are changed."""
 
     @property
     def is_empty(self) -> bool:
@@ -72,7 +72,7 @@ class LatentChange(Protocol):
         """Return its fields."""
 
     def identity(self) -> dict[str, Any]:
-        """Return its fields and a digest of the SAE, which tell it from every other change."""
+        """Return its fields and a digest of the SAE, which identify the change."""
 
     def attach(self, model: nn.Module) -> Intervention:
         """Attach it."""
@@ -81,10 +81,10 @@ class LatentChange(Protocol):
         """Return it with other fields."""
 
     def roles(self) -> dict[int, Hashable]:
-        """Return what is done to each latent that it changes."""
+        """Return the edit of each changed latent."""
 
     def exchanged(self, others: Mapping[int, int]) -> LatentChange:
-        """Return what does the same to other latents."""
+        """Return the same change of other latents."""
 
     def count_use(self, model: nn.Module, skipped: int | None = None) -> _Counted:
         """Count on how many tokens each latent is active."""
@@ -92,7 +92,7 @@ class LatentChange(Protocol):
 
 @runtime_checkable
 class SteeringLike(Protocol):
-    """A steering config: what becomes a [`LatentChange`] together with its SAE."""
+    """A steering config, which becomes a [`LatentChange`] with its SAE."""
 
     def bind(self) -> LatentChange:
         """Return it with its SAE."""
@@ -104,13 +104,13 @@ Use: TypeAlias = Mapping[int, Tensor]
 
 
 def read_change(config: object) -> Change:
-    """Return what was given as something that can be measured.
+    """Return a change that can be measured.
 
     Args:
         config (`object`): A [`MoTEConfig`], the folder or Hub id of one, a [`SteeringConfig`], or one with its SAE.
 
     Raises:
-        [`ConfigError`]: if it is none of these.
+        [`ConfigError`]: if it is not one of these.
     """
     if isinstance(config, LatentChange):
         return config
@@ -124,7 +124,7 @@ def check_change(change: Change, routed: RoutedModel) -> None:
 
     Args:
         change (`MoTEConfig` or [`LatentChange`]): The change.
-        routed (`RoutedModel`): The model; its routers are looked for if the change is of experts.
+        routed (`RoutedModel`): The model; its routers are searched if the change is of experts.
     """
     if isinstance(change, MoTEConfig):
         check_against_model(change, routed)
@@ -145,7 +145,7 @@ def attached(routed: RoutedModel, change: Change | None) -> Intervention:
 
 
 def with_fields(change: Change, **fields: Any) -> Change:
-    """Return a change with other fields, as its strength."""
+    """Return a change with other fields, such as the strength."""
     return dataclasses.replace(change, **fields) if isinstance(change, MoTEConfig) else change.with_fields(**fields)
 
 
@@ -185,13 +185,13 @@ def controls_of(
 def counting_use(
     routed: RoutedModel, changes: Sequence[Change], *, stop: Any, pad: int | None
 ) -> Iterator[Callable[[], Use]]:
-    """Count how often each expert, or each latent, is used within the block; yields what returns the counts.
+    """Count the use of each expert, or each latent, within the block; yields a function that returns the counts.
 
     Args:
         routed (`RoutedModel`): The model.
         changes (`Sequence`): What is measured.
         stop (`int` or `list[int]`, *optional*): Tokens that end a generation, as [`record_routing`] takes them.
-        pad (`int`, *optional*): The token that rows are filled up with that ended before others.
+        pad (`int`, *optional*): The token that pads rows which ended before others.
     """
     change = changes[0]
     if isinstance(change, MoTEConfig):

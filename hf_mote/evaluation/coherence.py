@@ -4,7 +4,7 @@ Taking experts out can break a model. Its responses then change their class beca
 counts as incoherent if the model that wrote it was less sure of its tokens than the untouched model is of nearly all
 of its own, if it repeats itself more than nearly all of those, if it is empty, or if the judge says "neither".
 
-What else was tried stands in the table that `tests/benchmarks/bench_coherence.py` makes: perplexity under the
+`tests/benchmarks/bench_coherence.py` compares other measures: perplexity under the
 untouched model is *higher* for right answers, which that model would never give, than for incoherent text.
 """
 
@@ -33,7 +33,7 @@ __all__ = [
 
 FALSE_ALARMS = 0.05  # share of responses like the references that are called incoherent, at most
 MOST_BROKEN = 2 * FALSE_ALARMS  # a config whose share of incoherent responses is surely above it breaks the text
-LEAST_REFERENCES = 10  # to other prompts, to tell whether a model is less sure than it was
+LEAST_REFERENCES = 10  # to other prompts, to measure whether a model is less sure than before
 MOST_UNSURE = 0.75
 DOUBTFUL = 0.6
 LEAST_SURPRISE = 0.05  # nats: tokens with a probability of 0.95 are no sign of anything
@@ -42,7 +42,7 @@ NEITHER = "neither"
 
 
 class Limits(NamedTuple):
-    """Above which a response counts as incoherent.
+    """The limits above which a response counts as incoherent.
 
     Attributes:
         surprise (`float`): Nats per token.
@@ -56,7 +56,7 @@ class Limits(NamedTuple):
 
 
 def limits_of(*references: Sequence[Signs]) -> Limits:
-    """Return the limits that all but 2.5 % of reference responses keep to, each for itself.
+    """Return limits that each hold for all but 2.5 % of the reference responses.
 
     The limit is a conformal one: of responses that are exchangeable with those of one set, at most 5 % (of `n`
     references, or `2 / (n + 1)` if that is more) are above either. Of several sets the widest limit counts. It is
@@ -91,7 +91,8 @@ def incoherent(signs: Sequence[Signs], labels: Sequence[str], limits: Limits, ne
         signs (`Sequence[Signs]`): Of the responses.
         labels (`Sequence[str]`): The judge's.
         limits (`Limits`): What [`limits_of`] returned.
-        neither (`str`, *optional*, defaults to `"neither"`): The judge's word for a response that is no answer at all.
+        neither (`str`, *optional*, defaults to `"neither"`): The judge's label for a response that is not an answer at
+            all.
     """
     return [
         one.empty or one.surprise > limits.surprise or one.repeated > limits.repeated or label == neither
@@ -130,7 +131,7 @@ class Coherence:
         controls (`list[list[bool]]`): The same with each control.
         counted (`Rate`): The rate with the config, incoherent responses counted against the change.
         unsure (`float`, *optional*): Chance that a response with the config is one of which its model is less sure
-            than the untouched model of a reference; 0.5 where they are alike.
+            than the untouched model of a reference; 0.5 where they are equal.
         unsure_low (`float`, *optional*): Lower end of its one-sided 95 % interval.
         surprise (`float`, *optional*): Mean over the responses with the config of how little sure their model was of
             their tokens, in nats per token; to compare configs on the same prompts.
@@ -178,8 +179,8 @@ class Coherence:
         """Whether the config breaks the text.
 
         It does if surely more than 10 % of the responses are incoherent, and more than before; or if the model with
-        the config is so much less sure of its responses than the untouched model of the references that three of four
-        pairs of them show it, surely.
+        the config is so much less sure of its responses than the untouched model of the references that this
+        shows significantly in three of four pairs.
         """
         after, before = self.share_after, self.share_before
         if self.unsure_low is not None and self.unsure_low > MOST_UNSURE:
@@ -198,7 +199,7 @@ class Coherence:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Coherence:
-        """Return it as a file has it.
+        """Return it from the values in a file.
 
         Args:
             values (`dict`): Its fields.
@@ -231,6 +232,6 @@ def less_sure(signs: Sequence[Signs], references: Sequence[Signs]) -> tuple[floa
 
 
 def _quantile(values: Sequence[float], level: float = 1 - FALSE_ALARMS / 2) -> float:
-    """Return the value that a further one is at or below with at least this chance, as far as so few can tell."""
+    """Return the value that a further one is at or below with at least this chance."""
     place = math.ceil((len(values) + 1) * level)
     return sorted(values)[min(place, len(values)) - 1]

@@ -1,10 +1,11 @@
 """Random controls: the same intervention on experts that no ranking chose.
 
-What a config does says little until as many random experts do less. They come from the same layers, and if wanted
-from among experts that the model uses about as often, since switching off a busy expert does more than an idle one.
+The effect of a config shows little until the same number of random experts have less. Controls come from the same
+layers, and on request from experts that the model uses about as often, because a busy expert has more effect than an
+idle one.
 
 The p value of a comparison rests on one property: had the config's own experts been picked at random among matched
-ones, the config and its controls would be exchangeable, so that nothing but chance says which of them does most.
+ones, the config and its controls would be exchangeable, so that only chance decides which of them changes most.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ __all__ = ["CONTROL_KINDS", "random_controls", "random_latents"]
 
 CONTROL_KINDS = ("layer", "usage")
 BLOCK_SIZE = 20  # least size of the blocks of experts of like use
-_TRIES = 200  # for each control, to find one that the model takes and that is not there yet
+_TRIES = 200  # for each control, to find a new one that the model accepts
 
 _Pair: TypeAlias = tuple[int, int]
 _Swap: TypeAlias = dict[_Pair, _Pair]
 
 
 class _Pool(NamedTuple):
-    """Experts of one layer that may stand for each other, and those of them that a config targets."""
+    """Experts of one layer that may replace each other, and those of them that a config targets."""
 
     layer: int
     members: list[int]
@@ -52,7 +53,7 @@ def random_controls(
     """Return configs that do the same to random experts.
 
     A control gives every expert that any of the configs targets another one of its pool, and applies the same exchange
-    to all configs: those of settings that share experts share the controls' experts likewise. An expert's part in each
+    to all configs: those of settings that share experts also share the controls' experts. An expert's part in each
     config (suppressed, stimulated, biased by how much) goes to one other expert.
 
     As long as every pool holds enough experts (`N` experts of which `k` are targets, and `N // k` is above `num`), no
@@ -92,7 +93,7 @@ def random_controls(
                 fix="Give num_controls=0, or a config with fewer experts of this layer.",
             )
     draw = random.Random(seed)
-    # Fewer than top-k survivors are no concern, as each layer keeps its number; a group's share can change.
+    # Each layer keeps its number of survivors; a group's number can change.
     grouped = any(config.suppress and config.suppress_mode == "reroute" for config in configs)
     if not grouped and all(len(pool.members) // len(pool.targets) > num for pool in pools):
         swaps = _disjoint(pools, num, draw)
@@ -102,7 +103,7 @@ def random_controls(
     if not swaps:
         raise ConfigError(
             "evaluate_mote.num_controls",
-            "the model refuses the same on all other experts that were tried",
+            "the model refuses the same change of all other experts that were tried",
             got=f"suppress_mode 'reroute' on {len(roles)} experts",
             fix="Give num_controls=0, or suppress_mode 'drop'.",
         )
@@ -120,12 +121,12 @@ def random_latents(
         num (`int`): How many controls, 0 or more.
         seed (`int`): Seed of the draw.
         used (`torch.Tensor` of shape `(latents,)`, *optional*):
-            On how many tokens each latent is active. Latents that never are stand for each other; the others, in order
-            of their density, are split into blocks of `2 * (num + 1)` or more, within which they do. Without it any
-            latent stands for any other.
+            On how many tokens each latent is active. Inactive latents replace each other; the others, in order of
+            their density, are split into blocks of `2 * (num + 1)` or more, within which they do. Without it any
+            latent replaces any other.
 
     Returns:
-        `list[dict[int, int]]`: for each control the latent that takes each one's part.
+        `list[dict[int, int]]`: for each control the latent that replaces each one.
 
     Raises:
         [`ConfigError`]: if all latents of a block are changed.
@@ -143,7 +144,7 @@ def random_latents(
         if targets and len(targets) == len(members):
             raise ConfigError(
                 "evaluate_mote.num_controls",
-                "there are no other latents of like density to draw controls from",
+                "there are no other latents of similar density to draw controls from",
                 got=f"0 others for {len(targets)} latents",
                 fix="Give num_controls=0, control_kind='layer', or a config of fewer latents.",
             )
@@ -158,7 +159,7 @@ def random_latents(
 
 
 def _blocks_of_latents(num_latents: int, num: int, used: Tensor | None) -> list[list[int]]:
-    """Return latents that may stand for each other; by their use alone, whatever is changed."""
+    """Return latents that may replace each other, by their use only."""
     if used is None:
         return [list(range(num_latents))]
     counts = used.tolist()
@@ -216,7 +217,7 @@ def _distinct(
     draw: random.Random,
     fits: Callable[[_Swap], bool],
 ) -> list[_Swap]:
-    """Return different controls out of all there are, or all."""
+    """Return different controls out of all possible ones, or all."""
 
     def cast(swap: _Swap) -> frozenset[object]:
         return frozenset((other, roles[target]) for target, other in swap.items())
@@ -247,7 +248,7 @@ def _distinct(
 
 
 def _by_role(pool: _Pool, roles: Mapping[_Pair, Hashable]) -> list[list[int]]:
-    """Return the targets that do the same, together: exchanging these makes no other config."""
+    """Return groups of targets with the same edit, whose exchange gives the same config."""
     groups: dict[Hashable, list[int]] = {}
     for target in pool.targets:
         groups.setdefault(roles[pool.layer, target], []).append(target)
@@ -255,13 +256,13 @@ def _by_role(pool: _Pool, roles: Mapping[_Pair, Hashable]) -> list[list[int]]:
 
 
 def _count(pool: _Pool, roles: Mapping[_Pair, Hashable]) -> int:
-    """Return in how many ways a pool's experts can take the targets' parts, the targets' own included."""
+    """Return the number of assignments of a pool's experts to the targets, the targets' own included."""
     same = math.prod(math.factorial(len(group)) for group in _by_role(pool, roles))
     return math.perm(len(pool.members), len(pool.targets)) // same
 
 
 def _arrangements(pool: _Pool, roles: Mapping[_Pair, Hashable]) -> Iterator[_Swap]:
-    """Yield each of these ways once."""
+    """Yield each of these assignments once."""
 
     def fill(groups: list[list[int]], left: list[int]) -> Iterator[_Swap]:
         if not groups:

@@ -1,7 +1,7 @@
-"""Conversations before and after, as MT-Bench has them: a later turn is asked after the model's own earlier answers.
+"""Conversations before and after, as in MT-Bench: a later turn is asked after the model's own earlier answers.
 
-The untouched model goes on from what it said, the model with the config from what that one said. So the two sides
-show what a user of either would read, and a change in the first answer may change all that follow.
+The untouched model continues from its own answers, the model with the config from its own. So both sides are what a
+user would read, and a change in the first answer may change all later ones.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a user says, turn by turn, and what is answered.
+    """The turns of a user, and the answers.
 
     Attributes:
         turns (`list[str]`): The user's turns, one or more.
         answers_before (`list[str]`): The untouched model's answer to each; empty as long as it was not asked.
         answers_after (`list[str]`): Those with the config.
-        id (`str`, *optional*): What it is called.
-        category (`str`, *optional*): What it is about.
+        id (`str`, *optional*): Its name.
+        category (`str`, *optional*): Its topic.
     """
 
     turns: list[str]
@@ -87,7 +87,7 @@ class Conversation:
 def checked_conversations(
     where: str, conversations: Sequence[Conversation | Sequence[str]], tokenizer: PreTrainedTokenizerBase
 ) -> list[Conversation]:
-    """Return conversations as [`Conversation`]; refuses what cannot be asked.
+    """Return conversations as [`Conversation`]; refuses invalid ones.
 
     Args:
         where (`str`): The place, for the error.
@@ -95,7 +95,7 @@ def checked_conversations(
         tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
 
     Raises:
-        [`DataError`]: if there are none, or one is no list of turns; it is named.
+        [`DataError`]: if there are none, or one is not a list of turns; it is named.
         [`ConfigError`]: if one has several turns and the tokenizer no chat template.
     """
     if isinstance(conversations, str) or not isinstance(conversations, Sequence) or not conversations:
@@ -120,7 +120,7 @@ def checked_conversations(
         if len(one.turns) > 1 and tokenizer.chat_template is None:
             raise ConfigError(
                 f"{where}[{index}]",
-                "has several turns, which a tokenizer without a chat template cannot tell apart",
+                "has several turns, which need a chat template, and the tokenizer has none",
                 got=f"{len(one.turns)} turns",
                 expected="one turn",
                 fix="Set tokenizer.chat_template.",
@@ -145,8 +145,8 @@ def run_conversations(
 ) -> list[Conversation]:
     """Return conversations with the answers of the untouched model and of the model with a config.
 
-    Each model goes on from its own answers, which the chat template gets as they were decoded, special tokens left
-    out. To a config whose scope is "prompt" or "generation", earlier answers are prompt.
+    Each model continues from its own answers, which the chat template gets as decoded text without special tokens. To
+    a config whose scope is "prompt" or "generation", earlier answers are prompt.
 
     Args:
         model (`PreTrainedModel`):
@@ -168,7 +168,7 @@ def run_conversations(
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
         seed (`int`, *optional*):
-            Of sampled answers, the same for both models; without it the caller's random state is used.
+            Seed of sampled answers, the same for both models; without it the caller's random state is used.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -176,7 +176,7 @@ def run_conversations(
         `list[Conversation]`: in the order given, with both lists of answers.
 
     Raises:
-        [`DataError`]: if there are no conversations, or one is no list of turns; it is named.
+        [`DataError`]: if there are no conversations, or one is not a list of turns; it is named.
         [`ConfigError`]: if several turns, or a system prompt, meet a tokenizer without a chat template.
         [`ModelMismatchError`]: if the config does not fit the model.
 
@@ -217,7 +217,7 @@ def answer_conversations(
     folder: RunFolder | None = None,
     progress: bool,
 ) -> list[Conversation]:
-    """Return what [`run_conversations`] returns, of a model whose routers are found once.
+    """Return what [`run_conversations`] returns, for a model whose routers were found.
 
     Args:
         routed (`RoutedModel`): The model.
@@ -273,7 +273,7 @@ def converse(
 
 
 def at_turn(decoding: Decoding, turn: int) -> Decoding:
-    """Return how a turn is decoded: with random numbers of its own.
+    """Return the decoding of a turn, with random numbers of its own.
 
     Args:
         decoding (`Decoding`): Of the conversation.
@@ -305,7 +305,7 @@ def _listed(given: object) -> list[Any]:
 
 
 def _prompt(turns: Sequence[str], answers: Sequence[str], system_prompt: str | None) -> Prompt:
-    """Return what the model is to answer next: text for the first turn, which takes no chat template, else a chat."""
+    """Return the next prompt of the model: text for the first turn, which needs no chat template, else a chat."""
     if not answers:
         return turns[0]
     chat = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []

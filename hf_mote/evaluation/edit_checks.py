@@ -1,7 +1,7 @@
-"""What each edit of a router is defined to do, and whether one that was tried did it.
+"""The definition of each edit of a router, and checks of an edit against it.
 
-The definitions are held against the router's own decision, without the machinery of edits; `router_copies.py` holds
-what a copy of the router decides.
+The checks use the router's own decision, without the code of edits; `router_copies.py` compares with a copy of the
+router.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["BIAS", "COPIED", "EDITS", "TriedEdit", "differs_from_copy"]
 
 
 class TriedEdit(NamedTuple):
-    """One router, what it decided, and what it decided under an edit of one expert."""
+    """One router, its decision, and its decision under an edit of one expert."""
 
     site: RouterSite
     logits: Tensor
@@ -31,7 +31,7 @@ class TriedEdit(NamedTuple):
 
     @property
     def tolerance(self) -> float:
-        """Relative; of rounding to the weights' dtype."""
+        """Relative tolerance for rounding to the weights' dtype."""
         return 4 * torch.finfo(self.native.weights.dtype).eps
 
     def close(self, mine: Tensor, wanted: Tensor) -> bool:
@@ -64,7 +64,7 @@ def _holds_reroute(tried: TriedEdit) -> str | None:
     spared = ~(tried.native.indices == tried.expert).any(dim=-1)
     ours, theirs = (routing.indices[spared].sort(dim=-1).values for routing in (tried.edited, tried.native))
     if tried.site.selection.num_groups == 1 and not torch.equal(ours, theirs):
-        return "tokens that did not choose the expert have others now"
+        return "tokens that did not choose the expert have other experts now"
     return None
 
 
@@ -91,14 +91,14 @@ def _holds_bias_on_logits(tried: TriedEdit) -> str | None:
         return None if bool(tried.edited.weights.isfinite().all()) else "weights are not finite"
     shifted = tried.logits.float().clone()
     shifted[:, tried.expert] += BIAS
-    # The router's own rule on other logits, without the machinery of edits.
+    # The router's own rule on other logits, without the code of edits.
     wanted = tried.site.select(shifted.to(tried.logits.dtype) if tried.logits.dtype != torch.float32 else shifted)
     ours, theirs = (routing.indices.sort(dim=-1) for routing in (tried.edited, wanted))
     agree = (ours.values == theirs.values).all(dim=-1)
     mine = tried.edited.weights.gather(-1, ours.indices)[agree]
     if not tried.close(mine, wanted.weights.gather(-1, theirs.indices)[agree]):
         return "weights are not those of the shifted logits"
-    # In half precision a shifted logit rounds, and may change places with its like.
+    # In half precision a shifted logit rounds, and may change its order among close ones.
     few = 0.0 if tried.logits.dtype == torch.float32 else 0.1
     return None if float((~agree).float().mean()) <= few else "experts are not those of the shifted logits"
 
@@ -140,7 +140,7 @@ COPIED: dict[str, CopiedEdit] = {
 
 
 def differs_from_copy(tried: TriedEdit, name: str) -> str | None:
-    """Say where an edit differs from what a copy of the router decides; `None` if it does not, or none was asked.
+    """Return where an edit differs from a copy of the router's decision; `None` if it does not, or without a copy.
 
     Args:
         tried ([`TriedEdit`]): What was tried.

@@ -1,4 +1,4 @@
-"""What evaluation needs of an inference engine, and a model behind one, measured by the same harness.
+"""What evaluation needs of an inference engine, and the measurement of a model behind one.
 
 Engines are not imported here. Every object that follows [`AnsweringEngine`] can be measured. Each config that is
 measured, controls among them, is loaded under a name of its own just before, and unloaded just after, also if the run
@@ -32,8 +32,8 @@ from hf_mote.routing.sites.site import RouterSite
 __all__ = ["AnsweringEngine", "EngineAnswer", "ServedModel"]
 
 NO_DIVERGENCE = (
-    "KL on plain texts: the engine tells the probabilities of a text's own tokens, and not of all others that a "
-    "divergence is taken over"
+    "KL on plain texts: the engine returns the probabilities of a text's own tokens only, and not of all others, "
+    "which a divergence needs"
 )
 OTHER_NUMBERS = (
     "the answers that transformers would sample: an engine draws random numbers of its own, the same for every config"
@@ -68,10 +68,10 @@ class AnsweringEngine(RecordingEngine, Protocol):
         """Return its model without weights, and the routers of that."""
 
     def load(self, name: str, config: Any) -> None:
-        """Make a config known under a name."""
+        """Load a config under a name."""
 
     def unload(self, name: str) -> None:
-        """Forget one; answers under way end as they began."""
+        """Unload a config; running answers end with it."""
 
     def answer(
         self,
@@ -83,7 +83,7 @@ class AnsweringEngine(RecordingEngine, Protocol):
         sampling: Mapping[str, Any] | None,
         at_once: int,
     ) -> Sequence[EngineAnswer]:
-        """Answer prompts, given as token ids, under a config or none, so many at once."""
+        """Answer prompts, given as token ids, under a config or none."""
 
     def predict(
         self, texts: Sequence[Sequence[int]], *, profile: str | None, at_once: int
@@ -104,7 +104,7 @@ class ServedModel(RoutedModel):
         self.engine = engine
 
     def check(self, change: Change) -> None:
-        """Raise unless the engine takes a config: it is told it, and made to forget it.
+        """Raise unless the engine accepts a config: it is loaded and unloaded.
 
         Args:
             change (`MoTEConfig`): What is to be measured.
@@ -117,7 +117,7 @@ class ServedModel(RoutedModel):
 
     @contextmanager
     def under(self, change: Change | None) -> Iterator[str | None]:
-        """Make a config known to the engine within the block; yields its name there, `None` for the untouched model.
+        """Load a config in the engine within the block; yields its name there, `None` for the untouched model.
 
         Args:
             change (`MoTEConfig`, *optional*): The config.
@@ -135,8 +135,8 @@ class ServedModel(RoutedModel):
         except BaseException:
             try:
                 self.engine.unload(name)
-            except HFMoTEError as error:  # it never knew it, or is gone
-                _logger.info("profile %s was not forgotten: %s", name, error)
+            except HFMoTEError as error:  # it was not loaded, or the engine is gone
+                _logger.info("profile %s was not unloaded: %s", name, error)
             raise
         self.engine.unload(name)
 
@@ -155,7 +155,7 @@ class ServedModel(RoutedModel):
             chat (`Chat`): How the prompts become tokens.
             prompts (`Sequence[Prompt]`): Texts or chats.
             change (`MoTEConfig`, *optional*): The config.
-            decoding (`Decoding`): How the responses come; so many as its batch size are under way at once.
+            decoding (`Decoding`): How the responses come; its batch size is the number that run at once.
             special_tokens (`bool`, *optional*, defaults to `False`): Keep special tokens in the responses.
         """
         with self.under(change) as profile:
@@ -234,17 +234,17 @@ class ServedModel(RoutedModel):
         return dict(zip(self.layers, total, strict=True))
 
     def check_use(self) -> None:
-        """Raise [`ConfigError`] if the engine records nothing, so that nobody knows how often experts are used."""
+        """Raise [`ConfigError`] if the engine records nothing, so that the use of experts is unknown."""
         if not self.engine.most_recordings:
             raise ConfigError(
                 "evaluate_mote.control_kind",
-                "the engine records no routing, by which experts of like use are found",
+                "the engine records no routing, by which experts of similar use are found",
                 got="usage",
                 fix="Start it with recordings (hf-mote serve --record 64), or match controls by layer.",
             )
 
     def notes(self, decoding: Decoding, *, texts: bool) -> list[str]:
-        """Return what an engine cannot tell of what was asked for, in words.
+        """Return notes on what an engine cannot measure.
 
         Args:
             decoding (`Decoding`): How responses came.

@@ -1,7 +1,7 @@
 """`evaluate_mote`: what a config does and what else it changes, against matched random controls.
 
-A ranking is a hypothesis. The evidence is the rate of the target behaviour before and after, the same rate under as
-many random experts of the same layers, and what happens to answers that should stay.
+A ranking is a hypothesis. The evidence is the rate of the target behaviour before and after, the same rate under
+equally many random experts of the same layers, and the changes of answers that should stay.
 """
 
 from __future__ import annotations
@@ -80,19 +80,19 @@ def evaluate_mote(
     Args:
         model (`PreTrainedModel` or `AnsweringEngine`):
             A language model, of a mixture of experts unless latents are steered; left as it is. Or an engine that
-            serves one, as [`ServerEngine`]: configs and controls are made known to it for as long as they are
-            measured, and `EvaluationReport.notes` says what it cannot tell.
+            serves one, as [`ServerEngine`]: configs and controls are loaded into it while they are measured, and
+            `EvaluationReport.notes` states what it cannot measure.
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer. A chat template is applied if it has one.
         config (`MoTEConfig`, [`SteeringConfig`], `str` or `os.PathLike`):
             What to measure: a [`MoTEConfig`], its folder or Hub id, or a [`SteeringConfig`], which loads the SAE that
-            it names; with an SAE at hand, give `config.bind(sae)`. Experts and latents are measured by the same rates,
+            it names; with a loaded SAE, give `config.bind(sae)`. Experts and latents are measured by the same rates,
             controls and side effects, and so can be compared on one behaviour.
         prompts (`Sequence[str]` or chats):
-            Prompts on which the behaviour is to change; best ones that the experts were not found with.
+            Prompts on which the behaviour is to change; ideally ones that the experts were not found with.
         judge (`Callable`):
-            `response -> label` or `(prompt, response) -> label`. The label "neither" is for what is no answer at all;
-            such a response counts as incoherent. One with an attribute `needs_special_tokens` that is
+            `response -> label` or `(prompt, response) -> label`. The label "neither" is for responses that are not an
+            answer at all; such a response counts as incoherent. One with an attribute `needs_special_tokens` that is
             true sees responses with their special tokens, as [`ftri`] says.
         target (`str`, *optional*, defaults to the judge's own `target`):
             The label whose rate is reported. For a judge that returns a `bool`, `True`. A label that is not among the
@@ -101,7 +101,7 @@ def evaluate_mote(
         unrelated (`Sequence[str]` or chats, *optional*):
             Prompts whose answers should stay; the share that does so word for word is counted, and the answers before
             and after are kept side by side. The untouched model's answers to them also show how sure it is of what it
-            writes: give 40 or more, of many kinds, so that incoherent text is told from unusual answers; see
+            writes: give 40 or more, of many kinds, so that unusual answers do not count as incoherent; see
             `Coherence`.
         texts (`Sequence[str]`, *optional*):
             Plain texts on which the divergence of the predictions and the perplexity are measured; see
@@ -113,13 +113,13 @@ def evaluate_mote(
         num_controls (`int`, *optional*, defaults to 40):
             Random configs, each with as many experts in the same layers, or as many latents. While there are enough of
             them, none is the config's own or another control's; where there are few, controls are different sets out
-            of all there are, and fewer than asked for if no more exist: 7 for one of 8 experts, which leaves p at 1/8
+            of all there are, and fewer than requested if no more exist: 7 for one of 8 experts, which leaves p at 1/8
             or above.
         control_kind (`str`, *optional*, defaults to `"layer"` for experts and to `"usage"` for latents):
             `"layer"` draws any experts of the layer; `"usage"` those of the same block of 20 or more experts that the
             untouched model uses about as often on these prompts, which is the stricter control; in a layer of fewer
             than 40 experts both are the same. See [`random_controls`]. Of latents `"layer"` draws any of the SAE, and
-            `"usage"` those of like density: active on about as many tokens of these prompts and their responses.
+            `"usage"` those of similar density: active on about as many tokens of these prompts and their responses.
         strengths (`Sequence[float]`, *optional*):
             Doses for a dose-response curve, besides the config's own.
         seed (`int`, *optional*, defaults to 0):
@@ -137,11 +137,11 @@ def evaluate_mote(
         generate_kwargs (`Mapping`, *optional*):
             Further arguments of `generate`; decoding is greedy by default.
         groups (`Sequence`, *optional*):
-            One key for each prompt, equal for those that are wordings or fillings of one thing, as its subject: the
-            intervals of the rates are then by group, wider where prompts of a group go together. By default every
+            One key for each prompt, equal for those that are wordings of one subject: the
+            intervals of the rates are then by group, wider where prompts of a group are correlated. By default every
             prompt counts as independent of the others.
         allow_other_weights (`bool`, *optional*, defaults to `False`):
-            As in [`apply_mote`]; the report says so.
+            As in [`apply_mote`]; the report states it.
         quality (`Callable`, *optional*):
             A judge of how good an unrelated answer is: `(prompt, response) -> score`, as MT-Bench's 1 to 10, or
             pairwise `(prompt, before, after) -> difference`. Answers are "not worse" if the mean surely falls by less
@@ -153,8 +153,8 @@ def evaluate_mote(
             The largest loss of quality that would not matter, in the unit of `quality`, above 0; 0.5 by default.
             Only with `quality`.
         run_folder (`str` or `os.PathLike`, *optional*):
-            Where responses are kept as they come, as in [`ftri`]: a run that was killed goes on from there, and gives
-            what it would have given. A folder of other settings is refused: another model, config, judge or decoding,
+            Where responses are kept as they come, as in [`ftri`]: a killed run continues from there, with the
+            same result. A folder of other settings is refused: another model, config, judge or decoding,
             other prompts or controls. Labels of a judge whose attribute `costly` is true are kept, too, as those of
             [`LMJudge`] and [`ServerJudge`]; others judge again.
         progress (`bool`, *optional*, defaults to `True`):
@@ -170,7 +170,7 @@ def evaluate_mote(
         [`UnknownNameError`]: if the target is no label of the judge.
         [`UnsupportedError`]: if an engine does not take the config, as one of latents, or is gone.
         [`ConfigError`]: if the config has no targets, no target label is known, a layer has no other experts to draw
-            controls from, a number is out of range, a margin is stated with nothing to hold against it, or a
+            controls from, a number is out of range, a margin is given without what it applies to, or a
             conversation of several turns meets a tokenizer without a
             chat template.
 
@@ -223,7 +223,7 @@ def evaluate_mote(
         texts_sha256=digest_of(list(texts)),
         conversations_sha256=digest_of([dataclasses.asdict(talk) for talk in talks]),
     )
-    # First, since it takes the least time and the model or a text can be refused.
+    # First, because it is fast and can refuse the model or a text.
     effects = None
     if texts and trial.served is not None:
         effects = trial.served.side_effects(tokenizer, change, texts, batch_size=batch_size)
@@ -237,16 +237,16 @@ def evaluate_mote(
             folder=trial.folder,
             progress=progress,
         )
-    aside = _spread(others, OFF_TARGET)
-    found = trial.run(progress=progress, aside=aside)
+    off_target = _spread(others, OFF_TARGET)
+    found = trial.run(progress=progress, off_target=off_target)
     dose_rates = [(dose.strength, trial.measure(dose if dose.strength else None).rate.rate) for dose in doses]
     unchanged = None
     others_before: list[str] = []
     others_after: list[str] = []
     references: list[Signs] = []
     if others:
-        if found.aside and len(aside) == len(others):  # they have been answered, all of them
-            said = [(one.responses, one.signs) for one in found.aside[:2]]
+        if found.off_target and len(off_target) == len(others):  # all of them were answered already
+            said = [(one.responses, one.signs) for one in found.off_target[:2]]
         else:
             said = [trial.respond(others, which) for which in (None, change)]
         (others_before, references), (others_after, _) = said
@@ -272,7 +272,7 @@ def evaluate_mote(
     elsewhere = Elsewhere(
         answers=SideBySide([prompt_text(prompt) for prompt in others], others_before, others_after),
         unchanged=unchanged,
-        selectivity=_selectivity(trial, report, found.aside),
+        selectivity=_selectivity(trial, report, found.off_target),
         not_worse=tests,
         side_effects=effects,
         conversations=talks,
@@ -306,8 +306,8 @@ def evaluate_settings(
     can then be compared by the largest change that each control makes in any setting, as `hf-mote sweep` does. Where
     experts are few, controls differ as a whole and not in every setting.
 
-    `configs` are the settings, one or more; `chat` and `decoding` say how the model is asked, and the seed of
-    `decoding` is that of the controls, too; the other arguments are those of [`evaluate_mote`].
+    `configs` are the settings, one or more; `chat` and `decoding` state how the model is asked, and the seed of
+    `decoding` is also that of the controls; the other arguments are those of [`evaluate_mote`].
 
     Returns:
         `list[EvaluationReport]`: one for each, in order. `unclear` counts the responses of all of them.
@@ -334,7 +334,7 @@ def evaluate_settings(
 def _reports(
     trial: RateMeasurement, configs: Sequence[Change], found: Rates, references: Sequence[Signs] = ()
 ) -> list[EvaluationReport]:
-    """Return what was measured of each config, without what is measured beside the rates."""
+    """Return the rates of each config, without the other measurements."""
     reports = []
     for index, (config, after) in enumerate(zip(configs, found.after, strict=True)):
         sharing = found.sharing[index]
@@ -396,12 +396,16 @@ def _coherence(trial: RateMeasurement, found: Rates, index: int, references: Seq
     )
 
 
-def _selectivity(trial: RateMeasurement, report: EvaluationReport, aside: Sequence[Measured]) -> Selectivity | None:
-    """Return what changes on the prompts beside what changes on others, for the config and its controls."""
-    if not aside or report.coherence is None:
+def _selectivity(
+    trial: RateMeasurement, report: EvaluationReport, off_target: Sequence[Measured]
+) -> Selectivity | None:
+    """Return the changes on the prompts and on other prompts, for the config and its controls."""
+    if not off_target or report.coherence is None:
         return None
     limits = Limits(report.coherence.limit_surprise, report.coherence.limit_repeated, report.coherence.references)
-    changed = [changed_class(aside[0].labels, one.labels, trial.incoherent(one, limits)) for one in aside[1:]]
+    changed = [
+        changed_class(off_target[0].labels, one.labels, trial.incoherent(one, limits)) for one in off_target[1:]
+    ]
     return Selectivity(
         on=abs(report.coherent_effect),
         off=Rate.of(sum(changed[0]), len(changed[0]), trial.confidence),

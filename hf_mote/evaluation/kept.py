@@ -1,4 +1,4 @@
-"""What an evaluation has measured so far, kept in a run folder: responses batch by batch, labels of a costly judge."""
+"""Keeps the measurements of an evaluation in a run folder: responses batch by batch, labels of a costly judge."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class KeptResponses:
 
     Args:
         folder ([`RunFolder`], *optional*): The run's.
-        name (`str`): What they are called in it.
+        name (`str`): Their name in it.
         anew (`bool`, *optional*, defaults to `False`): Whether to generate also those that are kept.
     """
 
@@ -41,7 +41,7 @@ class KeptResponses:
             positions (`Sequence[int]`): The positions of its prompts.
 
         Raises:
-            [`FileFormatError`]: if its record is damaged, or is no batch of this run.
+            [`FileFormatError`]: if its record is damaged, or is not a batch of this run.
         """
         if self._folder is None or self._anew:
             return None
@@ -86,23 +86,25 @@ class KeptResponses:
 
 
 def change_of(change: Change | None) -> dict[str, Any] | None:
-    """Return what tells a change from another one, JSON-native; `None` for none.
+    """Return what identifies a change, JSON-native; `None` for none.
 
-    Where a config comes from is no part of what it does.
+    The provenance of a config is left out.
     """
-    told = None if change is None else dict(change.to_dict())
-    return told if told is None else {name: value for name, value in told.items() if name != "provenance"}
+    described = None if change is None else dict(change.to_dict())
+    return (
+        described if described is None else {name: value for name, value in described.items() if name != "provenance"}
+    )
 
 
 def told_of_judge(judge: Judge) -> dict[str, Any]:
-    """Return what tells a judge from another one, JSON-native; the key of a server, which may change, left out.
+    """Return what identifies a judge, JSON-native, without the key of a server, which may change.
 
     Args:
         judge (`Callable`): The judge.
     """
-    told = judge_identity(judge)
-    told["given"] = {name: value for name, value in told["given"].items() if name != "_headers"}
-    return told
+    described = judge_identity(judge)
+    described["given"] = {name: value for name, value in described["given"].items() if name != "_headers"}
+    return described
 
 
 def kept_labels(
@@ -110,11 +112,11 @@ def kept_labels(
 ) -> list[str]:
     """Return what [`classify`] returns; of a judge whose attribute `costly` is true, labels are kept.
 
-    Others judge again what was kept, so that a judge that was changed unseen gives its own labels.
+    Other judges label kept responses again, so that an unnoticed change of the judge has an effect.
 
     Args:
         folder ([`RunFolder`], *optional*): The run's.
-        name (`str`): What the responses are called in it.
+        name (`str`): The name of the responses in it.
         judge (`Callable`): The judge.
         prompts (`Sequence[Prompt]`): The prompts.
         responses (`Sequence[str]`): One response to each.

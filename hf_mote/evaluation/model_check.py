@@ -1,7 +1,7 @@
-"""`check_model`: everything that is claimed, tried on the user's own model as it was loaded.
+"""`check_model`: tests all features of the package on the user's own model.
 
-Nothing here is assumed of a family: routers are run and held against what the edits are defined to do, generations are
-recorded and counted, and what is taken off must leave no trace. A table says what held, to read or to paste into a
+Nothing is assumed of a family: routers are run and compared with the definitions of the edits, generations are
+recorded and counted, and logits must be unchanged after a removal. The result is a table, to read or to paste into a
 report.
 """
 
@@ -55,11 +55,11 @@ PATCHED = 10  # experts that are suppressed where costs are measured
 
 
 class CheckRow(NamedTuple):
-    """One thing that was tried.
+    """One test.
 
     Attributes:
-        name (`str`): What.
-        passed (`bool`, *optional*): Whether it holds; `None` for what is only told.
+        name (`str`): Its name.
+        passed (`bool`, *optional*): Whether it holds; `None` for information only.
         detail (`str`): The numbers, or the error.
     """
 
@@ -84,7 +84,7 @@ class ModelCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether all that is claimed holds."""
+        """Whether all tests passed."""
         return all(row.passed is not False for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class ModelCheck:
 
     def to_markdown(self) -> str:
         """Return a table that can be pasted into a report."""
-        lines = [f"`{self.model}`: {'all holds' if self.passed else 'something does not hold'}", ""]
+        lines = [f"`{self.model}`: {'all holds' if self.passed else 'a test failed'}", ""]
         lines += ["| | tried | found |", "| --- | --- | --- |"]
         lines += [
             f"| {_MARKS[row.passed]} | {row.name} | {row.detail.replace('|', chr(92) + '|')} |" for row in self.rows
@@ -124,14 +124,14 @@ def check_model(
     rounds: int = 5,
     progress: bool = True,
 ) -> ModelCheck:
-    """Try everything that is claimed on a model, and return what held.
+    """Test all features of the package on a model, and return the results.
 
     Tried are: whether routers are found and follow their rules bit for bit; whether prompt and generated tokens are
-    told apart in generations alone, in a padded batch and without a cache; whether continuous batching is refused
+    distinguished in generations alone, in a padded batch and without a cache; whether continuous batching is refused
     where it cannot be right; what each edit does to a router of each kind, against its definition; whether logits are
     the same to the last bit after everything was taken off; and what patching and recording cost.
 
-    Nothing about the model is changed. What fails is a row of the result, not an error.
+    The model is not changed. A failure is a row of the result, not an error.
 
     Args:
         model (`PreTrainedModel`):
@@ -143,7 +143,7 @@ def check_model(
         max_new_tokens (`int`, *optional*, defaults to 6):
             Tokens that are generated for each.
         rounds (`int`, *optional*, defaults to 5):
-            Paired runs whose median tells what patching costs; 0 to leave it out.
+            Paired runs whose median is the cost of patching; 0 to leave it out.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -223,7 +223,7 @@ def _parts(
 
 
 def _tried(name: str, part: Callable[[], Iterator[CheckRow]]) -> list[CheckRow]:
-    """Rows of a part; whatever is raised, by us, transformers or the model, becomes one that says so."""
+    """Rows of a part; any error of this package, transformers or the model becomes a failed row."""
     rows: list[CheckRow] = []
     try:
         rows.extend(part())
@@ -261,14 +261,14 @@ def _routers(routed: RoutedModel) -> Iterator[CheckRow]:
             yield CheckRow(f"replaced {what}s", None, detail)
     model: Any = routed.model
     config = model.config
-    told = {
+    facts = {
         "quantisation": getattr(getattr(config, "quantization_config", None), "quant_method", None),
         "attention": getattr(config, "_attn_implementation", None),
         "experts": getattr(config, "_experts_implementation", None),
         "device map": len(set(getattr(model, "hf_device_map", {}).values())) or None,
     }
     yield CheckRow(
-        "loaded as", None, ", ".join(f"{name} {value}" for name, value in told.items() if value is not None)
+        "loaded as", None, ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
     )
 
 
@@ -396,7 +396,7 @@ def _try(
     """Run one router without and with an edit of the expert that it chooses most.
 
     Raises:
-        [`ModelMismatchError`], [`UnsupportedError`]: if the router has no way of such an edit.
+        [`ModelMismatchError`], [`UnsupportedError`]: if the router cannot do such an edit.
     """
     with align_module_device(site.module):
         adapter = self_test(site)
@@ -416,14 +416,14 @@ def _try(
             ),
         ):
             site.module(*args)
-        told = None if copied is None else on_a_copy(site, adapter, args, expert, copied, bias=BIAS)
+        by_copy = None if copied is None else on_a_copy(site, adapter, args, expert, copied, bias=BIAS)
     if look.seen is None:
         raise LivenessError(site.path, "its hook did not run", expected="one run", fix="Report how it was loaded.")
-    return TriedEdit(site, logits, native, look.seen, expert, told)
+    return TriedEdit(site, logits, native, look.seen, expert, by_copy)
 
 
 class _Look(WeightProbe):
-    """Sees what is applied."""
+    """Observes the applied routing."""
 
     seen: Routing | None = None
 
@@ -485,7 +485,7 @@ def _cost(routed: RoutedModel, encoded: list[list[int]], pad: int, new: int, rou
         for name in ratios:
             plain = seconds()
             with apply_mote(model, config) if name == "patching" else record_routing(model):
-                seconds()  # the first pass looks closer
+                seconds()  # the first pass makes more checks
                 ratios[name].append(seconds() / plain)
     for name, found in ratios.items():
         low, high = min(found), max(found)

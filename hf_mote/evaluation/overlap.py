@@ -1,8 +1,8 @@
-"""What p is worth against controls that overlap each other, as they must where a layer has few experts.
+"""p values against controls that overlap each other, as they must where a layer has few experts.
 
 Forty sets of three out of thirteen experts are not forty independent controls: their effects scatter less than those
 of forty disjoint sets would, and a config beats all of them too easily. How often it does so by chance follows from
-which experts each holds, if experts are alike: their effects independent draws from one distribution, which add up.
+which experts each holds, if the effects of experts are independent draws from one distribution, which add up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SPREAD = 1.0  # standard deviation of the logarithm of an expert's effect
 def chance_of_reach(
     own: Collection[Hashable], controls: Sequence[Collection[Hashable]], *, seed: int = 0
 ) -> list[float]:
-    """Return for each number of controls the chance that at most so many reach a config, if experts are alike.
+    """Return for each number of controls the chance that at most so many reach a config, if no expert is special.
 
     For controls that share no expert with each other it is `(1 + number) / (1 + controls)`; it is never below that.
 

@@ -1,8 +1,8 @@
-"""A pre-registration: what will be measured, by which judge and margin, hashed before and checked after.
+"""A pre-registration: the measurement, its judge and its margin, hashed before and checked after.
 
-Whoever may change prompts, judge or config after a look at the result can always find a result. A file that was
-written before holds the hashes of all of it; the measurement is made only if they still agree, and its report carries
-the file's own hash. The texts themselves need not be in it, so that it can be published without them.
+If prompts, judge or config may be changed after a look at the result, a result can always be found. A file that was
+written before holds the hashes of all of these; the measurement is made only if they still agree, and its report
+carries the file's own hash. The texts themselves need not be in it, so that it can be published without them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _PARTS = ("model", "config", "prompts", "unrelated", "judge", "target", "setting
 
 @dataclass(frozen=True)
 class Preregistration:
-    """What was written down before.
+    """The plan that was written down before.
 
     Attributes:
         hashes (`dict[str, str]`): SHA-256 of each part: model, config, prompts, unrelated prompts, judge, target,
             settings (controls, seed, margin, lengths).
         settings (`dict`): The settings themselves, to be read.
         num_prompts (`int`): How many prompts.
-        written (`str`): When, in UTC, as the clock of the machine had it.
+        written (`str`): The time in UTC, by the clock of the machine.
         version (`str`): Of this package.
     """
 
@@ -53,10 +53,10 @@ class Preregistration:
         return _hash(dataclasses.asdict(self))
 
     def check(self, other: Preregistration) -> None:
-        """Raise [`DataError`] unless what is about to be measured is what was written down.
+        """Raise [`DataError`] unless the present plan is the one that was written down.
 
         Args:
-            other ([`Preregistration`]): What is about to be measured.
+            other ([`Preregistration`]): The present plan.
         """
         wrong = [part for part in _PARTS if self.hashes.get(part) != other.hashes.get(part)]
         if wrong:
@@ -67,10 +67,10 @@ class Preregistration:
             }
             raise DataError(
                 "preregistration",
-                "something else is to be measured than was written down",
+                "the measurement differs from the plan that was written down",
                 got=f"other {', '.join(wrong)}" + (f": {changed}" if changed else ""),
                 expected=f"as of {self.written}",
-                fix="Measure that, or register anew and say so.",
+                fix="Measure what was planned, or register again and state it.",
             )
 
     def write(self, path: Path) -> None:
@@ -89,13 +89,13 @@ class Preregistration:
 
     @classmethod
     def read(cls, path: Path) -> Preregistration:
-        """Read it, and check that the file is as it was written.
+        """Read it, and check that the file is unchanged.
 
         Args:
             path (`Path`): The file.
 
         Raises:
-            [`FileFormatError`]: if it is none, or was edited.
+            [`FileFormatError`]: if it is not one, or was edited.
         """
         data = read_json(path)
         names = {field.name for field in dataclasses.fields(cls)}
@@ -132,7 +132,7 @@ def preregister(
         judge (`Callable`): The judge; see [`judge_identity`].
         target (`str`): The label whose rate is reported.
         unrelated (`Sequence[str]` or chats, *optional*): The unrelated prompts.
-        **settings: Controls, seed, margin, lengths, and whatever else is fixed beforehand; JSON-native.
+        **settings: Controls, seed, margin, lengths, and other fixed values; JSON-native.
 
     Example:
         ```python
@@ -146,7 +146,7 @@ def preregister(
     """
     parts = {
         "model": dict(model),
-        # Where a config comes from is no part of what it does.
+        # The provenance of a config is left out.
         "config": {name: value for name, value in config.items() if name != "provenance"},
         "prompts": list(prompts),
         "unrelated": list(unrelated),
@@ -161,11 +161,11 @@ def preregister(
 
 
 def judge_identity(judge: object) -> dict[str, Any]:
-    """Return what makes a judge this one: its class and source, and what it was given.
+    """Return what identifies a judge: its class and source, and its arguments.
 
     Of a function the source, its defaults and the values that it closes over; of a method the object's, too; of a
-    `functools.partial` what it holds; of an object its class's source, and its attributes as far as they can be
-    written (models behind it by the name they were loaded from). Global values that a function reads are not seen.
+    `functools.partial` what it holds; of an object its class's source, and its attributes if they can be
+    written (models by the name they were loaded from). Global values that a function reads are not seen.
 
     Args:
         judge (`Callable`): The judge.

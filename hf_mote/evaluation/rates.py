@@ -1,7 +1,7 @@
 """How often a behaviour shows: in the untouched model, with each of some configs, and with their random controls.
 
-What can be wrong with what was given is checked before the first response is generated, but for one thing: that a
-block of experts of like use has no other experts shows once the untouched model has run.
+All arguments are checked before the first response is generated, with one exception: whether a block of experts of
+similar use has other experts is known after the untouched model has run.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _logger = logging.get_logger(__name__)
 
 
 class Measured(NamedTuple):
-    """What a model did on the prompts.
+    """The results of a model on the prompts.
 
     Attributes:
-        rate (`Rate`): How often the label came.
+        rate (`Rate`): Rate of the label.
         responses (`list[str]`): The responses, where they are kept.
         labels (`list[str]`): The judge's labels of them.
         signs (`list[Signs]`): How sure the model was of each.
@@ -59,17 +59,18 @@ class Measured(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What was measured.
+    """The measurements.
 
     Attributes:
         before (`Measured`): The untouched model's.
         after (`list[Measured]`): With each config.
         controls (`list[list[float]]`): For each config the rate with each of its controls.
         sharing (`list[list[bool]]`): For each config, whether each of its controls holds some of its own experts.
-        chances (`list[list[float]]`): For each config, where some do, what [`chance_of_reach`] says of the others.
+        chances (`list[list[float]]`): For each config, where some do, the result of [`chance_of_reach`] for the
+            others.
         control_labels (`list[list[list[str]]]`): For each config the judge's labels with each of its controls.
-        control_signs (`list[list[list[Signs]]]`): Likewise how sure the model was of each response.
-        aside (`list[Measured]`): On other prompts: the untouched model, then the first config, then its controls;
+        control_signs (`list[list[list[Signs]]]`): For each config and control how sure the model was of each response.
+        off_target (`list[Measured]`): On other prompts: the untouched model, then the first config, then its controls;
             empty where there are none, or the judge cannot label them. Responses of the first two are kept.
     """
 
@@ -80,7 +81,7 @@ class Rates(NamedTuple):
     chances: list[list[float]]
     control_labels: list[list[list[str]]]
     control_signs: list[list[list[Signs]]]
-    aside: list[Measured]
+    off_target: list[Measured]
 
 
 class RateMeasurement:
@@ -99,10 +100,11 @@ class RateMeasurement:
 
     Attributes:
         label (`str`): The label whose rate is measured.
-        neither (`str`): The judge's word for what is no answer at all: its attribute `neither`, or "neither".
+        neither (`str`): The judge's label for a response that is not an answer at all: its attribute `neither`, or
+            "neither".
         served (`ServedModel`, *optional*): The model, if it is behind an engine.
-        unclear (`int`): Responses so far that the judge could not label, as a [`ServerJudge`] says of some.
-        folder ([`RunFolder`], *optional*): Where what was measured is kept; see `keep`.
+        unclear (`int`): Responses so far that the judge could not label, as a [`ServerJudge`] may.
+        folder ([`RunFolder`], *optional*): Where measurements are kept; see `keep`.
     """
 
     def __init__(
@@ -137,26 +139,26 @@ class RateMeasurement:
         if isinstance(model, nn.Module):
             self.routed = RoutedModel(model)
         else:
-            engine_sampling(decoding.settings(chat.tokenizer))  # refuses what an engine does not take
+            engine_sampling(decoding.settings(chat.tokenizer))  # refuses arguments that an engine does not support
             self.routed = self.served = ServedModel(model)
         self.unclear = 0
         self.neither = str(getattr(judge, "neither", NEITHER))
-        # A label that the judge is known to give is one that no response need get.
+        # A label in the judge's `labels` need not occur in the responses.
         self._known = self.label == str(getattr(judge, "target", None)) or labels_of(judge) is not None
         self._seen: set[str] = set()
         self.folder: RunFolder | None = None
         self._runs: dict[str, Measured] = {}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raise if the tokenizer cannot take prompts, as chats where it has no template."""
+        """Raise if the tokenizer cannot take prompts, such as chats without a template."""
         self.chat.encode(prompts, f"{self.where}.prompts")
 
     def keep(self, run_folder: str | os.PathLike[str] | None, **more: Any) -> None:
-        """Keep what is measured from here on, and go on from what a run with the same settings has kept.
+        """Keep measurements from here on, and use those that a run with the same settings has kept.
 
         Args:
             run_folder (`str` or `os.PathLike`, *optional*): The folder; without it nothing is kept.
-            **more: What the result depends on besides; JSON-native.
+            **more: Further values that the result depends on; JSON-native.
 
         Raises:
             [`ModelMismatchError`]: if the folder is that of a run with other settings.
@@ -168,16 +170,16 @@ class RateMeasurement:
         model: Any = self.routed.model
         if self.served is not None:
             raise UnsupportedError(
-                place, "what a model behind an engine answers is not kept", got=str(run_folder), fix="Leave it out."
+                place, "answers of a model behind an engine are not kept", got=str(run_folder), fix="Leave it out."
             )
         settings = model_settings(place, model, self.decoding.settings(self.chat.tokenizer))
-        told = [change_of(one) if isinstance(one, MoTEConfig) else one.identity() for one in self._configs]
+        described = [change_of(one) if isinstance(one, MoTEConfig) else one.identity() for one in self._configs]
         self.folder = RunFolder(
             run_folder,
             {
                 "function": self.where,
                 **settings,
-                "configs_sha256": digest_of(told),
+                "configs_sha256": digest_of(described),
                 "prompts_sha256": self._digest_of(self.prompts),
                 "judge_sha256": digest_of(told_of_judge(self.judge)),
                 "target": self.label,
@@ -228,7 +230,7 @@ class RateMeasurement:
         return kept_labels(self.folder, self._name_of(prompts, config), self.judge, prompts, responses)
 
     def fit(self, config: Change) -> None:
-        """Raise unless a config fits the model, and the engine that the model is behind takes it."""
+        """Raise unless a config fits the model, and the model's engine accepts it."""
         if self.served is None or isinstance(config, MoTEConfig):
             check_change(config, self.routed)
         if self.served is not None:
@@ -239,7 +241,7 @@ class RateMeasurement:
         return incoherent(measured.signs, measured.labels, limits, self.neither)
 
     def measure(self, config: Change | None, *, keep: bool = False, anew: bool = False) -> Measured:
-        """Return what the model does with a config, or without one; one that comes again is not run again."""
+        """Return the results of the model with a config, or without one; a repeated config is not run again."""
         key = digest_of(change_of(config))
         if key not in self._runs:
             responses, signs = self.respond(self.prompts, config, anew=anew)
@@ -279,12 +281,12 @@ class RateMeasurement:
         self._controls = self._drawn()
         self._by_usage = self.control_kind == "usage" and num_controls > 0
 
-    def run(self, *, progress: bool, aside: Sequence[Prompt] = ()) -> Rates:
-        """Measure without a config, with each that was planned, and with their controls.
+    def run(self, *, progress: bool, off_target: Sequence[Prompt] = ()) -> Rates:
+        """Measure without a config, with each planned config, and with their controls.
 
         Args:
             progress (`bool`): Show a progress bar.
-            aside (`Sequence[Prompt]`, *optional*): Other prompts, on which the first config and its controls are
+            off_target (`Sequence[Prompt]`, *optional*): Other prompts, on which the first config and its controls are
                 measured as well.
         """
         total = 1 + len(self._configs) * (1 + len(self._controls))
@@ -318,7 +320,7 @@ class RateMeasurement:
         for index, shares in enumerate(sharing):
             others = [units_of(c[index]) for c, share in zip(self._controls, shares, strict=True) if not share]
             chances.append(chance_of_reach(own[index], others) if any(shares) else [])
-        return Rates(before, after, rates, sharing, chances, labels, signs, self._aside(aside, progress))
+        return Rates(before, after, rates, sharing, chances, labels, signs, self._off_target(off_target, progress))
 
     def _before_and_use(self) -> tuple[Measured, Use]:
         """Measure the untouched model, and count how often it uses each expert or latent meanwhile."""
@@ -336,7 +338,7 @@ class RateMeasurement:
         return before, counted
 
     def _name_of(self, prompts: Sequence[Prompt], config: Change | None) -> str:
-        """Return what responses to these prompts with a config are called in the run folder."""
+        """Return the name of responses to these prompts with a config in the run folder."""
         if self.folder is None:
             return ""
         return digest_of([change_of(config), self._digest_of(prompts)])[:16]
@@ -345,8 +347,8 @@ class RateMeasurement:
         """Return a digest of prompts, as the model and as the judge sees them."""
         return digest_of([self.chat.encode(prompts), plain(f"{self.where}.prompts", list(prompts))])
 
-    def _aside(self, prompts: Sequence[Prompt], progress: bool) -> list[Measured]:
-        """Measure on other prompts, where there are any and the judge takes them."""
+    def _off_target(self, prompts: Sequence[Prompt], progress: bool) -> list[Measured]:
+        """Measure on other prompts, if there are any and the judge accepts them."""
         configs = [None, self._configs[0], *(control[0] for control in self._controls)] if prompts else []
         found: list[Measured] = []
         shown = logging.tqdm(configs, desc="off target", disable=not (progress and configs), leave=False)
@@ -355,10 +357,10 @@ class RateMeasurement:
             try:
                 labels = self.label_all(prompts, config, responses)
             except DataError as error:
-                if found:  # it took the same prompts before
+                if found:  # it accepted the same prompts before
                     raise
                 _logger.info(
-                    "selectivity is not measured, as the judge does not take the unrelated prompts: %s", error
+                    "selectivity is not measured, as the judge does not accept the unrelated prompts: %s", error
                 )
                 return []
             rate = Rate.of(labels.count(self.label), len(labels), self.confidence)
@@ -366,7 +368,7 @@ class RateMeasurement:
         return found
 
     def _check_target(self) -> None:
-        # One that answers yes or no can give the other answer.
+        # A judge that answers yes or no can give the other answer.
         yes_or_no = {self.label, *self._seen} <= {"True", "False"}
         if not (self._known or yes_or_no or self.label in self._seen):
             raise UnknownNameError.of(
@@ -383,7 +385,7 @@ def _target_label(where: str, judge: Judge, target: object) -> str:
     if label is None:
         raise ConfigError(
             f"{where}.target",
-            "the judge does not say which of its labels is the behaviour",
+            "the judge does not state which of its labels is the behaviour",
             expected="one of the labels that it returns",
             fix="Pass target=..., or give the judge an attribute `target`.",
         )

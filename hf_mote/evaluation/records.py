@@ -16,7 +16,7 @@ __all__ = ["Behaviour", "ControlRuns", "Elsewhere", "PartsByName", "SideBySide"]
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Prompts with the responses of the untouched model and those with the config; a report without texts has none.
+    """Prompts with the responses of the untouched model and those with the config; empty in a report without texts.
 
     Attributes:
         prompts (`list[str]`): The prompts.
@@ -42,8 +42,8 @@ class Behaviour:
         after (`Rate`): Its rate with the config.
         answers (`SideBySide`): The responses and their labels.
         dose (`list[tuple[float, float]]`): (strength, rate) pairs.
-        unclear (`int`): Responses, of all runs on the prompts, that the judge could not label, as [`ServerJudge`] says
-            of a reply that it cannot read. They do not count as the target label.
+        unclear (`int`): Responses, of all runs on the prompts, that the judge could not label, as [`ServerJudge`]
+            does for a reply that it cannot read. They do not count as the target label.
         coherence (`Coherence`, *optional*): Which responses are incoherent. Without it, incoherent text that is not
             of the target class counts as a change like any other.
     """
@@ -63,7 +63,7 @@ class ControlRuns:
     Attributes:
         rates (`list[float]`): The rate of the target label under each.
         labels (`list[list[str]]`): For each the judge's labels of its responses.
-        kind (`str`): What they are matched by beside their number: `"layer"`, or `"usage"` too.
+        kind (`str`): What they are matched by, besides their number: `"layer"`, or also `"usage"`.
         seed (`int`): The seed that they were drawn by.
         sharing (`list[bool]`): For each, whether it holds some of the config's own experts, as it may where experts
             are few.
@@ -83,13 +83,13 @@ class ControlRuns:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What the config changes beside the behaviour.
+    """What the config changes besides the behaviour.
 
     Attributes:
         answers (`SideBySide`): Unrelated prompts and the responses to them; without labels.
         unchanged (`Rate`, *optional*): Share of these responses that stay word for word the same.
-        selectivity (`Selectivity`, *optional*): What changes on the prompts beside what changes on unrelated ones, for
-            the config and its controls.
+        selectivity (`Selectivity`, *optional*): The changes on the prompts and on unrelated ones, for the config and
+            its controls.
         not_worse (`list[NonInferiority]`): Tests, with a margin stated before, that unrelated answers stay as they are
             or as good.
         side_effects (`SideEffects`, *optional*): Divergence and perplexity on plain texts.
@@ -177,7 +177,7 @@ class PartsByName:
 
     @property
     def control_kind(self) -> str:
-        """What controls are matched by beside their number: `control_runs.kind`."""
+        """What controls are matched by, besides their number: `control_runs.kind`."""
         return self.control_runs.kind
 
     @property
@@ -222,7 +222,7 @@ class PartsByName:
 
     @property
     def selectivity(self) -> Selectivity | None:
-        """What changes on the prompts beside what changes on unrelated ones: `elsewhere.selectivity`."""
+        """The changes on the prompts and on unrelated ones: `elsewhere.selectivity`."""
         return self.elsewhere.selectivity
 
     @property

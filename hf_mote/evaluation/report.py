@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluationReport", "Flips", "reaches", "too_few"]
 
-# A rate is a count over prompts, so that equal changes differ by rounding at most.
+# A rate is a count over prompts, so equal changes differ at most by rounding.
 _ROUNDING = 1e-9
 
 
@@ -51,7 +51,7 @@ class Flips(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class EvaluationReport(PartsByName, Printable, Shareable):
-    """What a config does, measured.
+    """The measured effects of a config.
 
     Each part of its records has a name here too: `report.responses_after` is `report.behaviour.answers.after`. The
     report's file and `to_dict` have these names.
@@ -63,8 +63,7 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         control_runs (`ControlRuns`): The rates under random controls.
         elsewhere (`Elsewhere`): What else changes: unrelated answers, plain texts, conversations.
         preregistration (`str`, *optional*): SHA-256 of the file in which all of this was written down before.
-        notes (`list[str]`): What could not be measured, as an engine does not tell it; empty for a model in
-            transformers.
+        notes (`list[str]`): What an engine could not measure; empty for a model in transformers.
     """
 
     target: str
@@ -120,17 +119,17 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         """Like `p_value`, against the controls alone that hold none of the config's own experts; `None` without any.
 
         A control that holds an expert of the config can do what it does because of that expert. That makes `p_value`
-        large for a config that works. Where experts are alike, so that none does more than another but by chance, it
+        large for a config that works. If no expert has more effect than another except by chance, it
         is calibrated as `p_value` is, and allows for controls that overlap each other; see [`chance_of_reach`]. It
-        says that these experts do more than others do. It does not say that a random choice would not have found one
-        of them, which `p_value` does.
+        shows that these experts do more than others. It does not show that a random choice would not have found one of
+        them, which `p_value` does.
         """
         found = self._disjoint
         return None if found is None else found[0]
 
     @property
     def _disjoint(self) -> tuple[float, float] | None:
-        """`disjoint_p`, and what it would be if one control fewer came as far."""
+        """`disjoint_p`, and its value with one fewer control that reaches the effect."""
         if len(self.controls_sharing) != len(self.controls):
             return None
         pairs = zip(self.control_effects, self.controls_sharing, strict=True)
@@ -143,12 +142,12 @@ class EvaluationReport(PartsByName, Printable, Shareable):
 
     @property
     def flips(self) -> Flips | None:
-        """Prompts whose label the config changes, both ways; `None` in a report that holds no labels."""
+        """Prompts whose label the config changes, both ways; `None` in a report without labels."""
         return self._flips(self.labels_after) if self.labels_before and self.labels_after else None
 
     @property
     def control_flips(self) -> list[Flips]:
-        """The same of each control: how much labels flip by chance; empty in a report that holds no labels."""
+        """The same of each control: how many labels change by chance; empty in a report without labels."""
         return [self._flips(labels) for labels in self.control_labels] if self.labels_before else []
 
     def _flips(self, after: list[str]) -> Flips:
@@ -158,11 +157,11 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         return Flips(lost, gained, sum(one != other for one, other in pairs) - lost - gained)
 
     def outcome(self, adjusted_p: float | None = None) -> Outcome:
-        """Return what may be said of the config, as [`decide`] has it.
+        """Return the outcome for the config by [`decide`].
 
-        It is held against the controls that share none of its experts where there are any that do, and incoherent
-        responses count against it. It is also undecided if it beats its controls but its responses cannot be
-        classified as coherent or incoherent: `doubt` says so, and more controls would not decide.
+        If some controls share experts with it, it is compared with the others, and incoherent responses count against
+        it. It is also undecided if it beats its controls but its responses cannot be
+        classified as coherent or incoherent: `doubt` states this, and more controls would not decide.
 
         Args:
             adjusted_p (`float`, *optional*): p against all controls, adjusted for other configs that were tried.
@@ -171,7 +170,7 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         return "undecided" if said == "beats" and self.coherence is not None and self.coherence.doubtful else said
 
     def _held(self, adjusted_p: float | None) -> Outcome:
-        """Hold the config against its controls, and its responses against all references alike."""
+        """Compare the config with its controls, and its responses with all references."""
         counted = self.after if self.coherence is None else self.coherence.counted
         apart = counted.high < self.before.low or counted.low > self.before.high
         broken = self.coherence is not None and self.coherence.broken
@@ -181,7 +180,7 @@ class EvaluationReport(PartsByName, Printable, Shareable):
             found = self._disjoint
             p, p_less = (None, 0.0) if found is None else found
         said = decide(p, p_less, apart=apart, broken=broken)
-        # None of those that share no expert comes as far, but they overlap, or are too few, to say so.
+        # No disjoint control reaches the effect, but they overlap, or are too few, for a significant p.
         short = adjusted_p is None and self.sharing > 0 and p is not None and p_less == p
         return "undecided" if short and apart and said == "does not beat" else said
 
@@ -207,7 +206,7 @@ class EvaluationReport(PartsByName, Printable, Shareable):
 
     @property
     def verdict(self) -> str:
-        """One sentence or two: whether the config beats its controls, with the numbers, or why that cannot be said."""
+        """One or two sentences: whether the config beats its controls, with the numbers, or why this is undecided."""
         change = f"{self.target} goes from {self.before} to {self.after}{self._other_weights}"
         outcome, doubt = self.outcome(), self.doubt
         incoherence = ""
@@ -256,7 +255,7 @@ class EvaluationReport(PartsByName, Printable, Shareable):
 
     @property
     def _other_weights(self) -> str:
-        """In the verdict's words, that the model is not the one that the config was made for."""
+        """A note for the verdict that the model is not the one that the config was made for."""
         note = MoTEConfig.from_dict(self.config).on_other_weights if "suppress" in self.config else None
         return "" if note is None else f" ({note})"
 
@@ -389,7 +388,7 @@ class EvaluationReport(PartsByName, Printable, Shareable):
             load='import hf_mote\n\nhf_mote.EvaluationReport.from_pretrained("<this repository or folder>")',
             notes=notes,
             evidence=evidence,
-            intended_use="Reading what a config does, and holding it against a measurement of one's own.",
+            intended_use="Reading what a config does, and comparing it with one's own measurement.",
             misuse="Rates are those of one judge on one set of prompts.",
         )
 
@@ -404,7 +403,7 @@ def _plain(value: Any) -> Any:
 
 
 def _without_words(one: Conversation) -> dict[str, Any]:
-    """Fields of a conversation that say as much about which answers stayed the same, and nothing else."""
+    """Fields of a conversation without texts, with only which answers stayed the same."""
     return {
         "turns": ["-"] * len(one.turns),
         "answers_before": ["-"] * len(one.answers_before),
@@ -424,7 +423,7 @@ def reaches(change: float, effect: float) -> bool:
 
 
 def too_few(num_controls: int) -> str:
-    """Return in words that so few controls cannot show anything; nothing where they can.
+    """Return a note that there are too few controls, or an empty text.
 
     Args:
         num_controls (`int`): How many, 0 or more.

@@ -28,7 +28,7 @@ _TEXTS = (
     *("unrelated", "unrelated_before", "unrelated_after"),
     *("labels_before", "labels_after"),
 )
-# What an earlier report may leave out.
+# Fields that earlier reports may lack.
 _LATER_FIELDS: dict[str, Any] = {
     "conversations": [],
     "turns_unchanged": None,
@@ -115,7 +115,7 @@ def read_report(path: Path) -> dict[str, Any]:
         for name in ("before", "after", "unrelated_unchanged", "turns_unchanged"):
             values[name] = None if values[name] is None else Rate(**values[name])
         if values["side_effects"] is not None:
-            # One without a scope was measured with the config's own.
+            # Without a scope it was measured with the config's own.
             scope = {"scope": values["config"].get("scope", "all")}
             values["side_effects"] = SideEffects(**scope | values["side_effects"])
         values["conversations"] = [Conversation(**entry) for entry in values["conversations"]]
@@ -130,7 +130,7 @@ def read_report(path: Path) -> dict[str, Any]:
         return report_fields(values)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         got = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
-        raise FileFormatError(str(path), "holds no evaluation report", got=got) from error
+        raise FileFormatError(str(path), "must hold an evaluation report", got=got) from error
 
 
 def _check_values(values: Mapping[str, Any]) -> None:
@@ -178,8 +178,8 @@ def _check_values(values: Mapping[str, Any]) -> None:
     sane = sane and len(chances) in (0, len(values["controls"]) - values["sharing"] + 1)
     _check("disjoint_chances", sane and chances == sorted(chances), chances, "chances that rise")
     effects = values["side_effects"]
-    told = effects is None or effects.kl is not None or bool(values["notes"])
-    _check("side_effects", told, None, "a divergence, or a note on why there is none")
+    explained = effects is None or effects.kl is not None or bool(values["notes"])
+    _check("side_effects", explained, None, "a divergence, or a note on why it is missing")
     known = values["preregistration"]
     _check("preregistration", known is None or isinstance(known, str), known, "a hash")
     beside = values["selectivity"]
@@ -205,7 +205,7 @@ def _check_turns(conversations: list[Conversation], unchanged: Rate | None) -> N
     if len(kept) != turns or counted != (sum(kept), turns):
         raise DataError(
             "EvaluationReport.turns_unchanged",
-            "is not what the conversations say",
+            "does not match the conversations",
             got=f"{counted[0]} of {counted[1]}",
             expected=f"{sum(kept)} of {len(kept)} answers, to {turns} turns",
         )

@@ -1,7 +1,7 @@
-"""What edits must do, told by a copy of the router whose own code decides on changed logits.
+"""Expected results of edits, from a copy of the router whose own code decides on changed logits.
 
-Nothing of the package's selection takes part: the copy computes its logits, these are changed where they come out of
-the linear map, and what the router's forward makes of them is the answer.
+The package's selection code is not used: the copy computes its logits, these are changed at the output of the linear
+map, and the router's forward then gives the result.
 """
 
 from __future__ import annotations
@@ -63,23 +63,23 @@ def on_a_copy(
     *,
     bias: float,
 ) -> Routing | None:
-    """Return what a router's own code decides where an expert is banned, forced or biased; `None` if that is not told.
+    """Return the decision of a router's own code with an expert banned, forced or biased; `None` if unknown.
 
     Args:
         site (`RouterSite`): The router.
-        adapter (`RouterOutput`): What reads its output.
-        args (`tuple`): What to call it with.
+        adapter (`RouterOutput`): Reads its output.
+        args (`tuple`): Its arguments.
         expert (`int`): The expert.
-        edit (`str`): What is done to it.
-        bias (`float`): What is added to its logit.
+        edit (`str`): The edit.
+        bias (`float`): Added to its logit.
     """
     given = site.selection_bias()
     if edit == "bias on selection" and given is None:
         return None
     if edit == "forced" and site.selection.num_groups > 1:
-        return None  # what wins would win for its group, too
+        return None  # a forced expert would change its group's rank
 
-    # A router with a selection bias is told by the bias alone. To change a logit would change the other scores where
+    # A router with a selection bias is changed by the bias only. A changed logit would change the other scores where
     # they come from a softmax, and the biases that are added to these would choose other experts.
     def change(logits: Tensor) -> Tensor:
         logits = logits.clone()
@@ -96,7 +96,7 @@ def on_a_copy(
         with plain:
             logits, _ = adapter.read(router.forward(*args))
         if plain.seen is None or not torch.equal(plain.seen.float(), logits.float()):
-            return None  # its logits are made of that product in more than one step
+            return None  # its logits are computed from that product in several steps
         held = None if given is None else _own_bias(site, router, args)
         if given is not None and held is None:
             return None
@@ -122,7 +122,7 @@ def _own_bias(site: RouterSite, router: torch.nn.Module, args: tuple[Any, ...]) 
 
 
 def same_routing(ours: Routing, theirs: Routing, *, tolerance: float, weights: bool = True) -> str | None:
-    """Say where two routings differ, in experts or in the shares of their weights; `None` if they do not.
+    """Return where two routings differ, in experts or in the shares of their weights; `None` if they do not.
 
     Args:
         ours (`Routing`): One.

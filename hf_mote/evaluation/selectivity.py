@@ -1,8 +1,8 @@
-"""What a config changes on its prompts beside what it changes elsewhere, and whether other answers stay as good.
+"""Compares the changes on a config's prompts with those elsewhere, and tests whether other answers stay as good.
 
-Two questions, each against the same random controls or a stated margin. *Selective*: the change on the prompts minus
+There are two tests, against the same random controls or a stated margin. *Selective*: the change on the prompts minus
 the change on unrelated ones is larger than it is for random experts. *Not worse*: the quality of unrelated answers
-falls by less than a margin that was stated before, which is more than that no difference was seen.
+falls by less than a margin that was stated before, which is stronger than that no difference was found.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MARGIN, QUALITY_MARGIN = 0.1, 0.5  # where none is stated
 
 @dataclass(frozen=True)
 class Selectivity:
-    """What a config changes on the prompts, beside what it changes on unrelated ones.
+    """The changes of a config on the prompts and on unrelated ones.
 
     Attributes:
         on (`float`): Coherent change of the rate on the prompts, without its sign, 0 to 1.
@@ -96,7 +96,7 @@ class Selectivity:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Selectivity:
-        """Return it as a file has it.
+        """Return it from the values in a file.
 
         Args:
             values (`dict`): Its fields.
@@ -117,10 +117,10 @@ def changed_class(before: Sequence[str], after: Sequence[str], broken: Sequence[
 
 @dataclass(frozen=True)
 class NonInferiority:
-    """Whether something stays as good as it was, but for a margin.
+    """A test that something stays as good as before, within a margin.
 
     Attributes:
-        what (`str`): What was measured, in words.
+        what (`str`): What was measured.
         before (`float`): Its mean in the untouched model.
         after (`float`): Its mean with the config.
         low (`float`): Lower end of the one-sided interval of the change.
@@ -226,7 +226,7 @@ def judged_quality(
 
     Raises:
         [`ConfigError`]: if it takes neither two nor three arguments.
-        [`DataError`]: if a score is no finite number.
+        [`DataError`]: if a score is not a finite number.
     """
     taken = check_quality(quality)
     judge: Any = quality
@@ -240,7 +240,7 @@ def judged_quality(
 def margins(
     where: str, margin: object, quality_margin: object, quality: object, *, unrelated: bool
 ) -> tuple[float, float]:
-    """Return both margins, those that were not stated by their defaults.
+    """Return both margins, with defaults for those that were not given.
 
     Args:
         where (`str`): What an error names.
@@ -252,12 +252,12 @@ def margins(
     Raises:
         [`ConfigError`]: if one is out of range, or stated where nothing is held against it.
     """
-    fix = "Give unrelated prompts, whose answers are held against it, or leave it out."
+    fix = "Give unrelated prompts, to whose answers it applies, or leave it out."
     for name, value in (("margin", margin), ("quality", quality), ("quality_margin", quality_margin)):
         if value is not None and not unrelated:
             raise ConfigError(f"{where}.{name}", "needs unrelated prompts", fix=fix)
     if quality_margin is not None and quality is None:
-        what = "is of the scores of a judge of quality, and none is given"
+        what = "needs quality, a judge of quality"
         raise ConfigError(f"{where}.quality_margin", what, fix="Give quality=..., or leave it out.")
     if quality is not None:
         check_quality(quality)

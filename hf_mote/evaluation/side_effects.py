@@ -1,4 +1,4 @@
-"""What a config does to text it was not meant for: divergence of the predictions, and perplexity."""
+"""Effects of a config on other text: divergence of the predictions, and perplexity."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class SideEffects:
 
     Attributes:
         kl (`float`, *optional*):
-            Mean of KL(untouched || with the config) over predicted tokens, in nats, 0 or more; `None` if an engine
-            predicted them that tells the probabilities of the text's own tokens alone.
+            Mean of KL(untouched || with the config) over predicted tokens, in nats, 0 or more; `None` for
+            an engine that returns the probabilities of the text's own tokens only.
         perplexity_before (`float`, *optional*):
             Of the texts, in the untouched model; `None` where it is above the largest float, 1.8e308: a mean loss of
-            more than 709.8 nats per token, or a token of the text that the model has for impossible.
+            more than 709.8 nats per token, or a token of the text with probability 0.
         perplexity_after (`float`, *optional*): With the config.
         num_tokens (`int`): Predicted tokens.
         scope (`str`, *optional*, defaults to `"all"`):
@@ -82,7 +82,7 @@ class SideEffects:
 
 
 def perplexity_text(perplexity: float | None) -> str:
-    """Return a perplexity as people read it.
+    """Return a perplexity as text.
 
     Args:
         perplexity (`float`, *optional*): As [`SideEffects`] has it.
@@ -102,9 +102,9 @@ def side_effects(
 ) -> SideEffects:
     """Return how far a config changes the model's predictions of plain texts.
 
-    To the model a plain text is all prompt. A config with scope `"generation"`, `"thinking"` or `"answer"` would do
-    nothing to it, so that it is measured with scope `"all"`: what it does to text that is being written, with all of
-    the text before it changed, too. `SideEffects.scope` says which scope it was.
+    To the model a plain text is all prompt. A config with scope `"generation"`, `"thinking"` or `"answer"` would not
+    change it, so it is measured with scope `"all"`: its effect on generated text, with all of the text before it
+    changed, too. `SideEffects.scope` is the scope that was used.
 
     Args:
         model (`PreTrainedModel`): The language model; left as it is.
@@ -152,7 +152,7 @@ def measure_side_effects(
     folder: RunFolder | None = None,
     progress: bool,
 ) -> SideEffects:
-    """Return what [`side_effects`] returns, of a model whose routers are found once.
+    """Return what [`side_effects`] returns, for a model whose routers were found.
 
     Args:
         routed (`RoutedModel`): The model.
@@ -218,7 +218,7 @@ def measure_side_effects(
 
 
 def on_plain_text(config: Change) -> Change:
-    """Return a config as it is measured on plain text: one that would do nothing there, with scope "all".
+    """Return the config to measure on plain text; one that would change nothing there gets scope "all".
 
     Args:
         config (`MoTEConfig` or [`LatentChange`]): What to measure.

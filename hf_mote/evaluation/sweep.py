@@ -45,12 +45,12 @@ class Ranked(Protocol):
 
 
 class Setting(NamedTuple):
-    """One setting of a sweep and what it did.
+    """One setting of a sweep and its report.
 
     Attributes:
         num_experts (`int`): How many of the first experts were suppressed or stimulated.
-        strength (`float`): At which strength.
-        report (`EvaluationReport`): What that did.
+        strength (`float`): The strength.
+        report (`EvaluationReport`): Its report.
     """
 
     num_experts: int
@@ -85,9 +85,9 @@ class Sweep(NamedTuple):
         setting comes from one exchange of experts, so that its settings hold each other as the ranking's do; see
         [`evaluate_settings`].
 
-        What is guaranteed: if the ranking is random, so that any matched experts could have stood at its places, the
-        chance that any setting gets 0.05 or less is at most 0.05. What is not: if the first experts do something, a
-        larger setting that holds them does it too, and says nothing about each of its other experts.
+        Guaranteed: if the ranking is random, so that any matched experts could have stood at its places, the
+        chance that any setting gets 0.05 or less is at most 0.05. Not guaranteed: if the first experts have an
+        effect, a larger setting that holds them has it, too, which shows nothing about its other experts.
 
         Source: Westfall and Young (1993), "Resampling-Based Multiple Testing", single-step max-T; what differs here:
         random experts in the place of permuted labels.
@@ -107,7 +107,7 @@ class Sweep(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """One sentence or two: the smallest setting that beats its controls, or that none does."""
+        """One or two sentences: the smallest setting that beats its controls, or that none does."""
         target, number = self.settings[0].report.target, len(self.settings)
         controls = len(self.settings[0].report.controls)
         most = max(self.settings, key=lambda setting: abs(setting.report.effect))
@@ -124,7 +124,7 @@ class Sweep(NamedTuple):
             least_p = "; ".join(filter(None, [f"least adjusted p = {lowest:.3g}", too_few(controls)]))
             sharing = max(setting.report.sharing for setting in self.settings)
             held = (
-                f" {sharing} controls hold some of the ranking's own experts; more controls tell more."
+                f" {sharing} controls hold some of the ranking's own experts; more controls would show more."
                 if sharing
                 else ""
             )
@@ -288,9 +288,9 @@ def sweep_mote(
             One key for each prompt, by which the intervals are; see [`evaluate_mote`].
         allow_other_weights (`bool`, *optional*, defaults to `False`):
             Try the ranking of a model on one of the same shape with other weights, as its fine-tune. The reports then
-            say so.
+            state it.
         run_folder (`str` or `os.PathLike`, *optional*):
-            Where responses are kept as they come, so that a run that was killed goes on; see [`evaluate_mote`].
+            Where responses are kept as they come, so that a killed run continues; see [`evaluate_mote`].
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -343,7 +343,7 @@ def sweep_mote(
 
 
 class _Printed(Printable):
-    """A sweep as it prints; a named tuple can have no mixin."""
+    """The printed form of a sweep; a named tuple cannot have a mixin."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep

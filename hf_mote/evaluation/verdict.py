@@ -1,7 +1,7 @@
-"""What a config's numbers allow to be said: it beats its controls, it does not, one control decides, the text breaks.
+"""The outcome for a config: it beats its controls, does not, is undecided, or breaks the text.
 
-A verdict that one control more or less would turn round is no verdict. Between "beats" and "does not beat" stands
-"undecided", so that a change of one control never leads from the one to the other.
+An outcome must not depend on a single control. "undecided" lies between "beats" and "does not beat", so that a change
+of one control never leads from one to the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ROUNDING = 1e-9
 
 
 def decide(p: float | None, p_less: float, *, apart: bool, broken: bool) -> Outcome:
-    """Return what may be said of a config.
+    """Return the outcome for a config.
 
     It beats its controls if the intervals before and after are apart, and p is at most 0.05 and remains so if another
     control is left out: with 19 to 39 controls none comes as far, with 40 one may. It is undecided if p would be at
@@ -54,7 +54,7 @@ def decide(p: float | None, p_less: float, *, apart: bool, broken: bool) -> Outc
 
 
 def one_fewer(p: float | None, controls: int) -> float:
-    """Return what p would be did one control fewer come as far, for [`decide`]; p itself where none does.
+    """Return p with one fewer control that reaches the effect, for [`decide`]; p itself if none does.
 
     Args:
         p (`float`, *optional*): `(1 + those that come as far) / (1 + controls)`; `None` without controls.

@@ -126,7 +126,7 @@ class ServerJudge:
             except (OSError, http.client.HTTPException) as error:
                 if retry == self.retries or not _may_pass(error):
                     raise
-                time.sleep(min(max(self.wait * 2**retry, _told_to_wait(error)), LONGEST_WAIT))
+                time.sleep(min(max(self.wait * 2**retry, _retry_after(error)), LONGEST_WAIT))
                 retry += 1
 
     def __repr__(self) -> str:
@@ -188,6 +188,6 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(reason, TimeoutError | ConnectionResetError | BrokenPipeError | http.client.IncompleteRead)
 
 
-def _told_to_wait(error: Exception) -> float:
-    told = error.headers.get("Retry-After") if isinstance(error, urllib.error.HTTPError) else None
-    return float(told) if told is not None and told.strip().isdecimal() else 0.0
+def _retry_after(error: Exception) -> float:
+    header = error.headers.get("Retry-After") if isinstance(error, urllib.error.HTTPError) else None
+    return float(header) if header is not None and header.strip().isdecimal() else 0.0

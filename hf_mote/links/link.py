@@ -125,7 +125,7 @@ def link_latents(
     wanted = None if latents is None else _checked(latents, sae.config.num_latents)
     sites = find_routers(model)
     reads, writes = sites_of(model, sae, hookpoint, where)
-    told = {
+    provenance = {
         "model": public_name(getattr(getattr(model, "config", None), "name_or_path", None)) or "not named",
         "hookpoint": writes.name,
     }
@@ -138,7 +138,7 @@ def link_latents(
         run = run_of(where, run_folder, model, sae, method=method, hookpoint=writes.name, latents=chosen)
         values = _by_weights(sae, site, chosen, run)[:, None]
         none = torch.zeros(len(chosen), dtype=torch.int64)
-        return LatentExpertMap(values, tuple(chosen), (site.layer,), method, none, dict(told))
+        return LatentExpertMap(values, tuple(chosen), (site.layer,), method, none, dict(provenance))
     if dataset is None:
         raise ConfigError(f"{where}.dataset", "an intervention needs a text", fix="Give texts and the tokenizer.")
     told_edit = [list(one) for one in read_edits(f"{where}.edit", {0: edit})]
@@ -174,7 +174,7 @@ def link_latents(
             raise DataError(f"{where}.dataset", "activates no latent", fix="Give more text, or name latents.")
     values, tokens = _by_intervention(run, model, sae, sites, batches, active, wanted, edit, hookpoint, progress)
     layers = tuple(site.layer for site in sites)
-    return LatentExpertMap(values, tuple(wanted), layers, method, tokens, {**told, "edit": str(edit)})
+    return LatentExpertMap(values, tuple(wanted), layers, method, tokens, {**provenance, "edit": str(edit)})
 
 
 def _checked(latents: Sequence[int], count: int) -> list[int]:

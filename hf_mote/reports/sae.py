@@ -50,8 +50,8 @@ def _runs(report: SAEReport) -> Html:
     for name, value in report.ce.items():
         shares = [found.get(name) for found in (report.ce_recovered, report.kl_recovered)]
         kl = report.kl.get(name)
-        told = [percent(share) if share is not None else "-" for share in shares]
-        rows.append([name, number(value), "-" if kl is None else number(kl), *told])
+        cells = [percent(share) if share is not None else "-" for share in shares]
+        rows.append([name, number(value), "-" if kl is None else number(kl), *cells])
     headings = ["in the place of activations", "cross entropy", "KL", "CE recovered from it", "KL recovered from it"]
     note = tag(
         "p", "Nats for each predicted token. Recovered: from the ablation of the row, by the SAE.", class_="key"

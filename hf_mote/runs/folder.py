@@ -132,9 +132,9 @@ class RunFolder:
             tensors (`Mapping[str, torch.Tensor]`): Values, of any shapes, dtypes and devices.
             notes (`Mapping[str, Any]`, *optional*): Further values, JSON-native.
         """
-        told = {} if notes is None else dict(notes)
+        kept_notes = {} if notes is None else dict(notes)
         held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        metadata = {"kind": _KIND, "notes": told, "sha256": self._digest(name, held, told)}
+        metadata = {"kind": _KIND, "notes": kept_notes, "sha256": self._digest(name, held, kept_notes)}
         write_tensors(self.file_of(name), held, metadata)
 
     def kept(

@@ -41,8 +41,8 @@ def model_settings(where: str, model: PreTrainedModel, settings: Mapping[str, An
     if settings is not None:
         given = {name: value for name, value in settings.items() if name != "generation_config"}
         merged = {**_config(model.generation_config), **_config(settings.get("generation_config")), **given}
-        told = {name: plain(f"generate_kwargs.{name}", value) for name, value in sorted(merged.items())}
-        found["generation"] = told
+        comparable = {name: plain(f"generate_kwargs.{name}", value) for name, value in sorted(merged.items())}
+        found["generation"] = comparable
     used = {part: getattr(model.config, f"_{part}_implementation", None) for part in ("attn", "experts")}
     return {
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -166,12 +166,12 @@ def _feature(profile: LatentProfile, sae: SAEModel, hook: str | None, shared: di
 def _activations(profile: LatentProfile, shared: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for number, excerpt in enumerate(profile.excerpts):
-        told = f"{shared['modelId']}/{shared['layer']}/{profile.latent}/{number}/{excerpt.pieces}"
+        key = f"{shared['modelId']}/{shared['layer']}/{profile.latent}/{number}/{excerpt.pieces}"
         largest = max(excerpt.values)
         found.append(
             {
                 **shared,
-                "id": "c" + hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:24],
+                "id": "c" + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:24],
                 "index": str(profile.latent),
                 "tokens": excerpt.pieces,
                 "values": excerpt.values,

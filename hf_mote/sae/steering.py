@@ -37,19 +37,19 @@ __all__ = ["BoundSteering", "SteeringConfig", "digest_of"]
 
 SCHEMA_VERSION = 1
 # State of training, which changes nothing outside of it.
-_NOT_TOLD = ("tokens_since_fired", "threshold_steps", "threshold_k", "density", "density_tokens", "latent_rank")
+_NOT_HASHED = ("tokens_since_fired", "threshold_steps", "threshold_k", "density", "density_tokens", "latent_rank")
 
 
 def digest_of(sae: SAEModel) -> str:
     """Return a digest of what an SAE computes outside training: its architecture and tensors, as float32."""
     digest = hashlib.sha256(sae.config.model_type.encode())
-    told = {name: getattr(sae.config, name, None) for name in ("k", "subtract_decoder_bias", "skip_connection")}
-    told["scaled"] = getattr(sae.config, "scale_latents_by_decoder_norm", False)
+    settings = {name: getattr(sae.config, name, None) for name in ("k", "subtract_decoder_bias", "skip_connection")}
+    settings["scaled"] = getattr(sae.config, "scale_latents_by_decoder_norm", False)
     if sae.config.input_normalization is not None:
-        told["normalized"] = [sae.config.input_normalization, sae.config.input_normalization_eps]
-    digest.update(json.dumps(told, sort_keys=True).encode())
+        settings["normalized"] = [sae.config.input_normalization, sae.config.input_normalization_eps]
+    digest.update(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(sae.state_dict().items()):
-        if name not in _NOT_TOLD:
+        if name not in _NOT_HASHED:
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -60,18 +60,20 @@ class ServerEngine:
         self.url = url.rstrip("/")
         self._key = api_key
         self._timeout = timeout
-        told = self._ask("GET", "/v1/mote/model")
+        described = self._ask("GET", "/v1/mote/model")
         try:
-            self.fingerprint: dict[str, Any] = checked_fingerprint(self._told(told, dict, "fingerprint"))
+            self.fingerprint: dict[str, Any] = checked_fingerprint(self._value(described, dict, "fingerprint"))
         except ConfigError as error:
             raise UnsupportedError(self.url, "says of no model what it is", got=str(error).rstrip(".")) from error
-        self._base_model: str = self._told(told, str, "model")
+        self._base_model: str = self._value(described, str, "model")
         # Which earlier servers do not tell.
-        self._config: dict[str, Any] | None = None if told.get("config") is None else self._told(told, dict, "config")
-        self._logprobs_mode: str = str(told.get("logprobs_mode", RAW))
-        self.dtype: str = str(told.get("dtype", "not told"))
-        self.most_recordings: int = self._told(told, int, "record")
-        self._served: str = self._told(self._ask("GET", "/v1/models"), str, "data", 0, "id")
+        self._config: dict[str, Any] | None = (
+            None if described.get("config") is None else self._value(described, dict, "config")
+        )
+        self._logprobs_mode: str = str(described.get("logprobs_mode", RAW))
+        self.dtype: str = str(described.get("dtype", "unknown"))
+        self.most_recordings: int = self._value(described, int, "record")
+        self._served: str = self._value(self._ask("GET", "/v1/models"), str, "data", 0, "id")
 
     @property
     def served_name(self) -> str:
@@ -86,7 +88,7 @@ class ServerEngine:
     @property
     def profiles(self) -> dict[str, MoTEConfig]:
         """The profiles by name."""
-        found: dict[str, Any] = self._told(self._ask("GET", "/v1/mote/profiles"), dict, "profiles")
+        found: dict[str, Any] = self._value(self._ask("GET", "/v1/mote/profiles"), dict, "profiles")
         return {name: MoTEConfig.from_dict(config) for name, config in found.items()}
 
     def load(self, name: str, config: MoTEConfig | str | os.PathLike[str]) -> None:
@@ -100,7 +102,7 @@ class ServerEngine:
     def take(self, key: str) -> dict[str, ActivationMap]:
         """Return what was recorded of the requests that named a key, by phase; see [`VLLMEngine.take`]."""
         found = self._ask("POST", f"/v1/mote/recordings/{urllib.parse.quote(key, safe='')}")
-        return maps_of(self._told(found, dict, "recorded"), self.fingerprint, self.base_model)
+        return maps_of(self._value(found, dict, "recorded"), self.fingerprint, self.base_model)
 
     def image(
         self,
@@ -132,7 +134,7 @@ class ServerEngine:
                 **{"temperature": 0.0, **(sampling or {})},
             }
             reply = self._ask("POST", "/v1/completions", body)
-            tokens = self._tokens(self._told(reply, list, "choices", 0, "token_ids"))
+            tokens = self._tokens(self._value(reply, list, "choices", 0, "token_ids"))
             return tokens, of_phase(self.take(key), phase)
 
         answers = self._all(one, prompts, len(prompts))
@@ -144,7 +146,7 @@ class ServerEngine:
             raise UnsupportedError(self.url, "the reply must hold tokens", got=repr(given)[:80])
         return list(given)
 
-    def _told(self, reply: Any, kind: Any, *places: str | int) -> Any:
+    def _value(self, reply: Any, kind: Any, *places: str | int) -> Any:
         """Return what a reply holds at a place, of a type."""
         value = reply
         for place in places:
@@ -210,8 +212,8 @@ class ServerEngine:
                 logprobs=0,
                 **{"temperature": 0.0, **(sampling or {})},
             )
-            tokens = self._tokens(self._told(found, list, "token_ids"))
-            return Answered(tokens, numbers_of(self._told(found, list, "logprobs", "token_logprobs")))
+            tokens = self._tokens(self._value(found, list, "token_ids"))
+            return Answered(tokens, numbers_of(self._value(found, list, "logprobs", "token_logprobs")))
 
         return self._all(one, range(len(prompts)), at_once)
 
@@ -222,12 +224,12 @@ class ServerEngine:
 
         def one(text: Sequence[int]) -> list[float]:
             found = self._complete(text, profile, max_tokens=1, temperature=0.0, prompt_logprobs=0)
-            steps = self._told(found, list, "prompt_logprobs")[1:]
+            steps = self._value(found, list, "prompt_logprobs")[1:]
             if len(steps) != len(text) - 1:
                 what = "tells the probabilities of other tokens"
                 raise UnsupportedError(self.url, what, got=len(steps), expected=len(text) - 1)
-            told = zip(text[1:], steps, strict=True)
-            return numbers_of([self._told(step, int | float, str(token), "logprob") for token, step in told])
+            pairs = zip(text[1:], steps, strict=True)
+            return numbers_of([self._value(step, int | float, str(token), "logprob") for token, step in pairs])
 
         return self._all(one, texts, at_once)
 
@@ -266,7 +268,7 @@ class ServerEngine:
             body["vllm_xargs"] = {NAME: profile}
         if on_text is not None:
             return self._streamed({**body, "stream": True}, on_text)
-        message = self._told(self._choice(self._ask("POST", _CHAT, body)), dict, "message")
+        message = self._value(self._choice(self._ask("POST", _CHAT, body)), dict, "message")
         return _text(message.get("content")) or _thinking(message)
 
     def _streamed(self, body: dict[str, Any], on_text: Callable[[str], None]) -> str:
@@ -277,7 +279,7 @@ class ServerEngine:
                 raise UnsupportedError(self.url, _message_of(event) or "ended the answer with an error")
             if not event.get("choices"):  # of the usage alone
                 continue
-            delta = self._told(self._choice(event), dict, "delta")
+            delta = self._value(self._choice(event), dict, "delta")
             thought.append(_thinking(delta))
             if text := _text(delta.get("content")):
                 said.append(text)
@@ -293,11 +295,11 @@ class ServerEngine:
             for part in ask_in_parts(**{**self._request(route, body), "most_bytes": _MOST_BYTES_OF_EVENTS}):
                 *lines, rest = (rest + part).split(b"\n")
                 for line in lines:
-                    told = line.removeprefix(b"data:").strip()
-                    if told == b"[DONE]":
+                    data = line.removeprefix(b"data:").strip()
+                    if data == b"[DONE]":
                         return
                     if line.startswith(b"data:"):
-                        yield self._told(json.loads(told.decode()), dict)
+                        yield self._value(json.loads(data.decode()), dict)
         raise UnsupportedError(self.url, "ended the answer before it was whole", fix="Ask again.")
 
     def _complete(self, prompt: Sequence[int], profile: str | None, **more: Any) -> dict[str, Any]:
@@ -311,7 +313,7 @@ class ServerEngine:
             choice = found["choices"][0]
         except (KeyError, IndexError, TypeError) as error:
             raise UnsupportedError(self.url, "the reply is not a completion", got=repr(found)[:200]) from error
-        chosen: dict[str, Any] = self._told(choice, dict)
+        chosen: dict[str, Any] = self._value(choice, dict)
         return chosen
 
     def _all(self, one: Callable[[_Given], _Found], given: Sequence[_Given], at_once: int) -> list[_Found]:
@@ -354,19 +356,19 @@ class ServerEngine:
             raise UnsupportedError(self.url, "no answer", got=str(error), fix=fix) from error
 
 
-def _message_of(told: Any) -> str | None:
-    """Return the message of an error as servers of the OpenAI interface tell it."""
+def _message_of(reply: Any) -> str | None:
+    """Return the message of an error in the format of OpenAI's interface."""
     try:
-        return str(told["error"]["message"])
+        return str(reply["error"]["message"])
     except (KeyError, IndexError, TypeError):
         return None
 
 
 def _thinking(message: Mapping[str, Any]) -> str:
-    """Return what a server that parses thinking hands out beside the answer."""
+    """Return the thinking that a server returns beside the answer."""
     return _text(message.get("reasoning_content") or message.get("reasoning"))
 
 
-def _text(told: Any) -> str:
-    """Return a text of a reply, in which half of a surrogate pair, which JSON can hold, is a question mark."""
-    return str(told or "").encode("utf-8", "replace").decode()
+def _text(value: Any) -> str:
+    """Return a text of a reply, with a question mark for half of a surrogate pair, which JSON can hold."""
+    return str(value or "").encode("utf-8", "replace").decode()

@@ -90,8 +90,8 @@ def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: 
         if len({len(row) for row in rows[0]}) > 1:
             raise DataError("recording", "has layers that differ in experts", got=[len(row) for row in rows[0]])
         counts, weights = (torch.tensor(row, dtype=torch.float64) for row in rows)
-        told: dict[str, str | int | float] = {"source": "vllm", "phase": phase, "model": model}
-        maps[phase] = ActivationMap(counts, weights, tuple(layers), float(tokens[place]), told)
+        provenance: dict[str, str | int | float] = {"source": "vllm", "phase": phase, "model": model}
+        maps[phase] = ActivationMap(counts, weights, tuple(layers), float(tokens[place]), provenance)
     return maps
 
 

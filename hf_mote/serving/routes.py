@@ -80,7 +80,7 @@ async def _delete(request: Request, name: str) -> JSONResponse:
 
 async def _model(request: Request) -> JSONResponse:
     async def describe(engine: Any, front: Front) -> dict[str, Any]:
-        told = await _rpc(engine, "mote_describe")
+        described = await _rpc(engine, "mote_describe")
         record = front.settings.record if front.settings is not None else 0
         model = str(engine.vllm_config.model_config.model)
         dtype = str(engine.vllm_config.model_config.dtype).removeprefix("torch.")
@@ -88,7 +88,7 @@ async def _model(request: Request) -> JSONResponse:
         config = json.loads(engine.vllm_config.model_config.hf_text_config.to_json_string(use_diff=False))
         return {
             "model": model,
-            "fingerprint": told["fingerprint"],
+            "fingerprint": described["fingerprint"],
             "record": record,
             "config": config,
             "dtype": dtype,

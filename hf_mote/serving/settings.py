@@ -67,8 +67,8 @@ class Profile:
                 expected="scope 'all', 'prompt' or 'generation'",
                 fix="Apply it with apply_mote in transformers, or give it another scope.",
             )
-        told = {**self.config.to_dict(), "hf_mote_version": None, "transformers_version": None}
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        values = {**self.config.to_dict(), "hf_mote_version": None, "transformers_version": None}
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
         object.__setattr__(self, "digest", digest)
 
     @property

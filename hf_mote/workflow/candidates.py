@@ -32,13 +32,13 @@ PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.001)
 MOST_OPTIMIZED = 12
 LEAST_SAME = 0.9  # of the responses, that stay word for word without an expert that is not needed
 SPARED = 0.02  # of the rate: what the loss of an expert that is not needed may cost
-STEPPING_IN = (2, 4)  # experts that are tried beside those that they step in for
+STEPPING_IN = (2, 4)  # replacement experts that are tried together with the first ones
 LEAST_RISE = 0.05  # of the tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """Experts that might carry the behaviour, and what became of it without them on the prompts they were found with.
+    """Experts that might carry the behaviour, and its rate without them on the prompts they were found with.
 
     Attributes:
         method (`str`): How they were found.
@@ -46,7 +46,7 @@ class Candidate:
         left (`float`): The rate of the behaviour that is left.
         broken (`float`): Share of responses that are incoherent.
         effect (`float`): Coherent change of the rate; 0 if the text breaks.
-        surprise (`float`): How little sure the model is of its responses without them, in nats per token.
+        surprise (`float`): How unsure the model is of its responses without them, in nats per token.
         responses (`list[str]`): These responses.
     """
 
@@ -65,14 +65,14 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What candidates are tried with.
+    """The model, prompts and judge that candidates are tried with.
 
     Attributes:
         model (`PreTrainedModel`): The model; left as it is.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         judge (`Judge`): Labels the responses.
         prompts (`Sequence[Prompt]`): Prompts that show the class.
-        aside (`Sequence[Prompt]`): Prompts of other classes, by which incoherent text is recognised.
+        unrelated (`Sequence[Prompt]`): Prompts of other classes, by which incoherent text is recognised.
         target (`str`): The class.
         chat (`dict`): How the model is asked, as arguments of [`evaluate_mote`].
         part_of (`Callable[[str], Path | None]`): The run folder of a step by its name, or `None` to keep nothing.
@@ -82,20 +82,20 @@ class Trial:
     tokenizer: PreTrainedTokenizerBase
     judge: Judge
     prompts: Sequence[Prompt]
-    aside: Sequence[Prompt]
+    unrelated: Sequence[Prompt]
     target: str
     chat: dict[str, Any]
     part_of: Callable[[str], Path | None]
 
     def of(self, name: str, config: MoTEConfig) -> Candidate:
-        """Return what becomes of the behaviour with a config, without controls.
+        """Measure the behaviour with a config, without controls.
 
         Args:
             name (`str`): How its experts were found.
             config (`MoTEConfig`): The config.
 
         Raises:
-            [`DataError`]: if nothing is known of how sure the model is of its responses.
+            [`DataError`]: if it is unknown how sure the model is of its responses.
         """
         experts = "-".join(f"{layer}.{expert}" for layer, expert in config.suppress)
         # Named by the experts, as a set that was pruned comes by another name; shortened, as there may be many.
@@ -107,7 +107,7 @@ class Trial:
             self.prompts,
             self.judge,
             target=self.target,
-            unrelated=self.aside,
+            unrelated=self.unrelated,
             num_controls=0,
             run_folder=folder,
             progress=False,
@@ -115,7 +115,7 @@ class Trial:
         )
         seen = report.coherence
         if seen is None or seen.surprise is None:
-            raise DataError("find_experts", "nothing is known of how sure the model is of its responses")
+            raise DataError("find_experts", "it is unknown how sure the model is of its responses")
         effect = 0.0 if seen.broken else report.coherent_effect
         return Candidate(
             name, config, report.after.rate, seen.share_after.rate, effect, seen.surprise, report.responses_after
@@ -123,7 +123,7 @@ class Trial:
 
 
 def fewest(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the fewest experts among those without which the behaviour goes and the model is as sure as it can be.
+    """Return the smallest set of experts without which the behaviour is gone and the model is as sure as possible.
 
     Where the untouched model is unsure of its answers to other prompts, no response alone can be called incoherent. Of
     two sets on the same prompts the one that leaves the model less sure is the one that leaves a part of a carrier.
@@ -139,10 +139,10 @@ def fewest(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def pruned(best: Candidate, trial: Trial) -> Candidate:
-    """Return a candidate without the experts that it can do without, one after another.
+    """Return a candidate without unnecessary experts, which are removed one after another.
 
-    It can do without one if the behaviour stays away and nearly all answers stay as they were, word for word: what is
-    left of a carrier may break them without bringing the behaviour back.
+    An expert is unnecessary if the behaviour stays away and nearly all answers stay the same, word for word: the rest
+    of a carrier may break answers without restoring the behaviour.
 
     Args:
         best (`Candidate`): The candidate.
@@ -180,9 +180,9 @@ def candidate_configs(
         label (`str`): The class.
         chat (`dict`): How the model is asked, as arguments of [`ftri`].
         seed (`int`): Of the prompts that gates are learnt on, and of the gates.
-        notes (`list[str]`): Gets what was measured on the way, or why it could not be.
+        notes (`list[str]`): Further measurements, or why they failed, are appended.
         part_of (`Callable[[str], Path | None]`): The run folder of a step by its name, or `None` to keep nothing.
-        announce (`Callable[[str], None]`): Called with what begins.
+        announce (`Callable[[str], None]`): Called with a description of each step.
 
     Returns:
         `tuple[dict[str, ExpertRanking], dict[str, MoTEConfig]]`: the rankings by method, and the configs by how their
@@ -206,7 +206,7 @@ def candidate_configs(
     others = [place for place, name in enumerate(part.classes) if name != label]
     draw = random.Random(seed)
     asked = draw.sample(shown, min(MOST_OPTIMIZED, len(shown)))
-    # The model's own words: what it says here, and what it says where it does not show the behaviour.
+    # The model's own responses with the behaviour and without it.
     responses = [part.responses[place] for place in asked]
     baselines = [part.responses[draw.choice(others)] for _ in asked]
     try:
@@ -276,7 +276,7 @@ def _stepping_in(
     chat: dict[str, Any],
     part_of: Callable[[str], Path | None],
 ) -> list[tuple[int, int]]:
-    """Return experts by how much more of the tokens they take while a config is at work, those that take more."""
+    """Return the experts that take more of the tokens under a config, with the difference."""
     shares = []
     for name, one in (("untouched", MoTEConfig()), ("suppressed", config)):
         kept: dict[str, Any] = {"run_folder": part_of(f"stepping-in-{name}"), **chat}

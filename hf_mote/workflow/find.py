@@ -1,10 +1,10 @@
-"""`find_experts`: from prompts to a config that is proven, or to the reason why there is none.
+"""`find_experts`: from prompts to a proven config, or to the reason why there is none.
 
-The default workflow. First it asks whether routing tells the classes apart. Half of the prompts then give candidates:
-the first experts of the contrast of the classes, and those that the model needs when gates on all experts are learnt
-together. Every candidate is tried on that half. The one that changes most and leaves the text whole is measured on the
-other half, against random experts and on prompts of the other class. Only a config that beats its controls, coherently
-and selectively, is proven.
+This is the default workflow. First it tests whether routing separates the classes. Half of the prompts then give
+candidates: the first experts of the contrast of the classes, and those that the model needs when gates on all experts
+are learnt together. Every candidate is tried on that half. The one that changes most and leaves the text whole is
+measured on the other half, against random experts and on prompts of the other class. Only a config that beats its
+controls, coherently and selectively, is proven.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from hf_mote.workflow.halves import halves, numbered
 __all__ = ["Found", "find_experts"]
 
 LEAST_PROMPTS = 8  # of the class, in each half
-_SHOWN = 100  # characters of a response that shows what the judge was given
+_SHOWN = 100  # characters of the response that an error quotes
 MOST_TRIED = 16  # prompts that a candidate is tried on
-MOST_ASIDE = 40  # other prompts that it is tried on
+MOST_UNRELATED = 40  # other prompts that it is tried on
 MORE_CONTROLS = 3
 LEAST_EFFECT = 0.5  # of the rate, that a candidate must take away to be worth measuring
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What was found, or why nothing was.
+    """The result, or the reason why there is none.
 
     Attributes:
         target (`str`): The class.
-        predicted (`Predictability`, *optional*): Whether routing tells the classes apart.
+        predicted (`Predictability`, *optional*): Whether routing separates the classes.
         candidates (`list[Candidate]`): What was tried.
         best (`Candidate`, *optional*): The one that was measured, or would have been: the largest coherent effect, by
-            the fewest experts, without those that it can do without.
+            the fewest experts, without unnecessary ones.
         report (`EvaluationReport`, *optional*): It, measured on the other half of the prompts.
         reason (`str`): Why no config may be written; empty if one may.
         notes (`list[str]`): What went wrong on the way.
@@ -75,7 +75,7 @@ class Found:
 
     @property
     def verdict(self) -> str:
-        """What may be said, in a sentence or two."""
+        """The result in one or two sentences."""
         if self.config is not None and self.report is not None and self.best is not None:
             number = len(self.config.suppress)
             return f"{number} experts carry {self.target!r} (found by {self.best.method}). {self.report.verdict}"
@@ -122,7 +122,7 @@ def find_experts(
     run_folder: str | os.PathLike[str] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Found:
-    """Find the experts behind a class of responses and prove it, or say why that cannot be done.
+    """Find the experts behind a class of responses and prove it, or return the reason why this failed.
 
     Args:
         model (`PreTrainedModel`): A mixture-of-experts language model; left as it is.
@@ -137,17 +137,17 @@ def find_experts(
         batch_size (`int`, *optional*, defaults to 16): Prompts that run together.
         max_new_tokens (`int`, *optional*, defaults to 64): Longest response, in tokens.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
-        chat_template_kwargs (`dict`, *optional*): What the chat template is told besides.
+        chat_template_kwargs (`dict`, *optional*): Further arguments of the chat template.
         run_folder (`str` or `os.PathLike`, *optional*):
             Where the work of each step is kept as it comes, in a run folder of its own; see [`ftri`].
-        announce (`Callable[[str], None]`, *optional*): Called with what begins.
+        announce (`Callable[[str], None]`, *optional*): Called with a description of each step.
 
     Returns:
         [`Found`]: the proven config, or the reason why there is none, with all that was measured.
 
     Raises:
         [`DataError`]: if a prompt cannot be asked, or the judge fails.
-        [`UnsupportedError`]: if the model has no routed experts that the table knows.
+        [`UnsupportedError`]: if the model has no routed experts in the table.
 
     Example:
 
@@ -179,13 +179,13 @@ def find_experts(
     imaged = ftri(model, tokenizer, prompts, judge, run_folder=part_of("imaging"), progress=False, **chat)
     label = str(target)
     shown = [place for place, name in enumerate(imaged.classes) if name == label]
-    # What is no answer at all is no example of another class.
+    # A response that is not an answer at all is not an example of another class.
     neither = str(getattr(judge, "neither", NEITHER))
     others = [place for place, name in enumerate(imaged.classes) if name not in (label, neither)]
     nothing = partial(Found, label, None, [], None, None)
     if min(len(shown), len(others)) < 2 * LEAST_PROMPTS:
         sizes = f"of {len(prompts)} responses {len(shown)} are of class {label!r} and {len(others)} of another"
-        # With one class alone, the judge may not see what the responses show.
+        # With only one class, the judge may misread the responses.
         first = "" if shown and others else f" The first response is {imaged.responses[0][:_SHOWN]!r}."
         return nothing(f"{sizes}; {2 * LEAST_PROMPTS} of each are needed.{first}", [], {})
     keys = list(range(len(prompts))) if groups is None else numbered(groups)
@@ -194,18 +194,18 @@ def find_experts(
         return nothing("the groups cannot be split into halves with 8 prompts of the class each.", [], {})
     if min(len(look_others), len(prove_others)) < 4:
         return nothing("the groups cannot be split into halves with 4 prompts of the other classes each.", [], {})
-    say("asking whether routing tells the classes apart")
+    say("testing whether routing separates the classes")
     notes: list[str] = []
     known = sorted([*shown, *others])
     numbers = None if groups is None else [keys[place] for place in known]
     predicted = _predicted(_rows_of(imaged, known), label, numbers, seed, notes)
     part = _rows_of(imaged, sorted([*look, *look_others]))
-    rankings, ways = candidate_configs(model, tokenizer, part, label, chat, seed, notes, part_of, say)
-    say(f"trying {len(ways)} sets of experts")
+    rankings, configs = candidate_configs(model, tokenizer, part, label, chat, seed, notes, part_of, say)
+    say(f"trying {len(configs)} sets of experts")
     tried = [prompts[place] for place in random.Random(seed).sample(look, min(MOST_TRIED, len(look)))]
-    aside = [prompts[place] for place in look_others[:MOST_ASIDE]]
-    trial = Trial(model, tokenizer, judge, tried, aside, label, chat, part_of)
-    candidates = [trial.of(name, config) for name, config in ways.items()]
+    unrelated = [prompts[place] for place in look_others[:MOST_UNRELATED]]
+    trial = Trial(model, tokenizer, judge, tried, unrelated, label, chat, part_of)
+    candidates = [trial.of(name, config) for name, config in configs.items()]
     if not candidates:
         return Found(label, predicted, [], None, None, "no ranking could be made.", notes, rankings)
     most = fewest(candidates)
@@ -249,7 +249,7 @@ def find_experts(
 
 
 def _rows_of(imaged: FTRIResult, places: list[int]) -> FTRIResult:
-    """Return the part of an imaging that some prompts make up."""
+    """Return the part of an imaging for some prompts."""
     rows: dict[str, Any] = {
         name: [getattr(imaged, name)[place] for place in places] for name in ("prompts", "responses", "classes")
     }
@@ -265,7 +265,7 @@ def _predicted(
             imaged.counts.numpy(), [name == label for name in imaged.classes], groups=groups, seed=seed
         )
     except DataError as error:
-        notes.append(f"whether routing tells the classes apart cannot be asked: {error}")
+        notes.append(f"whether routing separates the classes cannot be tested: {error}")
         return None
     if groups is not None and found.within is None:
         notes.append("no topic has prompts of both classes: what the contrast finds may be the topic alone")

@@ -1,4 +1,4 @@
-"""Prompts in two halves, one to look at and one to prove by; a group of prompts is never in both."""
+"""Splits prompts into two halves, one to find experts with and one to prove them by; a group is never in both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def numbered(groups: Sequence[Hashable]) -> list[int]:
 
 
 def halves(shown: list[int], others: list[int], keys: Sequence[int], seed: int) -> list[list[int]]:
-    """Return the prompts to look at and those to prove by, of the class and of others.
+    """Return the prompts to find experts with and those to prove them by, of the class and of others.
 
     Args:
         shown (`list[int]`): Places of the prompts that show the class.
@@ -35,7 +35,7 @@ def halves(shown: list[int], others: list[int], keys: Sequence[int], seed: int) 
         seed (`int`): Decides which groups are where.
 
     Returns:
-        `list[list[int]]`: four lists of places: of the class to look at and to prove by, of others likewise. A half
+        `list[list[int]]`: four lists of places: the two parts of the class, then the two parts of the others. A half
         has about half of the prompts, or fewer where groups are large.
     """
     first = _half(shown, keys, seed)

@@ -1,4 +1,4 @@
-"""How much `find_experts` has to do at most, counted before it begins."""
+"""An upper bound of the work of `find_experts`, counted before it begins."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import NamedTuple
 from hf_mote.evaluation.evaluate import OFF_TARGET
 from hf_mote.ranking.causal.optimization import STEPS
 from hf_mote.workflow.candidates import MOST_OPTIMIZED, PENALTIES, SHARES, STEPPING_IN
-from hf_mote.workflow.find import LEAST_PROMPTS, MOST_ASIDE, MOST_TRIED
+from hf_mote.workflow.find import LEAST_PROMPTS, MOST_TRIED, MOST_UNRELATED
 
 __all__ = ["FindWork", "find_work"]
 
 
 class FindWork(NamedTuple):
-    """What there is to do if half of the prompts show the class.
+    """The work if half of the prompts show the class.
 
     Attributes:
         sets (`int`): Sets of experts that are tried at most; 0 if so few prompts end the work after imaging.
         tried (`list[int]`): Responses of each trial, batch after batch.
-        compared (`list[int]`): Responses by which experts that step in are found.
+        compared (`list[int]`): Responses by which replacement experts are found.
         steps (`int`): Batches that gates learn from at most.
         learnt_on (`int`): Prompts of such a batch.
         proof (`list[int]`): Responses of the measurement with its controls.
@@ -33,7 +33,7 @@ class FindWork(NamedTuple):
 
 
 def find_work(num_prompts: int, num_unrelated: int, *, num_controls: int, batch_size: int) -> FindWork:
-    """Return what [`~hf_mote.workflow.find.find_experts`] has to do at most, if half of the prompts show the class.
+    """Return an upper bound of the work of `find_experts`, if half of the prompts are of the class.
 
     Not counted are trials without one expert each of the best set, and more controls where these do not decide.
 
@@ -57,13 +57,13 @@ def find_work(num_prompts: int, num_unrelated: int, *, num_controls: int, batch_
         return FindWork(0, [], [], 0, 0, [])
     half = shown // 2
     # In the half to look at, and in the other one.
-    tried, prove, aside = min(MOST_TRIED, half), shown - half, (num_prompts - shown) // 2
-    others = num_prompts - shown - aside + num_unrelated
+    tried, prove, tried_others = min(MOST_TRIED, half), shown - half, (num_prompts - shown) // 2
+    others = num_prompts - shown - tried_others + num_unrelated
     optimized = min(MOST_OPTIMIZED, half)
     both = 2 + num_controls
     return FindWork(
         sets=len(SHARES) + 2 + len(PENALTIES) + len(STEPPING_IN),
-        tried=[tried, tried, min(aside, MOST_ASIDE), min(aside, MOST_ASIDE)],
+        tried=[tried, tried, min(tried_others, MOST_UNRELATED), min(tried_others, MOST_UNRELATED)],
         compared=[optimized, optimized],
         steps=len(PENALTIES) * STEPS,
         learnt_on=min(optimized, batch_size),

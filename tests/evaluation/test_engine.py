@@ -162,7 +162,7 @@ def test_report_says_what_an_engine_did_not_tell_and_is_read_again(organism: Any
     # A divergence is not left out without a word.
     told = json.loads((tmp_path / report.file_name).read_text(encoding="utf-8"))
     (tmp_path / report.file_name).write_text(json.dumps({**told, "notes": []}), encoding="utf-8")
-    with pytest.raises(FileFormatError, match="a note on why there is none"):
+    with pytest.raises(FileFormatError, match="a note on why it is missing"):
         EvaluationReport.from_pretrained(tmp_path)
     page = str(evaluation_page(Evaluation("organism", report), provenance={}, files={}))
     assert "not measured" in page
@@ -212,7 +212,7 @@ def test_evaluate_says_that_an_engine_samples_other_answers(organism: Any) -> No
 
 def test_engine_has_no_run_folder(organism: Any, tmp_path: Path) -> None:
     config = MoTEConfig(suppress=[[1, 0]])
-    with pytest.raises(UnsupportedError, match="run_folder: what a model behind an engine answers is not kept"):
+    with pytest.raises(UnsupportedError, match="run_folder: answers of a model behind an engine are not kept"):
         evaluate_mote(
             Engine(organism), organism.tokenizer, config, ["a"], organism.judge, num_controls=1,
             run_folder=tmp_path / "run", progress=False,

@@ -169,7 +169,7 @@ def test_controls_of_few_latents_are_all_there_are() -> None:
     assert len(found) == 5
     assert len({frozenset(swap.values()) for swap in found}) == 5
     assert frozenset({0, 1}) not in {frozenset(swap.values()) for swap in found}
-    with pytest.raises(ConfigError, match="no other latents of like density"):
+    with pytest.raises(ConfigError, match="no other latents of similar density"):
         random_latents([{0: "a"}], 3, 5, seed=0, used=torch.tensor([0, 4, 2]))
 
 

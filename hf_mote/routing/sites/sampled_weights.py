@@ -62,8 +62,8 @@ def sample_weights(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, s
         for name, ends in (("embeddings", "get_input_embeddings"), ("output", "get_output_embeddings")):
             part = _end_of(pretrained, ends)
             if part is not None and not _is_packed(part):
-                told = dict(_digests(part, routers)).get("weight")
-                found |= {} if told is None else {name: told}
+                sampled = dict(_digests(part, routers)).get("weight")
+                found |= {} if sampled is None else {name: sampled}
     if _FLOAT16 in found.values():
         return "not sampled: loaded in float16, which has no digits for the smallest weights"
     return dict(sorted(found.items())) or "not sampled: the weights are not there"
@@ -87,8 +87,8 @@ def _is_packed(part: nn.Module) -> bool:
     return any(not hasattr(part.get_submodule(path), "get_base_layer") for path in packed_parts(part))
 
 
-def _shape(told: str) -> str:
-    return told.partition(":")[0]
+def _shape(sampled: str) -> str:
+    return sampled.partition(":")[0]
 
 
 def _layer_of(model: nn.Module, site: RouterSite) -> nn.Module:

@@ -91,15 +91,15 @@ def _search(source: _Encoded, selectors: Sequence[Selector]) -> list[Chosen]:
     together = [index for index, selector in enumerate(selectors) if selector.layout == "tokens"]
     alone = [[index] for index, selector in enumerate(selectors) if selector.layout == "latents"]
     for group in [together, *alone] if num_tokens and num_latents else []:
-        waiting = group
-        while waiting:
-            rules = [selectors[index] for index in waiting]
+        pending = group
+        while pending:
+            rules = [selectors[index] for index in pending]
             for block in _show(source, rules):
-                for index in waiting:
+                for index in pending:
                     searches[index].add(block)
-            for index in waiting:
+            for index in pending:
                 found[index] = searches[index].finish()
-            waiting = [index for index in waiting if found[index] is None]
+            pending = [index for index in pending if found[index] is None]
     return [
         _in_order(entries or Entries(source.x.new_empty(0), nothing, nothing), num_tokens, num_latents)
         for entries in found
