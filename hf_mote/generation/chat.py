@@ -55,7 +55,7 @@ def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, given: object) -> 
     for name in given:
         if name in _FIXED:
             fix = "Set tokenizer.chat_template." if name == "chat_template" else "Leave it out."
-            raise ConfigError(f"{where}[{name!r}]", "is an argument that this package sets", fix=fix)
+            raise ConfigError(f"{where}[{name!r}]", "is not for the template: this package sets it", fix=fix)
         if not re.search(rf"\b{re.escape(name)}\b", template):
             raise UnknownNameError(
                 f"{where}[{name!r}]",

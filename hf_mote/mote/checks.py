@@ -135,7 +135,7 @@ def _check_router_can(config: Intended, site: RouterSite, targets: dict[str, dic
                 f"layer {site.layer} ({site.path})",
                 f"{type(site.module).__name__} cannot {what.replace('_', ' ')}: {reason}",
                 got=what,
-                fix=f"It can: {', '.join(can for can in INTERVENTIONS if can not in refusals)}.",
+                fix=f"What it can: {', '.join(can for can in INTERVENTIONS if can not in refusals)}.",
             )
 
 

@@ -1,9 +1,9 @@
-"""Finding experts: every (layer, expert) with a score and how sure it is.
+"""Rankings of experts: every (layer, expert) with a score and its uncertainty.
 
 - `expert_ranking.py`: `ExpertRanking`, what every method returns.
-- `finding.py`: what a ranking shows, in a sentence.
-- `imaging/`: by where prompts of a class route (`ftri`).
-- `causal/`: by what changes when an expert's weight does.
+- `finding.py`: a sentence on what a ranking shows.
+- `imaging/`: rankings by the experts that prompts of a class use (`ftri`).
+- `causal/`: rankings by the effect of an expert's weight.
 
 May import `mote`, `routing`, `maps`, `statistics`, `generation`, `judges`, `runs`, `passes`, `hooks`, `hub`,
 `sharing`, `files`, `processes`, `printing` and `plots`; not `evaluation`. A new method is a file in one of the two

@@ -1,7 +1,7 @@
-"""Expert rankings: every (layer, expert) with its score and how sure it is.
+"""Expert rankings: every (layer, expert) with its score and its uncertainty.
 
-What `FTRIResult.rank` and `attribute_experts` return, and what a `MoTEConfig` is made from. A ranking is an ordered
-hypothesis: whether its top experts control the behaviour is for `evaluate_mote` to say.
+`FTRIResult.rank` and `attribute_experts` return a ranking, and a `MoTEConfig` is made from it. A ranking is an ordered
+hypothesis: `evaluate_mote` measures whether its top experts control the behaviour.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ExpertRanking(Printable, Shareable):
         target (`str`):
             The class of responses that the experts are ranked for.
         low (`torch.Tensor`, *optional*):
-            Like `score`: lower end of its interval; NaN where there is none.
+            Like `score`: lower end of its interval; NaN if there is none.
         high (`torch.Tensor`, *optional*):
             Upper end.
         p (`torch.Tensor`, *optional*):
@@ -83,7 +83,7 @@ class ExpertRanking(Printable, Shareable):
         confidence (`float`, *optional*):
             Coverage of the interval, between 0 and 1.
         fingerprint (`dict`, *optional*):
-            The model's, as `MoTEConfig.for_model` stamps it; handed on to configs made from this ranking.
+            The model's, as `MoTEConfig.for_model` stamps it; passed on to configs made from this ranking.
         provenance (`dict[str, str | int | float]`, *optional*):
             Prompts, seed, versions.
         least_p (`float`, *optional*):
@@ -132,7 +132,7 @@ class ExpertRanking(Printable, Shareable):
             if name in ("p", "q") and bool(((grid < 0) | (grid > 1)).any()):
                 raise DataError(f"ExpertRanking.{name}", "must be a probability", expected="0..1")
         if (self.low is None) != (self.high is None):
-            raise DataError("ExpertRanking", "an interval has two ends", expected="both of low and high, or neither")
+            raise DataError("ExpertRanking", "an interval needs two ends", expected="both of low and high, or neither")
         if self.low is not None and self.high is not None and bool((self.low > self.high).any()):
             raise DataError("ExpertRanking.low", "is above high")
         for name in ("method", "target"):
@@ -187,14 +187,14 @@ class ExpertRanking(Printable, Shareable):
 
     @property
     def least_q(self) -> float | None:
-        """Least q value that one expert alone could have; `None` where no p values are."""
+        """Least q value that one expert alone could have; `None` without p values."""
         if self.least_p is None or self.p is None:
             return None
         return least_q_of(self.least_p, self.p)
 
     @property
     def verdict(self) -> str:
-        """What the ranking shows at q = 0.05: experts, nothing, or that so few prompts could not show any."""
+        """What the ranking shows at q = 0.05: experts, nothing, or that there are too few prompts to show any."""
         return self.finding(f"stand out for {self.target!r}").text
 
     @property
@@ -248,7 +248,7 @@ class ExpertRanking(Printable, Shareable):
         return self._places[layer, expert]
 
     def rows(self, n: int) -> list[RankedExpert]:
-        """Return the `n` best experts with all that is known of them, best first.
+        """Return the `n` best experts with all their values, best first.
 
         Raises:
             [`ConfigError`]: if `n` is negative or there are fewer.
@@ -272,7 +272,7 @@ class ExpertRanking(Printable, Shareable):
             [`MoTEConfig`]: it carries the fingerprint and provenance of this ranking.
 
         Raises:
-            [`ConfigError`]: if not exactly one of the two is given, it is no number, or there are fewer experts.
+            [`ConfigError`]: if not exactly one of the two is given, it is not a number, or there are fewer experts.
         """
         counts = {"suppress": suppress, "stimulate": stimulate}
         given = {name: n for name, n in counts.items() if n is not None}
@@ -304,7 +304,7 @@ class ExpertRanking(Printable, Shareable):
         return self.score.numel()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is known of the ranking and of each expert, best first, JSON-native but for NaN."""
+        """Return the values of the ranking and of each expert, best first, JSON-native except NaN."""
         names = ("method", "target", "unit", "confidence", "least_p", "fingerprint")
         known = {name: getattr(self, name) for name in names}
         rows = [row._asdict() for row in self.rows(len(self))]
@@ -397,8 +397,8 @@ class ExpertRanking(Printable, Shareable):
             notes=notes,
             evidence=evidence,
             sections={"How it was made": made},
-            intended_use="Choosing experts to look at, and to hold against random ones.",
-            misuse="That an expert stands high says nothing about what it causes.",
+            intended_use="Choosing experts to examine, and to compare with random ones.",
+            misuse="A high rank of an expert is not evidence of what it causes.",
         )
 
     def _to_file(self, path: Path) -> None:
@@ -410,7 +410,7 @@ class ExpertRanking(Printable, Shareable):
         write_tensors(path, tensors, {"kind": _KIND, **known, **self._to_metadata()})
 
     def _to_metadata(self) -> dict[str, Any]:
-        """Return what a file holds beside the fields above, JSON-native; for rankings that know more."""
+        """Return further fields for the file, JSON-native; for subclasses with more fields."""
         return {}
 
     @classmethod
@@ -432,7 +432,7 @@ class ExpertRanking(Printable, Shareable):
         except KeyError as error:
             raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
         except (HFMoTEError, TypeError, ValueError) as error:
-            raise FileFormatError(str(path), "holds no expert ranking", got=str(error).rstrip(".")) from error
+            raise FileFormatError(str(path), "must hold an expert ranking", got=str(error).rstrip(".")) from error
 
 
 def _shown(number: float | None) -> str:

@@ -1,8 +1,7 @@
-"""What a ranking shows, in one sentence: that there is something, nothing, or that nothing could have been found.
+"""A sentence on what a ranking shows: a finding, nothing, or that nothing could have been found.
 
-A p value has a least value, which the numbers of prompts and of permutations set, and q is p adjusted for the number
-of experts. Where even the clearest expert could not have reached q = 0.05, "nothing here" would say what nobody
-tested.
+The numbers of prompts and of permutations set a least p value, and q is p adjusted for the number of experts. If even
+the clearest expert could not have reached q = 0.05, "nothing here" would not be justified.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ MOST_MOVED = 1 / 3  # of all experts: a contrast in which more differ is one of 
 
 
 class Finding(NamedTuple):
-    """What a ranking shows.
+    """The finding of a ranking.
 
     Attributes:
         text (`str`): In one or two sentences.
@@ -51,10 +50,10 @@ def finding_of(
         q (`torch.Tensor`, *optional*): Like `score`: p values adjusted for the number of experts.
         least_p (`float`, *optional*): Least p value that so many prompts and permutations could give.
         permutations (`object`, *optional*): Number of relabellings that p values rest on, if they were drawn.
-        compared (`str`, *optional*): What was compared, in words: "8 against 9 prompts".
+        compared (`str`, *optional*): Description of the comparison: "8 against 9 prompts".
     """
     if q is None or p is None:
-        text = f"{score.numel():,} experts were ranked without p values, which does not tell chance from effect."
+        text = f"{score.numel():,} experts were ranked without p values, which cannot separate chance from effect."
         return Finding(text, None)
     tested = int((~q.isnan()).sum())
     found = int(((q <= SIGNIFICANT) & (score > 0)).sum())

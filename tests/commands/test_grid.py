@@ -30,7 +30,7 @@ def test_grid_refuses_what_makes_no_prompts_and_writes_nothing(tmp_path):
     file = tmp_path / "prompts.jsonl"
     for arguments, word in [
         (["{a}", "--value", "a"], "must be a name with values"),
-        (["{a}", "--value", "b=x"], "not those that have values"),
+        (["{a}", "--value", "b=x"], "must be those that have values"),
         (["{a}", "--value", "a=x", "--value", "a=y"], "twice"),
         (["{a}", "--value", "a=@missing"], "cannot be read"),
         (["{a}", "--value", "a=x|x"], "a value twice"),

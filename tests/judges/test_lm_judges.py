@@ -291,7 +291,7 @@ def test_server_judge_of_an_address_that_cannot_be_says_so():
 
 def test_server_judge_asks_another_machine_by_https_unless_told_so():
     for address in ("http://example.com/v1", "http://10.0.0.1:8000/v1", "http://127.0.0.1.example.com/v1"):
-        with pytest.raises(ConfigError, match=r"base_url: sends .*everybody on the way.*--judge-allow-http"):
+        with pytest.raises(ConfigError, match=r"base_url: sends .*others on the network.*--judge-allow-http"):
             ServerJudge(address, "m", "?")
         assert ServerJudge(address, "m", "?", allow_http=True).url == f"{address}/chat/completions"
     for address in ("https://example.com/v1", "http://localhost:1/v1", "http://127.0.0.9/v1", "http://[::1]:8000/v1"):

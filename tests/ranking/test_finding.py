@@ -65,7 +65,7 @@ def test_verdict_where_something_could_have_been_found_is_nothing_here():
 def test_verdict_without_p_values_claims_nothing():
     score = torch.zeros(1, 3, dtype=torch.float64)
     found = ExpertRanking(score=score, layers=(0,), method="ftri", target="x")
-    assert "does not tell chance from effect" in found.verdict
+    assert "cannot separate chance from effect" in found.verdict
     assert found.least_q is None
 
 

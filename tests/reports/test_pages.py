@@ -125,7 +125,7 @@ def test_ranking_verdict_of_too_few_prompts_is_that_nothing_could_be_found() -> 
 def test_ranking_verdict_without_p_values_claims_nothing() -> None:
     found = ranking_verdict(ranking(), relation="are used more")
     assert found.significant is None
-    assert "does not tell chance from effect" in found.text
+    assert "cannot separate chance from effect" in found.text
 
 
 @pytest.mark.parametrize(

@@ -337,7 +337,7 @@ def test_image_tokens_with_experts_of_their_own_are_named_where_rows_matter(how:
     else:
         config = rerouted(model, scope="prompt" if how == "phase" else "all")
         attached = apply_mote(model, [config, None] if how == "rows" else config)
-    with attached, pytest.raises(UnsupportedError, match="some of the tokens alone.*got 10 of 16 tokens.*scope 'all'"):
+    with attached, pytest.raises(UnsupportedError, match="only some of the tokens.*got 10 of 16 tokens.*scope 'all'"):
         _with_images(model)
     assert num_hooks(model) == 0
 

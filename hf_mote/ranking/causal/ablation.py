@@ -1,6 +1,6 @@
-"""Which experts cause a response, by taking them out one at a time.
+"""Which experts cause a response, by removing them one at a time.
 
-The exact counterpart of `attribution`: a forward for each expert instead of one backward for all.
+This is the exact counterpart of `attribution`: one forward for each expert instead of one backward for all.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def ablate_experts(
     run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> ExpertRanking:
-    """Return experts by how far the score falls without them, each taken out alone (`suppress_mode="zero"`).
+    """Return experts by how far the score falls without them, each removed alone (`suppress_mode="zero"`).
 
     The score of an expert is the mean over prompts of `S - S without the expert`, with `S = log p(response | prompt) -
     log p(baseline | prompt)`: what `attribute_experts` estimates to first order. It takes a forward for each expert
@@ -121,7 +121,7 @@ def ablate_experts(
         for pair in tried:
             columns.append(knockout.values([pair]))
             bar.update()
-    # Pairs of "with" and "without" for each prompt; experts in the place of layers x experts.
+    # Pairs of "with" and "without" for each prompt; the tried experts form one layer.
     without = torch.stack(columns, dim=1)[:, None]
     units, sides = paired_groups(torch.cat([whole[:, None, None].expand_as(without), without]).numpy(), grouped)
     found = contrast(

@@ -1,8 +1,8 @@
 """Which experts cause a response: the first-order effect of each expert's routing weight on its log probability.
 
-Routing statistics say where a behaviour's prompts go, not what makes the behaviour; published audits find that no such
-statistic predicts an expert's causal importance. Here every routing weight is multiplied by a gain of one, and one
-backward pass gives the derivative of the score by all gains at once.
+Routing statistics show which experts a behaviour's prompts use, not what causes the behaviour; published audits find
+that no such statistic predicts an expert's causal importance. Here every routing weight is multiplied by a gain of
+one, and one backward pass gives the derivative of the score by all gains at once.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def attribute_experts(
 
     For each expert `e` the score is the mean over prompts of `sum_t w_te * d S / d w_te`, over all tokens of prompt
     and response, with `S = log p(response | prompt) - log p(baseline | prompt)`. To first order that is how much `S`
-    falls when the expert's weight is set to zero (`suppress_mode="zero"`): a high score speaks for the response. One
+    falls when the expert's weight is set to zero (`suppress_mode="zero"`): a high score favours the response. One
     backward pass per batch serves all experts; no gradient is left behind and no parameter's
     `requires_grad` is read or changed.
 
@@ -66,19 +66,20 @@ def attribute_experts(
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer. A chat template is applied if it has one.
         prompts (`Sequence[str]` or chats):
-            Prompts to which the model gives the response, say.
+            Prompts, usually those to which the model gives the response.
         response (`str` or `Sequence[str]`):
             The response whose causes are sought: one for all prompts, or one for each.
         baseline_response (`str` or `Sequence[str]`):
-            The response it is held against, likewise.
+            The response it is compared with, in the same form.
         logit_score (`Callable`, *optional*):
-            What to explain instead of two responses: a differentiable function of the prompts' logits, `(batch, seq,
-            vocab)`, and the batch (`input_ids`, `attention_mask`; padding on the right) to one number for each prompt.
+            A score to explain instead of two responses: a differentiable function of the prompts' logits, `(batch,
+            seq, vocab)`, and the batch (`input_ids`, `attention_mask`; padding on the right) to one number for each
+            prompt.
         gain (`float`, *optional*, defaults to 1.0):
             Where the derivative is taken: with every routing weight multiplied by this, above 0 and at most 1. At 1 it
-            says what a little less of an expert does, which misleads where the response is all but certain: on the
-            organism "refusal" an expert that the refusal cannot do without gets the lowest score of all. At 0.5, where
-            the response is not certain yet, the four planted experts come first.
+            measures a small reduction of an expert, which misleads where the response is almost certain: on the
+            organism "refusal" an expert that the refusal needs gets the lowest score of all. At 0.5, where the
+            response is not yet certain, the four planted experts come first.
         batch_size (`int`, *optional*, defaults to 8):
             Prompts that run together, each with both responses.
         system_prompt (`str`, *optional*):
@@ -86,17 +87,17 @@ def attribute_experts(
         chat_template_kwargs (`Mapping[str, Any]`, *optional*):
             Further arguments of the chat template, as `{"enable_thinking": False}`; it must read each name.
         groups (`Sequence`, *optional*):
-            One key for each prompt, equal for those that are wordings or fillings of one thing, as its subject: they
-            count as one, by their mean, in score, intervals and tests. By default every prompt counts.
+            One key for each prompt, equal for those that are wordings of one subject: they count as one, by their
+            mean, in score, intervals and tests. By default every prompt counts.
         confidence (`float`, *optional*, defaults to 0.95):
             Coverage of the bootstrap intervals over prompts.
         resamples (`int`, *optional*, defaults to 999):
             For the intervals; 0 for scores alone. The sign-flip tests take as many permutations as one expert among
             all needs to stand out; see [`ExpertRanking.least_q`].
         seed (`int`, *optional*, defaults to 0):
-            Seed of both.
+            Seed of intervals and tests.
         run_folder (`str` or `os.PathLike`, *optional*):
-            Where what was computed of the model is kept as it comes, as in [`ftri`]: a run that was killed goes on
+            Where results are kept as they come, as in [`ftri`]: a killed run continues
             from there, and gives what it would have given. A folder of other settings is refused, as of another model
             or other prompts or responses. A `logit_score` must then be an object of a class, not a function.
         progress (`bool`, *optional*, defaults to `True`):

@@ -1,8 +1,8 @@
-"""What to suppress beside a set of experts, and in which mode, so that another coherent response comes instead.
+"""Finds what else to suppress besides a set of experts, and in which mode, to get another coherent response.
 
-A set that takes a response away need not bring another: what is left of the carriers still writes, and an expert whose
-weight is set to 0 leaves a gap where the model would have chosen another. Here a set grows by the expert that makes
-the other response likeliest, in each mode of suppression; prompts that it did not grow on say when to stop.
+Removing a response need not cause another: the remaining carriers still write, and an expert whose weight is set to 0
+leaves a gap where the model would have chosen another. Here a set grows by the expert that makes the other response
+likeliest, in each mode of suppression; held-back prompts decide when to stop.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from hf_mote.runs.folder import RunFolder
 __all__ = ["GAINS", "MOST_EXPERTS", "MOST_TRIED", "CompletionStep", "completions"]
 
 BASELINE = -1  # the term of a preference that is the baseline response's log likelihood
-GAINS = (1.0, 0.5)  # of the experts left, at which derivatives are taken: as they are, and where none is certain
+GAINS = (1.0, 0.5)  # of the other experts, at which derivatives are taken: unchanged, and with no choice certain
 TRIED = 6  # experts of each gain that are tried alone
 TOGETHER = (2, 4, 6)  # how many of these are tried together
-MOST_TRIED = len(GAINS) * (TRIED + len(TOGETHER))  # sets, in one step
+MOST_TRIED = len(GAINS) * (TRIED + len(TOGETHER))  # sets that are tried in one step
 MOST_EXPERTS = 32
 
 
@@ -42,8 +42,8 @@ class CompletionStep(NamedTuple):
         suppress_mode (`str`): How they are suppressed; see [`MoTEConfig`].
         experts (`tuple[tuple[int, int], ...]`): (layer, expert), in the order in which they were added.
         log_likelihood (`float`): Mean log likelihood of the baseline response, in nats, on the prompts it grew on.
-        held_back (`float`): The same on the prompts held back.
-        gone (`float`): Share of the prompts held back on which the response is no likelier than the goal allows.
+        held_back (`float`): The same on held-back prompts.
+        gone (`float`): Share of the held-back prompts on which the response is at most as likely as the goal.
     """
 
     suppress_mode: str
@@ -71,10 +71,10 @@ def completions(
     Args:
         preference (`Preference`): Prompts with both responses.
         start (`Sequence[tuple[int, int]]`): (layer, expert) to begin with.
-        num_held_back (`int`): How many of the prompts, the last ones, only say when to stop.
+        num_held_back (`int`): How many of the prompts, the last ones, only decide when to stop.
         suppress_modes (`Sequence[str]`): Modes to try.
         max_experts (`int`): Largest set.
-        least_rise (`float`): Of the mean log likelihood on the prompts held back, in nats, that a step must bring.
+        least_rise (`float`): Least rise of the mean log likelihood on held-back prompts by a step, in nats.
         goal (`float`): Of the preference.
         fingerprint (`dict`, *optional*): Of the model that `start` is of.
         folder (`RunFolder`, *optional*): Where log likelihoods and derivatives are kept as they come.
@@ -114,7 +114,7 @@ class _Growth:
             self._exists[row, : site.num_experts] = True
 
     def grown(self, mode: str, start: Sequence[Pair], most: int, advance: Any) -> list[CompletionStep]:
-        """Return the sets of one mode, each of one expert more, as long as the prompts held back gain by it."""
+        """Return the sets of one mode, each with one more expert, while the held-back prompts gain from it."""
         chosen = list(start)
         before = self._likelihoods(mode, chosen)
         steps = [self._step(mode, chosen, before)]
@@ -142,17 +142,17 @@ class _Growth:
         return steps
 
     def _spared(self, mode: str, chosen: list[Pair], found: Tensor, fixed: int) -> list[Pair]:
-        """Return a set without those added experts that make the baseline response no likelier, the last first."""
+        """Return a set without added experts that do not make the baseline response likelier, the last first."""
         left = list(chosen)
         for pair in reversed(chosen[fixed:]):
             fewer = [other for other in left if other != pair]
-            # Always held against the whole set, so that what is lost does not add up.
+            # Always compared with the whole set, so that losses do not add up.
             if not self._rises(self._likelihoods(mode, fewer), found):
                 left = fewer
         return left
 
     def _rises(self, before: Tensor, after: Tensor) -> bool:
-        """Whether the prompts held back gain enough, and more than the standard error of what they gain."""
+        """Whether the held-back prompts gain enough, and more than the standard error of the gain."""
         gained = (after - before)[len(self._grown_on) :]
         return float(gained.mean()) > max(self.least_rise, float(gained.std()) / math.sqrt(len(gained)))
 
@@ -165,9 +165,9 @@ class _Growth:
         )
 
     def _candidates(self, mode: str, chosen: Sequence[Pair]) -> list[list[Pair]]:
-        """Return the experts whose weights, to first order, hold the baseline response down most.
+        """Return the experts whose weights, to first order, reduce the baseline response most.
 
-        Each alone, and the first few together: none of experts that stand in for each other helps alone.
+        Each alone, and the first few together: of experts that replace each other none helps alone.
         """
         found: dict[tuple[Pair, ...], None] = {}
         layers = self.routed.layers

@@ -1,11 +1,11 @@
-"""Gates that are learnt by gradient and yet fully open or fully closed: the hard concrete distribution.
+"""Gates that are learnt by gradient but can be fully open or closed: the hard concrete distribution.
 
 A gate closes its expert by a number from 0 (open) to 1 (closed). Both ends have a probability of their own, so that
 the expected number of gates that close at all is a differentiable penalty.
 
 Source: Louizos, Welling and Kingma (2018), "Learning Sparse Neural Networks through L0 Regularization" (arXiv
 1712.01312), eqs. 10-12, with their stretch and temperature; what differs here: 1 closes a gate, so that the penalty
-counts closed gates, of which few are wanted.
+counts closed gates, of which there should be few.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["ClosingGates"]
 
 LOW, HIGH = -0.1, 1.1  # how far the unit interval is stretched before it is clipped
 TEMPERATURE = 2 / 3
-MOST = 5.0  # largest logit either way: a gate that is all but sure can still change its mind
+MOST = 5.0  # largest logit in either direction, so that an almost certain gate can still change
 _SHIFT = TEMPERATURE * math.log(-LOW / HIGH)
 
 
@@ -29,13 +29,13 @@ class ClosingGates:
 
     Args:
         shape (`tuple[int, int]`): (layers, experts).
-        closed (`float`): Probability with which each gate closes its expert at all at first, between 0 and 1.
+        closed (`float`): Initial probability of each gate to close, between 0 and 1.
         seed (`int`): Of the samples.
 
     Attributes:
         seed (`int`): Of the samples.
-        logits (`torch.Tensor` of shape `(layers, experts)`, float32, CPU): What is learnt; the median gate is more
-            closed than open where it is above 0.
+        logits (`torch.Tensor` of shape `(layers, experts)`, float32, CPU): The learnt parameters; the median gate is
+            more closed than open where it is above 0.
     """
 
     def __init__(self, shape: tuple[int, int], *, closed: float, seed: int) -> None:
@@ -59,7 +59,7 @@ class ClosingGates:
         return {"logits": self.logits.detach().clone(), "random": self._random.get_state()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state.
+        """Restore a state.
 
         Args:
             state (`Mapping[str, torch.Tensor]`): What `state` returned, of gates of the same shape.
@@ -69,6 +69,6 @@ class ClosingGates:
         self._random.set_state(state["random"])
 
     def bound(self) -> None:
-        """Keep the logits where a gate still has a gradient now and then."""
+        """Clip the logits so that a gate still has a gradient at times."""
         with torch.no_grad():
             self.logits.clamp_(-MOST, MOST)

@@ -1,4 +1,4 @@
-"""`Knockout`: the score of each prompt without some experts, for rankings that take experts out."""
+"""`Knockout`: the score of each prompt without some experts, for rankings that remove experts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hf_mote.runs.folder import RunFolder, digest_of
 __all__ = ["Knockout", "Pair", "name_of"]
 
 Pair: TypeAlias = tuple[int, int]
-"""(layer, expert) outside, (row of the sites, expert) within."""
+"""(layer, expert) in arguments, (row of the sites, expert) inside."""
 
 
 class Knockout:
     """The scores of a [`Preference`] while the model runs without some experts.
 
     Args:
-        preference (`Preference`): What is measured, and of which model.
+        preference (`Preference`): The measured score and its model.
         folder ([`RunFolder`], *optional*): Where scores are kept as they come.
     """
 
@@ -62,7 +62,7 @@ class Knockout:
 
 
 def name_of(without: Sequence[Pair]) -> str:
-    """Return what a set of experts, in this order, is called in a run folder."""
+    """Return the name of a set of experts, in this order, in a run folder."""
     return digest_of([list(pair) for pair in without])[:24]
 
 

@@ -1,8 +1,8 @@
 """A few experts that a response depends on together, found by learning which routing weights to close.
 
-Gradients at the untouched model and experts taken out one at a time both miss experts that stand in for each other:
-alone, none of them matters. Here gates on all routing weights are learnt at once, under a price for each closed one;
-every sequence sees another sample of the gates, so that an expert is tried while others are closed.
+Gradients at the untouched model and removals of one expert at a time both miss experts that replace each other: alone,
+none of them matters. Here gates on all routing weights are learnt at once, with a price for each closed one; every
+sequence has another sample of the gates, so that an expert is tried while others are closed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from hf_mote.runs.folder import Record
 
 __all__ = ["optimize_experts"]
 
-# Defaults, by which plans reckon too.
+# Defaults, which plans also use.
 PENALTIES = (0.1, 0.03, 0.01, 0.003)
 NUM_SEEDS = 2
 STEPS = 60
-MOST_CLOSED = 0.1  # probability of each gate to close at all at first
-SOFTNESS = 0.05  # of the untouched score: within so much of the goal a prompt still asks for more
-CARRIES = 0.1  # of the untouched score: a carrier lowers it by so much or more
+MOST_CLOSED = 0.1  # initial probability of each gate to close
+SOFTNESS = 0.05  # of the untouched score: up to this distance from the goal a prompt still has a gradient
+CARRIES = 0.1  # of the untouched score: a carrier lowers it by at least this much
 TRIED = 8  # experts, with each of the sufficient set put back
 
 
@@ -59,12 +59,12 @@ def optimize_experts(
     run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> OptimizedRanking:
-    """Return the few experts without which a response is no longer preferred, and who else carries it.
+    """Return the few experts without which a response is no longer preferred, and its other carriers.
 
     The score of a prompt is `S = log p(response | prompt) - log p(baseline | prompt)`. Gates between open (routing
     weights as they are) and closed (weight 0, `suppress_mode="zero"`) are learnt so that `S` falls to the goal while
-    few gates close. Every set so found is measured with its experts taken out altogether; experts that it can do
-    without are put back, one at a time. To bring a response about instead of removing it, exchange the two responses.
+    few gates close. Every set is then measured with its experts removed; unnecessary experts are put back, one at
+    a time. To cause a response instead of removing it, exchange the two responses.
 
     Memory: that of one forward and backward pass of a batch, as for [`attribute_experts`]. Time: at most `num_seeds *
     len(penalties) * steps` of these, two for each step where two responses are compared, and some forwards over all
@@ -85,7 +85,7 @@ def optimize_experts(
             Prices of one expert, as shares of the untouched model's mean score above the goal: at 0.1 an expert closes
             if that takes a tenth of it. The highest comes first, and leads to the fewest experts; each seed ends with
             the first one whose set suffices.
-        num_seeds (`int`, *optional*, defaults to 2): How often it is done anew, with other samples of the gates.
+        num_seeds (`int`, *optional*, defaults to 2): How often this is repeated, with other samples of the gates.
         steps (`int`, *optional*, defaults to 60): Batches for each penalty and seed; prompts come round again.
         learning_rate (`float`, *optional*, defaults to 0.2): Adam's, of the gates' logits.
         batch_size (`int`, *optional*, defaults to 12): Prompts that run together.
@@ -97,7 +97,7 @@ def optimize_experts(
 
     Returns:
         [`OptimizedRanking`] with method `"optimization"`: the sufficient set first, then other carriers, then the
-        rest. It has no p values: `evaluate_mote` says on other prompts whether the set does more than random ones.
+        rest. It has no p values: `evaluate_mote` measures on other prompts whether the set does more than random ones.
 
     Raises:
         [`ConfigError`]: if a number is out of range, or neither both responses nor a score are given.
@@ -150,7 +150,7 @@ def optimize_experts(
         if whole_score <= goal:
             raise DataError(
                 where,
-                "the untouched model's mean score is at the goal already, so that there is nothing to remove",
+                "the untouched model's mean score is at the goal already, so there is nothing to remove",
                 got=f"{whole_score:.3g}",
                 expected=f"above {goal:.3g}",
                 fix="Give the prompts that show the response, or exchange response and baseline_response.",
@@ -211,7 +211,7 @@ class _Search:
         self.goal, self.enough, self.scale = goal, enough, scale
         preference = knockout.preference
         self._batches = list(zip(*(preference.blocks(side) for side in preference.sides), strict=True))
-        # What a record of gates holds beside the random numbers.
+        # What a record of gates holds besides the random numbers.
         self._gates = {"step": (), **dict.fromkeys(("logits", "exp_avg", "exp_avg_sq"), knockout.shape)}
         self._exists = torch.zeros(knockout.shape, dtype=torch.bool)
         for row, site in enumerate(knockout.sites):
@@ -230,7 +230,7 @@ class _Search:
             with torch.enable_grad():
                 closing = gates.sample(num)
                 scores, effects = self._derivatives(blocks, (1 - closing).detach())
-                # The derivative of a softplus of each prompt's score: a prompt at the goal asks for nothing more.
+                # The derivative of a softplus of each prompt's score: at the goal it is almost 0.
                 asks = torch.sigmoid((scores - self.goal) / (SOFTNESS * self.scale)) / (self.scale * num)
                 cost = price * gates.closing()[self._exists].sum()
                 optimizer.zero_grad()
@@ -242,7 +242,7 @@ class _Search:
             advance()
 
     def _restore(self, record: Record, gates: ClosingGates, optimizer: torch.optim.Adam) -> int:
-        """Put the gates and their optimizer where a record has them, and return how many steps those had made."""
+        """Restore gates and optimizer from a record, and return the number of steps done."""
         gates.restore(record.tensors)
         optimizer.state[gates.logits] = {name: record.tensors[name] for name in ("step", "exp_avg", "exp_avg_sq")}
         return int(record.notes["done"])
@@ -256,7 +256,7 @@ class _Search:
         return PathPoint(seed, price, tuple(pairs), float(scores.mean()), self._gone(scores))
 
     def sufficient(self, points: Sequence[PathPoint]) -> list[Pair]:
-        """Return the smallest set of a path that suffices, without those it can spare; nothing if none does."""
+        """Return the smallest set of a path that suffices, without unnecessary experts; empty if none does."""
         enough = [point for point in points if point.gone >= self.enough]
         if not enough:
             return []
@@ -268,9 +268,9 @@ class _Search:
         return left
 
     def stand_ins(self, found: Sequence[Pair]) -> set[Pair]:
-        """Return the experts that carry what is left once one of a sufficient set is put back.
+        """Return the experts that carry the response when one of a sufficient set is put back.
 
-        Those are tried that a first-order estimate puts first; what counts is the score without each.
+        The first ones of a first-order estimate are tried; the score without each decides.
         """
         standing: set[Pair] = set()
         for pair in found:
@@ -314,8 +314,8 @@ class _Search:
     def _derivatives(self, blocks: Sequence[Block], gains: Tensor) -> tuple[Tensor, Tensor]:
         """Return each prompt's score under its gains, `(prompts,)`, and its derivatives by them.
 
-        One term of the score at a time, so that no more than one pass is held; the rows of a batch do not see each
-        other, so that the derivative of their sum holds that of each.
+        One term of the score at a time, so that no more than one pass is held; the rows of a batch are
+        independent, so that the derivative of their sum holds that of each.
         """
         trained: Gains = self.knockout.gains
         trained.zeros, trained.given, trained.differentiable = [], gains, True

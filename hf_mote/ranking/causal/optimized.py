@@ -1,8 +1,8 @@
-"""`OptimizedRanking`: what `optimize_experts` found: sets of experts, how each was reached, and the order they give.
+"""`OptimizedRanking`: the result of `optimize_experts`: sets of experts, their paths, and the resulting order.
 
-A set that suffices need not hold every expert that carries a behaviour: where any two of four must go, two suffice.
-Both are kept apart here. Nor need another response come in the place of the one that is gone:
-`OptimizedRanking.complete` looks for the set, and the mode of suppression, with which it does.
+A sufficient set need not hold every expert that carries a behaviour: where any two of four must be removed, two
+suffice. Both are kept separately. Removing a response also need not cause another one: `OptimizedRanking.complete`
+searches the set, and the mode of suppression, that does.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class OptimizedRanking(ExpertRanking):
             (layer, expert) of the smallest set found without which the response is gone, none of which can stay;
             empty if no set was found.
         carriers (`tuple[tuple[int, int], ...]`):
-            Experts of which it is known that they carry the response: those of the sufficient sets of all seeds, and
+            Experts that are known to carry the response: those of the sufficient sets of all seeds, and
             each that lowers the mean score by a tenth of the untouched model's or more while one of the smallest set
             is put back. Sorted.
         by_seed (`tuple[tuple[tuple[int, int], ...], ...]`): The sufficient set of each seed; empty where none was.
@@ -104,12 +104,12 @@ class OptimizedRanking(ExpertRanking):
 
     @property
     def verdict(self) -> str:
-        """What was found, in words: a sufficient set and further carriers, or that none of the sets suffices."""
+        """The result as text: a sufficient set and further carriers, or that no set suffices."""
         return f"{self._sufficiency} {self._completeness}".rstrip()
 
     @property
     def _completeness(self) -> str:
-        """What [`complete`] found, in words; empty before."""
+        """The result of [`complete`] as text; empty before."""
         if not self.completion:
             return ""
         mine = [step for step in self.completion if step.suppress_mode == self.suppress_mode]
@@ -127,7 +127,7 @@ class OptimizedRanking(ExpertRanking):
             return (
                 f"No set was found without which {self.target!r} is gone: {len(best.experts)} experts leave a mean "
                 f"score of {best.score:.3g} of {self.whole_score:.3g}. Try lower penalties or more steps, or the "
-                "response does not hang on routed experts."
+                "response does not depend on routed experts."
             )
         others = len(set(self.carriers) - set(self.sufficient))
         more = f"; {others} more carry it where one of these is put back" if others else ""
@@ -158,12 +158,13 @@ class OptimizedRanking(ExpertRanking):
     ) -> Self:
         """Return the ranking with the set, and the mode of suppression, that make the baseline response likeliest.
 
-        The sufficient set takes the response away; what the model then writes may be incoherent. For each mode of
+        The sufficient set removes the response; the text of the model may then be incoherent. For each mode of
         suppression, the sufficient set (or no expert, if none was found) is suppressed and grows, a step at a time:
 
         1. The derivative of `log p(baseline | prompt)` by each routing weight, as it is and at half of all weights,
-           names six experts each that hold the baseline response down most.
-        2. Each of these alone, and the first two, four and six together, are suppressed besides. Those without which
+           gives the six experts that reduce the baseline response most.
+        2. Each of these alone, and the first two, four and six together, are suppressed in addition. Those without
+        which
            the mean log likelihood is highest join the set.
         3. It ends when the mean over the prompts held back does not rise by more than `least_rise` and than the
            standard error of the rise.
@@ -178,16 +179,17 @@ class OptimizedRanking(ExpertRanking):
             model (`PreTrainedModel`): The model that was ranked; left as it is.
             tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
             prompts (`Sequence[str]` or chats):
-                Prompts to which the model gives the response, 4 or more; best also others than the ranking was made
-                of. The last ones are held back.
+                Prompts to which the model gives the response, 4 or more; ideally not only those that the ranking was
+                made with. The last ones are held back.
             response (`str` or `Sequence[str]`): As in [`optimize_experts`].
-            baseline_response (`str` or `Sequence[str]`): What the model should say instead, as the true answer.
-            held_back (`float`, *optional*, defaults to 0.5): Share of the prompts that only say when to stop.
+            baseline_response (`str` or `Sequence[str]`): The response that the model should give instead, such as the
+                true answer.
+            held_back (`float`, *optional*, defaults to 0.5): Share of the prompts that only decide when to stop.
             suppress_modes (`Sequence[str]`, *optional*, defaults to `("drop", "reroute", "zero")`):
-                Modes to try; see [`MoTEConfig`]. One that the routers do not have is left out.
+                Modes to try; see [`MoTEConfig`]. Modes that the routers do not support are left out.
             max_experts (`int`, *optional*, defaults to 32): Largest set, at least that of the sufficient set.
             least_rise (`float`, *optional*, defaults to 0.05):
-                What a step must bring on the prompts held back, in nats, 0 or more: at 0.05 the response becomes 5 %
+                The least gain of a step on the held-back prompts, in nats, 0 or more: at 0.05 the response becomes 5 %
                 likelier.
             batch_size (`int`, *optional*, defaults to 12): Prompts that run together.
             system_prompt (`str`, *optional*): First message of every prompt that is a text.
@@ -322,7 +324,7 @@ class OptimizedRanking(ExpertRanking):
             "path": tuple(point._replace(experts=_pairs(point.experts)) for point in path),
             "whole_score": float(found["whole_score"]),
             "goal": float(found["goal"]),
-            # Not in files of 0.1.
+            # Missing in files of 0.1.
             "completed": _pairs(found.get("completed", [])),
             "suppress_mode": one_of("suppress_mode", found.get("suppress_mode", "zero"), CHOICES["suppress_mode"]),
             "completion": tuple(step._replace(experts=_pairs(step.experts)) for step in steps),

@@ -1,6 +1,6 @@
-"""What experts are judged by: how much a model prefers one response to another, or any score of its logits.
+"""The score of causal rankings: how much a model prefers one response to another, or any score of its logits.
 
-The causal rankings (`attribution`, `ablation`) ask the same thing of a model many times: one number for each prompt.
+The causal rankings (`attribution`, `ablation`) compute it many times: one number for each prompt.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Preference:
         chat (`Chat`): How prompts become tokens.
         prompts (`Sequence[str]` or chats): The prompts.
         response (`str` or `Sequence[str]`, *optional*): The response whose causes are sought, one for all or for each.
-        baseline_response (`str` or `Sequence[str]`, *optional*): The response it is held against, likewise.
-        logit_score (`LogitScore`, *optional*): A score of the prompts' logits, in the place of the two.
+        baseline_response (`str` or `Sequence[str]`, *optional*): The response it is compared with, in the same form.
+        logit_score (`LogitScore`, *optional*): A score of the prompts' logits, instead of the two.
         batch_size (`int`): Prompts that run together.
 
     Raises:
@@ -102,18 +102,18 @@ class Preference:
             _check_tokens(f"{where}.response", wanted, self._answers[0])
             _check_tokens(f"{where}.baseline_response", rival, self._answers[1])
             if self._answers[0] == self._answers[1]:
-                what = "is the response itself, so that no expert can make a difference"
+                what = "is the response itself, so that no expert has an effect"
                 raise DataError(
                     f"{where}.baseline_response", what, got=repr(rival[0])[:60], expected="another response"
                 )
             self.name = wanted[0] if len(set(wanted)) == 1 else "the responses"
 
     def folder(self, run_folder: str | os.PathLike[str] | None, **more: Any) -> RunFolder | None:
-        """Return the folder in which what is computed of this score is kept, or `None` without one.
+        """Return the folder in which results for this score are kept, or `None` without one.
 
         Args:
             run_folder (`str` or `os.PathLike`, *optional*): Where it is.
-            **more: What is computed depends on besides the model and the score; JSON-native.
+            **more: Further values that results depend on; JSON-native.
 
         Raises:
             [`ModelMismatchError`]: if the folder is that of a run with other settings.
@@ -184,7 +184,7 @@ class Preference:
                 got=float(found.detach()[row]),
                 fix="The model's logits hold NaN there, or have minus infinity for a token of the response."
                 if self.logit_score is None
-                else "Look at the logits, and at what the score makes of them.",
+                else "Check the logits and the score function.",
             )
         return found.float()
 

@@ -1,7 +1,7 @@
 """A set of experts that a response depends on together, built up greedily.
 
-The effect of one expert alone misses those that stand in for each other; here a set grows by whatever helps most given
-what is in it already.
+The effect of one expert alone misses experts that replace each other; here a set grows by the expert that helps most,
+given the experts in it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _KIND = "expert_search"
 
 @dataclass(frozen=True)
 class ExpertSearch(Shareable):
-    """What a greedy search found.
+    """The result of a greedy search.
 
     Args:
         experts (`list[tuple[int, int]]`): (layer, expert) in the order in which they were added.
@@ -79,7 +79,7 @@ class ExpertSearch(Shareable):
         sizes = dict(zip(self.fingerprint["layers"], self.fingerprint["num_experts"], strict=True))
         for layer, expert in self.experts:
             if expert >= sizes.get(layer, 0):
-                known = "an expert of the model that the fingerprint names"
+                known = "an expert of the model of the fingerprint"
                 raise DataError("ExpertSearch.experts", "does not exist", got=(layer, expert), expected=known)
 
     def _to_file(self, path: Path) -> None:
@@ -155,7 +155,7 @@ def search_experts(
         max_evaluations (`int`, *optional*):
             Budget: sets of experts to try, at least as many as there are candidates. After the first round, which
             tries each of them, candidates come in the order of their effect alone; when the budget is spent, the best
-            so far stands.
+            so far is taken.
         least_gain (`float`, *optional*, defaults to 0.0): It ends when no candidate lowers the mean score by more.
         batch_size (`int`, *optional*, defaults to 8): Prompts that run together.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.

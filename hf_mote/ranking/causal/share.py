@@ -1,7 +1,7 @@
-"""How much of an effect is in routed experts at all: the score with all of their weights turned down together.
+"""The share of an effect that is in routed experts: the score with all of their weights reduced together.
 
-The positive control of every search for experts. If a model still prefers a response with all routed experts off, the
-preference is carried by attention, shared experts or dense layers, and no choice of experts removes it.
+This is the positive control of every search for experts. If a model still prefers a response with all routed experts
+off, the preference is carried by attention, shared experts or dense layers, and no choice of experts removes it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class RoutedShare(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Share of the untouched score that is gone with all routed experts off; above 1 if the score turns round."""
+        """Share of the untouched score that is lost with all routed experts off; above 1 if it changes its sign."""
         return 1 - self.scores[0] / self.scores[-1]
 
     @property
     def area(self) -> float:
-        """Area under the curve of what is gone, 0 to 1 if it falls all along; 0.5 if it falls evenly."""
+        """Area under the curve of the lost share, 0 to 1 if the score falls monotonically; 0.5 if it falls evenly."""
         gone = [1 - score / self.scores[-1] for score in self.scores]
         pairs = zip(pairwise(self.gains), pairwise(gone), strict=True)
         return sum((b - a) * (one + other) / 2 for (a, b), (one, other) in pairs)
@@ -67,7 +67,7 @@ def routed_share(
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> RoutedShare:
-    """Return how much of the preference for a response is gone as all routed experts are turned down.
+    """Return how much of the preference for a response is lost as the weights of all routed experts are reduced.
 
     Args:
         model (`PreTrainedModel`): A mixture-of-experts language model in evaluation mode; left as it is.
@@ -76,13 +76,13 @@ def routed_share(
         response (`str` or `Sequence[str]`, *optional*): As in [`attribute_experts`]; so are the arguments not listed.
         baseline_response (`str` or `Sequence[str]`, *optional*): See there.
         logit_score (`Callable`, *optional*): See there; need not be differentiable.
-        gains (`Sequence[float]`, *optional*): What all routing weights are multiplied by; from 0 to 1, rising.
+        gains (`Sequence[float]`, *optional*): Factors on all routing weights, rising from 0 to 1.
         batch_size (`int`, *optional*, defaults to 8): Prompts that run together.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
 
     Raises:
-        [`ConfigError`]: if the gains do not rise from 0 to 1.
+        [`ConfigError`]: if the gains must rise from 0 to 1.
         [`DataError`]: if the untouched model's mean score is not above 0, so that there is nothing to lose.
 
     Example:
@@ -103,7 +103,7 @@ def routed_share(
     where = "routed_share"
     doses = [real(f"{where}.gains", gain, least=0, most=1) for gain in gains]
     if doses != sorted(set(doses)) or not doses or doses[0] != 0 or doses[-1] != 1:
-        raise ConfigError(f"{where}.gains", "do not rise from 0 to 1", got=doses, expected="as in [0, 0.5, 1]")
+        raise ConfigError(f"{where}.gains", "must rise from 0 to 1", got=doses, expected="as in [0, 0.5, 1]")
     preference = Preference(
         where,
         model,

@@ -1,8 +1,8 @@
-"""Random subsets of experts taken out, and a regression on which they were: a cheap second opinion.
+"""Removes random subsets of experts and regresses the score on them: a cheap second opinion.
 
-Taking experts out one at a time shows nothing of those that stand in for each other. Where many random ones are out
-at once, stand-ins are out together now and then, and each one's share of the fall shows. It asks for forward passes
-alone, as many as subsets, however many experts there are.
+Removing experts one at a time misses those that replace each other. In random subsets they are sometimes removed
+together, and each one's share of the fall is estimated. It takes only forward passes, one for each subset, for any
+number of experts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hf_mote.ranking.expert_ranking import ExpertRanking
 
 __all__ = ["random_subsets"]
 
-_RIDGE = 0.1  # of the mean squared length of a subset, as a row of which experts are out
+_RIDGE = 0.1  # of the mean squared length of a subset, as a row of zeros and ones
 
 
 def random_subsets(
@@ -46,7 +46,7 @@ def random_subsets(
     run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> ExpertRanking:
-    """Rank experts by how much lower the score of a response is with them among those that are out.
+    """Rank experts by how much lower the score of a response is when they are among the removed ones.
 
     In each run a random share of every layer's experts is out (their weight is 0, nothing is scaled). The mean score
     is then regressed on which experts were out; an expert's score is what being out takes away, in the mean over what
@@ -61,7 +61,7 @@ def random_subsets(
         logit_score (`Callable`, *optional*): See there; need not be differentiable.
         num_subsets (`int`, *optional*, defaults to 256): Runs over all prompts.
         share (`float`, *optional*, defaults to 0.1): Of each layer's experts that are out, one at least; above 0 and
-            at most 0.5. A larger one meets more stand-ins at once, and breaks more.
+            at most 0.5. A larger share removes more replacements at once, and breaks more.
         batch_size (`int`, *optional*, defaults to 8): Prompts that run together.
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].

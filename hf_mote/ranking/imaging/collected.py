@@ -1,4 +1,4 @@
-"""Batches of an imaging run, put where a result holds them as they come: no second copy of all maps is made."""
+"""Collects the batches of an imaging run into the tensors of the result, without a second copy of all maps."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Collected:
 
     Args:
         prompts (`int`): How many.
-        folder (`str` or `os.PathLike`, *optional*): Where maps go that are too many for memory.
+        folder (`str` or `os.PathLike`, *optional*): Where maps that do not fit into memory are kept.
 
     Attributes:
-        counts (`torch.Tensor` of shape `(prompts, layers, experts)`, float32): Of what was put so far.
+        counts (`torch.Tensor` of shape `(prompts, layers, experts)`, float32): Of the batches so far.
         weights (`torch.Tensor` of the same shape, float32): Likewise.
         num_tokens (`torch.Tensor` of shape `(prompts,)`, float32): Likewise.
         tokens (`list[list[int]]`): Likewise.
@@ -34,7 +34,7 @@ class Collected:
         self.counts = self.weights = torch.zeros(prompts, 0, 0)
 
     def put(self, places: Sequence[int], batch: RoutedAnswers) -> None:
-        """Put a batch's maps and responses to their places among all prompts."""
+        """Store a batch's maps and responses at their places among all prompts."""
         if not self.counts.numel():
             shape = (len(self.tokens), *batch.counts.shape[1:])
             self.counts, self.weights = empty_maps(shape, self._folder), empty_maps(shape, self._folder)

@@ -66,11 +66,11 @@ def ftri(
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer. A chat template is applied if it has one.
         prompts (`Sequence[str]` or chats):
-            What to ask.
+            The prompts.
         judge (`Callable`):
             `response -> label` or `(prompt, response) -> label`, such as [`RefusalJudge`]. One with an attribute
             `needs_special_tokens` that is true sees responses with their special tokens, such as the marks of
-            thinking, as the result then has them; else they are left out.
+            thinking, which the result then contains; otherwise they are left out.
         scope (`str`, *optional*, defaults to `"prompt"`):
             Tokens to count: `"prompt"`, all prompt tokens, chat template included (the paper's); `"last"`, the last of
             them; `"first:8"`, the first 8, or as many as the number says; `"user"`, those of the user's own text;
@@ -81,11 +81,11 @@ def ftri(
             How often each prompt is run, if responses are sampled. Rankings average over the runs of a prompt that
             fall into the same class, so that a prompt counts once; one that is given twice does, too.
         seed (`int`, *optional*, defaults to 0):
-            Seed of sampled responses, batch by batch; the caller's random state stays as it is.
+            Seed of sampled responses, batch by batch; the caller's random state does not change.
         run_folder (`str` or `os.PathLike`, *optional*):
-            Where results are kept as they come. A run that was killed goes on from there, and gives what it would have
-            given. A folder of other settings is refused: other prompts, another dtype, other weights (see
-            [`weights_digest`] for how they are compared), another generation config, other interventions attached.
+            Where results are kept as they come. A killed run continues from there, with the same result. A folder of
+            other settings is refused: other prompts, another dtype, other weights (see [`weights_digest`] for how they
+            are compared), another generation config, other interventions attached.
         batch_size (`int`, *optional*, defaults to 16):
             Prompts that run together.
         max_new_tokens (`int`, *optional*, defaults to 64):
@@ -110,7 +110,7 @@ def ftri(
         [`UnsupportedError`]: if the model has no routed experts that the table knows, or, with a run folder, something
             is attached to it or given to `generate` that cannot be compared with a later run's, such as a function.
 
-    Under `accelerate launch` the batches are shared out among the processes, and all get the same result.
+    Under `accelerate launch` the batches are distributed among the processes, and all get the same result.
 
     Source: arXiv 2502.11096: experts counted over all prompt tokens, averaged per class of responses.
 
@@ -166,7 +166,7 @@ def ftri(
     folder = None
     if run_folder is not None:
         identity = {
-            # Without its sample of weights, which depends on where they lie; all are digested below.
+            # Without its sample of weights, which depends on their device; all are digested below.
             "fingerprint": {key: value for key, value in routed.fingerprint.items() if key != SAMPLED},
             "scope": scope,
             "seed": seed,
@@ -183,7 +183,7 @@ def ftri(
         )
     process, num_processes = place_among_processes(model.device)
     mine = range(process, len(batches), num_processes)
-    done: dict[int, ImagedBatch] = {}  # by several processes; one alone puts batches where they stay
+    done: dict[int, ImagedBatch] = {}  # by several processes; a single one stores batches directly
     found = Collected(len(rows), run_folder)
     with (
         RoutingRecord(

@@ -12,16 +12,16 @@ from torch import Tensor
 __all__ = ["PromptMaps", "Step"]
 
 Step: TypeAlias = Callable[[Tensor], Tensor]
-"""What becomes of maps, as float64 of shape `(rows, columns)`; every column on its own."""
+"""A function of maps, float64 of shape `(rows, columns)`, for each column separately."""
 
 
 @dataclass(frozen=True)
 class PromptMaps:
-    """Maps as they were recorded, and what becomes of them before they are compared.
+    """Recorded maps, and the steps that are applied before they are compared.
 
     Args:
         recorded (`torch.Tensor` of shape `(runs, layers, experts)`): As they were recorded. Not modified.
-        steps (`tuple[Callable]`, *optional*): Applied to the columns that are asked for, in this order.
+        steps (`tuple[Callable]`, *optional*): Applied to the requested columns, in this order.
     """
 
     recorded: Tensor

@@ -1,4 +1,4 @@
-"""`FTRIResult`: what imaging saw, prompt by prompt, and the rankings that follow from it."""
+"""`FTRIResult`: the result of imaging, prompt by prompt, and the rankings from it."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ __all__ = ["LENGTH_CONFOUND", "FTRIResult"]
 
 AlikeExpert: TypeAlias = tuple[tuple[int, int], float]
 
-LIKENESS = 0.2  # share of prompts that look like another one from which a ranking without groups is warned of
-LENGTH_CONFOUND = 0.1  # relative difference of lengths from which a ranking by counts is warned of
+LIKENESS = 0.2  # share of prompts similar to another one above which a ranking without groups warns
+LENGTH_CONFOUND = 0.1  # relative difference of lengths above which a ranking by counts warns
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FTRIResult(Printable, Shareable):
-    """What `ftri` saw: one response, class and activation map for each prompt.
+    """The result of `ftri`: one response, class and activation map for each prompt.
 
     Attributes:
         prompts (`list[str]`): The prompts.
@@ -74,7 +74,7 @@ class FTRIResult(Printable, Shareable):
         layers (`tuple[int, ...]`): Absolute decoder layer of each row.
         scope (`str`): Which tokens were counted.
         fingerprint (`dict`, *optional*): The model's.
-        base_model (`str`, *optional*): The model's name: a Hub id, or a folder's own name without where it lies.
+        base_model (`str`, *optional*): The model's name: a Hub id, or a folder's own name without its path.
         prompt_index (`torch.Tensor` of shape `(prompts,)`, int64, *optional*):
             Where prompts were run several times, or given twice, equal for the runs of one prompt.
         response_tokens (`list[list[int]]`, *optional*): The tokens of each response, special ones included.
@@ -114,7 +114,7 @@ class FTRIResult(Printable, Shareable):
             maps (`Sequence[ActivationMap]`): One for each prompt, such as `ActivationMap.from_routed_experts` gives.
             classes (`Sequence[str]`): The class of each, such as a judge gives them.
             prompts (`Sequence[str]` or chats, *optional*): The prompts, for pages and files; equal ones count once.
-            responses (`Sequence[str]`, *optional*): The responses, likewise.
+            responses (`Sequence[str]`, *optional*): The response to each.
             scope (`str`, *optional*, defaults to `"all"`): Which tokens were counted.
             fingerprint (`Mapping`, *optional*):
                 The model's, such as `MoTEConfig.for_model(model).fingerprint`; configs of rankings then carry it.
@@ -183,15 +183,15 @@ class FTRIResult(Printable, Shareable):
                 One key for each prompt, equal for those that are wordings of one subject or fillings of one template:
                 those of a group and class count as one, by their mean, in score, intervals and tests, and pairs of one
                 group as one pair. By default every prompt counts, which gives false p values where prompts of a group
-                route alike and are of one class: on 12 subjects with 8 wordings each p <= 0.05 for a third of all
-                experts without a difference. Prompts that look alike are noticed, and warned of.
+                have similar routing and are of one class: on 12 subjects with 8 wordings each p <= 0.05 for a third of
+                all experts without a difference. A warning is given for similar prompts.
             confidence (`float`, *optional*, defaults to 0.95): Coverage of the intervals.
             resamples (`int`, *optional*, defaults to 999): Bootstrap resamples; 0 for scores alone.
             permutations (`int`, *optional*): Of the tests; by default enough for one expert alone to be found.
             seed (`int`, *optional*, defaults to 0): Seed of both.
 
         Of more than 2,000 prompts, with 200 of each class, intervals and p values come from moments, in bounded memory
-        (`hf_mote.statistics.large`); `permutations` asks for relabellings all the same.
+        (`hf_mote.statistics.large`); `permutations` requests relabellings nevertheless.
 
         Raises:
             [`UnknownNameError`]: if no response is of that class, or there is no such score.
@@ -220,7 +220,7 @@ class FTRIResult(Printable, Shareable):
         if abs(confound) > LENGTH_CONFOUND and not normalize and score == "mean_difference":
             logger.warning(
                 f"FTRIResult.rank: prompts of class {name!r} differ from the others by {confound:+.0%} in length, "
-                "which shows in every expert's counts. Divide by it: normalize=True."
+                "which affects every expert's counts. Divide by it: normalize=True."
             )
         mine, others = units.sizes
         many = mine + others > MANY and min(mine, others) >= LEAST_OF_CLASS
@@ -286,7 +286,7 @@ class FTRIResult(Printable, Shareable):
         resamples: int = 200,
         seed: int = 0,
     ) -> Stability:
-        """Return how many of the best `n` experts stay the best when the prompts are drawn anew.
+        """Return how many of the best `n` experts stay the best when the prompts are resampled.
 
         Args:
             target (`str`): The class.
@@ -294,7 +294,7 @@ class FTRIResult(Printable, Shareable):
             score (`str`, *optional*): As in [`rank`]; so are `value` and `normalize`.
             value (`str`, *optional*): See [`rank`].
             normalize (`bool`, *optional*): See [`rank`].
-            groups (`Sequence`, *optional*): See [`rank`]; groups are drawn anew.
+            groups (`Sequence`, *optional*): See [`rank`]; groups are resampled.
             resamples (`int`, *optional*, defaults to 200): Draws.
             seed (`int`, *optional*, defaults to 0): Of the draws.
 
@@ -385,7 +385,7 @@ class FTRIResult(Printable, Shareable):
         )
 
     def plot(self, target: object | None = None, *, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Return a heat map: of a class against all others, or of where all prompts go.
+        """Return a heat map: of a class against all others, or of all prompts.
 
         Args:
             target (`str`, *optional*): The class; by default the mean map of all prompts is shown.
@@ -437,7 +437,7 @@ class FTRIResult(Printable, Shareable):
         return make_units(f"FTRIResult.{where}", runs, self.prompt_index, per_token=per_token, normalize=normalize)
 
     def _warn_of_likeness(self) -> int:
-        """Warn of prompts that look like others, each once; return how many there are."""
+        """Warn of prompts that are similar to others; return how many there are."""
         texts = list(dict.fromkeys(prompt_text(prompt) for prompt in self.prompts))
         found = near_duplicates(texts)
         if found.alike >= LIKENESS * len(texts):
@@ -474,7 +474,7 @@ class FTRIResult(Printable, Shareable):
             raise UnsupportedError(
                 "FTRIResult.push_to_hub",
                 "holds the prompts and responses",
-                fix="Push its rankings and maps, which hold none, or give with_texts=True.",
+                fix="Push its rankings and maps, which hold no texts, or give with_texts=True.",
             )
         return replace(self, base_model=public_name(self.base_model), provenance=without_places(self.provenance))
 

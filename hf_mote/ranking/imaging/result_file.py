@@ -1,4 +1,4 @@
-"""How an `FTRIResult` is put together elsewhere than by imaging: from a file, and from maps of single prompts."""
+"""Builds an `FTRIResult` from a file, or from maps of single prompts."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def read_parts(path: Path) -> dict[str, Any]:
         if len(sizes) != 1:
             raise DataError("FTRIResult", "prompts, responses, classes and maps differ in number", got=sorted(sizes))
         check_index(parts["prompt_index"], len(parts["prompts"]))
-        # Maps that were made elsewhere may be means or differences.
+        # Maps from elsewhere may be means or differences.
         if parts["provenance"].get("source") != "maps":
             check_recorded(parts["counts"], parts["weights"], parts["num_tokens"])
         rows = zip(parts["counts"], parts["weights"], parts["num_tokens"].tolist(), strict=True)
@@ -83,7 +83,7 @@ def read_parts(path: Path) -> dict[str, Any]:
     except KeyError as error:
         raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
     except (HFMoTEError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise FileFormatError(str(path), "holds no fTRI result", got=str(error).rstrip(".")) from error
+        raise FileFormatError(str(path), "must hold an fTRI result", got=str(error).rstrip(".")) from error
     return parts
 
 
@@ -171,7 +171,7 @@ def parts_from_maps(
 
 
 def _same_prompts(prompts: Sequence[Prompt] | None) -> Tensor | None:
-    """Return for each prompt the first that is the same; `None` where all differ, or none are known."""
+    """Return for each prompt the first equal one; `None` if all differ, or prompts are unknown."""
     first: dict[str, int] = {}
     index = [first.setdefault(repr(prompt), place) for place, prompt in enumerate(prompts or ())]
     return torch.tensor(index) if len(first) < len(index) else None
@@ -199,11 +199,11 @@ def _tokens(tensors: Mapping[str, Tensor]) -> list[list[int]] | None:
 
 
 def split_tokens(tensors: Mapping[str, Tensor], vocab_size: int | None = None) -> list[list[int]]:
-    """Return the tokens of each response, of the two tensors that files hold of them.
+    """Return the tokens of each response from the two tensors in a file.
 
     Args:
         tensors (`Mapping[str, torch.Tensor]`): `response_tokens`, one after the other, and `response_lengths`.
-        vocab_size (`int`, *optional*): Tokens that there are.
+        vocab_size (`int`, *optional*): Size of the vocabulary.
 
     Raises:
         [`DataError`]: if they do not fit together, or hold what is no token.

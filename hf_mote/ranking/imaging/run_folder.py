@@ -16,7 +16,7 @@ __all__ = ["ExpectedBatch", "ImagedBatch", "read_batch", "write_batch"]
 
 
 class ImagedBatch(NamedTuple):
-    """What imaging saw of one batch.
+    """The imaging of one batch.
 
     Attributes:
         tokens (`list[list[int]]`): The tokens of each prompt's response.
@@ -32,7 +32,7 @@ class ImagedBatch(NamedTuple):
 
 
 class ExpectedBatch(NamedTuple):
-    """What a batch of a run can hold.
+    """Bounds on the content of a batch.
 
     Attributes:
         prompt_lengths (`Sequence[int]`): Tokens of each prompt in it.
@@ -56,8 +56,8 @@ def read_batch(folder: RunFolder, number: int, batch: ExpectedBatch) -> ImagedBa
 
     Args:
         folder ([`RunFolder`]): The run's.
-        number (`int`): Which.
-        batch ([`ExpectedBatch`]): What it can hold, in the run that it stands in.
+        number (`int`): Its number.
+        batch ([`ExpectedBatch`]): Bounds on its content in this run.
 
     Raises:
         [`FileFormatError`]: if its file is damaged, or holds what no batch of this run can.
@@ -86,7 +86,7 @@ def read_batch(folder: RunFolder, number: int, batch: ExpectedBatch) -> ImagedBa
         most = torch.tensor(batch.top_k, dtype=torch.float64) * num_tokens.double()[:, None]
         if bool((counts.double().sum(-1) > most).any()):
             expected = "at most top_k of each token"
-            raise DataError("counts", "are of more experts than are chosen", expected=expected)
+            raise DataError("counts", "must be of at most top_k experts", expected=expected)
     except (KeyError, DataError) as error:
         got = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise folder.damaged(_name(number), got) from error
@@ -98,8 +98,8 @@ def write_batch(folder: RunFolder, number: int, batch: ImagedBatch) -> None:
 
     Args:
         folder ([`RunFolder`]): The run's.
-        number (`int`): Which.
-        batch ([`ImagedBatch`]): It.
+        number (`int`): Its number.
+        batch ([`ImagedBatch`]): The batch.
     """
     tensors = {
         "counts": batch.counts,

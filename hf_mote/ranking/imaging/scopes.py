@@ -1,6 +1,6 @@
-"""Which tokens are imaged: the prompt or parts of it, what was generated, the thinking, the answer.
+"""Which tokens are imaged: the prompt or parts of it, the generation, the thinking, the answer.
 
-A scope is a name. Some are a phase of the recording as it stands; the others narrow it to some rows of each forward
+A scope is a name. Some are a phase of the recording; the others narrow it to some rows of each forward
 pass, by the prompt's own tokens (`last`, `first:n`, `user`) or by the tokens that open and close the thinking.
 """
 
@@ -36,14 +36,14 @@ def check_scope(where: str, scope: object) -> str:
 
 
 class ImagingScope:
-    """A scope at work: says for each forward pass which rows count.
+    """A scope in use: selects the rows of each forward pass that count.
 
     Args:
         name (`str`): One of [`SCOPES`], with a number in the place of `<n>`.
         thinking_tokens (`tuple[int, int]`, *optional*): The tokens that open and close the thinking.
 
     Attributes:
-        phase (`str`): What to read from the recording: `"prompt"`, `"generation"` or `"all"`.
+        phase (`str`): The phase to read from the recording: `"prompt"`, `"generation"` or `"all"`.
 
     Raises:
         [`UnknownNameError`]: if there is no such scope.
@@ -67,16 +67,16 @@ class ImagingScope:
 
     @property
     def wants_user_text(self) -> bool:
-        """Whether it needs to know which tokens are the user's text."""
+        """Whether it needs the positions of the user's text."""
         return self.name == "user"
 
     @property
     def only(self) -> Callable[[Forward], Tensor | None] | None:
-        """What narrows the recording, or `None` where the phase says it all."""
+        """The filter of the recording, or `None` if the phase suffices."""
         return None if self.name in ("prompt", "generation", "all") else self._rows
 
     def begin(self, encoded: Sequence[Sequence[int]], user_text: Sequence[Sequence[bool]] | None) -> None:
-        """Take note of the prompts that run next, padded on the left.
+        """Set the prompts that run next, padded on the left.
 
         Args:
             encoded (`Sequence[Sequence[int]]`): Token ids of each prompt.

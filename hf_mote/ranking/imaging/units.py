@@ -1,7 +1,7 @@
-"""What a ranking compares: one unit of evidence for each prompt, and the pairs that they come in.
+"""The units that a ranking compares: one unit of evidence for each prompt, and pairs of them.
 
-Between `FTRIResult` and `contrast`. A prompt asked ten times, or given twice, is one prompt; a prompt of which no
-token counts has no rate; and which prompts are a pair is said by a key, not by the order that a judge leaves.
+Used between `FTRIResult` and `contrast`. A prompt that is run or given several times is one unit; a prompt without
+counted tokens has no rate; and pairs are defined by a key, not by the order of the prompts in a class.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class Evidence(NamedTuple):
-    """Prompts as a ranking compares them.
+    """The units that a ranking compares.
 
     Attributes:
         values ([`PromptMaps`]): One map each, `(units, layers, experts)`.
@@ -48,7 +48,7 @@ class Evidence(NamedTuple):
     groups: list[int] | None = None
 
     def at(self, places: Sequence[int]) -> Evidence:
-        """Return some of them, in another order; the others are left out."""
+        """Return some of the units, in a given order."""
         index = torch.tensor(places, dtype=torch.int64)
         return Evidence(
             self.values.then(lambda maps: maps[index]),
@@ -79,7 +79,7 @@ def check_score(where: str, score: str, value: str, normalize: bool) -> None:
     if score != "mean_difference" and (normalize or value != "count"):
         raise ConfigError(
             where,
-            f"score {score!r} says by itself what it counts, per token",
+            f"score {score!r} already defines what it counts, per token",
             got=f"value={value!r}, normalize={normalize}",
             fix="Leave value and normalize out.",
         )
@@ -96,14 +96,14 @@ def check_tokens(where: str, tokens: Tensor, scope: str) -> None:
     if not bool((tokens > 0).any()):
         raise DataError(
             where,
-            f"scope {scope!r} counted no token of any of {len(tokens)} prompts, so that there is nothing to rank",
+            f"scope {scope!r} counted no token of any of {len(tokens)} prompts, so there is nothing to rank",
             got="0 tokens",
             fix='Look at .responses: a scope such as "thinking" needs responses that think. Or take another scope.',
         )
 
 
 def checked_class(where: str, classes: Sequence[str], target: object) -> str:
-    """Return the name of a class that some responses are of, and some are not.
+    """Return the name of a class that some responses have, and some have not.
 
     Args:
         where (`str`): What the error names.
@@ -164,7 +164,7 @@ def make_units(
         where (`str`): What errors name.
         units (`Evidence`): One for each run.
         prompt_index (`torch.Tensor` of shape `(runs,)`, *optional*): Equal for the runs of one prompt.
-        per_token (`bool`): Whether runs without tokens are left out, as nothing per token is known of them.
+        per_token (`bool`): Whether runs without tokens are left out, as they have no values per token.
         normalize (`bool`): Whether maps are divided by their tokens.
 
     Raises:
@@ -178,7 +178,7 @@ def make_units(
             side = "the class" if units.sizes[0] == 0 else "the others"
             raise DataError(
                 where,
-                f"no token was counted in any prompt of {side}, so that it has no shares of tokens",
+                f"no token was counted in any prompt of {side}, so its shares of tokens are undefined",
                 got=f"{units.left_out} prompts without tokens",
                 fix="Take another scope, or score='mean_difference' without normalize.",
             )
@@ -189,7 +189,7 @@ def make_units(
 
 
 def make_pairs(where: str, units: Evidence) -> Evidence:
-    """Return the units that make a pair by their keys: the target's in their order, then the other ones in the same.
+    """Return the units that form pairs by their keys: the target's in their order, then the others in the same order.
 
     Args:
         where (`str`): What errors name.
@@ -224,7 +224,7 @@ def merge_groups(where: str, units: Evidence, *, paired: bool) -> Evidence:
         paired (`bool`): Whether units come in pairs.
 
     Raises:
-        [`DataError`]: if the two of a pair are of two groups, or a class is left with a single group, of which no
+        [`DataError`]: if the two of a pair must be of one group, or a class is left with a single group, of which no
             spread between groups is known.
     """
     if units.groups is None:
@@ -232,7 +232,7 @@ def merge_groups(where: str, units: Evidence, *, paired: bool) -> Evidence:
     if paired:
         sides = [[place for place, side in enumerate(units.is_target) if side is which] for which in (True, False)]
         if [units.groups[place] for place in sides[0]] != [units.groups[place] for place in sides[1]]:
-            what, fix = "the two of a pair are of two groups", "Give both the key of their common group."
+            what, fix = "the two of a pair must be of one group", "Give both the key of their common group."
             raise DataError(f"{where}.groups", what, fix=fix)
         units = units.at([*sides[0], *sides[1]])
     keyless = units._replace(keys=[None] * len(units.is_target), groups=None)
@@ -240,7 +240,7 @@ def merge_groups(where: str, units: Evidence, *, paired: bool) -> Evidence:
     if min(merged.sizes) < 2:
         raise DataError(
             f"{where}.groups",
-            "a class is left with one group, which does not show how far groups differ",
+            "a class is left with one group, so the spread between groups is unknown",
             got=f"{merged.sizes[0]} groups of the class, {merged.sizes[1]} of the others",
             expected="2 or more of each",
             fix="Ask about more subjects.",
