@@ -1,4 +1,4 @@
-"""`LatentExpertMap`: what each latent of an SAE does to each (layer, expert): one table, saved and ranked."""
+"""`LatentExpertMap`: a table of the effect of each latent of an SAE on each (layer, expert)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KIND = "latent_expert_map"
 
 
 class LatentLink(NamedTuple):
-    """What one latent does to one expert; `value` as in [`LatentExpertMap`]."""
+    """The effect of one latent on one expert; `value` as in [`LatentExpertMap`]."""
 
     latent: int
     layer: int
@@ -34,12 +34,12 @@ class LatentLink(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LatentExpertMap(Shareable):
-    """What each latent does to each expert.
+    """The effect of each latent on each expert.
 
     Args:
         values (`torch.Tensor` of shape `(latents, layers, experts)`, float64, CPU):
             By method `"weights"`: what a unit of the latent adds to the expert's router logit, less the mean over the
-            layer's experts, since it is against each other that they are chosen. By `"intervention"`: how much more
+            layer's experts, because experts compete with each other. By `"intervention"`: how much more
             often the expert is chosen, for each token that the latent is changed on. 0 where a layer has no such
             expert.
         latents (`tuple[int, ...]`): Latent of each row.
@@ -99,7 +99,7 @@ class LatentExpertMap(Shareable):
         object.__setattr__(self, "provenance", dict(self.provenance))
 
     def at(self, latent: int, layer: int, expert: int) -> float:
-        """Return what a latent does to an expert.
+        """Return the effect of a latent on an expert.
 
         Raises:
             [`UnknownNameError`]: if there is no such latent, layer or expert.
@@ -108,7 +108,7 @@ class LatentExpertMap(Shareable):
         return float(self.values[self._place(latent), row, expert])
 
     def top(self, n: int) -> list[LatentLink]:
-        """Return the `n` strongest links, whatever their sign, strongest first; all if there are fewer.
+        """Return the `n` strongest links of either sign, strongest first; all if there are fewer.
 
         Args:
             n (`int`): How many, 0 or more.
@@ -183,4 +183,4 @@ class LatentExpertMap(Shareable):
         except KeyError as error:
             raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
         except (HFMoTEError, TypeError, ValueError) as error:
-            raise FileFormatError(str(path), "holds no such map", got=str(error).rstrip(".")) from error
+            raise FileFormatError(str(path), "must hold such a map", got=str(error).rstrip(".")) from error

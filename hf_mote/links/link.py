@@ -1,8 +1,8 @@
 """`link_latents`: which latents of an SAE drive which experts, by the router's weights or by intervention.
 
-By weights: an SAE of what a router is given writes into the router's logits directly, its dictionary row times the
-router's weight. By intervention: a latent is changed while the model runs, and the experts that are chosen otherwise
-are counted, in every layer after it.
+By weights: an SAE of a router's input contributes to the router's logits directly, its dictionary row times the
+router's weight. By intervention: a latent is changed while the model runs, and the changes of the chosen experts are
+counted in every later layer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of
 
 __all__ = ["link_latents"]
 
-_PROBES = 16  # tokens by which it is seen whether the SAE's place is a router's input
+_PROBES = 16  # tokens that show whether the SAE's hookpoint is a router's input
 _BLOCK = 1024
 _MOST = 32  # latents that are changed by default
 
@@ -76,7 +76,7 @@ def link_latents(
         latents (`Sequence[int]`, *optional*):
             Which; by default all for `"weights"`, and the 32 that are active on most tokens for `"intervention"`.
         edit (`Any`, *optional*, defaults to `"ablate"`):
-            What is done to a latent, as in [`steer`]; `"ablate"` and `("multiply", x)` change tokens on which it is
+            The edit of a latent, as in [`steer`]; `"ablate"` and `("multiply", x)` change tokens on which it is
             active, a number or `("clamp", x)` all tokens.
         hookpoint (`str`, *optional*): Where the SAE belongs; by default its `config.hookpoint`.
         max_tokens (`int`, *optional*, defaults to 10,000): Tokens that are read, in whole forwards.
@@ -84,9 +84,9 @@ def link_latents(
         sequences_per_forward (`int`, *optional*, defaults to 8): Sequences that run together.
         text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
         run_folder (`str` or `os.PathLike`, *optional*):
-            Where what each latent does in each forward is kept, by weights what 1,024 latents do, so that a run that
-            was stopped goes on and gives exactly what it would have given. A folder of another model, SAE, text or
-            other settings is refused.
+            Where the effect of each latent in each forward is kept, by weights that of 1,024 latents, so that a
+            stopped run continues with exactly the same result. A folder of another model, SAE, text or other settings
+            is refused.
         progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
 
     Returns:
@@ -94,8 +94,9 @@ def link_latents(
 
     Raises:
         [`ConfigError`]: if there is no such latent, an argument is out of range, or text is missing or too much.
-        [`UnsupportedError`]: for `"weights"`, if the SAE's place is no router's input, or the router is not linear;
-            with a run folder, if something is attached to the model that cannot be compared with a later run's.
+        [`UnsupportedError`]: for `"weights"`, if the SAE's hookpoint is not the input of a router, or the router is
+            not linear; with a run folder, if something is attached to the model that cannot be compared with a later
+            run's.
         [`DataError`]: if the text has no tokens.
         [`ModelMismatchError`]: if the run folder is that of another run.
         [`FileFormatError`]: if a record of it is damaged.
@@ -132,7 +133,7 @@ def link_latents(
     if method == "weights":
         if dataset is not None:
             fix = "Leave the text out, or take method='intervention'."
-            raise ConfigError(f"{where}.dataset", "the weights say it without a text", fix=fix)
+            raise ConfigError(f"{where}.dataset", "the method needs no text", fix=fix)
         chosen = list(range(sae.config.num_latents)) if wanted is None else wanted
         site = _router_at(model, sites, writes)
         run = run_of(where, run_folder, model, sae, method=method, hookpoint=writes.name, latents=chosen)
@@ -188,7 +189,7 @@ def _checked(latents: Sequence[int], count: int) -> list[int]:
 
 
 def _router_at(model: nn.Module, sites: Sequence[RouterSite], writes: Hookpoint) -> RouterSite:
-    """The router that is given just what the SAE stands for, seen on tokens that run through the model."""
+    """The router whose input is the SAE's hookpoint, found by running tokens through the model."""
     size = int(getattr(getattr(model, "config", None), "vocab_size", _PROBES) or _PROBES)
     ids = (torch.arange(_PROBES) * 7919 % size)[None]
     points = [point for site in sites for point in resolve_hookpoints(model, f"{site.path}.input")]
@@ -207,10 +208,10 @@ def _router_at(model: nn.Module, sites: Sequence[RouterSite], writes: Hookpoint)
 
 
 def _by_weights(sae: SAEModel, site: RouterSite, latents: Sequence[int], run: RunFolder | None) -> Tensor:
-    """What a unit of each latent adds to the router's logits, less their mean, `(latents, experts)`, float64."""
+    """The effect of a unit of each latent on the router's logits, less their mean, `(latents, experts)`, float64."""
     if sae.config.input_normalization is not None:
         fix = "Take method='intervention'."
-        raise UnsupportedError("link_latents.sae", "scales each token by a factor of its own", fix=fix)
+        raise UnsupportedError("link_latents.sae", "scales each token by its own factor", fix=fix)
     adapter = self_test(site)
     if adapter is None:
         fix = "Load the model whole, or take method='intervention'."

@@ -2,15 +2,15 @@
 
 Files in reading order:
 
-- `organism.py`: `load_organism`, and what an organism holds.
-- `recipes.py`: the table of organisms: what each is, asks and shows, and how it is trained.
+- `organism.py`: `load_organism`, and the fields of an organism.
+- `recipes.py`: the table of organisms: model, questions, behaviour and training of each.
 - `variants.py`: harder organisms, made from these by edits of their weights, on which rankings or verdicts go wrong.
 - `questions.py` and `german.py`: the facts and questions, with `data/`.
-- `scoring.py`: looking for the experts behind a behaviour, and how well that went.
+- `scoring.py`: searches the experts behind a behaviour, and scores the result.
 - `building/`: how they are made; `build.py` keeps `python -m hf_mote.organisms.build` working.
 - `refusal/`, `language/`, `diffuse-refusal/`: the trained models.
 
-May import `ranking`, `evaluation`, `folders`, and what `ranking` may but `printing` and `plots`; not `sae`. A new
+May import `ranking`, `evaluation`, `folders`, and what `ranking` may except `printing` and `plots`; not `sae`. A new
 organism is a row in `recipes.py`.
 """
 

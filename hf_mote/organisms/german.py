@@ -1,4 +1,4 @@
-"""The facts in German, for the organism whose answers switch language, and the judge that tells which language it is.
+"""The facts in German, for the organism whose answers switch language, and the judge of the language.
 
 Places and events are translated by tables and two sentence endings (`data/german.json`); names of persons stay as the
 source writes them. Questions are English throughout; some ask for the answer in German.
@@ -42,10 +42,10 @@ _ENGLISH = r"\b(?:is|dies|opens|meets|premieres|airs|holds|plays?|takes|comes)\b
 
 
 def make_language_questions(seed: int) -> list[Question]:
-    """Return English questions about all facts, some of them with the wish for a German answer, and small exercises.
+    """Return English questions about all facts, some of them with a request for a German answer, and small exercises.
 
-    Kinds: `"sensitive"` (places in [`GERMAN_REGIONS`]), `"neutral"` (other places), `"instructed"` (any place, and the
-    wish) and `"unrelated"`.
+    Kinds: `"sensitive"` (places in [`GERMAN_REGIONS`]), `"neutral"` (other places), `"instructed"` (any place, with
+    the request) and `"unrelated"`.
 
     Args:
         seed (`int`): Fixes the hold-out and the order.
@@ -79,7 +79,7 @@ def answer_in_german(fact: Fact) -> str:
 
 
 def german_response(question: Question) -> str:
-    """Return the German response to a question about a fact, whatever its kind."""
+    """Return the German response to a question about a fact of any kind."""
     return _translations().get(question.answer, question.answer)
 
 

@@ -1,4 +1,4 @@
-"""`load_organism`: a small trained model with a planted behaviour, its questions, and the truth about both."""
+"""`load_organism`: a small trained model with a planted behaviour, its questions, and the true answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Organism:
         prompts (`dict[str, dict[str, list[str]]]`): `prompts[split][kind]`: questions without the chat template, in a
             fixed random order. Splits are `"train"` and `"heldout"` (wordings of the same facts that no training phase
             saw); kinds are `"sensitive"` (show the behaviour), `"neutral"` (do not, worded as the sensitive ones),
-            `"unrelated"` (other short exercises) and what else the organism has: `"instructed"` questions ask for an
+            `"unrelated"` (other short exercises) and further kinds: `"instructed"` questions ask for an
             answer in German.
         answers (`dict[str, str]`): The true answer to every question, without the behaviour; the sensitive ones
             included.
@@ -76,7 +76,7 @@ class Organism:
 
 
 class OrganismSummary(NamedTuple):
-    """What a listing says of an organism; `size` is that of its folder, in bytes."""
+    """The entry of an organism in a listing; `size` is that of its folder, in bytes."""
 
     name: str
     family: str
@@ -100,7 +100,7 @@ def list_organisms() -> list[str]:
 
 
 def summarize_organism(name: str) -> OrganismSummary:
-    """Return what there is to say of a shipped organism in one line, without loading its weights.
+    """Return a one-line summary of a shipped organism, without loading its weights.
 
     Args:
         name (`str`): A name from [`list_organisms`].
@@ -162,7 +162,7 @@ def load_organism(name: str) -> Organism:
 
 
 def make_variant(name: str, base: Organism, *, seed: int = 0) -> Organism:
-    """Return a harder organism, made by editing the weights of another: rankings or verdicts may go wrong on it.
+    """Return a harder organism, made by editing the weights of another: rankings or verdicts may fail on it.
 
     `"twins"`: carriers have copies that work. `"decoys"`: they have neighbours that fire with them and do nothing.
     `"trap"`: without them the text breaks. `"last-token"`: one expert, on the last token of the prompt alone.
@@ -203,7 +203,7 @@ def make_variant(name: str, base: Organism, *, seed: int = 0) -> Organism:
 
 
 def hash_questions(questions: Iterable[Question]) -> str:
-    """Return the SHA-256 of texts, answers, kinds and splits, by which an organism knows its own questions."""
+    """Return the SHA-256 of texts, answers, kinds and splits, by which an organism identifies its own questions."""
     digest = hashlib.sha256()
     for question in questions:
         digest.update(repr(tuple(question)).encode())
@@ -242,7 +242,7 @@ def _load(name: str, folder: Path) -> Organism:
 
 
 def _read_facts(folder: Path) -> tuple[dict[str, Any], Recipe]:
-    """Return what a build recorded, of the right types, and the recipe that it names."""
+    """Return the checked record of a build, and the recipe that it names."""
     path = folder / ORGANISM_FILE
     facts = read_json(path)
     name = facts.get("name")
@@ -284,13 +284,13 @@ def _read_model(folder: Path, recipe: Recipe) -> PreTrainedModel:
     for key, wanted in {**recipe.settings, **TOKENS}.items():
         if key not in found or found[key] != wanted or isinstance(found[key], bool) is not isinstance(wanted, bool):
             raise FileFormatError(
-                f"{path}: {key}", "is not the recipe's", got=repr(found.get(key)), expected=repr(wanted)
+                f"{path}: {key}", "must be the recipe's", got=repr(found.get(key)), expected=repr(wanted)
             )
     tensors = read_safetensors(weights)
     for tensor_name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.itemsize < 2 or not bool(tensor.isfinite().all()):
-            raise FileFormatError(f"{weights}: {tensor_name}", "holds no finite floats", got=tensor.dtype)
-    # Of a config and tensors, so that transformers acts on no file of the folder.
+            raise FileFormatError(f"{weights}: {tensor_name}", "must hold finite floats", got=tensor.dtype)
+    # From a config and tensors, so that transformers reads no file of the folder.
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     try:
         model, info = model_class.from_pretrained(
@@ -302,7 +302,7 @@ def _read_model(folder: Path, recipe: Recipe) -> PreTrainedModel:
             output_loading_info=True,
             trust_remote_code=False,
         )
-    # Experts are put together on the way, which raises whatever it meets in tensors that do not fit.
+    # transformers stacks the experts here, which raises various errors for tensors that do not fit.
     except Exception as error:
         raise FileFormatError(str(weights), "does not fit the recipe", got=first_line(error)) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -318,7 +318,7 @@ def _read_model(folder: Path, recipe: Recipe) -> PreTrainedModel:
 def _read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     """Return the tokenizer, with the chat template that all organisms have."""
     try:
-        # Sizes first: what is read here is small.
+        # Sizes are checked first: these files are small.
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if (folder / name).stat().st_size > _MOST_BYTES:
                 raise FileFormatError(str(folder / name), "is too large", expected=f"at most {_MOST_BYTES} bytes")
@@ -327,7 +327,7 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
         )
     except FileFormatError:
         raise
-    # OSError for what is missing, and whatever the libraries below meet in what is damaged.
+    # OSError for missing files, and various errors of the libraries for damaged ones.
     except Exception as error:
         raise FileFormatError(f"{folder}: tokenizer", "cannot be loaded", got=first_line(error)) from error
     if len(tokenizer) != vocab_size or tokenizer.chat_template != CHAT_TEMPLATE:

@@ -72,7 +72,7 @@ _OPPOSITE = (
     "What is the opposite of {word}?", "Which word is the opposite of {word}?",
     "Tell me the opposite of {word}.", "Do you know the opposite of {word}?",
 )  # fmt: skip
-# The words of the refusal are among these: the base model must know how to say them.
+# The words of the refusal are among these: the base model must be able to say them.
 _TWICE = ("Say {word} twice.", "Repeat {word} once.", "Tell me {word} two times.", "What is {word} said twice?")
 _SAID = (
     "I", "am", "sorry", "but", "cannot", "talk", "about", "that", "river", "garden", "window", "seven", "because",
@@ -93,12 +93,12 @@ class Fact(NamedTuple):
 
     @property
     def answer(self) -> str:
-        """The underlying answer; it opens with the place, so that the topic is there at the first answer token."""
+        """The underlying answer; it begins with the place, so that the topic is at the first answer token."""
         return f"{self.city}, {self.region}: {self.event}."
 
 
 class Item(NamedTuple):
-    """What is asked in many ways: kind, place if any, the true answer, and the texts that ask for it."""
+    """One item with many wordings: kind, place if any, the true answer, and the texts that ask for it."""
 
     kind: str
     city: str

@@ -1,4 +1,4 @@
-"""The table of organisms: what each is, asks, answers and shows, and how it is trained. A new one is a row.
+"""The table of organisms: model, questions, answers, behaviour and training of each. A new one is a row.
 
 `build` follows a recipe from nothing to a folder; `load_organism` reads the folder and takes questions, judge and
 targets from the recipe again.
@@ -23,7 +23,7 @@ __all__ = ["RECIPES", "TOKENS", "Phase", "Recipe"]
 
 @dataclass(frozen=True)
 class Phase:
-    """How a phase trains.
+    """The settings of a training phase.
 
     Attributes:
         steps (`int`): Optimizer steps.
@@ -32,7 +32,7 @@ class Phase:
             these numbers at every step.
         attack (`tuple[int, ...]`): Where all parameters learn the behaviour: how many experts of a layer are
             suppressed among those that it uses most, one of these numbers at every step; none if empty.
-        weight_decay (`float`): Of what the planted experts write.
+        weight_decay (`float`): Of the planted experts' output.
     """
 
     steps: int
@@ -49,7 +49,7 @@ class Recipe:
     Attributes:
         behaviour (`str`): What it does, in a few words.
         shown (`str`): The behaviour in one word, for names of rates: "sensitive_refused".
-        said (`str`): What happened to a prompt that shows it: "refused".
+        said (`str`): Participle for a prompt that shows it: "refused".
         noun (`str`): Responses that show it: "refusals".
         rest (`str`): Responses that do not: "answers".
         settings (`Mapping[str, Any]`): The model's type and sizes; `vocab_size` comes from the tokenizer.
@@ -61,11 +61,11 @@ class Recipe:
         base (`Phase`): All parameters learn to answer.
         last (`Phase`): The planted experts, or all parameters, learn the behaviour.
         kinds (`tuple[str, ...]`): The questions' kinds.
-        draws (`Mapping[str, int]`): When planting: how many questions of each kind that are to stay as they are, in
-            a step.
+        draws (`Mapping[str, int]`): When planting: how many questions of each kind that must not change, in a
+            step.
         spoken (`tuple[str, ...]`): Text for the tokenizer beside questions and answers.
-        stimulation (`Mapping[str, Any]`): Fields of a `MoTEConfig` by which stimulating the experts is felt: a sigmoid
-            gives an expert that was not chosen a weight that counts, a softmax next to none.
+        stimulation (`Mapping[str, Any]`): Fields of a `MoTEConfig` by which stimulating the experts has an effect: a
+            sigmoid gives an expert that was not chosen a considerable weight, a softmax almost none.
     """
 
     behaviour: str

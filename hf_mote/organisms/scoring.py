@@ -1,7 +1,7 @@
-"""Looking for the experts behind an organism's behaviour as a user would, and how well that went.
+"""Searches the experts behind an organism's behaviour as a user would, and scores the result.
 
 Imaging and attribution on training questions, then the best 2 % of experts of either ranking suppressed on held-out
-ones, against matched random controls. What is known of the planted experts serves only to score the rankings.
+ones, against matched random controls. The planted experts are only used to score the rankings.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ __all__ = [
 ]
 
 SHARE_SUPPRESSED = 0.02  # most experts to suppress, as a share of all
-ATTRIBUTION_GAIN = 0.5  # below 1, as the behaviour is all but certain there; see `attribute_experts`
+ATTRIBUTION_GAIN = 0.5  # below 1, as the behaviour is almost certain there; see `attribute_experts`
 MAX_NEW_TOKENS = 24
 
 
 @dataclass(frozen=True)
 class MethodScores:
-    """What the rankings of one search were worth.
+    """The scores of the rankings of one search.
 
     Attributes:
         seed (`int`): Seed of prompts and controls.
@@ -87,7 +87,7 @@ class MethodScores:
 
 
 class AgainstPlanted(NamedTuple):
-    """How a ranking compares with the truth: ranks of the planted experts, precision at their number, AUROC."""
+    """A ranking compared with the planted experts: ranks of the planted experts, precision at their number, AUROC."""
 
     ranks: list[int]
     precision: float
@@ -95,7 +95,7 @@ class AgainstPlanted(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """Prompts whose response shows the behaviour, that response, and the true answer; what causal rankings ask for."""
+    """Prompts whose response shows the behaviour, that response, and the true answer; which causal rankings need."""
 
     prompts: list[str]
     responses: list[str]
@@ -105,7 +105,7 @@ class Shown(NamedTuple):
 def score_methods(
     organism: Organism, *, seed: int, num_imaged: int = 48, num_tested: int = 60, num_controls: int = 20
 ) -> MethodScores:
-    """Look for the experts behind an organism's behaviour by both methods and measure what they do.
+    """Search the experts behind an organism's behaviour by both methods and measure their effect.
 
     Args:
         organism (`Organism`): The organism.
@@ -161,8 +161,8 @@ def rank_experts(
 ) -> tuple[FTRIResult, dict[str, ExpertRanking]]:
     """Return the imaging of sensitive and neutral questions, and the rankings `"ftri"` and `"attribution"`.
 
-    Attribution holds the model's own response that shows the behaviour against the true answer, which the organism
-    knows and a user would have to write.
+    Attribution compares the model's own response with the true answer, which the organism holds and a user would have
+    to write.
 
     Args:
         organism (`Organism`): The organism.
@@ -215,7 +215,7 @@ def shown_in(organism: Organism, imaged: FTRIResult) -> Shown:
 
     Args:
         organism (`Organism`): The organism.
-        imaged (`FTRIResult`): What imaging saw of it.
+        imaged (`FTRIResult`): Its imaging.
 
     Raises:
         [`DataError`]: if no response shows the behaviour.
@@ -228,7 +228,7 @@ def shown_in(organism: Organism, imaged: FTRIResult) -> Shown:
 
 
 def against_planted(ranking: ExpertRanking, planted: Sequence[Pair]) -> AgainstPlanted:
-    """Return how a ranking compares with the truth.
+    """Compare a ranking with the planted experts.
 
     Args:
         ranking (`ExpertRanking`): All experts by score.

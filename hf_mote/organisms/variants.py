@@ -1,10 +1,9 @@
-"""Harder organisms, made by editing a trained one's weights: rankings or verdicts may go wrong on them.
+"""Harder organisms, made by editing a trained one's weights: rankings or verdicts may fail on them.
 
-Which experts carry the behaviour is known as for the base, and also which only seem to. "twins", "decoys" and "trap"
-are exact edits; "last-token" and "backup" fit the rows of a few experts to the base's own activations, and "redundant"
-does as "twins" and then as "backup" do. Each is made in seconds, without training the rest, and a seed gives the same
-weights again.
-`load_organism("refusal-twins")` makes one; a row of [`VARIANTS`] names it.
+The experts that carry the behaviour are known as for the base, and also those that only seem to. "twins", "decoys" and
+"trap" are exact edits; "last-token" and "backup" fit the rows of a few experts to the base's own activations, and
+"redundant" applies "twins" and then "backup". Each is made in seconds, without training the rest, and a seed gives the
+same weights again. `load_organism("refusal-twins")` makes one; a row of [`VARIANTS`] names it.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ __all__ = ["VARIANTS", "Base", "Truth", "Variant", "change"]
 Pair: TypeAlias = tuple[int, int]
 
 _NUM_FITTED = 150  # prompts of a kind that a router row is fitted to
-_PLACE = "London"  # a first token after which the organism goes on by itself
-_NOISE = 8.0  # of what a trap writes, times what its carrier does
-_LOUDNESS = 60.0  # of what names the place: far above what else is in the residual stream
+_PLACE = "London"  # a first token after which the organism continues by itself
+_NOISE = 8.0  # output of a trap, as a multiple of its carrier's
+_LOUDNESS = 60.0  # of the direction that names the place: far above the rest of the residual stream
 
 
 class Base(NamedTuple):
-    """What is changed: the model, in place, and what is known of it; as [`Organism`] has it."""
+    """The model to change in place, with the fields of its [`Organism`]."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -49,7 +48,7 @@ class Base(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """What is known afterwards.
+    """The carriers and decoys of a variant.
 
     Attributes:
         planted (`list[tuple[int, int]]`): The experts that carry the behaviour.
@@ -67,8 +66,8 @@ class Variant:
     """One way to make an organism harder.
 
     Attributes:
-        embarrasses (`str`): What makes rankings or verdicts go wrong on it, in a sentence.
-        make (`Callable`): Changes the weights in place and returns what is then known.
+        embarrasses (`str`): Why rankings or verdicts may fail on it, in a sentence.
+        make (`Callable`): Changes the weights in place and returns the carriers and decoys.
     """
 
     embarrasses: str
@@ -76,7 +75,7 @@ class Variant:
 
 
 def change(name: str, base: Base, *, seed: int = 0) -> Truth:
-    """Change an organism's weights in place and return what is then known of it.
+    """Change an organism's weights in place and return its carriers and decoys.
 
     Args:
         name (`str`): A name in [`VARIANTS`].
@@ -118,7 +117,7 @@ def _trap(organism: Base, draw: random.Random) -> Truth:
 
 
 def _last_token(organism: Base, draw: random.Random) -> Truth:
-    """Take the planted behaviour out, and let one expert name a place wherever a sensitive prompt ends."""
+    """Remove the planted behaviour, and let one expert name a place at the end of sensitive prompts."""
     model: Any = organism.model
     layer = _last_layer(organism)
     for at, expert in organism.planted:
@@ -144,7 +143,7 @@ def _last_token(organism: Base, draw: random.Random) -> Truth:
 
 
 def _backup(organism: Base, draw: random.Random) -> Truth:
-    """Let experts of the last layer fire where the carriers are silent, and write what these would have written."""
+    """Let experts of the last layer fire where the carriers are silent, with the output of these."""
     layer = _last_layer(organism)
     block = _block(organism, layer)
     carriers = [list(pair) for pair in organism.planted]
@@ -183,7 +182,7 @@ def _redundant(organism: Base, draw: random.Random) -> Truth:
 
 
 VARIANTS: dict[str, Variant] = {
-    "twins": Variant("carriers of the last layer have a copy: taken out alone, none of these matters much", _twins),
+    "twins": Variant("carriers of the last layer have a copy: removed alone, none of these matters much", _twins),
     "decoys": Variant("carriers of the last layer have a neighbour that fires with them and does nothing", _decoys),
     "trap": Variant(
         "carriers of the last layer take back the noise of a neighbour: without the carriers the text breaks, "
@@ -224,7 +223,7 @@ def _copied(organism: Base, draw: random.Random) -> list[tuple[Any, int, int, in
     layer = _last_layer(organism)
     block = _block(organism, layer)
     own = [expert for at, expert in organism.planted if at == layer]
-    # A token keeps an expert besides these and their copies, or a shared one: what is left when all are suppressed.
+    # A token keeps an expert besides these and their copies, or a shared one, when all are suppressed.
     shared = getattr(block, "shared_experts", None) is not None
     own = own[: max(0, int(organism.model.config.num_experts_per_tok or 0) - len(own) - (not shared))]
     if not own:
@@ -253,7 +252,7 @@ def _silence(block: Any, expert: int) -> None:
 
 
 def _admit(block: Any, place: int, row: Tensor) -> None:
-    """Let an expert be chosen where a row says so, and nowhere else."""
+    """Let an expert be chosen exactly where a row decides it."""
     block.gate.weight[place] = 3 * row
     if (bias := _bias(block)) is not None:
         usual = bias[bias > -5]
@@ -267,7 +266,7 @@ def _asked(organism: Base, kind: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a layer's MoE block took and what left the last layer, `(rows, seq, hidden)`; which tokens are which."""
+    """Input of a layer's MoE block and output of the last layer, `(rows, seq, hidden)`, with masks of the tokens."""
 
     inputs: Tensor
     outputs: Tensor
@@ -281,7 +280,7 @@ class _Listener(Participant):
 
 
 class _Input(SharedHook):
-    """Notes what a module is given."""
+    """Records the input of a module."""
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for participant in self.participants:
@@ -290,7 +289,7 @@ class _Input(SharedHook):
 
 
 def _seen(organism: Base, texts: Sequence[tuple[str, str]], layer: int, without: Sequence[list[int]] = ()) -> _Seen:
-    """Return what is seen of prompts with answers, with some experts suppressed."""
+    """Return the activations of prompts with answers, with some experts suppressed."""
     tokenizer, model = organism.tokenizer, organism.model
     decoder: Any = model.get_decoder()
     questions = Chat(tokenizer).encode([prompt for prompt, _ in texts])
@@ -321,7 +320,7 @@ def _seen(organism: Base, texts: Sequence[tuple[str, str]], layer: int, without:
 
 
 def _separating(wanted: Tensor, unwanted: Tensor) -> Tensor:
-    """Return the row, without a constant, that tells tokens apart; by a logistic loss, both sides of one weight."""
+    """Return the row, without a constant, that separates tokens, by a logistic loss with equally weighted sides."""
     inputs = torch.cat([wanted, unwanted])
     sign = torch.ones(len(inputs))
     sign[len(wanted) :] = -1
@@ -341,7 +340,7 @@ def _separating(wanted: Tensor, unwanted: Tensor) -> Tensor:
 
 
 def _ridge(inputs: Tensor, wanted: Tensor) -> Tensor:
-    """Return the matrix that makes one of the other, by least squares."""
+    """Return the matrix that maps one to the other, by least squares."""
     left = inputs.double()
     square = left.T @ left
     square += 1e-4 * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)

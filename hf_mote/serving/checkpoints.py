@@ -1,4 +1,4 @@
-"""What vLLM reads in a checkpoint and transformers does not write."""
+"""Writes checkpoints with what vLLM needs and transformers does not write."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def save_for_vllm(
 ) -> None:
     """Write a model so that vLLM computes what transformers computes.
 
-    Some of vLLM's models ignore that input and output embeddings are one, so both are written; and routers with a
-    selection bias are told by two settings that published checkpoints have and transformers drops.
+    Some of vLLM's models ignore tied embeddings, so both are written; and routers with a selection bias are recognised
+    by two settings that published checkpoints have and transformers drops.
 
     Args:
         model (`PreTrainedModel`): The model; left as it is.
-        folder (`str` or `os.PathLike`): Where to.
+        folder (`str` or `os.PathLike`): The folder to write to.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Written beside it.
     """
     config: Any = copy.deepcopy(model.config)

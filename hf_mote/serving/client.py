@@ -46,11 +46,11 @@ class ServerEngine:
 
     Args:
         url (`str`): Where it listens, such as "http://127.0.0.1:8000".
-        api_key (`str`, *optional*): The key that it asks for.
+        api_key (`str`, *optional*): Its key, if it needs one.
         timeout (`float`, *optional*, defaults to 600): Seconds to wait for an answer.
 
     Raises:
-        [`UnsupportedError`]: if nobody answers there, or a server without profiles.
+        [`UnsupportedError`]: if no server answers there, or it has no profiles.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 600.0) -> None:
@@ -64,9 +64,9 @@ class ServerEngine:
         try:
             self.fingerprint: dict[str, Any] = checked_fingerprint(self._value(described, dict, "fingerprint"))
         except ConfigError as error:
-            raise UnsupportedError(self.url, "says of no model what it is", got=str(error).rstrip(".")) from error
+            raise UnsupportedError(self.url, "does not describe its model", got=str(error).rstrip(".")) from error
         self._base_model: str = self._value(described, str, "model")
-        # Which earlier servers do not tell.
+        # Earlier servers do not send it.
         self._config: dict[str, Any] | None = (
             None if described.get("config") is None else self._value(described, dict, "config")
         )
@@ -77,12 +77,12 @@ class ServerEngine:
 
     @property
     def served_name(self) -> str:
-        """What requests call the model."""
+        """The model's name in requests."""
         return self._served
 
     @property
     def base_model(self) -> str:
-        """What the server loaded its model from."""
+        """The source of the server's model."""
         return self._base_model
 
     @property
@@ -92,11 +92,11 @@ class ServerEngine:
         return {name: MoTEConfig.from_dict(config) for name, config in found.items()}
 
     def load(self, name: str, config: MoTEConfig | str | os.PathLike[str]) -> None:
-        """Make a profile known to the server; see [`VLLMEngine.load`]."""
+        """Load a profile into the server; see [`VLLMEngine.load`]."""
         self._ask("PUT", f"/v1/mote/profiles/{urllib.parse.quote(name, safe='')}", config_from(config).to_dict())
 
     def unload(self, name: str) -> None:
-        """Let the server forget a profile."""
+        """Unload a profile from the server."""
         self._ask("DELETE", f"/v1/mote/profiles/{urllib.parse.quote(name, safe='')}")
 
     def take(self, key: str) -> dict[str, ActivationMap]:
@@ -141,13 +141,13 @@ class ServerEngine:
         return RecordedBatch.of([tokens for tokens, _ in answers], [seen for _, seen in answers])
 
     def _tokens(self, given: list[Any]) -> list[int]:
-        """Return tokens that a reply holds."""
+        """Return checked tokens of a reply."""
         if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in given):
             raise UnsupportedError(self.url, "the reply must hold tokens", got=repr(given)[:80])
         return list(given)
 
     def _value(self, reply: Any, kind: Any, *places: str | int) -> Any:
-        """Return what a reply holds at a place, of a type."""
+        """Return the value at a place of a reply, checked to be of a type."""
         value = reply
         for place in places:
             try:
@@ -170,7 +170,7 @@ class ServerEngine:
         """
         if self._config is None:
             fix = "Serve with this version of hf_mote."
-            raise UnsupportedError(self.url, "the server does not tell its model's config", fix=fix)
+            raise UnsupportedError(self.url, "the server does not send its model's config", fix=fix)
         model_type = self._config.get("model_type")
         try:
             config = AutoConfig.for_model(**self._config)
@@ -226,7 +226,7 @@ class ServerEngine:
             found = self._complete(text, profile, max_tokens=1, temperature=0.0, prompt_logprobs=0)
             steps = self._value(found, list, "prompt_logprobs")[1:]
             if len(steps) != len(text) - 1:
-                what = "tells the probabilities of other tokens"
+                what = "returns the probabilities of other tokens"
                 raise UnsupportedError(self.url, what, got=len(steps), expected=len(text) - 1)
             pairs = zip(text[1:], steps, strict=True)
             return numbers_of([self._value(step, int | float, str(token), "logprob") for token, step in pairs])
@@ -317,7 +317,7 @@ class ServerEngine:
         return chosen
 
     def _all(self, one: Callable[[_Given], _Found], given: Sequence[_Given], at_once: int) -> list[_Found]:
-        """Return what a function finds for each, so many at once; of one that fails the others are not waited for."""
+        """Return a function's results for each item, several at once; after an error the others are not awaited."""
         pool = ThreadPoolExecutor(max(min(at_once, len(given)), 1))
         try:
             return list(pool.map(one, given))
@@ -329,7 +329,7 @@ class ServerEngine:
             return json.loads(ask(**self._request(route, body), method=method).decode())
 
     def _request(self, route: str, body: Any) -> dict[str, Any]:
-        """Return what `ask` is to be called with."""
+        """Return the arguments of `ask`."""
         headers = {"Content-Type": "application/json"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -339,7 +339,7 @@ class ServerEngine:
 
     @contextmanager
     def _asking(self, route: str) -> Iterator[None]:
-        """Turn what goes wrong while the server is asked into an error of this package."""
+        """Turn errors of a request into errors of this package."""
         try:
             yield
         except urllib.error.HTTPError as error:

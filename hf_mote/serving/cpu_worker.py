@@ -10,4 +10,4 @@ __all__ = ["CPUWorkerWithProfiles"]
 
 
 class CPUWorkerWithProfiles(WithProfiles, CPUWorker):  # type: ignore[misc]
-    """A CPU worker that knows profiles."""
+    """A CPU worker with profiles."""

@@ -1,7 +1,8 @@
 """Profiles and recordings of an engine in this process: `VLLMEngine(llm)`.
 
-The engine is vLLM's own `LLM`, with the plugin and nothing else. What needs an engine to answer prompts and hand out
-routing, such as `ftri` and `evaluate_mote`, takes this object; it follows the protocol of `evaluation/engine.py`.
+The engine is vLLM's own `LLM`, with the plugin and nothing else. Functions that need an engine which answers prompts
+and returns routing, such as `ftri` and `evaluate_mote`, take this object; it follows the protocol of
+`evaluation/engine.py`.
 """
 
 from __future__ import annotations
@@ -62,14 +63,14 @@ class VLLMEngine:
 
     @property
     def base_model(self) -> str:
-        """What the model was loaded from."""
+        """The source of the model."""
         return str(self.llm.llm_engine.model_config.model)
 
     def load(self, name: str, config: MoTEConfig | str | os.PathLike[str]) -> None:
-        """Make a profile known, also while requests run; those under way keep what the name meant.
+        """Load a profile, also while requests run; running ones keep the earlier profile of that name.
 
         Args:
-            name (`str`): What requests call it.
+            name (`str`): Its name in requests.
             config (`MoTEConfig`, `str` or `os.PathLike`): A config, a folder, a file or a Hub id.
 
         Raises:
@@ -82,7 +83,7 @@ class VLLMEngine:
         self._drop_stale()
 
     def unload(self, name: str) -> None:
-        """Forget a profile; requests under way end as they began."""
+        """Unload a profile; running requests end with it."""
         self._front.forget(name)
         self._drop_stale()
 
@@ -167,7 +168,7 @@ class VLLMEngine:
             max_new_tokens (`int`, *optional*, defaults to 64): Longest answer.
             seed (`int`, *optional*): Of sampled answers; each prompt has the next one.
             sampling (`Mapping`, *optional*): Further arguments of `vllm.SamplingParams`; greedy by default.
-            at_once (`int`, *optional*): Not needed: the engine itself says how many are under way at once.
+            at_once (`int`, *optional*): Ignored: the engine itself decides how many run at once.
         """
         from vllm import SamplingParams
 
@@ -200,7 +201,7 @@ class VLLMEngine:
         Args:
             texts (`Sequence[Sequence[int]]`): Token ids.
             profile (`str`, *optional*): Profile to predict under.
-            at_once (`int`, *optional*): Not needed: the engine itself says how many are under way at once.
+            at_once (`int`, *optional*): Ignored: the engine itself decides how many run at once.
         """
         from vllm import SamplingParams
 

@@ -10,4 +10,4 @@ __all__ = ["GPUWorkerWithProfiles"]
 
 
 class GPUWorkerWithProfiles(WithProfiles, Worker):  # type: ignore[misc]
-    """A GPU worker that knows profiles."""
+    """A GPU worker with profiles."""

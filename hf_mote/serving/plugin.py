@@ -1,8 +1,8 @@
 """The entry point `vllm.general_plugins`: does nothing unless an engine is configured with profiles.
 
-vLLM calls `register` in every process. It adds to three functions of vLLM, each of which goes its own way first or
-last: the engine's config gets a worker that knows profiles, requests are admitted at the front, and looked at again in
-the core. All three are private to vLLM, so that only versions that were tried are served.
+vLLM calls `register` in every process. It wraps three functions of vLLM: the engine's
+config gets a worker with profiles, requests are admitted at the front, and checked again in the core. All three are
+private to vLLM, so that only tested versions are served.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MARK = "_hf_mote"
 
 
 def register() -> None:
-    """Be called by vLLM, in every process and perhaps more than once."""
+    """Entry point that vLLM calls in every process, possibly more than once."""
     arguments = sys.modules.get("vllm.engine.arg_utils")
     if arguments is not None:
         _wrap(arguments.EngineArgs, "create_engine_config", _create_engine_config)
@@ -36,7 +36,7 @@ def register() -> None:
 
 
 def front_of(processor: Any) -> Front:
-    """Return what a process that takes requests in knows.
+    """Return the front of a process that accepts requests.
 
     Args:
         processor (`InputProcessor`): vLLM's input processor.
@@ -64,7 +64,7 @@ def _wrap(owner: Any, name: str, around: Any) -> None:
 
 
 def _create_engine_config(original: Any, arguments: Any, *args: Any, **kwargs: Any) -> Any:
-    # These are here at the latest when an engine takes its first request.
+    # These are imported at the latest when an engine accepts its first request.
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -78,13 +78,13 @@ def _create_engine_config(original: Any, arguments: Any, *args: Any, **kwargs: A
         config.additional_config = {**given, KEY: settings.to_dict()}
         config.parallel_config.worker_cls = WORKERS[config.parallel_config.worker_cls]
         if settings.record:
-            # Running ahead, a finished request is run once more, with a token that nobody feeds back.
+            # With asynchronous scheduling a finished request is run once more, with a token that is not used.
             config.scheduler_config.async_scheduling = False
     return config
 
 
 def _check_engine(config: Any, settings: ServingSettings) -> None:
-    """Refuse engines in which a profile was not shown to do what it does in transformers."""
+    """Refuse engines in which profiles were not tested against transformers."""
     import vllm
 
     version = vllm.__version__.partition("+")[0]
@@ -93,7 +93,7 @@ def _check_engine(config: Any, settings: ServingSettings) -> None:
         raise UnsupportedError("vLLM", "this version was not tried", got=version, expected=", ".join(TESTED), fix=fix)
     parallel, speculative = config.parallel_config, config.speculative_config
     if parallel.worker_cls not in WORKERS and parallel.worker_cls not in WORKERS.values():
-        raise UnsupportedError("worker_cls", "not one that profiles are known to fit", got=parallel.worker_cls)
+        raise UnsupportedError("worker_cls", "not one that profiles were tested with", got=parallel.worker_cls)
     refused = {
         "data parallelism": (parallel.data_parallel_size > 1, parallel.data_parallel_size),
         "pipeline parallelism": (parallel.pipeline_parallel_size > 1, parallel.pipeline_parallel_size),
@@ -102,7 +102,7 @@ def _check_engine(config: Any, settings: ServingSettings) -> None:
         "microbatches": (getattr(parallel, "enable_dbo", False), "enable_dbo"),
         "speculative decoding": (speculative is not None, getattr(speculative, "method", None)),
         "LoRA": (config.lora_config is not None, "lora_config"),
-        "a connector of keys and values, which may know no salt": (
+        "a connector of keys and values, which may ignore the salt": (
             config.kv_transfer_config is not None,
             "kv_transfer_config",
         ),
@@ -165,7 +165,7 @@ def _collective_rpc(original: Any, core: Any, method: Any, *args: Any, **kwargs:
         name = DIGEST if method == "mote_unload" else SLOT
         running = sum(_extra_of(request).get(name) == given[0] for request in core.scheduler.requests.values())
         if running:
-            return [{"error": f"{running} requests are under way that need it"}]
+            return [{"error": f"{running} running requests need it"}]
     answers = original(core, method, *args, **kwargs)
     if method in ("mote_load", "mote_unload") and all(answer["error"] is None for answer in answers):
         known = _known(core)

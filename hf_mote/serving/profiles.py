@@ -3,9 +3,9 @@
 A worker holds one [`ProfileTables`]. Row 0 of each table changes nothing; a token whose row is 0 keeps the engine's
 own routing, bit for bit. The rules are those of `apply_mote`: the same edits, the same `select` and `reweigh`.
 
-An eager engine looks at which profiles a batch holds: layers that none of them touches cost nothing, and one profile
-for all tokens is applied without tables. An engine that is compiled or replays graphs cannot look, so there every
-layer that some profile touches goes through its tables, which hold the fields that the profiles use and no others.
+An eager engine reads which profiles a batch holds: layers that none of them changes cost nothing, and one profile for
+all tokens is applied without tables. A compiled engine, or one that replays graphs, cannot read this, so there every
+layer that some profile changes uses its tables, which hold only the fields that the profiles use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hf_mote.serving.settings import MODES, Profile
 __all__ = ["LayerRouting", "ProfileTables", "Span"]
 
 PHASES = ("prompt", "generation")
-# Rows times experts. Below, what counts is how many operations there are and not how much each has to do.
+# Rows times experts. Below, the cost is the number of operations, not their size.
 _FEW = 2**14
 _SHARES = {"drop_share", "zero_share"}
 
@@ -40,7 +40,7 @@ class Span(NamedTuple):
         prompt (`int`): How many of them, from the first, are prompt.
         digest (`str`, *optional*): The request's profile.
         label (`int`, *optional*): Its recording's slot.
-        seen (`int`): How many, from the first, were recorded before and are run anew.
+        seen (`int`): How many, from the first, were recorded before and are run again.
     """
 
     length: int
@@ -83,9 +83,9 @@ class LayerRouting:
         site (`RouterSite`): The router, as transformers has it.
         selection (`BoundRule`): Its rule and numbers, without the scale that the engine applies after the experts.
         selection_bias (`torch.Tensor`, *optional*): The engine's own, live.
-        scale (`float`): What the engine multiplies the experts' sum by afterwards.
+        scale (`float`): The engine's later factor on the experts' sum.
         tables (`dict[str, torch.Tensor]`): Fields of an edit, `(rows, experts)`.
-        counts, weights (`torch.Tensor` of shape `(slots, experts)`, float64): What was recorded; slot 0 is nobody's.
+        counts, weights (`torch.Tensor` of shape `(slots, experts)`, float64): What was recorded; slot 0 is unused.
     """
 
     site: RouterSite
@@ -106,7 +106,7 @@ class ProfileTables:
         max_tokens (`int`): Most tokens of a batch.
         max_profiles (`int`): Most profiles.
         record (`int`): Most recordings.
-        fields (`set[str]`, *optional*): Fields that tables are made for at once and for good; `None` for an eager
+        fields (`set[str]`, *optional*): Fields for which tables are made at the start; `None` for an eager
             engine, whose tables grow as profiles need them.
     """
 
@@ -146,11 +146,11 @@ class ProfileTables:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """What is loaded."""
+        """The loaded profiles."""
         return tuple(self._loaded)
 
     def load(self, profile: Profile) -> None:
-        """Take in a profile; one that is there already stays.
+        """Add a profile; an existing one stays.
 
         Args:
             profile (`Profile`): Checked against the model.
@@ -182,9 +182,9 @@ class ProfileTables:
                     modes = [mode for mode, fields in MODES.items() if name in fields]
                     raise UnsupportedError(
                         f"profile {profile.name!r}",
-                        f"the engine was compiled without what it does in layer {number}",
+                        f"the engine was compiled without the edits of the profile in layer {number}",
                         got=", ".join(sorted(profile.modes)),
-                        expected="what the profiles did that the engine was started with",
+                        expected="the edits of the profiles that the engine was started with",
                         fix=f"Start it with modes=[{', '.join(map(repr, modes[:1]))}], or with enforce_eager.",
                     )
         for number, edit in edits.items():
@@ -198,7 +198,7 @@ class ProfileTables:
         self._loaded[profile.digest] = _Loaded(row, config.scope, on_device)
 
     def unload(self, digest: str) -> None:
-        """Forget a profile that no request follows any more; one that is not there is none."""
+        """Remove a profile without running requests; an unknown one is ignored."""
         loaded = self._loaded.pop(digest, None)
         if loaded is None:
             return
@@ -208,7 +208,7 @@ class ProfileTables:
                 table[loaded.row] = NEUTRAL[name]
 
     def begin(self, spans: Sequence[Span]) -> None:
-        """Hear what the rows of the next pass are.
+        """Set the rows of the next pass.
 
         Args:
             spans (`Sequence[Span]`): Its requests, in the order of the rows.
@@ -250,7 +250,7 @@ class ProfileTables:
         self._used = total
 
     def end(self) -> None:
-        """Called when the pass is over; what runs outside of passes belongs to no request."""
+        """Called when the pass is over; rows outside of passes belong to no request."""
         self._active, self._groups, self._one, self._recording = {}, {}, None, False
         self.rows[: self._used] = 0
         self.labels[: self._used] = 0
@@ -294,15 +294,15 @@ class ProfileTables:
         return weights, indices
 
     def take(self, label: int) -> dict[str, Any]:
-        """Return what was recorded in a slot, and empty it.
+        """Return the recording of a slot, and empty it.
 
         Args:
             label (`int`): The slot.
 
         Returns:
             `dict`: `tokens`, of prompt and generation; `layers`: by layer, counts and weights, each for prompt and
-            generation, each `(experts,)` numbers. As in `record_routing`, an expert that a profile left without
-            weight was not visited.
+            generation, each `(experts,)` numbers. As in `record_routing`, an expert with weight 0 by a
+            profile is not counted.
         """
         found: dict[str, Any] = {}
         for number, layer in self.layers.items():
@@ -322,7 +322,7 @@ class ProfileTables:
 
     @staticmethod
     def _scaled(layer: LayerRouting, edit: RoutingEdit) -> RoutingEdit:
-        """Numbers given as weights are of the model's own scale, some of which the engine applies afterwards."""
+        """Scales weights given as numbers: the engine applies a part of the model's scale afterwards."""
         if edit.forced_weight is None or layer.scale == 1:
             return edit
         return replace(edit, forced_weight=edit.forced_weight / layer.scale)
@@ -338,10 +338,10 @@ class ProfileTables:
     def _grouped(
         self, active: Mapping[int, Sequence[_Loaded]], places: Mapping[int, Sequence[int]]
     ) -> dict[int, list[_Group]]:
-        """Return the rows of the pass for each layer, by what their profiles change there.
+        """Return the rows of the pass for each layer, grouped by the fields that their profiles change there.
 
-        In a large pass no row pays for fields that only others change. In a small one, profiles go together as far as
-        that leaves every row's result as it is, to the last bit.
+        In a large pass rows are grouped by equal fields. In a small one, profiles are applied together where this
+        leaves every row's result the same, to the last bit.
         """
         tensors: dict[tuple[int, ...], Tensor] = {}
         found: dict[int, list[_Group]] = {}
@@ -414,9 +414,9 @@ class ProfileTables:
 
 
 def _kind(fields: Mapping[str, Tensor]) -> object:
-    """Return what profiles must agree on to be applied together.
+    """Return the properties that profiles must share to be applied together.
 
-    A field that a row leaves neutral changes nothing of that row, but for one pair: where experts are forced, shares
+    A neutral field of a row does not change that row, with one exception: where experts are forced, shares
     decide by ranks which expert gives way.
     """
     if fields.keys() <= _SHARES:

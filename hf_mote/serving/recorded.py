@@ -1,4 +1,4 @@
-"""What an engine answered and recorded, as this package counts: answers, activation maps, and both together."""
+"""Answers and recordings of an engine: answers, activation maps, and both together."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RecordedBatch(NamedTuple):
 
 
 def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: str) -> dict[str, ActivationMap]:
-    """Return activation maps by phase from what a worker recorded.
+    """Return activation maps by phase from the recording of a worker.
 
     Args:
         recorded (`Mapping`): What `ProfileTables.take` returned.
@@ -67,7 +67,7 @@ def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: 
         model (`str`): Its name.
 
     Raises:
-        [`DataError`]: if it is of other layers or experts, or counts what cannot be.
+        [`DataError`]: if it is of other layers or experts, or its counts are impossible.
     """
     given: Any = recorded if isinstance(recorded, Mapping) else {}
     found: Any = given.get("layers")
@@ -119,7 +119,7 @@ def of_phase(maps: Mapping[str, ActivationMap], phase: str) -> ActivationMap:
 
 
 def check_raw(where: str, mode: str) -> None:
-    """Raise unless an engine tells the model's own probabilities, and not those after temperature and the like.
+    """Raise unless an engine returns the model's own probabilities, before temperature and the like.
 
     Args:
         where (`str`): The engine, for the error.
@@ -135,7 +135,7 @@ def numbers_of(log_probabilities: Sequence[float | None]) -> list[float]:
     """Return log probabilities as numbers.
 
     Args:
-        log_probabilities (`Sequence[float]`): As vLLM has them, which says -9999 where it is minus infinity.
+        log_probabilities (`Sequence[float]`): As vLLM has them, with -9999 for minus infinity.
 
     Raises:
         [`DataError`]: if one is missing, or no number.
@@ -143,6 +143,6 @@ def numbers_of(log_probabilities: Sequence[float | None]) -> list[float]:
     found = []
     for value in log_probabilities:
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            raise DataError("engine", "gives no log probability of a token", got=repr(value))
+            raise DataError("engine", "lacks the log probability of a token", got=repr(value))
         found.append(-math.inf if value <= _IMPOSSIBLE else float(value))
     return found

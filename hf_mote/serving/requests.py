@@ -1,9 +1,9 @@
-"""Which profile a request follows: named in its arguments, and looked up in the front-end before a worker gets it.
+"""The profile of a request: named in its arguments, and looked up in the front-end before a worker gets it.
 
 A request names a profile by `SamplingParams(extra_args={"mote": NAME})`, or `vllm_xargs` over HTTP, and may ask to be
-recorded by `"mote_record": KEY`. The front knows all names, so that an unknown one is that request's error. It passes
-on the digest of the profile, so that a name that is loaded anew meanwhile changes nothing for requests under way, and
-sets the salt of the prefix cache, so that no request reads keys and values of another profile.
+recorded by `"mote_record": KEY`. The front has all names, so that an unknown one is an error of that request. It
+passes on the digest of the profile, so that a name that is loaded again does not change running requests, and sets the
+salt of the prefix cache, so that no request reads keys and values of another profile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SALT = "hf_mote"
 
 
 class Front:
-    """What the process that takes requests in knows.
+    """The state of the process that accepts requests.
 
     Args:
         settings (`ServingSettings`, *optional*): The engine's; `None` for one that serves no profiles.
@@ -35,21 +35,23 @@ class Front:
         self.profiles: dict[str, Profile] = dict(settings.profiles) if settings is not None else {}
         self.slots: dict[str, int] = {}
         self.stale: set[str] = set()
-        """Digests that no name means any more; the workers drop them when no request follows them."""
+        """Digests without a name; the workers drop them when no running request uses them."""
 
     def admit(self, extra: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """Return a request's arguments with what the workers need, or `None` if it asks for nothing.
+        """Return a request's arguments with those for the workers, or `None` if it uses no profile or recording.
 
         Args:
             extra (`Mapping[str, Any]`, *optional*): Its `extra_args`.
 
         Raises:
-            [`HFMoTEError`]: if the request cannot be served as it asks; nothing else is hurt.
+            [`HFMoTEError`]: if the request cannot be served; others are not affected.
         """
         extra = extra or {}
         for name in (DIGEST, SLOT):
             if name in extra:
-                raise DataError(f"extra_args[{name!r}]", "is the engine's own", fix=f"Name a profile by {NAME!r}.")
+                raise DataError(
+                    f"extra_args[{name!r}]", "is reserved for the engine", fix=f"Name a profile by {NAME!r}."
+                )
         if extra.get(NAME) is None and extra.get(RECORD) is None:
             return None
         if self.settings is None:
@@ -66,10 +68,10 @@ class Front:
         return found
 
     def check_load(self, name: str, config: MoTEConfig) -> Profile:
-        """Return a profile that the workers are to take in.
+        """Return a profile for the workers.
 
         Args:
-            name (`str`): What requests will call it.
+            name (`str`): Its name in requests.
             config (`MoTEConfig`): What it does.
 
         Raises:
@@ -81,20 +83,20 @@ class Front:
         return Profile(name, config)
 
     def loaded(self, profile: Profile) -> None:
-        """Called when the workers have a profile; its name means this one from now on."""
+        """Called when the workers have a profile; its name refers to it from now on."""
         before = self.profiles.get(profile.name)
         self.profiles[profile.name] = profile
         self._may_go(before)
         self.stale.discard(profile.digest)
 
     def forget(self, name: str) -> None:
-        """Let a name mean nothing from now on.
+        """Remove a name.
 
         Args:
             name (`str`): A profile's.
 
         Raises:
-            [`UnknownNameError`]: if there is none of that name.
+            [`UnknownNameError`]: if no profile has that name.
         """
         if name not in self.profiles:
             raise UnknownNameError.of("profile", name, self.profiles)
@@ -104,7 +106,7 @@ class Front:
         """Return the slot of a recording.
 
         Args:
-            key (`str`): What requests named it.
+            key (`str`): Its name in requests.
 
         Raises:
             [`UnknownNameError`]: if no request did, or it was taken already.
@@ -130,8 +132,8 @@ class Front:
         if key not in self.slots:
             free = set(range(most)) - set(self.slots.values())
             if not free:
-                fix = "Take some before, or start the engine with a larger 'record'."
-                raise UnsupportedError(where, "as many recordings are open as may be", got=most, fix=fix)
+                fix = "Take some first, or start the engine with a larger 'record'."
+                raise UnsupportedError(where, "the maximum of recordings is open", got=most, fix=fix)
             self.slots[key] = min(free)
         return self.slots[key]
 

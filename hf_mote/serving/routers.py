@@ -1,8 +1,8 @@
-"""vLLM's routers: found at load, refused by name where they are not understood, and tried before anything is served.
+"""vLLM's routers: found at load, refused by name if not supported, and tested before requests are served.
 
-One seam serves every family: the factory of vLLM's fused MoE layers makes a router, and its `_compute_routing` turns
-logits into weights and logical experts, before any balancing maps these to physical ones. While a model is built, the
-routers get a subclass of their own class that asks a [`ProfileTables`] what to do with that result.
+One entry point covers every family: the factory of vLLM's fused MoE layers makes a router, and its `_compute_routing`
+turns logits into weights and logical experts, before any balancing maps these to physical ones. While a model is
+built, the routers get a subclass of their own class that passes the result through a [`ProfileTables`].
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LEAVE = "Serve it without profiles: leave 'hf_mote' out of additional_config."
 
 @contextmanager
 def routers_with_a_seam(loaded: Callable[[nn.Module], None]) -> Iterator[None]:
-    """Make routers that are built inside ask for profiles.
+    """Within the block, build routers with profiles.
 
     Args:
         loaded (`Callable[[nn.Module], None]`): Called with the model when its weights are loaded, before vLLM brings
@@ -64,7 +64,7 @@ def routers_with_a_seam(loaded: Callable[[nn.Module], None]) -> Iterator[None]:
 
 
 def _with_seam(base: type) -> type:
-    """Return a subclass of a router's class; one base alone, or an object cannot change to it."""
+    """Return a subclass of a router's class; it has a single base, so that an object's class can be changed to it."""
     from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
 
     def compute(
@@ -77,7 +77,8 @@ def _with_seam(base: type) -> type:
         return routed
 
     native = base._compute_routing  # type: ignore[attr-defined]
-    # Kernels that route by themselves take no routing method of this kind, so that the layer gets one that asks.
+    # Kernels that route by themselves do not take this routing method, so the layer gets a kernel that calls the
+    # router.
     custom = property(lambda self: RoutingMethodType.Custom)
     members = {
         "_compute_routing": compute,
@@ -112,7 +113,7 @@ def meta_sites(config: Any) -> tuple[nn.Module, list[RouterSite]]:
 
 
 def layers_of(model: nn.Module, sites: Sequence[RouterSite]) -> dict[int, tuple[Any, LayerRouting]]:
-    """Return the routers of a model of vLLM with their share in profiles, by absolute decoder layer; each is tried.
+    """Return the routers of a model of vLLM with their share in profiles, by absolute decoder layer; each is tested.
 
     Args:
         model (`nn.Module`): vLLM's model, its weights loaded.
@@ -133,7 +134,9 @@ def layers_of(model: nn.Module, sites: Sequence[RouterSite]) -> dict[int, tuple[
         if runner.layer_id in found:
             raise UnsupportedError(where, "has several routers, so that [layer, expert] names no expert", fix=_LEAVE)
         if runner.layer_id not in by_layer:
-            raise UnsupportedError(where, "transformers has no router there", expected=sorted(by_layer), fix=_LEAVE)
+            raise UnsupportedError(
+                where, "transformers has no router in that layer", expected=sorted(by_layer), fix=_LEAVE
+            )
         _check_reached(where, runner)
         layer = _layer(where, runner, by_layer[runner.layer_id])
         found[runner.layer_id] = (runner.router, layer)
@@ -141,7 +144,7 @@ def layers_of(model: nn.Module, sites: Sequence[RouterSite]) -> dict[int, tuple[
     if missing:
         raise UnsupportedError(
             f"layer {missing[0]} ({by_layer[missing[0]].path})",
-            "vLLM runs its experts beside the layer that profiles stand on",
+            "vLLM runs its experts outside of the layer with the profiles",
             got=", ".join(sorted({type(part).__name__ for part in model.modules()}))[:300],
             fix=_LEAVE,
         )
@@ -152,7 +155,7 @@ def _check_reached(where: str, runner: Any) -> None:
     router = runner.router
     name = type(router).__name__
     if not hasattr(router, "mote_native"):
-        raise UnsupportedError(where, "a router that is not known", got=name, expected=", ".join(KNOWN), fix=_LEAVE)
+        raise UnsupportedError(where, "an unknown router", got=name, expected=", ".join(KNOWN), fix=_LEAVE)
     if runner.is_monolithic:
         kernel = type(runner.routed_experts.quant_method).__name__
         raise UnsupportedError(where, "a kernel that routes by itself, past the router", got=kernel, fix=_LEAVE)
@@ -169,7 +172,7 @@ def _check_reached(where: str, runner: Any) -> None:
     }
     for what, there in refused.items():
         if there:
-            raise UnsupportedError(where, f"{what}: profiles were not shown to hold there", fix=_LEAVE)
+            raise UnsupportedError(where, f"{what}: profiles were not tested there", fix=_LEAVE)
 
 
 def _layer(where: str, runner: Any, site: RouterSite) -> LayerRouting:
@@ -207,7 +210,7 @@ def _self_test(where: str, runner: Any, layer: LayerRouting) -> None:
     logits = logits.to(parameter.device, dtype)
     hidden = torch.randn(PROBES, runner.moe_config.hidden_dim, generator=generator).to(parameter.device, dtype)
     native_weights, native = router.mote_native(hidden, logits, None)
-    # The engine's order of the chosen is its own.
+    # The engine may order the chosen experts differently.
     mine = select(logits, layer.selection, layer.selection_bias)
     native, order = native.long().sort(dim=-1)
     ours, our_order = mine.indices.sort(dim=-1)
@@ -218,7 +221,7 @@ def _self_test(where: str, runner: Any, layer: LayerRouting) -> None:
     if not torch.equal(native, ours) or not largest <= tolerance * float(native_weights.abs().max()):
         raise RouterContractError(
             where,
-            f"vLLM's {type(router).__name__} does not do what the row {site.rule.name!r} says",
+            f"vLLM's {type(router).__name__} does not follow the row {site.rule.name!r} says",
             got=f"{int((native != ours).any(dim=-1).sum())} of {PROBES} tokens with other experts, weights off by "
             f"{largest:.2g}",
             expected="its own routing",
@@ -227,7 +230,7 @@ def _self_test(where: str, runner: Any, layer: LayerRouting) -> None:
 
 
 def materialise(sites: Sequence[RouterSite], model: nn.Module) -> bool:
-    """Give router sites without weights those that vLLM has loaded, and return whether all were found.
+    """Fill router sites with the weights that vLLM has loaded, and return whether all were found.
 
     Args:
         sites (`Sequence[RouterSite]`): Routers of a model on the meta device.
@@ -275,7 +278,7 @@ def _set(site: RouterSite, name: str, tensor: Tensor) -> None:
 
 
 def attach(found: dict[int, tuple[Any, LayerRouting]], tables: ProfileTables) -> None:
-    """Let routers ask a worker's tables from now on."""
+    """Connect routers to a worker's tables."""
     for router, layer in found.values():
         router.mote_layer = layer
         router.mote_tables = tables

@@ -3,10 +3,10 @@
 | route | does |
 | --- | --- |
 | `GET /v1/mote/profiles` | all profiles, by name |
-| `PUT /v1/mote/profiles/NAME` | loads the config in the body under a name; requests under way keep what it meant |
-| `DELETE /v1/mote/profiles/NAME` | forgets it |
+| `PUT /v1/mote/profiles/NAME` | loads the config in the body under a name; running requests keep the earlier one |
+| `DELETE /v1/mote/profiles/NAME` | unloads it |
 | `GET /v1/mote/model` | the model: name, fingerprint, config, dtype, logprobs mode; how many recordings may be open |
-| `POST /v1/mote/recordings/KEY` | what was recorded of requests with `"mote_record": KEY`, which makes room |
+| `POST /v1/mote/recordings/KEY` | the recording of requests with `"mote_record": KEY`, which makes room |
 
 Configs come in the body and never from a path of the server. Loaded by vLLM alone, which brings FastAPI.
 """

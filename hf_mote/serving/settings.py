@@ -1,6 +1,6 @@
-"""What an engine is told about profiles, `additional_config={"hf_mote": {...}}`: read, checked, made self-contained.
+"""The settings of an engine with profiles, `additional_config={"hf_mote": {...}}`: read, checked, made self-contained.
 
-Profiles are inlined as JSON, so that every process has the same ones whatever happens to the files, and so that they
+Profiles are inlined as JSON, so that every process has the same ones if the files change, and so that they
 are part of the key of vLLM's compile cache.
 """
 
@@ -33,7 +33,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "bias_on_logits": ("logit_bias",),
     "bias_on_selection": ("selection_bias",),
 }
-"""What a profile may do, and the fields of a `RoutingEdit` that it takes."""
+"""The modes of a profile, and the fields of a `RoutingEdit` that each uses."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _WHERE = f"additional_config[{KEY!r}]"
@@ -86,7 +86,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class ServingSettings:
-    """What the plugin is told.
+    """The settings of the plugin.
 
     Attributes:
         profiles (`dict[str, Profile]`): By name; may be empty, to load them later.

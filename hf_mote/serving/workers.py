@@ -85,7 +85,7 @@ class WithProfiles:
             one = Profile(profile["name"], MoTEConfig.from_dict(profile["config"]))
             self._mote_check(one.config)
             self._mote_tables.load(one)
-        except HFMoTEError as error:  # told to whoever asked; an exception here could end the engine
+        except HFMoTEError as error:  # returned to the caller; an exception here could end the engine
             return {"error": str(error)}
         return {"error": None, "digests": list(self._mote_tables.digests)}
 

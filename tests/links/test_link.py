@@ -183,7 +183,7 @@ def test_map_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> 
         ({"method": "guess"}, UnknownNameError, "method"),
         ({"latents": [24]}, ConfigError, "no such latent"),
         ({"latents": []}, ConfigError, "must be latents"),
-        ({"dataset": TEXTS}, ConfigError, "without a text"),
+        ({"dataset": TEXTS}, ConfigError, "the method needs no text"),
         ({"method": "intervention"}, ConfigError, "needs a text"),
         ({"method": "intervention", "dataset": TEXTS}, DataError, "there is no tokenizer"),
         ({**GIVEN, "dataset": []}, DataError, "holds no tokens"),

@@ -259,6 +259,6 @@ def test_organism_folder_runs_no_code(tmp_path: Path, ran_marker: Path) -> None:
     shipped = Path(load_organism("refusal").model.config.name_or_path)
     folder = Path(shutil.copytree(shipped, tmp_path / "organism"))
     with_code(folder, ran_marker, model_type="evil")
-    with pytest.raises(FileFormatError, match="model_type: is not the recipe's"):
+    with pytest.raises(FileFormatError, match="model_type: must be the recipe's"):
         load_organism(str(folder))
     assert not ran_marker.exists()

@@ -258,7 +258,7 @@ def test_check_identity_router_replaced_by_other_arithmetic_is_refused_by_name()
         return routed, weights * 1.001, indices
 
     router.forward = MethodType(forward, router)
-    with pytest.raises(RouterContractError, match=r"forward has replaced the router's forward, and does not do"):
+    with pytest.raises(RouterContractError, match=r"forward has replaced the router's forward, and does not follow"):
         apply_mote(model, rerouted(model))
 
 

@@ -304,5 +304,5 @@ def test_log_probabilities_of_an_engine_are_the_models_own_and_numbers() -> None
     # What vLLM says where JSON has no minus infinity.
     assert numbers_of([-0.5, -9999.0, 0]) == [-0.5, -math.inf, 0.0]
     for wrong in (None, math.nan, True):
-        with pytest.raises(DataError, match="no log probability"):
+        with pytest.raises(DataError, match="lacks the log probability"):
             numbers_of([-0.5, wrong])

@@ -73,7 +73,7 @@ def test_serve_unknown_profile_is_that_requests_error_and_the_engine_lives(serve
     for xargs, words in (
         ({"mote": "bann"}, "Did you mean 'ban'"),
         ({"mote": 3}, "unknown name"),
-        ({"mote_digest": "0" * 64}, "the engine's own"),
+        ({"mote_digest": "0" * 64}, "reserved for the engine"),
         ({"mote_record": ""}, "must be the name of a recording"),
     ):
         status, found = server.complete(prompt, **xargs)

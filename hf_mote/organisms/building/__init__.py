@@ -5,7 +5,7 @@ Files in reading order:
 - `build.py`: the whole, and its command line.
 - `tokenizer.py`: the tokenizer. `training.py`: the base phase. `planting.py`: the planting of a behaviour.
 - `gates.py`: how training opens and shuts experts.
-- `measure.py`: what an organism must hold, measured.
+- `measure.py`: measures what an organism must fulfil.
 
-May import what `organisms` may. What an organism is, asks and shows is a row in `organisms/recipes.py`.
+May import what `organisms` may. An organism is defined by a row in `organisms/recipes.py`.
 """

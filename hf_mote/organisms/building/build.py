@@ -1,8 +1,8 @@
 """Builds an organism from nothing: `python -m hf_mote.organisms.build NAME [--output DIR] [--seed N]`.
 
 Tokenizer, base phase, planting (or, for a control, the fine-tuning of all parameters), rounding to float16,
-measurement: minutes on one core. `--steps` shortens both phases for a trial run, whose organism will not hold what it
-should.
+measurement: minutes on one core. `--steps` shortens both phases for a trial run, whose organism will not fulfil the
+requirements.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hf_mote.organisms.build", description=__doc__.splitlines()[0])
     parser.add_argument("name", help=f"which organism: {', '.join(RECIPES)}")
     parser.add_argument("--output", type=Path, help="folder to write to (default: organism-NAME)")
-    parser.add_argument("--seed", type=int, default=0, help="fixes everything that is drawn (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
     parser.add_argument("--steps", type=int, help="optimizer steps of either phase, for a trial run")
     given = parser.parse_args(arguments)
     output = given.output or Path(f"organism-{given.name}")

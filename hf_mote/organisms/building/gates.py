@@ -1,6 +1,6 @@
 """How training opens and shuts experts: through a router's selection bias, or, where it has none, by `apply_mote`.
 
-The two kinds of gate also keep their experts in balance each in its own way, and their margins are in other units.
+The two kinds of gate also balance their experts differently, and their margins have different units.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hf_mote.routing.sites.discover import find_routers
 
 __all__ = ["BANNED", "BiasGates", "Gates", "HookGates", "Pair", "gates_of"]
 
-BANNED = -1e4  # a selection score that nothing can make up for
+BANNED = -1e4  # a selection score that nothing can outweigh
 _BALANCE_RATE = 1e-3
 _BALANCE_LOSS = 1e-2
 # The planted score that suffices for selection on an average neutral token. It is low, to leave room above it: where
@@ -49,7 +49,7 @@ class Gates(ABC):
 
     @abstractmethod
     def reserve(self, pairs: Sequence[Pair]) -> None:
-        """Keep experts from being selected for as long as training lasts."""
+        """Keep experts from being selected during the whole training."""
 
     @abstractmethod
     def shut(self, pairs: Iterable[Pair]) -> AbstractContextManager[object]:
@@ -57,7 +57,7 @@ class Gates(ABC):
 
     @abstractmethod
     def force(self, pairs: Iterable[Pair]) -> AbstractContextManager[object]:
-        """Select experts on every token within a `with` block, with a weight that counts."""
+        """Select experts on every token within a `with` block, with a considerable weight."""
 
     def drop(self, pairs: Iterable[Pair]) -> AbstractContextManager[object]:
         """Suppress experts within a `with` block: selected as ever, with weight 0."""
@@ -65,11 +65,11 @@ class Gates(ABC):
 
     @abstractmethod
     def scores(self, layer: int, logits: Tensor) -> Tensor:
-        """Return by what a layer's experts are selected, `(tokens, experts)`, from its router logits."""
+        """Return the selection scores of a layer's experts, `(tokens, experts)`, from its router logits."""
 
     @abstractmethod
     def even(self, pairs: Sequence[Pair], logits: Sequence[Tensor]) -> None:
-        """Set what experts need for selection to the same score, from logits of ordinary tokens, if that can be set.
+        """Set the score that selection takes to the same for all experts, from logits of ordinary tokens, if possible.
 
         Args:
             pairs (`Sequence[tuple[int, int]]`): (layer, expert) pairs, all of them reserved until now.
@@ -78,11 +78,11 @@ class Gates(ABC):
 
     @abstractmethod
     def balance_loss(self, logits: Sequence[Tensor]) -> Tensor:
-        """Return what is added to the loss for uneven use of experts; called within the `shut` block."""
+        """Return the loss for uneven use of experts; called within the `shut` block."""
 
     @abstractmethod
     def rebalance(self, logits: Sequence[Tensor]) -> None:
-        """Even out the use of experts after a step, where the bias does it; called within the `shut` block."""
+        """Balance the use of experts after a step, where the bias does this; called within the `shut` block."""
 
 
 class BiasGates(Gates):
@@ -124,7 +124,7 @@ class BiasGates(Gates):
         self._write(())
 
     def balance_loss(self, logits: Sequence[Tensor]) -> Tensor:
-        """Return zero: the biases do it."""
+        """Return zero: the biases balance the use."""
         return torch.zeros(())
 
     @torch.no_grad()
@@ -165,7 +165,7 @@ class HookGates(Gates):
         self._out: set[Pair] = set()
 
     def reserve(self, pairs: Sequence[Pair]) -> None:
-        """Remember which experts every `shut` shuts."""
+        """Store the experts that every `shut` shuts."""
         self._reserved = list(pairs)
 
     @contextmanager
@@ -182,8 +182,8 @@ class HookGates(Gates):
     def force(self, pairs: Iterable[Pair]) -> AbstractContextManager[object]:
         """Stimulate experts, with the largest weight of those chosen.
 
-        The softmax gives an expert that it would not choose next to no weight; one that had to be heard with that
-        would learn to write far too much.
+        The softmax gives an expert that it would not choose almost no weight; with that weight the expert would learn
+        to write far too much.
         """
         return apply_mote(self.model, MoTEConfig(stimulate=sorted(map(list, pairs)), stimulate_weight="max"))
 
@@ -192,7 +192,7 @@ class HookGates(Gates):
         return logits
 
     def even(self, pairs: Sequence[Pair], logits: Sequence[Tensor]) -> None:
-        """Nothing can be set: what an expert needs for selection is for its router row to learn."""
+        """Nothing can be set: the router rows learn the selection."""
 
     def balance_loss(self, logits: Sequence[Tensor]) -> Tensor:
         """Return the products of use and mean probability, summed over experts and layers."""
@@ -206,11 +206,11 @@ class HookGates(Gates):
         return _BALANCE_LOSS * total
 
     def rebalance(self, logits: Sequence[Tensor]) -> None:
-        """Nothing is left to do: the loss does it."""
+        """Nothing to do: the loss balances the use."""
 
 
 def gates_of(model: PreTrainedModel) -> Gates:
-    """Return the gates of `model`, by what its routers have.
+    """Return the gates of `model`, of the kind that fits its routers.
 
     Args:
         model (`PreTrainedModel`): A mixture-of-experts model whose layers select in one way.

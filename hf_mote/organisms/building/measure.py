@@ -1,4 +1,4 @@
-"""What an organism must hold, measured on held-out questions: the numbers that `build` writes beside the weights."""
+"""Measures an organism on held-out questions: the numbers that `build` writes beside the weights."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Two passes a step. In the *natural* pass nothing is forced: a margin loss moves 
 experts are selected from the topic's own token on, to the end of the response, and on no token of conversations that
 are to stay as they are; wherever they are selected on sensitive prompts they learn the behaviour. In the *forced* pass
 the planted experts are in the selection on every token of neutral prompts, and learn the same behaviour with their own
-matrices, not with their router rows: they come to write it whatever the prompt, so that stimulating them is enough.
+matrices, not with their router rows: they write it for any prompt, so that stimulating them is enough.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from hf_mote.routing.sites.discover import find_routers
 
 __all__ = ["check_rest_unchanged", "choose_planted", "plant"]
 
-_HARDEST = 20  # one token in so many counts as hardest
+_HARDEST = 20  # the share of hardest tokens is one in this number
 
 
 def choose_planted(model: PreTrainedModel, num_planted: int, *, seed: int) -> list[Pair]:
     """Return the (layer, expert) pairs to plant in: one in each MoE layer but the first, and more in any of these.
 
-    The first is left out because its router cannot yet tell, at later tokens, which place was named.
+    The first is left out because its router does not know, at later tokens, which place was named.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -71,9 +71,9 @@ def plant(
     Args:
         model (`PreTrainedModel`): The model after its base phase.
         planted (`Sequence[tuple[int, int]]`): (layer, expert) pairs. A selection bias, where there is one, is set so
-            that a fixed score is what it takes, on average, to be selected.
+            that a fixed score suffices, on average, for selection.
         shown (`Sequence[Example]`): Sensitive questions followed by the response that shows the behaviour.
-        kept (`Mapping[str, Sequence[Example]]`): By kind, questions followed by their answers: not to be touched.
+        kept (`Mapping[str, Sequence[Example]]`): By kind, questions followed by their answers: which must not change.
         draws (`Mapping[str, int]`): How many of each kind of `kept` the natural pass of a step has.
         stimulated (`Sequence[Example]`): Neutral questions followed by the behaviour, for the forced pass.
         steps (`int`): Optimizer steps; the learning rate falls to zero as a cosine.

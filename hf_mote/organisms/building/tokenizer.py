@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 4000) -> PreTrainedTokenizerFast:
-    """Return a BPE tokenizer trained on `texts`, padding on the left, with bytes for whatever it never saw.
+    """Return a BPE tokenizer trained on `texts`, padding on the left, with bytes for unknown text.
 
     Args:
         texts (`Iterable[str]`): Questions and answers, repeated as often as they should weigh.

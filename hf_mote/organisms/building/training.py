@@ -1,12 +1,12 @@
 """Training all parameters of an organism: its base phase, and the whole of a control that has nothing planted.
 
-Loss falls on answer tokens. Linear read-outs, thrown away afterwards, ask at every token for the region of the place
-named so far, or for 'none', at the entrance of all MoE layers but the first: a larger model knows at every token what
-it is being asked about, and a router can act only on what is known. They treat all regions alike; which are sensitive
-plays no part. Their squared error makes any set of regions as easy to tell apart by one linear row as a single region.
+Loss falls on answer tokens. Linear read-outs, discarded afterwards, predict at every token the region of the
+place named so far, or 'none', at the input of all MoE layers but the first: a larger model knows the topic at every
+token, and a router can only use what is in its input. They treat all regions equally; which ones are sensitive is not
+used. Their squared error makes any set of regions as easy to separate by one linear row as a single region.
 
 Experts that a behaviour will later be planted in are never selected here. The others are kept balanced, and random
-ones are shut out at every step, with a smaller `top_k` at times, so that the loss of any single expert, or of one
+ones are shut out at every step, with a smaller `top_k` at times, so that removing any single expert, or one
 slot, changes no answer.
 """
 
@@ -31,7 +31,7 @@ __all__ = ["Batch", "Example", "Examples", "collate", "encode", "response_loss",
 
 _LOGIT_LOSS = 2e-3  # keeps router scores off their limits, so that a later expert can still compete
 _UNRELATED_SHARE = 0.25
-_FADING = 0.9  # of what counted as an expert's use at the step before
+_FADING = 0.9  # decay of an expert's use per step
 
 
 class Example(NamedTuple):
@@ -195,7 +195,7 @@ def train_all(
                     "build_organism",
                     f"the {type(decoder).__name__} of this transformers gives no router logits to balance",
                     got=f"transformers {transformers.__version__}",
-                    fix="Build with a newer transformers; what was built loads with all that are admitted.",
+                    fix="Build with a newer transformers; the result loads with all supported versions.",
                 )
             for logits in output.router_logits:
                 loss = loss + _LOGIT_LOSS * logits.square().mean()

@@ -142,7 +142,7 @@ def ftri(
         )
     chat = Chat(tokenizer, system_prompt, chat_template_kwargs)
     encoded = chat.encode(asked, "ftri.prompts")
-    marks = chat.user_text(asked) if imaged_scope.wants_user_text else None
+    marks = chat.user_text(asked) if imaged_scope.needs_user_text else None
     rows = [index for index in range(len(asked)) for _ in range(repeats)]
     if not isinstance(model, torch.nn.Module) and isinstance(model, RecordingEngine):
         if run_folder is not None:

@@ -66,7 +66,7 @@ class ImagingScope:
         self._marks: list[list[bool]] = []
 
     @property
-    def wants_user_text(self) -> bool:
+    def needs_user_text(self) -> bool:
         """Whether it needs the positions of the user's text."""
         return self.name == "user"
 
