@@ -1,4 +1,4 @@
-"""The page of `hf-mote attribute`: which experts speak for one response rather than another."""
+"""The page of `hf-mote attribute`: which experts favour one response over another."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TARGET, BASELINE = "target", "baseline"
 
 
 class Attribution(NamedTuple):
-    """What attribution found.
+    """The result of attribution.
 
     Attributes:
         model (`str`): The model's name.
@@ -51,7 +51,7 @@ class Attribution(NamedTuple):
 
 
 def attribution_verdict(found: Attribution) -> tuple[str, bool]:
-    """Return what attribution shows, and whether that is anything.
+    """Return the finding of attribution, and whether it is significant.
 
     Args:
         found (`Attribution`): What it found.
@@ -76,7 +76,7 @@ def attribution_page(found: Attribution, *, provenance: Mapping[str, str], files
     """Return the page.
 
     Args:
-        found (`Attribution`): What attribution found.
+        found (`Attribution`): The result of attribution.
         provenance (`Mapping[str, str]`): How it came about, by name.
         files (`Mapping[str, str]`): What lies beside the page, by path.
     """
@@ -113,7 +113,7 @@ def _explored(found: Attribution) -> Explored:
     ranking = found.ranking
     removed: dict[str, dict[tuple[int, int], str]] = {}
     if ranking.method == "ablation":
-        # The experts that were not tried have no p value.
+        # Experts that were not tried have no p value.
         tried = [row for row in ranking.rows(len(ranking)) if row.p is not None and row.p == row.p]
         decimals = decimals_of(ranking)
         removed["taken out alone, log p(target) − log p(baseline) changes by"] = {

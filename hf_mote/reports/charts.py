@@ -1,7 +1,7 @@
 """Rates with their intervals and random controls, as rows or along a dose.
 
-Places across are shares of the width and places down are pixels, so that a chart takes the width there is and its
-letters keep their size. The axis fits what is shown. `plots.py` draws the same pictures as files.
+Horizontal positions are shares of the width and vertical ones are pixels, so that a chart fills the available width
+and its letters keep their size. The axis fits the data. `plots.py` draws the same pictures as files.
 """
 
 from __future__ import annotations

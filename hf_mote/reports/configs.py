@@ -1,4 +1,4 @@
-"""A config in words, and as JSON to copy."""
+"""A config as text, and as JSON to copy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNMEASURED = "Made of the first experts; a hypothesis until hf-mote evaluate has
 def config_part(
     config: Mapping[str, Any], *, note: str | None = None, linked: bool = False, part: str = "config"
 ) -> Html:
-    """Return what a config does, without settings of what it does not do, and its file to copy.
+    """Return a description of a config, without unused settings, and its file to copy.
 
     Args:
         config (`Mapping`): As `MoTEConfig.to_dict` gives it, or `SteeringConfig.to_dict`.

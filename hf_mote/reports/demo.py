@@ -1,4 +1,4 @@
-"""The page of `hf-mote demo`: experts found in two ways, and what happens without them, with them, and by chance."""
+"""The page of `hf-mote demo`: experts found by two methods, and the effects of suppressing and stimulating them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TITLES = {"ftri": "fTRI: where the prompts go", "attribution": "Attribution: wh
 
 
 class Demonstration(NamedTuple):
-    """What the demo measured.
+    """The measurements of the demo.
 
     Attributes:
         model (`str`): The organism's name.
@@ -72,7 +72,7 @@ def demo_page(shown: Demonstration, *, provenance: Mapping[str, str], files: Map
     """Return the page.
 
     Args:
-        shown (`Demonstration`): What the demo measured.
+        shown (`Demonstration`): The measurements of the demo.
         provenance (`Mapping[str, str]`): How it came about, by name.
         files (`Mapping[str, str]`): What lies beside the page, by path.
     """
@@ -107,7 +107,7 @@ def demo_page(shown: Demonstration, *, provenance: Mapping[str, str], files: Map
 
 def _how(shown: Demonstration) -> str:
     names = " and ".join(shown.rankings)
-    truth = " The planted experts are those that training put the behaviour into; no ranking is told." * bool(
+    truth = " The planted experts are those that training put the behaviour into; no ranking uses this." * bool(
         shown.planted
     )
     return f"Ranked by {names}, the one whose experts do more first.{truth}"

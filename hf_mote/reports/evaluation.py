@@ -22,7 +22,7 @@ __all__ = ["Evaluation", "evaluation_page", "points_of"]
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         model (`str`): The model's name.
@@ -84,7 +84,7 @@ _MATCHED = {
 
 
 def points_of(report: EvaluationReport) -> list[Point]:
-    """Return what the effect chart shows: before, and after with the controls."""
+    """Return the rows of the effect chart: before, and after with the controls."""
     before, after = report.before, report.after
     return [
         Point("untouched", before.rate, before.low, before.high, n=before.n),

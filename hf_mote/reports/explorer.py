@@ -1,7 +1,7 @@
-"""Experts to explore: the table that sorts and filters, and one expert looked at closely.
+"""The table of experts, which sorts and filters, and the view of one expert.
 
-What is here stands in the page whether scripts run or not: the first experts, and those that speak against the target.
-`page.js` makes it alive with the numbers of all experts, which [`explorer_data`] puts into the page as data.
+The first experts, and those with negative scores, are in the page also without scripts. `page.js` adds the numbers of
+all experts, which [`explorer_data`] puts into the page as data.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LONGEST_PROMPT = 200  # characters of a prompt that is named beside an expert
 
 
 class Explored(NamedTuple):
-    """All that is known of a model's experts.
+    """The data of a model's experts.
 
     Attributes:
         rankings (`Mapping[str, ExpertRanking]`): By score or method; the first is the one that counts.
@@ -41,7 +41,7 @@ class Explored(NamedTuple):
         texts (`Sequence[RoutedText]`): Texts with the routing weights of `traced`.
         traced (`Sequence[tuple[int, int]]`): The experts of `RoutedText.weights`.
         removed (`Mapping[str, Mapping[tuple[int, int], str]]`):
-            What changes where an expert is taken out, in words, by how that was measured.
+            Effects of removing an expert, as text, by the method of measurement.
         alike (`Mapping[tuple[int, int], Sequence[tuple[tuple[int, int], float]]]`):
             Experts used by the same prompts, with their correlation.
         prompts (`Sequence[tuple[str, str]]`): Prompts with their class.
@@ -65,12 +65,12 @@ class Explored(NamedTuple):
 
     @property
     def ranking(self) -> ExpertRanking:
-        """The ranking that counts."""
+        """The main ranking."""
         return next(iter(self.rankings.values()))
 
 
 def traced_experts(ranking: ExpertRanking) -> list[Pair]:
-    """Return the experts whose tokens a page can show: the first ones, then those that speak against the target.
+    """Return the experts whose tokens a page can show: the first ones, then those with negative scores.
 
     Args:
         ranking (`ExpertRanking`): The ranking.
@@ -111,7 +111,7 @@ def expert_panel() -> Html:
 
 
 def explorer_data(found: Explored) -> Html:
-    """Return the numbers of all experts for the page's script, rounded to what they carry.
+    """Return the numbers of all experts for the page's script, rounded to their precision.
 
     Args:
         found (`Explored`): What is known of them.
@@ -175,7 +175,7 @@ def _counts(name: str, n: int, seen: ActivationMap) -> dict[str, Any]:
 
 
 def _rounded(grid: Tensor | None, decimals: int) -> list[float | None] | None:
-    """Return numbers as short as they can be said; `None` for one that is not known."""
+    """Return numbers as short as possible; `None` for unknown ones."""
     if grid is None:
         return None
     short: Callable[[float], float] = lambda value: int(value) if value == int(value) else value  # noqa: E731
@@ -184,7 +184,7 @@ def _rounded(grid: Tensor | None, decimals: int) -> list[float | None] | None:
 
 
 def _prompts(found: Explored) -> dict[str, Any]:
-    """Return the prompts that are named beside an expert, and which these are."""
+    """Return the prompts that are shown with an expert, and their places."""
     named = sorted({index for visits in found.visits.values() for index, _, _ in visits})
     places = {index: place for place, index in enumerate(named)}
     kept = [found.prompts[index] for index in named]
@@ -198,7 +198,7 @@ def _prompts(found: Explored) -> dict[str, Any]:
 
 
 def _texts(found: Explored) -> list[dict[str, Any]]:
-    """Return the texts, token by token, with the routing weights of as many experts as there is room for."""
+    """Return the texts, token by token, with the routing weights of as many experts as fit."""
     texts: list[dict[str, Any]] = []
     places: list[list[int]] = []  # of the tokens that are shown, for each text
     for text in found.texts:

@@ -1,4 +1,4 @@
-"""How numbers and labels are written for people: few digits, a real minus sign, a dash for what is not known."""
+"""How numbers and labels are written: few digits, a real minus sign, a dash for unknown values."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = [
 
 UNKNOWN = "–"
 _DIGITS = 4
-_MANY = 200  # prompts from which a tenth of a per cent says something
+_MANY = 200  # prompts from which a tenth of a per cent is meaningful
 
 _TURNING = frozenset({"R", "AL", "AN", "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 _ISOLATES = dict.fromkeys(range(0x2066, 0x206A))
 
 
 def number(value: float | None, decimals: int | None = None) -> str:
-    """Return a number with four significant digits, or with so many decimals.
+    """Return a number with four significant digits, or with a number of decimals.
 
     Args:
         value (`float`, *optional*): The number.
@@ -90,7 +90,8 @@ def percent(value: float | None, n: int | None = None) -> str:
     Args:
         value (`float`, *optional*): The share.
         n (`int`, *optional*):
-            Of how many: whole per cents below 200, which are all that so few carry. One decimal by default.
+            Of how many: whole per cents below 200, because so few prompts give no more precision. One decimal by
+            default.
 
     Example:
         ```python
@@ -127,7 +128,7 @@ def probability(value: float | None, least: float | None = None) -> str:
 
 
 def isolated(text: str) -> str:
-    """Return a text that cannot turn the direction of what stands around it.
+    """Return a text that cannot change the direction of the text around it.
 
     Text from right to left, and the control characters that override a direction, end with a mark that Unicode has for
     this; other text stays as it is.
@@ -139,5 +140,5 @@ def isolated(text: str) -> str:
 
 
 def quoted(label: str) -> str:
-    """Return a label in quotation marks, which cannot turn the direction of what stands around it."""
+    """Return a label in quotation marks, which cannot change the direction of the text around it."""
     return f"“{isolated(label)}”"

@@ -1,8 +1,8 @@
-"""Heat maps of layers by experts, drawn in the page: colour for a first look, the number under the pointer.
+"""Heat maps of layers by experts, drawn in the page: colours for an overview, the number under the pointer.
 
-The cells are one small picture with transparency, so that it suits a light and a dark page. Which number a cell has,
-the page's script knows from the page's data, `explorer.py`. What matters is also in a table beside it, for those who
-see no colour or run no script. `plots.py` draws the same picture as a file.
+The cells are one small picture with transparency, so that it suits a light and a dark page. The page's script reads
+the number of a cell from the page's data, `explorer.py`. The main values are also in a table, for readers without
+colours or scripts. `plots.py` draws the same picture as a file.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _across(expert: int, experts: int) -> str:
 
 
 def _mark(shape: str, index: int, row: int, expert: int, experts: int, height: float) -> Html:
-    """Return the outline around a cell; the second name's lies around the first's."""
+    """Return the outline around a cell; the second name's is around the first's."""
     r = round(min(height, 18.0) / 2 - 0.5 + 3 * index, 2)
     match shape:
         case "circle":

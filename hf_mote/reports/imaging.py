@@ -1,4 +1,4 @@
-"""The page of `hf-mote ftri`: which experts a class of responses visits."""
+"""The page of `hf-mote ftri`: which experts a class of responses uses."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ MOST_VISITS = 3  # prompts that are named beside an expert
 
 
 class Imaging(NamedTuple):
-    """What imaging found.
+    """The result of imaging.
 
     Attributes:
         model (`str`): The model's name.
         result (`FTRIResult`): Responses, classes and maps.
         target (`str`): The class of interest.
         rankings (`dict[str, ExpertRanking]`):
-            By score; the first is the one that counts. Empty if no response, or every one, is of the target class.
+            By score; the first is the main one. Empty if no response, or every one, is of the target class.
         top (`int`): How many experts are looked at closely.
         stability (`Stability`, *optional*): How the top holds when prompts are drawn anew.
         texts (`list[RoutedText]`): Texts with the routing weight of `traced`.
@@ -65,12 +65,12 @@ class Imaging(NamedTuple):
 
     @property
     def ranking(self) -> ExpertRanking | None:
-        """The ranking that counts."""
+        """The main ranking."""
         return next(iter(self.rankings.values()), None)
 
 
 def imaging_verdict(found: Imaging) -> tuple[str, bool]:
-    """Return what imaging shows, and whether that is anything.
+    """Return the finding of imaging, and whether it is significant.
 
     Args:
         found (`Imaging`): What it found.
@@ -109,7 +109,7 @@ def imaging_page(found: Imaging, *, provenance: Mapping[str, str], files: Mappin
     """Return the page.
 
     Args:
-        found (`Imaging`): What imaging found.
+        found (`Imaging`): The result of imaging.
         provenance (`Mapping[str, str]`): How it came about, by name.
         files (`Mapping[str, str]`): What lies beside the page, by path.
     """
@@ -208,7 +208,7 @@ def _classes(found: Imaging) -> Html:
 
 
 def _confound(found: Imaging) -> float:
-    """Return how much longer the target's prompts are where that matters to the score, 0 elsewhere."""
+    """Return how much longer the target's prompts are if the score depends on it, else 0."""
     known = {} if found.ranking is None else found.ranking.provenance
     confound = float(known.get("length_confound", 0.0))
     counts = known.get("score") == "mean_difference" and not known.get("normalize")

@@ -58,7 +58,7 @@ def links_page(
 
 
 def driving_latents(links: LatentExpertMap, layer: int, expert: int, n: int) -> Html | None:
-    """Return the latents that drive an expert as a table, or `None` where the map says nothing of it.
+    """Return the latents that drive an expert as a table, or `None` if it is not in the map.
 
     Args:
         links (`LatentExpertMap`): The table.

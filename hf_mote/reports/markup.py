@@ -1,8 +1,8 @@
-"""Markup that escapes by default: whatever is not [`Html`] already is text, and stays text.
+"""Markup that escapes by default: everything that is not [`Html`] is text, and is escaped.
 
-Prompts and responses come from anywhere and end up in a page that a person opens, so there is one way to make an
-element, and it escapes. Nor can an element point outside the page: no link but to a place in it, no source but a
-picture that is part of it. Data for the page's script is no markup either: it escapes what could end its element.
+Prompts and responses are untrusted and are shown in a page that a person opens, so the one function that makes an
+element escapes them. An element also cannot point outside the page: links lead only to places in it, sources are only
+pictures in it. Data for the page's script is not markup either: what could end its element is escaped.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ _VOID = frozenset({"br", "col", "hr", "img", "meta"})
 _REFERENCES = frozenset({"action", "data", "formaction", "href", "poster", "src", "srcset"})
 _WITHIN = ("#", "data:image/png;base64,")
 
-# Control characters but tab and newline become the pictures that Unicode has of them; half a surrogate pair is none.
+# Control characters but tab and newline become the pictures that Unicode has of them; half a surrogate pair is not one
+# of them.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 _VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD) | dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
 
 
 class Html(str):
-    """Text that is markup already. Made by [`tag`] and [`join`] alone."""
+    """Text that is markup. Made only by [`tag`] and [`join`]."""
 
     __slots__ = ()
 
@@ -76,7 +77,7 @@ def chip(label: str, target: str | None = None) -> Html:
 
 
 def join(children: Iterable[Child], between: str = "") -> Html:
-    """Return children one after the other, those that are no markup escaped.
+    """Return children one after the other; those that are not markup are escaped.
 
     Args:
         children (`Iterable[str | Html | None]`): What to join; `None` is left out.
@@ -92,7 +93,7 @@ def join(children: Iterable[Child], between: str = "") -> Html:
 
 
 def data_block(identity: str, value: object) -> Html:
-    """Return an element that holds data for the page's script; browsers run nothing of it.
+    """Return an element that holds data for the page's script; browsers do not run it.
 
     Args:
         identity (`str`): Its id.
@@ -106,7 +107,7 @@ def data_block(identity: str, value: object) -> Html:
         ```
     """
     text = json.dumps(_visible_within(value), separators=(",", ":"), allow_nan=False)
-    # Within a script element only "<" means something to a browser; the others stand here for older ones.
+    # Within a script element only "<" is special to a browser; the others are for older browsers.
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Html(f'<script type="application/json" id="{html.escape(identity)}">{text}</script>')

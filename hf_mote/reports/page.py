@@ -1,7 +1,7 @@
 """The page around a report: one file that needs no network and opens from a disk.
 
 Its content security policy lets the browser run one script, `page.js` as it is, and load nothing: even markup that got
-in by mistake could do neither. The script makes elements one by one and sets text as text; the policy forbids it to
+in by mistake can do neither. The script makes elements one by one and sets text as text; the policy forbids it to
 turn a text into markup.
 """
 
@@ -96,7 +96,7 @@ def make_page(
 
 
 def _own(name: str) -> str:
-    """Return a file of this folder that goes into every page."""
+    """Return a file of this folder that is part of every page."""
     return files("hf_mote.reports").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -106,7 +106,7 @@ def _colours() -> str:
 
 
 def provenance_section(provenance: Mapping[str, str], files_written: Mapping[str, str]) -> Section:
-    """Return the last section: how the report came about, and what lies beside it.
+    """Return the last section: provenance of the report, and the files beside it.
 
     Args:
         provenance (`Mapping[str, str]`): By name: versions, model, seed, command.

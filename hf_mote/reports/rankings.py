@@ -1,4 +1,4 @@
-"""A ranking for people: its verdict in words, its best experts in a table, and those that speak against the target."""
+"""The parts of a page on a ranking: its verdict, its best experts in a table, and those with negative scores."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hf_mote.reports.tables import table
 
 __all__ = ["decimals_of", "expert_link", "expert_links", "expert_table", "lowest", "ranking_verdict"]
 
-_DIGITS = 3  # of a score whose interval nobody knows
+_DIGITS = 3  # of a score without an interval
 
 
 def ranking_verdict(ranking: ExpertRanking, *, relation: str) -> Finding:
-    """Return what a ranking shows, and which expert comes first.
+    """Return the finding of a ranking, and its first expert.
 
     Args:
         ranking (`ExpertRanking`): The ranking.
@@ -37,7 +37,7 @@ def ranking_verdict(ranking: ExpertRanking, *, relation: str) -> Finding:
 
 
 def expert_link(layer: int, expert: int, text: str | None = None) -> Html:
-    """Return an expert as layer.expert, which the page's script shows where it is pressed.
+    """Return an expert as layer.expert, which the page's script shows on a click.
 
     The page must hold [`~hf_mote.reports.explorer.expert_panel`].
 

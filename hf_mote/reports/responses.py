@@ -18,7 +18,7 @@ MOST_CHARACTERS = 400_000  # of a list, so that a page stays small
 
 
 class Answer(NamedTuple):
-    """A response and what the judge made of it.
+    """A response and its label.
 
     Attributes:
         text (`str`): The response.
@@ -143,7 +143,7 @@ def _short(text: str) -> str:
 
 
 def _fitting(order: Sequence[int], texts: Callable[[int], list[str]], most: int = MOST_CHARACTERS) -> list[int]:
-    """Return the first of some places whose texts there is room for; one at least."""
+    """Return the first of some places whose texts fit; at least one."""
     kept: list[int] = []
     for index in order[:MOST_SHOWN]:
         most -= sum(min(len(text), LONGEST) for text in texts(index))

@@ -1,4 +1,4 @@
-"""The page of `hf-mote sae evaluate`: what an SAE loses, how sparse it is, and what the model makes of it."""
+"""The page of `hf-mote sae evaluate`: the error and sparsity of an SAE, and its effect on the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of `hf-mote sweep`: how much the first experts of a ranking do, by their number and the strength."""
+"""The page of `hf-mote sweep`: the effect of the first experts of a ranking, by their number and the strength."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def _responses(report: EvaluationReport) -> tuple[list[str], list[str]]:
 
 
 def curves_of(found: Sweep) -> tuple[str, dict[str, list[tuple[str, Setting]]]]:
-    """Return what the dose is, and the settings of each curve with their doses, by the curve's heading.
+    """Return the name of the dose, and the settings of each curve with their doses, by the curve's heading.
 
-    There is one curve for each strength, along the number of experts; or one along the strength, where there is but
+    There is one curve for each strength, along the number of experts; or one along the strength, if there is only
     one number.
 
     Args:

@@ -58,30 +58,30 @@ def _heading(text: Child, kind: str | None) -> Html:
 
 
 def _breaking(cell: Child, kind: str | None) -> str | None:
-    """Return the class of a cell: one with a word that no column could hold may be broken within it."""
+    """Return the class of a cell: a cell with a very long word may be broken within it."""
     long = isinstance(cell, str) and not isinstance(cell, Html) and max(map(len, cell.split()), default=0)
     return " ".join(filter(None, (kind, "long" if long > LONGEST_WORD else None))) or None
 
 
 def scrolling(content: Html, label: str) -> Html:
-    """Return content in a box that scrolls sideways, and that the keyboard reaches.
+    """Return content in a box that scrolls sideways and can be focused by the keyboard.
 
     Args:
         content (`Html`): What may be too wide.
-        label (`str`): What it is, for those who hear the page.
+        label (`str`): Its label for screen readers.
     """
     return tag("div", content, class_="scroll", tabindex=0, role="group", aria_label=label)
 
 
 def folded(summary: str, items: Sequence[Html], *, shown: int, kind: str, more: str) -> Html:
-    """Return a list of which the first items are seen and the others fold out.
+    """Return a list whose first items are visible and whose others fold out.
 
     Args:
         summary (`str`): What to press to see the others; `{n}` stands for their number.
         items (`Sequence[Html]`): `li` elements.
         shown (`int`): How many are seen.
         kind (`str`): Class of the lists.
-        more (`str`): Said in the place of no items at all.
+        more (`str`): Text for an empty list.
     """
     if not items:
         return tag("p", more, class_="faint")

@@ -42,7 +42,7 @@ def token_section(experts: Sequence[tuple[int, int]], texts: Sequence[RoutedText
     Args:
         experts (`Sequence[tuple[int, int]]`): (layer, expert), in the order of `RoutedText.weights`.
         texts (`Sequence[RoutedText]`): The texts.
-        target (`str`): The class of interest, whose texts are told from the others.
+        target (`str`): The class of interest, whose texts are marked.
     """
     parts: list[Html] = []
     coloured = 0
@@ -84,7 +84,7 @@ def _coloured(text: RoutedText, place: int, largest: float, target: str) -> Html
 
 
 def shown_parts(text: RoutedText) -> tuple[list[range], list[range]]:
-    """Return which tokens of the prompt and of the response are shown: both, whatever their length.
+    """Return which tokens of the prompt and of the response are shown: both, for any length.
 
     Of a prompt that is too long its beginning and its end, of a response its beginning.
 

@@ -1,13 +1,13 @@
-"""The architectures of the package, made known to `AutoConfig` before they are imported.
+"""Registers the architectures of the package with `AutoConfig` before they are imported.
 
-To register a class with transformers it must be there, which takes seconds: torch, and the base of all models. So
-`import hf_mote` registers a stand-in for each config by its `model_type`, and nothing more. Whatever transformers asks
-of a stand-in first (to read a config from a file, to make one) imports `hf_mote.sae.variants`, where the architectures
-themselves take the places of the stand-ins and register their models with `AutoModel`. `AutoModel.from_pretrained`
+To register a class with transformers it must be imported, which takes seconds: torch, and the base of all models. So
+`import hf_mote` only registers a placeholder for each config by its `model_type`. The first use of a placeholder by
+transformers (to read a config from a file, to make one) imports `hf_mote.sae.variants`, where the architectures
+replace the placeholders and register their models with `AutoModel`. `AutoModel.from_pretrained`
 always begins with the config, and so finds the model.
 
-While transformers itself is not imported, a finder waits on `sys.meta_path` for the one module of transformers that
-holds the registry, is passed once and takes itself off.
+While transformers itself is not imported, a finder on `sys.meta_path` waits for the one module of transformers that
+holds the registry, and removes itself after its import.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ _REGISTRY = "transformers.models.auto.configuration_auto"
 
 
 class StandIn(type):
-    """The class of stand-ins: each is called, and asked for anything, as the config class that it stands for."""
+    """The class of placeholders: calls and attributes are those of the config class that it replaces."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make a config of the class that is stood for."""
+        """Make a config of the replaced class."""
         return _stood_for(cls)(*args, **kwargs)
 
     def __getattr__(cls, name: str) -> Any:
-        """Return an attribute of the class that is stood for."""
-        if name.startswith("__"):  # which Python and inspect ask of every class
+        """Return an attribute of the replaced class."""
+        if name.startswith("__"):  # which Python and inspect read of every class
             raise AttributeError(name)
         return getattr(_stood_for(cls), name)
 
 
 def announce_saes() -> None:
-    """Make the architectures known to `AutoConfig`, now or as soon as transformers has one."""
+    """Register the architectures with `AutoConfig`, now or as soon as transformers is imported."""
     registry = sys.modules.get(_REGISTRY)
     if registry is not None and hasattr(registry, "AutoConfig"):
         _register(registry)
@@ -66,7 +66,7 @@ def import_announced() -> ModuleType:
 
 
 def is_announced(known: Any, config_class: type) -> bool:
-    """Return whether what a registry holds is the stand-in for a config class.
+    """Return whether an entry of a registry is the placeholder for a config class.
 
     Args:
         known (`Any`): What `CONFIG_MAPPING` holds under a `model_type`.
@@ -88,12 +88,12 @@ def _register(registry: ModuleType) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Waits for transformers' registry, has the others find it, and registers when it has been imported."""
+    """Waits for transformers' registry, lets the other finders find it, and registers after its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the registry's spec with a loader that registers; of any other module nothing."""
+        """Return the registry's spec with a loader that registers; `None` for any other module."""
         if fullname != _REGISTRY:
             return None
         sys.meta_path.remove(self)
@@ -107,7 +107,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Loads the registry as its own loader does, gives it that loader back, and registers."""
+    """Loads the registry by its own loader, restores that loader, and registers."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader

@@ -1,4 +1,4 @@
-"""`SAEConfig`: what all sparse autoencoder architectures share.
+"""`SAEConfig`: the base of all sparse autoencoder configs.
 
 An architecture derives its config from this one, in its file in `variants/`. The values are JSON-native, checked when
 the config is made and again when it is saved, and an unknown key is refused instead of kept.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAEConfig"]
 
-# What transformers itself writes into a config.json, or hands over while it loads one.
+# Keys that transformers writes into a config.json, or passes while it loads one.
 _OF_TRANSFORMERS = {
     "_attn_implementation_internal",
     "_commit_hash",
@@ -43,10 +43,10 @@ _OF_TRANSFORMERS = {
     "use_cache",
 }
 
-# What a config.json may say beside the fields: who wrote it, and in which dtype. Whatever else transformers would act
-# on (quantizers, kernels, other files to read) has no place in that of an SAE.
+# Keys that a config.json may have besides the fields: versions and dtype. Others that transformers would act on
+# (quantizers, kernels, other files to read) are refused for an SAE.
 _OF_FILES = {
-    "_commit_hash",  # no key of a file: transformers up to 5.17 puts the Hub's answer among those
+    "_commit_hash",  # not a key of a file: transformers up to 5.17 adds the Hub's answer to those
     "_name_or_path",
     "architectures",
     "auto_map",
@@ -54,7 +54,7 @@ _OF_FILES = {
     "model_type",
     "torch_dtype",
     "transformers_version",
-    # What the Trainer sets in every config.
+    # Keys that the Trainer sets in every config.
     "use_cache",
 }
 _MOST_NAME = 4096
@@ -75,9 +75,9 @@ class SAEConfig(PreTrainedConfig):
             Path of the module whose output is encoded (`"model.layers.10"`), or whose input is
             (`"model.layers.10.mlp.gate.input"`), in the model named by `base_model`.
         output_hookpoint (`str`, *optional*):
-            The same of what is reconstructed, if it is not the input: a transcoder.
+            The same for what is reconstructed, if it is not the input: a transcoder.
         output_hookpoints (`list[str]`, *optional*):
-            Several places that are reconstructed, side by side in equal parts of `output_size`, in the place of
+            Several places that are reconstructed, side by side in equal parts of `output_size`, instead of
             `output_hookpoint`: one layer of a cross-layer transcoder or crosscoder.
         base_model (`str`, *optional*):
             Hub id or folder of the model that the activations are of.
@@ -88,10 +88,10 @@ class SAEConfig(PreTrainedConfig):
         subtract_decoder_bias (`bool`, *optional*):
             Whether `b_dec` is subtracted before encoding. By default it is, except in a transcoder.
         input_normalization (`"center"`, `"rms_norm"`, `"standardize"` or `"layer_norm"`, *optional*):
-            What each token goes through before it is encoded (and before a skip connection), and an autoencoder's
-            reconstruction back; see `hf_mote.sae.normalization`. Such an SAE is not trained here.
+            The normalisation of each token before it is encoded (and before a skip connection), which is undone for an
+            autoencoder's reconstruction; see `hf_mote.sae.normalization`. Such an SAE is not trained here.
         input_normalization_eps (`float`, *optional*, defaults to 1e-5):
-            Keeps that from dividing by zero.
+            Avoids a division by zero in it.
         normalize_decoder (`bool`, *optional*, defaults to `True`):
             Whether rows of `W_dec` are set to unit length before each training step.
         reconstruction_loss (`"fvu"` or `"mse"`, *optional*, defaults to `"fvu"`):
@@ -99,8 +99,8 @@ class SAEConfig(PreTrainedConfig):
         dead_after_tokens (`int`, *optional*, defaults to 10,000,000):
             A latent that was not active in this many training tokens counts as dead.
         origin (`dict[str, Any]`, *optional*):
-            Set by `load_sae`: the file format the SAE came from and what that format says beyond the fields here, so
-            that `export_sae` gives it back.
+            Set by `load_sae`: the file format of the SAE and its further values, so that `export_sae` restores
+            them.
 
     Raises:
         [`ConfigError`]: if a field has a wrong type or is out of range.
@@ -159,7 +159,7 @@ class SAEConfig(PreTrainedConfig):
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether something else than the input is reconstructed."""
+        """Whether another activation than the input is reconstructed."""
         return any(one is not None for one in (self.output_size, self.output_hookpoint, self.output_hookpoints))
 
     @property
@@ -169,7 +169,7 @@ class SAEConfig(PreTrainedConfig):
 
     @property
     def layer(self) -> int | None:
-        """Absolute index of the layer that `hookpoint` is in, `None` where it names none."""
+        """Absolute index of the layer that `hookpoint` is in, `None` if it is not in a layer."""
         numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", self.hookpoint or "")
         return int(numbers[0]) if numbers else None
 
@@ -232,7 +232,7 @@ class SAEConfig(PreTrainedConfig):
                 fix="Load it with AutoModel.from_pretrained, after `import hf_mote`.",
             )
         cls._check_file(config_dict)
-        # transformers would set whatever the config has an attribute for, its methods among them.
+        # transformers would set every attribute of the config, its methods included.
         check_known(cls, (key for key in kwargs if callable(getattr(cls, key, None))), cls._own_fields(), None)
         made = super().from_dict(config_dict, **kwargs)
         # Fields in kwargs are set on a config that has been checked already.
@@ -243,16 +243,16 @@ class SAEConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what a folder's or repository's config.json says, as transformers does.
+        """Return the content of a folder's or repository's config.json, as transformers does.
 
         Raises:
-            [`FileFormatError`]: if there is none, or it is no JSON.
+            [`FileFormatError`]: if it is missing or not JSON.
         """
         try:
             found: tuple[dict[str, Any], dict[str, Any]] = super().get_config_dict(
                 pretrained_model_name_or_path, **kwargs
             )
-        # OSError for what is missing, whatever else for what is damaged.
+        # OSError for missing files, other errors for damaged ones.
         except Exception as error:
             if isinstance(error, HFMoTEError):
                 raise
@@ -269,7 +269,7 @@ class SAEConfig(PreTrainedConfig):
 
     @classmethod
     def _check_file(cls, data: dict[str, Any]) -> None:
-        """Refuse a file's keys but fields, who wrote it, and what transformers gives every config."""
+        """Refuse keys of a file that are not fields, versions or keys of every transformers config."""
         allowed = {*cls._own_fields(), *_OF_FILES}
         given_to_all = PreTrainedConfig().to_dict()
         others = [
@@ -279,7 +279,7 @@ class SAEConfig(PreTrainedConfig):
         ]
         check_known(cls, others, cls._own_fields(), data.get("hf_mote_version"))
         for key in ("_name_or_path", "dtype", "model_type", "torch_dtype", "transformers_version"):
-            # A dtype is no text in what `to_dict` gives.
+            # `to_dict` does not return a dtype as text.
             if not isinstance(data.get(key), str | torch.dtype | None):
                 raise ConfigError(f"{cls.__name__}.{key}", "must be a text", got=repr(data[key]))
         classes = data.get("architectures")

@@ -1,7 +1,7 @@
-"""What is done to latents: added to, multiplied, clamped or ablated, for all rows of a batch or for each its own.
+"""Edits of latents: added, multiplied, clamped or ablated, for all rows of a batch or by row.
 
 Every operation is z' = gain * z + offset, so that several latents, rows and strengths are one expression, and a latent
-that is left alone changes by exactly 0.
+without an edit changes by exactly 0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FORMS = 'a number, ("add", x), ("multiply", x), ("clamp", x) or "ablate"'
 
 
 class LatentEdit(NamedTuple):
-    """What is done to one latent: `operation` is one of [`OPERATIONS`], `value` its number (0 for "ablate")."""
+    """The edit of one latent: `operation` is one of [`OPERATIONS`], `value` its number (0 for "ablate")."""
 
     latent: int
     operation: str
@@ -52,7 +52,7 @@ class EditTable(NamedTuple):
         return EditTable(*(tensor.to(device) for tensor in self))
 
     def change(self, latents: Tensor, rows: Tensor | None) -> Tensor:
-        """Return what edits add to latents, `(tokens, edited)` both.
+        """Return the changes of latents by edits, `(tokens, edited)` both.
 
         Args:
             latents (`torch.Tensor` of shape `(tokens, edited)`): The edited latents' values.

@@ -16,7 +16,7 @@ __all__ = ["check_known", "check_positive", "check_types"]
 def check_types(config: object, names: Iterable[str]) -> None:
     """Raise [`ConfigError`] with the field's name unless each named field holds a value of its annotated type.
 
-    A `bool` is no number, an `int` is a `float`, and numbers are finite.
+    A `bool` is not a number, an `int` is a `float`, and numbers are finite.
     """
     names = list(names)
     hints: dict[str, Any] = {}
@@ -64,7 +64,7 @@ def _is(value: Any, hint: Any) -> bool:
         (_, item) = get_args(hint)
         return isinstance(value, dict) and all(isinstance(key, str) and _is(value[key], item) for key in value)
     if hint is Any:
-        # What JSON gives back as it was.
+        # Values that JSON restores exactly.
         return _is(value, dict[str, Any] | list[Any] | str | bool | int | float | None)
     if hint is type(None):
         return value is None

@@ -1,8 +1,8 @@
 """Where in a model activations are read and changed: a module's path, and its input or output.
 
 `"model.layers.3.output"` is what a decoder layer returns (`"model.layers.3"` means the same),
-`"model.layers.3.self_attn.o_proj.input"` what a projection is given, `"model.layers.*.mlp.gate.input"` what every
-router reads. Of several outputs the first is meant, or the one that is named: `"model.layers.3.mlp.gate.output[1]"`.
+`"model.layers.3.self_attn.o_proj.input"` the input of a projection, `"model.layers.*.mlp.gate.input"` the input of
+every router. Of several outputs the first is used, or the one that is named: `"model.layers.3.mlp.gate.output[1]"`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Hookpoint(NamedTuple):
 
 
 def canonical(name: str) -> str:
-    """Return a hookpoint's name without what is meant anyway: `.output` and `[0]`."""
+    """Return a hookpoint's name without the defaults `.output` and `[0]`."""
     return name.removesuffix("[0]").removesuffix(".output")
 
 
 def resolve_hookpoints(model: nn.Module, names: str | Iterable[str]) -> list[Hookpoint]:
-    """Return the hookpoints of a model that names or patterns stand for, in the order of the model's modules.
+    """Return the hookpoints of a model that match names or patterns, in the order of the model's modules.
 
     In a PEFT model the names of the model inside it stand for the same modules, adapters and all.
 
@@ -78,21 +78,21 @@ def resolve_hookpoints(model: nn.Module, names: str | Iterable[str]) -> list[Hoo
 
 
 class AtHookpoint(Participant):
-    """What looks at, or changes, the activations at a hookpoint."""
+    """A participant that reads or changes the activations at a hookpoint."""
 
     side: Side = "output"
     place: int = 0
 
     @abstractmethod
     def apply(self, activations: Tensor) -> Tensor | None:
-        """See the activations, `(..., width)`; return what takes their place, or `None` to leave them."""
+        """Called with the activations, `(..., width)`; returns their replacement, or `None`."""
 
 
 class HookpointStack(SharedHook):
     """The one hook on a module whose input or output is read or changed; participants act in order."""
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Show, and perhaps change, the module's arguments."""
+        """Pass the module's arguments to the participants."""
         changed = False
         for participant in self.participants:
             if isinstance(participant, AtHookpoint) and participant.side == "input" and participant.active:
@@ -115,7 +115,7 @@ class HookpointStack(SharedHook):
         return (args, kwargs) if changed else None
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
-        """Show, and perhaps change, the module's output."""
+        """Pass the module's output to the participants."""
         changed = False
         for participant in self.participants:
             if isinstance(participant, AtHookpoint) and participant.side == "output" and participant.active:
@@ -128,7 +128,7 @@ class HookpointStack(SharedHook):
 
 
 def attachments_at(points: Iterable[tuple[Hookpoint, AtHookpoint]]) -> list[Attachment]:
-    """Return what to attach so that each participant acts at its hookpoint, in order."""
+    """Return the attachments by which each participant acts at its hookpoint, in order."""
     stacks: dict[int, HookpointStack] = {}
     attachments = []
     for point, participant in points:
@@ -159,7 +159,7 @@ def _like(pattern: str, modules: dict[str, nn.Module]) -> list[str]:
 
 
 def _nearest(name: str, paths: list[str]) -> list[str]:
-    """Paths like a name, each number once."""
+    """Paths similar to a name, each number once."""
     stem = re.sub(r"\.(input|output)(\[\d+\])?$", "", name)
     shapes: dict[str, str] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""The activations that an SAE is given: checked, flattened to tokens, and put back into shape."""
+"""The input activations of an SAE: checked, flattened to tokens, and reshaped back."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def blocks_of(inputs: Tensor) -> Iterator[tuple[Tensor, int]]:
     rows = _BLOCK_ROWS.get(inputs.device.type, _BLOCK_ROWS_ELSEWHERE)
     width = inputs.shape[1]
     for block in inputs.split(rows):
-        # Rows begin where a cache line does: products of rows that do not may round differently from row to row.
+        # Rows begin at cache lines: otherwise products may round differently from row to row.
         padded = functional.pad(block, (0, -width % _ALIGNED, 0, rows - len(block)))
         yield padded[:, :width], len(block)
 
@@ -141,7 +141,7 @@ def stream(activations: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
             One batch or several: a tensor, or a mapping with `"activations"` and perhaps `"attention_mask"`.
 
     Raises:
-        [`DataError`]: if it is none of these, or a mapping has no activations.
+        [`DataError`]: if it is not one of these, or a mapping has no activations.
     """
     if not isinstance(activations, Iterable):
         got = type(activations).__name__

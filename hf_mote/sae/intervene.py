@@ -1,7 +1,7 @@
-"""`splice_sae`, and what `steer` does: an SAE in the place of activations, or its latents changed, in every pass.
+"""`splice_sae` and the hooks of `steer`: an SAE replaces activations, or its latents are changed, in every pass.
 
-The hooks are those of `hf_mote/hooks.py`, and which tokens a scope means is told by the decoder's hook of `passes/`,
-as for MoTE: both work on one model at once.
+The hooks are those of `hf_mote/hooks.py`, and the decoder's hook of `passes/` gives the tokens of a scope,
+as for MoTE: both can be used on one model together.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def splice_sae(
     scope: Scope = "all",
     thinking_tokens: tuple[int, int] | None = None,
 ) -> Intervention:
-    """Put an SAE's reconstruction in the place of a model's activations, until the handle is removed.
+    """Replace a model's activations by an SAE's reconstruction, until the handle is removed.
 
     Args:
         model (`nn.Module`): Any model, one with a PEFT adapter, too; it stays the same object, with the same weights.
@@ -53,7 +53,7 @@ def splice_sae(
         [`Intervention`]: usable bare (`.remove()`) or in a `with` block.
 
     Raises:
-        [`ConfigError`]: if there is no hookpoint, or the scope is none.
+        [`ConfigError`]: if there is no hookpoint, or the scope is unknown.
         [`UnknownNameError`]: if the model has no such module.
 
     Example:
@@ -94,7 +94,7 @@ def steer_latents(
     strength: float,
     keep_error: bool,
 ) -> Intervention:
-    """Change latents as [`steer`] does, which has the same arguments; `edits` are no config here."""
+    """Change latents as [`steer`] does, which has the same arguments; `edits` must not be a config here."""
     model = unwrapped(model)
     by_row = isinstance(edits, Sequence) and not isinstance(edits, str)
     if by_row and not edits:
@@ -149,7 +149,7 @@ def sites_of(model: nn.Module, sae: SAEModel, hookpoint: str | None, where: str)
 
 
 class _Plan:
-    """One SAE's part: where, on which tokens, and what."""
+    """One SAE's part: hookpoint, tokens, and edits."""
 
     def __init__(
         self,
@@ -280,7 +280,7 @@ class _Watcher(DecoderParticipant):
 
 
 class _Reader(AtHookpoint):
-    """Keeps what a transcoder reads until it writes, in the thread that runs the pass."""
+    """Keeps a transcoder's input until it writes, in the thread that runs the pass."""
 
     def __init__(self) -> None:
         self._here = threading.local()
@@ -302,7 +302,7 @@ class _Reader(AtHookpoint):
 
 
 class _Writer(AtHookpoint):
-    """Puts a reconstruction, or changed latents, in the place of activations."""
+    """Replaces activations by a reconstruction, or by changed latents."""
 
     def __init__(self, plan: _Plan, tracker: DecoderHook, reader: _Reader | None) -> None:
         self.plan, self.tracker, self.reader = plan, tracker, reader
@@ -316,7 +316,7 @@ class _Writer(AtHookpoint):
         mask = None if forward is None else self._tokens(forward)
         if mask is False:
             return None
-        # What is not finite, as at padding that attends to nothing, is no activation; it stays as it is.
+        # Values that are not finite, as at padding that attends to nothing, are not changed.
         kept = inputs.detach().isfinite().all(1)
         if isinstance(mask, Tensor):
             kept = kept & mask.to(kept.device)
@@ -334,7 +334,7 @@ class _Writer(AtHookpoint):
         if forward is None:
             raise UnsupportedError(
                 self.plan.where,
-                "a module ran outside the model's forward, so its tokens cannot be told apart",
+                "a module ran outside the model's forward, so the phase of its tokens is unknown",
                 got=f"scope {self.plan.scope!r}" + (", edits by row" if self.plan.by_row else ""),
                 expected="scope 'all' and edits for all rows",
                 fix="Call the model itself rather than its parts.",
@@ -380,7 +380,7 @@ class _Writer(AtHookpoint):
         return new.to(outputs.device, outputs.dtype)
 
     def _change(self, latents: SparseLatents, row_of: Tensor | None) -> Tensor | None:
-        """What is added to the edited latents, `(tokens, edited)`."""
+        """The changes of the edited latents, `(tokens, edited)`."""
         table = self._table
         if not len(table.latents):
             return None

@@ -31,7 +31,7 @@ def run_of(
     sae: SAEModel,
     **settings: Any,
 ) -> RunFolder | None:
-    """Return the run folder of a function that reads with a model and an SAE; `None` without one.
+    """Return the run folder of a function that runs a model and an SAE; `None` without one.
 
     Args:
         where (`str`): The function.
@@ -41,7 +41,7 @@ def run_of(
         **settings (`Any`): JSON-native: what else the result depends on.
 
     Raises:
-        [`UnsupportedError`]: if the model is none of transformers, or something attached to it cannot be compared.
+        [`UnsupportedError`]: if the model is not of transformers, or something attached to it cannot be compared.
         [`ModelMismatchError`]: if the folder is that of another run.
         [`FileFormatError`]: if it cannot be a run folder.
     """
@@ -74,7 +74,7 @@ def digest_of_sequences(sequences: Iterable[Sequence[int]]) -> str:
 def kept(
     run: RunFolder | None, name: str, make: Callable[[], Mapping[str, Tensor]], form: Form
 ) -> Mapping[str, Tensor]:
-    """Return the tensors of a record, made and kept if it is not there yet; without a run folder made.
+    """Return the tensors of a record, made and kept if missing; without a run folder only made.
 
     Args:
         run ([`RunFolder`], *optional*): The run's.

@@ -1,6 +1,6 @@
 """`LatentUse`: on how many tokens each latent of an SAE is active while a model runs.
 
-What tells latents of like density apart from others, for controls.
+It gives the latents of similar density, for controls.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["LatentUse"]
 
 
 class LatentUse(Intervention):
-    """Counts in a model's passes on how many tokens each latent is active; removing it keeps what was counted.
+    """Counts in a model's passes on how many tokens each latent is active; removing it keeps the counts.
 
-    Padding is not counted, nor is a token twice; of sequences that ended and are fed on, the tokens after the end are
-    not, where they are `skipped`.
+    Padding is not counted, and each token is counted once; tokens after the end of a sequence are not counted if they
+    are `skipped`.
 
     Attributes:
         counts (`torch.Tensor` of shape `(latents,)`, int64, CPU): Tokens on which each latent is active.

@@ -1,7 +1,7 @@
-"""Loading an SAE so that nothing is left at random, nothing foreign is taken for one, and nothing of a folder is run.
+"""Strict loading of an SAE: no tensor stays random, foreign models are refused, and no code of a folder is run.
 
 The files are found and read here, not by transformers: `config.json` by a list of keys, tensors by their headers
-before their values, shards in their folder alone. transformers is given a config and tensors, no file to act on.
+before their values, shards in their folder alone. transformers gets a config and tensors, but no file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hf_mote.sharing.transfer import check_inside, download
 
 __all__ = ["load_config", "load_strictly"]
 
-# Where to look, among what `from_pretrained` takes, and what only the model is asked for.
+# Arguments of `from_pretrained` for the files, and those for the model only.
 _OF_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _OF_MODEL = ("code_revision", "dtype", "quantization_config", "torch_dtype", "trust_remote_code")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -38,7 +38,7 @@ _PLAIN_NAME = re.compile(r"\w[\w.-]*\.safetensors")
 def load_config(config_class: type[SAEConfig], path: str | None, kwargs: dict[str, Any]) -> SAEConfig:
     """Return the config that `from_pretrained` was given as `config`, taken out of `kwargs`, or else that of a folder.
 
-    Fields among `kwargs` are taken out too, and take the place of those in the folder.
+    Fields among `kwargs` are taken out too, and replace those in the folder.
 
     Args:
         config_class (`type[SAEConfig]`): What it must be of; `SAEConfig` itself for whatever is registered.
@@ -46,7 +46,7 @@ def load_config(config_class: type[SAEConfig], path: str | None, kwargs: dict[st
         kwargs (`dict[str, Any]`): What `from_pretrained` was given.
 
     Raises:
-        [`FileFormatError`]: if there is none, or it cannot be read.
+        [`FileFormatError`]: if it is missing or cannot be read.
         [`ModelMismatchError`]: if it is not that of a sparse autoencoder, or of another architecture.
         [`ConfigError`]: if a field that is given has a wrong type or is out of range.
     """
@@ -75,7 +75,7 @@ def load_strictly(
     *args: Any,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """Give a transformers loader a config and checked tensors, and refuse what it would only warn about.
+    """Call a transformers loader with a config and checked tensors, and refuse what it would only warn about.
 
     Args:
         load (`Callable`): `from_pretrained` of the architecture, as transformers has it.
@@ -85,7 +85,7 @@ def load_strictly(
         **kwargs (`Any`): What else `from_pretrained` was given.
 
     Returns:
-        `tuple[PreTrainedModel, dict]`: The model and what transformers tells of loading it.
+        `tuple[PreTrainedModel, dict]`: The model and transformers' information on loading it.
 
     Raises:
         [`FileFormatError`]: if there are no safetensors; if tensors are missing, unknown or of another shape; or if
@@ -109,10 +109,10 @@ def load_strictly(
 
 
 def _file(path: str, name: str, of_hub: Mapping[str, Any]) -> Path:
-    """Return a file of a local folder, or of a Hub repository, downloaded if need be."""
+    """Return a file of a local folder, or of a Hub repository, downloaded if needed."""
     check_inside(repr(path), "subfolder", of_hub.get("subfolder"))
     folder = Path(path, of_hub.get("subfolder") or "")
-    # Of a path that cannot be, such as one of 5,000 characters, there is no folder either.
+    # An impossible path, such as one of 5,000 characters, has no folder.
     if os.path.isdir(path):
         if os.path.isfile(folder / _ADAPTER):
             raise _adapter(str(folder))
@@ -193,7 +193,7 @@ def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_dtypes(path: str, found: Mapping[str, Tensor], model: PreTrainedModel) -> None:
-    """Refuse numbers of a kind that would be turned into others: integers or 8-bit floats where floats belong."""
+    """Refuse dtypes that would be converted: integers or 8-bit floats instead of floats."""
     for name, tensor in model.state_dict().items():
         if name in found and found[name].dtype not in (_FLOATS if tensor.is_floating_point() else _INTEGERS):
             raise FileFormatError(f"{path}: {name}", "wrong dtype", got=found[name].dtype, expected=tensor.dtype)
@@ -221,7 +221,7 @@ def _own_errors(path: str) -> Iterator[None]:
         yield
     except HFMoTEError:
         raise
-    # OSError, ValueError, SafetensorError and, for dtypes that torch lacks or paths that cannot be, others.
+    # OSError, ValueError, SafetensorError and others, for unknown dtypes or impossible paths.
     except Exception as error:
         raise FileFormatError(
             path,

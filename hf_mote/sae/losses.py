@@ -1,6 +1,6 @@
 """Losses of sparse autoencoders, as pure functions of tensors.
 
-Every function takes flattened tokens, `(tokens, ...)`, and leaves padding out where it is told which tokens are valid.
+Every function takes flattened tokens, `(tokens, ...)`, and leaves padding out if a mask of valid tokens is given.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def fvu(
 
     0 is perfect, 1 is as good as the mean of the batch. A batch without variance (one token, or none) is measured
     against its squared length instead, and gives 0 if that is 0 too. With `scale`, the variance of a whole step of
-    which this is a part, the parts add up to the step's FVU. `error` is the squared error, where it is known already.
+    which this is a part, the parts add up to the step's FVU. `error` is the squared error, if known already.
     """
     error = squared_error(target, reconstruction, valid) if error is None else error
     return error / (fvu_scale(target, valid) if scale is None else scale)
@@ -71,7 +71,7 @@ def mse(
 ) -> Tensor:
     """Return the squared error, mean over valid tokens (a sum over them, by `num_tokens`) and over dimensions.
 
-    `error` is the squared error, where it is known already.
+    `error` is the squared error, if known already.
     """
     tokens: int | Tensor
     if num_tokens is not None:

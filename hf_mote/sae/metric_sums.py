@@ -1,4 +1,4 @@
-"""What `evaluate_sae` adds up forward by forward, and the report that is made of it.
+"""The sums of `evaluate_sae`, forward by forward, and the report from them.
 
 Every sum is in float64 and over all tokens; it is divided once, at the end.
 """
@@ -22,7 +22,7 @@ from hf_mote.sae.variants.bases.budgets import fit_zipf
 
 __all__ = ["FIRST", "NUMBERS", "SECOND", "Sums", "form_of", "report_of", "scored_in"]
 
-# What stands in the place of the activations, beside the SAE itself.
+# Replacements of the activations, besides the SAE itself.
 ABLATIONS = ("zero", "mean", "resample")
 NUMBERS = ("error", "cosine", "l2_in", "l2_out", "l2_ratio", "out", "dot", "l1", "squares", "legacy")
 # Of the first pass over the text, and of the second, which knows the mean.
@@ -35,7 +35,7 @@ _BLOCK = 1024
 
 
 class Sums:
-    """Everything that is added up, forward by forward, in float64.
+    """All sums, forward by forward, in float64.
 
     Args:
         sae ([`SAEModel`]): The SAE that is measured.
@@ -52,7 +52,7 @@ class Sums:
         self.loss_after: list[Tensor] = []
 
     def add(self, part: Mapping[str, Tensor], mask: Tensor) -> None:
-        """Add what the first pass gave for one forward.
+        """Add the results of the first pass for one forward.
 
         Args:
             part (`Mapping[str, torch.Tensor]`): As [`form_of`] has it.
@@ -68,13 +68,13 @@ class Sums:
         self.loss_after.append(part["loss_after"])
 
     def figures(self) -> dict[str, float]:
-        """Return what was added up, by name."""
+        """Return the sums by name."""
         first = zip(FIRST, self.first.tolist(), strict=True)
         return {**dict(first), **dict(zip(SECOND, self.second.tolist(), strict=True))}
 
 
 def form_of(sae: SAEModel, ids: Tensor) -> Form:
-    """Return what the first pass gives for one forward.
+    """Return the results of the first pass for one forward.
 
     Args:
         sae ([`SAEModel`]): The SAE.
@@ -101,7 +101,7 @@ def scored_in(kept: Tensor, mask: Tensor) -> Tensor:
 
 
 def report_of(state: Sums, sae: SAEModel, reads: Hookpoint, writes: Hookpoint, model: nn.Module) -> SAEReport:
-    """Return the report of what was added up.
+    """Return the report from the sums.
 
     Args:
         state ([`Sums`]): The sums of both passes.
@@ -191,7 +191,7 @@ def _geometry(sae: SAEModel) -> dict[str, Any]:
 
 
 def _adaptive(l0: Tensor, loss: Tensor) -> dict[str, Any]:
-    """How L0 goes with how hard the next token is: correlations, and mean L0 by tenth of the loss."""
+    """How L0 depends on the loss of the next token: correlations, and mean L0 by tenth of the loss."""
     known = loss.isfinite()
     l0, loss = l0[known], loss[known]
 

@@ -1,7 +1,7 @@
-"""`evaluate_sae`: what an SAE loses, how sparse it is, and what the model makes of it.
+"""`evaluate_sae`: the error and sparsity of an SAE, and its effect on the model.
 
 Every number is a sum over all tokens, divided once: none is a mean of ratios over batches. The model runs clean, with
-the SAE spliced in, and with what the SAE stands for ablated to zero, to its mean, and to that of another token.
+the SAE spliced in, and with the reconstructed activations ablated to zero, to its mean, and to that of another token.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def evaluate_sae(
 ) -> SAEReport:
     """Measure an SAE on a model and a text.
 
-    Where a token is left out (padding, special tokens, what is asked for), the model's own activation stays in every
+    Where a token is left out (padding, special tokens, excluded ones), the model's own activation stays in every
     run, and neither the SAE nor the prediction after it is measured. An SAE that was trained without attention sinks
     is measured without them: they would be most of the variance.
 
@@ -74,11 +74,11 @@ def evaluate_sae(
             Leave out tokens whose input is longer than so many times the median of their forward.
         with_adapter (`bool`, *optional*, defaults to `False`):
             Whether the model's PEFT adapter belongs to the SAE, as [`adapt_to_sae`] makes it: on where the SAE is
-            spliced in, and off in the clean run and under ablation. Otherwise the model is taken as it is.
+            spliced in, and off in the clean run and under ablation. Otherwise the model is used unchanged.
         seed (`int`, *optional*, defaults to 0): Of the tokens that resample ablation draws.
         run_folder (`str` or `os.PathLike`, *optional*):
-            Where what each forward gave is kept, so that a run that was stopped goes on and gives exactly what it
-            would have given. A folder of another model, SAE, text or other settings is refused.
+            Where the results of each forward are kept, so that a stopped run continues with exactly the same result. A
+            folder of another model, SAE, text or other settings is refused.
 
     Returns:
         [`SAEReport`]
@@ -197,7 +197,7 @@ def _first_pass(
     places: list[tuple[Hookpoint, AtHookpoint]] = [(reads, reader)] if same else [(reads, reader), (writes, writer)]
     clean = logits_with(model, ids, mask, places)
     if without is not nullcontext:
-        # What the SAE is given is what the model makes with the adapter; what is lost is told by the plain model.
+        # The SAE's input comes from the model with the adapter; the loss is measured against the plain model.
         with without():
             clean = logits_with(model, ids, mask, [])
     inputs = _seen(reader, reads, ids)
@@ -260,7 +260,7 @@ def _seen(keeper: _Keep, point: Hookpoint, ids: Tensor) -> Tensor:
 
 
 def _measure(sae: SAEModel, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
-    """What an SAE makes of tokens: reconstructions like `y`, sums and counts by tensor, and figures by name."""
+    """The results of an SAE on tokens: reconstructions like `y`, sums and counts by tensor, and figures by name."""
     parts = []
     l0 = []
     fired = torch.zeros(sae.config.num_latents, dtype=torch.int32)

@@ -1,8 +1,8 @@
-"""`SAEModel`: what all sparse autoencoder architectures share.
+"""`SAEModel`: the base of all sparse autoencoder architectures.
 
 A `PreTrainedModel` whose forward takes activations, encodes them to sparse latents, decodes these and compares. An
-architecture derives from it in `variants/` and says how pre-activations become latents and what is penalised; loading,
-checks, masks, losses, dead latents and thresholds come from here.
+architecture derives from it in `variants/` and defines how pre-activations become latents and what is penalised;
+loading, checks, masks, losses, dead latents and thresholds are defined here.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class SAEModel(SAEWeights):
 
     With `config.normalize_decoder` the forward of a training step first sets the rows of `W_dec` to unit length, in
     place, so that any optimizer and any trainer keep them near it; `normalize_decoder` does so after the last step. A
-    decoder that is frozen stays as it is. A forward knows of its own batch alone, unless it is told of the step that
-    the batch is a part of, as [`SAETrainer`] tells it: with another trainer, accumulation and data parallelism select,
-    count and follow in each part by itself, and what is followed is that of the first process.
+    decoder that is frozen stays as it is. A forward uses its own batch alone, unless it is given the step of the
+    batch, as by [`SAETrainer`]: with another trainer, accumulation and data parallelism select, count and follow
+    statistics in each part separately, and the statistics are those of the first process.
 
     Example:
 
@@ -80,7 +80,7 @@ class SAEModel(SAEWeights):
         return Encoding(latents if tokens.valid is None else latents * tokens.valid[:, None])
 
     def _penalties(self, encoding: Encoding, tokens: Tokens, target: Tensor, rebuilt: Tensor) -> dict[str, Penalty]:
-        """Return what training adds to the reconstruction loss, by the names of the fields in [`SAEOutput`]."""
+        """Return the further terms of the training loss, by the names of the fields in [`SAEOutput`]."""
         return {}
 
     def _reconstruction_loss(
@@ -90,7 +90,7 @@ class SAEModel(SAEWeights):
         return self._error(tokens, target, rebuilt, error)
 
     def _total_of(self, tokens: Tokens) -> Tensor | None:
-        """Return what a penalty that is no mean over tokens must know of a whole step, a sum over its tokens."""
+        """Return the sum over a step's tokens that a penalty needs, if it is not a mean over tokens."""
         return None
 
     def _follow(self, encoding: Encoding, tokens: Tokens) -> None:
@@ -100,9 +100,9 @@ class SAEModel(SAEWeights):
         """Raise if the model cannot be used outside training yet."""
 
     def _require_trainable(self, tokens: Tokens) -> None:
-        """Raise if a training batch cannot be encoded; asked before a training step changes anything."""
+        """Raise if a training batch cannot be encoded; called before a training step changes anything."""
 
-    # What users call.
+    # For users.
 
     def encode(self, activations: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the latents of activations.
@@ -126,7 +126,7 @@ class SAEModel(SAEWeights):
         return tokens.shaped(_dense(self._encode(tokens).latents))
 
     def encode_sparse(self, activations: Tensor, attention_mask: Tensor | None = None) -> SparseLatents:
-        """Return the active latents of activations alone: values, and which token and latent each is of.
+        """Return only the active latents of activations: values, and which token and latent each is of.
 
         The same numbers as [`encode`] without its zeros, in memory that grows with what is active.
 
@@ -168,7 +168,7 @@ class SAEModel(SAEWeights):
             what = "not as many tokens as latents"
             raise DataError("decode: activations", what, got=inputs.leading, expected=values.leading)
         dense = values.values
-        # Densely only where every latent wants its derivative; else as forward does, to the same bits.
+        # Densely only if every latent needs its derivative; else as forward does, to the same bits.
         needs_all = torch.compiler.is_compiling() or (torch.is_grad_enabled() and dense.requires_grad)
         entries = dense if needs_all else SparseLatents.from_dense(dense, signed=True)
         return values.shaped(self._decode(entries, inputs and inputs.values).to(self.W_dec.dtype))
@@ -188,9 +188,9 @@ class SAEModel(SAEWeights):
             activations (`torch.Tensor` of shape `(..., hidden_size)`, any float dtype):
                 Cast to the dtype of the parameters.
             targets (`torch.Tensor` of shape `(..., output_size)`, *optional*):
-                What a transcoder is to reconstruct; an autoencoder reconstructs `activations`.
+                Targets of a transcoder; an autoencoder reconstructs `activations`.
             attention_mask (`torch.Tensor` of the leading shape, *optional*):
-                Zero at padding, which takes part in nothing.
+                Zero at padding, which is ignored.
             return_loss (`bool`, *optional*, defaults to `True`):
                 Whether to compute the losses. Without `targets` a transcoder has none.
             output_latents (`bool`, *optional*, defaults to `False`):
@@ -220,7 +220,7 @@ class SAEModel(SAEWeights):
         what = "has no threshold to calibrate: its latents are chosen token by token in training too"
         raise UnsupportedError(type(self).__name__, what, fix="Use it as it is.")
 
-    # How it works.
+    # Implementation.
 
     def _tokens(self, activations: Tensor, attention_mask: Tensor | None) -> Tokens:
         where = f"{type(self).__name__}: activations"
@@ -296,7 +296,7 @@ class SAEModel(SAEWeights):
         return normalized(inputs, self.config.input_normalization, self.config.input_normalization_eps)
 
     def _restored_scale(self, inputs: Tensor) -> Tensor | None:
-        """What decoding multiplies dictionary rows by for each token, `(tokens, 1)`; `None` where by nothing."""
+        """What decoding multiplies dictionary rows by for each token, `(tokens, 1)`; `None` without a factor."""
         if self.config.input_normalization is None or self.config.is_transcoder:
             return None
         return restored_scale(inputs, self.config.input_normalization, self.config.input_normalization_eps)
@@ -324,7 +324,7 @@ class SAEModel(SAEWeights):
     def _measure(
         self, encoding: Encoding, tokens: Tokens, target: Tensor, reconstruction: Tensor
     ) -> dict[str, Tensor]:
-        """Return the loss and what else is reported, by the names of the fields in [`SAEOutput`]."""
+        """Return the loss and the other reported values, by the names of the fields in [`SAEOutput`]."""
         step = tokens.step
         tokens = tokens._replace(scale=fvu_scale(target, tokens.valid) if step is None else step.scale)
         error = squared_error(target, reconstruction, tokens.valid)

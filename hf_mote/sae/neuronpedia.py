@@ -1,8 +1,9 @@
-"""What Neuronpedia imports: profiles of latents in its layout of files, for `hf-mote sae top-tokens --neuronpedia`.
+"""Profiles of latents in the file layout that Neuronpedia imports, for `hf-mote sae top-tokens --neuronpedia`.
 
 Source: docs.neuronpedia.org, "Exports", for the folders; the names of fields are those of its public converter
-(`convert-saedashboard-to-neuronpedia-export.py` of hijohnnylin/neuronpedia, read in November 2026). What is not
-measured here (correlations, alignments, attribution) is left empty, as it leaves it. No import was tried.
+(`convert-saedashboard-to-neuronpedia-export.py` of hijohnnylin/neuronpedia, read in November 2026). Values that are
+not measured here (correlations, alignments, attribution) are left empty, as by the converter. An import was not
+tested.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hf_mote.sae.top_tokens import LatentProfile
 
 __all__ = ["neuronpedia_ids", "write_neuronpedia"]
 
-# The owner of bulk imports, as the converter has it; whoever imports the files may put another in its place.
+# The owner of bulk imports in the converter; it may be replaced for an import.
 _CREATOR = "clkht01d40000jv08hvalcvly"
 _BATCH = 1024  # latents of a file
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")

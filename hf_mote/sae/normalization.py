@@ -1,4 +1,4 @@
-"""What an SAE's input goes through before it is encoded, token by token, and how a reconstruction gets it back.
+"""Normalisation of an SAE's input, token by token, and its inverse for a reconstruction.
 
 SAEs of other libraries were trained on normalised activations, and some libraries normalise inside of the SAE. With
 `config.input_normalization` an SAE here does so too: it takes the model's own activations and returns such ones.
@@ -10,8 +10,8 @@ SAEs of other libraries were trained on normalised activations, and some librari
 | `"standardize"` | (x - mean(x)) / (std(x) + eps) | x̂ (std(x) + eps) + mean(x) |
 | `"layer_norm"` | (x - mean(x)) / (std(x) + eps) | x̂ std(x) + mean(x), the inverse up to eps only |
 
-The standard deviation is that of a sample (n - 1). A transcoder reconstructs something else than its input, so nothing
-is given back. Normalising twice is normalising once, up to eps, so that activations that were already normalised
+The standard deviation is that of a sample (n - 1). A transcoder does not reconstruct its input, so the inverse
+is not applied. Normalising twice is normalising once, up to eps, so that activations that were already normalised
 outside (by TransformerLens, say) may be given as well.
 
 Source: `"layer_norm"` is that of OpenAI's and SAELens' SAEs, `"standardize"` that of OpenSAE, `"rms_norm"` with an eps
@@ -31,7 +31,7 @@ InputNormalization = Literal["center", "rms_norm", "standardize", "layer_norm"]
 
 
 def normalized(inputs: Tensor, kind: InputNormalization | None, eps: float) -> Tensor:
-    """Return what is encoded, `(tokens, width)` and of the dtype of the inputs; computed in float32 or wider."""
+    """Return the normalised inputs, `(tokens, width)` and of the dtype of the inputs; computed in float32 or wider."""
     if kind is None:
         return inputs
     wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
@@ -41,7 +41,7 @@ def normalized(inputs: Tensor, kind: InputNormalization | None, eps: float) -> T
 
 
 def restored(decoded: Tensor, inputs: Tensor, kind: InputNormalization | None, eps: float) -> Tensor:
-    """Return a reconstruction of what was encoded as one of the inputs that it was made from, in its own dtype."""
+    """Return a reconstruction in the scale of the inputs, in its own dtype."""
     if kind is None:
         return decoded
     shift, scale = _way_back(inputs, kind, eps)
@@ -49,18 +49,18 @@ def restored(decoded: Tensor, inputs: Tensor, kind: InputNormalization | None, e
 
 
 def restored_scale(inputs: Tensor, kind: InputNormalization, eps: float) -> Tensor:
-    """Return what each token's part in a reconstruction is multiplied by on the way back, `(tokens, 1)`."""
+    """Return the factor on each token's reconstruction in the inverse, `(tokens, 1)`."""
     return _way_back(inputs, kind, eps)[1]
 
 
 def _way_back(inputs: Tensor, kind: InputNormalization, eps: float) -> tuple[Tensor, Tensor]:
     wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
-    # The one kind whose way back is another: without eps.
+    # The one kind with another inverse: without eps.
     return _shift_and_scale(wide, kind, 0.0 if kind == "layer_norm" else eps)
 
 
 def _shift_and_scale(inputs: Tensor, kind: InputNormalization, eps: float) -> tuple[Tensor, Tensor]:
-    """What is subtracted and what is divided by, `(tokens, 1)` both."""
+    """Shift and divisor, `(tokens, 1)` both."""
     mean = inputs.mean(-1, keepdim=True)
     if kind == "rms_norm":
         return torch.zeros_like(mean), (inputs.pow(2).mean(-1, keepdim=True) + eps).sqrt()

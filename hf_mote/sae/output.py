@@ -1,4 +1,4 @@
-"""`SAEOutput`: what an SAE's forward returns."""
+"""`SAEOutput`: the output of an SAE's forward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Encoding", "Penalty", "SAEOutput"]
 
 @dataclass
 class SAEOutput(ModelOutput):
-    """What an SAE's forward returns; fields that were not asked for are `None`.
+    """The output of an SAE's forward; fields that were not requested are `None`.
 
     Attributes:
         loss (`torch.Tensor` of shape `()`, *optional*):
@@ -51,7 +51,7 @@ class SAEOutput(ModelOutput):
 
 
 class Encoding(NamedTuple):
-    """Latents of a batch, and what the architecture's losses need besides.
+    """Latents of a batch, and further values for the architecture's losses.
 
     Attributes:
         latents (`torch.Tensor` of shape `(tokens, num_latents)` or [`SparseLatents`]): Not negative, none at padding.

@@ -1,4 +1,4 @@
-"""The picture of an SAE's report: densities with the fitted law, what is recovered, and L0 along the loss.
+"""The picture of an SAE's report: densities with the fitted law, recovered loss, and L0 along the loss.
 
 Made without pyplot, so that drawing needs no display and leaves no state behind.
 """

@@ -15,7 +15,7 @@ _MODELS: dict[str, type[SAEModel]] = {}
 
 
 def register_sae(model_class: type[SAEModel]) -> type[SAEModel]:
-    """Make an architecture known to `AutoConfig`, `AutoModel` and this package; usable as a class decorator.
+    """Register an architecture with `AutoConfig`, `AutoModel` and this package; usable as a class decorator.
 
     Args:
         model_class (`type[SAEModel]`): With a `config_class` whose `model_type` is its own.
@@ -56,7 +56,7 @@ def sae_class(model_type: str) -> type[SAEModel]:
     """Return the architecture of a `model_type`.
 
     Raises:
-        [`UnknownNameError`]: if there is none, listing those there are.
+        [`UnknownNameError`]: if it is unknown, listing the known ones.
     """
     import_announced()
     if model_type not in _MODELS:

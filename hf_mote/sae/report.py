@@ -1,4 +1,4 @@
-"""`SAEReport`: what `evaluate_sae` found; saved, read, and handed on under SAEBench's names."""
+"""`SAEReport`: the result of `evaluate_sae`; it can be saved, loaded and exported under SAEBench's names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ROUNDING = 1e-6  # by which a mean may leave its range
 
 @dataclass(frozen=True)
 class SAEReport(Shareable):
-    """How good an SAE is, on so many tokens. What cannot be said (a division by 0) is `None`.
+    """Measurements of an SAE on a number of tokens. Undefined values (a division by 0) are `None`.
 
     Attributes:
         model (`str`, *optional*): What the model is called.
@@ -123,7 +123,7 @@ class SAEReport(Shareable):
         SAEBench 0.6.0 reads them as `CoreMetricCategories`. Sums over all tokens stand where it averages over batches,
         and tokens that are left out keep their activation under ablation, too, so that most values are near its own
         but not the same. Two are others: its `mse` divides by the number of tokens twice, and its `explained_variance`
-        takes the squared mean square from the second moment, which is no variance.
+        takes the squared mean square from the second moment, which is not a variance.
         """
         ev, legacy = self.explained_variance, self.explained_variance_legacy
         return {
@@ -182,7 +182,7 @@ class SAEReport(Shareable):
         return draw_report(self.density, self.zipf, self.ce, tenths, title=title, path=path)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return what a table shows: names and values, as text."""
+        """Return the rows of a table: names and values, as text."""
 
         def text(value: float | None, form: str = ".4g") -> str:
             return "-" if value is None else format(value, form)
@@ -208,7 +208,7 @@ class SAEReport(Shareable):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the report of what [`to_dict`] returned.
+        """Return the report from the result of [`to_dict`].
 
         Raises:
             [`FileFormatError`]: if a field is missing or unknown, or the version is newer.
@@ -236,7 +236,7 @@ class SAEReport(Shareable):
         return made
 
     def _check_values(self) -> None:
-        """Refuse numbers that cannot have been measured."""
+        """Refuse impossible numbers."""
         for name in ("num_latents", "tokens", "predictions"):
             whole(f"SAEReport.{name}", getattr(self, name))
         shares = ["dead_fraction", "dying_fraction", "underused_fraction"]

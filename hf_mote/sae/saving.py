@@ -21,16 +21,16 @@ _CONFIG = "config.json"
 
 
 def save_whole(save: Callable[..., Any], folder: Path, *args: Any, **kwargs: Any) -> Any:
-    """Call the writer of transformers so that what it writes is put in place at once.
+    """Call the writer of transformers so that all its files are put in place at once.
 
     Where a folder cannot be exchanged (it is the one that the process is in, a mount point, or holds very many files),
-    the config goes first and comes last, so that a killed run leaves a folder that is refused, not one that is wrong.
+    the config is deleted first and written last, so that a killed run leaves a folder that is refused.
 
     Args:
         save (`Callable`): `save_pretrained` of transformers.
         folder (`Path`): Where to.
-        *args (`Any`): What else it is told.
-        **kwargs (`Any`): What else it is told, by name.
+        *args (`Any`): Its further arguments.
+        **kwargs (`Any`): Its further keyword arguments.
 
     Raises:
         [`FileFormatError`]: if the folder cannot be written to, or the disk is full.

@@ -1,4 +1,4 @@
-"""Pushing an SAE: its files, its card and its report, by the one way up that everything takes."""
+"""Pushing an SAE: its files, its card and its report, by the same upload as all objects."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def push_sae(
         )
     with staging("push_to_hub") as folder:
         sae.save_pretrained(folder, max_shard_size="50GB" if max_shard_size is None else max_shard_size)
-        # Of where the model lies and where the SAE came from, its names alone.
+        # Of the paths of the model and of the SAE's origin, only the names.
         config = without_places(read_json(folder / _CONFIG))
         if isinstance(config.get("base_model"), str):
             config["base_model"] = public_name(config["base_model"])

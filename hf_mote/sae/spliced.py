@@ -1,4 +1,4 @@
-"""What a language model predicts with other activations at a hookpoint: logits, cross entropy, KL divergence."""
+"""Predictions of a language model with other activations at a hookpoint: logits, cross entropy, KL divergence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Replace", "cross_entropies", "divergences", "frozen", "in_evaluation
 
 
 class Replace(AtHookpoint):
-    """Puts new activations where a mask says; elsewhere the model's own stay, without their gradient.
+    """Replaces activations where a mask is true; elsewhere the model's own stay, without their gradient.
 
     Args:
         new (`torch.Tensor`): As many rows of the activations' width as there are tokens; gradients flow to it.
@@ -58,7 +58,7 @@ def divergences(clean: Tensor, other: Tensor) -> Tensor:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Have no parameter of a module ask for a gradient within the block, so that nothing is kept for it."""
+    """Within the block, no parameter of a module requires a gradient, so that nothing is kept for it."""
     asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
@@ -71,7 +71,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Have a model and its parts in evaluation mode within the block."""
+    """Within the block, a model and its parts are in evaluation mode."""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:

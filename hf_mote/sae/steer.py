@@ -1,4 +1,4 @@
-"""`steer`: latents of an SAE changed in every pass of a model, by edits at hand or by a shared config."""
+"""`steer`: latents of an SAE changed in every pass of a model, by given edits or by a shared config."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ def steer(
         model (`nn.Module`): Any model; it stays the same object, with the same weights.
         sae ([`SAEModel`], [`SteeringConfig`], or the folder or Hub id of one):
             In evaluation mode. A config has its edits and its SAE with it, and is given alone.
-        edits (`dict[int, Any]`, a list of these, or a [`SteeringConfig`] for the SAE at hand):
+        edits (`dict[int, Any]`, a list of these, or a [`SteeringConfig`] for this SAE):
             From a latent to a number, which is added; `("multiply", 2.0)`, `("clamp", 5.0)` or `"ablate"`. A list
             holds one for each row of the batch, `None` for rows that stay untouched.
         hookpoint (`str`, *optional*):
-            Where; by default the SAE's `config.hookpoint`. This and what follows is a config's own, if one is given.
+            Where; by default the SAE's `config.hookpoint`. This and the following arguments are fields of a config, if
+            one is given.
         scope (`str`, *optional*, defaults to `"all"`): On which tokens, as in [`splice_sae`].
         thinking_tokens (`tuple[int, int]`, *optional*): The tokens that open and close the thinking.
         strength (`float`, *optional*, defaults to 1.0): What every change is multiplied by; 0 attaches nothing.
         keep_error (`bool`, *optional*, defaults to `True`):
-            Whether what the SAE does not reconstruct is kept; if not, activations become decode(z').
+            Whether the reconstruction error is kept; if not, activations become decode(z').
 
     Returns:
         [`Intervention`]: usable bare (`.remove()`) or in a `with` block; composes with others and with `apply_mote`.
@@ -81,7 +82,7 @@ def steer(
             raise ConfigError("steer.sae", "no SAE and no config", got=type(sae).__name__, expected=expected)
         return config.bind().attach(model)
     if config is not None:
-        # What is said beside a config would be said twice.
+        # These arguments are fields of the config already.
         return config.bind(sae).attach(model)
     return steer_latents(
         model,

@@ -1,6 +1,6 @@
 """`SteeringConfig`: which latents of which SAE are changed, where, how much and when; the file that is shared.
 
-`BoundSteering` is a config with its SAE at hand: what is attached to a model, and measured.
+`BoundSteering` is a config with its loaded SAE, which can be attached to a model and measured.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 __all__ = ["BoundSteering", "SteeringConfig", "digest_of"]
 
 SCHEMA_VERSION = 1
-# State of training, which changes nothing outside of it.
+# State of training, without effect at inference.
 _NOT_HASHED = ("tokens_since_fired", "threshold_steps", "threshold_k", "density", "density_tokens", "latent_rank")
 
 
 def digest_of(sae: SAEModel) -> str:
-    """Return a digest of what an SAE computes outside training: its architecture and tensors, as float32."""
+    """Return a digest of an SAE at inference: its architecture and tensors, as float32."""
     digest = hashlib.sha256(sae.config.model_type.encode())
     settings = {name: getattr(sae.config, name, None) for name in ("k", "subtract_decoder_bias", "skip_connection")}
     settings["scaled"] = getattr(sae.config, "scale_latents_by_decoder_norm", False)
@@ -68,7 +68,7 @@ class SteeringConfig(Shareable):
         scope (`str`, *optional*, defaults to `"all"`):
             On which tokens: `"all"`, `"prompt"`, `"generation"`, `"thinking"` or `"answer"`.
         thinking_tokens (`[int, int]`, *optional*): The tokens that open and close the thinking, for the last two.
-        strength (`float`, *optional*, defaults to 1.0): What every change is multiplied by.
+        strength (`float`, *optional*, defaults to 1.0): Factor on every change.
         keep_error (`bool`, *optional*, defaults to `True`): Whether what the SAE does not reconstruct is kept.
         base_model (`str`, *optional*): Hub id of the model that it is for.
         provenance (`dict`, *optional*): How it was made, in JSON-native values.
@@ -137,7 +137,7 @@ class SteeringConfig(Shareable):
 
     @classmethod
     def for_sae(cls, sae: SAEModel, edits: Edits, *, path: str | None = None, **fields: Any) -> Self:
-        """Return a config for an SAE at hand, with its digest, hookpoint and base model.
+        """Return a config for a loaded SAE, with its digest, hookpoint and base model.
 
         Args:
             sae ([`SAEModel`]): The SAE.
@@ -158,7 +158,7 @@ class SteeringConfig(Shareable):
         return cls(edits=as_json(read), **{**known, **fields})
 
     def load_sae(self) -> SAEModel:
-        """Return the SAE that it names, in evaluation mode.
+        """Return the SAE of the config, in evaluation mode.
 
         Raises:
             [`ConfigError`]: if it names none.
@@ -238,7 +238,7 @@ class SteeringConfig(Shareable):
             raise FileFormatError(str(path), "holds no valid steering config", got=str(error).rstrip(".")) from error
 
     def _public(self, *, with_texts: bool) -> Self:
-        # A folder's name alone could be somebody else's folder: who loads the config then gives the SAE.
+        # A folder's name alone could match another folder: the SAE must then be given when the config is loaded.
         sae = self.sae if self.sae is not None and is_hub_id(self.sae) else None
         name, made = public_name(self.base_model), without_places(self.provenance)
         return dataclasses.replace(self, sae=sae, base_model=name, provenance=made)
@@ -273,7 +273,7 @@ class SteeringConfig(Shareable):
 
 
 class BoundSteering:
-    """A steering config and its SAE: what can be attached, and given to other latents.
+    """A steering config and its SAE: it can be attached, and applied to other latents.
 
     Args:
         config ([`SteeringConfig`]): The config.
@@ -298,12 +298,12 @@ class BoundSteering:
 
     @property
     def strength(self) -> float:
-        """What every change is multiplied by."""
+        """Factor on every change."""
         return self.config.strength
 
     @property
     def scope(self) -> str:
-        """On which tokens."""
+        """Tokens that are changed."""
         return self.config.scope
 
     @property
@@ -317,11 +317,11 @@ class BoundSteering:
         return self.sae.config.num_latents
 
     def roles(self) -> dict[int, Hashable]:
-        """Return what is done to each latent that is changed."""
+        """Return the edit of each changed latent."""
         return {latent: (operation, value) for latent, operation, value in self.config.edits}
 
     def exchanged(self, others: Mapping[int, int]) -> BoundSteering:
-        """Return what does the same to other latents."""
+        """Return the same change of other latents."""
         return self.with_fields(edits=[[others[latent], *what] for latent, *what in self.config.edits])
 
     def with_fields(self, **fields: Any) -> BoundSteering:
@@ -335,7 +335,7 @@ class BoundSteering:
         return self.config.to_dict()
 
     def check(self, model: nn.Module) -> None:
-        """Raise unless the model has the place that the SAE belongs to.
+        """Raise unless the model has the SAE's hookpoint.
 
         Raises:
             [`UnknownNameError`]: if it has no such module.
@@ -343,7 +343,7 @@ class BoundSteering:
         sites_of(unwrapped(model), self.sae, self.config.hookpoint, "SteeringConfig")
 
     def identity(self) -> dict[str, Any]:
-        """Return its fields, and the digest of the SAE at hand whether or not the config names one."""
+        """Return its fields, and the digest of the SAE, also if the config has none."""
         return {**self.to_dict(), "sae_digest": digest_of(self.sae)}
 
     def attach(self, model: nn.Module) -> Intervention:

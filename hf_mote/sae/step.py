@@ -1,8 +1,8 @@
 """`TrainingStep`: the optimizer step that a training batch is a part of.
 
-A step may come in several micro-batches and be shared by several processes. What a loss divides by, what a choice
-across tokens looks at and what is counted belongs to the step and not to one part of it: then neither the size of the
-parts nor the number of processes changes the gradient or the counters.
+A step may come in several micro-batches and be shared by several processes. The divisor of a loss, the tokens of
+a choice across tokens and the counters belong to the step and not to one part of it: so neither the size of the parts
+nor the number of processes changes the gradient or the counters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["TrainingStep", "scale_of"]
 
 @dataclass
 class TrainingStep:
-    """What the parts of one optimizer step share.
+    """The values that the parts of one optimizer step share.
 
     Args:
         num_tokens (`int`): Tokens of the whole step, padding left out.
@@ -30,7 +30,7 @@ class TrainingStep:
         choose_globally (`bool`, *optional*, defaults to `True`):
             Whether choices across tokens look at the tokens of all processes, or at those of each.
         total (`torch.Tensor` of shape `()`, *optional*):
-            Of the whole step, what `SAEModel._total_of` says of a part.
+            Sum of `SAEModel._total_of` over the whole step.
         sparsity (`float`, *optional*, defaults to 1.0): What sparsity penalties are multiplied by.
     """
 
@@ -58,11 +58,11 @@ class TrainingStep:
         return _reduced(values, distributed.ReduceOp.MIN) if self.shared else values
 
     def scale_of(self, target: Tensor, valid: Tensor | None) -> Tensor:
-        """Return [`scale_of`] for targets of which this process has a part, `(tokens, width)`."""
+        """Return [`scale_of`] for this process's part of the targets, `(tokens, width)`."""
         return scale_of([(target, valid)], shared=self.shared)
 
     def fired(self, mask: Tensor) -> Tensor | None:
-        """Take in which latents fired in a part, and return those of the whole step after its last part.
+        """Add the latents that fired in a part, and return those of the whole step after its last part.
 
         Args:
             mask (`torch.Tensor` of shape `(num_latents,)`, bool): Latents that are active on a token of the part.
@@ -101,10 +101,10 @@ class TrainingStep:
 
 @torch.no_grad()
 def scale_of(parts: Iterable[tuple[Tensor, Tensor | None]], *, shared: bool = False) -> Tensor:
-    """Return what a step's squared errors are divided by for FVU, a float32 (float64) scalar.
+    """Return the divisor of a step's squared errors for FVU, a float32 (float64) scalar.
 
-    It is the summed squared distance of all tokens from their common mean; where there is none (one token, or equal
-    ones), their summed squared length; 1 where that is 0, too.
+    It is the summed squared distance of all tokens from their common mean; if that is 0 (one token, or equal ones),
+    their summed squared length; 1 if that is 0, too.
 
     Args:
         parts (`Iterable[tuple[Tensor, Tensor | None]]`):

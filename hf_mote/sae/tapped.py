@@ -1,4 +1,4 @@
-"""What a model has at hookpoints in one forward, which runs no further than it must."""
+"""Activations at hookpoints in one forward, which runs no further than needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["activations_of"]
 
 
 class _Reached(Exception):  # noqa: N818 (no error)
-    """The last hookpoint was reached; nothing behind it is needed."""
+    """The last hookpoint was reached; later modules are not needed."""
 
 
 class _Tap(AtHookpoint):
@@ -37,8 +37,8 @@ def activations_of(
 ) -> dict[str, Tensor]:
     """Return the activations of a forward, `(batch, length, width)` by the name of each hookpoint.
 
-    The model runs in evaluation mode, and no further than the last hookpoint unless `whole`, or something else is
-    attached to it that must see the end.
+    The model runs in evaluation mode, and no further than the last hookpoint unless `whole`, or another
+    attachment needs the end.
 
     Args:
         model (`nn.Module`): The model.

@@ -1,4 +1,4 @@
-"""`top_activations`: where latents are most active in a text, how often, and what they do to the logits."""
+"""`top_activations`: where latents are most active in a text, how often, and their effect on the logits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Excerpt(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """How often values lie where.
+    """A histogram of values.
 
     Attributes:
         heights (`list[int]`): Values in each bar, from the smallest on.
@@ -53,7 +53,7 @@ class Histogram(NamedTuple):
 
 
 class LatentProfile(NamedTuple):
-    """What a text and the model's weights say of one latent.
+    """The profile of one latent from a text and the model's weights.
 
     Attributes:
         latent (`int`): The latent.
@@ -110,9 +110,8 @@ def top_activations(
         text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
         hookpoint (`str`, *optional*): Where the SAE belongs; by default its `config.hookpoint`.
         run_folder (`str` or `os.PathLike`, *optional*):
-            Where the latents of each forward are kept, so that a run that was stopped goes on and gives exactly what
-            it would have given. A folder of another model, SAE, text or other latents is refused; `top` and `around`
-            may be others.
+            Where the latents of each forward are kept, so that a stopped run continues with exactly the same result. A
+            folder of another model, SAE, text or other latents is refused; `top` and `around` may be others.
 
     Returns:
         `list[LatentProfile]`, in the order of `latents`.
@@ -214,7 +213,7 @@ def _histogram(values: Tensor) -> Histogram:
 def _active(
     model: nn.Module, sae: SAEModel, reads: Hookpoint, ids: Tensor, mask: Tensor, place: Tensor, number: int
 ) -> dict[str, Tensor]:
-    """Where in a forward the wanted latents are not 0, as places in `(batch, length, number)`, and what they are."""
+    """Where in a forward the chosen latents are not 0, as places in `(batch, length, number)`, and their values."""
     activations = activations_of(model, ids, mask, [reads])[reads.name]
     latents = sae._encode(sae._tokens(activations.to(sae.W_dec.device), mask)).latents
     sparse = latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
@@ -227,7 +226,7 @@ def _active(
 def _effects(
     model: nn.Module, sae: SAEModel, latents: list[int], tokenizer: Any, top: int
 ) -> list[tuple[list[tuple[str, float]], list[tuple[str, float]], Histogram]]:
-    """What a unit of each latent adds to the logits through the unembedding: most, least, and how often what."""
+    """The effect of a unit of each latent on the logits through the unembedding: most, least, and a histogram."""
     find: Any = getattr(model, "get_output_embeddings", lambda: None)
     weight = getattr(find(), "weight", None)
     if not isinstance(weight, Tensor) or weight.shape[1] != sae.config.decoder_size:

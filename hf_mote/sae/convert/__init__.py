@@ -1,13 +1,14 @@
-"""File formats of other libraries, one file each, both ways; `load_sae` and `export_sae` choose among them.
+"""File formats of other libraries, one file each, to read and to write; `load_sae` and `export_sae` choose among them.
 
 Files in reading order:
 
-- `api.py`: `load_sae`, `export_sae`, `list_saes`. `registry.py`: the table of formats, which of them a folder is in.
+- `api.py`: `load_sae`, `export_sae`, `list_saes`. `registry.py`: the table of formats, and detection of a folder's
+  format.
 - `releases.py` with `releases.json`: public SAEs by name. `download.py`: files from the Hub.
-- `formats.py`: what a format must say and do. `names.py`: models and places as transformers has them.
+- `formats.py`: the interface of a format. `names.py`: names of models and hookpoints in transformers.
 - One format each: `native.py`, `saelens.py`, `sparsify.py`, `dictionary_learning.py`, `gemma_scope.py`,
   `qwen_scope.py`, `circuit_tracer.py`, `circuit_tracer_clt.py`, `lm_saes.py`, `hook_z.py`, `torch_releases.py`,
-  `openai.py`, `opensae.py`; `refused.py` for those that are known and not read; `layout.py` for files of none.
+  `openai.py`, `opensae.py`; `refused.py` for known formats that are not read; `layout.py` for files without a format.
 - `tensors.py`, `values.py`, `documents.py`: tensors, numbers and configs of foreign files, checked. `card.py`.
 
 May import `sae`, `files`, `folders` and `sharing`. A new format is a file here, a row in `registry.py`, and its

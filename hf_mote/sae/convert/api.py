@@ -25,7 +25,7 @@ from hf_mote.sharing.transfer import check_inside
 
 __all__ = ["export_sae", "list_saes", "load_sae"]
 
-# Of a whole language model, too, in many a repository: fetched only once a config says that it is an SAE.
+# May be a whole language model: downloaded only after the config shows that it is an SAE.
 _COMMON_WEIGHTS = "model.safetensors"
 
 
@@ -49,10 +49,10 @@ def load_sae(
 ) -> SAEModel:
     """Return a sparse autoencoder of a folder, a Hub repository or a public list, in `eval()` mode.
 
-    It encodes and decodes as the library that wrote it does. What the file says beyond the config's fields is kept in
-    `config.origin`, and [`export_sae`] gives it back. `config.base_model` and `config.hookpoint` say what it is of, by
-    transformers' names, wherever files or names tell. Files that mean something no architecture here computes are
-    refused with the reason. Nothing of a file is ever run.
+    It encodes and decodes as in the library that wrote it. Values of the file beyond the config's fields are kept in
+    `config.origin`, and [`export_sae`] restores them. `config.base_model` and `config.hookpoint` have transformers'
+    names, if files or names show them. Files of an architecture that is not supported are refused with the reason.
+    Code in files is never run.
 
     Args:
         path_or_repo (`str` or `os.PathLike`):
@@ -60,10 +60,10 @@ def load_sae(
             SAELens' list (`"gemma-scope-2b-pt-res-canonical"`, with `sae_id`); or an id of Neuronpedia
             (`"gpt2-small/8-res-jb"`).
         format (`str` or [`SAELayout`], *optional*, defaults to `"auto"`):
-            One of those that `hf-mote sae formats` lists; by default it is told by the files' names and contents. A
-            [`SAELayout`] reads one file of tensors that no format is for.
+            One of those that `hf-mote sae formats` lists; by default it is detected by the files' names and contents.
+            A [`SAELayout`] reads a file of tensors without a format.
         sae_id (`str`, *optional*):
-            Which SAE of a release is meant.
+            The SAE of a release.
         subfolder (`str`, *optional*):
             Where the files are in the folder or repository.
         file (`str`, *optional*):
@@ -84,11 +84,11 @@ def load_sae(
         norm_scaling_factor (`float`, *optional*):
             What activations are multiplied by before they are encoded, for files that need it and do not hold it.
         activations (`torch.Tensor` of shape `(..., hidden_size)`, *optional*):
-            Activations to try it on: an SAE that explains less of them than their mean does is refused.
+            Activations for a test: an SAE that explains less of them than their mean does is refused.
         targets (`torch.Tensor` of shape `(..., output_size)`, *optional*):
-            What a transcoder is to make of them.
+            Targets of a transcoder for them.
         fields:
-            Fields of the config that the files do not say. One that contradicts them is refused, except for names and
+            Fields of the config that are not in the files. One that contradicts them is refused, except for names and
             `input_normalization`.
 
     Returns:
@@ -119,7 +119,7 @@ def load_sae(
         try:
             folder.lstat()
         except (FileNotFoundError, NotADirectoryError):
-            pass  # the formats say what is missing
+            pass  # the formats name what is missing
         except (OSError, ValueError) as error:
             raise FileFormatError(
                 str(local), "subfolder cannot be one", got=f"{str(subfolder)[:40]!r}: {first_line(error)}"
@@ -190,10 +190,10 @@ def list_saes(
 def export_sae(
     sae: SAEModel, path: str | os.PathLike[str], format: str, *, card: bool = False, force: bool = False
 ) -> list[str]:
-    """Write a sparse autoencoder as another library does, whole or not at all, and return what its format cannot hold.
+    """Write a sparse autoencoder in another library's format, whole or not at all; return what it cannot hold.
 
-    The library then encodes and decodes as the model does outside training. What is lost is state and settings of
-    training; a model that the format cannot hold without changing what it computes is refused.
+    The library then encodes and decodes as the model does outside training. State and settings of training are
+    lost; a model that the format cannot hold without changing what it computes is refused.
 
     Args:
         sae ([`SAEModel`]):
@@ -205,7 +205,7 @@ def export_sae(
         format (`str`):
             `"saelens"`, `"sparsify"`, `"dictionary_learning"`, `"circuit_tracer"` or `"hf_mote"`.
         card (`bool`, *optional*, defaults to `False`):
-            Whether to write a `README.md`, too: what the SAE is of, where it is from, and what is lost.
+            Whether to write a `README.md`, too: model, origin, and what is lost.
         force (`bool`, *optional*, defaults to `False`):
             Replace a sparse autoencoder of the same format that the folder holds. Files of another format are never
             overwritten.
@@ -240,7 +240,7 @@ def export_sae(
     check_target(target, wanted, force=force)
     if card and os.path.exists(target / CARD):
         raise FileFormatError(str(target / CARD), "exists already, and a card would replace it")
-    # Files of the same format give way, its other way of storing weights too; other layers of a set stay.
+    # Files of the same format are replaced, also in its other layout; other layers of a set stay.
     with replacing_folder(target, str(target), lambda _: {*wanted.files, *wanted.weights}) as folder:
         lost = wanted.write(sae, folder)
         if not wanted.is_one_per_folder:
@@ -314,7 +314,7 @@ def _fetch(
 
 
 def _source_of(place: Repository, file: str | None, known: Known | None) -> dict[str, Any]:
-    """Return what `config.origin` says about where an SAE is from."""
+    """Return the origin of an SAE from `config.origin`."""
     found = {"repo_id": place.repo_id, "subfolder": place.subfolder, "file": file, "revision": place.revision}
     if known is not None:
         found |= {"release": known.release, "sae_id": known.sae_id}

@@ -1,4 +1,4 @@
-"""The card of an exported SAE: what it is of, where it is from, and what its format does not hold."""
+"""The card of an exported SAE: model, origin, and what its format does not hold."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ def _text(sae: SAEModel, format: str, lost: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text as one line without what would end a cell or a quotation."""
+    """Return text as one line without characters that end a cell or a quotation."""
     return " ".join(text.split()).replace("|", "/").replace("`", "'")

@@ -1,4 +1,4 @@
-"""Transcoders of circuit-tracer: `layer_{n}.safetensors`, one for each layer, and `config.yaml`, both ways.
+"""Transcoders of circuit-tracer: `layer_{n}.safetensors`, one for each layer, and `config.yaml`, to read and to write.
 
 ReLU transcoders of MLPs, or JumpReLU ones if there are thresholds, with or without a skip connection. Config and
 weights are of a whole set; here each layer is a model of its own.
@@ -89,7 +89,7 @@ def _read(source: Source) -> SAEModel:
 
 
 def _names(path: Path, config: Mapping[str, Any], source: Source) -> dict[str, Any]:
-    """Fields of the config that say what the transcoder is of."""
+    """Model and hookpoints of the transcoder for the config."""
     # Of the sets without a config, by the repository's name.
     word = re.search(r"qwen\d(?:\.\d)?-[\d.]+b", source.words, re.IGNORECASE)
     model = hub_model(text(path, config, "model_name") or (word[0] if word else None))

@@ -1,9 +1,9 @@
-"""Cross-layer transcoders of circuit-tracer: `W_enc_{n}.safetensors`, `W_dec_{n}.safetensors`, `config.yaml`, in only.
+"""Cross-layer transcoders of circuit-tracer: `W_enc_{n}.safetensors`, `W_dec_{n}.safetensors`, `config.yaml`, to read.
 
 The latents of a layer read there and write to the MLP outputs of that layer and all behind it. One layer is one model
 here, which reconstructs those side by side; what all layers reconstruct together is the sum, for which the bias of a
-layer is in that layer's own model alone. (SAELens adds up what a latent writes to all layers, which is of use for its
-latents only.)
+layer is in that layer's own model alone. (SAELens adds up the outputs of a latent in all layers, so that only its
+latents are usable.)
 
 Source: circuit-tracer 0.5.0, `transcoder/cross_layer_transcoder.py`.
 """

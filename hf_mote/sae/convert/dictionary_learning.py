@@ -1,7 +1,7 @@
-"""dictionary_learning: `ae.pt`, a pickled dictionary of tensors, and `config.json`, both ways.
+"""dictionary_learning: `ae.pt`, a pickled dictionary of tensors, and `config.json`, to read and to write.
 
-The file is read as plain tensors and nothing else, so that no code of it runs. A dictionary class of the library is
-one way to store and use the weights; what else `config.json` says is of the training.
+The file is read as plain tensors and nothing else, so that no code of it runs. A dictionary class of the library
+defines how weights are stored and used; the other values of `config.json` are of the training.
 
 Source: dictionary_learning 0.1.0, `dictionary.py`, `utils.py` and `trainers/`.
 """
@@ -81,7 +81,7 @@ _CLASSES = {
     "JumpReluAutoEncoder": _Class("jumprelu_sae", False, {**_PLAIN, "threshold": ("threshold", False)}),
     "MatryoshkaBatchTopKSAE": _Class("matryoshka_sae", True, _PLAIN, ("group_sizes", "k", "threshold")),
 }
-# As it was spelt until 2025-01-16.
+# The spelling until 2025-01-16.
 _OLD_NAMES = {"MatroyshkaBatchTopKSAE": "MatryoshkaBatchTopKSAE"}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _NUMBERS = {*_INTEGERS, torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -121,7 +121,7 @@ def _read(source: Source) -> SAEModel:
     }
     origin: dict[str, Any] = {"format": DICTIONARY_LEARNING.name, "config": document}
     if "k" in kind.besides:
-        # Files of before 2024-12-22 hold neither; a threshold is of training in a TopK alone.
+        # Files of before 2024-12-22 hold neither; only in a TopK the threshold is a value of training.
         if "k" in found:
             fields["k"] = int(_number(weights, found, "k"))
             agree(path, "trainer.k", integer(path, trainer, "k"), fields["k"])
@@ -130,7 +130,7 @@ def _read(source: Source) -> SAEModel:
         threshold = _number(weights, found, "threshold") if "threshold" in found else None
         if kind.model_type == "topk_sae":
             if threshold is not None:
-                # Only used where a caller asks for it, which no file says.
+                # Only used if a caller asks for it; no file states this.
                 origin["threshold"] = threshold
         elif threshold is None:
             raise FileFormatError(f"{weights}: threshold", "missing tensor", got=", ".join(sorted(found)))

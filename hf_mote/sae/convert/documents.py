@@ -1,4 +1,4 @@
-"""JSON and YAML files of other libraries, read into plain values, the one as strictly as the other."""
+"""JSON and YAML files of other libraries, read into plain values, both equally strictly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
     Raises:
         [`FileFormatError`]: if the file is missing, too large, damaged, no object, nested deeper than 32, or holds a
-            key twice, an alias, or a value that JSON has not.
+            key twice, an alias, or a value that JSON does not have.
     """
     if path.suffix not in (".yaml", ".yml"):
         return read_json(path)
@@ -52,7 +52,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the object in a YAML file, whatever its name; of an empty one, nothing.
+    """Return the object in a YAML file of any name; an empty one for an empty file.
 
     Raises:
         [`FileFormatError`]: as for [`read_document`].

@@ -76,13 +76,13 @@ class Repository(NamedTuple):
         return Path(root, inner)
 
     def files(self) -> list[str]:
-        """Return the paths of all files in the repository; none if it cannot be asked."""
+        """Return the paths of all files in the repository; none if it cannot be reached."""
         if self.local_files_only:
             return []
         try:
             api = HfApi(token=self.token, library_name="hf_mote")
             return list(api.list_repo_files(self.repo_id, revision=self.revision))
-        except Exception:  # whatever the network raises: a listing is for choosing and for better errors alone
+        except Exception:  # any error of the network: a listing is only for a choice and for better errors
             return []
 
     def weights_in(self, formats: list[Format], files: list[str]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What a file format is: the files it consists of, how to tell it from others, how to read and how to write it."""
+"""The interface of a file format: its files, its detection, how it is read and written."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ __all__ = [
     "require_plain_input",
 ]
 
-# Fields of a config that say something about the config itself, which no other format needs to hold.
+# Fields about the config itself, which other formats need not hold.
 _OF_THE_CONFIG = {"hf_mote_version", "input_normalization_eps", "origin"}
-# Fields that a caller may give whatever the files say: they change no weight.
+# Fields that a caller may give against the files: they do not change weights.
 _FREE = {"base_model", "base_model_revision", "hookpoint", "input_normalization", "output_hookpoint"}
 
 
 class Known(NamedTuple):
-    """What a public list says about an SAE beyond its files.
+    """Values of a public list for an SAE, besides its files.
 
     Attributes:
         repo_id (`str`): The repository.
@@ -67,7 +67,7 @@ class Known(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a caller asks for.
+    """The requests of a caller.
 
     Attributes:
         dtype (`torch.dtype` or `"auto"`, *optional*): Of the model; float32 or wider by default, `"auto"`: as stored.
@@ -83,7 +83,7 @@ class Wanted(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where an SAE is read from.
+    """The source of an SAE.
 
     Attributes:
         folder (`Path`): The folder with its files.
@@ -117,8 +117,8 @@ class Format:
     Attributes:
         name (`str`): As `load_sae` and `export_sae` take it.
         weights (`tuple[str, ...]`):
-            Paths of the file that holds the weights, one of which there is; a `*` where each SAE of a folder has its
-            own. The first is the one that is written.
+            Possible paths of the file with the weights; a `*` where each SAE of a folder has its own. The first is the
+            one that is written.
         config (`str`, *optional*): Name of the JSON or YAML file beside it.
         recognises (`Callable`): Whether the content of the config, `None` if there is none, is of this format.
         holds (`Callable`): Whether tensors of these names and shapes are of this format.
@@ -206,11 +206,11 @@ def build(
         raise FileFormatError(str(path), f"describes no {model_type}: {str(error).rstrip('.')}") from error
     dtype = _dtype(source.wanted.dtype, tensors["W_enc"].dtype)
     cast = {
-        # The rest stays as it is: thresholds are wider than the weights.
+        # The others keep their dtype: thresholds are wider than the weights.
         name: tensor.to(dtype) if tensor.dtype == tensors["W_enc"].dtype and name != "threshold" else tensor
         for name, tensor in tensors.items()
     }
-    # The loader of transformers itself, since there is no file that ours could check.
+    # The loader of transformers itself, because there is no file for ours to check.
     load: Callable[..., SAEModel] = super(SAEWeights, model_class).from_pretrained
     return load(
         None,
@@ -244,13 +244,13 @@ def require_plain_input(sae: SAEModel, library: str) -> None:
 
 
 def origin_of(sae: SAEModel, name: str) -> dict[str, Any]:
-    """Return what `load_sae` kept of the file an SAE came from, empty if it came from another format."""
+    """Return what `load_sae` kept of an SAE's file, empty for another format."""
     origin = sae.config.origin or {}
     return dict(origin) if origin.get("format") == name else {}
 
 
 def lost_fields(sae: SAEModel, held: set[str]) -> dict[str, Any]:
-    """Return the fields of the config that differ from their defaults, beside those a format holds."""
+    """Return the fields of the config that differ from their defaults, besides those that a format holds."""
     kind = type(sae.config)
     names = [name for name in kind._own_fields() if name not in held | _OF_THE_CONFIG]
     values = {name: getattr(sae.config, name) for name in names}
@@ -258,12 +258,12 @@ def lost_fields(sae: SAEModel, held: set[str]) -> dict[str, Any]:
 
 
 def lost_state(sae: SAEModel, held: set[str]) -> list[str]:
-    """Return the names of the tensors that only training needs and that hold anything, beside those a format holds."""
+    """Return the names of non-empty tensors that only training needs, besides those that a format holds."""
     return [name for name, tensor in sae.state_dict().items() if name not in held and bool(torch.any(tensor != 0))]
 
 
 def _with_what_is_known(known: Known | None, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return fields with what a public list adds to them."""
+    """Return fields with those of a public list."""
     if known is None:
         return fields
     added = {"base_model": hub_model(known.model)}

@@ -1,7 +1,7 @@
-"""Gemma Scope 1 (`params.npz`) and 2 (`params.safetensors` and `config.json`) of Google DeepMind, in only.
+"""Gemma Scope 1 (`params.npz`) and 2 (`params.safetensors` and `config.json`) of Google DeepMind, only to read.
 
 JumpReLU SAEs and transcoders that do not subtract the decoder's bias. The first release has no config: repository and
-folder names say what an SAE is of, and where they do not, the weights are all there is.
+folder names give model and hookpoint of an SAE; otherwise there are only the weights.
 
 Cross-layer transcoders and crosscoders of the second release (`params_layer_{n}.safetensors`) have latents for each
 layer that write to all layers. One file is one model here, from one layer to all of them side by side; what all files
@@ -71,7 +71,7 @@ def _read_1(source: Source) -> SAEModel:
 
 
 def _names_1(trail: str) -> dict[str, Any]:
-    """Model and hookpoints by the names of the release, `google/gemma-scope-2b-pt-res/layer_20/...`; else nothing."""
+    """Model and hookpoints by the names of the release, `google/gemma-scope-2b-pt-res/layer_20/...`; else empty."""
     repository = re.search(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)\b(.*)", trail)
     if repository is None:
         return {}
@@ -92,7 +92,7 @@ def _names_1(trail: str) -> dict[str, Any]:
     names["hookpoint"] = hookpoints[site]
     if site == "transcoders":
         names["output_hookpoint"] = f"{block}.post_feedforward_layernorm"
-        # No module of transformers has what comes out of a norm before its weights; what goes in does.
+        # No module of transformers returns the output of a norm before its weights, but its input is available.
         names |= {"input_normalization": "rms_norm", "input_normalization_eps": _NORM_EPS}
     return names
 
@@ -216,7 +216,7 @@ def _placed(tensor: Tensor, start: int, width: int) -> Tensor:
 
 
 def _places_of(hook: str | None, count: int, model: str | None) -> list[str] | None:
-    """Return the paths that a hook of several layers means, `"model.layers.{7,13}.output"`, if they are so many."""
+    """Return the paths that a hook of several layers means, `"model.layers.{7,13}.output"`, if their number fits."""
     layers = re.search(r"\{([\d,\s]+|all)\}", hook or "")
     if hook is None or layers is None:
         return None

@@ -1,6 +1,6 @@
-"""Attention SAEs of Kissane et al.: a `.pt` for each layer and beside it `..._cfg.json`, in only.
+"""Attention SAEs of Kissane et al.: a `.pt` for each layer and beside it `..._cfg.json`, only to read.
 
-ReLU SAEs of what attention heads put out before they are mixed, all heads of a layer side by side.
+ReLU SAEs of the outputs of attention heads before they are mixed, all heads of a layer side by side.
 
 Source: arXiv 2406.17759; reader of SAELens 6.54.12 (`loading/pretrained_sae_loaders.py`).
 """

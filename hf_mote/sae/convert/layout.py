@@ -1,4 +1,4 @@
-"""`SAELayout`: how to read a file of tensors that no format here is for."""
+"""`SAELayout`: how to read a file of tensors without a known format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ZERO_BY_DEFAULT = ("b_enc", "b_dec")
 
 @dataclass(frozen=True)
 class SAELayout:
-    """What the tensors of a file are: given to `load_sae` in the place of a format's name.
+    """The tensors of a file, given to `load_sae` instead of a format's name.
 
     Args:
         model_type (`str`):
@@ -39,13 +39,13 @@ class SAELayout:
             By our name of a tensor (`W_enc`, `b_enc`, `W_dec`, `b_dec`, `W_skip`, `threshold`, `b_mag`, `r_mag`), its
             name in the file. A bias that is left out is zero. The same name twice is a tied decoder.
         transpose (`tuple[str, ...]`, *optional*):
-            Our names of the matrices that the file has the other way round: here `W_enc` is
+            Our names of the matrices that the file stores transposed: here `W_enc` is
             `(num_latents, hidden_size)`, `W_dec` `(num_latents, output_size)`, `W_skip` `(output_size, hidden_size)`.
         ignore (`tuple[str, ...]`, *optional*):
             Names of further tensors in the file; any other is refused.
 
     Raises:
-        [`ConfigError`]: if a name is none of ours.
+        [`ConfigError`]: if a name is not one of ours.
 
     Example:
 

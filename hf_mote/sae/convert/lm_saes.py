@@ -1,4 +1,4 @@
-"""Llama Scope and what else OpenMOSS' Language-Model-SAEs (now Llamascopium) wrote, in only.
+"""Llama Scope and other files of OpenMOSS' Language-Model-SAEs (now Llamascopium), only to read.
 
 Two layouts: `hyperparams.json` and `checkpoints/final.safetensors` (Llama Scope), and `config.json` and
 `sae_weights.safetensors` (Llama Scope R1 and later). Input and output were scaled to norms of about the root of the
@@ -53,7 +53,7 @@ _MODEL = "meta-llama/Llama-3.1-8B"
 
 
 class _Scales(NamedTuple):
-    """What the input was multiplied by before it was encoded, and what was reconstructed."""
+    """Factors on the input before it was encoded, and on what was reconstructed."""
 
     input: float
     output: float
@@ -95,7 +95,7 @@ def _read(source: Source, config_name: str, format_name: str) -> SAEModel:
 
 
 def _check(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse what means something that no architecture here computes."""
+    """Refuse settings that no architecture here supports."""
     kind = text(path, config, "sae_type") or "sae"
     if kind != "sae":
         reasons = {
@@ -171,7 +171,7 @@ def _threshold(
     """Return the architecture and its thresholds, in the units of the latents of training."""
     kind = (text(path, config, "act_fn") or "relu").lower()
     if kind == "topk" and config.get("jump_relu_threshold") and not logs:
-        # What the library itself does with such an SAE once it is trained.
+        # The library itself does this with a trained SAE.
         kind = "jumprelu"
     if kind == "relu":
         return "relu_sae", None
@@ -211,7 +211,7 @@ def _fold(path: Path, tensors: dict[str, Tensor], scales: _Scales) -> None:
 
 
 def _names(path: Path, source: Source, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the config that say what the SAE is of."""
+    """Model and hookpoint of the SAE for the config."""
     model = hub_model(text(path, config, "model_name"))
     if model is None and source.known is not None:
         model = hub_model(source.known.model)

@@ -1,8 +1,8 @@
-"""Names of models and of places in them, as other libraries write them, as the Hub and transformers have them.
+"""Names of models and hookpoints in other libraries, translated to those of the Hub and transformers.
 
 TransformerLens and SAELens call a model `gemma-2-2b` and a place `blocks.3.hook_resid_post`. Here a model has its Hub
 id, and a place is the path of a module: of its output, or with `.input` behind it of its input. One row of `FAMILIES`
-says what the places of one family's modules are called; a family without a row has models, but no places.
+has the names of one family's hookpoints; a family without a row has models, but no hookpoints.
 
 Source: TransformerLens 3.9 (`components/`: where each hook stands), and the modules of transformers 5.24 that
 `AutoModelForCausalLM` gives; that a hook and a module hold the same is tested on tiny models.
@@ -41,7 +41,7 @@ _MODELS = (
 
 
 class Family(NamedTuple):
-    """Where the places of a family's models are.
+    """The module paths of a family's hookpoints.
 
     Attributes:
         models (`str`): Regular expression that finds the family in a model's Hub id.
@@ -84,7 +84,7 @@ _SEQUENTIAL = {
     "mlp.hook_in": "mlp.input",
     "mlp.hook_out": "mlp",
     "mlp.hook_post": "mlp.down_proj.input",
-    # The norm before its weights are multiplied in: what comes into it, divided by its root mean square.
+    # The norm before its weights: its input divided by its root mean square.
     "ln2.hook_normalized": "post_attention_layernorm.input",
 }
 # Norms before and after each half of a layer.
@@ -95,7 +95,7 @@ _SANDWICHED = {
     "hook_mlp_out": "post_feedforward_layernorm",
     "ln2.hook_normalized": "pre_feedforward_layernorm.input",
 }
-# Experts in the place of one MLP: there is no such module inside.
+# Experts instead of one MLP: there is no such module inside.
 _MIXED = {hook: path for hook, path in _SEQUENTIAL.items() if hook != "mlp.hook_post"}
 _BEFORE_MLP = "pre_feedforward_layernorm"
 _GPT2 = {
@@ -137,7 +137,7 @@ FAMILIES = {
     "gpt_oss": Family(r"(^|/)gpt-oss-", "model", "layers", "embed_tokens", _MIXED, 1e-5),
     "smollm": Family(r"(^|/)SmolLM", "model", "layers", "embed_tokens", _SEQUENTIAL, 1e-5),
 }
-# Names for the places that libraries and their folders have in words.
+# Names of places in words, in libraries and their folders.
 _WORDS = (
     (r"resid_post_mlp|resid_post(?!_attn)|hook_resid_post", "hook_resid_post"),
     (r"resid_pre", "hook_resid_pre"),
@@ -149,7 +149,7 @@ _WORDS = (
 
 
 def hub_model(name: str | None) -> str | None:
-    """Return the Hub id of a model, `None` if the name is none and no known abbreviation."""
+    """Return the Hub id of a model, `None` if the name is neither an id nor a known abbreviation."""
     if name is None or "/" in name:
         return name
     for short, full in _MODELS:
@@ -166,7 +166,7 @@ def family_of(model: str | None) -> Family | None:
 
 
 def place_of(hook: str | None, model: str | None) -> Place | None:
-    """Return the place that a hook of TransformerLens means, `None` if model or hook is not known.
+    """Return the place of a hook of TransformerLens, `None` if model or hook is not known.
 
     Args:
         hook (`str`, *optional*): As in `"blocks.3.hook_resid_post"`.
@@ -227,5 +227,5 @@ def hookpoint_of(path: str | None, model: str | None = None) -> str | None:
 
 
 def site_in(words: str) -> str | None:
-    """Return the name of the hook in a block that words mean (`"resid_post_layer_3"`), `None` if they mean none."""
+    """Return the name of the hook in a block for words such as `"resid_post_layer_3"`, or `None`."""
     return next((site for pattern, site in _WORDS if re.search(pattern, words)), None)

@@ -1,6 +1,6 @@
-"""OpenAI's SAEs of GPT-2 small: one `.pt` for each layer and place, in only.
+"""OpenAI's SAEs of GPT-2 small: one `.pt` for each layer and place, only to read.
 
-ReLU SAEs (versions 1 and 4) and TopK ones that normalise each token (version 5). Folder names say what they are of
+ReLU SAEs (versions 1 and 4) and TopK ones that normalise each token (version 5). Folder names give model and hookpoint
 (`gpt2-small/resid_post_mlp_v5_32k/autoencoders/8.pt`). Statistics of training are left out.
 
 Source: Gao et al., arXiv 2406.04093; openai/sparse_autoencoder, `model.py` and `paths.py`.
@@ -74,7 +74,7 @@ def _activation(path: Path, activation: object, arguments: object, fields: dict[
 
 
 def _names(source: Source) -> dict[str, Any]:
-    """Model and hookpoint by the names of the release; else nothing."""
+    """Model and hookpoint by the names of the release; else empty."""
     found = re.search(r"gpt2-small/([\w-]+)/autoencoders/(\d+)\.pt$", source.words)
     if found is None:
         return {}

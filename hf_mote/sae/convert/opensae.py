@@ -1,7 +1,7 @@
-"""OpenSAE of THU-KEG: `config.json` and `model.safetensors`, as transformers writes them, in only.
+"""OpenSAE of THU-KEG: `config.json` and `model.safetensors`, as transformers writes them, only to read.
 
-TopK SAEs that normalise each token. Where the library does not undo that (`normalize_shift_back`), what it
-reconstructs is the normalised token, and the model here is a transcoder.
+TopK SAEs that normalise each token. Where the library does not undo that (`normalize_shift_back`), it
+reconstructs the normalised token, and the model here is a transcoder.
 
 Source: THU-KEG/OpenSAE, `saes/open_sae/` (December 2025).
 """
@@ -90,7 +90,7 @@ def _tensors(source: Source) -> dict[str, Tensor]:
 
 
 def _names(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the config that say what the SAE is of; the library looks for a path with `model.` before it, too."""
+    """Model and hookpoint of the SAE for the config; the library looks for a path with `model.` before it, too."""
     model = hub_model(text(path, config, "model_name"))
     family = family_of(model)
     root = "model" if family is None else family.root

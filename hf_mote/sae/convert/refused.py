@@ -1,4 +1,4 @@
-"""Formats that are known and not read, each with what is missing: they are refused by name, not as unknown files."""
+"""Known formats that are not read, each with the reason: they are refused by name, not as unknown files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All formats, and which of them a folder is in: by the names of its files and by what its config and weights say."""
+"""All formats, and detection of a folder's format, by the names of its files and by its config and weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hf_mote.sae.convert.torch_releases import DEEPSEEK_R1, GOODFIRE
 
 __all__ = ["FORMATS", "below", "check_source", "check_target", "detect", "format_named", "refuse_several"]
 
-_DEEPEST, _MOST_FOLDERS = 4, 2000  # Gemma Scope's lie three folders deep
+_DEEPEST, _MOST_FOLDERS = 4, 2000  # Gemma Scope's are three folders deep
 _MOST_NAMED = 12
 
 FORMATS = {
@@ -61,7 +61,7 @@ def format_named(name: str, *, where: str) -> Format:
     """Return a format by its name.
 
     Raises:
-        [`UnknownNameError`]: if there is none, listing those there are.
+        [`UnknownNameError`]: if it is unknown, listing the known ones.
     """
     if name not in FORMATS:
         raise UnknownNameError.of(where, name, FORMATS)
@@ -114,7 +114,7 @@ def detect(folder: Path, file: str | None = None) -> tuple[Format, str]:
 
 
 def _refuse_other_models(folder: Path) -> None:
-    """Raise for the folder of another transformers model, whose weights have the name that ours have."""
+    """Raise for the folder of another transformers model, whose weights have the same file name as ours."""
     path = folder / NATIVE.config if NATIVE.config is not None else folder
     model_type = read_json(path).get("model_type") if path.is_file() else None
     if isinstance(model_type, str) and model_type and not NATIVE.describes(folder):
@@ -153,7 +153,7 @@ def check_source(folder: Path, format: Format, file: str | None = None) -> str:
 
 
 def below(folder: Path) -> list[str]:
-    """Return the folders below a folder that hold a sparse autoencoder, by their path from there, as far as looked."""
+    """Return the folders below a folder that hold a sparse autoencoder, by their relative path, down to a depth."""
     found: list[str] = []
     for path, folders, _ in islice(os.walk(folder), _MOST_FOLDERS):
         depth = len(Path(path).relative_to(folder).parts)
@@ -168,7 +168,7 @@ def refuse_several(where: str, subfolders: Sequence[str]) -> None:
 
     Args:
         where (`str`): The folder or repository.
-        subfolders (`Sequence[str]`): Those in it; nothing is raised if there are none.
+        subfolders (`Sequence[str]`): Those in it; nothing is raised if it is empty.
     """
     if subfolders:
         raise FileFormatError(
@@ -201,7 +201,7 @@ def check_target(folder: Path, format: Format, *, force: bool) -> None:
         for name in other.weights_in(folder)
         if not format.matches(name)
     ]
-    # What is no file cannot be replaced by one.
+    # Only files can be replaced.
     others += [name for name in format.files if name not in names and os.path.exists(folder / name)]
     own = [name for name in format.files if name in names]
     if others or (own and not weights):
@@ -224,7 +224,7 @@ def _weights(format: Format, folder: Path, file: str | None) -> list[str]:
         return []
     if format.matches(file):
         return [file]
-    # A file that somebody renamed may still be one that stands alone.
+    # A renamed file may still be a single file of the format.
     same_kind = any(PurePosixPath(pattern).suffix == PurePosixPath(file).suffix for pattern in format.weights)
     return [file] if same_kind and not format.is_one_per_folder else []
 

@@ -1,7 +1,7 @@
 """Public SAEs by name: the releases that SAELens lists, as a table in this package.
 
-`releases.json` is made from the list inside of SAELens by `tests/make_releases.py`, and says of which
-version and of what day it is. It holds names and places only; nothing of the SAEs themselves.
+`releases.json` is made from the list in SAELens by `tests/make_releases.py`, with its version and date. It
+holds only names and places, not the SAEs themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hf_mote.sae.convert.formats import Known
 
 __all__ = ["Entry", "Provenance", "entries", "find", "of_path", "provenance", "releases"]
 
-# What SAELens calls the formats of this package.
+# SAELens' names of the formats of this package.
 _FORMATS = {
     "connor_rob_hook_z": "hook_z",
     "deepseek_r1": "deepseek_r1",
@@ -39,7 +39,7 @@ _FORMATS = {
 
 
 class Provenance(NamedTuple):
-    """Where the table is from.
+    """The origin of the table.
 
     Attributes:
         source (`str`): Library and version.
@@ -65,7 +65,7 @@ class Entry(NamedTuple):
 
 
 def provenance() -> Provenance:
-    """Return where the table is from."""
+    """Return the origin of the table."""
     return Provenance(_table()["source"], _table()["date"])
 
 
@@ -87,7 +87,7 @@ def entries(release: str) -> list[Entry]:
 
 
 def find(name: str, sae_id: str | None) -> Known | None:
-    """Return what is known of an SAE by release and id or by its Neuronpedia id, `None` if the name is neither.
+    """Return the entry of an SAE by release and id or by its Neuronpedia id, or `None`.
 
     Raises:
         [`FileFormatError`]: if a release is named without an id, with the ids there are.
@@ -111,7 +111,7 @@ def find(name: str, sae_id: str | None) -> Known | None:
 
 
 def of_path(repo_id: str, path: str) -> Known | None:
-    """Return what is known of an SAE by its repository and the folder or file in it, `None` if nothing."""
+    """Return the entry of an SAE by its repository and the folder or file in it, or `None`."""
     return _by_path().get((repo_id, path.strip("/")))
 
 

@@ -1,13 +1,13 @@
-"""SAELens: `cfg.json` and `sae_weights.safetensors`, both ways; files of versions before 6 in only.
+"""SAELens: `cfg.json` and `sae_weights.safetensors`, to read and to write; files of versions before 6 only to read.
 
 SAELens saves SAEs that were trained to select across a batch as JumpReLU, and so they are written here: Feature Choice
 with a threshold for each latent, Mutual Choice, BatchTopK and Matryoshka with the same one for all. Normalisation by a
-factor is folded into the weights, as SAELens does it, and what happens to each token becomes
+factor is folded into the weights, as SAELens does it, and a normalisation of each token becomes
 `config.input_normalization`. An SAE of the outputs of attention heads (`hook_z`) takes them side by side.
-`sparsity.safetensors`, statistics that nothing needs, is left alone.
+`sparsity.safetensors`, unused statistics, is ignored.
 
 A config of before version 6 is rewritten as SAELens rewrites it: other names, other defaults, TopK among the arguments
-of the activation function. What it says about training is kept in `config.origin` alone.
+of the activation function. Its settings of training are only kept in `config.origin`.
 
 Source: SAELens 6.54.12, `saes/` and `loading/pretrained_sae_loaders.py`.
 """
@@ -165,7 +165,7 @@ def _read(source: Source) -> SAEModel:
         fields["scale_latents_by_decoder_norm"] = flag(path, cfg, "rescale_acts_by_decoder_norm", default=False)
     origin: dict[str, Any] = {"format": SAELENS.name, "config": {**cfg, "normalize_activations": "none"}}
     if old:
-        # Written again, it is a file of version 6; what the old one said is kept beside.
+        # It is written as a file of version 6; the old values are kept beside.
         origin["config_before_6"] = document
     elif cfg.get("normalize_activations") in (None, *_NORMALIZATIONS):
         origin["config"] = cfg
@@ -176,7 +176,7 @@ def _read(source: Source) -> SAEModel:
 
 
 def _is_old(path: Path, cfg: Mapping[str, Any]) -> bool:
-    """Whether a config is of a version before 6, or does not say its version, which only those do not."""
+    """Whether a config is of a version before 6; configs without a version are."""
     metadata = section(path, cfg, "metadata")
     version = cfg.get("sae_lens_version") or metadata.get("sae_lens_version")
     if not version:
@@ -204,7 +204,7 @@ def _renewed(path: Path, old: Mapping[str, Any]) -> dict[str, Any]:
             raise UnsupportedError(f"{path}: activation_fn_kwargs.signed", "its latents are negative, too")
         architecture, cfg["k"] = "topk", integer(path, arguments, "k")
     elif activation != "relu":
-        # Where SAELens 6 would compute a ReLU in its place.
+        # SAELens 6 would compute a ReLU instead.
         raise UnsupportedError(
             f"{path}: activation_fn", "cannot be read", got=repr(activation), expected="relu or topk"
         )
@@ -221,7 +221,7 @@ def _renewed(path: Path, old: Mapping[str, Any]) -> dict[str, Any]:
         **{key: cfg[key] for key in kept if key in cfg},
         "normalize_activations": normalize or "none",
         "reshape_activations": cfg.get("reshape_activations") or ("hook_z" if "hook_z" in hook else "none"),
-        # What it says is read as of the version that renamed it.
+        # The value is read as in the version that renamed it.
         "metadata": {**{key: about[key] for key in _OLD_METADATA if key in about}, "sae_lens_version": _VERSION},
     }
 
@@ -270,7 +270,7 @@ def _normalization(
 
 
 def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
-    """Return the architecture of a config whose every key is understood."""
+    """Return the architecture of a config, all of whose keys are known."""
     architecture = text(path, cfg, "architecture")
     if architecture in _REFUSED:
         raise UnsupportedError(f"{path}: architecture {architecture}", f"cannot be read: {_REFUSED[architecture]}")
@@ -297,7 +297,7 @@ def _check_dtype(path: Path, cfg: Mapping[str, Any], stored: torch.dtype) -> Non
 
 
 def _names(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the config that say what the SAE is of: by transformers' names, else by those of TransformerLens."""
+    """Model and hookpoint of the SAE for the config: by transformers' names, else by those of TransformerLens."""
     named = text(path, metadata, "model_name")
     # Without a namespace they are those of TransformerLens, some of which the Hub has under another name.
     model = hub_model(named)
@@ -393,7 +393,7 @@ def _architecture_of(sae: SAEModel) -> str:
 
 
 def _normalization_of(sae: SAEModel) -> str:
-    """Return what SAELens calls the normalisation of a model's input."""
+    """Return SAELens' name of the normalisation of a model's input."""
     config = sae.config
     kind = (config.input_normalization, config.input_normalization_eps)
     if config.input_normalization in (None, "center"):
@@ -433,7 +433,7 @@ def _metadata(sae: SAEModel, metadata: dict[str, Any], lost: Mapping[str, Any]) 
         hookpoint = getattr(config, field)
         if hookpoint != known.get(field):
             metadata[ours] = hookpoint
-            # The name in TransformerLens is of the hookpoint before.
+            # The name in TransformerLens is of the earlier hookpoint.
             metadata.pop(theirs, None)
             if (hook := hook_at(hookpoint, config.base_model)) is not None:
                 metadata[theirs] = f"blocks.{layer_of(hookpoint)}.{hook}"

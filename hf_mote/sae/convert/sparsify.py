@@ -1,4 +1,4 @@
-"""sparsify of EleutherAI: `cfg.json` and `sae.safetensors` in a folder named after the hookpoint, both ways.
+"""sparsify of EleutherAI: `cfg.json` and `sae.safetensors` in a folder named by the hookpoint, to read and to write.
 
 Its SAEs and transcoders are TopK ones. Names of hookpoints are relative to the model's `base_model`; here they start
 at the model itself.
@@ -53,7 +53,7 @@ _KEYS = {
     "skip_connection",
     "transcode",
 }
-# What `base_model` is called in models whose list of layers has this name, unless their family says otherwise.
+# Name of `base_model` in models whose list of layers has this name, unless their family has another.
 _ROOTS = {"layers": "model", "h": "transformer"}
 
 
@@ -66,7 +66,7 @@ def _read(source: Source) -> SAEModel:
     cfg = read_json(path)
     _check(path, cfg)
     d_in = integer(path, cfg, "d_in")
-    # 0 latents means: as many as expansion_factor says.
+    # 0 latents: expansion_factor gives the number.
     latents = integer(path, cfg, "num_latents", least=0) if "num_latents" in cfg else 0
     sizes = Sizes(latents or d_in * integer(path, cfg, "expansion_factor"), d_in, d_in)
     transcode = flag(path, cfg, "transcode", default=False)
@@ -102,7 +102,7 @@ def _check(path: Path, cfg: Mapping[str, Any]) -> None:
 
 
 def _names(source: Source) -> dict[str, str | None]:
-    """Fields of the config that names and the run's `config.json` say."""
+    """Fields of the config from names and the run's `config.json`."""
     name = source.trail.replace("\\", "/").rstrip("/").rpartition("/")[2]
     layers = re.match(r"(layers|h)\.\d+(\.|$)", name)
     path = source.folder.parent / "config.json"
@@ -110,7 +110,7 @@ def _names(source: Source) -> dict[str, str | None]:
     names: dict[str, str | None] = {}
     if isinstance(run.get("sae"), Mapping):
         names = {"base_model": text(path, run, "model"), "base_model_revision": text(path, run, "revision")}
-    # A run without a config may say the model by its own name: `EleutherAI/sae-pythia-160m-32k/layers.3`.
+    # A run without a config may have the model in its name: `EleutherAI/sae-pythia-160m-32k/layers.3`.
     family = family_of(names.get("base_model") or _model_in(source.words))
     if layers is not None:
         root = _ROOTS[layers[1]] if family is None or family.layers != layers[1] else family.root
@@ -121,7 +121,7 @@ def _names(source: Source) -> dict[str, str | None]:
 
 
 def _model_in(words: str) -> str | None:
-    """Return the part of a path that a family with another root than most is known by."""
+    """Return the part of a path that identifies a family with an unusual root."""
     found = re.search(r"pythia-[\w.-]+", words)
     return found[0] if found else None
 

@@ -1,6 +1,6 @@
-"""Tensors of foreign weight files: read without running anything, checked by name, shape and value, and handed back.
+"""Tensors of foreign weight files: read without running code, and checked by name, shape and value.
 
-A layout says under which name a format stores each of our tensors, and whether it stores the transpose.
+A layout has the name of each of our tensors in a format, and whether the transpose is stored.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Layout = Mapping[str, tuple[str, bool]]
 _MOST_ENTRIES = 10_000
 _MOST_PICKLE = 2**24
 _AT_ONCE = 2**24
-# What the pickle inside a file of `torch.save` consists of, and what makes plain tensors.
+# Opcodes of the pickle in a file of `torch.save`, and the functions that make plain tensors.
 # fmt: off
 _OPERATIONS = frozenset({
     "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPERSID", "BINPUT", "BINUNICODE",
@@ -78,8 +78,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_torch(path: Path, *, others: Container[str] = ()) -> dict[str, Any]:
     """Return the tensors of a file that `torch.save` wrote, refusing one that holds anything but tensors.
 
-    Sizes are known before values are read, and what would be called is known before anything is: the pickle inside may
-    name the functions that make a tensor, and no others.
+    Sizes are known before values are read, and calls before any call is made: the pickle inside may
+    only name the functions that make a tensor.
 
     Args:
         path (`Path`): The file.
@@ -106,7 +106,7 @@ def read_torch(path: Path, *, others: Container[str] = ()) -> dict[str, Any]:
 
 
 def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a safetensors or torch file, and `()` for what else a torch file holds.
+    """Return the shapes of the tensors in a safetensors or torch file, and `()` for other values of a torch file.
 
     The values are not read.
 
@@ -130,13 +130,13 @@ def _is_plain(value: Any, depth: int = 4) -> bool:
 
 
 def _loaded(path: Path, *, mmap: bool) -> Mapping[Any, Any]:
-    """Return the dictionary in a file that `torch.save` wrote, without running anything."""
+    """Return the dictionary in a file that `torch.save` wrote, without running code."""
     try:
         _check_archive(path)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except HFMoTEError:
         raise
-    # Whatever a damaged or hostile file raises: the loader's own errors have no common base.
+    # Any error of a damaged or hostile file: the loader's own errors have no common base.
     except Exception as error:
         raise _no_tensors(path, first_line(error)) from error
     if not isinstance(found, Mapping):
@@ -169,7 +169,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def _entries(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """Return what an archive holds, refusing what is encrypted or compressed in an unusual way."""
+    """Return the entries of an archive, refusing encrypted or unusually compressed ones."""
     entries = archive.infolist()
     if len(entries) > _MOST_ENTRIES:
         raise FileFormatError(str(path), "holds too many entries", got=len(entries), expected=f"up to {_MOST_ENTRIES}")
@@ -194,7 +194,7 @@ class _Array(NamedTuple):
 
 
 def _array_header(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Array:
-    """Return what the header of an array says, whose shape and dtype must make up the entry's size."""
+    """Return the header of an array, whose shape and dtype must match the entry's size."""
     with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -300,8 +300,8 @@ def give(sae: SAEModel, layout: Layout, *, fold: bool = False) -> dict[str, Tens
         sae ([`SAEModel`]): The model.
         layout (`Layout`): Which tensors, `"threshold"` left out.
         fold (`bool`, *optional*, defaults to `False`):
-            Whether to fold `config.scale_latents_by_decoder_norm`, if set, into encoder and decoder: for formats that
-            cannot say it. Latents and reconstructions stay, but for rounding.
+            Whether to fold `config.scale_latents_by_decoder_norm`, if set, into encoder and decoder: for formats
+            without it. Latents and reconstructions stay the same up to rounding.
 
     Raises:
         [`DataError`]: if a tensor is not finite throughout.

@@ -1,7 +1,7 @@
-"""Releases that are one torch file without a config: Goodfire's and qresearch's, in only.
+"""Releases that are one torch file without a config: Goodfire's and qresearch's, only to read.
 
-ReLU SAEs that do not subtract the decoder's bias. The file's name says the model and the layer, whose residual stream
-they are of (`Llama-3.1-8B-Instruct-SAE-l19.pth`). The two differ in the names of their tensors.
+ReLU SAEs that do not subtract the decoder's bias. The file's name gives the model and the layer of the residual
+stream (`Llama-3.1-8B-Instruct-SAE-l19.pth`). The two differ in the names of their tensors.
 
 Source: readers of SAELens 6.54.12 (`loading/pretrained_sae_loaders.py`).
 """

@@ -1,4 +1,4 @@
-"""Values out of foreign JSON files: of the right type, or refused with file and key."""
+"""Values of foreign JSON files: checked for their type, or refused with file and key."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_keys(path: Path, data: Mapping[str, Any], known: Iterable[str], *, fix
 
 
 def agree(path: Path, key: str, said: object, found: object) -> None:
-    """Refuse a config that contradicts its weights; nothing said agrees with anything."""
+    """Refuse a config that contradicts its weights; a missing value fits any."""
     if said is not None and said != found:
         raise FileFormatError(f"{path}: {key}", "contradicts the weights", got=said, expected=found)
 

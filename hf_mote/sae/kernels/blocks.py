@@ -1,7 +1,7 @@
 """Pre-activations in blocks, shown to the rules that choose from them.
 
 A block of tokens takes tokens from all over the batch, so that every block is a fair sample. One product serves all
-rules that want tokens in lines; a rule that wants latents in lines has the transposed product, which costs the same.
+rules with tokens in lines; a rule with latents in lines uses the transposed product, which costs the same.
 Where every rule chooses among some latents only, only these are encoded.
 """
 
@@ -22,12 +22,12 @@ __all__ = ["Chosen", "encode_and_choose"]
 # Entries of a block: large enough for the matrix product to run at full speed, and small beside the parameters.
 _BLOCK_ENTRIES = {"cpu": 2**24}
 _BLOCK_ENTRIES_ELSEWHERE = 2**27
-# Lines of a block, at most: what is made of a block is still in the cache when it is read.
+# Most lines of a block, so that results for a block are still in the cache when they are read.
 _BLOCK_LINES = {"cpu": 512}
 
 
 class Chosen(NamedTuple):
-    """What a rule chose: pre-activations `(active,)`, and where they are."""
+    """The choice of a rule: pre-activations `(active,)`, and their places."""
 
     values: Tensor
     pattern: Pattern

@@ -1,9 +1,9 @@
 """`SelectMutual`: the largest positive entries of the whole batch, which is Mutual Choice and BatchTopK.
 
-Sorting a batch costs more than encoding it. Blocks hold tokens from all over the batch, so the first one tells about
-where the last chosen entry will lie; of every block only the entries above that estimate are kept, a little more than
-are wanted, and the largest of them are the answer. If too few were kept after all, the blocks are shown once more and
-the bound is one that holds for certain: as many entries as are wanted lie above it in the first block alone.
+Sorting a batch costs more than encoding it. Blocks hold tokens from all over the batch, so the first one gives an
+estimate of the last chosen entry; of every block only the entries above that estimate are kept, a little more than
+needed, and the largest of them are the result. If too few were kept, the blocks are shown once more with a certain
+bound: the first block alone has the needed number of entries above it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["SelectMutual"]
 # The first block's share is raised by so many standard deviations of a mean over its tokens; L0 is taken to deviate
 # from token to token by as much as it is.
 _DEVIATIONS = 5
-# Entries beyond this many times the wanted ones are thinned out as soon as they are found.
+# Entries beyond this many times the needed ones are reduced as soon as they are found.
 _MOST = 4
 
 
@@ -48,7 +48,7 @@ class SelectMutual:
         check_count("SelectMutual: total", self.total)
 
     def order(self) -> Tensor | None:
-        """Return `None`: any order of latents will do."""
+        """Return `None`: the order of latents does not matter."""
         return None
 
     def search(self, num_tokens: int, num_latents: int) -> _Search:

@@ -35,7 +35,7 @@ class SelectByToken:
         check_count("SelectByToken: k", self.k)
 
     def order(self) -> Tensor | None:
-        """Return `None`: any order of latents will do."""
+        """Return `None`: the order of latents does not matter."""
         return None
 
     def search(self, num_tokens: int, num_latents: int) -> _Search:

@@ -1,6 +1,6 @@
 """The largest entries of each row, the first of equal ones, without sorting whole rows.
 
-A row is cut into groups of neighbours and only some groups are looked into. `largest_in_rows` looks into those with
+A row is cut into groups of neighbours and only some groups are searched. `largest_in_rows` searches those with
 the largest maxima: the `count` largest entries lie in the `count` groups whose maxima come first, if groups and
 entries are both ordered by value, descending, and then by position. `positive_in_rows` takes the least of the `count`
 largest maxima as a bound, which at least `count` entries reach, and sorts those that reach it: few more than `count`.
@@ -15,7 +15,7 @@ __all__ = ["GROUP", "group_maxima", "largest_in_rows", "positive_in_rows"]
 
 # A maximum over 64 neighbours costs less than reading them twice; rows are padded to a multiple of it.
 GROUP = 64
-# Shorter groups cost more to reduce and leave fewer entries to look into; the shortest is for where many are wanted.
+# Shorter groups cost more to reduce and leave fewer entries to look into; the shortest is for many chosen entries.
 _GROUPS = (GROUP, 32)
 _SHORTEST_GROUP = 16
 # To find a bound among maxima costs as much as to compare so many entries with it.

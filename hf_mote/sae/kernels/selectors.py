@@ -1,7 +1,7 @@
-"""What a rule that chooses latents must offer, and what it is shown.
+"""The interface of a rule that chooses latents.
 
-A rule is shown pre-activations block by block, so that no more than one block is ever held. What it chooses is defined
-in plain words and plain code in `tests/sae/allocation_reference.py`.
+A rule is shown pre-activations block by block, so that no more than one block is ever held. The choices are defined
+by plain code in `tests/sae/allocation_reference.py`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Search(Protocol):
     """One search over all blocks of a batch."""
 
     def add(self, block: Block) -> None:
-        """Look at the next block."""
+        """Search the next block."""
         ...
 
     def finish(self) -> Entries | None:
@@ -90,7 +90,7 @@ class Selector(Protocol):
 
     @property
     def layout(self) -> Layout:
-        """What the lines of its blocks are to be."""
+        """The layout of its blocks."""
         ...
 
     @property
@@ -108,7 +108,7 @@ class Selector(Protocol):
 
 
 def check_count(where: str, count: int) -> None:
-    """Raise [`ConfigError`] if `count`, which an error calls `where`, is no number of entries."""
+    """Raise [`ConfigError`] if `count`, which an error calls `where`, is not a number of entries."""
     whole(where, count)
 
 

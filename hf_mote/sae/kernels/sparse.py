@@ -1,9 +1,9 @@
-"""Encode, select and decode without dense latents: what the architectures that choose few latents train on.
+"""Encode, select and decode without dense latents: used in training by architectures that choose few latents.
 
 `sparse_encode` computes pre-activations block by block, shows each block to the rules that choose from it (`by_token`,
 `by_latent`, `by_batch`) and keeps what they chose; `sparse_decode` adds up dictionary rows. Both are differentiable,
 and both backwards are products of the chosen entries (`products.py`): nothing of the size of tokens x latents is
-saved, and no dense work is done beside the one encoder product.
+saved, and no other dense work is done than the encoder product.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def sparse_decode(latents: SparseLatents, W_dec: Tensor) -> Tensor:
 
 
 class _Encode(torch.autograd.Function):
-    """Hands the chosen values on; its backward is that of the whole encoder, restricted to the chosen entries."""
+    """Passes the chosen values on; its backward is that of the whole encoder, restricted to the chosen entries."""
 
     @staticmethod
     def forward(

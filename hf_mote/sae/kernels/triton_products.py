@@ -24,7 +24,7 @@ __all__ = ["triton_products"]
 
 # Columns that one program holds at once.
 _SPAN = 512
-# Said outright, as triton's default changes with its version.
+# Given explicitly, because triton's default changes with its version.
 _OPTIONS = {"enable_fp_fusion": True}
 
 
@@ -60,7 +60,7 @@ def _weighted_sum(values: Tensor, targets: Tensor, sources: Tensor, matrix: Tens
     out = matrix.new_empty(num_targets, width)
     operands = [each.contiguous() for each in (values, sources, offsets_of(targets, num_targets), matrix)]
     if out.numel():
-        # Kernels run on the current device, whatever their operands are on.
+        # Kernels run on the current device, not on that of their operands.
         with torch.cuda.device_of(out):
             programs = (num_targets, triton.cdiv(width, span))
             _weighted_sum_kernel[programs](*operands, out, width, SPAN=span, **_OPTIONS)

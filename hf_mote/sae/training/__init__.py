@@ -3,7 +3,7 @@
 Files in reading order:
 
 - `sequences.py`: texts to sequences of tokens. `windows.py`: sequences to windows of activations, and which tokens
-  are left out. `cache.py`: windows on disk. `scaling.py`: what activations are multiplied by.
+  are left out. `cache.py`: windows on disk. `scaling.py`: factors on activations.
 - `activations.py`: `collect_activations`, a stream of shuffled batches that can be continued. `stream_state.py`:
   checks of the position that a checkpoint names.
 - `start.py`: how a new SAE is initialised from the first batch.

@@ -72,7 +72,7 @@ def collect_activations(
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         dataset (`Iterable`):
             Texts, or rows of columns: a text, `"messages"` for the chat template, or `"input_ids"`. A list, or a data
-            set of `datasets`, streaming or not: something that can be gone through again.
+            set of `datasets`, streaming or not: it must be iterable more than once.
         hookpoints (`str` or `Iterable[str]`):
             Where activations are taken: `"model.layers.*.output"`, `"model.layers.3.mlp.gate.input"`.
         targets (`str`, *optional*):
@@ -81,7 +81,7 @@ def collect_activations(
         context_length (`int`, *optional*, defaults to 256): Most tokens of a sequence.
         sequences_per_forward (`int`, *optional*, defaults to 16): Sequences that run together.
         window_tokens (`int`, *optional*, defaults to 65,536):
-            Tokens that are shuffled together, in whole forwards; what is held in memory. 0 keeps the text's order.
+            Tokens that are shuffled together, in whole forwards, and held in memory. 0 keeps the text's order.
         seed (`int`, *optional*, defaults to 0): Of the shuffling.
         max_tokens (`int`, *optional*): Tokens of a pass, in whole batches and in each process; by default all.
         text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
@@ -90,10 +90,10 @@ def collect_activations(
         exclude_special_tokens (`bool`, *optional*, defaults to `False`): Leave out the tokenizer's special tokens.
         exclude_positions (`str`, *optional*): Leave out positions of each sequence: `"first:4"`, or a slice `"0:4"`.
         max_norm (`float`, *optional*):
-            Leave out tokens whose activation is longer than so many times the window's median (attention sinks), at
-            any of the hookpoints.
+            Leave out tokens whose activation is longer than this factor times the window's median (attention sinks),
+            at any of the hookpoints.
         normalize (`bool`, `"mean_square"` or `"per_dimension"`, *optional*, defaults to `False`):
-            Scale activations by what the first window says, so that at each hookpoint their mean square is 1
+            Scale activations, measured on the first window, so that at each hookpoint their mean square is 1
             (`"mean_square"`, or `True`), or each dimension's variance. [`SAETrainer`] folds it into the SAE in the
             end; after `"per_dimension"`, rows of a dictionary whose latents are compared are not of unit length.
         device (`torch.device` or `str`, *optional*): Where batches go; by default the CPU.
@@ -101,9 +101,9 @@ def collect_activations(
         prefetch (`bool`, *optional*, defaults to `False`):
             Fill the next window in a thread while this one is used: for a model on a device of its own.
         cache (`str` or `os.PathLike`, *optional*):
-            Folder in which windows are kept as Arrow files, in `dtype`, and looked for: a second pass, another run or
-            a resumed one reads them, and the model runs for what is not there. Runs may differ in `batch_size`,
-            `seed`, `max_tokens`, `max_norm`, `normalize` and `device`; anything else that is not the same is refused.
+            Folder in which windows are kept as Arrow files, in `dtype`: a second pass, another run or a resumed one
+            reads them, and the model runs only for missing ones. Runs may differ in `batch_size`,
+            `seed`, `max_tokens`, `max_norm`, `normalize` and `device`; any other difference is refused.
         whole_sequences (`bool`, *optional*, defaults to `False`):
             Shuffle sequences instead of tokens, and yield them with their token ids, as the end-to-end losses of
             [`SAETrainer`] need them. A batch has `batch_size / context_length` sequences.
@@ -186,14 +186,14 @@ def collect_activations(
 class ActivationStream(IterableDataset[dict[str, Any]]):
     """Batches of activations, shuffled within windows; made by [`collect_activations`].
 
-    Going through it goes on where it stands; after the last batch of a pass it begins the next, shuffled anew.
+    Iteration continues at its position; after the last batch of a pass the next begins, shuffled differently.
 
     Attributes:
         batch_size (`int`): Tokens of a batch.
         whole_sequences (`bool`): Whether batches hold sequences with their token ids.
         hookpoints (`list[str]`): Where activations are taken.
         scales (`dict[str, float | list[float]]`):
-            What activations are multiplied by, by hookpoint, one number or one for each dimension; empty without
+            Factors on activations by hookpoint, one number or one for each dimension; empty without
             `normalize`, and before the first window.
         counts (`dict[str, int]`):
             Tokens so far in this process: `"kept"`, and left out as `"special"`, `"position"` or `"norm"`.
@@ -251,7 +251,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
             raise TypeError("without max_tokens the number of batches is not known")
         return self._max_tokens // self.batch_size
 
-    # Where it stands.
+    # Position.
 
     def rewind(self) -> None:
         """Go back to the first batch of the first pass."""
@@ -279,15 +279,15 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
 
     @property
     def normalization(self) -> Normalization | None:
-        """What activations are scaled to, if they are."""
+        """The kind of scaling, if any."""
         return self._normalize
 
     def leave_as_they_are(self) -> None:
-        """Scale activations no longer: for an SAE into which the scale was folded."""
+        """Stop scaling activations: for an SAE into which the scale was folded."""
         self._normalize, self.scales, self._first_window = None, {}, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the stream stands: numbers, and the tokens left of the last window, less than a batch."""
+        """Return the position of the stream: numbers, and the tokens left of the last window, less than a batch."""
         return {
             "epoch": self._epoch,
             "window": self._window,
@@ -301,11 +301,11 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where a stream stood that was made with the same arguments.
+        """Go to the position of a stream that was made with the same arguments.
 
         Raises:
             [`ConfigError`]: if it was made with others.
-            [`DataError`]: if it is no such state; the stream is then as it was.
+            [`DataError`]: if it is not such a state; the stream is then unchanged.
         """
         check_state(state, self.counts, self._source.tensors, self._source.dtype, self._unit)
         if state["settings"] != self._settings():
@@ -345,22 +345,22 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
             "dtype": str(source.dtype),
         }
 
-    # What it yields.
+    # Batches.
 
     def first(self, num_batches: int) -> list[dict[str, Any]]:
-        """Return the first batches of the stream, which stays where it is."""
+        """Return the first batches of the stream, whose position does not change."""
         twin = self.from_start()
         found = list(islice(twin, num_batches))
         self._first_window = twin._first_window
         return found
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield batches from where the stream stands to the end of the pass; at its end, those of the next pass."""
+        """Yield batches from the present position to the end of the pass; at its end, those of the next pass."""
         windows, before = self._windows(), self._yielded
         try:
             for window in windows:
                 rows, left_out = self._rows_of(window), window.left_out
-                # Nobody holds a window while the next one is filled.
+                # The window is freed before the next one is filled.
                 del window
                 whole = len(next(iter(rows.values()))) // self._unit
                 while self._batch < whole:
@@ -401,7 +401,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
             yield from self
 
     def _rows_of(self, window: Window) -> dict[str, Tensor]:
-        """What was left of the last window, and this one's tokens in shuffled order."""
+        """The rest of the last window, and this one's tokens in shuffled order."""
         order = None
         if self._shuffle:
             generator = torch.Generator().manual_seed(self._seed_of_window())
@@ -466,7 +466,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
                     self._first_window, first = window, False
                     self._fit_scales(window)
                 coming: Future[Window | None] | None = thread.submit(fill) if self._prefetch else None
-                # Held for whoever looked at the first batches, and here, not beyond its use.
+                # Kept for a reader of the first batches, and freed after its use.
                 handed, window = [window], None
                 yield handed.pop()
                 self._first_window = None
@@ -487,7 +487,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
 
 
 def scales_for(stream: ActivationStream, hookpoint: str | None) -> tuple[float | Tensor, float | Tensor]:
-    """Return what a stream multiplies an SAE's activations and targets by; 1 where it does not.
+    """Return a stream's factors on an SAE's activations and targets; 1 without scaling.
 
     Args:
         stream ([`ActivationStream`]): The stream.

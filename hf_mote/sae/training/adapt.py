@@ -1,4 +1,4 @@
-"""`adapt_to_sae`: trains a LoRA (a PEFT adapter) that makes up for what a model loses with its SAE spliced in.
+"""`adapt_to_sae`: trains a LoRA (a PEFT adapter) that compensates the loss of a model with its SAE spliced in.
 
 Source: Chen, Engels and Tegmark, "Low-Rank Adapting Models for Sparse Autoencoders" (arXiv 2501.19406): the SAE and
 the model stay frozen, and adapters in the layers after the SAE bring the predictions back to the plain model's.
@@ -59,18 +59,18 @@ def adapt_to_sae(
     """Train a PEFT adapter of a model with an SAE spliced in, towards the predictions of the plain model.
 
     The loss is the KL divergence of the predictions with SAE and adapter from the plain model's. The weights of the
-    model and the SAE stay as they are, bit for bit. The adapter belongs to the SAE: without it, switch it off.
+    model and the SAE do not change, bit for bit. The adapter belongs to the SAE: without it, switch it off.
 
     Args:
         model (`PreTrainedModel`): A causal language model; the adapter is put into it, as `get_peft_model` does.
         sae ([`SAEModel`]): In evaluation mode.
         dataset (`Iterable`): Texts, or rows of columns, as in [`collect_activations`].
         peft_config (`PeftConfig`, *optional*):
-            As `get_peft_model` takes it; by default [`lora_after`]. Adapters before the SAE change what it is given.
+            As `get_peft_model` takes it; by default [`lora_after`]. Adapters before the SAE change its input.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed unless rows hold `"input_ids"`.
         hookpoint (`str`, *optional*): Where the SAE belongs; by default its `config.hookpoint`.
         arguments (`TrainingArguments`, *optional*):
-            Of the `Trainer`, in the place of `max_tokens`, `batch_size`, `learning_rate` and `seed`.
+            Of the `Trainer`, instead of `max_tokens`, `batch_size`, `learning_rate` and `seed`.
         max_tokens (`int`, *optional*, defaults to 200,000): Tokens to train on; a shorter text is read again.
         batch_size (`int`, *optional*, defaults to 8): Sequences of a step.
         learning_rate (`float`, *optional*, defaults to 1e-3): Of AdamW, falling to 0.
@@ -79,9 +79,9 @@ def adapt_to_sae(
         packed (`bool`, *optional*, defaults to `True`): Whether texts follow each other in full contexts.
         seed (`int`, *optional*, defaults to 0): Of the adapter's start and the order of the text.
         run_folder (`str` or `os.PathLike`, *optional*):
-            Where the Trainer's last checkpoint is kept, and at the end the adapter, so that a run that was stopped
-            goes on and gives exactly what it would have given; see [`Checkpoints`] for how often. A folder of another
-            model, SAE, text or other settings is refused. Not with `arguments`, which name a folder of their own.
+            Where the Trainer's last checkpoint is kept, and at the end the adapter, so that a stopped run continues
+            with exactly the same result; see [`Checkpoints`] for how often. A folder of another model, SAE, text or
+            other settings is refused. Not with `arguments`, which name a folder of their own.
 
     Returns:
         `PeftModel`, in evaluation mode, the adapter on and the SAE no longer spliced in. `save_pretrained` and
@@ -95,7 +95,7 @@ def adapt_to_sae(
         [`ModelMismatchError`]: if the run folder is that of another run.
         [`FileFormatError`]: if what was kept is damaged, or cannot be written.
 
-    Where it fails, the model is as it was.
+    If it fails, the model is unchanged.
 
     Example:
 
@@ -151,7 +151,7 @@ def adapt_to_sae(
     was_training = [module for module in model.modules() if module.training]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
-        # What PEFT reads of a model that newer transformers call otherwise.
+        # Attributes that PEFT reads and newer transformers have renamed.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         # Patterns that PEFT adds itself for fused experts, and that match nothing where a family has none of them.
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
@@ -183,7 +183,7 @@ def adapt_to_sae(
                             remove_unused_columns=False,
                         )
                     trainer = _AdaptTrainer(adapted, arguments, rows, splice)
-                    if chosen:  # a figure every few steps says nothing to somebody who asked for no logging
+                    if chosen:  # no logging was requested
                         trainer.remove_callback(PrinterCallback)
                     _train(trainer, adapted, run)
     except BaseException:
@@ -266,7 +266,7 @@ def lora_after(model: nn.Module, point: Hookpoint, *, rank: int = 16) -> PeftCon
 
 
 class _AdaptTrainer(Trainer):
-    """Trains the adapter, which is all that takes gradients."""
+    """Trains the adapter, which alone has gradients."""
 
     def __init__(self, model: Any, arguments: TrainingArguments, rows: list[list[int]], splice: Intervention) -> None:
         self._splice = splice
@@ -324,7 +324,7 @@ def _rows(
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether it is one of the two kinds of linear modules that a LoRA goes around."""
+    """Whether it is one of the two kinds of linear modules that LoRA supports."""
     weight = getattr(module, "weight", None)
     sized = hasattr(module, "in_features") or hasattr(module, "nf")
     return sized and isinstance(weight, Tensor) and weight.ndim == 2 and not list(module.children())

@@ -18,22 +18,22 @@ class SAETrainingArguments(TrainingArguments):
 
     Args:
         init (`"mean"`, `"geometric_median"`, `"zero"` or `"none"`, *optional*, defaults to `"mean"`):
-            Where `b_dec` of a new SAE starts; the encoder's scale is fitted with it. `"none"` leaves the SAE as it is,
-            and so is one that was trained before.
+            Where `b_dec` of a new SAE starts; the encoder's scale is fitted with it. `"none"` does not change the
+            SAE; trained SAEs are never changed.
         choice (`"global"` or `"process"`, *optional*, defaults to `"global"`):
             Whether architectures that choose across tokens choose among those of all processes, or of each.
         k_start (`int`, *optional*):
-            What `k` starts at, going to `config.k` in equal steps over the first `k_steps`.
+            First value of `k`, which changes to `config.k` in equal steps over the first `k_steps`.
         k_steps (`int`, *optional*, defaults to 0): Steps until `k` is `config.k`.
         sparsity_steps (`int`, *optional*, defaults to 0):
             Steps over which the coefficient of the sparsity penalty rises from 0.
         ce_coefficient (`float`, *optional*, defaults to 0.0):
-            Of the cross entropy of the model with the SAE spliced in, in nats, beside the reconstruction's error.
-            Needs a stream of `whole_sequences`, as does `kl_coefficient`.
+            Coefficient of the cross entropy of the model with the SAE spliced in, in nats, besides the
+            reconstruction's error. Needs a stream of `whole_sequences`, as does `kl_coefficient`.
         kl_coefficient (`float`, *optional*, defaults to 0.0):
-            Of the KL divergence of the spliced model's predictions from the plain model's.
+            Coefficient of the KL divergence of the spliced model's predictions from the plain model's.
         per_device_train_batch_size (`int`, *optional*, defaults to 2048):
-            Tokens of a micro-batch. An [`ActivationStream`] has its own `batch_size`, which takes its place.
+            Tokens of a micro-batch. An [`ActivationStream`] has its own `batch_size`, which replaces it.
         learning_rate (`float`, *optional*, defaults to 1e-3): Of Adam.
         num_train_epochs (`float`, *optional*, defaults to 1.0): Passes over the activations.
         kwargs: The other fields of `TrainingArguments`.

@@ -1,7 +1,7 @@
 """Windows of activations on disk, one Arrow file each, so that a text goes through the model once.
 
 A window is kept as the model gave it, before it is shuffled, scaled or cut into batches: runs that differ in these
-share a cache. What is read is held against what the stream would have computed: its settings and the model's weights
+share a cache. What is read is compared with the stream: its settings and the model's weights
 when the cache is opened, the window's tokens when it is read, and once the activations of a window's first forward.
 The files are those of `datasets.Dataset.from_file`.
 """
@@ -30,7 +30,7 @@ _DOCUMENT = "cache.json"
 _KIND = "activation_cache"
 _KEY = b"hf_mote"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Values of each tensor that tell one model from another.
+# Values of each tensor that identify a model.
 _SAMPLES = 1024
 _FIXES = "Empty the folder, or name another one."
 
@@ -44,7 +44,7 @@ class WindowCache:
 
     Raises:
         [`ConfigError`]: if the folder holds windows of other settings.
-        [`FileFormatError`]: if it is no cache, or cannot be written.
+        [`FileFormatError`]: if it is not a cache, or cannot be written.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -111,7 +111,7 @@ class WindowCache:
                 return rows, {str(key): _number(value) for key, value in said["left_out"].items()}
         except HFMoTEError:
             raise
-        # ArrowInvalid, OSError, KeyError, ValueError: whatever a damaged file brings.
+        # ArrowInvalid, OSError, KeyError, ValueError and others for damaged files.
         except Exception as error:
             fix = "Delete the file; it is made again."
             raise FileFormatError(
@@ -181,7 +181,7 @@ def _column(rows: Tensor) -> pyarrow.FixedSizeListArray:
 
 
 def _sum_of(rows: Tensor) -> int:
-    """Return a checksum of a tensor's bytes, which tells a damaged disk."""
+    """Return a checksum of a tensor's bytes, which detects a damaged disk."""
     return zlib.crc32(rows.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 

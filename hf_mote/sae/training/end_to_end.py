@@ -1,8 +1,8 @@
-"""Losses of what the model makes of an SAE: cross entropy of the spliced model, and KL divergence from the plain one.
+"""End-to-end losses of an SAE: cross entropy of the spliced model, and KL divergence from the plain one.
 
-Beside the error of the activations an SAE may be trained on what its reconstructions do further up (Braun et al.,
-arXiv 2405.12241). The model runs on a few sequences at a time, and only the gradient with regard to reconstructions is
-kept of it: memory is that of one such forward and backward, whatever the batch.
+Besides the error of the activations an SAE may be trained on the effect of its reconstructions in later layers (Braun
+et al., arXiv 2405.12241). The model runs on a few sequences at a time, and only the gradient with regard to
+reconstructions is kept of it: memory is that of one such forward and backward, for any batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["EndToEnd", "EndToEndLoss"]
 
 
 class EndToEndLoss(NamedTuple):
-    """A part of a step's losses, scalars: what is added to the loss, and what is reported."""
+    """A part of a step's losses, scalars: the term of the loss, and the reported values."""
 
     loss: Tensor
     ce: Tensor | None

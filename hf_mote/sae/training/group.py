@@ -15,7 +15,7 @@ from hf_mote.sae.step import TrainingStep
 
 __all__ = ["OF_THE_TEXT", "SAEGroup", "named", "record_for"]
 
-# What a batch of whole sequences holds for the language model, and not for the SAE.
+# Keys of a batch of whole sequences for the language model, and not for the SAE.
 OF_THE_TEXT = ("input_ids", "text_mask")
 
 
@@ -67,12 +67,12 @@ def named(model: nn.Module) -> dict[str, SAEModel]:
 
 
 def record_for(sae: SAEModel, record: Mapping[str, Any], name: str = "") -> dict[str, Tensor]:
-    """Return what a record holds for one SAE: all of it, or what is under its hookpoint.
+    """Return the part of a record for one SAE: all of it, or the part of its hookpoint.
 
     Args:
         sae ([`SAEModel`]): The SAE.
         record (`Mapping[str, Any]`): Arguments of its forward, or such arguments by hookpoint.
-        name (`str`, *optional*): What an error calls the SAE.
+        name (`str`, *optional*): The SAE's name in errors.
 
     Raises:
         [`DataError`]: if the record is by hookpoint and has none for it.

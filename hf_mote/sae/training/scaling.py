@@ -1,4 +1,4 @@
-"""What the activations of a stream are multiplied by, measured on its first window."""
+"""The factors on the activations of a stream, measured on its first window."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fitted_scale(name: str, rows: Tensor, normalization: Normalization) -> float
 
 
 def factor_for(scale: float | list[float], rows: Tensor) -> float | Tensor:
-    """Return a scale as what rows are multiplied by, in their dtype and on their device."""
+    """Return a scale as a factor on rows, in their dtype and on their device."""
     return torch.tensor(scale, dtype=rows.dtype, device=rows.device) if isinstance(scale, list) else scale
 
 

@@ -98,7 +98,7 @@ class Sequences:
                 raise DataError(where, "holds messages, and the tokenizer has no chat template")
             try:
                 found = self.tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False)
-            except Exception as error:  # a template is a program of the model's author, and raises what it likes
+            except Exception as error:  # a template is a program of the model's author, and can raise any error
                 got = f"{type(error).__name__}: {first_line(error)}"
                 raise DataError(
                     f"{where}, column 'messages'", "the tokenizer's template does not take the chat", got=got
@@ -125,7 +125,7 @@ class Sequences:
         except UnicodeEncodeError as error:  # half of a character, as JSON can have it
             got = ascii(text[error.start])
             raise DataError(where, "holds text that is not Unicode", got=got) from error
-        # Longer than a model's context is no fault here: it is cut up.
+        # A text longer than the model's context is cut up.
         return list(self.tokenizer(text, verbose=False)["input_ids"])
 
 
@@ -134,10 +134,10 @@ def _is_token(value: object) -> bool:
 
 
 class NoTokenizer:
-    """Stands where there is no tokenizer, for rows that hold `"input_ids"`.
+    """Replaces a missing tokenizer, for rows that hold `"input_ids"`.
 
     Args:
-        where (`str`): What an error names, if a row holds a text after all.
+        where (`str`): The place in the error if a row holds a text.
     """
 
     eos_token_id = None

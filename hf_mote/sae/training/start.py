@@ -1,7 +1,7 @@
-"""`fit_start`: what the first batch tells a new SAE, so that training starts from no worse than the batch's mean.
+"""`fit_start`: fits a new SAE to the first batch, so that training starts at least as well as with the batch's mean.
 
-A dictionary of random rows says nothing of the activations' centre and scale: activations far from 0 leave most
-latents dead, and a wide dictionary overshoots many times. Both are read off one batch.
+A dictionary of random rows does not fit the activations' centre and scale: activations far from 0 leave most latents
+dead, and a wide dictionary overshoots many times. Both are estimated from one batch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MEDIAN_ROUNDS = 100
 
 
 def is_new(sae: SAEModel) -> bool:
-    """Whether an SAE is as it was made: its biases are 0, as those of a trained one never are."""
+    """Whether an SAE is untrained: its biases are 0, as those of a trained one never are."""
     return not bool(sae.b_dec.any()) and not bool(sae.b_enc.any())
 
 
@@ -135,7 +135,7 @@ def _fit_scale(sae: SAEModel, tokens: Tokens, target: Tensor) -> None:
         _scale_encoder(sae, factor)
         if abs(factor - 1) < _SETTLED:
             break
-    # Thresholds do not scale along: where a step went too far, go back.
+    # Thresholds are not scaled: if a step went too far, it is undone.
     for _ in range(_ROUNDS):
         error = fvu(target, _decoded(sae, tokens))
         if bool(error <= fvu(target, sae.b_dec.expand_as(target))):

@@ -1,4 +1,4 @@
-"""The micro-batches of an optimizer step: what their losses divide by, how they are joined, and their gradient."""
+"""The micro-batches of an optimizer step: divisors of their losses, joining them, and their gradient."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROWS, _ENTRIES = 512, 2**24
 def step_of(
     sae: SAEModel, name: str, batches: Sequence[Any], *, shared: bool, choose_globally: bool, sparsity: float
 ) -> TrainingStep:
-    """Return the step that micro-batches are the parts of, for one SAE.
+    """Return the step of micro-batches, for one SAE.
 
     Args:
         sae ([`SAEModel`]): The SAE; it is in training mode afterwards.

@@ -22,11 +22,11 @@ _MOST_WINDOWS = 2**31
 def check_state(
     state: object, counted: Collection[str], tensors: Sequence[str], dtype: torch.dtype, unit: int
 ) -> None:
-    """Raise unless something is a state as [`ActivationStream.state_dict`] returns it.
+    """Raise unless a value is a state as [`ActivationStream.state_dict`] returns it.
 
     Args:
-        state (`object`): What was given.
-        counted (`Collection[str]`): What tokens are counted by.
+        state (`object`): The value.
+        counted (`Collection[str]`): Keys of the counts.
         tensors (`Sequence[str]`): Names of the tensors of a window.
         dtype (`torch.dtype`): Of its activations.
         unit (`int`): Rows of a batch; fewer are left of a window.

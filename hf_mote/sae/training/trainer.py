@@ -1,8 +1,8 @@
-"""`SAETrainer`: the transformers `Trainer` that knows dictionaries.
+"""`SAETrainer`: a transformers `Trainer` for sparse autoencoders.
 
-What is its own: where a new SAE starts, unit rows after each step and none of the gradient along them, weight decay on
-matrices only, schedules, and that a step gives the same whether it comes as one batch, in micro-batches or in several
-processes (`hf_mote.sae.step`).
+It adds: the start of a new SAE, unit rows after each step with the gradient along them removed, weight decay on
+matrices only, schedules, and steps with the same result as one batch, in micro-batches or in several processes
+(`hf_mote.sae.step`).
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class SAETrainer(Trainer):
 
     Args:
         model ([`SAEModel`] or `Mapping[str, SAEModel]`):
-            The SAE; or several by name, each trained as it would be alone. Where activations of several hookpoints
-            come, each SAE gets those of its `config.hookpoint`.
+            The SAE; or several by name, each trained as it would be alone. With activations of several
+            hookpoints, each SAE gets those of its `config.hookpoint`.
         args ([`SAETrainingArguments`]): How to train.
         train_dataset ([`ActivationStream`] or dataset):
             A stream from [`collect_activations`], or tokens: items with `"activations"`, for transcoders `"targets"`.
         eval_dataset (*optional*): The same, for evaluation.
-        kwargs: What `transformers.Trainer` takes.
+        kwargs: Further arguments of `transformers.Trainer`.
 
     Raises:
         [`ConfigError`]: if an argument does not fit the SAE.
@@ -124,7 +124,7 @@ class SAETrainer(Trainer):
                     )
         self._end_to_end = end_to_end
         self._predictions = 0
-        # Losses are divided by the whole step already. Earlier transformers do not ask, and divide once more.
+        # Losses are divided by the whole step already. Earlier transformers divide once more.
         self._divides_again = not hasattr(Trainer, "loss_is_scaled_for_ga")
         self.loss_is_scaled_for_ga = True
         self._steps: dict[str, TrainingStep] = {}
@@ -147,13 +147,13 @@ class SAETrainer(Trainer):
     # Data.
 
     def get_train_dataloader(self) -> Any:
-        """Return what yields micro-batches."""
+        """Return an iterable of micro-batches."""
         if isinstance(self.train_dataset, ActivationStream):
             return self._stream_loader(self.train_dataset)
         return super().get_train_dataloader()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Return what yields batches for evaluation."""
+        """Return an iterable of batches for evaluation."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping):
             dataset = self.eval_dataset[dataset]
@@ -170,7 +170,7 @@ class SAETrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[Any], None]:
-        """Take the micro-batches of a step, and find out what its losses divide by."""
+        """Take the micro-batches of a step, and compute the divisors of its losses."""
         batches = []
         for _ in range(num_batches):
             try:
@@ -274,7 +274,7 @@ class SAETrainer(Trainer):
         return torch.stack([torch.as_tensor(norm) for norm in norms]).max()
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return the names of what weight decay is for: matrices. Biases, scales and thresholds are none."""
+        """Return the names of the parameters with weight decay: matrices, not biases, scales and thresholds."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
     def _take_note(self, outputs: Mapping[str, Any]) -> None:
@@ -371,7 +371,7 @@ class SAETrainer(Trainer):
             sae.load_state_dict(saved.state_dict())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; see `transformers.Trainer.train`. `True` goes on from the last checkpoint that is complete."""
+        """Train; see `transformers.Trainer.train`. `True` continues from the last complete checkpoint."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = _last_complete(Path(str(self.args.output_dir)))
         return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -386,7 +386,7 @@ class SAETrainer(Trainer):
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         epochs, steps = super()._init_training_state(max_steps, *args, **kwargs)
-        # A stream is put where it was; no batch has to be skipped.
+        # A stream is set to its position; no batch has to be skipped.
         return (epochs, 0) if isinstance(self.train_dataset, ActivationStream) else (epochs, steps)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
@@ -423,7 +423,7 @@ class SAETrainer(Trainer):
                     distributed.broadcast(tensor, 0)
 
     def _finish(self) -> None:
-        """Fold the scale of a stream into the SAEs, which from now on take activations as the model has them."""
+        """Fold the scale of a stream into the SAEs, which then take the model's own activations."""
         stream = self.train_dataset
         if isinstance(stream, ActivationStream) and stream.scales:
             for sae in self.saes.values():
@@ -449,7 +449,7 @@ class SAETrainer(Trainer):
 
 
 class _Dictionaries(TrainerCallback):
-    """What happens to the SAEs around a step."""
+    """Changes of the SAEs around a step."""
 
     def __init__(self, trainer: SAETrainer) -> None:
         self.trainer = trainer

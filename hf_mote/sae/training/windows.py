@@ -1,7 +1,7 @@
 """Windows of a stream: sequences of tokens to their activations, from the model or from the cache.
 
-What a window holds is decided here: which tokens are left out, and why. How windows are shuffled, scaled and cut into
-batches is decided by the stream in `activations.py`.
+The content of a window is decided here: which tokens are left out, and why. How windows are shuffled, scaled and cut
+into batches is decided by the stream in `activations.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COUNTED = ("kept", "special", "position", "norm")
 KEPT, IDS, TEXT = ".kept", ".input_ids", ".text_mask"
 """Of whole sequences: which tokens are kept, their ids, and 0 at padding. No hookpoint is named so."""
 
-# Of the length of activations, what another batch or machine may change in float32.
+# Relative difference of activations in float32 between batches or machines.
 _LEAST_ROUNDING = 1e-3
 
 
@@ -117,7 +117,7 @@ class WindowSource:
         return self._within_norm(self._kept_window(place, share, sequences))
 
     def _cache_settings(self) -> dict[str, Any]:
-        """All that decides what a window holds, but for its tokens."""
+        """All that decides the content of a window, except its tokens."""
         return {
             "model": fingerprint_of(self.model),
             "hookpoints": [point.name for point in self.points],
@@ -131,7 +131,7 @@ class WindowSource:
         }
 
     def _kept_window(self, place: int, share: tuple[int, int], sequences: list[list[int]]) -> Window:
-        """A window as the model gives it, from the cache if there is one and it has it."""
+        """A window from the cache, or from the model."""
         if self._cache is None:
             return self._window_of(sequences)
         rank, world = share
@@ -149,7 +149,7 @@ class WindowSource:
         return window
 
     def _check_kept(self, name: str, window: Window, sequences: list[list[int]]) -> None:
-        """Refuse a window that was read unless it has the columns of this stream, and a row for each of its tokens."""
+        """Refuse a cached window unless it has the columns of this stream, and a row for each of its tokens."""
         points = self.tensors
         tokens = sum(map(len, sequences)) - sum(window.left_out.get(kind, 0) for kind in ("special", "position"))
         found = {key: len(rows) for key, rows in window.rows.items()}
@@ -166,7 +166,7 @@ class WindowSource:
         self._widths |= widths
 
     def _try_cache(self, name: str, window: Window, sequences: list[list[int]]) -> None:
-        """Hold the start of a window that was read against what the model gives now, whatever is attached to it."""
+        """Compare the start of a cached window with the model's present output, attachments included."""
         now = self._window_of(sequences[: self.sequences_per_forward]).rows
         fits = {
             key: len(rows) >= len(now[key]) and rows.shape[1] == now[key].shape[1] for key, rows in window.rows.items()

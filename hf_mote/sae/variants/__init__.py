@@ -1,9 +1,9 @@
 """The architectures, one file each; importing this registers them with AutoConfig and AutoModel.
 
-- `relu.py`, `gated.py` and `jumprelu.py`: every latent decides for itself.
+- `relu.py`, `gated.py` and `jumprelu.py`: each latent is decided separately.
 - `topk.py`, `batch_topk.py` and `matryoshka.py`: the largest latents of a token or of a batch.
 - `feature_choice.py` and `mutual_choice.py`: latents that choose their tokens, and both at once.
-- `bases/`: what several of them share.
+- `bases/`: shared bases.
 
 May import `sae` and `sae/kernels`. A new architecture is a file here (a config with a `model_type` of its
 own, and a model), its import, name and registration below, and a line in `sae/announced.py`.
