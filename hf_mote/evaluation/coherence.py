@@ -36,7 +36,7 @@ MOST_BROKEN = 2 * FALSE_ALARMS  # a config whose share of incoherent responses i
 LEAST_REFERENCES = 10  # to other prompts, to measure whether a model is less sure than before
 MOST_UNSURE = 0.75
 DOUBTFUL = 0.6
-LEAST_SURPRISE = 0.05  # nats: tokens with a probability of 0.95 are no sign of anything
+LEAST_SURPRISE = 0.05  # nats: tokens with a probability of 0.95 are not surprising
 LEAST_REPEATED = 0.5  # of the token pairs
 NEITHER = "neither"
 

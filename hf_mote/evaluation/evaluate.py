@@ -167,7 +167,7 @@ def evaluate_mote(
         [`ModelMismatchError`]: if the config does not fit the model.
         [`DataError`]: if there are no prompts, a text is too short, a conversation is no list of turns, or the judge
             fails.
-        [`UnknownNameError`]: if the target is no label of the judge.
+        [`UnknownNameError`]: if the target is not a label of the judge.
         [`UnsupportedError`]: if an engine does not take the config, as one of latents, or is gone.
         [`ConfigError`]: if the config has no targets, no target label is known, a layer has no other experts to draw
             controls from, a number is out of range, a margin is given without what it applies to, or a

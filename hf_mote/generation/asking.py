@@ -37,7 +37,7 @@ class Chat:
             Further arguments of the template, as `{"enable_thinking": False}`; it must read each name.
 
     Raises:
-        [`ConfigError`]: if `template_kwargs` are no values by name, or meet a tokenizer without a template.
+        [`ConfigError`]: if `template_kwargs` is not a mapping of names, or the tokenizer has no template.
         [`UnknownNameError`]: if the template does not read a name.
     """
 

@@ -35,7 +35,7 @@ def classify(judge: Judge, prompts: Sequence[Prompt], responses: Sequence[str]) 
             One response to each.
 
     Raises:
-        [`DataError`]: if the numbers differ, or the judge raises, or returns something that is no label (such as
+        [`DataError`]: if the numbers differ, or the judge raises, or returns something that is not a label (such as
             `None`, NaN, bytes or a list), with the prompt's index.
         [`ConfigError`]: if the judge cannot be called with one or two arguments.
 

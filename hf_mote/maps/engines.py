@@ -59,7 +59,7 @@ def count_routed_experts(
             experts included, or exactly those named by `layers`. A token of -1 alone was not recorded and does not
             count. Nor does a last token of zeros alone if `top_k` is 2 or more: it cannot be routing, since no expert
             is chosen twice, and stands for the last sampled token, which is never fed back. With a `top_k` of 1 it
-            cannot be told from a token that chose expert 0 in every layer, and counts: leave such a row out.
+            cannot be distinguished from a token that chose expert 0 in every layer, and counts: leave such a row out.
         num_experts (`int`):
             Experts of each layer.
         layers (`Sequence[int]`):

@@ -377,7 +377,7 @@ class ExpertRanking(Printable, Shareable):
         picture = heat_map(
             self.score,
             self.layers,
-            title=f"{self.method}: what speaks for {self.target!r}",
+            title=f"{self.method}: experts in favour of {self.target!r}",
             label=self.unit or "score",
             marked={f"best {len(best)}": [(row.layer, row.expert) for row in best]},
         )

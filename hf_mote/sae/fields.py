@@ -33,7 +33,7 @@ def check_types(config: object, names: Iterable[str]) -> None:
 
 
 def check_known(config: object, keys: Iterable[str], known: Iterable[str], version: str | None) -> None:
-    """Raise [`UnknownNameError`] with the nearest match, and the version that wrote it, if a key is no field."""
+    """Raise [`UnknownNameError`] with the nearest match, and the version that wrote it, if a key is not a field."""
     known = list(known)
     for key in keys:
         if key not in known:

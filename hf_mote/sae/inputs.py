@@ -70,8 +70,8 @@ def flatten(where: str, activations: Tensor, attention_mask: Tensor | None, widt
         dtype (`torch.dtype`): Of the result.
 
     Raises:
-        [`DataError`]: if it is no float tensor of that width, holds a NaN or an infinite number outside of padding, or
-            the mask has another shape.
+        [`DataError`]: if it is not a float tensor of that width, holds a NaN or an infinite number outside of padding,
+            or the mask has another shape.
     """
     if not isinstance(activations, Tensor) or not activations.is_floating_point():
         got = activations.dtype if isinstance(activations, Tensor) else type(activations).__name__

@@ -41,7 +41,7 @@ def load_config(config_class: type[SAEConfig], path: str | None, kwargs: dict[st
     Fields among `kwargs` are taken out too, and replace those in the folder.
 
     Args:
-        config_class (`type[SAEConfig]`): What it must be of; `SAEConfig` itself for whatever is registered.
+        config_class (`type[SAEConfig]`): The expected class; `SAEConfig` itself for any registered one.
         path (`str`, *optional*): Folder or Hub id.
         kwargs (`dict[str, Any]`): What `from_pretrained` was given.
 

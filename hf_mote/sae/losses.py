@@ -92,7 +92,7 @@ def weighted_l1(latents: Tensor, decoder_norms: Tensor, tokens: int | Tensor) ->
 
     Source: Conerly et al., Circuits Updates April 2024 (the penalty that a rescaled dictionary does not change).
     """
-    # Summed in float32 (float64) whatever autocast makes of a matrix product.
+    # Summed in float32 (float64), also under autocast.
     total = latents.sum(0, dtype=torch.promote_types(latents.dtype, torch.float32))
     return (total * _wide(decoder_norms)).sum() / tokens
 

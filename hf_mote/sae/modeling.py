@@ -303,7 +303,7 @@ class SAEModel(SAEWeights):
 
     def _decode(self, latents: Tensor | SparseLatents, inputs: Tensor | None) -> Tensor:
         if isinstance(latents, SparseLatents):
-            # As in training: sums of dictionary rows in float32, whatever they are rounded to in the end.
+            # As in training: sums of dictionary rows in float32, before the final rounding.
             wide = torch.promote_types(latents.values.dtype, torch.float32)
             decoded = sparse_decode(latents._replace(values=latents.values.to(wide)), self.W_dec) + self.b_dec
         else:

@@ -24,7 +24,7 @@ def register_sae(model_class: type[SAEModel]) -> type[SAEModel]:
         The class itself.
 
     Raises:
-        [`ConfigError`]: if the `model_type` is taken, or the class is no SAE with a config of its own.
+        [`ConfigError`]: if the `model_type` is taken, or the class is not an SAE with its own config.
     """
     if not (isinstance(model_class, type) and issubclass(model_class, SAEModel)):
         raise ConfigError(

@@ -49,7 +49,7 @@ class SAEWeights(PreTrainedModel):
     base_model_prefix = "sae"
     main_input_name = "activations"
     _no_split_modules: list[str] = []
-    # Float32 or wider whatever the dtype of the rest: in bfloat16 a threshold stops learning and latents flip.
+    # Float32 or wider for any dtype of the rest: in bfloat16 a threshold stops learning and latents flip.
     _float32_tensors: tuple[str, ...] = ()
     # State of training that a checkpoint may lack.
     _keys_to_ignore_on_load_missing = [r"tokens_since_fired"]

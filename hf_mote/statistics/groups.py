@@ -30,7 +30,7 @@ def checked_groups(where: str, groups: object, prompts: int) -> list[int] | None
         prompts (`int`): How many prompts there are.
 
     Raises:
-        [`DataError`]: if `groups` is no sequence of so many hashable keys, or a key is missing.
+        [`DataError`]: if `groups` is not a sequence of one hashable key for each prompt, or a key is missing.
     """
     if groups is None:
         return None

@@ -91,8 +91,8 @@ def test_numbers_that_are_none_are_refused(wrong):
     ("given", "message"),
     [
         ({"margin": 0.1}, r"evaluate_mote.margin: needs unrelated prompts"),
-        ({"quality": lambda a, b: 1.0}, r"evaluate_mote.quality: is about the answers to unrelated prompts"),
-        ({"quality_margin": 0.5, "unrelated": ["Hello"]}, r"evaluate_mote.quality_margin: .* none is given"),
+        ({"quality": lambda a, b: 1.0}, r"evaluate_mote.quality: needs unrelated prompts"),
+        ({"quality_margin": 0.5, "unrelated": ["Hello"]}, r"evaluate_mote.quality_margin: needs quality"),
         ({"margin": -1.0, "unrelated": ["Hello"]}, r"evaluate_mote.margin"),
     ],
 )

@@ -46,7 +46,7 @@ class ExpertSearch(Shareable):
         fingerprint (`dict`): The model's.
 
     Raises:
-        [`DataError`]: if an expert is no pair of numbers or comes twice, or the scores are not one more.
+        [`DataError`]: if an expert is not a pair of numbers or comes twice, or there is not one more score.
         [`ConfigError`]: if the fingerprint is malformed.
     """
 

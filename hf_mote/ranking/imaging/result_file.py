@@ -206,7 +206,7 @@ def split_tokens(tensors: Mapping[str, Tensor], vocab_size: int | None = None) -
         vocab_size (`int`, *optional*): Size of the vocabulary.
 
     Raises:
-        [`DataError`]: if they do not fit together, or hold what is no token.
+        [`DataError`]: if they do not fit together, or hold invalid tokens.
     """
     tokens, lengths = tensors["response_tokens"], tensors["response_lengths"]
     for name, part in (("response_tokens", tokens), ("response_lengths", lengths)):

@@ -137,7 +137,7 @@ def checked_keys(where: str, keys: object, prompts: int) -> list[object]:
     """Return one key for each prompt; `None` for each where none are given.
 
     Raises:
-        [`DataError`]: if `keys` is no sequence of so many hashable values.
+        [`DataError`]: if `keys` is not a sequence of one hashable value for each prompt.
     """
     if keys is None:
         return [None] * prompts

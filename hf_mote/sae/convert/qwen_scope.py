@@ -1,6 +1,6 @@
 """Qwen-Scope: `layer{n}.sae.pt`, one file for each layer of a model's residual stream, only to read.
 
-TopK SAEs that do not subtract the decoder's bias. There is no config: the repository's name says the model, how many
+TopK SAEs that do not subtract the decoder's bias. There is no config: the repository's name gives the model, how many
 latents there are and how many are active (`Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50`).
 
 Source: reader of SAELens 6.54.12 (`loading/pretrained_sae_loaders.py`).

@@ -91,7 +91,7 @@ def find(name: str, sae_id: str | None) -> Known | None:
 
     Raises:
         [`FileFormatError`]: if a release is named without an id, with the ids there are.
-        [`UnknownNameError`]: if the release has no such id, or an id is given to something that is no release.
+        [`UnknownNameError`]: if the release has no such id, or an id is given without a release.
     """
     if name in _table()["releases"]:
         found = {entry.known.sae_id: entry.known for entry in entries(name)}

@@ -78,7 +78,7 @@ class SparseLatents(NamedTuple):
         """Return the latents of several lots of tokens, one after the other; differentiable.
 
         Args:
-            parts (`Sequence[SparseLatents]`): The lots; there may be none.
+            parts (`Sequence[SparseLatents]`): The lots; it may be empty.
             num_columns (`int`): Latents of the autoencoder.
         """
         if not parts:

@@ -64,7 +64,7 @@ def fit_start(
         [`SAEModel`]: `sae` itself.
 
     Raises:
-        [`ConfigError`]: if `init` is none of these, or the batch is too small for the budgets of Feature Choice.
+        [`ConfigError`]: if `init` is not one of these, or the batch is too small for the budgets of Feature Choice.
         [`DataError`]: if the batch is malformed.
     """
     if init not in INITS:

@@ -151,7 +151,7 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(x, threshold)
         ctx.bandwidth = bandwidth
-        # Float32 at least, as steps are counted. A zero is no active latent, even where a threshold fell below it.
+        # Float32 at least, as steps are counted. A zero is not an active latent, even if a threshold fell below it.
         return (x > threshold.clamp(min=0)).to(torch.promote_types(x.dtype, torch.float32))
 
     @staticmethod
