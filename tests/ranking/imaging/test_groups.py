@@ -46,7 +46,7 @@ def test_pairs_of_one_group_count_as_one_pair():
     found = seen.rank("a", paired=pairs, groups=GROUPS, resamples=99)
     assert found.least_p == pytest.approx(2 / 2**3)
     assert torch.allclose(found.score, seen.rank("a", paired=pairs, resamples=0).score)  # groups of one size
-    with pytest.raises(DataError, match="two groups"):
+    with pytest.raises(DataError, match="must be of one group"):
         seen.rank("a", paired=pairs, groups=list(range(12)))
 
 
