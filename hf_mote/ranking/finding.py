@@ -78,7 +78,7 @@ def finding_of(
     remedy = "Ask more prompts." if by_prompts else "Ask for more permutations."
     least = f"p cannot be below {least_p:.3g}"
     if least_p > SIGNIFICANT:
-        text = f"Nothing could be found with {bound}: {least}, for any effect of the {tested:,} experts. {remedy}"
+        text = f"Nothing could be found with {bound}: {least}, whatever the {tested:,} experts do. {remedy}"
         return Finding(text, 0)
     fewest = math.ceil(least_p * tested / SIGNIFICANT)
     text = (
