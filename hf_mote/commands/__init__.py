@@ -2,7 +2,7 @@
 
 - Commands: `families.py`, `organisms.py`, `demo.py`, `find.py`, `imaging.py` (`ftri`), `attribution.py`,
   `evaluation/` (`evaluate`), `sweep.py`, `grid.py`, `chat.py`, `served_chat.py`, `check.py`, `env.py`, `bake.py`,
-  `serve.py`, `init.py`, `configs.py`, `validate.py`, `push.py`, and `sae/`.
+  `serve.py`, `init.py`, `configs.py`, `validate.py` (with `config_problems.py`), `push.py`, and `sae/`.
 - What they take: `options.py`, `bundles/` (options that travel together), `names.py` (names shown in the help),
   `model.py`, `served.py` (`--server`), `prompts.py`, `conversations.py`, `record_files.py`, `datasets.py`,
   `judge_specs.py`.

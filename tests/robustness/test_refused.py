@@ -121,7 +121,7 @@ def test_an_architecture_of_a_recipe_that_is_no_text_is_one_of_its_problems(tmp_
     BY_NAME["shared_folder"].make(tmp_path)
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps({**_yaml(path), "architecture": ["topk"]}))
-    assert [one for one in problems_in(tmp_path) if one.startswith("recipe.yaml: architecture: must be one of")]
+    assert [one for one in problems_in(tmp_path) if one.startswith("recipe.yaml: architecture: must be one value")]
 
 
 def test_log_thresholds_in_float8_are_read_by_their_values(tmp_path: Path) -> None:

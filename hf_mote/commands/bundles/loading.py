@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles.asking import AS_SHIPPED, Templating
-from hf_mote.commands.model import Organisms, Subject, load_subject, served_subject
+from hf_mote.commands.model import Organisms, Subject, check_loading, load_subject, served_subject
 from hf_mote.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +36,19 @@ class Loading:
     quantization: o.Quantization = None
     attn_implementation: o.AttnImplementation = None
     trust_remote_code: o.TrustRemoteCode = False
+
+    def check(self, model: str) -> None:
+        """Refuse what no model can be loaded by, before torch is imported; see [`check_loading`].
+
+        Args:
+            model (`str`): A folder, a Hub id, or "organism:NAME".
+        """
+        check_loading(
+            model,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            attn_implementation=self.attn_implementation,
+        )
 
     def subject(
         self,

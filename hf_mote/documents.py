@@ -1,4 +1,4 @@
-"""JSON and YAML files of other libraries, read into plain values, the one as strictly as the other."""
+"""JSON and YAML files that others wrote, read into plain values, the one as strictly as the other."""
 
 from __future__ import annotations
 
