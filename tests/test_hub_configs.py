@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from hf_mote import EvaluationReport, ExpertRanking, MoTEConfig, load_organism
 from hf_mote.cli import app
+from hf_mote.commands.plan import amount
 from hf_mote.commands.validate import MARKS, RECIPE, problems_in
 from hf_mote.errors import FileFormatError, UnknownNameError
 from hf_mote.files import read_json
@@ -199,7 +200,6 @@ def test_validate_recipe_that_the_command_would_refuse_is_found(tmp_path: Path, 
     assert [problem for problem in problems_in(tmp_path / "recipe") if reason in problem]
 
 
-def test_validate_valid_folder_says_so_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
 def test_validate_shows_all_that_is_wrong_with_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     shutil.copytree(ROOT / REFUSAL, tmp_path / "mine")
@@ -262,6 +262,7 @@ def test_validate_shows_every_file_that_holds_something_private(tmp_path: Path) 
     assert problems_in(tmp_path / "mine") == [f"README.md: {told}", f"{RECIPE}: {told}"]
 
 
+def test_validate_valid_folder_says_so_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
     assert "valid" in said(ran("validate", ROOT / REFUSAL))
     assert "must be a folder" in said(run("validate", tmp_path / "none"))
     with pytest.raises(FileFormatError, match="must be a folder"):
@@ -289,6 +290,56 @@ def test_push_leaves_prompts_and_responses_here_unless_asked(hub: HubServer, tmp
     assert EvaluationReport.from_pretrained("alice/one").prompts == []
     ran("push", tmp_path / "mine", "alice/two", "--with-texts")
     assert EvaluationReport.from_pretrained("alice/two").prompts == prompts
+
+
+def test_push_dry_run_says_what_would_go_and_asks_no_server(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    shutil.copytree(ROOT / REFUSAL, tmp_path / "mine")
+    report = EvaluationReport.from_pretrained(tmp_path / "mine")
+    prompts = [f"a secret question of number {n}" for n in range(report.before.n)]
+    data = {**report.to_dict(), "prompts": prompts, "responses_before": prompts, "responses_after": prompts}
+    (tmp_path / "mine" / "evaluation_report.json").write_text(json.dumps(data))
+    words = ["push", tmp_path / "mine", "alice/one", "--private", "--subfolder", "refusal", "--dry-run"]
+    shown = ran(*words)
+    text = said(shown)
+    assert "repository alice/one, private if it is made" in text
+    assert "commit 'Upload mine' to main" in text
+    here = {
+        path.relative_to(tmp_path / "mine").as_posix() for path in (tmp_path / "mine").rglob("*") if path.is_file()
+    }
+    assert f"files {len(here)}, " in text
+    lines = {line.split()[0]: line.split()[1:] for line in shown.output.splitlines() if "refusal/" in line}
+    assert {name.removeprefix("refusal/") for name in lines} >= here
+    size = (tmp_path / "mine" / "README.md").stat().st_size
+    assert lines["refusal/README.md"] == amount(size).split()
+    assert "card # Mixture of tunable experts" in text
+    kept = f"the texts of {report.before.n} prompts and of the responses to them"
+    assert f"stays here {kept}, in evaluation_report.json" in text
+    assert text.endswith("Nothing was uploaded. The same command without --dry-run does it.")
+    assert f"nothing: {kept} go along" in said(ran(*words, "--with-texts"))
+    assert "public, or as your account has it, if it is made" in said(
+        ran("push", ROOT / REFUSAL, "alice/one", "--dry-run")
+    )
+    assert "stays here nothing Nothing was uploaded" in said(ran("push", ROOT / REFUSAL, "alice/one", "--dry-run"))
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["alice/one/two"], "cannot be a Hub id"),
+        (["alice/one", "--subfolder", "../up"], "subfolder"),
+        (["alice/one", "--revision", "/main"], "revision"),
+    ],
+)
+def test_push_dry_run_refuses_what_the_upload_would(options: list[str], reason: str, hub: HubServer) -> None:
+    for dry in ([], ["--dry-run"]):
+        result = run("push", ROOT / REFUSAL, *options, *dry)
+        assert result.exit_code == 1
+        assert reason in said(result)
+    assert hub.requests == []
 
 
 def test_configs_lists_all_with_their_status(monkeypatch: pytest.MonkeyPatch) -> None:
