@@ -155,7 +155,7 @@ def _recipe(folder: Path) -> Iterator[str]:
     if not given:
         return
     entries = given["option"] if isinstance(given.get("option"), list) else []
-    fields, wrong = [], []
+    fields: list[str] = []
     for entry in entries:
         field, told = _said(partial(field_of, str(entry)))
         fields += [] if field is None else [field[0]]

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hf_mote.errors import FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError, first_line
 from hf_mote.sharing.cards import CARD, MADE_HERE

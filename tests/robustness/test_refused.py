@@ -79,7 +79,7 @@ def put(*places: Any, value: Any) -> Callable[[Any], Any]:
         ("server_replies", "recording.json", put("recorded", "tokens", value=[-1, 2]), "no numbers of tokens"),
         ("server_replies", "completion.json", put("choices", value=[]), "its reply has no choices.0.token_ids"),
         ("served_model", "config.json", put("hidden_size", value="x"), "transformers does not load"),
-        ("settings", "settings.yaml", put("learning-rate", value=True), "must be one value"),
+        ("settings", "settings.yaml", put("learning-rate", value=True), "neither true nor false"),
         ("settings", "settings.yaml", put("architecture", value={"a": "topk"}), "must be one value"),
         ("chat_template", "template.jinja", put(value=""), "gives no text"),
     ],

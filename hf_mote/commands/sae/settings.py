@@ -60,7 +60,7 @@ def read_settings(
     known: dict[str, Any] = {
         parameter.name.replace("_", "-"): parameter
         for parameter in context.command.params
-        if parameter.name not in (None, "settings") and parameter.param_type_name == "option"
+        if parameter.name is not None and parameter.name != "settings" and parameter.param_type_name == "option"
     }
     given: dict[str, Any] = {}
     wrong: list[HFMoTEError] = []
