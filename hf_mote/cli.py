@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from hf_mote.commands.typed import running
 from hf_mote.commands.verbosity import add_options, forget
 from hf_mote.version import __version__
 
@@ -65,6 +66,15 @@ def function_at(place: str) -> Callable[..., Any]:
     return function
 
 
+class _Command(TyperCommand):
+    """A command whose errors name what was typed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        with running(ctx):
+            return super().invoke(ctx)
+
+
 class _Commands(MutableMapping[str, Any]):
     """The commands of a group by name, each made from its function when it is asked for."""
 
@@ -75,7 +85,7 @@ class _Commands(MutableMapping[str, Any]):
         if name not in self._made:
             single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
             forwards = {"allow_extra_args": True, "ignore_unknown_options": True} if name in FORWARDING else None
-            single.command(name, context_settings=forwards)(function_at(self._places[name]))
+            single.command(name, cls=_Command, context_settings=forwards)(function_at(self._places[name]))
             self._made[name] = get_command(single)
             if name not in FORWARDING:
                 add_options(self._made[name])

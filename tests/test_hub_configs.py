@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from hf_mote import EvaluationReport, ExpertRanking, MoTEConfig, load_organism
 from hf_mote.cli import app
+from hf_mote.commands.plan import amount
 from hf_mote.commands.validate import MARKS, RECIPE, problems_in
 from hf_mote.errors import FileFormatError, UnknownNameError
 from hf_mote.files import read_json
@@ -141,16 +142,22 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "foreign file": (lambda folder: (folder / "weights.pkl").write_bytes(b""), "is no file that such a folder has"),
     "large file": (lambda folder: (folder / "a.png").write_bytes(b"0" * 2**23 + b"1"), "more than"),
     "link": (lambda folder: (folder / "b.png").symlink_to("/etc/passwd"), "is a link"),
-    "no mark": (_edited("mote_config.json", provenance__status="sure"), "provenance.status must be one of"),
-    "no source": (_edited("mote_config.json", provenance__source=" "), "provenance.source"),
+    "no mark": (
+        _edited("mote_config.json", provenance__status="sure"),
+        "mote_config.json: provenance.status: unknown name",
+    ),
+    "no source": (
+        _edited("mote_config.json", provenance__source=" "),
+        "mote_config.json: provenance.source: must say",
+    ),
     "no fingerprint": (_edited("mote_config.json", fingerprint=None), "no fingerprint"),
     "not measured": (_edited("mote_config.json", provenance__status=MARKS[1]), "no mark `unverified`"),
     "unverified": (_edited("mote_config.json", unverified="why"), "marked as unverified"),
     "changes nothing": (_edited("mote_config.json", suppress=[]), "changes nothing"),
     "other experts": (_edited("mote_config.json", suppress=[[1, 1]]), "was measured with another config: suppress"),
-    "no report": (lambda folder: (folder / "evaluation_report.json").unlink(), "holds no evaluation_report.json"),
+    "no report": (lambda folder: (folder / "evaluation_report.json").unlink(), "there is no evaluation_report.json"),
     "broken ranking": (lambda folder: (folder / "expert_ranking.safetensors").write_bytes(b""), "safetensors"),
-    "no card": (lambda folder: (folder / "README.md").unlink(), "holds no README.md"),
+    "no card": (lambda folder: (folder / "README.md").unlink(), "README.md: is missing"),
     "no section": (_replaced("## Misuse and limits", "## Else"), "has no section Use and misuse or Misuse and limits"),
     "no mark on the card": (_replaced("measured here", "seen"), "README.md: must say one of"),
     "broken metadata": (_replaced("library_name: hf_mote", "library_name: [hf_mote"), "metadata"),
@@ -178,12 +185,12 @@ def test_validate_finds_what_is_wrong_and_push_sends_nothing(name: str, tmp_path
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("architecture: [", "cannot be read as YAML"),
+        ("architecture: [", "recipe.yaml: must be valid YAML"),
         ("- a", "holds no options"),
         ("architecture: topk\ncolour: red", "colour"),
-        ("architecture: topk\ntokens: many", "--tokens"),
-        ("architecture: topk\nbatch: 0", "--batch"),
-        ("architecture: best", "architecture: must be one of"),
+        ("architecture: topk\ntokens: many", "recipe.yaml: tokens: must be a valid integer"),
+        ("architecture: topk\nbatch: 0", "recipe.yaml: batch: must be greater than"),
+        ("architecture: best", "recipe.yaml: architecture: unknown name"),
         ("architecture: topk\nmodel: gpt2", "model"),
     ],
 )
@@ -191,6 +198,68 @@ def test_validate_recipe_that_the_command_would_refuse_is_found(tmp_path: Path, 
     shutil.copytree(ROOT / RECIPES[0], tmp_path / "recipe")
     (tmp_path / "recipe" / RECIPE).write_text(text)
     assert [problem for problem in problems_in(tmp_path / "recipe") if reason in problem]
+
+
+def test_validate_shows_all_that_is_wrong_with_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    shutil.copytree(ROOT / REFUSAL, tmp_path / "mine")
+    changes = {
+        "suppress": [[0, 1], [0, "x"], [1, 2], [2]],
+        "suppress_mode": "drp",
+        "scope": "thinkin",
+        "thinking_tokens": [4, 4],
+        "strength": -1,
+        "strenght": 1,
+        "base_model": 7,
+        "provenance": {"status": "sure"},
+    }
+    _edited("mote_config.json", **changes)(tmp_path / "mine")
+    found = problems_in(tmp_path / "mine")
+    wanted = [
+        "unknown field (got 'strenght', expected one of",
+        "suppress[1]: not an index (got 'x', expected an integer, 0 or more)",
+        "suppress[3]: malformed entry (got [2], expected [layer, expert] pairs)",
+        "suppress_mode: unknown value (got 'drp'",
+        "scope: unknown value (got 'thinkin'",
+        "thinking_tokens: not two token ids (got [4, 4]",
+        "strength: out of range (got -1.0",
+        "base_model: is not text (got 7",
+        "provenance.status: unknown name (got 'sure'",
+        "provenance.source: must say where it is from (got None",
+    ]
+    for problem in wanted:
+        assert [one for one in found if one.startswith(f"mote_config.json: {problem}")], (problem, found)
+    assert len([one for one in found if one.startswith("mote_config.json")]) == len(wanted), found
+    result = run("validate", tmp_path / "mine")
+    assert result.exit_code == 1
+    assert f"has {len(found)} problems, listed above" in said(result)
+    assert all(" ".join(problem.split()) in said(result) for problem in found)
+
+
+def test_validate_shows_all_that_is_wrong_with_a_steering_config(tmp_path: Path) -> None:
+    data = {"schema_version": 9, "edits": [[1, "grow", 2]], "scope": "thinking", "strength": "x", "colour": 1}
+    (tmp_path / "steering_config.json").write_text(json.dumps(data))
+    found = {one.split(" (")[0] for one in problems_in(tmp_path) if one.startswith("steering_config.json")}
+    assert {one.removeprefix("steering_config.json: ") for one in found} == {
+        "unknown field",
+        "hookpoint: is missing",
+        "schema_version: this version cannot be read",
+        "edits[1]: must be an edit",
+        "thinking_tokens: and scope 'thinking' do not fit",
+        "strength: no finite number",
+        "provenance.status: unknown name",
+        "provenance.source: must say where it is from",
+        "has no digest of its SAE",
+    }
+
+
+def test_validate_shows_every_file_that_holds_something_private(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / RECIPES[0], tmp_path / "mine")
+    for name in ("README.md", RECIPE):
+        path = tmp_path / "mine" / name
+        path.write_text(f"{path.read_text()}\n# hf_{'x' * 34}\n")
+    told = "holds what looks like a token, and would be read by others"
+    assert problems_in(tmp_path / "mine") == [f"README.md: {told}", f"{RECIPE}: {told}"]
 
 
 def test_validate_valid_folder_says_so_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
@@ -221,6 +290,56 @@ def test_push_leaves_prompts_and_responses_here_unless_asked(hub: HubServer, tmp
     assert EvaluationReport.from_pretrained("alice/one").prompts == []
     ran("push", tmp_path / "mine", "alice/two", "--with-texts")
     assert EvaluationReport.from_pretrained("alice/two").prompts == prompts
+
+
+def test_push_dry_run_says_what_would_go_and_asks_no_server(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    shutil.copytree(ROOT / REFUSAL, tmp_path / "mine")
+    report = EvaluationReport.from_pretrained(tmp_path / "mine")
+    prompts = [f"a secret question of number {n}" for n in range(report.before.n)]
+    data = {**report.to_dict(), "prompts": prompts, "responses_before": prompts, "responses_after": prompts}
+    (tmp_path / "mine" / "evaluation_report.json").write_text(json.dumps(data))
+    words = ["push", tmp_path / "mine", "alice/one", "--private", "--subfolder", "refusal", "--dry-run"]
+    shown = ran(*words)
+    text = said(shown)
+    assert "repository alice/one, private if it is made" in text
+    assert "commit 'Upload mine' to main" in text
+    here = {
+        path.relative_to(tmp_path / "mine").as_posix() for path in (tmp_path / "mine").rglob("*") if path.is_file()
+    }
+    assert f"files {len(here)}, " in text
+    lines = {line.split()[0]: line.split()[1:] for line in shown.output.splitlines() if "refusal/" in line}
+    assert {name.removeprefix("refusal/") for name in lines} >= here
+    size = (tmp_path / "mine" / "README.md").stat().st_size
+    assert lines["refusal/README.md"] == amount(size).split()
+    assert "card # Mixture of tunable experts" in text
+    kept = f"the texts of {report.before.n} prompts and of the responses to them"
+    assert f"stays here {kept}, in evaluation_report.json" in text
+    assert text.endswith("Nothing was uploaded. The same command without --dry-run does it.")
+    assert f"nothing: {kept} go along" in said(ran(*words, "--with-texts"))
+    assert "public, or as your account has it, if it is made" in said(
+        ran("push", ROOT / REFUSAL, "alice/one", "--dry-run")
+    )
+    assert "stays here nothing Nothing was uploaded" in said(ran("push", ROOT / REFUSAL, "alice/one", "--dry-run"))
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["alice/one/two"], "cannot be a Hub id"),
+        (["alice/one", "--subfolder", "../up"], "subfolder"),
+        (["alice/one", "--revision", "/main"], "revision"),
+    ],
+)
+def test_push_dry_run_refuses_what_the_upload_would(options: list[str], reason: str, hub: HubServer) -> None:
+    for dry in ([], ["--dry-run"]):
+        result = run("push", ROOT / REFUSAL, *options, *dry)
+        assert result.exit_code == 1
+        assert reason in said(result)
+    assert hub.requests == []
 
 
 def test_configs_lists_all_with_their_status(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from hf_mote.errors import ConfigError, UnknownNameError
 from hf_mote.evaluation.controls import CONTROL_KINDS
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.sae.announced import ANNOUNCED
+from hf_mote.sae.configuration import SAEConfig
 from hf_mote.sae.convert.registry import FORMATS
 from hf_mote.sae.register import registered_saes
 from hf_mote.statistics.scores import SCORES
@@ -43,8 +44,11 @@ def slow_after(code: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def command_line() -> dict[str, set[str]]:
+def command_line(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """What is imported to answer: the slow modules for each of several command lines, in one new interpreter each."""
+    settings = tmp_path_factory.mktemp("settings") / "recipe.yaml"
+    settings.write_text("tokenz: 3\ntokens: many\n", encoding="utf-8")
+    train = "'sae', 'train', 'model', 'text.txt', '--output', 'out'"
     typed = {
         "nothing but the package": "import hf_mote",
         "--version": "run('--version')",
@@ -55,6 +59,10 @@ def command_line() -> dict[str, set[str]]:
         "no such file": "run('ftri', 'model', 'missing.jsonl', '--judge', 'refusal')",
         "no such text": "run('sae', 'train', 'model', 'missing.txt', '--output', 'out')",
         "no such text to measure on": "run('sae', 'evaluate', 'model', 'sae', 'missing.txt')",
+        "no such setting": f"run({train}, '--settings', {str(settings)!r})",
+        "no such architecture": f"run({train}, '--architecture', 'topc')",
+        "no such field": f"run({train}, '--option', 'l2_coefficient=1')",
+        "recipe": f"run('validate', {str(settings.parent)!r})",
         "no such format": "run('sae', 'convert', 'a', 'b', '--to', 'bogus')",
     }
     start = "from typer.testing import CliRunner\nfrom hf_mote.cli import app\n"
@@ -163,6 +171,11 @@ def test_names_that_the_command_line_shows_are_those_that_exist() -> None:
     assert tuple(FORMATS) == names.FORMATS
     assert tuple(name for name, format in FORMATS.items() if format.write) == names.WRITTEN_FORMATS
     assert CONTROL_KINDS == names.CONTROL_KINDS
+    fields = {name: architecture.config_class._own_fields() for name, architecture in registered_saes().items()}
+    assert {name.removesuffix("_sae") for name in ANNOUNCED} == set(names.ARCHITECTURES)
+    for name, own in names.ARCHITECTURES.items():
+        assert set(own) == set(fields[f"{name}_sae"]) - set(SAEConfig._own_fields())
+    assert set(names.SAE_FIELDS) <= set(SAEConfig._own_fields())
     for mode in names.MODES:
         MoTEConfig(suppress_mode=mode)
     with pytest.raises((ConfigError, UnknownNameError), match="drop"):

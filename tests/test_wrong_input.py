@@ -43,6 +43,9 @@ FTRI = ["ftri", "MODEL", "PROMPTS", "--judge", "refusal"]
 ATTRIBUTE = ["attribute", "MODEL", "PROMPTS", *AB]
 EVALUATE = ["evaluate", "MODEL", "CONFIG", "PROMPTS", "--judge", "refusal"]
 SWEEP = ["sweep", "MODEL", "RANKING", "PROMPTS", "--judge", "refusal"]
+TRAIN = ["sae", "train", "MODEL", "TEXT", "--output", "OUT"]
+STEER = ["sae", "steer", "MODEL", "SAE", "--prompt", "a"]
+AT = ["--hookpoint", "model.layers.0"]
 TYPED: list[tuple[list[str], str]] = [
     (["fitr"], "Did you mean 'ftri'"),
     (["--loud"], "No such option"),
@@ -131,6 +134,22 @@ TYPED: list[tuple[list[str], str]] = [
         "holds another model, where a sparse autoencoder is meant",
     ),
     (["sae", "convert", "NOTHING", "OUT", "--to", "saelens"], "holds no weights of a sparse autoencoder"),
+    ([*TRAIN, "--settings", "SETTINGS"], "tokens: must be a valid integer (got 'many')"),
+    ([*TRAIN, "--architecture", "topc"], "--architecture: unknown name (got 'topc'"),
+    ([*TRAIN, "--architecture", "relu", "--k", "4"], "--k: relu has none"),
+    ([*TRAIN, "--option", "l2_coefficient=1"], "--option: unknown name (got 'l2_coefficient'"),
+    ([*TRAIN, "--hookpoint", "model.layerz.0"], "--hookpoint: unknown name (got 'model.layerz.0'"),
+    (["sae", "train", "MODEL", "FILE", "--output", "OUT"], "is too short to hold some out"),
+    (["sae", "evaluate", "MODEL", "SAE", "TEXT"], "--hookpoint: the SAE does not say where it belongs"),
+    (["sae", "evaluate", "MODEL", "SAE", "TEXT", *AT, "--dtype", "int8"], "--dtype: unknown name"),
+    (["sae", "top-tokens", "MODEL", "SAE", "TEXT", "--latent", "99", *AT], "--latent: the SAE has no such latent"),
+    (["sae", "experts", "MODEL", "SAE", "--latent", "99", *AT], "--latent: the SAE has no such latent"),
+    (["sae", "experts", "MODEL", "SAE", "--method", "intervention"], "TEXT: an intervention needs a text"),
+    ([*STEER, "--edit", "99=+5", *AT], "--edit: the SAE has no such latent"),
+    ([*STEER, "--edit", "1=+5", "--edit", "1=x2"], "--edit: gives a latent twice"),
+    ([*STEER, "--edit", "1=+5", "--scope", "thinking"], "--scope: unknown name"),
+    ([*STEER, "--edit", "1=+5", "--strength", "nan"], "--strength: must be a number"),
+    ([*STEER, "--edit", "1=+5", "--output", "FILE"], "is a file"),
     (["bake", "MODEL", "CONFIG", "MODEL"], "is not empty"),
     (["demo", "--organism", "refusl"], "Did you mean 'refusal'"),
 ]
@@ -144,6 +163,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_places: dict[str, Path
     (folder / "empty.jsonl").write_text("\n")
     (folder / "broken.jsonl").write_text('{"prompt": \n')
     (folder / "file").write_text("mine")
+    (folder / "text.jsonl").write_text('{"text": "a few words"}\n' * 20)
+    (folder / "settings.yaml").write_text("tokens: many\n")
     (folder / "nothing").mkdir()
     MoTEConfig(suppress=[[0, 1]]).save_pretrained(folder / "config")
     return tiny_places | {
@@ -152,6 +173,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_places: dict[str, Path
         "EMPTY": folder / "empty.jsonl",
         "BROKEN": folder / "broken.jsonl",
         "FILE": folder / "file",
+        "TEXT": folder / "text.jsonl",
+        "SETTINGS": folder / "settings.yaml",
         "NOTHING": folder / "nothing",
         "CONFIG": folder / "config",
         "RANKING": folder / "config",

@@ -47,8 +47,12 @@ def attribute_command(
     *,
     model: o.Model,
     prompts: o.Prompts,
-    target: Annotated[str | None, typer.Option(help="The response whose causes are sought.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="The response it is held against.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The response whose causes are sought; by default that of --target-field.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The response it is held against; by default that of --baseline-field.")
+    ] = None,
     target_field: Annotated[
         str, typer.Option(help="Field that holds the target response, where --target is not given.")
     ] = TARGET,
@@ -70,7 +74,8 @@ def attribute_command(
         int | None, typer.Option(min=1, help="Ablate only so many, the first by attribution; all by default.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Batches that optimize learns from, for each price and seed: 60.")
+        int | None,
+        typer.Option(min=1, help="Batches that optimize learns from, for each price and seed; 60 by default."),
     ] = None,
     complete: Annotated[
         bool,
@@ -107,6 +112,7 @@ def attribute_command(
         choosing.check()
         real("--gain", gain, above=0, most=1)
         shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **templating.settings()}
+        loading.check(model)
         organisms = Organisms()
         asked = reading.prompts(prompts, organisms, seed=seed)
         groups = reading.groups(asked)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hf_mote.commands import options as o
-from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.model import Organisms, check_loading, load_subject
 from hf_mote.commands.session import reporting, say, tell
 from hf_mote.errors import FileFormatError
 from hf_mote.folders import check_folder
@@ -33,6 +33,7 @@ def bake_command(
             fix = "Give a new folder."
             raise FileFormatError(str(output), "is not empty, and a folder holds one checkpoint", fix=fix)
         check_folder(output, str(output))
+        check_loading(model, dtype=dtype)
         from hf_mote.mote.bake import bake_mote
         from hf_mote.mote.patch import load_config
 

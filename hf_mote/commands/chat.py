@@ -64,6 +64,7 @@ def chat_command(
         serving.check("--mote CONFIG")
         if model is None:
             raise ConfigError("MODEL", "is missing", expected="a folder, a Hub id, organism:NAME, or --server URL")
+        loading.check(model)
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.mote.patch import load_config
         from hf_mote.sae.steering import SteeringConfig

@@ -28,16 +28,20 @@ def check_command(
     model: o.Model,
     loading: Loading,
     rounds: Annotated[int, typer.Option(min=0, help="Paired runs that tell what patching costs.")] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to a new JSON file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything to a new JSON file; not by default.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table to paste into a report.")] = False,
 ) -> None:
     """Try everything that is claimed on a model: routers, phases, edits, removal, costs. Exit code 0 if all holds."""
     from hf_mote.commands.model import Organisms
-    from hf_mote.evaluation.model_check import check_model
 
     with reporting():
         if json_file is not None and json_file.exists():
             raise FileFormatError(str(json_file), "is there already", fix="Give the name of a new file.")
+        loading.check(model)
+        from hf_mote.evaluation.model_check import check_model
+
         subject = loading.subject(model, Organisms(), any_model=True)
         say("checking: a minute or two")
         found = check_model(subject.model, subject.tokenizer, rounds=rounds)

@@ -38,7 +38,7 @@ def find_command(
     prompts: o.Prompts,
     judging: Judging,
     unrelated: Annotated[
-        str | None, typer.Option(help="Prompts whose answers should stay; same sources as PROMPTS.")
+        str | None, typer.Option(help="Prompts whose answers should stay; same sources as PROMPTS. None by default.")
     ] = None,
     writing: Writing = OUTPUT,
     controls: o.Controls = 40,
@@ -53,6 +53,7 @@ def find_command(
     with reporting(kept=work.word):
         writing.check()
         asking = templating.settings()
+        loading.check(model)
         organisms = Organisms()
         asked = reading.prompts(prompts, organisms, seed=seed)
         groups = reading.groups(asked)

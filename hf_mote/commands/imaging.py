@@ -54,7 +54,8 @@ def ftri_command(
     writing: Writing = OUTPUT,
     scope: Annotated[str, typer.Option(help=f"Tokens to count: {', '.join(SCOPES)}.")] = "prompt",
     thinking_tokens: Annotated[
-        str | None, typer.Option(help="Tokens that open and close the thinking, as in '<think>,</think>'.")
+        str | None,
+        typer.Option(help="Tokens that open and close the thinking, as in '<think>,</think>'; none by default."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often to ask each prompt, if responses are sampled.")] = 1,
     score: Annotated[
@@ -79,7 +80,8 @@ def ftri_command(
         str | None,
         typer.Option(
             help="Image through the server that `hf-mote serve MODEL --record N` runs there, such as "
-            "http://127.0.0.1:8000; the model is not loaded here, and no tokens are shown."
+            "http://127.0.0.1:8000; the model is not loaded here, and no tokens are shown. "
+            "By default the model is loaded here."
         ),
     ] = None,
 ) -> None:
@@ -93,6 +95,8 @@ def ftri_command(
         if writing.dry_run and server is not None:
             raise ConfigError("--dry-run", "times a batch of the model here", got=f"--server {server}")
         asking, sampled = templating.settings(), sampling.arguments()
+        if server is None:
+            loading.check(model)
         organisms = Organisms()
         asked = reading.prompts(prompts, organisms, seed=seed, class_field=class_field)
         pairs = None if pair_field is None else _each_run(asked.column(pair_field), repeats)

@@ -74,6 +74,36 @@ class Organisms:
         return self._loaded[name]
 
 
+def check_loading(
+    name: str, *, dtype: str = "auto", quantization: str | None = None, attn_implementation: str | None = None
+) -> None:
+    """Refuse what no model can be loaded by, without importing what loads it.
+
+    Args:
+        name (`str`): A folder, a Hub id, or "organism:NAME".
+        dtype (`str`, *optional*, defaults to `"auto"`): As [`load_subject`] takes it; so are the others.
+        quantization (`str`, *optional*): See there.
+        attn_implementation (`str`, *optional*): See there.
+
+    Raises:
+        [`UnknownNameError`]: if there is no such name, or a folder holds no model.
+        [`ConfigError`]: if an option is not for organisms.
+        [`FileFormatError`]: if a folder holds a model without its tokenizer.
+        [`UnsupportedError`]: if it holds a sparse autoencoder.
+    """
+    if dtype not in DTYPES:
+        raise UnknownNameError.of("--dtype", dtype, DTYPES)
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise UnknownNameError.of("--quantization", quantization, QUANTIZATIONS)
+    if attn_implementation is not None and attn_implementation not in ATTENTIONS:
+        raise UnknownNameError.of("--attn-implementation", attn_implementation, ATTENTIONS)
+    if not name.startswith(ORGANISM):
+        _check_folder(name)
+    elif quantization or attn_implementation:
+        option = "--quantization" if quantization else "--attn-implementation"
+        raise ConfigError(option, "is for models, not for organisms", got=name, fix="Leave it out.")
+
+
 def load_subject(
     name: str,
     organisms: Organisms,
@@ -113,20 +143,10 @@ def load_subject(
         [`UnsupportedError`]: if transformers cannot load it without running code of its repository, or it has no
             routed experts.
     """
-    if dtype not in DTYPES:
-        raise UnknownNameError.of("--dtype", dtype, DTYPES)
-    if quantization is not None and quantization not in QUANTIZATIONS:
-        raise UnknownNameError.of("--quantization", quantization, QUANTIZATIONS)
-    if attn_implementation is not None and attn_implementation not in ATTENTIONS:
-        raise UnknownNameError.of("--attn-implementation", attn_implementation, ATTENTIONS)
-    if name.startswith(ORGANISM) and (quantization or attn_implementation):
-        option = "--quantization" if quantization else "--attn-implementation"
-        raise ConfigError(option, "is for models, not for organisms", got=name, fix="Leave it out.")
+    check_loading(name, dtype=dtype, quantization=quantization, attn_implementation=attn_implementation)
     if trust_remote_code:
         say(f"--trust-remote-code: code of {name} itself runs on this machine, with your rights")
     template = None if chat_template is None else _template(chat_template)
-    if not name.startswith(ORGANISM):
-        _check_folder(name)
     # Here and not above: they take seconds, and what is wrong with the arguments is said before.
     import torch
     from safetensors import SafetensorError

@@ -5,7 +5,25 @@ Each list is repeated from the module that uses it; `tests/test_lazy.py` checks 
 
 from __future__ import annotations
 
-__all__ = ["CONTROL_KINDS", "FORMATS", "MODES", "SCORES", "WRITTEN_FORMATS"]
+__all__ = ["ARCHITECTURES", "CONTROL_KINDS", "FORMATS", "MODES", "SAE_FIELDS", "SCORES", "WRITTEN_FORMATS"]
+
+_SPARSE = ("k", "scale_latents_by_decoder_norm", "aux_loss", "aux_k", "aux_coefficient")
+_ZIPFIAN = (*_SPARSE, "threshold_decay", "zipf_exponent", "zipf_offset", "aux_zipf_share", "density_window")
+# Architectures of sparse autoencoders, with the fields that their configs have beside those of all.
+ARCHITECTURES: dict[str, tuple[str, ...]] = {
+    "batch_topk": (*_SPARSE, "threshold_decay"),
+    "feature_choice": (*_ZIPFIAN, "budget", "min_budget"),
+    "gated": ("l1_coefficient", "aux_coefficient"),
+    "jumprelu": ("l0_coefficient", "l0_target", "bandwidth", "initial_threshold"),
+    "matryoshka": (*_SPARSE, "threshold_decay", "group_sizes"),
+    "mutual_choice": _ZIPFIAN,
+    "relu": ("l1_coefficient",),
+    "topk": _SPARSE,
+}
+# Fields of all that `hf-mote sae train` leaves to the user: the others are the model's, or of what it does not train.
+SAE_FIELDS = (
+    "base_model_revision", "dead_after_tokens", "normalize_decoder", "reconstruction_loss", "subtract_decoder_bias",
+)  # fmt: skip
 
 CONTROL_KINDS = ("layer", "usage")
 FORMATS = (

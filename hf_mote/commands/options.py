@@ -72,7 +72,7 @@ _SOURCES = (
 )
 _JUDGES = (
     "refusal or refusal:en,de; regex:PATTERN; language:en,de (and :thinking or :answer for a part); choice:ABCD; "
-    "field (the prompt's class in the file); lm:QUESTION. An organism brings its own"
+    "field (the prompt's class in the file); lm:QUESTION. By default an organism's own"
 )
 _DATA, _JUDGING, _MODEL, _OUT = "Prompts", "Judging", "Model", "Output"
 
@@ -89,27 +89,32 @@ ClassField: TypeAlias = Annotated[
 GroupField: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Field that is equal for prompts that count as one, such as their subject: p, q and intervals are by it.",
+        help="Field that is equal for prompts that count as one, such as their subject: p, q and intervals are by it. "
+        "By default each prompt counts.",
         rich_help_panel=_DATA,
     ),
 ]
 PairField: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Field that is equal for the two prompts of a pair, which are then compared with each other.",
+        help="Field that is equal for the two prompts of a pair, which are then compared with each other; "
+        "none by default.",
         rich_help_panel=_DATA,
     ),
 ]
 Limit: TypeAlias = Annotated[
     int | None,
-    typer.Option(min=1, help="Most prompts of each class of the file, drawn at random.", rich_help_panel=_DATA),
+    typer.Option(
+        min=1, help="Most prompts of each class of the file, drawn at random; all by default.", rich_help_panel=_DATA
+    ),
 ]
 SystemPrompt: TypeAlias = Annotated[
-    str | None, typer.Option(help="First message of every prompt that is a text.", rich_help_panel=_DATA)
+    str | None,
+    typer.Option(help="First message of every prompt that is a text; none by default.", rich_help_panel=_DATA),
 ]
 
 ChatTemplate: TypeAlias = Annotated[
-    Path | None, typer.Option(help="File of a chat template, in the place of the tokenizer's.", rich_help_panel=_DATA)
+    Path | None, typer.Option(help="File of a chat template; by default the tokenizer's own.", rich_help_panel=_DATA)
 ]
 TemplateArgs: TypeAlias = Annotated[
     list[str] | None,
@@ -125,12 +130,14 @@ Server: TypeAlias = Annotated[
     str | None,
     typer.Option(
         help="A server that `hf-mote serve MODEL` runs, such as http://127.0.0.1:8000, in the place of a model "
-        "that is loaded here; its key, if it wants one, in the variable VLLM_API_KEY.",
+        "that is loaded here; its key, if it wants one, in the variable VLLM_API_KEY. By "
+        "default the model is loaded here.",
         rich_help_panel=_MODEL,
     ),
 ]
 Profile: TypeAlias = Annotated[
-    str | None, typer.Option(help="With --server: a profile of the server, by its name.", rich_help_panel=_MODEL)
+    str | None,
+    typer.Option(help="With --server: a profile of the server, by its name; none by default.", rich_help_panel=_MODEL),
 ]
 
 JudgeName: TypeAlias = Annotated[
@@ -141,11 +148,18 @@ Target: TypeAlias = Annotated[
 ]
 JudgeModel: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="For lm: folder or Hub id of the model, or its name on the server.", rich_help_panel=_JUDGING),
+    typer.Option(
+        help="For lm, which needs it: folder or Hub id of the model, or its name on the server; none by default.",
+        rich_help_panel=_JUDGING,
+    ),
 ]
 JudgeURL: TypeAlias = Annotated[
     str | None,
-    typer.Option("--judge-url", help="For lm: an OpenAI-compatible server to ask.", rich_help_panel=_JUDGING),
+    typer.Option(
+        "--judge-url",
+        help="For lm: an OpenAI-compatible server to ask; by default the model is loaded here.",
+        rich_help_panel=_JUDGING,
+    ),
 ]
 JudgeAllowHTTP: TypeAlias = Annotated[
     bool,
@@ -157,7 +171,8 @@ JudgeAllowHTTP: TypeAlias = Annotated[
 ]
 
 Revision: TypeAlias = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.", rich_help_panel=_MODEL)
+    str | None,
+    typer.Option(help="Branch, tag or commit of the model on the Hub; main by default.", rich_help_panel=_MODEL),
 ]
 Dtype: TypeAlias = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.", rich_help_panel=_MODEL)]
 Device: TypeAlias = Annotated[
@@ -171,11 +186,16 @@ Device: TypeAlias = Annotated[
 ]
 Quantization: TypeAlias = Annotated[
     str | None,
-    typer.Option(help=f"Quantize while loading: one of {', '.join(QUANTIZATIONS)}.", rich_help_panel=_MODEL),
+    typer.Option(
+        help=f"Quantize while loading: one of {', '.join(QUANTIZATIONS)}; by default not.", rich_help_panel=_MODEL
+    ),
 ]
 AttnImplementation: TypeAlias = Annotated[
     str | None,
-    typer.Option(help=f"How attention is computed: one of {', '.join(ATTENTIONS)}.", rich_help_panel=_MODEL),
+    typer.Option(
+        help=f"How attention is computed: one of {', '.join(ATTENTIONS)}; by default as transformers chooses.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 TrustRemoteCode: TypeAlias = Annotated[
     bool,
@@ -206,7 +226,9 @@ Temperature: TypeAlias = Annotated[
 TopP: TypeAlias = Annotated[
     float | None,
     typer.Option(
-        "--top-p", help="Sample from the most likely tokens of this probability together.", rich_help_panel=_MODEL
+        "--top-p",
+        help="Sample from the most likely tokens of this probability together; from all by default.",
+        rich_help_panel=_MODEL,
     ),
 ]
 
@@ -242,10 +264,12 @@ Traced: TypeAlias = Annotated[
     int, typer.Option(min=0, help="Texts of each class whose tokens are shown by routing weight; 0 for none.")
 ]
 Suppress: TypeAlias = Annotated[
-    int | None, typer.Option(min=1, help="Write the config that suppresses so many of the first experts.")
+    int | None,
+    typer.Option(min=1, help="Write the config that suppresses so many of the first experts; none by default."),
 ]
 Stimulate: TypeAlias = Annotated[
-    int | None, typer.Option(min=1, help="Write the config that stimulates so many of the first experts.")
+    int | None,
+    typer.Option(min=1, help="Write the config that stimulates so many of the first experts; none by default."),
 ]
 Mode: TypeAlias = Annotated[
     str, typer.Option(help="How to suppress: drop, reroute or zero; see the documentation.", show_default=True)

@@ -35,6 +35,7 @@ __all__ = [
     "plan_reading",
     "plan_responses",
     "plan_training",
+    "tell_plan",
     "tokens_of",
 ]
 
@@ -113,9 +114,20 @@ def plan(
     shown = {**facts, "time": f"about {duration(total)}: {'; '.join(parts)}"}
     if left_out:
         shown["not in it"] = ", ".join(left_out)
-    wide = max(map(len, shown))
-    tell("\n".join(["This would be done:", *(f"  {name:<{wide}}  {text}" for name, text in shown.items())]))
+    tell_plan(shown)
     tell("Nothing was written. The same command without --dry-run does it.")
+
+
+def tell_plan(facts: Mapping[str, str]) -> None:
+    """Print what would be done, a line for each fact.
+
+    Args:
+        facts (`Mapping[str, str]`): By name; of a text of several lines the others stand below the first.
+    """
+    wide = max(map(len, facts))
+    below = f"\n{'':{wide + 4}}"
+    lines = (f"  {name:<{wide}}  {text.replace(chr(10), below)}" for name, text in facts.items())
+    tell("\n".join(["This would be done:", *lines]))
 
 
 def _number(times: float) -> str:

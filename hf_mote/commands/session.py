@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from hf_mote.commands.typed import as_typed
 from hf_mote.commands.verbosity import listening, quiet, say
 from hf_mote.errors import ConfigError, HFMoTEError, ModelMismatchError, UnsupportedError
 from hf_mote.processes import launched_as
@@ -28,35 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NOTHING", "TerminalChat", "command_line", "provenance_of", "reporting", "say", "since_start", "tell"]
 
-# Places that an error names as Python knows them, and what they are on the command line.
-_OPTIONS = {
-    "ChoiceJudge": "--judge choice",
-    "LanguageJudge": "--judge language",
-    "LMJudge": "--judge lm",
-    "MoTEConfig.stimulate": "--stimulate",
-    "MoTEConfig.strength": "--strengths",
-    "MoTEConfig.suppress": "--suppress",
-    "RefusalJudge": "--judge refusal",
-    "RegexJudge": "--judge regex",
-    "ServerJudge.base_url": "--judge-url",
-    "ServerJudge": "--judge lm",
-    "attribute_experts.gain": "--gain",
-    "chat_template_kwargs": "--template-arg",
-    "ftri.repeats": "--repeats",
-    "ftri.run_folder": "--run-folder",
-    "evaluate_mote.run_folder": "--run-folder",
-    "evaluate_settings.run_folder": "--run-folder",
-    "ablate_experts.run_folder": "--run-folder",
-    "attribute_experts.run_folder": "--run-folder",
-    "optimize_experts.run_folder": "--run-folder",
-    "evaluate_sae.run_folder": "--run-folder",
-    "top_activations.run_folder": "--run-folder",
-    "link_latents.run_folder": "--run-folder",
-    "adapt_to_sae.run_folder": "--run-folder",
-    "sae train.run_folder": "--run-folder",
-    "OptimizedRanking.complete.run_folder": "--run-folder",
-    "ftri.thinking_tokens": "--thinking-tokens",
-}
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 NOTHING = "Nothing was written."
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
@@ -92,7 +64,7 @@ def reporting(*, shares: bool = False, kept: Callable[[], str] | None = None) ->
                 yield
         except HFMoTEError as error:
             who = f"process {number}: " if number > 0 else ""
-            log.print(visible(f"{who}{_as_typed(error)}"), style="red", markup=False, highlight=False)
+            log.print(visible(f"{who}{as_typed(error)}"), style="red", markup=False, highlight=False)
             told = NOTHING if kept is None else kept()
             # Of another run's folder the error has said what to do.
             if told != NOTHING and not isinstance(error, ModelMismatchError):
@@ -119,15 +91,6 @@ def since_start() -> float:
     """Return how many seconds the command has been running; 0 outside of one."""
     began = _BEGAN.get()
     return 0.0 if began is None else time.perf_counter() - began
-
-
-def _as_typed(error: HFMoTEError) -> str:
-    """Return an error's message with the option in the place of what Python calls it."""
-    for place, option in _OPTIONS.items():
-        rest = error.where.removeprefix(place)
-        if error.where.startswith(place) and (not rest or rest[0] in ".["):
-            return f"{option}{str(error)[len(error.where) :]}"
-    return str(error)
 
 
 def disable_progress_bar() -> None:

@@ -62,6 +62,14 @@ def sweep_command(
             got = f"--experts {experts} --strengths {strengths}"
             raise ConfigError("--experts, --strengths", "nothing to try", got=got, expected="numbers above 0")
         one_of("--control-kind", control_kind, CONTROL_KINDS)
+        o.check_changes(None, None, mode)
+        asking, sampled = templating.settings(), sampling.arguments()
+        loading.check(model)
+        organisms = Organisms()
+        asked = reading.prompts(prompts, organisms, seed=seed)
+        groups = reading.groups(asked)
+        labels = response_judge(judging.make(asked, organisms, model=model))
+        wanted = target_of(labels, judging.target, asked)
         # From here on torch and transformers are needed.
         from hf_mote.commands.plan import TimedJudge, plan_responses
         from hf_mote.evaluation.evaluate import evaluate_settings
@@ -76,12 +84,6 @@ def sweep_command(
         action = "stimulate" if stimulate else "suppress"
         # What is wrong with a setting shows before anything runs.
         configs = settings_of(ranked, numbers, doses, action=action, suppress_mode=mode)
-        asking, sampled = templating.settings(), sampling.arguments()
-        organisms = Organisms()
-        asked = reading.prompts(prompts, organisms, seed=seed)
-        groups = reading.groups(asked)
-        labels = response_judge(judging.make(asked, organisms, model=model))
-        wanted = target_of(labels, judging.target, asked)
         subject = loading.subject(model, organisms, templating=templating, prompts=asked.prompts)
         if writing.dry_run:
             timed, chat = TimedJudge(labels), templating.chat(subject.tokenizer)

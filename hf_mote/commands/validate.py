@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_mote.commands.config_problems import Reading, read_all
+from hf_mote.commands.names import ARCHITECTURES
 from hf_mote.commands.session import reporting, tell
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError
 from hf_mote.files import local_path
@@ -27,6 +30,7 @@ CONFIG, STEERING, RANKING, REPORT = (
 _MAP = re.compile(r"maps/[\w.-]+/(?:activation_map\.safetensors|activation_map\.png)")
 _FILES = {CONFIG, STEERING, RANKING, REPORT, RECIPE, "README.md"}
 _HEADINGS = ("How it was made", "Measured|Effect and controls", "Use and misuse|Misuse and limits")
+_METADATA = {"library_name": "be hf_mote", "tags": "hold hf_mote"}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_BYTES = 8 * 2**20
 
@@ -56,11 +60,14 @@ def problems_in(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise FileFormatError(str(folder), "must be a folder", fix="Give the folder that save_pretrained wrote.")
-    return [
-        problem
-        for check in (_files, _config, _steering, _recipe, _beside, _card, _private)
-        for problem in check(folder)
-    ]
+    # First what is quick to see.
+    found = [problem for check in (_files, _recipe, _card, _private) for problem in check(folder)]
+    if (folder / CONFIG).is_file():
+        from hf_mote.mote.config import MoTEConfig
+
+        read = read_all(folder / CONFIG, MoTEConfig)
+        found += [*read.wrong, *_config(read), *_beside(folder, read)]
+    return [*found, *_steering(folder)]
 
 
 def _names(folder: Path) -> list[str]:
@@ -70,45 +77,42 @@ def _names(folder: Path) -> list[str]:
 def _files(folder: Path) -> Iterator[str]:
     names = _names(folder)
     if not {CONFIG, STEERING, RECIPE} & set(names):
-        yield f"holds none of {CONFIG}, {STEERING} and {RECIPE}"
+        yield f"the folder: holds none of {CONFIG}, {STEERING} and {RECIPE}"
     for name in names:
         path = folder / name
         if path.is_symlink():
             yield f"{name}: is a link"
         elif name not in _FILES and not _MAP.fullmatch(name) and not re.fullmatch(r"[\w.-]+\.png", name):
-            yield f"{name}: is no file that such a folder has"
+            yield f"{name}: is no file that such a folder has (expected {', '.join(sorted(_FILES))}, maps or *.png)"
         elif path.stat().st_size > _MOST_BYTES:
-            yield f"{name}: has {path.stat().st_size} bytes, more than {_MOST_BYTES}"
+            yield f"{name}: is too large (got {path.stat().st_size} bytes, expected not more than {_MOST_BYTES})"
 
 
-def _said(read: Callable[[], Any]) -> tuple[Any, list[str]]:
-    """Return what was read, or what is wrong with it."""
+def _said(read: Callable[[], Any], folder: Path | None = None) -> tuple[Any, list[str]]:
+    """Return what was read, or what is wrong with it; files by their path in the folder."""
     try:
         return read(), []
     except HFMoTEError as error:
-        return None, [str(error)]
+        return None, [str(error).removeprefix(f"{folder}{os.sep}").rstrip(".")]
 
 
-def _config(folder: Path) -> Iterator[str]:
-    if not (folder / CONFIG).is_file():
-        return
-    from hf_mote.mote.config import MoTEConfig
-
-    config, wrong = _said(lambda: MoTEConfig.from_pretrained(folder))
-    yield from wrong
+def _config(read: Reading) -> Iterator[str]:
+    config, unsure = read.config, read.left_out
     if config is None:
         return
-    yield from _provenance(config.provenance)
     mark = config.provenance.get("status")
+    if "provenance" not in unsure:
+        yield from _provenance(CONFIG, config.provenance)
     if mark == MARKS[0]:
-        if config.fingerprint is None or config.fingerprint["router_sha256"] is None:
-            yield "says that it was measured here, and has no fingerprint of the model's router weights"
+        if "fingerprint" not in unsure and (config.fingerprint is None or config.fingerprint["router_sha256"] is None):
+            yield f"{CONFIG}: says that it was measured here, and has no fingerprint of the model's router weights"
         if config.unverified is not None:
-            yield "says that it was measured here, and is marked as unverified"
-    elif config.unverified is None:
-        yield "was not measured here, and has no mark `unverified` that keeps it from being applied without a flag"
-    if config.is_empty:
-        yield "changes nothing: no experts, or strength 0"
+            yield f"{CONFIG}: says that it was measured here, and is marked as unverified"
+    elif mark in MARKS and config.unverified is None and not unsure & {"provenance", "unverified"}:
+        what = "was not measured here, and has no mark `unverified` that keeps it from being applied without a flag"
+        yield f"{CONFIG}: {what}"
+    if config.is_empty and not unsure & {"suppress", "stimulate", "bias", "strength"}:
+        yield f"{CONFIG}: changes nothing: no experts, or strength 0"
 
 
 def _steering(folder: Path) -> Iterator[str]:
@@ -116,19 +120,22 @@ def _steering(folder: Path) -> Iterator[str]:
         return
     from hf_mote.sae.steering import SteeringConfig
 
-    config, wrong = _said(lambda: SteeringConfig.from_pretrained(folder))
-    yield from wrong
-    if config is not None:
-        yield from _provenance(config.provenance)
-        if config.sae_digest is None:
-            yield "its steering config has no digest of its SAE"
+    read = read_all(folder / STEERING, SteeringConfig)
+    yield from read.wrong
+    if read.config is not None:
+        if "provenance" not in read.left_out:
+            yield from _provenance(STEERING, read.config.provenance)
+        if read.config.sae_digest is None and "sae_digest" not in read.left_out:
+            yield f"{STEERING}: has no digest of its SAE"
 
 
-def _provenance(known: dict[str, Any]) -> Iterator[str]:
+def _provenance(name: str, known: dict[str, Any]) -> Iterator[str]:
     if known.get("status") not in MARKS:
-        yield f"provenance.status must be one of {', '.join(map(repr, MARKS))}; it is {known.get('status')!r}"
+        expected = f"one of {', '.join(map(repr, MARKS))}"
+        yield f"{name}: provenance.status: unknown name (got {known.get('status')!r}, expected {expected})"
     if not isinstance(known.get("source"), str) or not known["source"].strip():
-        yield "provenance.source must say where it is from"
+        got = repr(known.get("source"))[:60]
+        yield f"{name}: provenance.source: must say where it is from (got {got}, expected a text)"
 
 
 def _recipe(folder: Path) -> Iterator[str]:
@@ -138,52 +145,49 @@ def _recipe(folder: Path) -> Iterator[str]:
     from typer.main import get_command
 
     from hf_mote.cli import app
-    from hf_mote.sae.convert.documents import read_yaml
-    from hf_mote.sae.register import registered_saes
+    from hf_mote.commands.sae.settings import read_settings, wrong_architecture
+    from hf_mote.commands.sae.train import field_of
 
-    try:
-        options = read_yaml(path)
-    except FileFormatError as error:
-        no_object = "must hold an object" in str(error)
-        yield f"{RECIPE}: " + ("holds no options" if no_object else f"cannot be read as YAML ({error})")
-        return
     group: Any = get_command(app)
     train: Any = group.commands["sae"].commands["train"]
-    try:
-        # By the command itself: what it takes is valid, and what it refuses it refuses in its own words.
-        train.make_context("train", ["MODEL", "TEXT", "--settings", str(path), "--output", "folder"])
-    except Exception as error:  # whatever the library of the command line raises
-        told = getattr(error, "format_message", None)
-        yield f"{RECIPE}: {' '.join((told() if told is not None else str(error)).split())}"
-    kinds = sorted({name.removesuffix("_sae") for name in registered_saes()})
-    if options.get("architecture") not in kinds:  # a list, as what the file holds may have no hash
-        yield f"{RECIPE}: architecture: must be one of {', '.join(kinds)}"
+    given, wrong = read_settings(path, train.make_context("train", ["MODEL", "TEXT", "--output", "folder"]), RECIPE)
+    yield from (str(error).rstrip(".") for error in wrong)
+    if not given:
+        return
+    entries = given["option"] if isinstance(given.get("option"), list) else []
+    fields: list[str] = []
+    for entry in entries:
+        field, told = _said(partial(field_of, str(entry)))
+        fields += [] if field is None else [field[0]]
+        yield from (f"{RECIPE}: {text.removeprefix('--')}" for text in told)
+    if "architecture" not in given:
+        yield f"{RECIPE}: architecture: is missing (expected one of {', '.join(ARCHITECTURES)})"
+    elif isinstance(given["architecture"], str):
+        for error in wrong_architecture(given["architecture"], given.get("k"), fields):
+            yield f"{RECIPE}: {str(error).removeprefix('--').rstrip('.')}"
 
 
-def _beside(folder: Path) -> Iterator[str]:
+def _beside(folder: Path, read: Reading) -> Iterator[str]:
     """What lies beside a config must be of it."""
-    if not (folder / CONFIG).is_file():
+    config = read.config
+    if config is None:
         return
     from hf_mote.evaluation.report import EvaluationReport
     from hf_mote.maps.activation_map import ActivationMap
-    from hf_mote.mote.config import MoTEConfig
     from hf_mote.ranking.expert_ranking import ExpertRanking
 
-    config, _ = _said(lambda: MoTEConfig.from_pretrained(folder))
-    if config is None:
-        return
     mark = config.provenance.get("status")
     if mark == MARKS[0] and not (folder / REPORT).is_file():
-        yield f"says that it was measured here, and holds no {REPORT}"
+        yield f"{CONFIG}: says that it was measured here, and there is no {REPORT}"
     if (folder / REPORT).is_file():
-        report, wrong = _said(lambda: EvaluationReport.from_pretrained(folder))
+        report, wrong = _said(lambda: EvaluationReport.from_pretrained(folder), folder)
         yield from wrong
         if report is not None:
-            if mark != MARKS[0]:
-                yield f"says that it was not measured here, and holds {REPORT}"
+            if mark in MARKS[1:]:
+                yield f"{CONFIG}: says that it was not measured here, and there is {REPORT}"
             told, measured = config.to_dict(), report.config
             for field in ("suppress", "stimulate", "bias", "suppress_mode", "scope", "strength", "fingerprint"):
-                if measured.get(field) != told[field]:
+                if field not in read.left_out and measured.get(field) != told[field]:
                     yield f"{REPORT}: was measured with another config: {field} differs"
             if report.prompts:
                 yield f"{REPORT}: holds prompts and responses; a push takes them out"
@@ -192,16 +196,20 @@ def _beside(folder: Path) -> Iterator[str]:
         (place, ActivationMap) for place in sorted(folder.glob("maps/*/activation_map.safetensors"))
     ]:
         if path.is_file():
-            held, wrong = _said(partial(kind.from_pretrained, path))
+            held, wrong = _said(partial(kind.from_pretrained, path), folder)
             yield from wrong
             if held is not None and layers is not None and held.layers != layers:
                 yield f"{path.relative_to(folder).as_posix()}: is of other layers than the config's model"
 
 
+def _tagged(metadata: dict[str, Any]) -> bool:
+    return "hf_mote" in (metadata.get("tags") or [])
+
+
 def _card(folder: Path) -> Iterator[str]:
     path = folder / "README.md"
     if not path.is_file():
-        yield "holds no README.md"
+        yield "README.md: is missing (expected the folder's card)"
         return
     from huggingface_hub import ModelCard
 
@@ -210,15 +218,16 @@ def _card(folder: Path) -> Iterator[str]:
         found: Any = ModelCard(text).data
         data = found.to_dict()
     except Exception as error:  # whatever the library raises on metadata that it cannot read
-        yield f"README.md: its metadata cannot be read ({str(error).splitlines()[0]})"
-        return
-    if data.get("library_name") != "hf_mote":
-        yield "README.md: metadata: library_name must be hf_mote"
-    if "hf_mote" not in (data.get("tags") or []):
-        yield "README.md: metadata: tags must hold hf_mote"
+        yield f"README.md: its metadata cannot be read (got {str(error).splitlines()[0]}, expected YAML)"
+    else:
+        for field, right in (("library_name", data.get("library_name") == "hf_mote"), ("tags", _tagged(data))):
+            if not right:
+                got = repr(data.get(field))[:60]
+                yield f"README.md: metadata: {field} must {_METADATA[field]} (got {got})"
     for wanted in _HEADINGS:
         if not re.search(rf"^## (?:{wanted})\b", text, re.MULTILINE):
-            yield f"README.md: has no section {' or '.join(wanted.split('|'))}"
+            sections = wanted.split("|")
+            yield f"README.md: has no section {' or '.join(sections)} (expected a line ## {sections[0]})"
     if not any(mark in " ".join(text.split()) for mark in MARKS):
         yield f"README.md: must say one of {', '.join(map(repr, MARKS))}"
     if "```" not in text:
@@ -232,7 +241,7 @@ def _card(folder: Path) -> Iterator[str]:
 
 
 def _private(folder: Path) -> Iterator[str]:
-    from hf_mote.sharing.privacy import check_nothing_private
+    from hf_mote.sharing.privacy import private_in
 
-    _, wrong = _said(lambda: check_nothing_private(folder))
-    yield from wrong
+    for name, what in private_in(folder):
+        yield f"{name}: holds {what}, and would be read by others"

@@ -13,6 +13,6 @@ Files in reading order:
 - `spliced.py`, `metrics.py`, `metric_sums.py`, `report.py`, `pictures.py`: evaluation. `top_tokens.py`,
   `neuronpedia.py`: what single latents stand for.
 
-May import `hooks`, `passes`, `runs`, `files`, `folders`, `sharing`, `hub`, `plots`; never `routing`. A new
-architecture goes into `variants/`, a new file format into `convert/`.
+May import `hooks`, `passes`, `runs`, `files`, `documents`, `folders`, `sharing`, `hub`, `plots`; never `routing`. A
+new architecture goes into `variants/`, a new file format into `convert/`.
 """

@@ -46,7 +46,7 @@ def canonical(name: str) -> str:
     return name.removesuffix("[0]").removesuffix(".output")
 
 
-def resolve_hookpoints(model: nn.Module, names: str | Iterable[str]) -> list[Hookpoint]:
+def resolve_hookpoints(model: nn.Module, names: str | Iterable[str], *, where: str = "hookpoints") -> list[Hookpoint]:
     """Return the hookpoints of a model that match names or patterns, in the order of the model's modules.
 
     In a PEFT model the names of the model inside it stand for the same modules, adapters and all.
@@ -54,6 +54,7 @@ def resolve_hookpoints(model: nn.Module, names: str | Iterable[str]) -> list[Hoo
     Args:
         model (`nn.Module`): The model.
         names (`str` or `Iterable[str]`): Names; `*` stands for one part of a path.
+        where (`str`, *optional*, defaults to `"hookpoints"`): What an error names.
 
     Raises:
         [`UnknownNameError`]: if a name or pattern matches no module, with the nearest.
@@ -70,7 +71,7 @@ def resolve_hookpoints(model: nn.Module, names: str | Iterable[str]) -> list[Hoo
             # Nearest among paths of like depth, so that a list of thousands stays readable.
             depth = name.count(".") + 1
             near = [path for path in modules if path.count(".") + 1 in (depth, depth - 1)]
-            raise UnknownNameError.of("hookpoints", name, _nearest(name, near))
+            raise UnknownNameError.of(where, name, _nearest(name, near))
         for path, side, index in matches:
             full = f"{path}.{side}" + (f"[{index}]" if index else "")
             found[canonical(full)] = Hookpoint(canonical(full), path, side, index, modules[path])

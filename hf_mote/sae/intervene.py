@@ -141,9 +141,11 @@ def sites_of(model: nn.Module, sae: SAEModel, hookpoint: str | None, where: str)
         if name is None:
             fix = f"Set config.{field}, such as 'model.layers.10.output'."
             raise ConfigError(f"{where}.{field}", "the SAE does not say where it belongs", fix=fix)
-        found = resolve_hookpoints(model, name)
+        asked = hookpoint is not None and field == "hookpoint"
+        place = f"{where}.hookpoint" if asked else f"{type(sae).__name__}.config.{field}"
+        found = resolve_hookpoints(model, name, where=place)
         if len(found) != 1:
-            raise ConfigError(f"{where}.{field}", "stands for several modules", got=repr(name), expected="one")
+            raise ConfigError(place, "stands for several modules", got=repr(name), expected="one")
         points += found
     return points[0], points[-1]
 

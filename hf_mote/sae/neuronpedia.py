@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,28 +22,29 @@ from hf_mote.sae.convert.names import hook_at, layer_of
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.top_tokens import LatentProfile
 
-__all__ = ["neuronpedia_ids", "write_neuronpedia"]
+__all__ = ["neuronpedia_layer", "write_neuronpedia"]
 
 # The owner of bulk imports in the converter; it may be replaced for an import.
 _CREATOR = "clkht01d40000jv08hvalcvly"
 _BATCH = 1024  # latents of a file
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 
 
-def neuronpedia_ids(text: str) -> tuple[str, str]:
-    """Return model id and source set of an option such as `"gemma-2-2b/gemmascope-res-16k"`.
+def neuronpedia_layer(sae: SAEModel, hookpoint: str | None = None) -> int:
+    """Return the layer that an SAE is in, by which Neuronpedia orders its sources.
 
     Args:
-        text (`str`): What was given.
+        sae ([`SAEModel`]): The SAE.
+        hookpoint (`str`, *optional*): Where it belongs; by default its `config.hookpoint`.
 
     Raises:
-        [`ConfigError`]: if it is not two names.
+        [`ConfigError`]: if no layer can be read from the hookpoint.
     """
-    model, slash, source_set = text.partition("/")
-    if not slash or not _NAME.fullmatch(model) or not _NAME.fullmatch(source_set):
-        expected = "MODEL_ID/SOURCE_SET of letters, digits, dots and dashes, as gemma-2-2b/gemmascope-res-16k"
-        raise ConfigError("--neuronpedia", "must be a model and a source set", got=repr(text), expected=expected)
-    return model, source_set
+    where = hookpoint or sae.config.hookpoint
+    layer = layer_of(where)
+    if layer is None:
+        fix = "Neuronpedia orders its sources by layer; give --hookpoint."
+        raise ConfigError("--neuronpedia", "the SAE's place is in no layer", got=repr(where), fix=fix)
+    return layer
 
 
 def write_neuronpedia(
@@ -77,11 +77,7 @@ def write_neuronpedia(
         [`FileFormatError`]: if it cannot be written; what was there is then as it was.
     """
     where = hookpoint or sae.config.hookpoint
-    layer = layer_of(where)
-    if layer is None:
-        fix = "Neuronpedia orders its sources by layer; give --hookpoint."
-        raise ConfigError("--neuronpedia", "the SAE's place is in no layer", got=repr(where), fix=fix)
-    source = f"{layer}-{source_set}"
+    source = f"{neuronpedia_layer(sae, hookpoint)}-{source_set}"
     hook = hook_at(where, sae.config.base_model)
     now = datetime.now(UTC).isoformat()
     made: dict[str, Any] = {"creatorId": _CREATOR, "createdAt": now}

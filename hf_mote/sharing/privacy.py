@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from huggingface_hub import get_token
 
 from hf_mote.errors import UnsupportedError
 
-__all__ = ["check_nothing_private", "is_hub_id", "public_name", "without_places"]
+__all__ = ["check_nothing_private", "is_hub_id", "private_in", "public_name", "without_places"]
 
 _HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 _CACHED = re.compile(r"models--(\w[\w.-]*?)(?:--(\w[\w.-]*))?")  # a repository's folder in the Hub's cache
@@ -79,6 +79,21 @@ def check_nothing_private(folder: Path, *, token: str | bool | None = None, text
     Raises:
         [`UnsupportedError`]: with the file's name and what it holds; the token itself is not repeated.
     """
+    for name, found in private_in(folder, token=token, texts=texts):
+        fix = "Take it out and push again; nothing was uploaded."
+        raise UnsupportedError(f"push: {name}", f"holds {found}, and would be read by others", fix=fix)
+
+
+def private_in(
+    folder: Path, *, token: str | bool | None = None, texts: Iterable[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """Yield each file of a folder that holds what others must not read, with what it is.
+
+    Args:
+        folder (`Path`): As in [`check_nothing_private`]; so are the others.
+        token (`str` or `bool`, *optional*): See there.
+        texts (`Iterable[str]`, *optional*): See there.
+    """
     home = os.path.expanduser("~")
     secret = {text for text in (token, get_token()) if isinstance(text, str) and text}
     wanted = [(text.encode(), "the token that you are logged in with") for text in secret]
@@ -94,8 +109,4 @@ def check_nothing_private(folder: Path, *, token: str | bool | None = None, text
             if found is None and _TOKEN.search(content):
                 found = "what looks like a token"
         if found is not None:
-            raise UnsupportedError(
-                f"push: {path.relative_to(folder).as_posix()}",
-                f"holds {found}, and would be read by others",
-                fix="Take it out and push again; nothing was uploaded.",
-            )
+            yield path.relative_to(folder).as_posix(), found

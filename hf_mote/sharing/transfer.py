@@ -26,13 +26,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hf_mote.errors import FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError, first_line
 from hf_mote.sharing.cards import CARD, MADE_HERE
 from hf_mote.sharing.privacy import check_nothing_private
 from hf_mote.version import __version__
 
-__all__ = ["check_inside", "download", "download_matching", "text_there", "upload"]
+__all__ = ["check_inside", "check_upload", "download", "download_matching", "text_there", "upload"]
 
 _DIGESTS = {40: "sha1", 64: "sha256"}
 _AT_ONCE = 2**20
@@ -166,9 +167,7 @@ def upload(
         [`UnknownNameError`]: if there is no such repository or the token is refused.
     """
     where = repr(str(repo_id))
-    check_inside(where, "subfolder", subfolder)
-    check_inside(where, "revision", revision)
-    check_nothing_private(Path(folder), token=token, texts=texts)
+    check_upload(folder, repo_id, token=token, revision=revision, subfolder=subfolder, texts=texts)
     with _push_errors(where):
         api = HfApi(token=token, library_name="hf_mote", library_version=__version__)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -187,6 +186,38 @@ def upload(
             create_pr=create_pr,
         )
     return str(commit.pr_url or commit.commit_url)
+
+
+def check_upload(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    texts: Sequence[str] = (),
+) -> None:
+    """Refuse an upload that can be known to be wrong without asking the Hub.
+
+    Args:
+        folder (`str` or `os.PathLike`): As in [`upload`]; so are the others.
+        repo_id (`str`): See there.
+        token (`str` or `bool`, *optional*): See there.
+        revision (`str`, *optional*): See there.
+        subfolder (`str`, *optional*): See there.
+        texts (`Sequence[str]`, *optional*): See there.
+
+    Raises:
+        [`UnsupportedError`]: if a file holds something private.
+        [`UnknownNameError`]: if the repository's name can be none.
+        [`FileFormatError`]: if the folder or the revision leads out of the repository.
+    """
+    where = repr(str(repo_id))
+    check_inside(where, "subfolder", subfolder)
+    check_inside(where, "revision", revision)
+    with _push_errors(where):
+        validate_repo_id(repo_id)
+    check_nothing_private(Path(folder), token=token, texts=texts)
 
 
 def text_there(

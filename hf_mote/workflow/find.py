@@ -174,8 +174,7 @@ def find_experts(
     def part_of(name: str) -> Path | None:
         return None if run_folder is None else Path(run_folder) / name
 
-    plain = "" if getattr(tokenizer, "chat_template", None) else ", as plain text: the tokenizer has no chat template"
-    say(f"imaging {len(prompts)} prompts{plain}")
+    say(f"imaging {len(prompts)} prompts")
     imaged = ftri(model, tokenizer, prompts, judge, run_folder=part_of("imaging"), progress=False, **chat)
     label = str(target)
     shown = [place for place, name in enumerate(imaged.classes) if name == label]

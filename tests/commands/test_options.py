@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command_runs import ran
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from hf_mote import FTRIResult
-from hf_mote.cli import app
+from hf_mote.cli import COMMANDS, SAE_COMMANDS, app
 from hf_mote.commands.options import sampling, template_args
 from hf_mote.errors import ConfigError
 
@@ -140,3 +143,30 @@ def test_more_experts_than_there_are_is_refused_before_anything_runs(
         assert "imaging" not in said
         assert "attributing" not in said
     assert not output.exists()
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    group: Any = get_command(app)
+    for name in COMMANDS:
+        yield name, group.commands[name]
+    for name in SAE_COMMANDS:
+        yield f"sae {name}", group.commands["sae"].commands[name]
+
+
+def test_help_of_every_option_says_what_holds_without_it() -> None:
+    silent = [
+        f"{name} {option.opts[0]}"
+        for name, command in commands()
+        for option in command.params
+        if option.param_type_name == "option" and not (option.required or option.multiple or option.is_flag)
+        if option.default is None and "default" not in (option.help or "")
+    ]
+    assert silent == []
+
+
+def test_help_and_messages_name_no_python_path() -> None:
+    told = [(f"{name} {one.name}", one.help or "") for name, command in commands() for one in command.params]
+    told += [(name, command.help or "") for name, command in commands()]
+    assert len(told) > 300
+    for name, text in told:
+        assert not re.search(r"\bhf_mote\.\w|\b(?:ftri|evaluate_mote|evaluate_sae|MoTEConfig)\.\w|\w\(\)", text), name

@@ -84,7 +84,7 @@ def put(*places: Any, value: Any) -> Callable[[Any], Any]:
         ),
         ("server_replies", "completion.json", put("choices", value=[]), "its reply has no choices.0.token_ids"),
         ("served_model", "config.json", put("hidden_size", value="x"), "transformers does not load"),
-        ("settings", "settings.yaml", put("learning-rate", value=True), "must be one value"),
+        ("settings", "settings.yaml", put("learning-rate", value=True), "neither true nor false"),
         ("settings", "settings.yaml", put("architecture", value={"a": "topk"}), "must be one value"),
         ("chat_template", "template.jinja", put(value=""), "gives no text"),
     ],
@@ -126,7 +126,7 @@ def test_an_architecture_of_a_recipe_that_is_no_text_is_one_of_its_problems(tmp_
     BY_NAME["shared_folder"].make(tmp_path)
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps({**_yaml(path), "architecture": ["topk"]}))
-    assert [one for one in problems_in(tmp_path) if one.startswith("recipe.yaml: architecture: must be one of")]
+    assert [one for one in problems_in(tmp_path) if one.startswith("recipe.yaml: architecture: must be one value")]
 
 
 def test_log_thresholds_in_float8_are_read_by_their_values(tmp_path: Path) -> None:

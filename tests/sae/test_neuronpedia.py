@@ -12,8 +12,9 @@ import torch
 from sae.test_intervene import sae_for
 from tiny_models import tiny_model, tiny_tokenizer
 
+from hf_mote.commands.sae.top_tokens import neuronpedia_ids
 from hf_mote.errors import ConfigError
-from hf_mote.sae.neuronpedia import neuronpedia_ids, write_neuronpedia
+from hf_mote.sae.neuronpedia import write_neuronpedia
 from hf_mote.sae.top_tokens import top_activations
 
 TEXTS = [f"text number {i}: " + "abcdefghij"[i % 7 :] for i in range(12)]

@@ -6,13 +6,14 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from hf_mote.commands import options as o
+from hf_mote.commands.verbosity import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hf_mote.generation.asking import Chat, Decoding
 
-__all__ = ["AS_SHIPPED", "Generating", "Sampling", "Templating"]
+__all__ = ["AS_SHIPPED", "Generating", "Sampling", "Templating", "say_if_plain"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,16 @@ class Templating:
 
 
 AS_SHIPPED = Templating()
+
+
+def say_if_plain(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say that prompts reach the model as plain text, if its tokenizer has no chat template.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The model's, with the chat template that is to be used.
+    """
+    if tokenizer.chat_template is None:
+        say("the tokenizer has no chat template: prompts are read as plain text")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_mote.commands import options as o
-from hf_mote.commands.bundles.asking import AS_SHIPPED, Templating
-from hf_mote.commands.model import Organisms, Subject, load_subject, served_subject
+from hf_mote.commands.bundles.asking import AS_SHIPPED, Templating, say_if_plain
+from hf_mote.commands.model import Organisms, Subject, check_loading, load_subject, served_subject
 from hf_mote.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +37,19 @@ class Loading:
     attn_implementation: o.AttnImplementation = None
     trust_remote_code: o.TrustRemoteCode = False
 
+    def check(self, model: str) -> None:
+        """Refuse what no model can be loaded by, before torch is imported; see [`check_loading`].
+
+        Args:
+            model (`str`): A folder, a Hub id, or "organism:NAME".
+        """
+        check_loading(
+            model,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            attn_implementation=self.attn_implementation,
+        )
+
     def subject(
         self,
         model: str,
@@ -58,9 +71,12 @@ class Loading:
         """
         ready = (lambda tokenizer: templating.chat(tokenizer).encode(prompts)) if prompts else None
         template = templating.chat_template
-        return load_subject(
+        subject = load_subject(
             model, organisms, any_model=any_model, chat_template=template, ready=ready, **dataclasses.asdict(self)
         )
+        if prompts:
+            say_if_plain(subject.tokenizer)
+        return subject
 
     def served(self, model: str, organisms: Organisms, *, templating: Templating) -> Subject:
         """Return what there is here of a model that a server runs; see [`served_subject`].
@@ -70,7 +86,9 @@ class Loading:
             organisms (`Organisms`): Where organisms come from.
             templating ([`Templating`]): How prompts become its tokens.
         """
-        return served_subject(model, organisms, revision=self.revision, chat_template=templating.chat_template)
+        subject = served_subject(model, organisms, revision=self.revision, chat_template=templating.chat_template)
+        say_if_plain(subject.tokenizer)
+        return subject
 
     def options(self) -> dict[str, object]:
         """Return the values by the names of the options, as typed; see `refuse_loading`."""

@@ -54,37 +54,40 @@ def evaluate_command(
     ] = None,
     judging: Judging,
     unrelated: Annotated[
-        str | None, typer.Option(help="Prompts whose answers should stay; same sources as PROMPTS.")
+        str | None, typer.Option(help="Prompts whose answers should stay; same sources as PROMPTS. None by default.")
     ] = None,
     texts: Annotated[
-        str | None, typer.Option(help="Plain texts for KL and perplexity; same sources as PROMPTS.")
+        str | None, typer.Option(help="Plain texts for KL and perplexity; same sources as PROMPTS. None by default.")
     ] = None,
     conversations: Annotated[
         str | None,
         typer.Option(
             help="Conversations to answer before and after: a .jsonl or .json file of objects with turns (a list of "
-            "texts) and perhaps question_id and category, as MT-Bench's question.jsonl."
+            "texts) and perhaps question_id and category, as MT-Bench's question.jsonl. None by default."
         ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="A second config, to be measured on the same prompts with controls of its own."),
+        typer.Option(
+            help="A second config, to be measured on the same prompts with controls of its own; none by default."
+        ),
     ] = None,
     sae: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of the SAE of a steering config, if not the one it names.")
+        str | None, typer.Option(help="Folder or Hub id of the SAE of a steering config; by default the one it names.")
     ] = None,
     opposite: Annotated[
         str | None,
         typer.Option(
             help="Prompts that do not show the behaviour: the same experts are stimulated on them, and both stand in "
-            "one table. Same sources as PROMPTS."
+            "one table. Same sources as PROMPTS. None by default."
         ),
     ] = None,
     preregister: Annotated[
         Path | None,
         typer.Option(
             help="File of a pre-registration. If there is none yet, it is written and nothing is measured; the same "
-            "command then measures, if model, config, prompts, judge and settings are still those."
+            "command then measures, if model, config, prompts, judge and settings are still those. "
+            "None by default."
         ),
     ] = None,
     margin: Annotated[
@@ -103,7 +106,9 @@ def evaluate_command(
             help="What controls are matched by: layer (for experts the default), or usage (for latents the default)."
         ),
     ] = None,
-    strengths: Annotated[str | None, typer.Option(help="Further strengths, as in 0.25,0.5,0.75.")] = None,
+    strengths: Annotated[
+        str | None, typer.Option(help="Further strengths, as in 0.25,0.5,0.75; none by default.")
+    ] = None,
     seed: o.Seed = 0,
     reading: Reading,
     templating: Templating,
@@ -133,6 +138,8 @@ def evaluate_command(
             what = "is about the answers to --unrelated prompts, and none are given"
             raise ConfigError("--margin", what, got=f"{margin:g}", fix="Give --unrelated PROMPTS, or leave it out.")
         asking, sampled = templating.settings(), sampling.arguments()
+        if serving.server is None:
+            loading.check(model)
         organisms = Organisms()
         material = read_material(
             reading,

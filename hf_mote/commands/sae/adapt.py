@@ -15,7 +15,8 @@ from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.evaluate import SAE
-from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
+from hf_mote.commands.sae.settings import Settings
+from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting, held_out_of
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.hub import card_header, public_name
@@ -37,7 +38,9 @@ def adapt_command(
     text: Text,
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     rank: Annotated[int, typer.Option(min=1, help="Of the LoRA.")] = 16,
-    hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
+    hookpoint: Annotated[
+        str | None, typer.Option(help="Where the SAE belongs; by default where its own config says.")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on; a shorter text is read again.")] = 100_000,
     batch: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Of AdamW.")] = 1e-3,
@@ -56,6 +59,7 @@ def adapt_command(
     with reporting(kept=work.word):
         check_output(output, force=force)
         work.check()
+        loading.check(model)
         organisms = Organisms()
         kept, held_out = held_out_of(text, read_texts(text, text_column, organisms))
         # From here on torch and transformers are needed.

@@ -24,14 +24,20 @@ def convert(
     from_: Annotated[
         str, typer.Option("--from", help=f"Format of the source: {', '.join(FORMATS)}; by default found out.")
     ] = "auto",
-    sae_id: Annotated[str | None, typer.Option(help="Which SAE of a release is meant.")] = None,
-    subfolder: Annotated[str | None, typer.Option(help="Where the files are in the source.")] = None,
-    file: Annotated[str | None, typer.Option(help="The file with the weights, where there are several.")] = None,
+    sae_id: Annotated[
+        str | None, typer.Option(help="Which SAE of a release is meant; by default the only one.")
+    ] = None,
+    subfolder: Annotated[
+        str | None, typer.Option(help="Where the files are in the source; by default at its top.")
+    ] = None,
+    file: Annotated[str | None, typer.Option(help="The file with the weights; by default the only one.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Write a README.md, too, that says what is lost.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the sparse autoencoder that the folder holds.")
     ] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the repository; main by default.")
+    ] = None,
 ) -> None:
     """Write a sparse autoencoder of one library as another writes it, and say what that format cannot hold."""
     with reporting():

@@ -14,7 +14,8 @@ from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms
 from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
-from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
+from hf_mote.commands.sae.settings import Settings
+from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import DataError, first_line
@@ -36,11 +37,14 @@ def evaluate_command(
     model: o.Model,
     sae: SAE,
     text: Text,
-    output: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the report; by default none is written.")] = None,
     adapter: Annotated[
-        str | None, typer.Option(help="A PEFT adapter that belongs to the SAE, as hf-mote sae adapt writes it.")
+        str | None,
+        typer.Option(help="A PEFT adapter that belongs to the SAE, as hf-mote sae adapt writes it; none by default."),
     ] = None,
-    hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
+    hookpoint: Annotated[
+        str | None, typer.Option(help="Where the SAE belongs; by default where its own config says.")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to measure it on.")] = 50_000,
     context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 256,
     text_column: TextColumn = "text",
@@ -57,6 +61,7 @@ def evaluate_command(
         if output is not None:
             check_output(output, force=force)
         work.check()
+        loading.check(model)
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.

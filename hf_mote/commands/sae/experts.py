@@ -14,8 +14,9 @@ from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
+from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.steer import read_edit
-from hf_mote.commands.sae.texts import Settings, TextColumn, read_texts
+from hf_mote.commands.sae.texts import TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, one_of
@@ -47,10 +48,14 @@ def experts_command(
     ] = None,
     edit: Annotated[str, typer.Option(help="What is done to each: ablate, +5, x2 or clamp:5.")] = "ablate",
     top: Annotated[int, typer.Option(min=1, help="Links to list.")] = 20,
-    output: Annotated[Path | None, typer.Option(help="Folder for the table and the page.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the table and the page; by default none is written.")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to read.")] = 10_000,
     context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 128,
-    hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
+    hookpoint: Annotated[
+        str | None, typer.Option(help="Where the SAE belongs; by default where its own config says.")
+    ] = None,
     text_column: TextColumn = "text",
     run_folder: o.RunFolder = None,
     loading: Loading,
@@ -68,6 +73,7 @@ def experts_command(
         if method == "intervention" and text is None:
             raise ConfigError("TEXT", "an intervention needs a text", fix="Give a file, a folder or a data set.")
         changed = read_edit(f"0={edit}", "--edit")[1]
+        loading.check(model)
         organisms = Organisms()
         texts = None if text is None else read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.

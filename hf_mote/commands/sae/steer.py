@@ -14,10 +14,11 @@ from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
 from hf_mote.commands.session import reporting, tell
-from hf_mote.errors import ConfigError
+from hf_mote.errors import ConfigError, FileFormatError, one_of, real
 
 __all__ = ["read_edit", "steer_command"]
 
+_SCOPES = ("all", "prompt", "generation")
 _FORMS = "LATENT=+5 (added), LATENT=x2 (multiplied), LATENT=clamp:5, LATENT=ablate"
 
 
@@ -30,15 +31,24 @@ def steer_command(
     edit: Annotated[list[str], typer.Option(help=f"{_FORMS}; may be given several times.")],
     scope: Annotated[str, typer.Option(help="all, prompt or generation.")] = "all",
     strength: Annotated[float, typer.Option(help="What every change is multiplied by.")] = 1.0,
-    hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the steering config, to be shared.")] = None,
+    hookpoint: Annotated[
+        str | None, typer.Option(help="Where the SAE belongs; by default where its own config says.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the steering config, to be shared; by default none is written.")
+    ] = None,
     max_new_tokens: o.MaxNewTokens = 40,
     loading: Loading,
     dry_run: o.DryRun = False,
 ) -> None:
     """Change latents of an SAE while the model answers, and print its answers with and without."""
     with reporting():
-        edits = dict(read_edit(entry) for entry in edit)
+        edits = _edits(edit)
+        one_of("--scope", scope, _SCOPES)
+        real("--strength", strength)
+        if output is not None and output.exists() and not output.is_dir():
+            raise FileFormatError(f"--output {output}", "is a file", expected="a folder")
+        loading.check(model)
         import torch  # from here on it is needed
 
         from hf_mote.sae.convert import load_sae
@@ -49,7 +59,7 @@ def steer_command(
         if hookpoint is not None:
             loaded.config.hookpoint = hookpoint
         config = SteeringConfig.for_sae(loaded, edits, path=sae, scope=scope, strength=strength)
-        subject = loading.subject(model, Organisms(), any_model=True)
+        subject = loading.subject(model, Organisms(), any_model=True, prompts=prompt)
         torch.nn.Module.to(loaded, subject.model.device)
 
         def answers(prompts: list[str], longest: int) -> tuple[list[str], list[str]]:
@@ -94,6 +104,17 @@ def _plan(
         **facts,
     }
     plan(facts, [Work(timed, number)], left_out=())
+
+
+def _edits(given: list[str]) -> dict[int, Any]:
+    """Return the edits of latents, each of which has one."""
+    edits: dict[int, Any] = {}
+    for entry in given:
+        latent, change = read_edit(entry)
+        if latent in edits:
+            raise ConfigError("--edit", "gives a latent twice", got=repr(entry), expected="each once")
+        edits[latent] = change
+    return edits
 
 
 def read_edit(text: str, option: str = "--edit") -> tuple[int, Any]:

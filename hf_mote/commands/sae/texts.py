@@ -1,4 +1,4 @@
-"""The text that an SAE command reads, and the file of settings that stands for its options."""
+"""The text that an SAE command reads."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import typer
 
 from hf_mote.commands.datasets import dataset_records
 from hf_mote.commands.model import ORGANISM, Organisms
-from hf_mote.errors import ConfigError, DataError, FileFormatError, UnknownNameError, first_line
+from hf_mote.errors import ConfigError, DataError, first_line
 
-__all__ = ["Settings", "Text", "TextColumn", "read_texts"]
+__all__ = ["Text", "TextColumn", "read_texts"]
 
 Text: TypeAlias = Annotated[
     str,
@@ -26,50 +26,6 @@ TextColumn: TypeAlias = Annotated[str, typer.Option(help="Column of a data set, 
 _PIECE = 4000
 _TABLES = (".csv", ".tsv", ".json", ".parquet", ".xlsx")
 _SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl")
-
-
-def _settings(context: typer.Context, value: Path | None) -> Path | None:
-    """Take the options' defaults from a YAML file."""
-    if value is None:
-        return None
-    from hf_mote.sae.convert.documents import read_yaml
-
-    try:
-        found = read_yaml(value)
-    except FileFormatError as error:
-        no_object = "must hold an object" in str(error)
-        what = f"{value}: holds no options, which are lines such as tokens: 20000" if no_object else str(error)
-        raise typer.BadParameter(what) from error
-    known = {
-        parameter.name: parameter
-        for parameter in context.command.params
-        if parameter.name is not None and parameter.param_type_name == "option"
-    }
-    given = {str(key).replace("-", "_"): entry for key, entry in found.items()}
-    for key in given:
-        if key not in known:
-            error_text = str(
-                UnknownNameError.of(f"{value}", key.replace("_", "-"), [k.replace("_", "-") for k in known])
-            )
-            raise typer.BadParameter(error_text)
-    for key, entry in given.items():
-        parameter: Any = known[key]
-        right = isinstance(entry, list) if parameter.multiple else not isinstance(entry, list | dict)
-        if not right or (isinstance(entry, bool) and not parameter.is_flag):
-            option, kind = key.replace("_", "-"), "a list" if parameter.multiple else "one value"
-            raise typer.BadParameter(f"{value}: {option}: must be {kind} of its kind, not {str(entry)[:60]!r}")
-    context.default_map = {**(context.default_map or {}), **given}
-    return value
-
-
-Settings: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        help="YAML file of options by their names; what is given beside it comes first.",
-        callback=_settings,
-        is_eager=True,
-    ),
-]
 
 
 def read_texts(source: str, column: str, organisms: Organisms) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,8 @@ from hf_mote.commands.model import Organisms
 from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
-from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
+from hf_mote.commands.sae.settings import Settings
+from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError
@@ -23,7 +25,9 @@ from hf_mote.errors import ConfigError
 if TYPE_CHECKING:
     from hf_mote.sae.top_tokens import LatentProfile
 
-__all__ = ["top_tokens_command"]
+__all__ = ["neuronpedia_ids", "top_tokens_command"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 
 
 @bundled
@@ -34,15 +38,20 @@ def top_tokens_command(
     sae: SAE,
     text: Text,
     latent: Annotated[list[int], typer.Option(min=0, help="A latent; may be given several times.")],
-    output: Annotated[Path | None, typer.Option(help="Folder for the page.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the page; by default none is written.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Texts and tokens to list.")] = 10,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to read.")] = 50_000,
     context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 128,
     neuronpedia: Annotated[
         str | None,
-        typer.Option(help="Write Neuronpedia's upload layout, too: its MODEL_ID/SOURCE_SET, as gemma-2-2b/res-16k."),
+        typer.Option(
+            help="Write Neuronpedia's upload layout, too: its MODEL_ID/SOURCE_SET, as gemma-2-2b/res-16k. "
+            "Not by default."
+        ),
     ] = None,
-    hookpoint: Annotated[str | None, typer.Option(help="Where the SAE belongs, if it does not say.")] = None,
+    hookpoint: Annotated[
+        str | None, typer.Option(help="Where the SAE belongs; by default where its own config says.")
+    ] = None,
     text_column: TextColumn = "text",
     run_folder: o.RunFolder = None,
     loading: Loading,
@@ -60,16 +69,19 @@ def top_tokens_command(
             raise ConfigError("--latent", "no latent is given", expected="--latent 12")
         if neuronpedia is not None and output is None:
             raise ConfigError("--neuronpedia", "writes into the folder of --output", fix="Give --output FOLDER.")
+        ids = None if neuronpedia is None else neuronpedia_ids(neuronpedia)
+        loading.check(model)
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.
         from hf_mote.reports.latents import latents_page
         from hf_mote.sae.convert import load_sae
-        from hf_mote.sae.neuronpedia import neuronpedia_ids, write_neuronpedia
+        from hf_mote.sae.neuronpedia import neuronpedia_layer, write_neuronpedia
         from hf_mote.sae.top_tokens import top_activations
 
-        ids = None if neuronpedia is None else neuronpedia_ids(neuronpedia)
         loaded = load_sae(sae).train(False)
+        if ids is not None:
+            neuronpedia_layer(loaded, hookpoint)
         subject = loading.subject(model, organisms, any_model=True)
         context_length = fitting(subject.model, context_length)
         read = partial(
@@ -125,6 +137,22 @@ def top_tokens_command(
                     finish(folder, figures, made, holds, lambda files: latents_page(profiles, named, made, files))
         if output is not None:
             tell(f"Page: {output}")
+
+
+def neuronpedia_ids(text: str) -> tuple[str, str]:
+    """Return model id and source set of an option such as `"gemma-2-2b/gemmascope-res-16k"`.
+
+    Args:
+        text (`str`): What was given.
+
+    Raises:
+        [`ConfigError`]: if it is not two names.
+    """
+    model, slash, source_set = text.partition("/")
+    if not slash or not _NAME.fullmatch(model) or not _NAME.fullmatch(source_set):
+        expected = "MODEL_ID/SOURCE_SET of letters, digits, dots and dashes, as gemma-2-2b/gemmascope-res-16k"
+        raise ConfigError("--neuronpedia", "must be a model and a source set", got=repr(text), expected=expected)
+    return model, source_set
 
 
 def _shown(profile: LatentProfile) -> str:

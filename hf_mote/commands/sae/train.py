@@ -22,10 +22,11 @@ from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.plan import Timed, amount, plan_training, tokens_of
 from hf_mote.commands.plan import Work as Part
 from hf_mote.commands.run_files import Work, check_output, writing_to
-from hf_mote.commands.sae.texts import Settings, Text, TextColumn, read_texts
+from hf_mote.commands.sae.settings import Settings, wrong_architecture
+from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.commands.verbosity import quiet
-from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError, first_line
+from hf_mote.errors import ConfigError, DataError, HFMoTEError, first_line
 from hf_mote.hub import card_header, public_name
 from hf_mote.sae.report import SAEReport
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from hf_mote.sae.modeling import SAEModel
     from hf_mote.sae.training.activations import ActivationStream
 
-__all__ = ["default_hookpoint", "fitting", "held_out_of", "train_command"]
+__all__ = ["default_hookpoint", "field_of", "fitting", "held_out_of", "train_command"]
 
 # Of the texts, every so many-th is held out for the report.
 _HELD_OUT = 10
@@ -83,7 +84,11 @@ def train_command(
     with reporting(kept=work.word):
         check_output(output, force=force)
         work.check()
-        chosen = _options(option or [])
+        chosen = dict(field_of(entry) for entry in option or [])
+        for error in wrong_architecture(architecture, k, list(chosen)):
+            raise error
+        kind = f"{architecture}_sae"
+        loading.check(model)
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         kept, held_out = held_out_of(text, texts)
@@ -91,18 +96,14 @@ def train_command(
 
         from hf_mote.sae.kept import digest_of_sequences, run_of
         from hf_mote.sae.metrics import evaluate_sae
-        from hf_mote.sae.register import registered_saes
         from hf_mote.sae.training.activations import collect_activations
         from hf_mote.sae.training.sequences import Sequences
 
-        kinds = {name.removesuffix("_sae"): name for name in registered_saes()}
-        if architecture not in kinds:
-            raise UnknownNameError.of("--architecture", architecture, kinds)
         subject = loading.subject(model, organisms, any_model=True)
         where = hookpoint or default_hookpoint(subject.model)
         context_length = fitting(subject.model, context_length)
         if dry_run:
-            sae = _new(subject, kinds[architecture], where, latents, k, chosen)
+            sae = _new(subject, kind, where, latents, k, chosen)
             stream = collect_activations(
                 subject.model,
                 subject.tokenizer,
@@ -142,7 +143,7 @@ def train_command(
             return
         with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
             torch.manual_seed(seed)
-            sae = _new(subject, kinds[architecture], where, latents, k, chosen)
+            sae = _new(subject, kind, where, latents, k, chosen)
             say(f"{type(sae).__name__} of {sae.config.num_latents} latents at {where}, on {tokens:,} tokens")
             stream = collect_activations(
                 subject.model,
@@ -244,7 +245,7 @@ def _new(
     from hf_mote.sae.register import sae_class
     from hf_mote.sae.tapped import activations_of
 
-    points = resolve_hookpoints(subject.model, where)
+    points = resolve_hookpoints(subject.model, where, where="--hookpoint")
     if len(points) != 1:
         raise ConfigError("--hookpoint", "stands for several modules", got=repr(where), expected="one")
     one = torch.zeros(1, 1, dtype=torch.long)
@@ -263,26 +264,28 @@ def _new(
             raise ConfigError(
                 "--k", "must be at most --latents", got=f"{fields['k']} of {fields['num_latents']}", fix=fix
             )
-    elif k is not None:
-        raise ConfigError("--k", f"{kind} has none", fix="Leave it out; sparsity is set by a coefficient (--option).")
     return sae_class(kind)(config_class(**fields, **chosen))
 
 
-def _options(given: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for entry in given:
-        name, equals, value = entry.partition("=")
-        if not equals or not name.isidentifier():
-            raise ConfigError(
-                "--option", "must be a name and a value", got=repr(entry), expected="l1_coefficient=0.01"
-            )
-        number = re.fullmatch(r"-?\d+", value)
-        words = {"true": True, "false": False, "none": None}
-        try:
-            found[name] = words[value] if value in words else int(value) if number else float(value)
-        except ValueError:
-            found[name] = value
-    return found
+def field_of(entry: str) -> tuple[str, Any]:
+    """Return the field and the value that one `--option` gives.
+
+    Args:
+        entry (`str`): Such as "l1_coefficient=0.01".
+
+    Raises:
+        [`ConfigError`]: if it is no name and a value.
+    """
+    name, equals, value = entry.partition("=")
+    if not equals or not name.isidentifier():
+        raise ConfigError("--option", "must be a name and a value", got=repr(entry), expected="l1_coefficient=0.01")
+    words = {"true": True, "false": False, "none": None}
+    if value in words:
+        return name, words[value]
+    try:
+        return name, int(value) if re.fullmatch(r"-?\d+", value) else float(value)
+    except ValueError:
+        return name, value
 
 
 def _some_steps(sae: SAEModel, stream: ActivationStream) -> None:

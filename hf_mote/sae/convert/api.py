@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_mote.documents import read_document
 from hf_mote.errors import ConfigError, DataError, FileFormatError, UnsupportedError, first_line
 from hf_mote.files import local_path
 from hf_mote.folders import replacing_folder
 from hf_mote.sae.convert.card import CARD, write_card
-from hf_mote.sae.convert.documents import read_document
 from hf_mote.sae.convert.download import Repository
 from hf_mote.sae.convert.formats import Format, Known, Source, Wanted
 from hf_mote.sae.convert.layout import SAELayout

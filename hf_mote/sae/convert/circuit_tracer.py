@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
+from hf_mote.documents import read_document
 from hf_mote.errors import UnsupportedError
 from hf_mote.files import replacing
-from hf_mote.sae.convert.documents import read_document
 from hf_mote.sae.convert.formats import (
     Format,
     Source,

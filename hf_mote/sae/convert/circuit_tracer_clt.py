@@ -17,8 +17,8 @@ from typing import Any
 
 from torch.nn import functional
 
+from hf_mote.documents import read_document
 from hf_mote.errors import FileFormatError
-from hf_mote.sae.convert.documents import read_document
 from hf_mote.sae.convert.formats import Format, Source, build
 from hf_mote.sae.convert.names import hub_model, place_of
 from hf_mote.sae.convert.tensors import Layout, matrix_sizes, read_safetensors, take

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hf_mote.documents import read_document
 from hf_mote.errors import ConfigError, FileFormatError, UnknownNameError, UnsupportedError
-from hf_mote.sae.convert.documents import read_document
 from hf_mote.sae.convert.names import hub_model, place_of
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.register import sae_class

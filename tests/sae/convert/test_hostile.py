@@ -16,8 +16,8 @@ from release_files import RELEASES
 from tiny_saes import HIDDEN, LATENTS, TinySAE
 
 from hf_mote import SAEModel, load_sae
+from hf_mote.documents import read_document
 from hf_mote.errors import FileFormatError, HFMoTEError
-from hf_mote.sae.convert.documents import read_document
 
 
 class _Evil:

@@ -1,4 +1,4 @@
-"""JSON and YAML files of other libraries, read into plain values, both equally strictly."""
+"""JSON and YAML files that others wrote, read into plain values, both equally strictly."""
 
 from __future__ import annotations
 

@@ -1,0 +1,118 @@
+"""Files of settings, which stand for options: each entry checked as the option is, before torch is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from hf_mote.commands.names import ARCHITECTURES, SAE_FIELDS
+from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNameError
+
+__all__ = ["Settings", "read_settings", "wrong_architecture"]
+
+# Fields of an architecture that are given otherwise.
+_ELSEWHERE = {"k": "--k", "num_latents": "--latents", "hookpoint": "--hookpoint"}
+
+
+def _settings(context: typer.Context, value: Path | None) -> Path | None:
+    """Take the options' defaults from a YAML file."""
+    if value is None:
+        return None
+    given, wrong = read_settings(value, context)
+    if wrong:
+        raise typer.BadParameter("\n".join(map(str, wrong)))
+    context.default_map = {**(context.default_map or {}), **given}
+    return value
+
+
+Settings: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML file of options by their names, none by default; what is typed beside it comes first.",
+        callback=_settings,
+        is_eager=True,
+    ),
+]
+
+
+def read_settings(
+    path: Path, context: typer.Context, named: str | None = None
+) -> tuple[dict[str, Any], list[HFMoTEError]]:
+    """Return what a file of settings holds by the names of the parameters, and all that is wrong with it.
+
+    Args:
+        path (`Path`): The file, in YAML.
+        context (`typer.Context`): That of the command whose options these are.
+        named (`str`, *optional*): What errors call the file; by default its path.
+    """
+    from hf_mote.documents import read_yaml
+
+    name = str(path) if named is None else named
+    try:
+        found = read_yaml(path)
+    except FileFormatError as error:
+        if "must hold an object" in str(error):
+            expected = "lines such as tokens: 20000"
+            return {}, [FileFormatError(name, "holds no options", expected=expected)]
+        return {}, [FileFormatError(name, str(error)[len(error.where) + 2 :].rstrip("."))]
+    known: dict[str, Any] = {
+        parameter.name.replace("_", "-"): parameter
+        for parameter in context.command.params
+        if parameter.name is not None and parameter.name != "settings" and parameter.param_type_name == "option"
+    }
+    given: dict[str, Any] = {}
+    wrong: list[HFMoTEError] = []
+    for key, entry in found.items():
+        option = key.replace("_", "-")
+        if option not in known:
+            wrong.append(UnknownNameError.of(name, option, known))
+        elif known[option].name in given:
+            wrong.append(ConfigError(f"{name}: {option}", "is given twice", expected="once"))
+        else:
+            given[known[option].name] = entry
+            problem = None if entry is None else _problem(f"{name}: {option}", known[option], entry, context)
+            wrong += [] if problem is None else [problem]
+    return given, wrong
+
+
+def _problem(where: str, parameter: Any, entry: Any, context: typer.Context) -> ConfigError | None:
+    """Return what is wrong with the value of an option, if something is."""
+    got = repr(entry) if len(repr(entry)) <= 60 else f"{repr(entry)[:60]} …"
+    if isinstance(entry, list) != parameter.multiple or isinstance(entry, dict):
+        return ConfigError(where, f"must be {'a list' if parameter.multiple else 'one value'}", got=got)
+    if isinstance(entry, bool) != bool(parameter.is_flag):
+        expected = "true or false" if parameter.is_flag else "a value that is neither true nor false"
+        return ConfigError(where, f"must be {expected}", got=got)
+    if parameter.callback is None:
+        try:
+            parameter.process_value(context, entry)
+        except Exception as error:  # whatever the library of the command line raises
+            told = " ".join(str(getattr(error, "message", error)).split()).partition(", unable to ")[0].rstrip(".")
+            return ConfigError(where, told.replace("Input should be", "must be"), got=got)
+    return None
+
+
+def wrong_architecture(architecture: object, k: object, fields: list[str]) -> list[HFMoTEError]:
+    """Return what is wrong with the choice of an architecture, by the options of `hf-mote sae train`.
+
+    Args:
+        architecture (`object`): `--architecture`, as it was given.
+        k (`object`): `--k`, `None` if it was not given.
+        fields (`list[str]`): The names that `--option` gives a value.
+    """
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        return [UnknownNameError.of("--architecture", architecture, ARCHITECTURES)]
+    own = ARCHITECTURES[architecture]
+    wrong: list[HFMoTEError] = []
+    if k is not None and "k" not in own:
+        fix = "Leave it out; sparsity is set by a coefficient (--option)."
+        wrong.append(ConfigError("--k", f"{architecture} has none", fix=fix))
+    known = sorted({*own, *SAE_FIELDS} - {"k"})
+    for name in fields:
+        if name in _ELSEWHERE:
+            wrong.append(ConfigError(f"--option {name}", "has an option of its own", expected=_ELSEWHERE[name]))
+        elif name not in known:
+            wrong.append(UnknownNameError.of("--option", name, known))
+    return wrong

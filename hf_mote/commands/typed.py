@@ -1,0 +1,136 @@
+"""What was typed: the command that runs, and errors that name its options or its file of settings.
+
+A function of the package names its own arguments, as "evaluate_sae.max_tokens". On the command line that is an option
+(`--tokens`), or, if the value came from a file of settings, a line of that (`settings.yaml: tokens`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from hf_mote.errors import HFMoTEError
+
+__all__ = ["as_typed", "running"]
+
+_RUNNING: ContextVar[Any] = ContextVar("the command that runs", default=None)
+
+# Places that an error names as Python knows them, and what they are on the command line.
+_PLACES = {
+    "ChoiceJudge": "--judge choice",
+    "LanguageJudge": "--judge language",
+    "LMJudge": "--judge lm",
+    "MoTEConfig.stimulate": "--stimulate",
+    "MoTEConfig.strength": "--strengths",
+    "MoTEConfig.suppress": "--suppress",
+    "RefusalJudge": "--judge refusal",
+    "RegexJudge": "--judge regex",
+    "SAEConfig": "--option",
+    "SAEConfig.k": "--k",
+    "SAEConfig.num_latents": "--latents",
+    "ServerJudge": "--judge lm",
+    "ServerJudge.base_url": "--judge-url",
+    "SteeringConfig.edits": "--edit",
+    "SteeringConfig.scope": "--scope",
+    "SteeringConfig.strength": "--strength",
+    "chat_template_kwargs": "--template-arg",
+    "hookpoints": "--hookpoint",
+    "latents": "--latent",
+    "prompts": "--prompt",
+}
+# Arguments of functions whose options have another name, in the commands that take the option.
+_RENAMED = {
+    "batch_size": "batch",
+    "chat_template_kwargs": "template_arg",
+    "dataset": "text",
+    "edits": "edit",
+    "hookpoints": "hookpoint",
+    "latents": "latent",
+    "max_tokens": "tokens",
+    "num_controls": "controls",
+    "prompts": "prompt",
+}
+# A function's argument, as "ftri.repeats"; what comes with a class is what an object holds, but for one method.
+_ARGUMENT = re.compile(
+    r"(?:(?:sae train|OptimizedRanking\.complete|[a-z]\w*)\.|[a-z]\w*: (?=dataset)|(?=dataset\b))(\w+)(.*)", re.DOTALL
+)
+_ARCHITECTURE = re.compile(r"[A-Z]\w*SAEConfig\b")
+# Ways out that are Python's, and the same on the command line, for commands that take the option.
+_WAYS_OUT = {
+    "Give more text, exclude less, or take a smaller batch_size.": "Give more text, or a smaller --batch.",
+    "Name the column by text_column.": "Name the column by --text-column.",
+    "Set config.hookpoint, such as 'model.layers.10.output'.": "Give --hookpoint, such as model.layers.10.output.",
+}
+
+
+@contextmanager
+def running(context: Any) -> Iterator[None]:
+    """Have errors within the block named by what was typed.
+
+    Args:
+        context (`typer.Context`): The command's.
+    """
+    token = _RUNNING.set(context)
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
+
+
+def as_typed(error: HFMoTEError) -> str:
+    """Return an error's message with the option, or the line of a file of settings, in the place of Python's name.
+
+    Args:
+        error ([`HFMoTEError`]): The error.
+    """
+    context = _RUNNING.get()
+    parameters = {} if context is None else {one.name: one for one in context.command.params}
+    option, rest = _option(error.where, parameters)
+    text = str(error)[len(error.where) :]
+    for theirs, ours in _WAYS_OUT.items():
+        if all(_taken(name, parameters) for name in re.findall(r"--[a-z-]*[a-z]", ours)):
+            text = text.replace(theirs, ours)
+    return f"{_told(option, parameters, context)}{rest}{text}"
+
+
+def _option(where: str, parameters: dict[str, Any]) -> tuple[str, str]:
+    """Return the option that a place is, and what of the place comes after it; of no option the place as it is."""
+    place = _ARCHITECTURE.sub("SAEConfig", where, count=1)
+    for known in sorted(_PLACES, key=len, reverse=True):
+        rest = place.removeprefix(known)
+        option = _PLACES[known]
+        if place.startswith(known) and (not rest or rest[0] in ".[") and _taken(option, parameters):
+            if known == "SAEConfig" and rest.startswith("."):
+                return f"{option} {rest[1:]}", ""
+            at_a_place = re.fullmatch(r"\[\d+\]", rest) and _repeated(option, parameters)
+            return option, "" if at_a_place else rest
+    argument = _ARGUMENT.fullmatch(where)
+    if argument is not None:
+        name = argument[1] if argument[1] in parameters else _RENAMED.get(argument[1], argument[1])
+        if name in parameters:
+            parameter = parameters[name]
+            shown = parameter.opts[0] if parameter.param_type_name == "option" else name.upper()
+            return shown, argument[2]
+    return where, ""
+
+
+def _taken(option: str, parameters: dict[str, Any]) -> bool:
+    return any(option.split()[0] in parameter.opts for parameter in parameters.values())
+
+
+def _repeated(option: str, parameters: dict[str, Any]) -> bool:
+    """Whether an option is given once for each entry, so that a place in a list is none of what was typed."""
+    return any(option in parameter.opts and parameter.multiple for parameter in parameters.values())
+
+
+def _told(option: str, parameters: dict[str, Any], context: Any) -> str:
+    """Return an option as it was typed, or the line of the file of settings that it came from."""
+    flag, _, value = option.partition(" ")
+    for name, parameter in parameters.items():
+        source = context.get_parameter_source(name) if flag in parameter.opts else None
+        if source is not None and source.name == "DEFAULT_MAP" and context.params.get("settings") is not None:
+            return f"{context.params['settings']}: {flag.removeprefix('--')}{f' {value}' if value else ''}"
+    return option
