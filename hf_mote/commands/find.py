@@ -147,7 +147,15 @@ def _plan(
         judge=judge,
         left_out=[
             *timed.left_out,
-            *(["a trial without each expert of the best set", "more controls if these do not decide"] if more else []),
+            *(
+                [
+                    "the complete set, if no other is enough",
+                    "a trial without each expert of the best set",
+                    "more controls if these do not decide",
+                ]
+                if more
+                else []
+            ),
         ],
         once=lambda some, longest: evaluate_mote(
             subject.model,

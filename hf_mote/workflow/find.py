@@ -26,11 +26,13 @@ from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.generation.chat import Prompt
 from hf_mote.judges.judge import Judge
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.ranking.causal.optimized import OptimizedRanking
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.ranking.imaging.pipeline import ftri
 from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.statistics.predictability import Predictability, predictability
 from hf_mote.workflow.candidates import Candidate, Trial, candidate_configs, fewest, pruned
+from hf_mote.workflow.completed import completed_configs, needs_completion
 from hf_mote.workflow.halves import halves, numbered
 
 __all__ = ["Found", "find_experts"]
@@ -202,12 +204,20 @@ def find_experts(
     part = _rows_of(imaged, sorted([*look, *look_others]))
     rankings, ways = candidate_configs(model, tokenizer, part, label, chat, seed, notes, part_of, say)
     say(f"trying {len(ways)} sets of experts")
-    tried = [prompts[place] for place in random.Random(seed).sample(look, min(MOST_TRIED, len(look)))]
+    asked = random.Random(seed).sample(look, min(MOST_TRIED, len(look)))
+    tried = [prompts[place] for place in asked]
     aside = [prompts[place] for place in look_others[:MOST_ASIDE]]
     trial = Trial(model, tokenizer, judge, tried, aside, label, chat, part_of)
     candidates = [trial.of(name, config) for name, config in ways.items()]
     if not candidates:
         return Found(label, predicted, [], None, None, "no ranking could be made.", notes, rankings)
+    optimized = rankings.get("optimization")
+    if isinstance(optimized, OptimizedRanking) and needs_completion(candidates, 1.0):
+        say("adding experts until another response comes")
+        said, others_said = [imaged.responses[place] for place in asked], [imaged.responses[at] for at in look_others]
+        completed = completed_configs(trial, candidates, optimized, said, others_said, seed, notes)
+        rankings["optimization"] = completed[0]
+        candidates += [trial.of(name, config) for name, config in completed[1].items()]
     most = fewest(candidates)
     best = pruned(most, trial)
     if best is not most:
