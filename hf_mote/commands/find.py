@@ -149,7 +149,7 @@ def _plan(
             *timed.left_out,
             *(
                 [
-                    "the complete set, if no other is enough",
+                    "sets in another mode and the complete set, if none of these is enough",
                     "a trial without each expert of the best set",
                     "more controls if these do not decide",
                 ]

@@ -1,16 +1,22 @@
-"""Candidates that bring another response, where the others only take away the one that is not wanted."""
+"""Candidates that bring another response, where the first only take away the one that is not wanted.
+
+Without its experts a model may write junk: a suppressed expert leaves a gap, or what is left of the carriers goes on.
+The same sets are tried with the next best experts in the place of those suppressed (`suppress_mode="reroute"`); then
+the set that was learnt grows until another response comes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 
-from hf_mote.errors import HFMoTEError
+from hf_mote.errors import HFMoTEError, ModelMismatchError, UnsupportedError
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.ranking.causal.optimized import OptimizedRanking
 from hf_mote.workflow.candidates import SPARED, Candidate, Trial, config_of, fewest
 
-__all__ = ["completed_configs", "needs_completion"]
+__all__ = ["completed_configs", "needs_completion", "rerouted"]
 
 LEAST_ANSWERED = 4  # prompts with another response of the model's own, to take these alone
 MOST_TOGETHER = 12
@@ -25,6 +31,27 @@ def needs_completion(candidates: Sequence[Candidate], shown: float) -> bool:
     """
     best = fewest(candidates)
     return best.doubtful or best.effect > SPARED - shown
+
+
+def rerouted(trial: Trial, candidates: Sequence[Candidate], notes: list[str]) -> list[Candidate]:
+    """Return what becomes of the behaviour where other experts take the place of each candidate's.
+
+    Args:
+        trial (`Trial`): What the candidates were tried with.
+        candidates (`Sequence[Candidate]`): What was tried.
+        notes (`list[str]`): Gets why the model does not have this mode, or too few experts for one of the sets.
+    """
+    found = []
+    for one in candidates:
+        name = f"{one.method}, in mode 'reroute'"
+        provenance = {**one.config.provenance, "method": name}
+        try:
+            found.append(
+                trial.of(name, dataclasses.replace(one.config, suppress_mode="reroute", provenance=provenance))
+            )
+        except (ModelMismatchError, UnsupportedError) as error:
+            notes.append(f"{name}, cannot be tried: {error}")
+    return found
 
 
 def completed_configs(

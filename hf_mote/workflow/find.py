@@ -2,9 +2,10 @@
 
 The default workflow. First it asks whether routing tells the classes apart. Half of the prompts then give candidates:
 the first experts of the contrast of the classes, and those that the model needs when gates on all experts are learnt
-together. Every candidate is tried on that half. The one that changes most and leaves the text whole is measured on the
-other half, against random experts and on prompts of the other class. Only a config that beats its controls, coherently
-and selectively, is proven.
+together. Every candidate is tried on that half. Where none brings coherent responses of another class, they are tried
+in another mode of suppression, and the set that was learnt grows until such responses come. The one that changes most
+and leaves the text whole is measured on the other half, against random experts and on prompts of the other class. Only
+a config that beats its controls, coherently and selectively, is proven.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from hf_mote.ranking.imaging.pipeline import ftri
 from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.statistics.predictability import Predictability, predictability
 from hf_mote.workflow.candidates import Candidate, Trial, candidate_configs, fewest, pruned
-from hf_mote.workflow.completed import completed_configs, needs_completion
+from hf_mote.workflow.completed import completed_configs, needs_completion, rerouted
 from hf_mote.workflow.halves import halves, numbered
 
 __all__ = ["Found", "find_experts"]
@@ -211,6 +212,9 @@ def find_experts(
     candidates = [trial.of(name, config) for name, config in ways.items()]
     if not candidates:
         return Found(label, predicted, [], None, None, "no ranking could be made.", notes, rankings)
+    if needs_completion(candidates, 1.0):
+        say(f"trying them with other experts in their place, as none of the {len(candidates)} is enough")
+        candidates += rerouted(trial, candidates, notes)
     optimized = rankings.get("optimization")
     if isinstance(optimized, OptimizedRanking) and needs_completion(candidates, 1.0):
         say("adding experts until another response comes")
