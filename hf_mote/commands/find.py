@@ -97,7 +97,7 @@ def find_command(
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judging.named}
             finish(folder, found.to_dict(), provenance_of(context, subject, seed, **more), holds)
         for note in found.notes:
-            tell(f"Note: {note}.")
+            tell(f"Note: {note.removesuffix('.')}.")
         if found.predicted is not None:
             tell(f"Beforehand: {found.predicted}.")
         for candidate in found.candidates:

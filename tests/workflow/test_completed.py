@@ -1,13 +1,17 @@
-"""What `completed_configs` makes likelier: the model's own other answers, or those of other prompts."""
+"""What is tried where no first candidate brings another response: other experts in their place, and larger sets.
 
+`completed_configs` makes the model's own other answers likelier, or those of other prompts.
+"""
+
+import dataclasses
 
 import pytest
 
-from hf_mote.errors import DataError
+from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.ranking.causal.completion import CompletionStep
 from hf_mote.workflow.candidates import Candidate, Trial
-from hf_mote.workflow.completed import completed_configs, needs_completion
+from hf_mote.workflow.completed import completed_configs, needs_completion, rerouted
 
 
 def candidate(responses, others, *, surprise=0.1, effect=0.0, doubtful=False):
@@ -72,7 +76,7 @@ def test_responses_to_other_prompts_stand_in_where_hardly_any_is_known():
 def test_a_set_that_cannot_be_completed_is_noted():
     ranking, notes = Ranking(error=DataError("here", "a log likelihood is not finite")), []
     assert completed([candidate(["a"], [False])], ranking, 1, notes) == (ranking, {})
-    assert notes == ["the complete set could not be found: here: a log likelihood is not finite"]
+    assert notes == ["the complete set could not be found: here: a log likelihood is not finite."]
 
 
 @pytest.mark.parametrize(
@@ -82,3 +86,20 @@ def test_a_set_that_cannot_be_completed_is_noted():
 def test_completion_is_needed_while_some_of_the_behaviour_or_a_doubt_is_left(effects, doubtful, needed):
     tried = [candidate(["a"], [True], effect=effect, doubtful=doubtful) for effect in effects]
     assert needs_completion(tried, 1.0) is needed
+
+
+def test_every_set_is_tried_with_other_experts_in_its_place(monkeypatch):
+    def of(trial, name, config):
+        if len(config.suppress) > 1:
+            raise UnsupportedError("router", "has no such mode")
+        return dataclasses.replace(candidate(["a"], [True], effect=-1.0), method=name, config=config)
+
+    monkeypatch.setattr(Trial, "of", of)
+    one = candidate(["a"], [False])
+    two = dataclasses.replace(one, method="more", config=MoTEConfig(suppress=[[0, 1], [0, 2]]))
+    notes = []
+    (found,) = rerouted(trial(1), [one, two], notes)
+    assert found.config.suppress == [[0, 1]]
+    assert found.config.suppress_mode == "reroute"
+    assert found.config.provenance["method"] == found.method == "some, in mode 'reroute'"
+    assert notes == ["more, in mode 'reroute', cannot be tried: router: has no such mode."]
