@@ -98,7 +98,7 @@ def find_command(
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judging.named}
             finish(folder, found.to_dict(), provenance_of(context, subject, seed, **more), holds)
         for note in found.notes:
-            tell(f"Note: {note}.")
+            tell(f"Note: {note.removesuffix('.')}.")
         if found.predicted is not None:
             tell(f"Beforehand: {found.predicted}.")
         for candidate in found.candidates:
@@ -148,7 +148,15 @@ def _plan(
         judge=judge,
         left_out=[
             *timed.left_out,
-            *(["a trial without each expert of the best set", "more controls if these do not decide"] if more else []),
+            *(
+                [
+                    "sets in another mode and the complete set, if none of these is enough",
+                    "a trial without each expert of the best set",
+                    "more controls if these do not decide",
+                ]
+                if more
+                else []
+            ),
         ],
         once=lambda some, longest: evaluate_mote(
             subject.model,

@@ -25,7 +25,7 @@ from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.ranking.imaging.pipeline import ftri
 from hf_mote.ranking.imaging.result import FTRIResult
 
-__all__ = ["Candidate", "Trial", "candidate_configs", "fewest", "pruned"]
+__all__ = ["Candidate", "Trial", "candidate_configs", "config_of", "fewest", "pruned"]
 
 SHARES = (0.005, 0.01, 0.02, 0.04)  # of all experts, that the first of a ranking are tried
 PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.001)
@@ -48,6 +48,8 @@ class Candidate:
         effect (`float`): Coherent change of the rate; 0 if the text breaks.
         surprise (`float`): How unsure the model is of its responses without them, in nats per token.
         responses (`list[str]`): These responses.
+        others (`list[bool]`): Which of these are coherent and of another class.
+        doubtful (`bool`): Whether it cannot be told whether they are coherent text.
     """
 
     method: str
@@ -57,6 +59,8 @@ class Candidate:
     effect: float
     surprise: float
     responses: list[str]
+    others: list[bool]
+    doubtful: bool
 
     def __str__(self) -> str:
         experts = " ".join(f"{layer}.{expert}" for layer, expert in self.config.suppress)
@@ -97,7 +101,7 @@ class Trial:
         Raises:
             [`DataError`]: if it is unknown how sure the model is of its responses.
         """
-        experts = "-".join(f"{layer}.{expert}" for layer, expert in config.suppress)
+        experts = "-".join([config.suppress_mode, *(f"{layer}.{expert}" for layer, expert in config.suppress)])
         # Named by the experts, as a set that was pruned comes by another name; shortened, as there may be many.
         folder = self.part_of(f"tried-{hashlib.sha256(experts.encode()).hexdigest()[:16]}")
         report = evaluate_mote(
@@ -118,7 +122,18 @@ class Trial:
             raise DataError("find_experts", "it is unknown how sure the model is of its responses")
         effect = 0.0 if seen.broken else report.coherent_effect
         return Candidate(
-            name, config, report.after.rate, seen.share_after.rate, effect, seen.surprise, report.responses_after
+            name,
+            config,
+            left=report.after.rate,
+            broken=seen.share_after.rate,
+            effect=effect,
+            surprise=seen.surprise,
+            responses=report.responses_after,
+            others=[
+                label != self.target and not broken
+                for label, broken in zip(report.labels_after, seen.after, strict=True)
+            ],
+            doubtful=seen.doubtful,
         )
 
 
@@ -260,12 +275,23 @@ def candidate_configs(
         for more in STEPPING_IN:
             name = f"the contrast's first {number} and the first {more} that step in for them"
             add(name, [*first, *[pair for pair in stepping if pair not in first][:more]])
-    configs = {}
-    for pairs, name in sets.items():
-        suppress = [[layer, expert] for layer, expert in pairs]
-        provenance: dict[str, Any] = {"method": name, "target": label}
-        configs[name] = MoTEConfig(suppress=suppress, fingerprint=fingerprint, provenance=provenance)
-    return rankings, configs
+    return rankings, {name: config_of(name, label, pairs, fingerprint) for pairs, name in sets.items()}
+
+
+def config_of(
+    name: str, label: str, pairs: Sequence[tuple[int, int]], fingerprint: dict[str, Any] | None, mode: str = "drop"
+) -> MoTEConfig:
+    """Return the config that suppresses a set of experts.
+
+    Args:
+        name (`str`): How they were found.
+        label (`str`): The class whose experts they are.
+        pairs (`Sequence[tuple[int, int]]`): (layer, expert).
+        fingerprint (`dict`, *optional*): Of the model.
+        mode (`str`, *optional*, defaults to `"drop"`): How they are suppressed; see [`MoTEConfig`].
+    """
+    fields: dict[str, Any] = {"suppress": [list(pair) for pair in sorted(pairs)], "suppress_mode": mode}
+    return MoTEConfig(**fields, fingerprint=fingerprint, provenance={"method": name, "target": label})
 
 
 def _stepping_in(

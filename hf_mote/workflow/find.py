@@ -2,9 +2,10 @@
 
 This is the default workflow. First it tests whether routing separates the classes. Half of the prompts then give
 candidates: the first experts of the contrast of the classes, and those that the model needs when gates on all experts
-are learnt together. Every candidate is tried on that half. The one that changes most and leaves the text whole is
-measured on the other half, against random experts and on prompts of the other class. Only a config that beats its
-controls, coherently and selectively, is proven.
+are learnt together. Every candidate is tried on that half. Where none brings coherent responses of another class, they
+are tried in another mode of suppression, and the set that was learnt grows until such responses come. The one that
+changes most and leaves the text whole is measured on the other half, against random experts and on prompts of the other
+class. Only a config that beats its controls, coherently and selectively, is proven.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.generation.chat import Prompt
 from hf_mote.judges.judge import Judge
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.ranking.causal.optimized import OptimizedRanking
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.ranking.imaging.pipeline import ftri
 from hf_mote.ranking.imaging.result import FTRIResult
 from hf_mote.statistics.predictability import Predictability, predictability
 from hf_mote.workflow.candidates import Candidate, Trial, candidate_configs, fewest, pruned
+from hf_mote.workflow.completed import completed_configs, needs_completion, rerouted
 from hf_mote.workflow.halves import halves, numbered
 
 __all__ = ["Found", "find_experts"]
@@ -39,7 +42,7 @@ LEAST_PROMPTS = 8  # of the class, in each half
 _SHOWN = 100  # characters of the response that an error quotes
 MOST_TRIED = 16  # prompts that a candidate is tried on
 MOST_UNRELATED = 40  # other prompts that it is tried on
-MORE_CONTROLS = 3
+MORE_CONTROLS = (3, 6)  # times as many, one after the other while they do not decide
 LEAST_EFFECT = 0.5  # of the rate, that a candidate must take away to be worth measuring
 
 
@@ -201,12 +204,23 @@ def find_experts(
     part = _rows_of(imaged, sorted([*look, *look_others]))
     rankings, configs = candidate_configs(model, tokenizer, part, label, chat, seed, notes, part_of, say)
     say(f"trying {len(configs)} sets of experts")
-    tried = [prompts[place] for place in random.Random(seed).sample(look, min(MOST_TRIED, len(look)))]
-    unrelated = [prompts[place] for place in look_others[:MOST_UNRELATED]]
-    trial = Trial(model, tokenizer, judge, tried, unrelated, label, chat, part_of)
+    asked = random.Random(seed).sample(look, min(MOST_TRIED, len(look)))
+    tried = [prompts[place] for place in asked]
+    unrelated_tried = [prompts[place] for place in look_others[:MOST_UNRELATED]]
+    trial = Trial(model, tokenizer, judge, tried, unrelated_tried, label, chat, part_of)
     candidates = [trial.of(name, config) for name, config in configs.items()]
     if not candidates:
         return Found(label, predicted, [], None, None, "no ranking could be made.", notes, rankings)
+    if needs_completion(candidates, 1.0):
+        say(f"trying them with other experts in their place, as none of the {len(candidates)} is enough")
+        candidates += rerouted(trial, candidates, notes)
+    optimized = rankings.get("optimization")
+    if isinstance(optimized, OptimizedRanking) and needs_completion(candidates, 1.0):
+        say("adding experts until another response comes")
+        said, others_said = [imaged.responses[place] for place in asked], [imaged.responses[at] for at in look_others]
+        completed = completed_configs(trial, candidates, optimized, said, others_said, seed, notes)
+        rankings["optimization"] = completed[0]
+        candidates += [trial.of(name, config) for name, config in completed[1].items()]
     most = fewest(candidates)
     best = pruned(most, trial)
     if best is not most:
@@ -234,9 +248,14 @@ def find_experts(
         **chat,
     )
     report = measured(num_controls=num_controls, run_folder=part_of("proof"))
-    if report.outcome() == "undecided" and not report.doubt:
-        say(f"measuring it against {MORE_CONTROLS * num_controls} controls, as {num_controls} do not decide")
-        report = measured(num_controls=MORE_CONTROLS * num_controls, run_folder=part_of("proof-with-more"))
+    for factor in MORE_CONTROLS:
+        if report.outcome() != "undecided" or report.doubt:
+            break
+        number = len(report.controls)
+        say(f"measuring it against {factor * num_controls} controls, as {number} do not decide")
+        report = measured(num_controls=factor * num_controls, run_folder=part_of(f"proof-{factor}-times"))
+        if len(report.controls) == number:  # there are no more
+            break
     reason = ""
     if report.coherent_effect > -LEAST_EFFECT:
         reason = f"on prompts that it was not found with, the best candidate does too little. {report.verdict}"

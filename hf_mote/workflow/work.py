@@ -35,7 +35,8 @@ class FindWork(NamedTuple):
 def find_work(num_prompts: int, num_unrelated: int, *, num_controls: int, batch_size: int) -> FindWork:
     """Return an upper bound of the work of `find_experts`, if half of the prompts are of the class.
 
-    Not counted are trials without one expert each of the best set, and more controls where these do not decide.
+    Not counted are the complete set and its trials, trials without one expert each of the best set, and more controls
+    where these do not decide.
 
     Args:
         num_prompts (`int`): Prompts to find experts with.

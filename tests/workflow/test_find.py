@@ -79,3 +79,13 @@ def test_halves_have_no_group_in_common():
 def test_find_is_right_or_says_that_it_cannot_on_every_organism(base, variant, seed):
     organism = made(base, variant, seed)
     check(organism, found_in(organism, seed=seed))
+
+
+@pytest.mark.slow
+def test_find_completes_the_set_where_no_other_set_brings_another_response():
+    organism = made("language", "redundant", 1)
+    found = found_in(organism, number=48)
+    assert found.config is not None
+    assert found.config.suppress_mode == "reroute"
+    assert "completed in mode" in found.best.method
+    check(organism, found)
