@@ -4,8 +4,8 @@ This is the default workflow. First it tests whether routing separates the class
 candidates: the first experts of the contrast of the classes, and those that the model needs when gates on all experts
 are learnt together. Every candidate is tried on that half. Where none brings coherent responses of another class, they
 are tried in another mode of suppression, and the set that was learnt grows until such responses come. The one that
-changes most and leaves the text whole is measured on the other half, against random experts and on prompts of the other
-class. Only a config that beats its controls, coherently and selectively, is proven.
+changes most and leaves the text whole is measured on the other half, against random experts and on prompts of other
+classes. Only a config that beats its controls, coherently and selectively, is proven.
 """
 
 from __future__ import annotations
