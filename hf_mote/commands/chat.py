@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["chat_command"]
 
 HELP = (
-    "/off, /on: without and with the profiles; /strength 0.5: their dose; /compare: the last prompt answered without "
-    "and with them; /clear: a new conversation; /quit, or the end of the input."
+    "/off, /on: without and with the profiles; /strength 0.5: their dose; /compare TEXT: a prompt answered "
+    "without and with them, without TEXT the last one; /clear: a new conversation; /quit, or the end of the input."
 )
 
 
@@ -77,7 +77,7 @@ def chat_command(
             configs = [one.for_other_weights(subject.model) if isinstance(one, MoTEConfig) else one for one in configs]
         profiles = stack.enter_context(_Profiles(subject, configs))
         chat = _Chat(subject, profiles, system_prompt, told, {"max_new_tokens": max_new_tokens, **sampled})
-        tell(f"{len(configs)} profiles are on. {HELP}")
+        tell(f"{chat.profiles_named or 'No profile is'} on. {HELP}")
         for one in configs:
             if isinstance(one, MoTEConfig) and one.on_other_weights is not None:
                 tell(f"A profile is {one.on_other_weights}.")
@@ -87,10 +87,9 @@ def chat_command(
 def _talk(chat: _Chat | ServedChat) -> None:
     """Take lines until the user has had enough."""
     while (line := _read()) is not None:
-        if line.strip() == "/quit":
-            break
         try:
-            chat.take(line)
+            if not chat.take(line):
+                break
         except HFMoTEError as error:
             Console(stderr=True).print(visible(str(error)), style="red", markup=False, highlight=False)
 
@@ -182,6 +181,8 @@ class _Profiles:
 class _Chat(TerminalChat):
     """A conversation."""
 
+    no_profile = "Start the chat with --mote CONFIG or --steer CONFIG."
+
     def __init__(
         self,
         subject: Subject,
@@ -198,38 +199,38 @@ class _Chat(TerminalChat):
         self.turns = []
 
     @property
+    def on(self) -> bool:
+        """Whether the profiles take effect."""
+        return self.profiles.on
+
+    @property
+    def profiles_named(self) -> str:
+        """The profiles in words."""
+        number = len(self.profiles.configs)
+        return "" if not number else "The profile is" if number == 1 else f"The {number} profiles are"
+
+    @property
     def commands(self) -> dict[str, Callable[[str], None]]:
-        """What a line that begins with "/" can say, called with the rest of the line."""
+        """What a line that begins with "/" can say with a text behind it, called with that."""
+        return {"/strength": self.set_strength, "/compare": self.compare}
+
+    @property
+    def words(self) -> dict[str, Callable[[], None]]:
+        """What a line that begins with "/" can say with nothing behind it."""
         return {
-            "/off": lambda _: self.profiles.switch(False),
-            "/on": lambda _: self.profiles.switch(True),
-            "/clear": lambda _: self.turns.clear(),
-            "/strength": self.set_strength,
-            "/compare": lambda _: self.compare(),
-            "/help": lambda _: tell(HELP),
+            "/off": lambda: self.turn(False),
+            "/on": lambda: self.turn(True),
+            "/clear": self.clear,
+            "/help": lambda: tell(HELP),
         }
 
-    def set_strength(self, value: str) -> None:
-        """Attach the profiles at another dose, a share of their own strength."""
-        try:
-            dose = float(value)
-        except ValueError:
-            raise ConfigError("/strength", "takes a number", got=repr(value), expected="such as 0.5") from None
-        self.profiles.attach(dose)
+    def switch(self, on: bool) -> None:
+        """Let the profiles take effect, or not."""
+        self.profiles.switch(on)
 
-    def compare(self) -> None:
-        """Answer the last prompt without the profiles and with them."""
-        asked = self.turns[:-1]
-        if not asked:
-            raise ConfigError("/compare", "there is no prompt yet")
-        on = self.profiles.on
-        try:
-            for label, state in (("untouched", False), ("patched", True)):
-                tell(f"— {label}:")
-                self.profiles.switch(state)
-                self.answer(asked)
-        finally:
-            self.profiles.switch(on)
+    def take_dose(self, dose: float) -> None:
+        """Attach the profiles at a share of their own strength."""
+        self.profiles.attach(dose)
 
     def answer(self, turns: list[dict[str, str]]) -> str:
         """Answer the last turn, shown as it comes, and return the answer."""

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from hf_mote.commands.session import TerminalChat, tell
-from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError
+from hf_mote.errors import HFMoTEError, UnknownNameError
 from hf_mote.reports.markup import visible
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ __all__ = ["SERVED_HELP", "ServedChat"]
 
 SERVED_HELP = (
     "/off, /on: without and with the profile; /profiles: those of the server; /profile NAME: another one; "
-    "/strength 0.5: its dose; /compare: the last prompt answered without and with it; /clear: a new conversation; "
-    "/quit, or the end of the input."
+    "/strength 0.5: its dose; /compare TEXT: a prompt answered without and with it, without TEXT the last one; "
+    "/clear: a new conversation; /quit, or the end of the input."
 )
 
 
@@ -38,6 +38,8 @@ class ServedChat(TerminalChat):
         settings (`dict`): Further arguments of [`ServerEngine.chat`].
     """
 
+    no_profile = "Choose one of the server's: /profile NAME."
+
     def __init__(
         self,
         engine: ServerEngine,
@@ -51,8 +53,8 @@ class ServedChat(TerminalChat):
         self.profile = profile
         self.system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         self.settings = settings
-        self.on = True
         self.turns = []
+        self._on = True
         self._lent: str | None = None
 
     def __enter__(self) -> ServedChat:
@@ -66,17 +68,29 @@ class ServedChat(TerminalChat):
         self._take_back()
 
     @property
+    def on(self) -> bool:
+        """Whether the profile takes effect."""
+        return self._on
+
+    @property
+    def profiles_named(self) -> str:
+        """The profile in words."""
+        return "" if self.profile is None else "The profile is"
+
+    @property
     def commands(self) -> dict[str, Callable[[str], None]]:
-        """What a line that begins with "/" can say, called with the rest of the line."""
+        """What a line that begins with "/" can say with a text behind it, called with that."""
+        return {"/profile": self._chosen, "/strength": self.set_strength, "/compare": self.compare}
+
+    @property
+    def words(self) -> dict[str, Callable[[], None]]:
+        """What a line that begins with "/" can say with nothing behind it."""
         return {
-            "/off": lambda _: self.switch(False),
-            "/on": lambda _: self.switch(True),
-            "/profiles": lambda _: tell(", ".join(sorted(self.engine.profiles)) or "The server has none."),
-            "/profile": lambda value: self.choose(value.strip()),
-            "/strength": self.set_strength,
-            "/compare": lambda _: self.compare(),
-            "/clear": lambda _: self.turns.clear(),
-            "/help": lambda _: tell(SERVED_HELP),
+            "/off": lambda: self.turn(False),
+            "/on": lambda: self.turn(True),
+            "/profiles": lambda: tell(", ".join(sorted(self.engine.profiles)) or "The server has none."),
+            "/clear": self.clear,
+            "/help": lambda: tell(SERVED_HELP),
         }
 
     def switch(self, on: bool) -> None:
@@ -85,9 +99,7 @@ class ServedChat(TerminalChat):
         Args:
             on (`bool`): Whether.
         """
-        if on and self.profile is None:
-            raise ConfigError("/on", "there is no profile", fix="Choose one of the server's: /profile NAME.")
-        self.on = on
+        self._on = on
 
     def choose(self, name: str) -> None:
         """Take a profile of the server.
@@ -99,37 +111,16 @@ class ServedChat(TerminalChat):
         if name not in known:
             raise UnknownNameError.of("/profile", name, known)
         self._take_back()
-        self.config, self.profile, self.on = known[name], name, True
+        self.config, self.profile, self._on = known[name], name, True
 
-    def set_strength(self, value: str) -> None:
-        """Take the profile at another dose, a share of its own strength.
+    def take_dose(self, dose: float) -> None:
+        """Lend the server the profile at a share of its own strength.
 
         Args:
-            value (`str`): The share.
+            dose (`float`): The share.
         """
-        try:
-            dose = float(value)
-        except ValueError:
-            raise ConfigError("/strength", "takes a number", got=repr(value), expected="such as 0.5") from None
-        if self.config is None:
-            raise ConfigError("/strength", "there is no profile", fix="Choose one of the server's: /profile NAME.")
-        self._lend(dataclasses.replace(self.config, strength=self.config.strength * dose))
-
-    def compare(self) -> None:
-        """Answer the last prompt without the profile and with it."""
-        asked = self.turns[:-1]
-        if not asked:
-            raise ConfigError("/compare", "there is no prompt yet")
-        if self.profile is None:
-            raise ConfigError("/compare", "there is no profile", fix="Choose one of the server's: /profile NAME.")
-        before = self.on
-        try:
-            for label, state in (("untouched", False), ("patched", True)):
-                tell(f"— {label}:")
-                self.on = state
-                self.answer(asked)
-        finally:
-            self.on = before
+        if self.config is not None:
+            self._lend(dataclasses.replace(self.config, strength=self.config.strength * dose))
 
     def answer(self, turns: list[dict[str, str]]) -> str:
         """Return the answer to the last turn, shown as it comes.
@@ -147,6 +138,10 @@ class ServedChat(TerminalChat):
             )
         finally:
             typer.echo()
+
+    def _chosen(self, name: str) -> None:
+        self.choose(name)
+        tell(f"The profile {name} is on.")
 
     def _lend(self, config: MoTEConfig) -> None:
         """Have the server know a config under a name of its own; if it refuses, the earlier profile stays."""

@@ -31,6 +31,7 @@ __all__ = ["NOTHING", "TerminalChat", "command_line", "provenance_of", "reportin
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 NOTHING = "Nothing was written."
+QUIT = "/quit"
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 _BEGAN: ContextVar[float | None] = ContextVar("began", default=None)
 
@@ -171,13 +172,30 @@ class TerminalChat:
 
     Attributes:
         turns (`list[dict[str, str]]`): What was said, as messages with role and content.
+        no_profile (`str`): How a profile is had, for the message where there is none.
     """
 
     turns: list[dict[str, str]]
+    no_profile: str
+
+    @property
+    def on(self) -> bool:
+        """Whether the profiles take effect."""
+        raise NotImplementedError
+
+    @property
+    def profiles_named(self) -> str:
+        """The profiles in words, as "The 2 profiles are", or the empty text where there is none."""
+        raise NotImplementedError
 
     @property
     def commands(self) -> dict[str, Callable[[str], None]]:
-        """What a line that begins with "/" can say, called with the rest of the line."""
+        """What a line that begins with "/" can say with a text behind it, called with that."""
+        raise NotImplementedError
+
+    @property
+    def words(self) -> dict[str, Callable[[], None]]:
+        """What a line that begins with "/" can say with nothing behind it."""
         raise NotImplementedError
 
     def answer(self, turns: list[dict[str, str]]) -> str:
@@ -188,22 +206,104 @@ class TerminalChat:
         """
         raise NotImplementedError
 
-    def take(self, line: str) -> None:
+    def switch(self, on: bool) -> None:
+        """Let the profiles take effect, or not.
+
+        Args:
+            on (`bool`): Whether.
+        """
+        raise NotImplementedError
+
+    def take_dose(self, dose: float) -> None:
+        """Take the profiles at a share of their own strength.
+
+        Args:
+            dose (`float`): The share.
+        """
+        raise NotImplementedError
+
+    def turn(self, on: bool) -> None:
+        """Switch the profiles, and say so.
+
+        Args:
+            on (`bool`): Whether they are to take effect.
+        """
+        named = self._named("/on" if on else "/off")
+        self.switch(on)
+        tell(f"{named} {'on' if on else 'off'}.")
+
+    def set_strength(self, value: str) -> None:
+        """Take the profiles at another dose, a share of their own strength, and say so.
+
+        Args:
+            value (`str`): The share.
+        """
+        try:
+            dose = float(value)
+        except ValueError:
+            raise ConfigError("/strength", "takes a number", got=repr(value), expected="such as 0.5") from None
+        named = self._named("/strength")
+        self.take_dose(dose)
+        their, them = ("its", "it") if named.endswith(" is") else ("their", "them")
+        off = "" if self.on else f", and off: /on switches {them} on"
+        tell(f"{named} at {dose:g} times {their} own strength{off}.")
+
+    def compare(self, text: str) -> None:
+        """Answer a prompt without the profiles and with them; the conversation stays as it was.
+
+        Args:
+            text (`str`): The prompt, said after the conversation so far; if empty, the last prompt.
+        """
+        asked = [*self.turns, {"role": "user", "content": text}] if text else self.turns[:-1]
+        if not asked:
+            raise ConfigError("/compare", "there is no prompt yet", fix="Give one: /compare TEXT.")
+        self._named("/compare")
+        on = self.on
+        try:
+            for label, state in (("untouched", False), ("patched", True)):
+                tell(f"— {label}:")
+                self.switch(state)
+                self.answer(asked)
+        finally:
+            self.switch(on)
+
+    def clear(self) -> None:
+        """Begin a new conversation, and say so."""
+        self.turns.clear()
+        tell("A new conversation.")
+
+    def take(self, line: str) -> bool:
         """Do what a line says: a command, or a turn of the conversation.
 
         Args:
             line (`str`): The line.
 
+        Returns:
+            `bool`: whether the chat goes on.
+
         Raises:
-            [`ConfigError`]: if there is no such command.
+            [`ConfigError`]: if there is no such command, or something follows one that takes nothing.
         """
         name, _, value = line.strip().partition(" ")
-        commands = self.commands
-        if name.startswith("/"):
-            if name not in commands:
-                raise ConfigError(name, "is no command", expected=", ".join([*commands, "/quit"]))
-            commands[name](value)
-        elif line.strip():
-            asked = [*self.turns, {"role": "user", "content": line}]
-            # Where no answer comes, the conversation stays as it was.
-            self.turns = [*asked, {"role": "assistant", "content": self.answer(asked)}]
+        value = value.strip()
+        if not name.startswith("/"):
+            if name:
+                asked = [*self.turns, {"role": "user", "content": line}]
+                # Where no answer comes, the conversation stays as it was.
+                self.turns = [*asked, {"role": "assistant", "content": self.answer(asked)}]
+        elif name in self.commands:
+            self.commands[name](value)
+        elif name not in self.words and name != QUIT:
+            raise ConfigError(name, "is no command", expected=", ".join([*self.words, *self.commands, QUIT]))
+        elif value:
+            raise ConfigError(name, "takes nothing behind it", got=repr(value))
+        elif name == QUIT:
+            return False
+        else:
+            self.words[name]()
+        return True
+
+    def _named(self, command: str) -> str:
+        if not self.profiles_named:
+            raise ConfigError(command, "there is no profile", fix=self.no_profile)
+        return self.profiles_named

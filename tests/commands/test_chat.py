@@ -45,6 +45,52 @@ def test_chat_compare_answers_without_and_with_and_leaves_the_switch(profile: Pa
     assert REFUSAL not in before + patched
 
 
+def test_chat_compare_answers_the_prompt_behind_it_and_leaves_the_conversation(
+    profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[bool, list[str]]] = []
+
+    def answer(self: _Chat, turns: list[dict[str, str]]) -> str:
+        asked.append((self.on, [turn["content"] for turn in turns]))
+        return "Yes."
+
+    monkeypatch.setattr(_Chat, "answer", answer)
+    done = chat(profile, "/compare first", "/compare", "second", "/compare  third ", "/compare", "fourth")
+    assert done.exit_code == 0, done.output
+    assert "/compare: there is no prompt yet" in done.output  # what was compared was not said
+    assert asked == [
+        (False, ["first"]),
+        (True, ["first"]),
+        (True, ["second"]),
+        (False, ["second", "Yes.", "third"]),
+        (True, ["second", "Yes.", "third"]),
+        (False, ["second"]),
+        (True, ["second"]),
+        (True, ["second", "Yes.", "fourth"]),
+    ]
+
+
+def test_chat_says_what_a_command_did(profile: Path) -> None:
+    done = chat(profile, "/off", "/strength 0.5", "/on", "/clear")
+    assert done.exit_code == 0, done.output
+    assert [line.removeprefix("> ") for line in done.stdout.splitlines() if line.startswith("> ")][:4] == [
+        "The profile is off.",
+        "The profile is at 0.5 times its own strength, and off: /on switches it on.",
+        "The profile is on.",
+        "A new conversation.",
+    ]
+
+
+@pytest.mark.parametrize("line", ["/on", "/off", "/strength 0.5", "/compare Hello"])
+def test_chat_without_a_profile_says_how_one_is_had(line: str) -> None:
+    done = CliRunner().invoke(app, ["chat", "organism:refusal", "--device", "cpu"], input=f"{line}\n")
+    assert done.exit_code == 0, done.output
+    assert f"{line.split()[0]}: there is no profile. Start the chat with --mote CONFIG" in " ".join(
+        done.output.split()
+    )
+    assert "untouched" not in done.output
+
+
 def test_chat_strength_is_a_share_of_the_profiles_own(profile: Path) -> None:
     done = chat(profile, "/strength 0", ASKED, "/clear", "/strength 1", ASKED)
     assert done.exit_code == 0, done.output
@@ -52,13 +98,15 @@ def test_chat_strength_is_a_share_of_the_profiles_own(profile: Path) -> None:
 
 
 def test_chat_wrong_commands_are_messages_and_the_chat_goes_on(profile: Path) -> None:
-    done = chat(profile, "/louder", "/strength much", "/strength 7", "/compare", "/off", ASKED)
+    done = chat(profile, "/louder", "/strength much", "/strength 7", "/compare", "/quit now", "/on off", "/off", ASKED)
     assert done.exit_code == 0, done.output
     for said in (
         "/louder: is no command",
         "/strength: takes a number",
         "strength",
         "/compare: there is no prompt yet",
+        "/quit: takes nothing behind it (got 'now')",
+        "/on: takes nothing behind it (got 'off')",
     ):
         assert said in done.output
     assert done.stdout.count(REFUSAL) == 1

@@ -88,8 +88,11 @@ def test_chat_lends_the_server_one_profile_at_a_time_and_takes_it_back(capsys: p
         chat.take("last")
         with pytest.raises(ConfigError, match="takes a number"):
             chat.take("/strength much")
+        assert not chat.take("/quit")
     assert set(engine.profiles) == {"ban"}
     said = capsys.readouterr().out.splitlines()
+    for line in ("The profile is at 0.5 times its own strength.", "The profile ban is on.", "The profile is off."):
+        assert said.count(line) == 1
     turns = [line for line in said if "turns under" in line]
     assert turns == [
         "2 turns under 1",
