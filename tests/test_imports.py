@@ -22,7 +22,20 @@ FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.pa
 ALWAYS = {"errors", "version", "deprecation"}
 _STOREYS = {"routing/rules", "routing/sites", "routing/router_hook", "routing/recording"}
 _BASE = {
-    *("hooks", "files", "hub", "sharing", "processes", "passes", "maps", "statistics", "generation", "judges", "runs"),
+    *(
+        "hooks",
+        "files",
+        "hub",
+        "sharing",
+        "processes",
+        "progress",
+        "passes",
+        "maps",
+        "statistics",
+        "generation",
+        "judges",
+        "runs",
+    ),
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -34,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "folders": {"files"},
     "web": set(),
     "processes": set(),
+    "progress": set(),
     "drawing": set(),
     "printing": set(),
     "plots": {"drawing", "files"},
@@ -42,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {"hooks"},
     "maps": {"files", "hub", "sharing", "printing", "plots"},
     "statistics": set(),
-    "generation": set(),
+    "generation": {"progress"},
     "judges": {"generation", "web"},
     "routing": set(),
     "routing/rules": set(),
@@ -66,6 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "hub",
         "sharing",
         "files",
+        "progress",
         "printing",
         "plots",
     },

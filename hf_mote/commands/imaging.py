@@ -20,6 +20,7 @@ from hf_mote.commands.names import SCORES
 from hf_mote.commands.run_files import PAGE, finish, rows_of, safe_name, save_config
 from hf_mote.commands.served import connect, routed_there, served_facts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
+from hf_mote.commands.typed import without_method
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError, real
 from hf_mote.processes import launched_as, part
 from hf_mote.ranking.imaging.scopes import SCOPES, check_scope
@@ -198,7 +199,7 @@ def ftri_command(
                 if first is None
                 else _stability(result, wanted, number, score[0], normalize, groups, seed),
                 texts=_texts(subject, asked, result, wanted, followed, traced if engine is None else 0, chat),
-                failure=None if failure is None else str(failure),
+                failure=None if failure is None else without_method(str(failure)),
                 traced=followed,
                 alike=result.alike(followed),
                 config=None if config is None else config.to_dict(),
@@ -212,8 +213,8 @@ def ftri_command(
         if config is not None:
             tell("The config is a guess until hf-mote evaluate measures it. hf-mote find writes none before that.")
         tell(f"Report: {writing.output / PAGE}")
-        if failure is not None:
-            raise failure
+        if failure is not None:  # which the verdict has said
+            raise typer.Exit(1)
 
 
 def _each_run(keys: list[str], repeats: int) -> list[str]:

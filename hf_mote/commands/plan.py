@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_mote.commands.session import say, since_start, tell
+from hf_mote.commands.verbosity import duration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,6 @@ __all__ = [
     "TimedJudge",
     "Work",
     "amount",
-    "duration",
     "plan",
     "plan_passes",
     "plan_reading",
@@ -175,7 +175,9 @@ def plan_responses(
     batch, size = [asked.prompts[index] for index in order], decoding.batch_size
     answer = _answered(subject, chat, decoding) if once is None else once
     timed = Timed.of(
-        f"{len(batch)} responses", lambda: answer(batch, longest), warm_up=lambda: answer(batch, min(2, longest))
+        f"{len(batch)} responses to the longest prompts",
+        lambda: answer(batch, longest),
+        warm_up=lambda: answer(batch, min(2, longest)),
     )
     timed = timed._replace(seconds=timed.seconds / each)
     number, times, beside = len(asked.prompts), sum(runs.values()), list(others)
@@ -372,23 +374,6 @@ def plan_reading(
     timed = Timed.of(f"{some:,} tokens", lambda: once(some), warm_up=lambda: once(1))
     facts = {"texts": f"{len(texts):,} from {source}", "tokens": f"{read:,} of at most {tokens:,}", **what}
     plan(facts, [Work(timed, read / max(some, 1)), *more], pictures=_pictures(pictures))
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words, with two digits.
-
-    Example:
-        ```python
-        from hf_mote.commands.plan import duration
-
-        assert [duration(s) for s in (0.034, 4.2, 90, 7500)] == ["0.034 s", "4.2 s", "90 s", "2.1 h"]
-        ```
-    """
-    if seconds >= 5400:
-        return f"{seconds / 3600:.2g} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
-    if seconds >= 120:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def amount(size: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from hf_mote.errors import HFMoTEError
 
-__all__ = ["as_typed", "running"]
+__all__ = ["as_typed", "running", "takes", "without_method"]
 
 _RUNNING: ContextVar[Any] = ContextVar("the command that runs", default=None)
 
@@ -61,6 +61,7 @@ _ARCHITECTURE = re.compile(r"[A-Z]\w*SAEConfig\b")
 # Ways out that are Python's, and the same on the command line, for commands that take the option.
 _WAYS_OUT = {
     "Give more text, exclude less, or take a smaller batch_size.": "Give more text, or a smaller --batch.",
+    "Look at tokenizer.chat_template.": "Look at the tokenizer's, or at the file of --chat-template.",
     "Name the column by text_column.": "Name the column by --text-column.",
     "Set config.hookpoint, such as 'model.layers.10.output'.": "Give --hookpoint, such as model.layers.10.output.",
 }
@@ -78,6 +79,28 @@ def running(context: Any) -> Iterator[None]:
         yield
     finally:
         _RUNNING.reset(token)
+
+
+def without_method(text: str) -> str:
+    """Return a message without the name of a method, or of an argument, that it begins with.
+
+    Args:
+        text (`str`): As "FTRIResult.rank: no token was counted.".
+    """
+    place, colon, rest = text.partition(": ")
+    if not colon or not place.replace(".", "").isidentifier():
+        return text
+    return rest[:1].upper() + rest[1:]
+
+
+def takes(option: str) -> bool:
+    """Return whether the command that runs takes an option; outside of one it is `False`.
+
+    Args:
+        option (`str`): As "--group-field".
+    """
+    context = _RUNNING.get()
+    return context is not None and _taken(option, {one.name: one for one in context.command.params})
 
 
 def as_typed(error: HFMoTEError) -> str:
@@ -105,6 +128,9 @@ def _option(where: str, parameters: dict[str, Any]) -> tuple[str, str]:
         if place.startswith(known) and (not rest or rest[0] in ".[") and _taken(option, parameters):
             if known == "SAEConfig" and rest.startswith("."):
                 return f"{option} {rest[1:]}", ""
+            name = re.fullmatch(r"\['([^']*)'\]", rest)
+            if name is not None and _repeated(option, parameters):
+                return f"{option} {name[1]}", ""
             at_a_place = re.fullmatch(r"\[\d+\]", rest) and _repeated(option, parameters)
             return option, "" if at_a_place else rest
     argument = _ARGUMENT.fullmatch(where)

@@ -1,4 +1,4 @@
-"""How much a command says: `--quiet`, `--verbose` and `HF_MOTE_VERBOSITY`; progress bars in a terminal alone.
+"""How much a command says: `--quiet`, `--verbose`, `HF_MOTE_VERBOSITY`; progress: bars in a terminal, lines in a log.
 
 | level | results and errors | what begins | warnings | notes | details |
 | --- | --- | --- | --- | --- | --- |
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +24,24 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from hf_mote.commands.typed import takes, without_method
 from hf_mote.errors import UnknownNameError
 from hf_mote.processes import launched_as
+from hf_mote.progress import listen_to_progress
 from hf_mote.reports.markup import visible
 
-__all__ = ["LEVELS", "VARIABLE", "add_options", "forget", "listening", "quiet", "say", "settle_progress", "verbosity"]
+__all__ = [
+    "LEVELS",
+    "VARIABLE",
+    "add_options",
+    "duration",
+    "forget",
+    "listening",
+    "quiet",
+    "say",
+    "settle_progress",
+    "verbosity",
+]
 
 VARIABLE = "HF_MOTE_VERBOSITY"
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
@@ -36,24 +50,24 @@ _ASKED: ContextVar[str | None] = ContextVar("verbosity asked for", default=None)
 _HIDDEN: ContextVar[bool] = ContextVar("progress bars were hidden", default=False)
 
 
-# What a record says in Python, and what that is on the command line, where not every command takes it.
-_ARGUMENTS = {
-    "normalize=True": "--normalize where the command takes it",
-    "groups=[...], one key": "--group-field where the command takes it, a field with one key",
+# What a record advises in Python; where the command takes the option, the same is advised of that, else nothing.
+_ADVICE = {
+    "Divide by it: normalize=True.": "Divide by it: --normalize.",
+    "Give groups=[...], one key for each prompt, such as its subject.": (
+        "Give --group-field, a field with one key for each prompt, such as its subject."
+    ),
 }
 
 
 class _AsTyped(logging.Formatter):
-    """Records with options in the place of what Python calls them, and without the name of a method."""
+    """Records with the options of the command in the place of Python's arguments, and without a method's name."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        place, colon, rest = text.partition(": ")
-        if colon and place.isidentifier() | ("." in place and place.replace(".", "").isidentifier()):
-            text = rest[:1].upper() + rest[1:]
-        for argument, option in _ARGUMENTS.items():
-            text = text.replace(argument, option)
-        return text
+        text = without_method(record.getMessage())
+        for theirs, ours in _ADVICE.items():
+            (option,) = re.findall(r"--[a-z-]*[a-z]", ours)
+            text = text.replace(theirs, ours if takes(option) else "")
+        return text.rstrip()
 
 
 def _ask(level: str, wanted: bool) -> None:
@@ -150,6 +164,7 @@ def listening() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+        listen_to_progress(None)
         if _HIDDEN.get():
             _HIDDEN.set(False)
             from transformers.utils.logging import enable_progress_bar
@@ -160,10 +175,34 @@ def listening() -> Iterator[None]:
 def settle_progress() -> None:
     """Hide progress bars where stderr is no terminal, as a log file is none, or where nothing is to be said.
 
-    Called once transformers is imported; [`listening`] shows them again at its end.
+    A log file gets lines in their place. Called once transformers is imported; [`listening`] shows bars again at its
+    end.
     """
     from transformers.utils.logging import disable_progress_bar, is_progress_bar_enabled
 
     if (quiet() or not sys.stderr.isatty()) and is_progress_bar_enabled():
         disable_progress_bar()
         _HIDDEN.set(True)
+    if not quiet() and not sys.stderr.isatty():
+        listen_to_progress(_say_progress)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, with two digits.
+
+    Example:
+        ```python
+        from hf_mote.commands.verbosity import duration
+
+        assert [duration(s) for s in (0.034, 4.2, 90, 7500)] == ["0.034 s", "4.2 s", "90 s", "2.1 h"]
+        ```
+    """
+    if seconds >= 5400:
+        return f"{seconds / 3600:.2g} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def _say_progress(what: str, done: int, total: int, left: float) -> None:
+    say(f"{what}: {done:,} of {total:,}, about {duration(left)} left")

@@ -24,7 +24,6 @@ import transformers
 from accelerate.utils import align_module_device
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from hf_mote.errors import DataError, HFMoTEError, LivenessError, ModelMismatchError, UnsupportedError
 from hf_mote.evaluation.edit_checks import BIAS, COPIED, EDITS, TriedEdit, differs_from_copy
@@ -36,6 +35,7 @@ from hf_mote.generation.prompts import padded
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.patch import apply_mote
 from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.progress import progress_bar
 from hf_mote.routing.recording.record import record_routing
 from hf_mote.routing.router_hook import WeightProbe, attach_to_routers
 from hf_mote.routing.rules.selection import Routing
@@ -173,7 +173,7 @@ def check_model(
     with (
         torch.no_grad(),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        logging.tqdm(total=len(parts), desc="checking", disable=not progress, leave=False) as bar,
+        progress_bar(total=len(parts), desc="checking", disable=not progress) as bar,
     ):
         was_training = model.training
         model.eval()

@@ -31,6 +31,7 @@ from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.generation.responses import generate_responses
 from hf_mote.judges.judge import Judge, check_judge, labels_of
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.progress import progress_bar
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.runs.folder import RunFolder, digest_of
 from hf_mote.runs.identity import model_settings, plain
@@ -290,7 +291,7 @@ class RateMeasurement:
                 measured as well.
         """
         total = 1 + len(self._configs) * (1 + len(self._controls))
-        with logging.tqdm(total=total, desc="evaluating", disable=not progress, leave=False) as bar:
+        with progress_bar(total=total, desc="evaluating", disable=not progress) as bar:
             if self._by_usage:
                 before, counted = self._before_and_use()
                 self._controls = self._drawn(usage=counted)
@@ -351,7 +352,7 @@ class RateMeasurement:
         """Measure on other prompts, if there are any and the judge accepts them."""
         configs = [None, self._configs[0], *(control[0] for control in self._controls)] if prompts else []
         found: list[Measured] = []
-        shown = logging.tqdm(configs, desc="off target", disable=not (progress and configs), leave=False)
+        shown = progress_bar(configs, desc="off target", disable=not (progress and configs))
         for config in shown:
             responses, signs = self.respond(prompts, config)
             try:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from hf_mote.errors import DataError, is_finite, whole
 from hf_mote.evaluation.changes import Change, attached, with_fields
@@ -21,6 +20,7 @@ from hf_mote.generation.decoding import pad_token_of
 from hf_mote.generation.prompts import padded
 from hf_mote.generation.randomness import without_randomness
 from hf_mote.mote.config import CHOICES
+from hf_mote.progress import progress_bar
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.runs.folder import RunFolder
 
@@ -195,7 +195,7 @@ def measure_side_effects(
     with (
         handle,
         torch.no_grad(),
-        logging.tqdm(total=len(texts), desc="side effects", disable=not progress, leave=False) as bar,
+        progress_bar(total=len(texts), desc="side effects", disable=not progress) as bar,
     ):
         for number, start in enumerate(range(0, len(order), batch_size)):
             rows = [encoded[index] for index in order[start : start + batch_size]]

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import answer_text, answer_tokens, seeded
 from hf_mote.generation.prompts import padded
+from hf_mote.progress import progress_bar
 
 __all__ = ["batches_of", "generate_responses", "respond"]
 
@@ -74,7 +74,7 @@ def generate_responses(
     settings, seed = decoding.settings(chat.tokenizer), decoding.seed
     encoded = chat.encode(prompts)
     own = bool(settings["do_sample"]) and seed is not None
-    with logging.tqdm(total=len(prompts), desc=progress, disable=progress is None, leave=False) as bar:
+    with progress_bar(total=len(prompts), desc=progress, disable=progress is None) as bar:
         for number, positions in enumerate(batches_of(encoded, decoding.batch_size)):
             responses = None if known is None else known(number, positions)
             if responses is None:

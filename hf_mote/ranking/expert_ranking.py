@@ -38,6 +38,7 @@ __all__ = ["ExpertRanking", "RankedExpert"]
 
 _KIND = "expert_ranking"
 _OPTIONAL = ("low", "high", "p", "q")
+_OF_RESPONSES = ("attribution", "ablation")  # methods that hold two responses to a prompt against each other
 _UNITS = {
     "mean_difference": "tokens per prompt",
     "risk_difference": "of the tokens",
@@ -224,7 +225,22 @@ class ExpertRanking(Printable, Shareable):
             least_p=self.least_p,
             permutations=known.get("permutations"),
             compared=str(known.get("compared", prompts)),
+            remedy=self._remedy(),
         )
+
+    def _remedy(self) -> str:
+        """What is left to do where most experts differ, of what was not done."""
+        known = self.provenance
+        if self.method in _OF_RESPONSES:
+            return "Take two responses that differ in little but what is sought."
+        left = [
+            *(() if known.get("paired") else ("compare pairs of prompts on one topic",)),
+            *(() if "groups" in known else ("give the groups of prompts that belong together",)),
+        ]
+        if not left:
+            return "Write prompts of both classes that are alike in all but what is sought."
+        advice = ", or ".join(left)
+        return f"{advice[:1].upper()}{advice[1:]}."
 
     def top(self, n: int) -> list[tuple[int, int]]:
         """Return the `n` best experts as (layer, expert), best first.

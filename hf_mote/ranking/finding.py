@@ -40,6 +40,7 @@ def finding_of(
     least_p: float | None,
     permutations: object = None,
     compared: str = "so few prompts",
+    remedy: str = "",
 ) -> Finding:
     """Return what a ranking shows.
 
@@ -51,6 +52,7 @@ def finding_of(
         least_p (`float`, *optional*): Least p value that so many prompts and permutations could give.
         permutations (`object`, *optional*): Number of relabellings that p values rest on, if they were drawn.
         compared (`str`, *optional*): Description of the comparison: "8 against 9 prompts".
+        remedy (`str`, *optional*): What to do where so many experts differ that hardly any can be a cause.
     """
     if q is None or p is None:
         text = f"{score.numel():,} experts were ranked without p values, which cannot separate chance from effect."
@@ -63,8 +65,8 @@ def finding_of(
         if moved > MOST_MOVED * tested and tested >= LEAST_TESTED:
             text += (
                 f" With those that do so less, {moved:,} of all experts differ: so many do by topic, wording or "
-                "length, and hardly any is a cause. Compare pairs of prompts on one topic, or give their groups."
-            )
+                f"length, and hardly any is a cause. {remedy}"
+            ).rstrip()
         return Finding(text, found)
     if least_p is None:
         unknown = "whether any could have, the ranking does not say"

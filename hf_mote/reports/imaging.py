@@ -80,8 +80,10 @@ def imaging_verdict(found: Imaging) -> tuple[str, bool]:
         return f"Nothing was ranked. {found.failure}", False
     if found.ranking is None:
         all_of_them = "No response is" if name not in sizes else f"All {len(found.result.classes)} responses are"
-        others = ", ".join(f"{size} × {quoted(label)}" for label, size in sizes.items())
-        return f"Nothing to compare: {all_of_them} of class {quoted(name)} (there are {others}).", False
+        others = ", ".join(f"{size} of {quoted(label)}" for label, size in sizes.items())
+        there = "" if name in sizes else f"; there are {others}"
+        advice = "Look at the responses in the report, then change the prompts, the judge, or the class of interest."
+        return f"Nothing to compare: {all_of_them} of class {quoted(name)}{there}. {advice}", False
     verdict = ranking_verdict(found.ranking, relation=f"are used more by prompts of class {quoted(name)}")
     text = verdict.text
     confound = _confound(found)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_runs import REFUSAL, ran, run, said
 
 from hf_mote import TopKSAEConfig, TopKSAEModel, load_organism
 from hf_mote.cli import COMMANDS, SAE_COMMANDS, function_at
-from hf_mote.commands.plan import TimedJudge, amount, duration
+from hf_mote.commands.plan import TimedJudge, amount
+from hf_mote.commands.verbosity import duration
 from hf_mote.workflow.work import find_work
 
 TRAIN, HELD = "organism:refusal/train", "organism:refusal/heldout/sensitive"
@@ -37,7 +39,7 @@ def test_dry_run_of_ftri_says_prompts_tokens_memory_and_time(out: Path) -> None:
     assert "1 over all prompts: 1 to image" in text
     assert "responses 12, at most 60 tokens" in text
     assert f"result {amount(8 * 12 * 256)} of memory" in text
-    assert "for 3 x 4 responses, " in text
+    assert "for 3 x 4 responses to the longest prompts, " in text
     assert " to start and load; " in text
     assert " for pictures not in it following the tokens of texts, statistics and the page" in text
 
@@ -51,7 +53,7 @@ def test_dry_run_of_evaluate_counts_its_runs(out: Path, attribute_run: Path) -> 
     # Untouched, with the config, and with each control.
     assert "and 36 responses to other prompts" in text
     assert "responses 76, at most 380 tokens" in text
-    assert "for 19 x 4 responses, " in text
+    assert "for 19 x 4 responses to the longest prompts, " in text
 
 
 def test_dry_run_of_evaluate_counts_what_opposite_and_against_add(out: Path, attribute_run: Path) -> None:
@@ -90,13 +92,19 @@ def test_dry_run_of_a_complete_set_says_what_it_reckons_with(out: Path) -> None:
     assert "up to 18 forwards of all 6" in text
 
 
-def test_dry_run_of_sae_training_says_steps_and_size(out: Path) -> None:
-    words = ["sae", "train", "organism:refusal", "organism:refusal", "--tokens", 5000, "--batch", 100]
+def test_dry_run_of_sae_training_says_steps_and_size(out: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    words: list[Any] = ["sae", "train", "organism:refusal", "organism:refusal", "--tokens", 5000, "--batch", 100]
     text = plan(out, *words, "--architecture", "topk", "--latents", 64)
     assert "steps 50 " in text
     assert "64 latents" in text
     assert "for 12 x 4 steps, " in text
     assert "held-out tokens, " in text
+    assert "make one of" not in text
+    words[3] = tmp_path_factory.mktemp("text") / "text.txt"
+    words[3].write_text("A line of some words.\n" * 3000)
+    text = plan(out, *words, "--latents", 64)
+    assert "texts 16 from" in text
+    assert "1 held out; lines of a text file make one of 4,000 characters or more" in text
 
 
 def test_dry_run_against_a_server_is_refused(out: Path) -> None:
@@ -112,7 +120,7 @@ def test_dry_run_of_find_counts_trials_and_proof(out: Path) -> None:
     work = find_work(72, 0, num_controls=2, batch_size=24)
     others = [*work.compared, *work.sets * work.tried, *work.proof]
     assert f"and {sum(others):,} responses to other prompts" in text
-    assert f"for {3 + len(others)} x 24 responses, " in text
+    assert f"for {3 + len(others)} x 24 responses to the longest prompts, " in text
     assert "for 300 x a step of gates on 12 prompts, " in text
     assert "a trial without each expert of the best set" in text
 

@@ -79,8 +79,8 @@ def test_ftri_of_a_scope_without_tokens_names_it_and_keeps_what_it_saw(
     told = ["--scope", "thinking", "--thinking-tokens", "y,z"]
     failed = run(*command(tiny_folder, pairs, tmp_path / "out", *told))
     assert failed.exit_code == 1
-    assert "scope 'thinking' counted no token" in said(failed)
-    assert verdict_in(tmp_path / "out").startswith("Nothing was ranked. ")
+    assert said(failed).count("cope 'thinking' counted no token") == 1
+    assert verdict_in(tmp_path / "out").startswith("Nothing was ranked. Scope 'thinking' counted no token")
     assert len(FTRIResult.from_pretrained(tmp_path / "out" / "imaging").responses) == 10
 
 

@@ -39,7 +39,7 @@ def context_of(name: str) -> Any:
         ("evaluate", "MoTEConfig.strength", "--strengths"),
         ("evaluate", "evaluate_mote.num_controls", "--controls"),
         ("evaluate", "SAEReport.tokens", "SAEReport.tokens"),
-        ("ftri", "chat_template_kwargs['x']", "--template-arg['x']"),
+        ("ftri", "chat_template_kwargs['x']", "--template-arg x"),
         ("attribute", "OptimizedRanking.complete.run_folder", "--run-folder"),
         ("train", "sae train.run_folder", "--run-folder"),
         ("train", "TopKSAEConfig.k", "--k"),
@@ -71,6 +71,11 @@ def test_error_of_a_command_names_its_option(command: str, where: str, told: str
     [
         ("train", "Name the column by text_column.", "Name the column by --text-column."),
         ("steer", "Name the column by text_column.", "Name the column by text_column."),
+        (
+            "ftri",
+            "Look at tokenizer.chat_template.",
+            "Look at the tokenizer's, or at the file of --chat-template.",
+        ),
         (
             "top-tokens",
             "Set config.hookpoint, such as 'model.layers.10.output'.",

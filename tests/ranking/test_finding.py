@@ -51,6 +51,24 @@ def test_verdict_where_only_many_experts_together_could_be_found_says_how_many(s
         assert found.verdict.startswith(start)
 
 
+@pytest.mark.parametrize(
+    ("method", "known", "advice"),
+    [
+        ("ftri", {"paired": False}, "Compare pairs of prompts on one topic, or give the groups of prompts"),
+        ("ftri", {"paired": False, "groups": 9}, "Compare pairs of prompts on one topic."),
+        ("ftri", {"paired": True}, "Give the groups of prompts that belong together."),
+        ("ftri", {"paired": True, "groups": 9}, "Write prompts of both classes that are alike in all but what is"),
+        ("attribution", {}, "Take two responses that differ in little but what is sought."),
+        ("ablation", {"groups": 9}, "Take two responses that differ in little but what is sought."),
+    ],
+)
+def test_verdict_where_most_experts_differ_advises_what_was_not_done(method, known, advice):
+    found = dataclasses.replace(ranked(24, 24, clear=128), method=method, provenance=known)
+    said, _, advised = found.verdict.partition("hardly any is a cause. ")
+    assert said.startswith("128 of 256 experts stand out")
+    assert advised.startswith(advice)
+
+
 def test_verdict_where_permutations_are_too_few_names_them():
     found = ranked(24, 24, permutations=999)
     assert "but 999 permutations could not show less than" in found.verdict

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from hf_mote.deprecation import renamed_arguments
 from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import attach_gains
+from hf_mote.progress import progress_bar
 from hf_mote.ranking.causal.knockout import Knockout, Pair
 from hf_mote.ranking.causal.preference import LogitScore, Preference
 from hf_mote.ranking.expert_ranking import ExpertRanking
@@ -113,7 +113,7 @@ def ablate_experts(
     knockout.folder = preference.folder(run_folder)
     with (
         attach_gains(knockout.routed, knockout.gains),
-        logging.tqdm(total=len(tried) + 1, desc="ablating", disable=not progress, leave=False) as bar,
+        progress_bar(total=len(tried) + 1, desc="ablating", disable=not progress) as bar,
     ):
         whole = knockout.values([])
         bar.update()
@@ -150,7 +150,11 @@ def ablate_experts(
             "prompts": len(whole),
             "unit": preference.unit,
             "experts": len(tried),
-            **({} if grouped is None else {"compared": f"{max(grouped) + 1} groups of prompts"}),
+            **(
+                {}
+                if grouped is None
+                else {"groups": max(grouped) + 1, "compared": f"{max(grouped) + 1} groups of prompts"}
+            ),
             **({} if found.permutations is None else {"permutations": found.permutations}),
         },
         least_p=found.least_p,

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from hf_mote.deprecation import renamed_arguments
 from hf_mote.errors import UnsupportedError, real
 from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import Gains, attach_gains
+from hf_mote.progress import progress_bar
 from hf_mote.ranking.causal.preference import Block, LogitScore, Preference
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.routing.sites.routed_model import RoutedModel
@@ -162,8 +162,8 @@ def attribute_experts(
     with (
         attach_gains(routed, gains),
         torch.enable_grad(),
-        logging.tqdm(
-            total=preference.num_prompts * len(preference.sides), desc="attributing", disable=not progress, leave=False
+        progress_bar(
+            total=preference.num_prompts * len(preference.sides), desc="attributing", disable=not progress
         ) as bar,
     ):
         for side in preference.sides:
@@ -195,6 +195,10 @@ def attribute_experts(
             "prompts": preference.num_prompts,
             "unit": preference.unit,
             "gain": float(gain),
-            **({} if grouped is None else {"compared": f"{max(grouped) + 1} groups of prompts"}),
+            **(
+                {}
+                if grouped is None
+                else {"groups": max(grouped) + 1, "compared": f"{max(grouped) + 1} groups of prompts"}
+            ),
         },
     )

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from hf_mote.errors import ModelMismatchError, UnsupportedError
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.gains import attach_gains
 from hf_mote.mote.patch import attach_config
+from hf_mote.progress import progress_bar
 from hf_mote.ranking.causal.knockout import Knockout, Pair, name_of
 from hf_mote.ranking.causal.preference import Preference
 from hf_mote.runs.folder import RunFolder
@@ -89,7 +89,7 @@ def completions(
     check_against_model(MoTEConfig(fingerprint=fingerprint), growth.routed)
     steps: list[CompletionStep] = []
     total = len(suppress_modes) * max(1, max_experts - len(start) + 1)
-    with logging.tqdm(total=total, desc="completing", disable=not progress, leave=False) as bar:
+    with progress_bar(total=total, desc="completing", disable=not progress) as bar:
         for place, mode in enumerate(suppress_modes):
             try:
                 steps += growth.grown(mode, start, max_experts, bar.update)

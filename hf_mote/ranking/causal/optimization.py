@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError, UnsupportedError, real, whole
 from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import Gains, attach_gains
+from hf_mote.progress import progress_bar
 from hf_mote.ranking.causal.hard_concrete import ClosingGates
 from hf_mote.ranking.causal.knockout import Knockout, Pair, name_of
 from hf_mote.ranking.causal.optimized import OptimizedRanking, PathPoint
@@ -142,9 +142,7 @@ def optimize_experts(
     seeds = range(seed, seed + num_seeds)
     with (
         attach_gains(knockout.routed, knockout.gains),
-        logging.tqdm(
-            total=len(seeds) * len(prices) * steps, desc="optimizing", disable=not progress, leave=False
-        ) as bar,
+        progress_bar(total=len(seeds) * len(prices) * steps, desc="optimizing", disable=not progress) as bar,
     ):
         whole_score = float(knockout.values([]).mean())
         if whole_score <= goal:

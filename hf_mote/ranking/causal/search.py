@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from hf_mote.deprecation import renamed_arguments
 from hf_mote.errors import ConfigError, DataError, FileFormatError, first_line, real, whole
@@ -23,6 +22,7 @@ from hf_mote.hub import RESULT_LIMIT, Shareable, read_json, write_json
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.fields import checked_fingerprint
 from hf_mote.mote.gains import attach_gains
+from hf_mote.progress import progress_bar
 from hf_mote.ranking.causal.knockout import Knockout, Pair
 from hf_mote.ranking.causal.preference import LogitScore, Preference
 from hf_mote.version import __version__
@@ -218,7 +218,7 @@ def search_experts(
     evaluations = 0
     with (
         attach_gains(knockout.routed, knockout.gains),
-        logging.tqdm(total=allowed, desc="searching", disable=not progress, leave=False) as bar,
+        progress_bar(total=allowed, desc="searching", disable=not progress) as bar,
     ):
         scores = [float(knockout.values([]).mean())]
         while left and len(chosen) < max_experts and evaluations < allowed:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from hf_mote.errors import real, whole
 from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import attach_gains
+from hf_mote.progress import progress_bar
 from hf_mote.ranking.causal.knockout import Knockout, Pair
 from hf_mote.ranking.causal.preference import LogitScore, Preference
 from hf_mote.ranking.expert_ranking import ExpertRanking
@@ -118,7 +118,7 @@ def random_subsets(
     scores = np.zeros(num_subsets)
     with (
         attach_gains(knockout.routed, knockout.gains),
-        logging.tqdm(total=num_subsets, desc="random subsets", disable=not progress, leave=False) as bar,
+        progress_bar(total=num_subsets, desc="random subsets", disable=not progress) as bar,
     ):
         for subset in range(num_subsets):
             without: list[Pair] = [(int(row), int(expert)) for row, expert in np.argwhere(out[subset])]

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from hf_mote.errors import DataError, UnsupportedError
 from hf_mote.generation.chat import Prompt
@@ -16,6 +15,7 @@ from hf_mote.generation.prompts import prompt_text
 from hf_mote.generation.recording_engine import RecordingEngine
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge, classify
+from hf_mote.progress import progress_bar
 from hf_mote.ranking.imaging.collected import Collected
 from hf_mote.ranking.imaging.result import FTRIResult
 
@@ -64,7 +64,7 @@ def image_with_engine(
         )
     sampling = engine_sampling(settings)
     found = Collected(len(rows))
-    with logging.tqdm(total=len(rows), desc="imaging", disable=not progress, leave=False) as bar:
+    with progress_bar(total=len(rows), desc="imaging", disable=not progress) as bar:
         for start in range(0, len(rows), batch_size):
             here = [encoded[index] for index in rows[start : start + batch_size]]
             batch = engine.image(

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from hf_mote.errors import ConfigError, DataError, UnsupportedError, whole
 from hf_mote.generation.asking import Chat, Decoding
@@ -24,6 +23,7 @@ from hf_mote.generation.responses import batches_of, respond
 from hf_mote.hub import public_name
 from hf_mote.judges.judge import Judge, check_judge, classify
 from hf_mote.processes import gathered, place_among_processes
+from hf_mote.progress import progress_bar
 from hf_mote.ranking.imaging.collected import Collected
 from hf_mote.ranking.imaging.engine import image_with_engine
 from hf_mote.ranking.imaging.result import FTRIResult
@@ -192,11 +192,8 @@ def ftri(
             eos_token_id=settings.get("eos_token_id"),
             thinking_tokens=imaged_scope.thinking_tokens,
         ) as record,
-        logging.tqdm(
-            total=sum(len(batches[number]) for number in mine),
-            desc="imaging",
-            disable=not progress or process > 0,
-            leave=False,
+        progress_bar(
+            total=sum(len(batches[number]) for number in mine), desc="imaging", disable=not progress or process > 0
         ) as bar,
     ):
         record.token_filter = imaged_scope.only
