@@ -126,6 +126,7 @@ class NonInferiority:
         low (`float`): Lower end of the one-sided interval of the change.
         margin (`float`): The largest loss that would not matter, above 0; in the same unit.
         n (`int`): Of how many answers.
+        share (`bool`): Whether it is a share of answers that stay as they are, of which all count as such before.
     """
 
     what: str
@@ -134,6 +135,7 @@ class NonInferiority:
     low: float
     margin: float
     n: int
+    share: bool = False
 
     def __post_init__(self) -> None:
         numbers = (self.before, self.after, self.margin)
@@ -142,7 +144,8 @@ class NonInferiority:
             raise DataError(
                 "NonInferiority", "must hold rates, a margin above 0 and an interval", got=f"{numbers}, {self.low}"
             )
-        if not isinstance(self.n, int) or self.n < 1 or not isinstance(self.what, str):
+        typed = isinstance(self.n, int) and isinstance(self.what, str) and isinstance(self.share, bool)
+        if not typed or self.n < 1:
             raise DataError("NonInferiority", "must be a measurement", got=f"{self.what!r} of {self.n}")
 
     @property
@@ -150,10 +153,20 @@ class NonInferiority:
         """Whether the loss is surely below the margin."""
         return self.low > -self.margin
 
+    @property
+    def finding(self) -> str:
+        """What was measured and whether that is within the margin, without what it was measured of."""
+        if self.share:
+            measured = f"{_percent(self.after)} of {self.n}, at least {_percent(max(0.0, 1 + self.low))} of all such"
+            within = f"fewer than {_percent(self.margin)} change"
+        else:
+            change = f"a change of {self.low:.3g} or better"
+            measured = f"{self.before:.3g} before, {self.after:.3g} with the config, {change} (n = {self.n})"
+            within = f"it is not worse by the margin of {self.margin:g}"
+        return f"{measured}; so {within}" if self.shown else f"{measured}; it is not shown that {within}"
+
     def __str__(self) -> str:
-        said = "not worse" if self.shown else "not shown to be no worse"
-        change = f"{self.what} {self.before:.3g} to {self.after:.3g}, change at least {self.low:.3g}"
-        return f"{said} by the margin of {self.margin:g}: {change} (n = {self.n})"
+        return f"{self.what}: {self.finding}"
 
 
 def not_inferior(
@@ -208,7 +221,11 @@ def stays_the_same(what: str, same: Rate, margin: float) -> NonInferiority:
         margin (`float`): The largest share of others that would not matter, above 0.
     """
     real("stays_the_same.margin", margin, above=0)
-    return NonInferiority(what, 1.0, same.rate, same.low - 1.0, float(margin), same.n)
+    return NonInferiority(what, 1.0, same.rate, same.low - 1.0, float(margin), same.n, share=True)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
 
 
 def judged_quality(

@@ -203,7 +203,7 @@ def _side_effects(report: EvaluationReport) -> Html:
     if report.unrelated_unchanged is not None:
         kept = report.unrelated_unchanged
         rows.append(["unrelated answers that stay word for word", _kept(kept)])
-    rows += [[test.what, f"{test}"] for test in report.not_worse]
+    rows += [[f"{test.what}, held against a margin", test.finding] for test in report.not_worse]
     if report.selectivity is not None:
         rows.append(["on-target change beside off-target change", str(report.selectivity)])
     if report.turns_unchanged is not None:

@@ -61,7 +61,13 @@ def test_share_that_stays_is_tested_by_its_interval():
     assert stays_the_same("answers", Rate.of(100, 100), 0.1).shown
     assert not stays_the_same("answers", Rate.of(10, 10), 0.1).shown
     assert not stays_the_same("answers", Rate.of(90, 100), 0.1).shown
-    assert "not shown to be no worse by the margin of 0.1" in str(stays_the_same("answers", Rate.of(9, 10), 0.1))
+    assert str(stays_the_same("answers that stay", Rate.of(0, 48), 0.1)) == (
+        "answers that stay: 0% of 48, at least 0% of all such; it is not shown that fewer than 10% change"
+    )
+    assert not_inferior("quality", [8.0, 7.0] * 20, [8.0, 6.9] * 20, margin=0.5).finding == (
+        "7.5 before, 7.45 with the config, a change of -0.0635 or better (n = 40); "
+        "so it is not worse by the margin of 0.5"
+    )
 
 
 def test_quality_is_scored_or_compared():

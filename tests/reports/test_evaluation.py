@@ -69,7 +69,8 @@ def test_evaluation_page_says_what_is_no_text_and_what_changes_elsewhere() -> No
     )
     assert "Incoherent: 0.0% [0.0%, 16.1%] of the untouched model's responses and 75.0%" in page.one("effect").text
     sides = page.one("sides").text
-    assert "not worse by the margin of 0.1" in sides
+    assert "unrelated answers that stay word for word, held against a margin" in sides
+    assert "100% of 40, at least 91.2% of all such; so fewer than 10% change" in sides
     assert "selective: 25.0% on target, 2.5%" in sides
 
 

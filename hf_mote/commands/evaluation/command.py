@@ -254,7 +254,8 @@ def evaluate_command(
         for other in reports[1:]:
             tell(f"Against {against}: {other.verdict}")
         for test in reports[0].not_worse:
-            tell(f"Unrelated answers: {test}.")
+            said = str(test)
+            tell(f"{said[:1].upper()}{said[1:]}.")
         if both is not None:
             tell(f"Stimulated on the opposite prompts: {both.stimulated.verdict}\n\n{both.table}\n")
         if registered is not None:
