@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from hf_mote.commands.model import ORGANISM
 from hf_mote.commands.session import reporting, tell
 from hf_mote.errors import ConfigError, FileFormatError, UnknownNameError
 from hf_mote.folders import check_folder, replacing_folder
@@ -69,20 +70,28 @@ def init_command(
             raise UnknownNameError.of("--question", question, tuple(_EXAMPLES))
         if not model.strip():
             raise ConfigError("--model", "is empty", expected="a folder, a Hub id, or organism:NAME")
+        place = _place(model)
         check_folder(folder, str(folder))
         if folder.exists() and any(folder.iterdir()):
             raise FileFormatError(str(folder), "holds something already", fix="Give a new folder.")
         with replacing_folder(folder, str(folder), lambda _: ()) as made:
-            for name, text in _files(_place(model), question).items():
+            for name, text in _files(place, question).items():
                 (made / name).write_text(text, encoding="utf-8")
             (made / "run.sh").chmod(0o755)
+        if place == model and not model.startswith(ORGANISM):
+            tell(f"There is no folder {model} here: run.sh takes it for the id of a model on the Hub.")
         tell(f"Fill in {folder / 'prompts.jsonl'} and {folder / 'heldout.jsonl'}: 30 prompts of each kind or more.")
         tell(f"Then: cd {shlex.quote(str(folder))} && bash run.sh --dry-run, and bash run.sh")
 
 
 def _place(model: str) -> str:
     """The model as `run.sh` finds it, which runs in the folder that it lies in: a folder by its whole path."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
+    if Path(model).is_dir():
+        return str(Path(model).resolve())
+    if model.startswith((".", "/", "~", "\\")) or Path(model).is_absolute():
+        expected = "a folder that is there, a Hub id, or organism:NAME"
+        raise ConfigError("--model", "there is no such folder", got=model, expected=expected)
+    return model
 
 
 def _files(model: str, question: str) -> dict[str, str]:

@@ -196,7 +196,7 @@ def load_subject(
             repr(name),
             "no model can be loaded from there",
             got=_first_line(error),
-            fix=f"Give a folder with a config and weights, a Hub id, or {ORGANISM}NAME.",
+            fix=f"Give a folder with a config and weights, a Hub id, or {ORGANISM}NAME.{_online()}",
         ) from error
     except SafetensorError as error:
         fix = "Download or save the model again."
@@ -311,7 +311,8 @@ def served_subject(name: str, organisms: Organisms, *, revision: str | None, cha
         raise
     except OSError as error:
         what = "no tokenizer and config can be loaded from there"
-        raise UnknownNameError(repr(name), what, got=_first_line(error)) from error
+        fix = f"Give a folder with both, a Hub id, or {ORGANISM}NAME.{_online()}"
+        raise UnknownNameError(repr(name), what, got=_first_line(error), fix=fix) from error
     # As in `load_subject`.
     except Exception as error:
         got = f"{type(error).__name__}: {_first_line(error)}"
@@ -351,6 +352,14 @@ def _device(given: str | None) -> str:
         return str(process_state().device)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return "cpu" if accelerator is None else accelerator.type
+
+
+def _online() -> str:
+    """Say that the Hub was not asked, where the environment forbids it."""
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    return " HF_HUB_OFFLINE is set, so that the Hub was not asked: unset it to download." if offline else ""
 
 
 def _first_line(error: Exception) -> str:

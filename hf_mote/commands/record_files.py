@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO
 
 from hf_mote.errors import DataError, FileFormatError, HFMoTEError, first_line
 
-__all__ = ["Record", "check_unicode", "read_records"]
+__all__ = ["Record", "check_unicode", "json_fault", "read_records"]
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 MOST_IN_A_FIELD = 2**24  # characters of one CSV field; Python's own limit is shorter than some prompts
@@ -106,6 +106,19 @@ def _json_list(path: Path, text: str) -> Iterator[Record]:
         yield Record(where, _fields(where, entry))
 
 
+def json_fault(error: Exception) -> str:
+    """Return what is wrong with a JSON text, and where: with a line only in a text of several.
+
+    Args:
+        error (`Exception`): What `json.loads` raised.
+    """
+    if not isinstance(error, json.JSONDecodeError):
+        return first_line(error)
+    # Of a line of JSON lines the place has the number already.
+    line = f"line {error.lineno}, " if "\n" in error.doc else ""
+    return f"{error.msg} at {line}column {error.colno}"
+
+
 def _parsed(where: str, text: str) -> Any:
     def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -120,7 +133,7 @@ def _parsed(where: str, text: str) -> Any:
     except FileFormatError:
         raise
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(where, "must be valid JSON", got=first_line(error)) from error
+        raise FileFormatError(where, "must be valid JSON", got=json_fault(error)) from error
 
 
 def _fields(where: str, entry: object) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def resolve_hookpoints(model: nn.Module, names: str | Iterable[str], *, where: s
     for name in [names] if isinstance(names, str) else list(names):
         matches = _matches(name, modules)
         if not matches:
+            _check_number(where, name, modules)
             # Nearest among paths of like depth, so that a list of thousands stays readable.
             depth = name.count(".") + 1
             near = [path for path in modules if path.count(".") + 1 in (depth, depth - 1)]
@@ -157,6 +158,19 @@ def _like(pattern: str, modules: dict[str, nn.Module]) -> list[str]:
         return [pattern] if pattern in modules else []
     form = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
     return [path for path in modules if form.fullmatch(path)]
+
+
+def _check_number(where: str, name: str, modules: dict[str, nn.Module]) -> None:
+    """Raise for a number in a name that a list of modules, as that of the layers, does not have."""
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        above = ".".join(parts[:place])
+        if not part.isdigit() or above not in modules or f"{above}.{part}" in modules:
+            continue
+        numbers = [int(child) for child, _ in modules[above].named_children() if child.isdigit()]
+        if numbers:
+            expected = f"{above}.{min(numbers)} to {above}.{max(numbers)}"
+            raise UnknownNameError(where, "unknown name", got=repr(name), expected=expected)
 
 
 def _nearest(name: str, paths: list[str]) -> list[str]:

@@ -11,11 +11,12 @@ import peft
 import pytest
 import torch
 from command_runs import run, said
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from hf_mote.commands.model import Organisms, load_subject
+from hf_mote.commands.model import Organisms, load_subject, served_subject
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
 
 
@@ -36,6 +37,24 @@ def test_load_subject_what_cannot_be_loaded_is_said(tmp_path: Path, tiny_folder:
         load_subject(str(tiny_folder), Organisms(), dtype="float8")
     with pytest.raises(ConfigError, match="--device"):
         load_subject(str(tiny_folder), Organisms(), device="toaster")
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_model_that_is_not_here_names_the_switch_that_keeps_the_hub_from_being_asked(
+    offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise OSError("We couldn't connect")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("hf_mote.commands.model._config_of", missing)
+    with pytest.raises(UnknownNameError, match="no model can be loaded") as refused:
+        load_subject("somebody/nothing", Organisms())
+    assert ("HF_HUB_OFFLINE is set" in str(refused.value)) == offline
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", missing)
+    with pytest.raises(UnknownNameError, match="no tokenizer and config") as refused:
+        served_subject("somebody/nothing", Organisms(), revision=None, chat_template=None)
+    assert ("HF_HUB_OFFLINE is set" in str(refused.value)) == offline
 
 
 def test_load_subject_dense_model_is_refused_but_may_judge(tmp_path: Path) -> None:
@@ -90,7 +109,7 @@ def test_template_arguments_are_checked_before_weights_are_loaded(
         judge = ["--judge", "refusal"] if command == ["ftri"] else []
         for told, expected in (
             ([], "style is missing"),
-            (["--template-arg", "colour=1"], "--template-arg: the chat template does not read it"),
+            (["--template-arg", "colour=1"], "--template-arg colour: the chat template does not read it"),
         ):
             result = run(*command, *words, *judge, *told)
             assert result.exit_code == 1

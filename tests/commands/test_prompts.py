@@ -86,7 +86,8 @@ def test_read_prompts_limit_draws_from_each_class_and_keeps_the_order(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "text", "where"),
     [
-        ("a.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2: must be valid JSON"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2: must be valid JSON (got Expecting value at column 12)"),
+        ("a.json", '["a",\n"b" "c"]', "a.json: must be valid JSON (got Expecting ',' delimiter at line 2, column 5)"),
         ("a.jsonl", '{"prompt": "a"}\n3\n', "line 2: must be a record"),
         ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', "line 2: has no field 'prompt'"),
         ("a.jsonl", '{"prompt": ""}\n', "line 1, field 'prompt': no prompt"),

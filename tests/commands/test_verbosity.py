@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 from command_runs import QUICK, run, said
 from transformers.utils.logging import is_progress_bar_enabled
+from typer.main import get_command
 
-from hf_mote.commands.verbosity import VARIABLE, listening, settle_progress, verbosity
+from hf_mote import progress
+from hf_mote.cli import app
+from hf_mote.commands.typed import running
+from hf_mote.commands.verbosity import VARIABLE, _AsTyped, listening, settle_progress, verbosity
 
 FTRI = ["ftri", "organism:refusal", "organism:refusal/train", "--limit", 6, *QUICK, "--resamples", 19, "--output"]
 
@@ -29,9 +33,25 @@ def test_quiet_leaves_results_and_errors(tmp_path: Path) -> None:
 
 def test_warning_names_options_and_no_method(tmp_path: Path) -> None:
     text = " ".join(run(*FTRI, tmp_path / "a").stderr.split())
-    assert "Divide by it: --normalize where the command takes it." in text
+    assert "Divide by it: --normalize." in text
     assert "normalize=True" not in text
     assert "FTRIResult" not in text
+
+
+def test_warning_advises_no_option_that_the_command_lacks() -> None:
+    likeness = (
+        "FTRIResult.rank: 3 of 4 prompts are alike. Give groups=[...], one key for each prompt, such as its subject."
+    )
+    record = logging.LogRecord("hf_mote", logging.WARNING, __file__, 1, likeness, None, None)
+    seen = {}
+    for name in ("ftri", "demo"):
+        command = get_command(app).commands[name]  # type: ignore[attr-defined]
+        with running(command.make_context(name, ["organism:refusal"] * 2 if name == "ftri" else [])):
+            seen[name] = _AsTyped().format(record)
+    assert seen["demo"] == "3 of 4 prompts are alike."
+    assert seen["ftri"].endswith(
+        "alike. Give --group-field, a field with one key for each prompt, such as its subject."
+    )
 
 
 def test_log_gets_no_progress_bars_and_they_come_back(tmp_path: Path) -> None:
@@ -40,6 +60,16 @@ def test_log_gets_no_progress_bars_and_they_come_back(tmp_path: Path) -> None:
     assert "\r" not in result.stderr
     assert "%|" not in result.stderr
     assert is_progress_bar_enabled() == before
+
+
+def test_log_gets_lines_in_the_place_of_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "FIRST", 0.0)
+    quiet = run(*FTRI, tmp_path / "a", "--batch-size", 6, "--quiet")
+    assert quiet.stderr == ""
+    result = run(*FTRI, tmp_path / "b", "--batch-size", 6)
+    assert "… imaging: 6 of 18, about " in result.stderr
+    assert " left" in result.stderr
+    assert not isinstance(progress.progress_bar(total=1), progress._Told)
 
 
 def test_verbosity_is_taken_from_the_variable_and_an_option_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +117,22 @@ def test_script_finds_a_model_beside_its_folder(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "model").mkdir()
     assert run("init", "mine", "--model", "model").exit_code == 0
     assert f"MODEL={tmp_path / 'model'}" in (tmp_path / "mine" / "run.sh").read_text().splitlines()
+
+
+def test_init_says_what_a_model_that_is_no_folder_is_taken_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    taken = run("init", "mine", "--model", "granite")
+    assert taken.exit_code == 0
+    assert "There is no folder granite here: run.sh takes it for the id of a model on the Hub." in said(taken)
+    assert "MODEL=granite" in (tmp_path / "mine" / "run.sh").read_text().splitlines()
+    assert "run.sh takes it" not in said(run("init", "other"))
+    for model in ("./granite", str(tmp_path / "granite"), "~/granite"):
+        refused = run("init", "refused", "--model", model)
+        assert refused.exit_code == 1
+        assert "--model: there is no such folder" in said(refused)
+        assert not (tmp_path / "refused").exists()
 
 
 def test_script_goes_on_where_it_was_stopped(tmp_path: Path) -> None:

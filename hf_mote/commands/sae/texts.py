@@ -11,9 +11,10 @@ import typer
 
 from hf_mote.commands.datasets import dataset_records
 from hf_mote.commands.model import ORGANISM, Organisms
-from hf_mote.errors import ConfigError, DataError, first_line
+from hf_mote.commands.record_files import json_fault
+from hf_mote.errors import ConfigError, DataError
 
-__all__ = ["Text", "TextColumn", "read_texts"]
+__all__ = ["PIECE", "Text", "TextColumn", "read_texts"]
 
 Text: TypeAlias = Annotated[
     str,
@@ -23,7 +24,7 @@ Text: TypeAlias = Annotated[
 ]
 TextColumn: TypeAlias = Annotated[str, typer.Option(help="Column of a data set, or of JSON lines, that has the text.")]
 # Characters after which a text ends at its next line, so that some of a long one can be held out.
-_PIECE = 4000
+PIECE = 4000
 _TABLES = (".csv", ".tsv", ".json", ".parquet", ".xlsx")
 _SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl")
 
@@ -88,7 +89,7 @@ def _of_file(path: Path, column: str) -> list[Any]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}", "must be JSON", got=first_line(error)) from error
+            raise DataError(f"{path}:{number}", "must be JSON", got=json_fault(error)) from error
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}", "must be a JSON object", got=type(row).__name__)
         if not {column, "messages", "input_ids"} & row.keys():
@@ -107,7 +108,7 @@ def _pieces(text: str) -> list[str]:
     pieces, held = [], ""
     for line in text.splitlines(keepends=True):
         held += line
-        if len(held) >= _PIECE:
+        if len(held) >= PIECE:
             pieces.append(held)
             held = ""
     return [piece for piece in (*pieces, held) if piece.strip()]

@@ -19,11 +19,12 @@ from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject
+from hf_mote.commands.names import ARCHITECTURES
 from hf_mote.commands.plan import Timed, amount, plan_training, tokens_of
 from hf_mote.commands.plan import Work as Part
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.settings import Settings, wrong_architecture
-from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
+from hf_mote.commands.sae.texts import PIECE, Text, TextColumn, read_texts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.commands.verbosity import quiet
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, first_line
@@ -54,7 +55,7 @@ def train_command(
     model: o.Model,
     text: Text,
     output: Annotated[Path, typer.Option(help="Folder for the SAE.")],
-    architecture: Annotated[str, typer.Option(help="As in topk, batch_topk, relu, jumprelu.")] = "topk",
+    architecture: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")] = "topk",
     hookpoint: Annotated[
         str | None, typer.Option(help="Where activations are taken; by default the output of the middle layer.")
     ] = None,
@@ -132,7 +133,7 @@ def train_command(
                 _TIMED,
                 steps=max(tokens // batch, 1),
                 what={
-                    "texts": f"{len(kept):,} from {text}, {len(held_out):,} held out",
+                    "texts": f"{len(kept):,} from {text}, {len(held_out):,} held out{_cut(text)}",
                     "tokens": f"{tokens:,} to train on, {measured:,} to measure on, {batch:,} a step",
                     "SAE": f"{type(sae).__name__}, {sae.config.num_latents:,} latents, at {where}",
                     "result": f"{amount(size)} on disk; four times as much in memory while it trains",
@@ -193,6 +194,12 @@ def train_command(
         for name, value in report.rows():
             tell(f"{name}: {value}")
         tell(f"SAE, report and card: {output}")
+
+
+def _cut(source: str) -> str:
+    """Say what counts as a text, where lines of a file are put together."""
+    of_lines = Path(source).is_file() and Path(source).suffix != ".jsonl"
+    return f"; lines of a text file make one of {PIECE:,} characters or more" if of_lines else ""
 
 
 def held_out_of(source: str, texts: list[Any]) -> tuple[list[Any], list[Any]]:

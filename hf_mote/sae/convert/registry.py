@@ -85,12 +85,11 @@ def detect(folder: Path, file: str | None = None) -> tuple[Format, str]:
         _refuse_other_models(folder)
         if file is None:
             refuse_several(str(folder), below(folder))
-        wanted = "; ".join(f"{format.name}: {', '.join(format.files)}" for format in FORMATS.values())
         raise FileFormatError(
             str(folder if file is None else folder / file),
             "holds no weights of a sparse autoencoder",
             got=", ".join(sorted(names)[:12]) or "an empty or missing folder",
-            expected=f"the files of one format ({wanted})",
+            expected=f"{NATIVE.config} and {NATIVE.weights[0]}, or the files that hf-mote sae formats lists",
             fix="Name the folder, or the subfolder of the repository, that holds them.",
         )
     fitting = {name: found for name, found in candidates.items() if _fits(FORMATS[name], folder, found[0])}

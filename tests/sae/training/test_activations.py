@@ -197,7 +197,12 @@ def test_rows_of_messages_token_ids_and_texts_are_read() -> None:
     ("overrides", "error", "message"),
     [
         ({"hookpoints": "model.layer.1.output"}, UnknownNameError, "model.layers"),
-        ({"hookpoints": "model.layers.9.output"}, UnknownNameError, "hookpoints: unknown name"),
+        (
+            {"hookpoints": "model.layers.9.output"},
+            UnknownNameError,
+            r"hookpoints: unknown name .*expected model\.layers\.0 to model\.layers\.2",
+        ),
+        ({"hookpoints": "model.leyers.1.output"}, UnknownNameError, "hookpoints: unknown name"),
         ({"dataset": []}, DataError, "holds no batch of tokens"),
         ({"dataset": TEXTS[:1], "batch_size": 500}, DataError, "expected batch_size = 500 or more"),
         ({"dataset": [{"body": "text"}]}, DataError, "has no text in column 'text'"),
