@@ -64,8 +64,9 @@ def fields_at(edit: dict[str, Any], layers: list[int]) -> dict[str, Any]:
     for name in ("suppress", "stimulate"):
         if name in fields:
             fields[name] = [[layer, expert] for layer in layers for expert in edit[name]]
-    if "bias" in fields:
-        fields["bias"] = [[layer, expert, value] for layer in layers for expert, value in edit["bias"]]
+    for name in ("bias", "gain"):
+        if name in fields:
+            fields[name] = [[layer, expert, value] for layer in layers for expert, value in edit[name]]
     return fields
 
 

@@ -167,6 +167,7 @@ def _beside(folder: Path) -> Iterator[str]:
     from hf_mote.evaluation.report import EvaluationReport
     from hf_mote.maps.activation_map import ActivationMap
     from hf_mote.mote.config import MoTEConfig
+    from hf_mote.mote.fields import TARGETS
     from hf_mote.ranking.expert_ranking import ExpertRanking
 
     config, _ = _said(lambda: MoTEConfig.from_pretrained(folder))
@@ -182,8 +183,8 @@ def _beside(folder: Path) -> Iterator[str]:
             if mark != MARKS[0]:
                 yield f"says that it was not measured here, and holds {REPORT}"
             told, measured = config.to_dict(), report.config
-            for field in ("suppress", "stimulate", "bias", "suppress_mode", "scope", "strength", "fingerprint"):
-                if measured.get(field) != told[field]:
+            for field in (*TARGETS, "suppress_mode", "scope", "strength", "fingerprint"):
+                if measured.get(field) != told.get(field):
                     yield f"{REPORT}: was measured with another config: {field} differs"
             if report.prompts:
                 yield f"{REPORT}: holds prompts and responses; a push takes them out"

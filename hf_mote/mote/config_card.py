@@ -68,6 +68,7 @@ def config_card(
         (f"suppressed ({fields['suppress_mode']})", fields["suppress"]),
         (f"stimulated (weight {fields['stimulate_weight']})", fields["stimulate"]),
         (f"biased (on {fields['bias_on']})", fields["bias"]),
+        *([("multiplied (weight times value)", fields["gain"])] if "gain" in fields else []),
     )
     rows = "\n".join(f"| {what} | {len(entries)} | {_shown(entries)} |" for what, entries in targets)
     made = "\n".join(f"- {key}: {value}" for key, value in sorted(fields["provenance"].items())) or "- not stated"

@@ -12,10 +12,22 @@ from typing import Any
 from hf_mote.errors import ConfigError
 from hf_mote.routing.sites.fingerprint import SAMPLED
 
-__all__ = ["FLOAT32_MAX", "checked_fingerprint", "json_copy", "number", "pairs", "token_pair", "triples"]
+__all__ = [
+    "FLOAT32_MAX",
+    "TARGETS",
+    "checked_fingerprint",
+    "gain_at",
+    "json_copy",
+    "number",
+    "pairs",
+    "token_pair",
+    "triples",
+]
 
 _FINGERPRINT_KEYS = ("layers", "model_type", "num_experts", "router_sha256", "top_k")
 _MAX_PAIRS = 1_000_000
+TARGETS = ("suppress", "stimulate", "bias", "gain")
+"""Fields that name experts: lists of which each entry begins with layer and expert."""
 FLOAT32_MAX = 3.4028234663852886e38
 """Routing is computed in float32; a number beyond is infinite there."""
 
@@ -33,6 +45,11 @@ def triples(name: str, value: Any) -> list[list[Any]]:
     values = {(_index(name, a), _index(name, b)): number(name, v, "a finite value") for a, b, v in entries}
     ordered = _distinct(name, [(_index(name, a), _index(name, b)) for a, b, _ in entries])
     return [[layer, expert, values[layer, expert]] for layer, expert in ordered]
+
+
+def gain_at(value: float, strength: float) -> float:
+    """Return the factor that a gain is at a strength: 1 at 0, the gain itself at 1."""
+    return value if strength == 1 else 1.0 + strength * (value - 1.0)
 
 
 def _entries(name: str, value: Any, length: int, expected: str) -> list[Any]:

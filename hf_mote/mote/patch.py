@@ -14,6 +14,7 @@ from hf_mote.errors import ConfigError, UnsupportedError
 from hf_mote.hooks import Intervention, attach, stack_on
 from hf_mote.mote.checks import check_against_model, check_router
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.fields import gain_at
 from hf_mote.passes.forward import DecoderParticipant, Forward
 from hf_mote.routing.router_hook import RouterHook, RoutingEditor, attach_to_routers
 from hf_mote.routing.rules.edits import RoutingEdit
@@ -154,6 +155,7 @@ class _SiteEdit:
         self.thinking_tokens = (opens, closes)
         self.suppressed = {expert for layer, expert in config.suppress if layer == site.layer}
         self.stimulated = {expert for layer, expert in config.stimulate if layer == site.layer}
+        self.scaled = {expert for layer, expert, _ in config.gain if layer == site.layer}
         self.rerouted = config.suppress_mode == "reroute"
         self.edit = edit_of(config, site)
         self._on_device: dict[torch.device, RoutingEdit] = {}
@@ -273,7 +275,7 @@ def load_config(config: object) -> MoTEConfig:
 
 def targets_layer(config: MoTEConfig, layer: int) -> bool:
     """Return whether a config names an expert of a layer."""
-    return any(entry[0] == layer for entry in (*config.suppress, *config.stimulate, *config.bias))
+    return any(target == layer for target, _ in config.targets)
 
 
 def edit_of(config: MoTEConfig, site: RouterSite) -> RoutingEdit:
@@ -298,12 +300,18 @@ def edit_of(config: MoTEConfig, site: RouterSite) -> RoutingEdit:
             bias = torch.zeros(site.num_experts, dtype=torch.float32) if bias is None else bias
             bias[expert] = value * config.strength
     left = vector(1.0 - config.strength, config.suppress, 1.0)
+    gain = left if config.suppress_mode == "zero" else None
+    for layer, expert, value in config.gain:
+        factor = gain_at(value, config.strength)
+        if layer == site.layer and factor != 1:
+            gain = torch.ones(site.num_experts, dtype=torch.float32) if gain is None else gain
+            gain[expert] = factor
     forced = vector(1.0, config.stimulate, 0.0)
     weight = config.stimulate_weight
     return RoutingEdit(
         drop_share=left if config.suppress_mode == "drop" else None,
         keeps_all_or_nothing=config.strength == 1,
-        zero_share=left if config.suppress_mode == "zero" else None,
+        gain=gain,
         banned=left < 1 if config.suppress_mode == "reroute" and left is not None else None,
         forced=None if forced is None else forced.bool(),
         forced_to_max=forced.bool() if forced is not None and weight == "max" else None,
@@ -331,5 +339,6 @@ def _check_together(site: RouterSite, mine: _Editors) -> None:
                 site,
                 suppressed=set().union(*(p.suppressed for p in meeting)),
                 stimulated=set().union(*(p.stimulated for p in meeting)),
+                scaled=set().union(*(p.scaled for p in meeting)),
                 rerouted=any(p.rerouted for p in meeting),
             )

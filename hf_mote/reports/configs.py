@@ -34,6 +34,7 @@ def config_part(
         ("suppress", ["suppress_mode"]),
         ("stimulate", ["stimulate_weight"]),
         ("bias", ["bias_on"]),
+        ("gain", []),
     ):
         if config.get(name):
             fields = [name, *settings, *fields]

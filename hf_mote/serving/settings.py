@@ -25,13 +25,14 @@ KEY = "hf_mote"
 
 MODES: dict[str, tuple[str, ...]] = {
     "drop": ("drop_share",),
-    "zero": ("zero_share",),
+    "zero": ("gain",),
     "reroute": ("banned",),
     "stimulate": ("forced", "forced_gain"),
     "stimulate_max": ("forced", "forced_to_max", "forced_gain"),
     "stimulate_number": ("forced", "forced_weight", "forced_gain"),
     "bias_on_logits": ("logit_bias",),
     "bias_on_selection": ("selection_bias",),
+    "gain": ("gain",),
 }
 """What a profile may do, and the fields of a `RoutingEdit` that it takes."""
 
@@ -81,7 +82,8 @@ class Profile:
         if config.stimulate:
             weight = config.stimulate_weight
             found.add({"own": "stimulate", "max": "stimulate_max"}.get(str(weight), "stimulate_number"))
-        return found | ({f"bias_on_{config.bias_on}"} if config.bias else set())
+        found |= {f"bias_on_{config.bias_on}"} if config.bias else set()
+        return found | ({"gain"} if config.gain else set())
 
 
 @dataclass(frozen=True)

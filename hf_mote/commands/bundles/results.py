@@ -26,18 +26,22 @@ class Choosing:
     Attributes:
         suppress (`int`, *optional*): `--suppress`; so are the others, as [`config_of`] has them.
         stimulate (`int`, *optional*): See there.
+        multiply (`int`, *optional*): See there.
+        by (`float`, *optional*): See there.
         mode (`str`, *optional*, defaults to `"drop"`): See there.
         top (`int`, *optional*): How many experts are looked at closely.
     """
 
     suppress: o.Suppress = None
     stimulate: o.Stimulate = None
+    multiply: o.Multiply = None
+    by: o.By = None
     mode: o.Mode = "drop"
     top: o.Top = None
 
     def check(self) -> None:
         """Refuse what no config could be made of; see [`options.check_changes`]."""
-        o.check_changes(self.suppress, self.stimulate, self.mode)
+        o.check_changes(self.suppress, self.stimulate, self.mode, self.multiply, self.by)
 
     def check_experts(self, model: PreTrainedModel, **more: int | None) -> None:
         """Refuse numbers above the experts of a model; see [`options.check_experts`].
@@ -46,7 +50,8 @@ class Choosing:
             model (`PreTrainedModel`): The model.
             **more (`int`, *optional*): Further numbers by the name of their option.
         """
-        o.check_experts(model, suppress=self.suppress, stimulate=self.stimulate, top=self.top, **more)
+        changed = {"suppress": self.suppress, "stimulate": self.stimulate, "multiply": self.multiply}
+        o.check_experts(model, **changed, top=self.top, **more)
 
     def number(self, most: int) -> int:
         """Return how many experts are looked at closely.
@@ -54,7 +59,7 @@ class Choosing:
         Args:
             most (`int`): How many there are.
         """
-        return min(self.top or self.suppress or self.stimulate or 5, most)
+        return min(self.top or self.suppress or self.stimulate or self.multiply or 5, most)
 
     def config(self, ranking: ExpertRanking, *, base_model: str) -> MoTEConfig | None:
         """Return the config of the first experts, if one was asked for.
@@ -64,7 +69,13 @@ class Choosing:
             base_model (`str`): The model as it was given.
         """
         return config_of(
-            ranking, suppress=self.suppress, stimulate=self.stimulate, mode=self.mode, base_model=base_model
+            ranking,
+            suppress=self.suppress,
+            stimulate=self.stimulate,
+            multiply=self.multiply,
+            by=self.by,
+            mode=self.mode,
+            base_model=base_model,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,17 @@ def test_choosing_number_is_that_of_the_config_and_at_most_what_there_is() -> No
     assert Choosing(suppress=7, top=2).number(100) == 2
     with pytest.raises(ConfigError, match="--suppress, --stimulate"):
         Choosing(suppress=1, stimulate=1).check()
+    assert Choosing(multiply=6, by=2.0).number(100) == 6
+    Choosing(multiply=6, by=0.0).check()
+    with pytest.raises(ConfigError, match="--stimulate, --multiply: are both given"):
+        Choosing(stimulate=1, multiply=1, by=2.0).check()
+    with pytest.raises(ConfigError, match="--by: is missing"):
+        Choosing(multiply=1).check()
+    with pytest.raises(ConfigError, match="--multiply: is missing"):
+        Choosing(by=2.0).check()
+    for wrong in (-1.0, math.inf, math.nan, 1e39):
+        with pytest.raises(ConfigError, match="--by: "):
+            Choosing(multiply=1, by=wrong).check()
     with pytest.raises(UnknownNameError, match="--mode"):
         Choosing(mode="delete").check()
 
