@@ -254,6 +254,13 @@ By: TypeAlias = Annotated[
     float | None,
     typer.Option(min=0, help="With --multiply: the number; 0 takes the experts out, 2 doubles them."),
 ]
+Positions: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Let that config act at these tokens of each sequence alone, as in 0,1 or -1: from the first one on, or "
+        "from the last of the prompt back."
+    ),
+]
 Mode: TypeAlias = Annotated[
     str, typer.Option(help="How to suppress: drop, reroute or zero; see the documentation.", show_default=True)
 ]

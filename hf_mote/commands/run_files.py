@@ -75,6 +75,7 @@ def config_of(
     multiply: int | None = None,
     by: float | None = None,
     mode: str = "drop",
+    positions: list[int] | None = None,
     base_model: str | None = None,
     strength: float = 1.0,
 ) -> MoTEConfig | None:
@@ -87,6 +88,7 @@ def config_of(
         multiply (`int`, *optional*): How many to give a gain.
         by (`float`, *optional*): The gain.
         mode (`str`): As `MoTEConfig.suppress_mode`.
+        positions (`list[int]`, *optional*): As `MoTEConfig.positions`.
         base_model (`str`, *optional*): The model as it was given; of a folder, the config gets its own name alone.
         strength (`float`, *optional*, defaults to 1.0): The dose.
 
@@ -103,6 +105,7 @@ def config_of(
         multiply=multiply,
         by=by,
         suppress_mode=mode,
+        positions=positions,
         base_model=public_name(base_model),
         strength=strength,
     )

@@ -183,7 +183,7 @@ def _beside(folder: Path) -> Iterator[str]:
             if mark != MARKS[0]:
                 yield f"says that it was not measured here, and holds {REPORT}"
             told, measured = config.to_dict(), report.config
-            for field in (*TARGETS, "suppress_mode", "scope", "strength", "fingerprint"):
+            for field in (*TARGETS, "suppress_mode", "scope", "positions", "strength", "fingerprint"):
                 if measured.get(field) != told.get(field):
                     yield f"{REPORT}: was measured with another config: {field} differs"
             if report.prompts:

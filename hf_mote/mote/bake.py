@@ -66,7 +66,7 @@ def bake_mote(model: nn.Module, config: MoTEConfig | str, *, allow_other_weights
 
     Raises:
         [`UnsupportedError`]: if the config cannot be had by weights alone, with the reason: `"drop"`, stimulation,
-            scopes, and what the model's routers have no place for.
+            scopes, positions, and what the model's routers have no place for.
         [`ModelMismatchError`]: if the config does not fit the model.
         [`ConfigError`]: if the config changes nothing.
         [`RouterContractError`]: if a baked block does not do what the live one does.
@@ -127,6 +127,11 @@ def _check_bakeable(config: MoTEConfig) -> None:
             config.scope != "all",
             "weights are the same for every token",
             "Leave the scope at 'all', or apply it live.",
+        ),
+        "positions": (
+            config.positions is not None,
+            "weights are the same for every token",
+            "Leave positions out, or apply it live.",
         ),
         "drop": (
             bool(config.suppress) and config.suppress_mode == "drop",

@@ -29,6 +29,7 @@ from hf_mote.mote.fields import (
     number,
     pairs,
     token_pair,
+    token_positions,
     triples,
 )
 from hf_mote.printing import Printable, Summary, experts_in_words, frame_of
@@ -107,6 +108,10 @@ class MoTEConfig(Printable, Shareable):
             0 or more, and nothing else changes: 0 is what suppression by `"zero"` does, 1 nothing. An expert with a
             gain may have a bias too, but is neither suppressed nor stimulated. One with a gain below 1 keeps its place
             among the chosen, as a suppressed one does, when a stimulated expert needs one.
+        positions (`list[int]`, *optional*):
+            Act at these tokens of each sequence alone, by default at all that the scope has: 0, 1, ... from its first
+            token on, prompt and generated tokens alike; -1, -2, ... from the last token of the prompt back. Padding is
+            not counted. They go with the scopes `"all"` and `"prompt"`; under the latter no generated token is meant.
 
     Raises:
         [`ConfigError`]: if a field is malformed; the message names it.
@@ -139,6 +144,7 @@ class MoTEConfig(Printable, Shareable):
     provenance: dict[str, Any] = field(default_factory=dict)
     unverified: str | None = None
     gain: list[list[Any]] = field(default_factory=list)
+    positions: list[int] | None = None
 
     file_name: ClassVar[str] = "mote_config.json"
 
@@ -162,6 +168,11 @@ class MoTEConfig(Printable, Shareable):
                 expected="the ids of the tokens that open and close the thinking" if by_part else None,
                 fix='For example tokenizer.convert_tokens_to_ids(["<think>", "</think>"]).' if by_part else None,
             )
+        if self.positions is not None:
+            object.__setattr__(self, "positions", token_positions("positions", self.positions))
+            if self.scope not in ("all", "prompt"):
+                what = "go with the scopes 'all' and 'prompt', as they are counted from where the text begins"
+                raise ConfigError("MoTEConfig.positions", what, got=f"{self.positions} with scope {self.scope!r}")
         if self.stimulate_weight not in ("own", "max"):
             weight = number("stimulate_weight", self.stimulate_weight, "'own', 'max' or a number")
             if weight < 0:
@@ -337,6 +348,8 @@ class MoTEConfig(Printable, Shareable):
             if getattr(self, name)
         }
         facts["when"] = self.scope if self.thinking_tokens is None else f"{self.scope}, between {self.thinking_tokens}"
+        if self.positions is not None:
+            facts["when"] += f", at the positions {', '.join(map(str, self.positions))}"
         if self.strength != 1.0:
             facts["strength"] = f"{self.strength:g}"
         if self.base_model is not None:
@@ -353,7 +366,7 @@ class MoTEConfig(Printable, Shareable):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the versions that write them, JSON-native."""
         values = {f.name: json_copy(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)}
-        for name, unused in (("unverified", None), ("gain", [])):
+        for name, unused in (("unverified", None), ("gain", []), ("positions", None)):
             if values[name] == unused:  # so that earlier versions read all others
                 del values[name]
         return {

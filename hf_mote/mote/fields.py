@@ -21,11 +21,13 @@ __all__ = [
     "number",
     "pairs",
     "token_pair",
+    "token_positions",
     "triples",
 ]
 
 _FINGERPRINT_KEYS = ("layers", "model_type", "num_experts", "router_sha256", "top_k")
 _MAX_PAIRS = 1_000_000
+_MAX_POSITION = 2**31
 TARGETS = ("suppress", "stimulate", "bias", "gain")
 """Fields that name experts: lists of which each entry begins with layer and expert."""
 FLOAT32_MAX = 3.4028234663852886e38
@@ -99,6 +101,32 @@ def token_pair(name: str, value: Any) -> list[int]:
     if len(tokens) != 2 or tokens[0] == tokens[1]:
         raise ConfigError(f"MoTEConfig.{name}", "not two token ids", got=repr(value), expected="[opens, closes]")
     return [_index(name, token) for token in tokens]
+
+
+def token_positions(name: str, value: Any) -> list[int]:
+    """Return positions of tokens, sorted; refuses repeated and non-integer ones, and none at all."""
+    where = f"MoTEConfig.{name}"
+    expected = (
+        "a list of whole numbers, 0, 1, ... from the first token on, -1, -2, ... from the prompt's last one back"
+    )
+    entries = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else []
+    if not entries or len(entries) > _MAX_PAIRS:
+        got = repr(value)[:80] if not entries else f"{len(entries)} of them"
+        raise ConfigError(where, "are no positions", got=got, expected=expected)
+    found = []
+    for entry in entries:
+        try:
+            position = None if isinstance(entry, bool) else operator.index(entry)
+        except TypeError:
+            position = None
+        if position is None or not -_MAX_POSITION <= position < _MAX_POSITION:
+            raise ConfigError(where, "not a position", got=repr(entry)[:40], expected=expected)
+        found.append(position)
+    ordered = sorted(found)
+    for one, other in pairwise(ordered):
+        if one == other:
+            raise ConfigError(where, "the same position twice", got=one, fix="List it once.")
+    return ordered
 
 
 def checked_fingerprint(value: Any) -> dict[str, Any]:

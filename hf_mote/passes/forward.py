@@ -1,8 +1,8 @@
-"""`Forward`: what the rows of one forward pass are, prompt or generated, thinking or answer, token or padding."""
+"""`Forward`: what the rows of one forward pass are: prompt or generated, thinking or answer, padding, which place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +19,7 @@ __all__ = ["DecoderParticipant", "Forward", "Phase", "ThinkingPart", "all_of", "
 Phase = Literal["prompt", "generation"]
 ThinkingPart = Literal["thinking", "answer"]
 
+_UNSEEN = "a cache that was filled unseen, or whose sequences are others now"
 _UNCOMPILED = "Do not compile the model; generate takes disable_compile=True. Or use scope 'all'."
 
 
@@ -40,10 +41,13 @@ class Forward:
         packed (`str`, *optional*): What shows that a row holds several sequences, one after the other; `None` if
             nothing does.
         compiled (`bool`): Whether the pass is one of a graph that is being compiled.
+        recomputed (`bool`): Whether gradient checkpointing runs layers of a pass again, of which little is known.
         thinking (`dict`): For each pair of tokens that open and close the thinking, what each token belongs to,
             `(batch, length)`: 0 neither, 1 thinking, 2 answer.
         moved (`torch.Tensor`, *optional*): The row that each row's sequence was in, in the pass before, `(batch,)`, -1
             for none; `None` if none is known to have moved, as beams do.
+        places (`torch.Tensor`, *optional*): The place of each token in its sequence, counted from 0 without padding,
+            `(batch, length)`; `None` if nobody asked, or it is not known.
     """
 
     batch: int
@@ -58,8 +62,10 @@ class Forward:
     unread: str | None = None
     packed: str | None = None
     compiled: bool = False
+    recomputed: bool = False
     thinking: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     moved: Tensor | None = None
+    places: Tensor | None = None
 
     def check_rows(self, where: str) -> None:
         """Refuse a pass whose rows may not be the sequences that they are taken for.
@@ -96,7 +102,7 @@ class Forward:
                 fix=_UNCOMPILED
                 if self.compiled
                 else "Generate without prefill_chunk_size, assistant or prompt lookup, and without a cache from "
-                "before; or use scope 'all' and no record.",
+                "before; or use scope 'all', no positions and no record.",
             )
         if self.generation_from >= self.length:
             return ("prompt",)
@@ -136,11 +142,47 @@ class Forward:
             raise UnsupportedError(
                 "forward pass",
                 f"cannot tell which tokens are {part}",
-                got=got or "a cache that was filled unseen, or whose sequences are others now",
+                got=got or _UNSEEN,
                 expected="token ids, from the beginning of the text on",
                 fix=fix,
             )
         return (labels == (1 if part == "thinking" else 2)).reshape(-1)
+
+    def tokens_at(self, positions: Sequence[int]) -> Tensor:
+        """Return which rows are at some positions of their sequence, bool `(batch * length,)`; padding is at none.
+
+        Args:
+            positions (`Sequence[int]`): 0, 1, ... from the first token of the sequence on, prompt and generated tokens
+                alike; -1, -2, ... from the last token of the prompt back.
+
+        Raises:
+            [`UnsupportedError`]: if prompt and generation cannot be told apart, or the tokens before the pass cannot
+                be counted: in a compiled graph, in layers that gradient checkpointing runs again, on a cache that was
+                filled unseen, and if a row holds several sequences.
+        """
+        if self.places is None or self.packed is not None:
+            got, fix = self.unread or self.packed, "Give the whole text, one sequence to each row, padded."
+            if got is None and self.compiled:
+                got, fix = "a compiled graph, which cannot count what is in the cache", _UNCOMPILED
+            elif got is None and self.recomputed:
+                got = "layers that gradient checkpointing runs again"
+                fix = "Train without gradient checkpointing under a config with positions."
+            raise UnsupportedError(
+                "forward pass",
+                "cannot tell which position each token is at",
+                got=got or _UNSEEN,
+                expected="the whole text from its first token on, or one token after all that was read before",
+                fix=fix,
+            )
+        phases = self.phases
+        ahead, back = [at for at in positions if at >= 0], [at for at in positions if at < 0]
+        found = torch.isin(self.places, torch.tensor(ahead, dtype=torch.long, device=self.device))
+        if back and "prompt" in phases:
+            columns = torch.arange(self.length, device=self.device) < self.generation_from
+            prompt = columns.expand_as(self.places) if self.real is None else columns & self.real
+            from_end = self.places - prompt.sum(dim=1, keepdim=True)
+            found = found | (prompt & torch.isin(from_end, torch.tensor(back, device=self.device)))
+        return (found if self.real is None else found & self.real).reshape(-1)
 
     def countable(self, phase: Phase) -> Tensor | None:
         """Return which rows to count for a phase: real tokens, each once; `None` means all of them."""
@@ -224,6 +266,9 @@ class DecoderParticipant(Participant):
 
     needs_phases: bool = False
     """Whether it matters to it what is prompt and what is generated."""
+
+    needs_places: bool = False
+    """Whether it matters to it at which place of its sequence a token is."""
 
     why_silent: Callable[[str], str] | None = None
     """What says of a router that did not run, by its path, what can be seen of the reason."""

@@ -163,7 +163,8 @@ class RouterHook(SharedHook):
             "tokens go elsewhere where they have experts of their own",
             got=f"{rows} of {now.batch * now.length} tokens",
             expected="every token of the pass",
-            fix="Apply one config with scope 'all'; record, and tell phases or rows apart, on text alone.",
+            fix="Apply one config with scope 'all' and without positions; record, and tell phases or rows apart, on "
+            "text alone.",
         )
 
     def _check_numbers(self) -> None:

@@ -68,6 +68,14 @@ class Profile:
                 expected="scope 'all', 'prompt' or 'generation'",
                 fix="Apply it with apply_mote in transformers, or give it another scope.",
             )
+        if self.config.positions is not None:
+            raise UnsupportedError(
+                f"profile {self.name!r}",
+                "a profile acts on all tokens of its scope, and not at single positions",
+                got=f"positions {self.config.positions}",
+                expected="none",
+                fix="Apply it with apply_mote in transformers, or leave the positions out.",
+            )
         told = {**self.config.to_dict(), "hf_mote_version": None, "transformers_version": None}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         object.__setattr__(self, "digest", digest)

@@ -114,6 +114,7 @@ REFUSED = [
     ("mixtral", {"suppress_mode": "drop"}, "goes to the others"),
     ("deepseek_v3", {"suppress_mode": "drop", "strength": 0.5}, "goes to the others"),
     ("mixtral", {"suppress_mode": "zero", "scope": "generation"}, "the same for every token"),
+    ("mixtral", {"suppress_mode": "zero", "positions": [-1]}, "the same for every token.*Leave positions out"),
     ("deepseek_v3", {"stimulate": [[1, 2]]}, "no bias lifts it"),
     ("mixtral", {"bias_on": "logits"}, "a matrix without a bias"),
     ("mixtral", {"bias_on": "selection"}, "no selection bias"),

@@ -53,6 +53,13 @@ def fingerprints(draw: Any) -> dict[str, Any]:
     }
 
 
+positions = st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=5, unique=True)
+scopes = st.one_of(
+    st.fixed_dictionaries({"scope": st.sampled_from(["all", "prompt", "generation"])}),
+    st.fixed_dictionaries({"scope": st.sampled_from(["all", "prompt"]), "positions": positions}),
+)
+
+
 @st.composite
 def valid_fields(draw: Any) -> dict[str, Any]:
     targets = draw(st.lists(st.tuples(indices, indices), max_size=6, unique=True))
@@ -73,11 +80,11 @@ def valid_fields(draw: Any) -> dict[str, Any]:
         "suppress_mode": mode,
         "stimulate_weight": draw(st.sampled_from(["own", "max"]) | st.floats(0, 100) | st.integers(0, 9)),
         "bias_on": draw(st.sampled_from(["logits", "selection"])),
-        "scope": draw(st.sampled_from(["all", "prompt", "generation"])),
         "strength": draw(strength),
         "fingerprint": draw(st.none() | fingerprints()),
         "base_model": draw(st.none() | text),
         "provenance": draw(st.dictionaries(text, json_values, max_size=3)),
+        **draw(scopes),
         "gain": [(*pair, draw(st.floats(0, 2.0**120, width=32) | st.integers(0, 9))) for pair in gained],
     }
 
@@ -87,6 +94,7 @@ FULL: dict[str, Any] = MoTEConfig(
     stimulate=[[1, 4]],
     bias=[[2, 1, 0.5]],
     gain=[[2, 1, 2.5], [2, 7, 0.0]],
+    positions=[-1, 0],
     fingerprint={
         "model_type": "mixtral",
         "layers": [1, 2],
@@ -164,6 +172,10 @@ CORRUPTIONS: list[tuple[str, Any]] = [
     *[("bias", [[1, 2, v]]) for v in (float("nan"), float("inf"), "1", None, True, [1], 10**400)],
     *[("gain", value) for value in [*NOT_PAIRS, [[1, 7]], [[1, 7, 0.5], [1, 7, 0.5]], [[1, 2, 2.0]], [[1, 4, 2.0]]]],
     *[("gain", [[1, 7, v]]) for v in (float("nan"), float("inf"), "1", None, True, [1], 10**400, -0.5, -1)],
+    *[
+        ("positions", v)
+        for v in ([], "1", 1, {"1": 1}, [1.0], [True], [None], ["1"], [[1]], [1, 1], [2**31], [10**400])
+    ],
     *[("suppress_mode", v) for v in ("mask", "Drop", "", None, 1, True, ["drop"])],
     *[("bias_on", v) for v in ("weights", "", None, 0, ["logits"])],
     *[("scope", v) for v in ("everything", "", None, 0, ["all"])],
@@ -252,7 +264,7 @@ def test_mote_config_fields_that_contradict_each_other_are_refused(fields: dict[
         MoTEConfig(**fields)
 
 
-def test_mote_config_without_gains_is_written_as_before_there_were_any() -> None:
+def test_mote_config_without_gains_and_positions_is_written_as_before_there_were_any() -> None:
     data = MoTEConfig(suppress=[[1, 2]]).to_dict()
     assert list(data) == [
         *("schema_version", "hf_mote_version", "transformers_version", "suppress", "stimulate", "bias"),
@@ -260,6 +272,7 @@ def test_mote_config_without_gains_is_written_as_before_there_were_any() -> None
         *("base_model", "provenance"),
     ]
     assert MoTEConfig(gain=[[1, 2, 2]]).to_dict() == {**MoTEConfig().to_dict(), "gain": [[1, 2, 2.0]]}
+    assert MoTEConfig(positions=(3, -1)).to_dict() == {**MoTEConfig().to_dict(), "positions": [-1, 3]}
 
 
 def test_mote_config_gains_stand_on_the_card_and_in_print_and_table() -> None:
@@ -275,6 +288,14 @@ def test_mote_config_gains_stand_on_the_card_and_in_print_and_table() -> None:
     assert [(row["layer"], row["expert"], row["action"], row["value"]) for row in rows] == [
         *((1, 2, "bias", 0.5), (0, 3, "gain", 0.0), (1, 2, "gain", 2.5)),
     ]
+
+
+def test_mote_config_positions_stand_on_the_card_and_in_print() -> None:
+    config = MoTEConfig(suppress=[[1, 2]], positions=[3, -1], scope="prompt")
+    assert config.positions == [-1, 3]
+    assert "Scope: prompt, at the positions -1, 3. Strength" in config._card(CardNotes(), [])
+    assert "prompt, at the positions -1, 3" in repr(config)
+    assert "position" not in MoTEConfig(suppress=[[1, 2]])._card(CardNotes(), []) + repr(MoTEConfig(suppress=[[1, 2]]))
 
 
 def test_mote_config_strength_that_makes_a_gain_negative_is_refused_with_the_limit() -> None:

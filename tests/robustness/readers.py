@@ -62,6 +62,7 @@ def _config() -> MoTEConfig:
         stimulate=[[0, 1]],
         bias=[[0, 3, 0.5]],
         gain=[[0, 2, 1.5], [1, 3, 0.0]],
+        positions=[-1, 0, 7],
         stimulate_weight=0.5,
         fingerprint={
             "layers": [0, 1, 2],

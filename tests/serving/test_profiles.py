@@ -274,6 +274,7 @@ def test_front_a_name_that_is_loaded_anew_means_the_new_profile() -> None:
         ({"profiles": []}, ConfigError),
         ({"profiles": {"a b": MoTEConfig()}}, ConfigError),
         ({"profiles": {"a": MoTEConfig(scope="thinking", thinking_tokens=[1, 2])}}, UnsupportedError),
+        ({"profiles": {"a": MoTEConfig(suppress=[[1, 1]], positions=[-1])}}, UnsupportedError),
         ({"profiles": {"a": "/nowhere/at/all"}}, UnknownNameError),
         ({"max_profiles": 0}, ConfigError),
         ({"max_profiles": True}, ConfigError),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_mote.commands import options as o
 from hf_mote.commands.run_files import Work, check_output, config_of, writing_to
+from hf_mote.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,6 +29,7 @@ class Choosing:
         stimulate (`int`, *optional*): See there.
         multiply (`int`, *optional*): See there.
         by (`float`, *optional*): See there.
+        positions (`str`, *optional*): As `--positions` gives them.
         mode (`str`, *optional*, defaults to `"drop"`): See there.
         top (`int`, *optional*): How many experts are looked at closely.
     """
@@ -36,11 +38,16 @@ class Choosing:
     stimulate: o.Stimulate = None
     multiply: o.Multiply = None
     by: o.By = None
+    positions: o.Positions = None
     mode: o.Mode = "drop"
     top: o.Top = None
 
     def check(self) -> None:
         """Refuse what no config could be made of; see [`options.check_changes`]."""
+        changes = (self.suppress, self.stimulate, self.multiply)
+        if self._positions() is not None and all(number is None for number in changes):
+            fix = "Give --suppress, --stimulate or --multiply too, which write a config."
+            raise ConfigError("--positions", "belong to a config, and none is written", got=self.positions, fix=fix)
         o.check_changes(self.suppress, self.stimulate, self.mode, self.multiply, self.by)
 
     def check_experts(self, model: PreTrainedModel, **more: int | None) -> None:
@@ -75,8 +82,14 @@ class Choosing:
             multiply=self.multiply,
             by=self.by,
             mode=self.mode,
+            positions=self._positions(),
             base_model=base_model,
         )
+
+    def _positions(self) -> list[int] | None:
+        if self.positions is None:
+            return None
+        return [int(number) for number in o.numbers_in("--positions", self.positions, int)]
 
 
 @dataclasses.dataclass(frozen=True)
