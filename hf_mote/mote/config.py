@@ -169,7 +169,7 @@ class MoTEConfig(Printable, Shareable):
                 fix='For example tokenizer.convert_tokens_to_ids(["<think>", "</think>"]).' if by_part else None,
             )
         if self.positions is not None:
-            object.__setattr__(self, "positions", token_positions("positions", self.positions))
+            object.__setattr__(self, "positions", token_positions("MoTEConfig.positions", self.positions))
             if self.scope not in ("all", "prompt"):
                 what = "go with the scopes 'all' and 'prompt', as they are counted from where the text begins"
                 raise ConfigError("MoTEConfig.positions", what, got=f"{self.positions} with scope {self.scope!r}")

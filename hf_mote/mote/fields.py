@@ -103,9 +103,8 @@ def token_pair(name: str, value: Any) -> list[int]:
     return [_index(name, token) for token in tokens]
 
 
-def token_positions(name: str, value: Any) -> list[int]:
+def token_positions(where: str, value: Any) -> list[int]:
     """Return positions of tokens, sorted; refuses repeated and non-integer ones, and none at all."""
-    where = f"MoTEConfig.{name}"
     expected = (
         "a list of whole numbers, 0, 1, ... from the first token on, -1, -2, ... from the prompt's last one back"
     )

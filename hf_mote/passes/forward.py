@@ -14,7 +14,7 @@ from hf_mote.hooks import Participant, compiled_parts
 from hf_mote.passes.arguments import widest
 from hf_mote.passes.cached_text import ThinkingTokens
 
-__all__ = ["DecoderParticipant", "Forward", "Phase", "ThinkingPart", "all_of", "real_tokens", "why_stopped"]
+__all__ = ["DecoderParticipant", "Forward", "Phase", "ThinkingPart", "all_of", "are_at", "real_tokens", "why_stopped"]
 
 Phase = Literal["prompt", "generation"]
 ThinkingPart = Literal["thinking", "answer"]
@@ -175,13 +175,11 @@ class Forward:
                 fix=fix,
             )
         phases = self.phases
-        ahead, back = [at for at in positions if at >= 0], [at for at in positions if at < 0]
-        found = torch.isin(self.places, torch.tensor(ahead, dtype=torch.long, device=self.device))
-        if back and "prompt" in phases:
+        prompt = None
+        if "prompt" in phases:
             columns = torch.arange(self.length, device=self.device) < self.generation_from
             prompt = columns.expand_as(self.places) if self.real is None else columns & self.real
-            from_end = self.places - prompt.sum(dim=1, keepdim=True)
-            found = found | (prompt & torch.isin(from_end, torch.tensor(back, device=self.device)))
+        found = are_at(positions, self.places, prompt)
         return (found if self.real is None else found & self.real).reshape(-1)
 
     def countable(self, phase: Phase) -> Tensor | None:
@@ -191,6 +189,23 @@ class Forward:
         if self.first_new_column:
             new = (torch.arange(self.length, device=self.device) >= self.first_new_column).repeat(self.batch)
         return all_of(self.tokens_of(phase), real, new)
+
+
+def are_at(positions: Sequence[int], places: Tensor, prompt: Tensor | None) -> Tensor:
+    """Return which tokens are at some positions, bool `(batch, length)`; what is padding is left to the caller.
+
+    Args:
+        positions (`Sequence[int]`): As [`Forward.tokens_at`] has them.
+        places (`torch.Tensor` of shape `(batch, length)`, int64): The place of each token in its sequence, from 0.
+        prompt (`torch.Tensor` of shape `(batch, length)`, bool, *optional*): The tokens of the whole prompt; `None` if
+            the pass has none of them.
+    """
+    ahead, back = [at for at in positions if at >= 0], [at for at in positions if at < 0]
+    found = torch.isin(places, torch.tensor(ahead, dtype=torch.long, device=places.device))
+    if not back or prompt is None:
+        return found
+    from_end = places - prompt.sum(dim=1, keepdim=True)
+    return found | (prompt & torch.isin(from_end, torch.tensor(back, device=places.device)))
 
 
 def all_of(*masks: Tensor | None) -> Tensor | None:
