@@ -61,6 +61,8 @@ def _config() -> MoTEConfig:
         suppress=[[1, 2], [2, 0]],
         stimulate=[[0, 1]],
         bias=[[0, 3, 0.5]],
+        gain=[[0, 2, 1.5], [1, 3, 0.0]],
+        positions=[-1, 0, 7],
         stimulate_weight=0.5,
         fingerprint={
             "layers": [0, 1, 2],
