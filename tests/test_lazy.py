@@ -16,6 +16,7 @@ from hf_mote.cli import COMMANDS, SAE_COMMANDS, function_at
 from hf_mote.commands import names
 from hf_mote.errors import ConfigError, UnknownNameError
 from hf_mote.evaluation.controls import CONTROL_KINDS
+from hf_mote.links.latent_expert_map import METHODS
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.sae.announced import ANNOUNCED
 from hf_mote.sae.convert.registry import FORMATS
@@ -163,6 +164,7 @@ def test_names_that_the_command_line_shows_are_those_that_exist() -> None:
     assert tuple(FORMATS) == names.FORMATS
     assert tuple(name for name, format in FORMATS.items() if format.write) == names.WRITTEN_FORMATS
     assert CONTROL_KINDS == names.CONTROL_KINDS
+    assert METHODS == names.LINK_METHODS
     for mode in names.MODES:
         MoTEConfig(suppress_mode=mode)
     with pytest.raises((ConfigError, UnknownNameError), match="drop"):

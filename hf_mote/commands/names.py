@@ -5,7 +5,7 @@ Each list is repeated from the module that uses it; `tests/test_lazy.py` checks 
 
 from __future__ import annotations
 
-__all__ = ["CONTROL_KINDS", "FORMATS", "MODES", "SCORES", "WRITTEN_FORMATS"]
+__all__ = ["CONTROL_KINDS", "FORMATS", "LINK_METHODS", "MODES", "SCORES", "WRITTEN_FORMATS"]
 
 CONTROL_KINDS = ("layer", "usage")
 FORMATS = (
@@ -28,6 +28,7 @@ FORMATS = (
     "temporal",
     "hf_mote",
 )
+LINK_METHODS = ("weights", "intervention", "prediction")
 MODES = ("drop", "reroute", "zero")
 SCORES = ("mean_difference", "risk_difference", "log_odds", "npmi", "weight_difference")
 WRITTEN_FORMATS = ("saelens", "sparsify", "dictionary_learning", "circuit_tracer", "hf_mote")

@@ -52,6 +52,7 @@ _OPTIONS = {
     "evaluate_sae.run_folder": "--run-folder",
     "top_activations.run_folder": "--run-folder",
     "link_latents.run_folder": "--run-folder",
+    "link_latents.latents": "--latent",
     "adapt_to_sae.run_folder": "--run-folder",
     "sae train.run_folder": "--run-folder",
     "OptimizedRanking.complete.run_folder": "--run-folder",

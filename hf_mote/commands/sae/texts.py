@@ -54,7 +54,9 @@ def _settings(context: typer.Context, value: Path | None) -> Path | None:
             raise typer.BadParameter(error_text)
     for key, entry in given.items():
         parameter: Any = known[key]
-        right = isinstance(entry, list) if parameter.multiple else not isinstance(entry, list | dict)
+        if parameter.multiple and isinstance(entry, str | int | float):
+            given[key] = [entry]  # one value of an option that may be given several times
+        right = not isinstance(entry, dict if parameter.multiple else list | dict)
         if not right or (isinstance(entry, bool) and not parameter.is_flag):
             option, kind = key.replace("_", "-"), "a list" if parameter.multiple else "one value"
             raise typer.BadParameter(f"{value}: {option}: must be {kind} of its kind, not {str(entry)[:60]!r}")
