@@ -232,8 +232,9 @@ class LatentExpertMap(Shareable):
             raise DataError(f"{where}.num_tokens", "must be how many tokens were read", got=got, expected=expected)
         together = _checked(f"{where}.together", self.together, torch.int64, values.shape)
         chosen = _checked(f"{where}.chosen", self.chosen, torch.int64, values.shape[1:])
-        if bool((values.abs() > 1).any()):
-            raise DataError(f"{where}.values", "must be correlations", got=float(values.abs().max()), expected="-1..1")
+        least, most = (float(end) for end in values.aminmax())
+        if least < -1 or most > 1:
+            raise DataError(f"{where}.values", "must be correlations", got=f"{least:g}..{most:g}", expected="-1..1")
         for name, counts in (("tokens", self.tokens), ("chosen", chosen)):
             if bool(((counts < 0) | (counts > read)).any()):
                 got = f"{int(counts.min())}..{int(counts.max())}"

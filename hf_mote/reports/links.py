@@ -113,7 +113,7 @@ def latents_of_experts(maps: Sequence[LatentExpertMap], experts: Iterable[tuple[
         parts.append(tag("details", heading, body, open=not parts))
     if not parts:
         return tag("p", "None.", class_="faint")
-    return join([_key(maps), *parts])
+    return join([_key_part(maps), *parts])
 
 
 def latents_data(maps: Sequence[LatentExpertMap], experts: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def latents_data(maps: Sequence[LatentExpertMap], experts: Sequence[tuple[int, i
         for links, entry, some in zip(maps, entries, found, strict=True):
             if some:
                 entry["experts"][f"{layer}.{expert}"] = [[link.latent, *_cells(links, link)] for link in some]
-    return {"maps": entries, "experts": told, "all": told == len(experts)}
+    return {"maps": entries, "experts": told, "all": told == len(experts), "key": _key(maps)}
 
 
 def _of_expert(links: LatentExpertMap, layer: int, expert: int, n: int) -> list[LatentLink]:
@@ -175,12 +175,18 @@ def _meaning(links: LatentExpertMap) -> str:
     return f"{text}; SAE at {place}" if place else text
 
 
-def _key(maps: Sequence[LatentExpertMap]) -> Html | None:
+def _key(maps: Sequence[LatentExpertMap]) -> str:
+    """Return how to read the numbers of maps; perhaps nothing."""
     methods = [links.method for links in maps]
     text = f"{_COUNTED} A latent that predicts an expert need not drive it. " if "prediction" in methods else ""
     if "intervention" in methods:
         text += "Where an intervention takes a latent out, a number below 0 says that it drives the expert."
-    return tag("p", text.strip(), class_="key") if text else None
+    return text.strip()
+
+
+def _key_part(maps: Sequence[LatentExpertMap]) -> Html | None:
+    text = _key(maps)
+    return tag("p", text, class_="key") if text else None
 
 
 def _verdict(links: LatentExpertMap, strongest: Sequence[LatentLink]) -> str:
@@ -220,7 +226,7 @@ def _beside(maps: Sequence[LatentExpertMap], strongest: Sequence[Sequence[Latent
     headings = ["latent", "layer", "expert", *(links.method for links in maps)]
     caption = "The strongest links by any method; – where a method was not asked"
     made = table(caption, headings, rows, numeric=range(1, len(headings)), sortable=True)
-    return join([made, _key(maps)])
+    return join([made, _key_part(maps)])
 
 
 def _value(links: LatentExpertMap, latent: int, layer: int, expert: int) -> float | None:

@@ -485,7 +485,7 @@
       return [make("p", { class: "text" }, `${map.title}: ${map.note}`),
         make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": map.title },
           make("table", { class: "latents" }, make("thead", {}, make("tr", {}, heads)), make("tbody", {}, rows)))];
-    })];
+    }), ...(data.latents.key ? [make("p", { class: "faint" }, data.latents.key)] : [])];
   }
 
   function scoresPart(index) {

@@ -226,6 +226,9 @@ def test_browser_expert_has_its_latents(chromium: Browser, latents_run: Path, la
     assert "over 400 tokens; SAE at model.layers.2.output" in chromium.ask(
         "document.querySelector('#expert').innerText"
     )
+    assert "A latent that predicts an expert need not drive it." in chromium.ask(
+        "document.querySelector('#expert').innerText"
+    )
     chromium.ask(f"location.hash = '#expert-2.{number}'")
     chromium.until("document.querySelectorAll('#expert .latents').length === 2")
     assert chromium.ask("document.querySelector('#expert').innerText").count("Latents that") == 2
