@@ -33,6 +33,7 @@ __all__ = [
     "JudgeModel",
     "JudgeName",
     "JudgeURL",
+    "Latents",
     "Limit",
     "MaxNewTokens",
     "Mode",
@@ -262,6 +263,13 @@ Top: TypeAlias = Annotated[
 ]
 Traced: TypeAlias = Annotated[
     int, typer.Option(min=0, help="Texts of each class whose tokens are shown by routing weight; 0 for none.")
+]
+Latents: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Folder of a map of latents and experts that `hf-mote sae experts` wrote for this model: the page then "
+        "shows which latents predict or drive each expert. May be given several times.",
+    ),
 ]
 Suppress: TypeAlias = Annotated[
     int | None,
