@@ -280,17 +280,20 @@ Stimulate: TypeAlias = Annotated[
     typer.Option(min=1, help="Write the config that stimulates so many of the first experts; none by default."),
 ]
 Multiply: TypeAlias = Annotated[
-    int | None, typer.Option(min=1, help="Write the config that multiplies the weights of so many by --by.")
+    int | None,
+    typer.Option(min=1, help="Write the config that multiplies the weights of so many by --by; none by default."),
 ]
 By: TypeAlias = Annotated[
     float | None,
-    typer.Option(min=0, help="With --multiply: the number; 0 takes the experts out, 2 doubles them."),
+    typer.Option(
+        min=0, help="With --multiply: the number; 0 takes the experts out, 2 doubles them. It has no default."
+    ),
 ]
 Positions: TypeAlias = Annotated[
     str | None,
     typer.Option(
         help="Let that config act at these tokens of each sequence alone, as in 0,1 or -1: from the first one on, or "
-        "from the last of the prompt back."
+        "from the last of the prompt back. By default at all tokens of its scope."
     ),
 ]
 Mode: TypeAlias = Annotated[
