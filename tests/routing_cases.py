@@ -78,8 +78,9 @@ def fields_at(edit: dict[str, Any], layers: Sequence[int], top_k: int | None = N
     for name in ("suppress", "stimulate"):
         if name in fields:
             fields[name] = [[layer, expert] for layer in layers for expert in fields[name]]
-    if "bias" in fields:
-        fields["bias"] = [[layer, expert, value] for layer in layers for expert, value in fields["bias"]]
+    for name in ("bias", "gain"):
+        if name in fields:
+            fields[name] = [[layer, expert, value] for layer in layers for expert, value in fields[name]]
     return fields
 
 

@@ -86,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "workflow": _STOREYS | {"mote", "ranking", "evaluation", "statistics", "generation", "judges"},
     "sae": {"hooks", "passes", "files", "documents", "folders", "hub", "sharing", "plots", "runs"},
-    "links": _STOREYS | {"hooks", "passes", "maps", "sae", "runs", "hub", "sharing", "files"},
+    "links": _STOREYS | {"hooks", "passes", "maps", "mote", "sae", "runs", "hub", "sharing", "files"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps", "web"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},
     "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "links", "drawing", "files"},

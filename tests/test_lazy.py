@@ -16,6 +16,7 @@ from hf_mote.cli import COMMANDS, SAE_COMMANDS, function_at
 from hf_mote.commands import names
 from hf_mote.errors import ConfigError, UnknownNameError
 from hf_mote.evaluation.controls import CONTROL_KINDS
+from hf_mote.links.latent_expert_map import METHODS
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.sae.announced import ANNOUNCED
 from hf_mote.sae.configuration import SAEConfig
@@ -176,6 +177,7 @@ def test_names_that_the_command_line_shows_are_those_that_exist() -> None:
     for name, own in names.ARCHITECTURES.items():
         assert set(own) == set(fields[f"{name}_sae"]) - set(SAEConfig._own_fields())
     assert set(names.SAE_FIELDS) <= set(SAEConfig._own_fields())
+    assert METHODS == names.LINK_METHODS
     for mode in names.MODES:
         MoTEConfig(suppress_mode=mode)
     with pytest.raises((ConfigError, UnknownNameError), match="drop"):

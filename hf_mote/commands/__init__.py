@@ -5,7 +5,7 @@
   `serve.py`, `init.py`, `configs.py`, `validate.py` (with `config_problems.py`), `push.py`, and `sae/`.
 - What they take: `options.py`, `bundles/` (options that travel together), `names.py` (names shown in the help),
   `model.py`, `served.py` (`--server`), `prompts.py`, `conversations.py`, `record_files.py`, `datasets.py`,
-  `judge_specs.py`.
+  `judge_specs.py`, `latent_maps.py` (`--latents`).
 - What they do around their work: `session.py` (messages, errors), `typed.py` (what options they name),
   `verbosity.py` (how much of them), `plan.py` (`--dry-run`), `run_files.py` (the output folder), `token_routing.py`.
 

@@ -17,6 +17,7 @@ from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.evidence import Reading
 from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.bundles.results import Choosing, Writing
+from hf_mote.commands.latent_maps import check_latent_maps, latent_maps
 from hf_mote.commands.model import Organisms
 from hf_mote.commands.run_files import PAGE, finish, rows_of, save_config
 from hf_mote.commands.session import provenance_of, reporting, say, tell
@@ -87,6 +88,7 @@ def attribute_command(
     ] = False,
     choosing: Choosing,
     traced: o.Traced = 3,
+    latents: o.Latents = None,
     resamples: o.Resamples = RESAMPLES,
     seed: o.Seed = 0,
     reading: Reading,
@@ -130,8 +132,11 @@ def attribute_command(
         from hf_mote.ranking.causal.optimized import OptimizedRanking
         from hf_mote.reports.attribution import Attribution, attribution_verdict
         from hf_mote.reports.explorer import traced_experts
+        from hf_mote.routing.sites.routed_model import RoutedModel
 
+        maps = latent_maps(latents)
         subject = loading.subject(model, organisms, templating=templating, prompts=asked.prompts)
+        check_latent_maps(maps, RoutedModel(subject.model))
         choosing.check_experts(subject.model, shortlist=shortlist)
         if writing.dry_run:
             _plan(subject, asked, targets, baselines, method, shortlist, steps, shared, complete=complete)
@@ -177,8 +182,11 @@ def attribute_command(
                 texts=_texts(subject, asked, targets, baselines, followed, traced, chat),
                 traced=followed,
                 config=None if config is None else config.to_dict(),
+                latents=list(maps.values()),
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "method": method}
+            if maps:
+                more["latents"] = ", ".join(maps)
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(attribution_verdict(found)[0])
         tell(f"Report: {writing.output / PAGE}")

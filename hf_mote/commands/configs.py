@@ -36,4 +36,4 @@ def configs_command() -> None:
         tell(f"They lie in {root}. To apply one: apply_mote(model, NAME).")
 
 
-_VERBS = {"suppress": "suppressed", "stimulate": "stimulated", "bias": "biased"}
+_VERBS = {"suppress": "suppressed", "stimulate": "stimulated", "bias": "biased", "gain": "multiplied"}

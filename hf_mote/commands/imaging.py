@@ -15,6 +15,7 @@ from hf_mote.commands.bundles.evidence import Judging, Reading
 from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.bundles.results import Choosing, Writing
 from hf_mote.commands.judge_specs import target_of
+from hf_mote.commands.latent_maps import check_latent_maps, latent_maps
 from hf_mote.commands.model import Organisms
 from hf_mote.commands.names import SCORES
 from hf_mote.commands.run_files import PAGE, finish, rows_of, safe_name, save_config
@@ -68,6 +69,7 @@ def ftri_command(
     ] = False,
     choosing: Choosing,
     traced: o.Traced = 3,
+    latents: o.Latents = None,
     resamples: o.Resamples = 999,
     confidence: Annotated[float, typer.Option(min=0.01, max=0.999, help="Coverage of the intervals.")] = 0.95,
     seed: o.Seed = 0,
@@ -111,15 +113,17 @@ def ftri_command(
         from hf_mote.reports.explorer import traced_experts
         from hf_mote.reports.imaging import Imaging, imaging_verdict
         from hf_mote.routing.sites.discover import find_routers
+        from hf_mote.routing.sites.routed_model import RoutedModel
 
+        maps = latent_maps(latents)
         engine = None if server is None else connect(server)
         subject = (
             loading.subject(model, organisms, templating=templating, prompts=asked.prompts)
             if engine is None
             else loading.served(model, organisms, templating=templating)
         )
-        if engine is not None:
-            routed_there(subject, engine)
+        routed = RoutedModel(subject.model) if engine is None else routed_there(subject, engine)
+        check_latent_maps(maps, routed)
         choosing.check_experts(subject.model)
         shared: dict[str, Any] = {
             "scope": scope,
@@ -204,8 +208,11 @@ def ftri_command(
                 alike=result.alike(followed),
                 config=None if config is None else config.to_dict(),
                 predicted=None if first is None else _predicted(result, wanted, groups, seed),
+                latents=list(maps.values()),
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judging.named}
+            if maps:
+                more["latents"] = ", ".join(maps)
             if engine is not None:
                 more |= served_facts(engine)
             _write(folder, found, config, provenance_of(context, subject, seed, **more))

@@ -5,7 +5,16 @@ Each list is repeated from the module that uses it; `tests/test_lazy.py` checks 
 
 from __future__ import annotations
 
-__all__ = ["ARCHITECTURES", "CONTROL_KINDS", "FORMATS", "MODES", "SAE_FIELDS", "SCORES", "WRITTEN_FORMATS"]
+__all__ = [
+    "ARCHITECTURES",
+    "CONTROL_KINDS",
+    "FORMATS",
+    "LINK_METHODS",
+    "MODES",
+    "SAE_FIELDS",
+    "SCORES",
+    "WRITTEN_FORMATS",
+]
 
 _SPARSE = ("k", "scale_latents_by_decoder_norm", "aux_loss", "aux_k", "aux_coefficient")
 _ZIPFIAN = (*_SPARSE, "threshold_decay", "zipf_exponent", "zipf_offset", "aux_zipf_share", "density_window")
@@ -46,6 +55,7 @@ FORMATS = (
     "temporal",
     "hf_mote",
 )
+LINK_METHODS = ("weights", "intervention", "prediction")
 MODES = ("drop", "reroute", "zero")
 SCORES = ("mean_difference", "risk_difference", "log_odds", "npmi", "weight_difference")
 WRITTEN_FORMATS = ("saelens", "sparsify", "dictionary_learning", "circuit_tracer", "hf_mote")

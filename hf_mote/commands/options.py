@@ -11,7 +11,7 @@ import typer
 
 from hf_mote.commands.model import ATTENTIONS, DTYPES, QUANTIZATIONS
 from hf_mote.commands.names import MODES
-from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError
+from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError, real
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +33,7 @@ __all__ = [
     "JudgeModel",
     "JudgeName",
     "JudgeURL",
+    "Latents",
     "Limit",
     "MaxNewTokens",
     "Mode",
@@ -263,6 +264,13 @@ Top: TypeAlias = Annotated[
 Traced: TypeAlias = Annotated[
     int, typer.Option(min=0, help="Texts of each class whose tokens are shown by routing weight; 0 for none.")
 ]
+Latents: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Folder of a map of latents and experts that `hf-mote sae experts` wrote for this model: the page then "
+        "shows which latents predict or drive each expert. May be given several times.",
+    ),
+]
 Suppress: TypeAlias = Annotated[
     int | None,
     typer.Option(min=1, help="Write the config that suppresses so many of the first experts; none by default."),
@@ -270,6 +278,23 @@ Suppress: TypeAlias = Annotated[
 Stimulate: TypeAlias = Annotated[
     int | None,
     typer.Option(min=1, help="Write the config that stimulates so many of the first experts; none by default."),
+]
+Multiply: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=1, help="Write the config that multiplies the weights of so many by --by; none by default."),
+]
+By: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="With --multiply: the number; 0 takes the experts out, 2 doubles them. It has no default."
+    ),
+]
+Positions: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Let that config act at these tokens of each sequence alone, as in 0,1 or -1: from the first one on, or "
+        "from the last of the prompt back. By default at all tokens of its scope."
+    ),
 ]
 Mode: TypeAlias = Annotated[
     str, typer.Option(help="How to suppress: drop, reroute or zero; see the documentation.", show_default=True)
@@ -324,20 +349,34 @@ def check_experts(model: PreTrainedModel, **numbers: int | None) -> None:
             raise ConfigError(option, "asks for more experts than there are", got=number, expected=f"up to {there}")
 
 
-def check_changes(suppress: int | None, stimulate: int | None, mode: str) -> None:
+def check_changes(
+    suppress: int | None, stimulate: int | None, mode: str, multiply: int | None = None, by: float | None = None
+) -> None:
     """Refuse what no config could be made of, before the model has run.
 
     Args:
         suppress (`int`, *optional*): How many of the first experts to suppress.
         stimulate (`int`, *optional*): How many to stimulate instead.
         mode (`str`): As `MoTEConfig.suppress_mode`.
+        multiply (`int`, *optional*): How many to give a gain instead.
+        by (`float`, *optional*): The gain.
 
     Raises:
-        [`ConfigError`]: if both numbers are given.
+        [`ConfigError`]: if more than one number is given, or one of `multiply` and `by` without the other.
         [`UnknownNameError`]: if there is no such mode.
     """
-    if suppress is not None and stimulate is not None:
-        raise ConfigError("--suppress, --stimulate", "are both given", expected="one of the two, or neither")
+    counts = {"--suppress": suppress, "--stimulate": stimulate, "--multiply": multiply}
+    given = [option for option, number in counts.items() if number is not None]
+    if len(given) > 1:
+        what = "are both given" if len(given) == 2 else "are all given"
+        raise ConfigError(", ".join(given), what, expected="one of them, or none")
+    if (multiply is None) != (by is None):
+        missing = "--by" if by is None else "--multiply"
+        raise ConfigError(missing, "is missing: --multiply and --by go together", fix="As in --multiply 8 --by 2.")
+    if by is not None:
+        from hf_mote.mote.fields import FLOAT32_MAX
+
+        real("--by", by, least=0, most=FLOAT32_MAX)
     if mode not in MODES:
         raise UnknownNameError.of("--mode", mode, MODES)
 

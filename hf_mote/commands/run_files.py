@@ -72,7 +72,10 @@ def config_of(
     *,
     suppress: int | None = None,
     stimulate: int | None = None,
+    multiply: int | None = None,
+    by: float | None = None,
     mode: str = "drop",
+    positions: list[int] | None = None,
     base_model: str | None = None,
     strength: float = 1.0,
 ) -> MoTEConfig | None:
@@ -82,21 +85,27 @@ def config_of(
         ranking (`ExpertRanking`): The ranking.
         suppress (`int`, *optional*): How many to suppress.
         stimulate (`int`, *optional*): How many to stimulate.
+        multiply (`int`, *optional*): How many to give a gain.
+        by (`float`, *optional*): The gain.
         mode (`str`): As `MoTEConfig.suppress_mode`.
+        positions (`list[int]`, *optional*): As `MoTEConfig.positions`.
         base_model (`str`, *optional*): The model as it was given; of a folder, the config gets its own name alone.
         strength (`float`, *optional*, defaults to 1.0): The dose.
 
     Raises:
-        [`ConfigError`]: if both are given, or the mode is unknown.
+        [`ConfigError`]: if several are given, or the mode is unknown.
     """
-    if suppress is None and stimulate is None:
+    if suppress is None and stimulate is None and multiply is None:
         return None
     from hf_mote.hub import public_name
 
     return ranking.to_config(
         suppress=suppress,
         stimulate=stimulate,
+        multiply=multiply,
+        by=by,
         suppress_mode=mode,
+        positions=positions,
         base_model=public_name(base_model),
         strength=strength,
     )

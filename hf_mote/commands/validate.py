@@ -174,6 +174,7 @@ def _beside(folder: Path, read: Reading) -> Iterator[str]:
         return
     from hf_mote.evaluation.report import EvaluationReport
     from hf_mote.maps.activation_map import ActivationMap
+    from hf_mote.mote.fields import TARGETS
     from hf_mote.ranking.expert_ranking import ExpertRanking
 
     mark = config.provenance.get("status")
@@ -186,8 +187,8 @@ def _beside(folder: Path, read: Reading) -> Iterator[str]:
             if mark in MARKS[1:]:
                 yield f"{CONFIG}: says that it was not measured here, and there is {REPORT}"
             told, measured = config.to_dict(), report.config
-            for field in ("suppress", "stimulate", "bias", "suppress_mode", "scope", "strength", "fingerprint"):
-                if field not in read.left_out and measured.get(field) != told[field]:
+            for field in (*TARGETS, "suppress_mode", "scope", "positions", "strength", "fingerprint"):
+                if field not in read.left_out and measured.get(field) != told.get(field):
                     yield f"{REPORT}: was measured with another config: {field} differs"
             if report.prompts:
                 yield f"{REPORT}: holds prompts and responses; a push takes them out"

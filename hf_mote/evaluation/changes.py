@@ -152,7 +152,7 @@ def with_fields(change: Change, **fields: Any) -> Change:
 def units_of(change: Change) -> set[tuple[int, int]]:
     """Return the experts that a change targets, as (layer, expert), or its latents, as (0, latent)."""
     if isinstance(change, MoTEConfig):
-        return {(layer, expert) for layer, expert, *_ in (*change.suppress, *change.stimulate, *change.bias)}
+        return set(change.targets)
     return {(0, latent) for latent in change.roles()}
 
 

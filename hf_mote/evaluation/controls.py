@@ -22,6 +22,7 @@ from torch import Tensor
 from hf_mote.errors import ConfigError, ModelMismatchError
 from hf_mote.mote.checks import check_router
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.fields import TARGETS
 from hf_mote.routing.sites.site import RouterSite
 
 __all__ = ["CONTROL_KINDS", "random_controls", "random_latents"]
@@ -54,7 +55,7 @@ def random_controls(
 
     A control gives every expert that any of the configs targets another one of its pool, and applies the same exchange
     to all configs: those of settings that share experts also share the controls' experts. An expert's part in each
-    config (suppressed, stimulated, biased by how much) goes to one other expert.
+    config (suppressed, stimulated, biased or multiplied by how much) goes to one other expert.
 
     As long as every pool holds enough experts (`N` experts of which `k` are targets, and `N // k` is above `num`), no
     two controls share an expert, and none has one of the configs' own. Otherwise controls are drawn from all sets of
@@ -174,7 +175,7 @@ def _roles(configs: Sequence[MoTEConfig]) -> dict[_Pair, Hashable]:
     """Return what each targeted expert does in each config."""
     roles: dict[_Pair, list[Any]] = {}
     for index, config in enumerate(configs):
-        for name in ("suppress", "stimulate", "bias"):
+        for name in TARGETS:
             for layer, expert, *value in getattr(config, name):
                 roles.setdefault((layer, expert), []).append((index, name, *value))
     return {pair: tuple(roles[pair]) for pair in sorted(roles)}
@@ -278,8 +279,7 @@ def _arrangements(pool: _Pool, roles: Mapping[_Pair, Hashable]) -> Iterator[_Swa
 
 def _swapped(config: MoTEConfig, swap: _Swap) -> MoTEConfig:
     changed: dict[str, Any] = {
-        name: [[*swap[entry[0], entry[1]], *entry[2:]] for entry in getattr(config, name)]
-        for name in ("suppress", "stimulate", "bias")
+        name: [[*swap[entry[0], entry[1]], *entry[2:]] for entry in getattr(config, name)] for name in TARGETS
     }
     return dataclasses.replace(config, **changed)
 

@@ -47,6 +47,13 @@ def _holds_zero(tried: TriedEdit) -> str | None:
     return None if same else "weights are not the router's own with the expert's at 0"
 
 
+def _holds_gain(tried: TriedEdit) -> str | None:
+    hit = tried.native.indices == tried.expert
+    wanted = torch.where(hit, tried.native.weights.float() * GAIN, tried.native.weights.float())
+    same = torch.equal(tried.edited.indices, tried.native.indices) and tried.close(tried.edited.weights, wanted)
+    return None if same else f"weights are not the router's own with the expert's times {GAIN}"
+
+
 def _holds_drop(tried: TriedEdit) -> str | None:
     weights = tried.native.weights.double()
     left = weights.masked_fill(tried.native.indices == tried.expert, 0)
@@ -107,7 +114,7 @@ def _holds_bias_on_selection(tried: TriedEdit) -> str | None:
     return _holds_stimulate(tried) if tried.site.selection.num_groups == 1 else None
 
 
-NUMBER, BIAS = 0.25, 1.5
+NUMBER, BIAS, GAIN = 0.25, 1.5, 1.5
 EDITS: dict[str, tuple[Callable[[int, int], dict[str, Any]], Callable[[TriedEdit], str | None]]] = {
     "drop": (lambda layer, e: {"suppress": [[layer, e]]}, _holds_drop),
     "zero": (lambda layer, e: {"suppress": [[layer, e]], "suppress_mode": "zero"}, _holds_zero),
@@ -126,6 +133,7 @@ EDITS: dict[str, tuple[Callable[[int, int], dict[str, Any]], Callable[[TriedEdit
         lambda layer, e: {"bias": [[layer, e, 1e4]], "bias_on": "selection"},
         _holds_bias_on_selection,
     ),
+    "gain": (lambda layer, e: {"gain": [[layer, e, GAIN]]}, _holds_gain),
 }
 
 

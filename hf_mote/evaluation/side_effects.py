@@ -19,7 +19,7 @@ from hf_mote.evaluation.changes import Change, attached, with_fields
 from hf_mote.generation.decoding import pad_token_of
 from hf_mote.generation.prompts import padded
 from hf_mote.generation.randomness import without_randomness
-from hf_mote.mote.config import CHOICES
+from hf_mote.mote.config import CHOICES, MoTEConfig
 from hf_mote.progress import progress_bar
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.runs.folder import RunFolder
@@ -104,7 +104,8 @@ def side_effects(
 
     To the model a plain text is all prompt. A config with scope `"generation"`, `"thinking"` or `"answer"` would not
     change it, so it is measured with scope `"all"`: its effect on generated text, with all of the text before it
-    changed, too. `SideEffects.scope` is the scope that was used.
+    changed, too. `SideEffects.scope` is the scope that was used. A config with negative positions is measured at all
+    tokens likewise, as no prompt ends in a plain text.
 
     Args:
         model (`PreTrainedModel`): The language model; left as it is.
@@ -220,9 +221,13 @@ def measure_side_effects(
 def on_plain_text(config: Change) -> Change:
     """Return the config to measure on plain text; one that would change nothing there gets scope "all".
 
+    Positions that are counted from the end of the prompt are left out: none ends in a plain text.
+
     Args:
         config (`MoTEConfig` or [`LatentChange`]): What to measure.
     """
+    if isinstance(config, MoTEConfig) and config.positions is not None and config.positions[0] < 0:
+        config = with_fields(config, positions=None)
     return with_fields(config, scope="all", thinking_tokens=None) if config.scope in _NOT_IN_PLAIN_TEXT else config
 
 

@@ -1,26 +1,29 @@
-"""`LatentExpertMap`: a table of the effect of each latent of an SAE on each (layer, expert)."""
+"""`LatentExpertMap`: a table of the effect of each latent of an SAE on each (layer, expert), or of its prediction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_mote.errors import DataError, FileFormatError, HFMoTEError, UnknownNameError, one_of, whole
+from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError, UnknownNameError, one_of, whole
 from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.maps.grid import check_layers, row_of
+from hf_mote.mote.fields import checked_fingerprint
 
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["METHODS", "LatentExpertMap", "LatentLink"]
+__all__ = ["METHODS", "LatentExpertMap", "LatentLink", "LatentPrediction"]
 
-METHODS = ("weights", "intervention")
+METHODS = ("weights", "intervention", "prediction")
 _KIND = "latent_expert_map"
+_MOST_TOKENS = 2**53  # whole numbers beyond are not told apart as floats
 
 
 class LatentLink(NamedTuple):
@@ -32,21 +35,49 @@ class LatentLink(NamedTuple):
     value: float
 
 
+class LatentPrediction(NamedTuple):
+    """How well a latent tells on which tokens of a text an expert is chosen.
+
+    Attributes:
+        correlation (`float`): Of its activation with the choice, -1 to 1, as in [`LatentExpertMap`].
+        precision (`float`, *optional*):
+            Share of the tokens with the latent on which the expert is chosen; `None` if no token has it.
+        recall (`float`, *optional*):
+            Share of the tokens with the expert that have the latent; `None` if no token has the expert.
+        base_rate (`float`): Share of all tokens on which the expert is chosen.
+        lift (`float`, *optional*): Precision over base rate; `None` if either is missing or 0 over 0.
+    """
+
+    correlation: float
+    precision: float | None
+    recall: float | None
+    base_rate: float
+    lift: float | None
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class LatentExpertMap(Shareable):
-    """The effect of each latent on each expert.
+    """The effect of each latent on each expert, or how well it predicts that the expert is chosen.
 
     Args:
         values (`torch.Tensor` of shape `(latents, layers, experts)`, float64, CPU):
             By method `"weights"`: what a unit of the latent adds to the expert's router logit, less the mean over the
             layer's experts, because experts compete with each other. By `"intervention"`: how much more
-            often the expert is chosen, for each token that the latent is changed on. 0 where a layer has no such
-            expert.
+            often the expert is chosen, for each token that the latent is changed on. By `"prediction"`: correlation
+            of the latent's activation with whether the expert is chosen, -1 to 1, over tokens. 0 where a layer has no
+            such expert.
         latents (`tuple[int, ...]`): Latent of each row.
         layers (`tuple[int, ...]`): Absolute decoder layers, ascending.
-        method (`str`): `"weights"` or `"intervention"`.
-        tokens (`torch.Tensor` of shape `(latents,)`, int64): Tokens that each latent was changed on; 0 by weights.
+        method (`str`): `"weights"`, `"intervention"` or `"prediction"`.
+        tokens (`torch.Tensor` of shape `(latents,)`, int64):
+            Tokens that each latent was changed on; by prediction tokens that it is active on; 0 by weights.
         provenance (`dict[str, str | int | float]`, *optional*): Where it comes from: model, SAE, edit.
+        fingerprint (`dict`, *optional*): The model's, as [`MoTEConfig.for_model`] stamps it.
+        together (`torch.Tensor` of shape `(latents, layers, experts)`, int64, CPU, *optional*):
+            By prediction alone: tokens on which the latent is active and the expert chosen.
+        chosen (`torch.Tensor` of shape `(layers, experts)`, int64, CPU, *optional*):
+            By prediction alone: tokens on which the expert is chosen.
+        num_tokens (`int`, *optional*): By prediction alone: tokens that were read.
 
     Raises:
         [`DataError`]: if shapes or dtypes do not fit, or a number is not finite.
@@ -70,6 +101,10 @@ class LatentExpertMap(Shareable):
     method: str
     tokens: Tensor
     provenance: dict[str, str | int | float] = field(default_factory=dict)
+    fingerprint: dict[str, Any] | None = None
+    together: Tensor | None = None
+    chosen: Tensor | None = None
+    num_tokens: int | None = None
 
     file_name: ClassVar[str] = "latent_expert_map.safetensors"
 
@@ -83,10 +118,7 @@ class LatentExpertMap(Shareable):
             raise DataError(f"{where}.latents", "must be latents", got=repr(latents)[:60], expected="each once")
         object.__setattr__(self, "latents", latents)
         for name, dims, dtype in (("values", 3, torch.float64), ("tokens", 1, torch.int64)):
-            tensor = getattr(self, name)
-            if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tensor.device.type != "cpu":
-                got = getattr(tensor, "dtype", type(tensor).__name__)
-                raise DataError(f"{where}.{name}", "wrong type", got=got, expected=f"{dtype} on the CPU")
+            tensor = _checked(f"{where}.{name}", getattr(self, name), dtype)
             if tensor.ndim != dims or len(tensor) != len(latents):
                 got, expected = tuple(tensor.shape), f"{dims} dimensions, the first of {len(latents)}"
                 raise DataError(f"{where}.{name}", "wrong shape", got=got, expected=expected)
@@ -97,6 +129,9 @@ class LatentExpertMap(Shareable):
         if bool((self.tokens < 0).any()):
             raise DataError(f"{where}.tokens", "are below 0", got=int(self.tokens.min()))
         object.__setattr__(self, "provenance", dict(self.provenance))
+        if self.fingerprint is not None:
+            object.__setattr__(self, "fingerprint", checked_fingerprint(self.fingerprint))
+        self._check_counts(where)
 
     def at(self, latent: int, layer: int, expert: int) -> float:
         """Return the effect of a latent on an expert.
@@ -107,56 +142,133 @@ class LatentExpertMap(Shareable):
         row = row_of("LatentExpertMap.at", self.layers, self.values.shape[2], layer, expert)
         return float(self.values[self._place(latent), row, expert])
 
+    def prediction(self, latent: int, layer: int, expert: int) -> LatentPrediction:
+        """Return how well a latent tells on which tokens an expert is chosen.
+
+        Raises:
+            [`UnknownNameError`]: if there is no such latent, layer or expert.
+            [`ConfigError`]: if the map is not by prediction.
+
+        Example:
+
+        ```python
+        import torch
+        from hf_mote import LatentExpertMap
+
+        links = LatentExpertMap(
+            torch.tensor([[[0.5]]], dtype=torch.float64), latents=(7,), layers=(2,), method="prediction",
+            tokens=torch.tensor([20]), together=torch.tensor([[[15]]]), chosen=torch.tensor([[30]]), num_tokens=100,
+        )
+        found = links.prediction(7, 2, 0)
+        assert (found.precision, found.recall, found.base_rate, found.lift) == (0.75, 0.5, 0.3, 2.5)
+        ```
+        """
+        row = row_of("LatentExpertMap.prediction", self.layers, self.values.shape[2], layer, expert)
+        place = self._place(latent)
+        if self.together is None or self.chosen is None or self.num_tokens is None:
+            fix = "Take link_latents(..., method='prediction')."
+            raise ConfigError("LatentExpertMap.prediction", "is not known of this map", got=self.method, fix=fix)
+        both, chosen = int(self.together[place, row, expert]), int(self.chosen[row, expert])
+        active = int(self.tokens[place])
+        return LatentPrediction(
+            correlation=float(self.values[place, row, expert]),
+            precision=both / active if active else None,
+            recall=both / chosen if chosen else None,
+            base_rate=chosen / self.num_tokens,
+            lift=both * self.num_tokens / (active * chosen) if active and chosen else None,
+        )
+
     def top(self, n: int) -> list[LatentLink]:
         """Return the `n` strongest links of either sign, strongest first; all if there are fewer.
 
         Args:
             n (`int`): How many, 0 or more.
         """
-        return self._strongest(n, range(len(self.latents)), range(len(self.layers)), range(self.values.shape[2]))
+        return self._strongest(n)
 
     def for_latent(self, latent: int, n: int = 10) -> list[LatentLink]:
-        """Return the experts that a latent drives most, for or against, strongest first.
+        """Return the experts that a latent drives or predicts most, for or against, strongest first.
 
         Raises:
             [`UnknownNameError`]: if there is no such latent.
         """
         place = self._place(latent)
-        return self._strongest(n, [place], range(len(self.layers)), range(self.values.shape[2]))
+        return self._strongest(n, latent=place)
 
     def for_expert(self, layer: int, expert: int, n: int = 10) -> list[LatentLink]:
-        """Return the latents that drive an expert most, for or against, strongest first.
+        """Return the latents that drive or predict an expert most, for or against, strongest first.
 
         Raises:
             [`UnknownNameError`]: if there is no such layer or expert.
         """
         row = row_of("LatentExpertMap.for_expert", self.layers, self.values.shape[2], layer, expert)
-        return self._strongest(n, range(len(self.latents)), [row], [expert])
+        return self._strongest(n, row=row, expert=expert)
 
     def __repr__(self) -> str:
         latents, layers, experts = self.values.shape
         return f"LatentExpertMap({latents} latents x {layers} layers x {experts} experts, by {self.method})"
 
     def _place(self, latent: int) -> int:
-        if latent not in self.latents:
+        if latent not in self._places:
             known = ", ".join(map(str, self.latents[:12])) + (", ..." if len(self.latents) > 12 else "")
             raise UnknownNameError("LatentExpertMap", f"latent {latent} is not here", got=latent, expected=known)
-        return self.latents.index(latent)
+        return self._places[latent]
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {latent: place for place, latent in enumerate(self.latents)}
+
+    def _check_counts(self, where: str) -> None:
+        """Raise [`DataError`] unless a prediction has counts that can be, and another map none."""
+        if self.method != "prediction":
+            for name in ("together", "chosen", "num_tokens"):
+                if getattr(self, name) is not None:
+                    what = "belongs to a map by prediction"
+                    raise DataError(f"{where}.{name}", what, got=self.method, fix="Leave it out.")
+            return
+        values, read = self.values, self.num_tokens
+        if isinstance(read, bool) or not isinstance(read, int) or not 1 <= read < _MOST_TOKENS:
+            got, expected = repr(read)[:60], "1 or more"
+            raise DataError(f"{where}.num_tokens", "must be how many tokens were read", got=got, expected=expected)
+        together = _checked(f"{where}.together", self.together, torch.int64, values.shape)
+        chosen = _checked(f"{where}.chosen", self.chosen, torch.int64, values.shape[1:])
+        least, most = (float(end) for end in values.aminmax())
+        if least < -1 or most > 1:
+            raise DataError(f"{where}.values", "must be correlations", got=f"{least:g}..{most:g}", expected="-1..1")
+        for name, counts in (("tokens", self.tokens), ("chosen", chosen)):
+            if bool(((counts < 0) | (counts > read)).any()):
+                got = f"{int(counts.min())}..{int(counts.max())}"
+                raise DataError(f"{where}.{name}", "must be of the tokens read", got=got, expected=f"0..{read}")
+        if bool(((together < 0) | (together > self.tokens[:, None, None]) | (together > chosen)).any()):
+            expected = "0 to the tokens of the latent, and to those of the expert"
+            raise DataError(f"{where}.together", "must be tokens of both", expected=expected)
 
     def _strongest(
-        self, n: int, latents: Sequence[int], rows: Sequence[int], experts: Sequence[int]
+        self, n: int, *, latent: int | None = None, row: int | None = None, expert: int | None = None
     ) -> list[LatentLink]:
+        """The strongest links of one latent, of one expert, or of all."""
         whole("LatentExpertMap.n", n)
-        part = self.values[list(latents)][:, list(rows)][:, :, list(experts)]
-        order = part.abs().flatten().argsort(descending=True, stable=True)[:n].tolist()
+        wanted = tuple(slice(None) if one is None else slice(one, one + 1) for one in (latent, row, expert))
+        part = self.values[wanted]
+        sizes = part.flatten().abs()
+        if not n:
+            return []
+        # Only what can be among them is sorted: a map may hold a hundred million links.
+        least = float(sizes.topk(min(n, len(sizes))).values[-1])
+        places = (sizes >= least if least > 0 else sizes > 0).nonzero().squeeze(1)
+        order = places[sizes[places].argsort(descending=True, stable=True)][:n].tolist()
         found = []
         for index in order:
-            latent, rest = divmod(index, part.shape[1] * part.shape[2])
-            row, expert = divmod(rest, part.shape[2])
-            value = float(part[latent, row, expert])
-            if value == 0:
-                break
-            found.append(LatentLink(self.latents[latents[latent]], self.layers[rows[row]], experts[expert], value))
+            at_latent, rest = divmod(index, part.shape[1] * part.shape[2])
+            at_row, at_expert = divmod(rest, part.shape[2])
+            found.append(
+                LatentLink(
+                    self.latents[at_latent + (latent or 0)],
+                    self.layers[at_row + (row or 0)],
+                    at_expert + (expert or 0),
+                    float(part[at_latent, at_row, at_expert]),
+                )
+            )
         return found
 
     def _to_file(self, path: Path) -> None:
@@ -166,7 +278,10 @@ class LatentExpertMap(Shareable):
             "latents": torch.tensor(self.latents, dtype=torch.int64),
             "layers": torch.tensor(self.layers, dtype=torch.int64),
         }
-        write_tensors(path, tensors, {"kind": _KIND, "method": self.method, "provenance": self.provenance})
+        counts = {"together": self.together, "chosen": self.chosen}
+        tensors |= {name: tensor for name, tensor in counts.items() if tensor is not None}
+        known = {name: getattr(self, name) for name in ("method", "provenance", "fingerprint", "num_tokens")}
+        write_tensors(path, tensors, {"kind": _KIND, **known})
 
     @classmethod
     def _from_file(cls, path: Path) -> Self:
@@ -179,8 +294,22 @@ class LatentExpertMap(Shareable):
                 method=metadata["method"],
                 tokens=tensors["tokens"],
                 provenance=metadata["provenance"],
+                # Earlier files lack what follows.
+                fingerprint=metadata.get("fingerprint"),
+                together=tensors.get("together"),
+                chosen=tensors.get("chosen"),
+                num_tokens=metadata.get("num_tokens"),
             )
         except KeyError as error:
             raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
         except (HFMoTEError, TypeError, ValueError) as error:
             raise FileFormatError(str(path), "must hold such a map", got=str(error).rstrip(".")) from error
+
+
+def _checked(where: str, tensor: object, dtype: torch.dtype, shape: Sequence[int] | None = None) -> Tensor:
+    if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tensor.device.type != "cpu":
+        got = getattr(tensor, "dtype", type(tensor).__name__)
+        raise DataError(where, "wrong type", got=got, expected=f"{dtype} on the CPU")
+    if shape is not None and tensor.shape != shape:
+        raise DataError(where, "wrong shape", got=tuple(tensor.shape), expected=tuple(shape))
+    return tensor

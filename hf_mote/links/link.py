@@ -1,8 +1,9 @@
-"""`link_latents`: which latents of an SAE drive which experts, by the router's weights or by intervention.
+"""`link_latents`: which latents of an SAE drive which experts, by the router's weights or by intervention, or predict.
 
 By weights: an SAE of a router's input contributes to the router's logits directly, its dictionary row times the
 router's weight. By intervention: a latent is changed while the model runs, and the changes of the chosen experts are
-counted in every later layer.
+counted in every later layer. By prediction nothing is changed: `prediction.py` compares latents
+with the chosen experts.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from transformers.utils import logging
 from hf_mote.errors import ConfigError, DataError, UnsupportedError, one_of, whole
 from hf_mote.hub import public_name
 from hf_mote.links.latent_expert_map import METHODS, LatentExpertMap
+from hf_mote.links.prediction import by_prediction, check_size
 from hf_mote.routing.recording.record import record_routing
-from hf_mote.routing.sites.discover import find_routers
+from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.self_test import probe_args, self_test
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.runs.folder import RunFolder
@@ -34,11 +36,13 @@ from hf_mote.sae.spliced import in_evaluation_mode
 from hf_mote.sae.tapped import activations_of
 from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of
 
-__all__ = ["link_latents"]
+__all__ = ["MOST_CHANGED", "link_latents"]
+
+MOST_CHANGED = 32
+"""Latents that are changed where none are named."""
 
 _PROBES = 16  # tokens that show whether the SAE's hookpoint is a router's input
 _BLOCK = 1024
-_MOST = 32  # latents that are changed by default
 
 
 @torch.no_grad()
@@ -48,7 +52,7 @@ def link_latents(
     dataset: Iterable[Any] | None = None,
     tokenizer: Any = None,
     *,
-    method: Literal["weights", "intervention"] = "weights",
+    method: Literal["weights", "intervention", "prediction"] = "weights",
     latents: Sequence[int] | None = None,
     edit: Any = "ablate",
     hookpoint: str | None = None,
@@ -59,34 +63,43 @@ def link_latents(
     run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> LatentExpertMap:
-    """Return which latents of an SAE drive which experts of a model.
+    """Return which latents of an SAE drive which experts of a model, or predict which are chosen.
+
+    A latent that predicts an expert need not drive it: it may stand for what goes along with that. By prediction all
+    latents and experts are seen in one pass over a text; by weights or intervention is seen which of them cause it.
 
     Args:
         model (`nn.Module`): A mixture-of-experts model; left as it is.
         sae ([`SAEModel`]):
             In evaluation mode. For method `"weights"` of a router's input, as `"model.layers.3.mlp.gate.input"`, or
-            another place that holds the same; for `"intervention"` of any place before a router.
+            another place that holds the same; for `"intervention"` of any place before a router; for `"prediction"`
+            of any place.
         dataset (`Iterable`, *optional*):
-            Texts, or rows of columns, as in [`collect_activations`]; for `"intervention"`.
+            Texts, or rows of columns, as in [`collect_activations`]; for `"intervention"` and `"prediction"`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed unless rows hold `"input_ids"`.
         method (`str`, *optional*, defaults to `"weights"`):
             `"weights"`: what a unit of a latent adds to each router logit, less the mean over the experts; exact,
             without a text, and of the SAE's own layer alone. `"intervention"`: how much more often an expert is chosen
-            on a text when the latent is changed, for each token that it is changed on, in all layers.
+            on a text when the latent is changed, for each token that it is changed on, in all layers. `"prediction"`:
+            correlation of the latent's activation with whether the expert is chosen (point-biserial: Pearson's, of a
+            number with a choice) over the tokens of a text, in all layers; `LatentExpertMap.prediction` also tells
+            precision, recall and lift of "active, so chosen".
         latents (`Sequence[int]`, *optional*):
-            Which; by default all for `"weights"`, and the 32 that are active on most tokens for `"intervention"`.
+            Which; by default all, but for `"intervention"` the 32 that are active on most tokens. By prediction
+            latents times experts may be 2^27 at most, since 16 bytes are kept for each.
         edit (`Any`, *optional*, defaults to `"ablate"`):
-            The edit of a latent, as in [`steer`]; `"ablate"` and `("multiply", x)` change tokens on which it is
-            active, a number or `("clamp", x)` all tokens.
+            For `"intervention"`: the edit of a latent, as in [`steer`]; `"ablate"` and `("multiply", x)` change
+            tokens on which it is active, a number or `("clamp", x)` all tokens.
         hookpoint (`str`, *optional*): Where the SAE belongs; by default its `config.hookpoint`.
         max_tokens (`int`, *optional*, defaults to 10,000): Tokens that are read, in whole forwards.
         context_length (`int`, *optional*, defaults to 128): Most tokens of a sequence.
         sequences_per_forward (`int`, *optional*, defaults to 8): Sequences that run together.
         text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
         run_folder (`str` or `os.PathLike`, *optional*):
-            Where the effect of each latent in each forward is kept, by weights that of 1,024 latents, so that a
-            stopped run continues with exactly the same result. A folder of another model, SAE, text or other settings
-            is refused.
+            Where the effect of each latent in each forward is kept, by weights that of 1,024 latents, by prediction
+            the active latents and the experts of each token, so that a stopped run continues with exactly the same
+            result. A folder of another model, SAE, text or other settings is refused; by prediction `latents` may be
+            others.
         progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
 
     Returns:
@@ -95,8 +108,8 @@ def link_latents(
     Raises:
         [`ConfigError`]: if there is no such latent, an argument is out of range, or text is missing or too much.
         [`UnsupportedError`]: for `"weights"`, if the SAE's hookpoint is not the input of a router, or the router is
-            not linear; with a run folder, if something is attached to the model that cannot be compared with a later
-            run's.
+            not linear; for `"prediction"`, if a router runs several times in a pass; with a run folder, if something
+            is attached to the model that cannot be compared with a later run's.
         [`DataError`]: if the text has no tokens.
         [`ModelMismatchError`]: if the run folder is that of another run.
         [`FileFormatError`]: if a record of it is damaged.
@@ -112,6 +125,10 @@ def link_latents(
     links = link_latents(model, sae)
     assert links.layers == (2,) and len(links.top(5)) == 5
     ```
+
+    Source: latents that predict an expert's selection explain it in RouterInterp (Lasy, Cai et al., "Superposed
+        Specialisation in MoE Routing", openreview.net/forum?id=aCxUjb2jjF), which goes on to explanations in words;
+        the statistics here are the textbook ones.
     """
     where = "link_latents"
     one_of(f"{where}.method", method, METHODS)
@@ -124,7 +141,8 @@ def link_latents(
     if sae.training:
         raise ConfigError(f"{where}.sae", "is in training mode", fix="Call sae.eval() first.")
     wanted = None if latents is None else _checked(latents, sae.config.num_latents)
-    sites = find_routers(model)
+    routed = RoutedModel(model)
+    sites = routed.sites
     reads, writes = sites_of(model, sae, hookpoint, where)
     provenance = {
         "model": public_name(getattr(getattr(model, "config", None), "name_or_path", None)) or "not named",
@@ -132,17 +150,22 @@ def link_latents(
     }
     if method == "weights":
         if dataset is not None:
-            fix = "Leave the text out, or take method='intervention'."
+            fix = "Leave the text out, or take method='intervention' or 'prediction'."
             raise ConfigError(f"{where}.dataset", "the method needs no text", fix=fix)
         chosen = list(range(sae.config.num_latents)) if wanted is None else wanted
         site = _router_at(model, sites, writes)
         run = run_of(where, run_folder, model, sae, method=method, hookpoint=writes.name, latents=chosen)
         values = _by_weights(sae, site, chosen, run)[:, None]
         none = torch.zeros(len(chosen), dtype=torch.int64)
-        return LatentExpertMap(values, tuple(chosen), (site.layer,), method, none, dict(provenance))
+        return LatentExpertMap(
+            values, tuple(chosen), (site.layer,), method, none, dict(provenance), routed.fingerprint
+        )
     if dataset is None:
-        raise ConfigError(f"{where}.dataset", "an intervention needs a text", fix="Give texts and the tokenizer.")
+        what = "an intervention needs a text" if method == "intervention" else "a prediction needs a text"
+        raise ConfigError(f"{where}.dataset", what, fix="Give texts and the tokenizer.")
     told_edit = [list(one) for one in read_edits(f"{where}.edit", {0: edit})]
+    if method == "prediction":
+        check_size(f"{where}.latents", sae.config.num_latents if wanted is None else len(wanted), sites)
     reader = Sequences(
         NoTokenizer(where) if tokenizer is None else tokenizer,
         dataset,
@@ -153,6 +176,10 @@ def link_latents(
     forwards = list(reader.forwards(sequences_per_forward, max_tokens))
     if not forwards:
         raise DataError("link_latents.dataset", "holds no tokens")
+    batches = [batch_of(taken) for taken in forwards]
+    layers = tuple(site.layer for site in sites)
+    # What is kept of a prediction is of all latents.
+    own = {} if method == "prediction" else {"latents": wanted, "edit": told_edit}
     run = run_of(
         where,
         run_folder,
@@ -160,22 +187,32 @@ def link_latents(
         sae,
         method=method,
         hookpoints=[reads.name, writes.name],
-        latents=wanted,
-        edit=told_edit,
         text_sha256=digest_of_sequences(line for taken in forwards for line in taken),
         sequences_per_forward=sequences_per_forward,
+        **own,
     )
-    batches = [batch_of(taken) for taken in forwards]
+    if method == "prediction":
+        chosen = list(range(sae.config.num_latents)) if wanted is None else wanted
+        found = by_prediction(run, model, sae, reads, sites, batches, chosen, progress)
+        provenance["hookpoint"] = reads.name
+        return LatentExpertMap(
+            latents=tuple(chosen),
+            layers=layers,
+            method=method,
+            provenance=dict(provenance),
+            fingerprint=routed.fingerprint,
+            **found._asdict(),
+        )
     active = [_active(run, number, model, sae, reads, ids, mask) for number, (ids, mask) in enumerate(batches)]
     if wanted is None:
         used = torch.cat([part.latents for part in active]).bincount(minlength=sae.config.num_latents)
-        order = used.argsort(descending=True, stable=True)[:_MOST].tolist()
+        order = used.argsort(descending=True, stable=True)[:MOST_CHANGED].tolist()
         wanted = sorted(latent for latent in order if used[latent])
         if not wanted:
             raise DataError(f"{where}.dataset", "activates no latent", fix="Give more text, or name latents.")
     values, tokens = _by_intervention(run, model, sae, sites, batches, active, wanted, edit, hookpoint, progress)
-    layers = tuple(site.layer for site in sites)
-    return LatentExpertMap(values, tuple(wanted), layers, method, tokens, {**provenance, "edit": str(edit)})
+    provenance["edit"] = str(edit)
+    return LatentExpertMap(values, tuple(wanted), layers, method, tokens, dict(provenance), routed.fingerprint)
 
 
 def _checked(latents: Sequence[int], count: int) -> list[int]:

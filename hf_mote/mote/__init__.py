@@ -2,7 +2,7 @@
 
 Files in reading order:
 
-- `config.py`: `MoTEConfig`, which experts are suppressed, stimulated or biased, how and when.
+- `config.py`: `MoTEConfig`, which experts are suppressed, stimulated, biased or scaled, how and when.
 - `fields.py`: checks of single fields. `checks.py`: whether a config fits a model. `config_card.py`: its card.
 - `patch.py`: `apply_mote`.
 - `bake.py`: `bake_mote`, a config folded into a plain checkpoint, with `baked_model.py` and `bake_proof.py`.

@@ -5,7 +5,7 @@ routing cannot be baked, and each of these is refused with its reason. The other
 
 | edit | in the weights |
 | --- | --- |
-| `zero` | the experts' down projection times `1 - strength` |
+| `zero`, gains | the experts' down projection times `1 - strength`, or times the gain at that strength |
 | `reroute` | minus infinity in the selection bias or in the router's bias, where there is one |
 | `reroute`, weights renormalised, the same number in every layer | the experts removed |
 | `bias` | added to the selection bias (`"selection"`) or to the router's bias (`"logits"`) |
@@ -32,6 +32,7 @@ from hf_mote.mote.bake_proof import prove
 from hf_mote.mote.baked_model import BakedChange, BakedModel
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.fields import gain_at
 from hf_mote.mote.patch import load_config
 from hf_mote.routing.router_hook import RouterHook
 from hf_mote.routing.sites.placement import holder_of
@@ -65,7 +66,7 @@ def bake_mote(model: nn.Module, config: MoTEConfig | str, *, allow_other_weights
 
     Raises:
         [`UnsupportedError`]: if weights cannot express the config, with the reason: `"drop"`, stimulation,
-            scopes, and what the model's routers have no place for.
+            scopes, positions, and what the model's routers have no place for.
         [`ModelMismatchError`]: if the config does not fit the model.
         [`ConfigError`]: if the config changes nothing.
         [`RouterContractError`]: if a baked block does not do what the live one does.
@@ -84,9 +85,12 @@ def bake_mote(model: nn.Module, config: MoTEConfig | str, *, allow_other_weights
     changes: list[BakedChange] = []
     new: dict[str, Tensor] = {}
     removed: dict[int, list[int]] = {}
+    factors: dict[int, dict[int, float]] = defaultdict(dict)
+    for layer, expert, value in config.gain:
+        factors[layer][expert] = gain_at(value, config.strength)
     if config.suppress and config.suppress_mode == "zero":
-        for layer, experts in _by_layer(config.suppress).items():
-            changes += _scale(plain, by_layer[layer], experts, 1.0 - config.strength, new)
+        for layer, expert in config.suppress:
+            factors[layer][expert] = 1.0 - config.strength
     elif config.suppress:
         banned = _by_layer(config.suppress)
         places = {layer: _place_of_ban(by_layer[layer], experts) for layer, experts in banned.items()}
@@ -97,6 +101,8 @@ def bake_mote(model: nn.Module, config: MoTEConfig | str, *, allow_other_weights
         else:
             _check_removable(config, sites, banned)
             removed = banned
+    for layer, scaled in factors.items():
+        changes += _scale(plain, by_layer[layer], scaled, new)
     if config.bias:
         shifts: dict[int, dict[int, float]] = defaultdict(dict)
         for layer, expert, value in config.bias:
@@ -121,6 +127,11 @@ def _check_bakeable(config: MoTEConfig) -> None:
             config.scope != "all",
             "weights are the same for every token",
             "Leave the scope at 'all', or apply it live.",
+        ),
+        "positions": (
+            config.positions is not None,
+            "weights are the same for every token",
+            "Leave positions out, or apply it live.",
         ),
         "drop": (
             bool(config.suppress) and config.suppress_mode == "drop",
@@ -172,9 +183,9 @@ def _by_layer(pairs: Iterable[Sequence[int]]) -> dict[int, list[int]]:
 
 
 def _scale(
-    model: PreTrainedModel, site: RouterSite, experts: list[int], factor: float, new: dict[str, Tensor]
+    model: PreTrainedModel, site: RouterSite, factors: Mapping[int, float], new: dict[str, Tensor]
 ) -> list[BakedChange]:
-    """Multiply the experts' last projection, and its bias, by a factor."""
+    """Multiply experts' last projections, and their biases, each by its factor."""
     holder = holder_of(site.path)
     block = model.get_submodule(holder)
     found = [
@@ -191,22 +202,26 @@ def _scale(
             fix=_LIVE,
         )
     changes = []
+    experts = sorted(factors)
+    times = [f"{factors[expert]:g}" for expert in experts]
+    how = f"times {times[0] if len(set(times)) == 1 else ', '.join(times)}"
     for name, tensor in found:
         path = f"{holder}.{name}"
         scaled = tensor.detach().clone()
-        scaled[experts] *= factor
-        wanted = tensor.detach()[experts].double() * factor
-        if tensor.dtype != torch.float32 and not torch.equal(scaled[experts].double(), wanted):
-            raise UnsupportedError(
-                path,
-                f"{factor:g} times a weight is not exact in {str(tensor.dtype).removeprefix('torch.')}, so that every "
-                "weight would be rounded anew",
-                got=f"strength {1 - factor:g}",
-                expected="strength 1 or 0.5, or weights in float32",
-            )
+        for expert, factor in factors.items():
+            scaled[expert] *= factor
+            wanted = tensor.detach()[expert].double() * factor
+            if tensor.dtype != torch.float32 and not torch.equal(scaled[expert].double(), wanted):
+                raise UnsupportedError(
+                    path,
+                    f"{factor:g} times a weight is not exact in {str(tensor.dtype).removeprefix('torch.')}, so that "
+                    "every weight would be rounded anew",
+                    got=f"expert {expert}, times {factor:g}",
+                    expected="factors that are powers of 2, as of strength 1 or 0.5, or weights in float32",
+                )
         new[path] = scaled
         gguf = f"blk.{site.layer}.ffn_down_exps.{'bias' if name.endswith('bias') else 'weight'}"
-        changes.append(BakedChange(path, site.layer, tuple(experts), f"times {factor:g}", gguf))
+        changes.append(BakedChange(path, site.layer, tuple(experts), how, gguf))
     return changes
 
 

@@ -68,7 +68,7 @@ def prove(
     for site in sites:
         if site.layer not in touched:
             continue
-        hidden = _reaching(site, sorted(expert for layer, expert, *_ in config.suppress if layer == site.layer))
+        hidden = _reaching(site, _weighed(config, site.layer))
         mine = _run(twins[site.layer], hidden)
         with apply_mote(model, config):
             live = _run(site, hidden)
@@ -90,6 +90,11 @@ def prove(
     with apply_mote(model, config):
         live = model(input_ids=ids).logits
     return BakeProof(exact, worst, float((mine - live).abs().max()))
+
+
+def _weighed(config: MoTEConfig, layer: int) -> list[int]:
+    """The experts of a layer that have other weights, or none, without having been chosen for it."""
+    return sorted(expert for at, expert, *_ in (*config.suppress, *config.gain) if at == layer)
 
 
 def _reaching(site: RouterSite, experts: Sequence[int]) -> Tensor:

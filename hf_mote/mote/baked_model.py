@@ -106,6 +106,7 @@ class BakedModel:
                 if self.config.suppress
                 else "",
                 f"{len(self.config.bias)} biased (on {self.config.bias_on})" if self.config.bias else "",
+                f"{len(self.config.gain)} multiplied by a gain" if self.config.gain else "",
             )
             if part
         )

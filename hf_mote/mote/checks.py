@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from hf_mote.errors import ModelMismatchError, UnsupportedError
+from hf_mote.mote.fields import TARGETS
 from hf_mote.routing.sites.fingerprint import check_fingerprint
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import RouterSite
@@ -14,7 +15,7 @@ from hf_mote.routing.sites.special_outputs import refusals_of
 
 __all__ = ["check_against_model", "check_router"]
 
-INTERVENTIONS = ("drop", "reroute", "zero", "stimulate", "bias_on_logits", "bias_on_selection")
+INTERVENTIONS = ("drop", "reroute", "zero", "stimulate", "bias_on_logits", "bias_on_selection", "gain")
 
 
 class Intended(Protocol):
@@ -30,6 +31,8 @@ class Intended(Protocol):
     def stimulate(self) -> Sequence[Sequence[int]]: ...
     @property
     def bias(self) -> Sequence[Sequence[Any]]: ...
+    @property
+    def gain(self) -> Sequence[Sequence[Any]]: ...
     @property
     def suppress_mode(self) -> str: ...
     @property
@@ -56,7 +59,7 @@ def check_against_model(config: Intended, routed: RoutedModel) -> None:
     if config.fingerprint is not None:
         check_fingerprint(config.fingerprint, routed.fingerprint, routed.sites, where="MoTEConfig.fingerprint")
     by_layer = {site.layer: site for site in routed.sites}
-    targets: dict[str, dict[int, set[int]]] = {name: defaultdict(set) for name in ("suppress", "stimulate", "bias")}
+    targets: dict[str, dict[int, set[int]]] = {name: defaultdict(set) for name in TARGETS}
     for name, layers in targets.items():
         for layer, expert, *_ in getattr(config, name):
             _check_exists(name, layer, expert, by_layer)
@@ -69,12 +72,18 @@ def check_against_model(config: Intended, routed: RoutedModel) -> None:
             site,
             suppressed=targets["suppress"][site.layer],
             stimulated=targets["stimulate"][site.layer],
+            scaled=targets["gain"][site.layer],
             rerouted=config.suppress_mode == "reroute",
         )
 
 
 def check_router(
-    site: RouterSite, *, suppressed: Collection[int], stimulated: Collection[int], rerouted: bool
+    site: RouterSite,
+    *,
+    suppressed: Collection[int],
+    stimulated: Collection[int],
+    scaled: Collection[int] = (),
+    rerouted: bool,
 ) -> None:
     """Raise [`ModelMismatchError`] unless a router can still give every token its experts.
 
@@ -82,12 +91,17 @@ def check_router(
         site (`RouterSite`): The router.
         suppressed (`Collection[int]`): Its suppressed experts.
         stimulated (`Collection[int]`): Its stimulated experts.
+        scaled (`Collection[int]`, *optional*): Its experts that have a gain.
         rerouted (`bool`): Whether others take the slots of the suppressed ones, within the group limit.
     """
     where = f"layer {site.layer} ({site.path})"
     both = sorted(set(suppressed) & set(stimulated))
     if both:
         raise ModelMismatchError(where, "an expert is both suppressed and stimulated", got=both[0])
+    for what, others in (("suppressed", suppressed), ("stimulated", stimulated)):
+        both = sorted(set(scaled) & set(others))
+        if both:
+            raise ModelMismatchError(where, f"an expert has a gain and is {what}", got=both[0])
     survivors = site.num_experts - len(suppressed)
     if survivors < site.top_k:
         raise ModelMismatchError(
@@ -127,6 +141,7 @@ def _check_router_can(config: Intended, site: RouterSite, targets: dict[str, dic
         "stimulate": bool(targets["stimulate"][site.layer]),
         "stimulate_weight": bool(targets["stimulate"][site.layer]) and config.stimulate_weight != "own",
         f"bias_on_{config.bias_on}": bool(targets["bias"][site.layer]),
+        "gain": bool(targets["gain"][site.layer]),
     }
     refusals = refusals_of(site)
     for what, reason in refusals.items():

@@ -1,4 +1,4 @@
-"""`MoTEConfig`: which experts are suppressed, stimulated or biased, how, when, and for which model.
+"""`MoTEConfig`: which experts are suppressed, stimulated, biased or scaled, how, when, and for which model.
 
 The config is the small file that people share: JSON-native values only, checked when it is made, when it is read and
 again when it meets a model.
@@ -20,7 +20,18 @@ from hf_mote.errors import ConfigError, FileFormatError, one_of
 from hf_mote.hub import Shareable, public_name, read_json, write_json
 from hf_mote.mote.checks import check_against_model
 from hf_mote.mote.config_card import beside_config, config_card
-from hf_mote.mote.fields import FLOAT32_MAX, checked_fingerprint, json_copy, number, pairs, token_pair, triples
+from hf_mote.mote.fields import (
+    FLOAT32_MAX,
+    TARGETS,
+    checked_fingerprint,
+    gain_at,
+    json_copy,
+    number,
+    pairs,
+    token_pair,
+    token_positions,
+    triples,
+)
 from hf_mote.printing import Printable, Summary, experts_in_words, frame_of
 from hf_mote.routing.sites.fingerprint import SAMPLED, check_fingerprint, same_weights
 from hf_mote.routing.sites.routed_model import RoutedModel
@@ -80,8 +91,9 @@ class MoTEConfig(Printable, Shareable):
         strength (`float`, *optional*, defaults to 1.0):
             Dose, not negative. Suppressed experts keep `1 - strength` of their weight (so at most 1 with `suppress`;
             `"reroute"` cannot be graded and takes 0 or 1); biases and the weights of stimulated experts are
-            multiplied by it. 0 attaches nothing; above 0 a
-            stimulated expert takes its slot at any strength, so that a dose-response curve need not start at 0.
+            multiplied by it; a gain becomes `1 + strength * (gain - 1)`, which must not be negative. 0 attaches
+            nothing; above 0 a stimulated expert takes its slot at any strength, so that a dose-response curve need not
+            start at 0.
         fingerprint (`dict`, *optional*):
             The model it was made for; see [`MoTEConfig.for_model`]. Checked when the config meets a model.
         base_model (`str`, *optional*):
@@ -91,12 +103,21 @@ class MoTEConfig(Printable, Shareable):
         unverified (`str`, *optional*):
             Why it cannot be checked against a model, as for a finding that was published without its weights. Such a
             config is applied only with `allow_other_weights=True`.
+        gain (`list[[int, int, float]]`, *optional*):
+            `[layer, expert, value]` triples; where the router chose the expert, its weight is multiplied by the value,
+            0 or more, and nothing else changes: 0 is the same as suppression by `"zero"`, 1 changes nothing. An expert
+            with a gain may have a bias too, but can be neither suppressed nor stimulated. One with a gain below 1
+            keeps its slot, as a suppressed one does, when a stimulated expert needs one.
+        positions (`list[int]`, *optional*):
+            Act only at these tokens of each sequence, by default at all tokens of the scope: 0, 1, ... from its first
+            token on, prompt and generated tokens alike; -1, -2, ... from the last token of the prompt back. Padding is
+            not counted. They go with the scopes `"all"` and `"prompt"`; with the latter no generated token counts.
 
     Raises:
         [`ConfigError`]: if a field is malformed; the message names it.
 
-    Source: Dahlke et al., "Mixture of Tunable Experts", arXiv 2502.11096; the modes beside `"drop"` and the strength
-    are this package's.
+    Source: Dahlke et al., "Mixture of Tunable Experts", arXiv 2502.11096; gains are those of RICE,
+    arXiv 2505.14681; the modes beside `"drop"` and the strength are this package's.
 
     Example:
 
@@ -122,13 +143,16 @@ class MoTEConfig(Printable, Shareable):
     base_model: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     unverified: str | None = None
+    gain: list[list[Any]] = field(default_factory=list)
+    positions: list[int] | None = None
 
     file_name: ClassVar[str] = "mote_config.json"
 
     def __post_init__(self) -> None:
         for name in ("suppress", "stimulate"):
             object.__setattr__(self, name, pairs(name, getattr(self, name)))
-        object.__setattr__(self, "bias", triples("bias", self.bias))
+        for name in ("bias", "gain"):
+            object.__setattr__(self, name, triples(name, getattr(self, name)))
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if not isinstance(value, str) or value not in allowed:
@@ -144,6 +168,11 @@ class MoTEConfig(Printable, Shareable):
                 expected="the ids of the tokens that open and close the thinking" if by_part else None,
                 fix='For example tokenizer.convert_tokens_to_ids(["<think>", "</think>"]).' if by_part else None,
             )
+        if self.positions is not None:
+            object.__setattr__(self, "positions", token_positions("MoTEConfig.positions", self.positions))
+            if self.scope not in ("all", "prompt"):
+                what = "go with the scopes 'all' and 'prompt', as they are counted from where the text begins"
+                raise ConfigError("MoTEConfig.positions", what, got=f"{self.positions} with scope {self.scope!r}")
         if self.stimulate_weight not in ("own", "max"):
             weight = number("stimulate_weight", self.stimulate_weight, "'own', 'max' or a number")
             if weight < 0:
@@ -167,6 +196,7 @@ class MoTEConfig(Printable, Shareable):
         if max(largest, weight) * strength > FLOAT32_MAX:
             got = f"{max(largest, weight)} x {strength}"
             raise ConfigError("MoTEConfig.strength", "times a bias or weight must be a float32", got=got)
+        self._check_gains()
         both = sorted(set(map(tuple, self.suppress)) & set(map(tuple, self.stimulate)))
         if both:
             raise ConfigError(
@@ -186,10 +216,35 @@ class MoTEConfig(Printable, Shareable):
             raise ConfigError("MoTEConfig.provenance", "is not a dict", got=type(self.provenance).__name__)
         object.__setattr__(self, "provenance", json_copy("provenance", dict(self.provenance)))
 
+    def _check_gains(self) -> None:
+        """Refuse gains that are negative, by themselves or at the strength, and experts that have another part."""
+        parts = {name: set(map(tuple, getattr(self, name))) for name in ("suppress", "stimulate")}
+        for layer, expert, value in self.gain:
+            entry = [layer, expert, value]
+            if value < 0:
+                what = "is negative, and a weight is multiplied by it"
+                raise ConfigError("MoTEConfig.gain", what, got=entry, expected="a value of 0 or more")
+            for name, members in parts.items():
+                if (layer, expert) in members:
+                    what = f"the same expert is in {name}"
+                    fix = "Remove it from one; a gain of 0 is what suppress_mode 'zero' does."
+                    raise ConfigError("MoTEConfig.gain", what, got=entry[:2], fix=fix)
+            factor = gain_at(value, self.strength)
+            if not 0 <= factor <= FLOAT32_MAX:
+                what = "makes a gain negative" if factor < 0 else "makes a gain no float32"
+                got = f"1 + {self.strength:g} x ({value:g} - 1) = {factor:g} for {entry[:2]}"
+                limit = f"at most {1 / (1 - value):g}" if value < 1 else None
+                raise ConfigError("MoTEConfig.strength", what, got=got, expected=limit)
+
+    @property
+    def targets(self) -> list[tuple[int, int]]:
+        """The experts that it names, as (layer, expert), one for each entry of its lists."""
+        return [(entry[0], entry[1]) for name in TARGETS for entry in getattr(self, name)]
+
     @property
     def is_empty(self) -> bool:
         """Whether applying the config changes nothing: no targets, or strength 0."""
-        return self.strength == 0 or not (self.suppress or self.stimulate or self.bias)
+        return self.strength == 0 or not self.targets
 
     @classmethod
     def for_model(cls, model: nn.Module, **fields: Any) -> Self:
@@ -277,9 +332,9 @@ class MoTEConfig(Printable, Shareable):
         return "on other weights than it was made for, by allow_other_weights"
 
     def to_pandas(self) -> DataFrame:
-        """Return a `pandas.DataFrame` with a row for each target: layer, expert, action, value (of a bias)."""
+        """Return a `pandas.DataFrame` with a row for each target: layer, expert, action, value (of a bias or gain)."""
         rows = [(*pair, name, None) for name in ("suppress", "stimulate") for pair in getattr(self, name)]
-        rows += [(layer, expert, "bias", value) for layer, expert, value in self.bias]
+        rows += [(*pair, name, value) for name in ("bias", "gain") for *pair, value in getattr(self, name)]
         names = ("layer", "expert", "action", "value")
         return frame_of({name: [row[at] for row in rows] for at, name in enumerate(names)})
 
@@ -290,10 +345,13 @@ class MoTEConfig(Printable, Shareable):
                 ("suppress", self.suppress_mode),
                 ("stimulate", f"weight {self.stimulate_weight}"),
                 ("bias", f"on {self.bias_on}"),
+                ("gain", "times the weight"),
             )
             if getattr(self, name)
         }
         facts["when"] = self.scope if self.thinking_tokens is None else f"{self.scope}, between {self.thinking_tokens}"
+        if self.positions is not None:
+            facts["when"] += f", at the positions {', '.join(map(str, self.positions))}"
         if self.strength != 1.0:
             facts["strength"] = f"{self.strength:g}"
         if self.base_model is not None:
@@ -304,14 +362,15 @@ class MoTEConfig(Printable, Shareable):
             facts["not verified"] = self.unverified
         if self.on_other_weights is not None:
             facts["used"] = self.on_other_weights
-        number = len(self.suppress) + len(self.stimulate) + len(self.bias)
+        number = len(self.targets)
         return Summary(f"MoTEConfig: {number} expert{'s' * (number != 1)}", facts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the versions that write them, JSON-native."""
         values = {f.name: json_copy(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)}
-        if self.unverified is None:  # so that earlier versions read all others
-            del values["unverified"]
+        for name, unused in (("unverified", None), ("gain", []), ("positions", None)):
+            if values[name] == unused:  # so that earlier versions read all others
+                del values[name]
         return {
             "schema_version": SCHEMA_VERSION,
             "hf_mote_version": __version__,

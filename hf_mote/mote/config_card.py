@@ -68,13 +68,15 @@ def config_card(
         (f"suppressed ({fields['suppress_mode']})", fields["suppress"]),
         (f"stimulated (weight {fields['stimulate_weight']})", fields["stimulate"]),
         (f"biased (on {fields['bias_on']})", fields["bias"]),
+        *([("multiplied (weight times value)", fields["gain"])] if "gain" in fields else []),
     )
     rows = "\n".join(f"| {what} | {len(entries)} | {_shown(entries)} |" for what, entries in targets)
     made = "\n".join(f"- {key}: {value}" for key, value in sorted(fields["provenance"].items())) or "- not stated"
+    at = f", at the positions {', '.join(map(str, fields['positions']))}" if "positions" in fields else ""
     name = fields["base_model"] or "a model that is not named"
     measured = any(part.results for part in evidence)
     opening = (
-        f"For `{name}`. Scope: {fields['scope']}. Strength: {fields['strength']}.\n\n"
+        f"For `{name}`. Scope: {fields['scope']}{at}. Strength: {fields['strength']}.\n\n"
         f"{'' if unverified is None else f'**Not verified: {unverified}** '}"
         f"{'' if other_weights is None else f'**It is {other_weights}.** '}"
         f"{'' if measured else 'What it does was not measured for this card.'}\n\n"

@@ -12,10 +12,24 @@ from typing import Any
 from hf_mote.errors import ConfigError
 from hf_mote.routing.sites.fingerprint import SAMPLED
 
-__all__ = ["FLOAT32_MAX", "checked_fingerprint", "json_copy", "number", "pairs", "token_pair", "triples"]
+__all__ = [
+    "FLOAT32_MAX",
+    "TARGETS",
+    "checked_fingerprint",
+    "gain_at",
+    "json_copy",
+    "number",
+    "pairs",
+    "token_pair",
+    "token_positions",
+    "triples",
+]
 
 _FINGERPRINT_KEYS = ("layers", "model_type", "num_experts", "router_sha256", "top_k")
 _MAX_PAIRS = 1_000_000
+_MAX_POSITION = 2**31
+TARGETS = ("suppress", "stimulate", "bias", "gain")
+"""Fields that name experts: lists of which each entry begins with layer and expert."""
 FLOAT32_MAX = 3.4028234663852886e38
 """Routing is computed in float32; a number beyond is infinite there."""
 
@@ -33,6 +47,11 @@ def triples(name: str, value: Any) -> list[list[Any]]:
     values = {(_index(name, a), _index(name, b)): number(name, v, "a finite value") for a, b, v in entries}
     ordered = _distinct(name, [(_index(name, a), _index(name, b)) for a, b, _ in entries])
     return [[layer, expert, values[layer, expert]] for layer, expert in ordered]
+
+
+def gain_at(value: float, strength: float) -> float:
+    """Return the factor that a gain is at a strength: 1 at 0, the gain itself at 1."""
+    return value if strength == 1 else 1.0 + strength * (value - 1.0)
 
 
 def _entries(name: str, value: Any, length: int, expected: str) -> list[Any]:
@@ -82,6 +101,31 @@ def token_pair(name: str, value: Any) -> list[int]:
     if len(tokens) != 2 or tokens[0] == tokens[1]:
         raise ConfigError(f"MoTEConfig.{name}", "not two token ids", got=repr(value), expected="[opens, closes]")
     return [_index(name, token) for token in tokens]
+
+
+def token_positions(where: str, value: Any) -> list[int]:
+    """Return positions of tokens, sorted; refuses repeated and non-integer ones, and none at all."""
+    expected = (
+        "a list of whole numbers, 0, 1, ... from the first token on, -1, -2, ... from the prompt's last one back"
+    )
+    entries = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else []
+    if not entries or len(entries) > _MAX_PAIRS:
+        got = repr(value)[:80] if not entries else f"{len(entries)} of them"
+        raise ConfigError(where, "are no positions", got=got, expected=expected)
+    found = []
+    for entry in entries:
+        try:
+            position = None if isinstance(entry, bool) else operator.index(entry)
+        except TypeError:
+            position = None
+        if position is None or not -_MAX_POSITION <= position < _MAX_POSITION:
+            raise ConfigError(where, "not a position", got=repr(entry)[:40], expected=expected)
+        found.append(position)
+    ordered = sorted(found)
+    for one, other in pairwise(ordered):
+        if one == other:
+            raise ConfigError(where, "the same position twice", got=one, fix="List it once.")
+    return ordered
 
 
 def checked_fingerprint(value: Any) -> dict[str, Any]:

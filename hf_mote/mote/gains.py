@@ -37,6 +37,8 @@ class Gains(DecoderParticipant):
             The (row, expert) of gains set to 0, the row being the router's place in `sites`.
         given (`torch.Tensor` of shape `(sequences, layers, experts)`, *optional*):
             The gains of the next passes, instead of `value`; `zeros` is applied, too.
+        where (`torch.Tensor` of shape `(sequences * tokens,)`, bool, *optional*):
+            The tokens of the next passes that the gains apply to; others have `value`, and no derivative.
     """
 
     def __init__(self, sites: Sequence[RouterSite], value: float = 1.0, *, differentiable: bool = False) -> None:
@@ -46,6 +48,7 @@ class Gains(DecoderParticipant):
         self.differentiable = differentiable
         self.zeros: list[tuple[int, int]] = []
         self.given: Tensor | None = None
+        self.where: Tensor | None = None
         self.by_path: dict[str, Tensor] = {}
 
     def on_forward(self, forward: Forward) -> None:
@@ -123,4 +126,8 @@ class _GainProbe(WeightProbe):
     def probe(self, forward: Forward | None, routing: Routing) -> Tensor:
         gains = self.gains.by_path[self.path].to(routing.weights.device)
         rows = torch.arange(len(gains), device=gains.device).repeat_interleave(len(routing.indices) // len(gains))
-        return routing.weights * gains[rows[:, None], routing.indices].to(routing.weights.dtype)
+        factors = gains[rows[:, None], routing.indices]
+        if self.gains.where is not None:
+            here = self.gains.where.to(factors.device)[:, None]
+            factors = torch.where(here, factors, torch.full_like(factors, self.gains.value))
+        return routing.weights * factors.to(routing.weights.dtype)

@@ -14,7 +14,8 @@ from hf_mote.errors import ConfigError, UnsupportedError
 from hf_mote.hooks import Intervention, attach, stack_on
 from hf_mote.mote.checks import check_against_model, check_router
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.mote.fields import gain_at
+from hf_mote.passes.forward import DecoderParticipant, Forward, all_of
 from hf_mote.routing.router_hook import RouterHook, RoutingEditor, attach_to_routers
 from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.sites.routed_model import RoutedModel
@@ -104,12 +105,13 @@ def attach_config(
         if entry is not None:
             check_against_model(entry, routed)
     watcher = _RowWatcher(configs if by_row else None)
-    watcher.needs_passes = by_row or any(entry is not None and entry.scope != "all" for entry in configs)
-    watcher.needs_phases = any(entry is not None and entry.scope in ("prompt", "generation") for entry in configs)
+    present = [entry for entry in configs if entry is not None]
+    watcher.needs_places = any(entry.positions is not None for entry in present)
+    watcher.needs_passes = by_row or watcher.needs_places or any(entry.scope != "all" for entry in present)
+    scoped = any(entry.scope in ("prompt", "generation") for entry in present)
+    watcher.needs_phases = scoped or watcher.needs_places
     watcher.thinking_tokens = frozenset(
-        (entry.thinking_tokens[0], entry.thinking_tokens[1])
-        for entry in configs
-        if entry is not None and entry.thinking_tokens is not None
+        (entry.thinking_tokens[0], entry.thinking_tokens[1]) for entry in present if entry.thinking_tokens is not None
     )
     editors: dict[str, _Editors] = {}
     for site in routed.sites:
@@ -150,13 +152,20 @@ class _SiteEdit:
         self.config = config
         self.row = row
         self.scope = config.scope
+        self.positions = config.positions
         opens, closes = config.thinking_tokens or (-1, -1)
         self.thinking_tokens = (opens, closes)
         self.suppressed = {expert for layer, expert in config.suppress if layer == site.layer}
         self.stimulated = {expert for layer, expert in config.stimulate if layer == site.layer}
+        self.scaled = {expert for layer, expert, _ in config.gain if layer == site.layer}
         self.rerouted = config.suppress_mode == "reroute"
         self.edit = edit_of(config, site)
         self._on_device: dict[torch.device, RoutingEdit] = {}
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it is meant for every token of every pass."""
+        return self.scope == "all" and self.row is None and self.positions is None
 
     def on(self, device: torch.device) -> RoutingEdit:
         if device not in self._on_device:
@@ -165,13 +174,15 @@ class _SiteEdit:
 
     def tokens(self, forward: Forward | None) -> Tensor | None | bool:
         """Rows in its scope: a mask, `None` for all, `False` for none in this pass."""
-        if self.scope == "all" and self.row is None:
+        if self.everywhere:
             return None
         if forward is None:
             raise UnsupportedError(
                 "apply_mote",
                 "a router ran outside the model's forward, so the phase of its tokens is unknown",
-                got=f"scope {self.scope!r}" + (", configs by row" if self.row is not None else ""),
+                got=f"scope {self.scope!r}"
+                + (", configs by row" if self.row is not None else "")
+                + (", positions" if self.positions is not None else ""),
                 expected="scope 'all' and one config",
                 fix="Call the model itself rather than its parts.",
             )
@@ -182,6 +193,10 @@ class _SiteEdit:
             if self.scope not in forward.phases:
                 return False
             mask = forward.tokens_of(self.scope)
+        if self.positions is not None:
+            if self.positions[-1] < 0 and "prompt" not in forward.phases:
+                return False
+            mask = all_of(mask, forward.tokens_at(self.positions))
         if self.row is not None:
             mine = torch.zeros(forward.batch, forward.length, dtype=torch.bool, device=forward.device)
             mine[self.row] = True
@@ -196,7 +211,7 @@ class _Editors(RoutingEditor):
         self.parts = parts
         described = [[part.row, part.config.to_dict()] for part in parts]
         self.digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-        if all(part.scope == "all" and part.row is None for part in parts):
+        if all(part.everywhere for part in parts):
             self.always = tuple(part.edit for part in parts)
 
     def edits(self, forward: Forward | None, device: torch.device) -> list[tuple[RoutingEdit, Tensor | None]]:
@@ -273,7 +288,7 @@ def load_config(config: object) -> MoTEConfig:
 
 def targets_layer(config: MoTEConfig, layer: int) -> bool:
     """Return whether a config names an expert of a layer."""
-    return any(entry[0] == layer for entry in (*config.suppress, *config.stimulate, *config.bias))
+    return any(target == layer for target, _ in config.targets)
 
 
 def edit_of(config: MoTEConfig, site: RouterSite) -> RoutingEdit:
@@ -298,12 +313,18 @@ def edit_of(config: MoTEConfig, site: RouterSite) -> RoutingEdit:
             bias = torch.zeros(site.num_experts, dtype=torch.float32) if bias is None else bias
             bias[expert] = value * config.strength
     left = vector(1.0 - config.strength, config.suppress, 1.0)
+    gain = left if config.suppress_mode == "zero" else None
+    for layer, expert, value in config.gain:
+        factor = gain_at(value, config.strength)
+        if layer == site.layer and factor != 1:
+            gain = torch.ones(site.num_experts, dtype=torch.float32) if gain is None else gain
+            gain[expert] = factor
     forced = vector(1.0, config.stimulate, 0.0)
     weight = config.stimulate_weight
     return RoutingEdit(
         drop_share=left if config.suppress_mode == "drop" else None,
         keeps_all_or_nothing=config.strength == 1,
-        zero_share=left if config.suppress_mode == "zero" else None,
+        gain=gain,
         banned=left < 1 if config.suppress_mode == "reroute" and left is not None else None,
         forced=None if forced is None else forced.bool(),
         forced_to_max=forced.bool() if forced is not None and weight == "max" else None,
@@ -331,5 +352,6 @@ def _check_together(site: RouterSite, mine: _Editors) -> None:
                 site,
                 suppressed=set().union(*(p.suppressed for p in meeting)),
                 stimulated=set().union(*(p.stimulated for p in meeting)),
+                scaled=set().union(*(p.scaled for p in meeting)),
                 rerouted=any(p.rerouted for p in meeting),
             )

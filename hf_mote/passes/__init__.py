@@ -1,4 +1,4 @@
-"""What the rows of a forward pass are: which tokens, prompt or generated, thinking or answer, or padding.
+"""What the rows of a forward pass are: which tokens, prompt or generated, thinking or answer, padding, which place.
 
 Serves both `routing` and `sae`, and imports neither. Files in reading order:
 

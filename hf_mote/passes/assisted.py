@@ -151,7 +151,7 @@ def _rows_are_tokens(what: str) -> UnsupportedError:
         what,
         "continuous batching packs the tokens of many requests into one row, so that neither phases, thinking nor the "
         "rows of a batch are known",
-        got="a record, a scope other than 'all', or one config for each row",
-        expected="one config with scope 'all'",
+        got="a record, a scope other than 'all', positions, or one config for each row",
+        expected="one config with scope 'all' and without positions",
         fix="Use generate with a padded batch, or remove the intervention before.",
     )

@@ -1,4 +1,4 @@
-"""`CachedText`: what passes that share a cache have read so far, and which tokens are thinking or answer."""
+"""`CachedText`: what passes that share a cache have read so far: how many tokens, and which are thinking or answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CachedRows", "CachedText", "ThinkingTokens", "label_thinking", "moved_from", "rows_of"]
+__all__ = ["CachedRows", "CachedText", "ThinkingTokens", "count_tokens", "label_thinking", "moved_from", "rows_of"]
 
 ThinkingTokens = tuple[int, int]
 """The tokens that open and close the thinking."""
@@ -79,6 +79,8 @@ class CachedText(NamedTuple):
             tokens, `(batch, 1 + length)`.
         batch (`int`): Sequences.
         rows (`CachedRows`, *optional*): What identifies its rows; kept only where moved rows matter.
+        counts (`torch.Tensor`, *optional*): Tokens of each sequence before that pass and after each of its columns,
+            padding not counted, `(batch, 1 + length)`; kept only where places matter.
     """
 
     run_id: int
@@ -87,6 +89,19 @@ class CachedText(NamedTuple):
     thinking: dict[ThinkingTokens, Tensor] = {}
     batch: int = 0
     rows: CachedRows | None = None
+    counts: Tensor | None = None
+
+    def count_at(self, past: int, moved: Tensor | None) -> Tensor | None:
+        """Return the tokens of each sequence among the first `past`, `(batch,)`; `None` if that is not known.
+
+        Args:
+            past (`int`): Tokens that the cache holds now, padding among them.
+            moved (`torch.Tensor`, *optional*): As in `thinking_at`.
+        """
+        column = self._column(past, moved)
+        if column is None or self.counts is None:
+            return None
+        return self.counts[:, column] if moved is None else self.counts[moved, column]
 
     def thinking_at(self, past: int, moved: Tensor | None) -> dict[ThinkingTokens, Tensor]:
         """Return the part of the text after its first `past` tokens, `(batch,)`, if known.
@@ -95,11 +110,30 @@ class CachedText(NamedTuple):
             past (`int`): Tokens that the cache holds now.
             moved (`torch.Tensor`, *optional*): The row that each row's sequence was in, `(batch,)`, -1 for none.
         """
-        column = past - self.before
-        if not 0 <= column <= self.length or (moved is not None and bool((moved < 0).any())):
+        column = self._column(past, moved)
+        if column is None:
             return {}
         ends = {marks: labels[:, column] for marks, labels in self.thinking.items()}
         return ends if moved is None else {marks: end[moved] for marks, end in ends.items()}
+
+    def _column(self, past: int, moved: Tensor | None) -> int | None:
+        """The column of what was known after the first `past` tokens; `None` if it was not kept."""
+        column = past - self.before
+        known = 0 <= column <= self.length and (moved is None or not bool((moved < 0).any()))
+        return column if known else None
+
+
+def count_tokens(begun: Tensor, real: Tensor | None, length: int) -> Tensor:
+    """Return the tokens of each sequence before a pass and after each of its columns, `(batch, 1 + length)` int64.
+
+    Args:
+        begun (`torch.Tensor` of shape `(batch,)`, int64): Tokens before the pass.
+        real (`torch.Tensor` of shape `(batch, length)`, *optional*): False for padding; `None` if there is none.
+        length (`int`): Columns of the pass.
+    """
+    if real is None:
+        return begun[:, None] + torch.arange(length + 1, device=begun.device)
+    return torch.nn.functional.pad(real.long().cumsum(dim=1), (1, 0)) + begun[:, None]
 
 
 def label_thinking(ids: Tensor, marks: ThinkingTokens, begun: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from hf_mote.passes.arguments import (
     read_arguments,
     why_packed,
 )
-from hf_mote.passes.cached_text import CachedText, ThinkingTokens, label_thinking, moved_from, rows_of
+from hf_mote.passes.cached_text import CachedText, ThinkingTokens, count_tokens, label_thinking, moved_from, rows_of
 from hf_mote.passes.forward import DecoderParticipant, Forward, Phase, real_tokens
 
 __all__ = ["DecoderHook", "decoder_of", "recomputing"]
@@ -74,7 +74,7 @@ class DecoderHook(SharedHook):
         self._inside = False
         self._under_way = 0
         self._lock = threading.Lock()
-        self._needs_passes = self._needs_rows = False
+        self._needs_passes = self._needs_rows = self._needs_places = False
         self._marks: frozenset[ThinkingTokens] = frozenset()
         self._watchers: tuple[DecoderParticipant, ...] = ()
 
@@ -87,7 +87,9 @@ class DecoderHook(SharedHook):
         self._watchers = watchers
         self._marks = frozenset(marks for watcher in watchers for marks in watcher.thinking_tokens)
         self._needs_passes = any(watcher.needs_passes for watcher in watchers)
-        self._needs_rows = bool(self._marks) or any(watcher.needs_rows for watcher in watchers)
+        self._needs_places = any(watcher.needs_places for watcher in watchers)
+        follows = bool(self._marks) or self._needs_places
+        self._needs_rows = follows or any(watcher.needs_rows for watcher in watchers)
 
     def forward_of(self, rows: int) -> Forward | None:
         """Return the pass that a router's rows belong to, or `None` outside of a pass.
@@ -117,7 +119,7 @@ class DecoderHook(SharedHook):
             return now if now.batch * now.length == rows else None
         if recomputing() and rows % now.batch == 0:
             length = rows // now.batch
-            return Forward(now.batch, length, now.device, generation_from=length)
+            return Forward(now.batch, length, now.device, generation_from=length, recomputed=True)
         return None
 
     def under_way(self) -> Forward | None:
@@ -213,14 +215,21 @@ class DecoderHook(SharedHook):
         if self._marks:
             begun = {} if text is None or unread is not None else text.thinking_at(past, moved)
             labels = self._label(ids, begun, begins=past == 0 and unread is None)
+        real = real_tokens(read.mask, batch, length, past, by_place=covers_whole_cache(read))
+        counts = None
+        if self._needs_places and unread is None:
+            earlier = text.count_at(past, moved) if text is not None else None
+            earlier = earlier if past else torch.zeros(batch, dtype=torch.long, device=read.tokens.device)
+            if earlier is not None and len(earlier) == batch:
+                counts = count_tokens(earlier, real, length)
         here.text = CachedText(
             here.run_id,
             past,
             length,
             thinking={marks: torch.cat([begin[:, None], part], dim=1) for marks, (begin, part) in labels.items()},
             batch=batch,
+            counts=counts,
         )
-        real = real_tokens(read.mask, batch, length, past, by_place=covers_whole_cache(read))
         here.now = Forward(
             batch,
             length,
@@ -235,6 +244,7 @@ class DecoderHook(SharedHook):
             packed=why_packed(read, real, past),
             thinking={marks: part for marks, (_, part) in labels.items()},
             moved=moved,
+            places=None if counts is None else counts[:, :-1],
         )
         here.columns["prompt"] += max(generation_from - first_new_column, 0)
         here.columns["generation"] += length - max(generation_from, first_new_column)
@@ -298,6 +308,8 @@ class DecoderHook(SharedHook):
             # Refused here: an error at a router would end the graph there, and compile the router without its hook.
             if watcher.needs_phases:
                 _ = self._now.phases
+            if watcher.needs_places:
+                self._now.tokens_at(())
             for marks in watcher.thinking_tokens:
                 self._now.tokens_in("thinking", marks)
 

@@ -1,8 +1,8 @@
-"""`Forward`: what the rows of one forward pass are, prompt or generated, thinking or answer, token or padding."""
+"""`Forward`: what the rows of one forward pass are: prompt or generated, thinking or answer, padding, which place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,11 +14,12 @@ from hf_mote.hooks import Participant, compiled_parts
 from hf_mote.passes.arguments import widest
 from hf_mote.passes.cached_text import ThinkingTokens
 
-__all__ = ["DecoderParticipant", "Forward", "Phase", "ThinkingPart", "all_of", "real_tokens", "why_stopped"]
+__all__ = ["DecoderParticipant", "Forward", "Phase", "ThinkingPart", "all_of", "are_at", "real_tokens", "why_stopped"]
 
 Phase = Literal["prompt", "generation"]
 ThinkingPart = Literal["thinking", "answer"]
 
+_UNSEEN = "a cache that was filled in passes that were not seen, or whose sequences were exchanged"
 _UNCOMPILED = "Do not compile the model; generate takes disable_compile=True. Or use scope 'all'."
 
 
@@ -40,10 +41,13 @@ class Forward:
         packed (`str`, *optional*): What shows that a row holds several sequences, one after the other; `None` if
             nothing does.
         compiled (`bool`): Whether the pass is one of a graph that is being compiled.
+        recomputed (`bool`): Whether gradient checkpointing runs layers of a pass again, of which little is known.
         thinking (`dict`): For each pair of tokens that open and close the thinking, the part of each token,
             `(batch, length)`: 0 neither, 1 thinking, 2 answer.
         moved (`torch.Tensor`, *optional*): The row that each row's sequence was in, in the pass before, `(batch,)`, -1
             for a new one; `None` if no row is known to have moved, as beams do.
+        places (`torch.Tensor`, *optional*): The place of each token in its sequence, counted from 0 without padding,
+            `(batch, length)`; `None` if it was not asked for, or is not known.
     """
 
     batch: int
@@ -58,8 +62,10 @@ class Forward:
     unread: str | None = None
     packed: str | None = None
     compiled: bool = False
+    recomputed: bool = False
     thinking: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     moved: Tensor | None = None
+    places: Tensor | None = None
 
     def check_rows(self, where: str) -> None:
         """Refuse a pass whose rows may not be whole sequences.
@@ -96,7 +102,7 @@ class Forward:
                 fix=_UNCOMPILED
                 if self.compiled
                 else "Generate without prefill_chunk_size, assistant or prompt lookup, and without a cache from "
-                "before; or use scope 'all' and no record.",
+                "before; or use scope 'all', no positions and no record.",
             )
         if self.generation_from >= self.length:
             return ("prompt",)
@@ -136,11 +142,45 @@ class Forward:
             raise UnsupportedError(
                 "forward pass",
                 f"cannot determine which tokens are {part}",
-                got=got or "a cache that was filled in passes that were not seen, or whose sequences were exchanged",
+                got=got or _UNSEEN,
                 expected="token ids, from the beginning of the text on",
                 fix=fix,
             )
         return (labels == (1 if part == "thinking" else 2)).reshape(-1)
+
+    def tokens_at(self, positions: Sequence[int]) -> Tensor:
+        """Return which rows are at some positions of their sequence, bool `(batch * length,)`; padding is at none.
+
+        Args:
+            positions (`Sequence[int]`): 0, 1, ... from the first token of the sequence on, prompt and generated tokens
+                alike; -1, -2, ... from the last token of the prompt back.
+
+        Raises:
+            [`UnsupportedError`]: if prompt and generation cannot be told apart, or the tokens before the pass cannot
+                be counted: in a compiled graph, in layers that gradient checkpointing runs again, on a cache that was
+                filled unseen, and if a row holds several sequences.
+        """
+        if self.places is None or self.packed is not None:
+            got, fix = self.unread or self.packed, "Give the whole text, one sequence to each row, padded."
+            if got is None and self.compiled:
+                got, fix = "a compiled graph, which cannot count what is in the cache", _UNCOMPILED
+            elif got is None and self.recomputed:
+                got = "layers that gradient checkpointing runs again"
+                fix = "Train without gradient checkpointing under a config with positions."
+            raise UnsupportedError(
+                "forward pass",
+                "cannot tell which position each token is at",
+                got=got or _UNSEEN,
+                expected="the whole text from its first token on, or one token after all that was read before",
+                fix=fix,
+            )
+        phases = self.phases
+        prompt = None
+        if "prompt" in phases:
+            columns = torch.arange(self.length, device=self.device) < self.generation_from
+            prompt = columns.expand_as(self.places) if self.real is None else columns & self.real
+        found = are_at(positions, self.places, prompt)
+        return (found if self.real is None else found & self.real).reshape(-1)
 
     def countable(self, phase: Phase) -> Tensor | None:
         """Return which rows to count for a phase: real tokens, each once; `None` means all of them."""
@@ -149,6 +189,23 @@ class Forward:
         if self.first_new_column:
             new = (torch.arange(self.length, device=self.device) >= self.first_new_column).repeat(self.batch)
         return all_of(self.tokens_of(phase), real, new)
+
+
+def are_at(positions: Sequence[int], places: Tensor, prompt: Tensor | None) -> Tensor:
+    """Return which tokens are at some positions, bool `(batch, length)`; what is padding is left to the caller.
+
+    Args:
+        positions (`Sequence[int]`): As [`Forward.tokens_at`] has them.
+        places (`torch.Tensor` of shape `(batch, length)`, int64): The place of each token in its sequence, from 0.
+        prompt (`torch.Tensor` of shape `(batch, length)`, bool, *optional*): The tokens of the whole prompt; `None` if
+            the pass has none of them.
+    """
+    ahead, back = [at for at in positions if at >= 0], [at for at in positions if at < 0]
+    found = torch.isin(places, torch.tensor(ahead, dtype=torch.long, device=places.device))
+    if not back or prompt is None:
+        return found
+    from_end = places - prompt.sum(dim=1, keepdim=True)
+    return found | (prompt & torch.isin(from_end, torch.tensor(back, device=places.device)))
 
 
 def all_of(*masks: Tensor | None) -> Tensor | None:
@@ -224,6 +281,9 @@ class DecoderParticipant(Participant):
 
     needs_phases: bool = False
     """Whether it depends on which tokens are prompt and which are generated."""
+
+    needs_places: bool = False
+    """Whether it matters to it at which place of its sequence a token is."""
 
     why_silent: Callable[[str], str] | None = None
     """Returns the visible reason why a router did not run, from its path."""

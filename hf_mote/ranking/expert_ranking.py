@@ -276,24 +276,37 @@ class ExpertRanking(Printable, Shareable):
         """Return a copy of the scores, of shape `(layers, experts)`, float64; its rows are `layers`."""
         return self.score.clone()
 
-    def to_config(self, *, suppress: int | None = None, stimulate: int | None = None, **fields: Any) -> MoTEConfig:
-        """Return the config that suppresses, or stimulates, the best experts.
+    def to_config(
+        self,
+        *,
+        suppress: int | None = None,
+        stimulate: int | None = None,
+        multiply: int | None = None,
+        by: float | None = None,
+        **fields: Any,
+    ) -> MoTEConfig:
+        """Return the config that suppresses or stimulates the best experts, or multiplies their weights.
 
         Args:
             suppress (`int`, *optional*): How many of the best to suppress.
-            stimulate (`int`, *optional*): How many to stimulate instead. Exactly one of the two is given.
+            stimulate (`int`, *optional*): How many to stimulate instead.
+            multiply (`int`, *optional*): How many to give a gain instead. Exactly one of the three is given.
+            by (`float`, *optional*): With `multiply`: the gain.
             **fields: Further fields of [`MoTEConfig`], such as `suppress_mode`, `scope` or `strength`.
 
         Returns:
             [`MoTEConfig`]: it carries the fingerprint and provenance of this ranking.
 
         Raises:
-            [`ConfigError`]: if not exactly one of the two is given, it is not a number, or there are fewer experts.
+            [`ConfigError`]: if not exactly one of the three is given, it is not a number, or there are fewer experts.
         """
-        counts = {"suppress": suppress, "stimulate": stimulate}
+        counts = {"suppress": suppress, "stimulate": stimulate, "multiply": multiply}
         given = {name: n for name, n in counts.items() if n is not None}
+        if (multiply is None) != (by is None):
+            what, fix = "multiply and by go together", "For example to_config(multiply=8, by=2.0)."
+            raise ConfigError("ExpertRanking.to_config", what, got={"multiply": multiply, "by": by}, fix=fix)
         if len(given) != 1:
-            what = "needs exactly one of suppress and stimulate"
+            what = "needs exactly one of suppress, stimulate and multiply"
             raise ConfigError("ExpertRanking.to_config", what, got=counts, fix="For example to_config(suppress=8).")
         ((name, wanted),) = given.items()
         try:
@@ -310,7 +323,7 @@ class ExpertRanking(Printable, Shareable):
                 stacklevel=2,
             )
         chosen: dict[str, Any] = {
-            name: sorted([layer, expert] for layer, expert in pairs),
+            **({name: sorted(map(list, pairs))} if by is None else {"gain": [[*pair, by] for pair in sorted(pairs)]}),
             "fingerprint": self.fingerprint,
             "provenance": {"method": self.method, "target": self.target, **self.provenance},
         }

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hf_mote.links.latent_expert_map import LatentExpertMap
 from hf_mote.ranking.causal.optimized import OptimizedRanking
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.reports.configs import UNMEASURED, config_part
-from hf_mote.reports.explorer import Explored, expert_panel, expert_part, explorer_data
+from hf_mote.reports.explorer import FIRST, Explored, expert_panel, expert_part, explorer_data
 from hf_mote.reports.formats import decimals_for, number, percent, signed
 from hf_mote.reports.heat_map import heat_map
+from hf_mote.reports.links import latents_of_experts
 from hf_mote.reports.markup import Html, chip, join, tag
 from hf_mote.reports.page import Section, make_page, provenance_section
 from hf_mote.reports.rankings import decimals_of, ranking_verdict
@@ -36,6 +38,7 @@ class Attribution(NamedTuple):
         texts (`list[RoutedText]`): Prompts with both responses, and the routing weight of `traced`.
         traced (`Sequence[tuple[int, int]]`): (layer, expert) that are followed, the first `top` of the ranking first.
         config (`Mapping`, *optional*): The config of the first experts, as `MoTEConfig.to_dict` gives it.
+        latents (`Sequence[LatentExpertMap]`): Which latents of an SAE predict or drive experts.
     """
 
     model: str
@@ -48,6 +51,7 @@ class Attribution(NamedTuple):
     texts: list[RoutedText]
     traced: Sequence[tuple[int, int]] = ()
     config: Mapping[str, Any] | None = None
+    latents: Sequence[LatentExpertMap] = ()
 
 
 def attribution_verdict(found: Attribution) -> tuple[str, bool]:
@@ -97,6 +101,9 @@ def attribution_page(found: Attribution, *, provenance: Mapping[str, str], files
     if found.texts:
         tokens = token_section(found.traced[: found.top], found.texts, TARGET)
         sections.append(Section("tokens", "Tokens that route to them", tokens))
+    if found.latents:
+        latents = latents_of_experts(found.latents, ranking.top(min(found.top, FIRST)))
+        sections.append(Section("latents", "Latents that predict or drive them", latents))
     if found.config is not None:
         sections.append(Section("config", "Config", config_part(found.config, note=UNMEASURED, linked=True)))
     sections += [
@@ -128,6 +135,7 @@ def _explored(found: Attribution) -> Explored:
         traced=found.traced,
         removed=removed,
         config=found.config,
+        latents=found.latents,
     )
 
 

@@ -27,13 +27,14 @@ def config_part(
         part (`str`, *optional*, defaults to `"config"`): What ids on the page begin with; one for each config.
     """
     latents = "edits" in config
-    fields = ["scope", "thinking_tokens", "strength", "base_model"]
+    fields = ["scope", "thinking_tokens", "positions", "strength", "base_model"]
     if latents:
         fields = ["sae", "hookpoint", "scope", "thinking_tokens", "strength", "keep_error", "base_model"]
     for name, settings in (
         ("suppress", ["suppress_mode"]),
         ("stimulate", ["stimulate_weight"]),
         ("bias", ["bias_on"]),
+        ("gain", []),
     ):
         if config.get(name):
             fields = [name, *settings, *fields]

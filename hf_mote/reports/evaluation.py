@@ -216,11 +216,20 @@ def _side_effects(report: EvaluationReport) -> Html:
             ["perplexity", f"{perplexity_text(seen.perplexity_before)} to {perplexity_text(seen.perplexity_after)}"],
             ["tokens of text", f"{seen.num_tokens:,}"],
             ["scope of the config on these texts", _scope(seen.scope, str(report.config.get("scope", "all")))],
+            *_positions(report.config.get("positions")),
         ]
     rows += [["not measured", note] for note in report.notes]
     if not rows:
         return tag("p", "Not measured: give --unrelated prompts, --texts or --conversations.", class_="faint")
     return table("What else changes", ["what", "measured"], rows)
+
+
+def _positions(own: object) -> list[Sequence[Child]]:
+    if not isinstance(own, list):
+        return []
+    from_end = any(isinstance(position, int) and position < 0 for position in own)
+    counted = "all tokens, as no prompt ends in plain text" if from_end else ", ".join(map(str, own))
+    return [["positions of the config on these texts", counted]]
 
 
 def _scope(measured: str, own: str) -> str:

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from hf_mote.links.latent_expert_map import LatentExpertMap
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.reports.formats import decimals_of_means
+from hf_mote.reports.links import latents_data
 from hf_mote.reports.markup import Child, Html, data_block, join, tag
 from hf_mote.reports.rankings import decimals_of, expert_table, lowest
 from hf_mote.reports.tokens import RoutedText, shown_parts
@@ -48,6 +50,7 @@ class Explored(NamedTuple):
         visits (`Mapping[tuple[int, int], Sequence[tuple[int, float, float]]]`):
             Prompts that go to an expert most: the place in `prompts`, tokens that did, tokens counted.
         config (`Mapping`, *optional*): A config made of the first experts, as `MoTEConfig.to_dict` gives it.
+        latents (`Sequence[LatentExpertMap]`): Which latents predict or drive experts.
     """
 
     rankings: Mapping[str, ExpertRanking]
@@ -62,6 +65,7 @@ class Explored(NamedTuple):
     prompts: Sequence[tuple[str, str]] = ()
     visits: Mapping[Pair, Sequence[tuple[int, float, float]]] = {}
     config: Mapping[str, Any] | None = None
+    latents: Sequence[LatentExpertMap] = ()
 
     @property
     def ranking(self) -> ExpertRanking:
@@ -141,6 +145,7 @@ def explorer_data(found: Explored) -> Html:
             **_prompts(found),
             "texts": _texts(found),
             "config": found.config,
+            **_latents(found),
         },
     )
 
@@ -181,6 +186,14 @@ def _rounded(grid: Tensor | None, decimals: int) -> list[float | None] | None:
     short: Callable[[float], float] = lambda value: int(value) if value == int(value) else value  # noqa: E731
     values = [round(value, decimals) if math.isfinite(value) else None for value in grid.flatten().tolist()]
     return [None if value is None else short(value) for value in values]
+
+
+def _latents(found: Explored) -> dict[str, Any]:
+    """Return the latents of the experts whose tokens are followed, then of the others; nothing without maps."""
+    if not found.latents:
+        return {}
+    order = [*traced_experts(found.ranking), *found.ranking.top(len(found.ranking))]
+    return {"latents": latents_data(found.latents, list(dict.fromkeys(order)))}
 
 
 def _prompts(found: Explored) -> dict[str, Any]:

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from hf_mote.links.latent_expert_map import LatentExpertMap
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.ranking.imaging.result import LENGTH_CONFOUND, FTRIResult
 from hf_mote.reports.configs import UNMEASURED, config_part
-from hf_mote.reports.explorer import Explored, expert_panel, expert_part, explorer_data
+from hf_mote.reports.explorer import FIRST, Explored, expert_panel, expert_part, explorer_data
 from hf_mote.reports.formats import decimals_of_means, isolated, number, percent, quoted
 from hf_mote.reports.heat_map import heat_map
+from hf_mote.reports.links import latents_of_experts
 from hf_mote.reports.markup import Child, Html, chip, join, tag
 from hf_mote.reports.page import Section, make_page, provenance_section
 from hf_mote.reports.rankings import expert_links, ranking_verdict
@@ -48,6 +50,7 @@ class Imaging(NamedTuple):
         alike (`Mapping`): Experts that the same prompts use, as `FTRIResult.alike` gives them.
         config (`Mapping`, *optional*): The config of the first experts, as `MoTEConfig.to_dict` gives it.
         predicted (`Predictability`, *optional*): Whether routing tells the classes of held-out prompts apart.
+        latents (`Sequence[LatentExpertMap]`): Which latents of an SAE predict or drive experts.
     """
 
     model: str
@@ -62,6 +65,7 @@ class Imaging(NamedTuple):
     alike: Mapping[Pair, Sequence[tuple[Pair, float]]] = {}
     config: Mapping[str, Any] | None = None
     predicted: Predictability | None = None
+    latents: Sequence[LatentExpertMap] = ()
 
     @property
     def ranking(self) -> ExpertRanking | None:
@@ -125,6 +129,9 @@ def imaging_page(found: Imaging, *, provenance: Mapping[str, str], files: Mappin
     if explored is not None and found.texts:
         body = token_section(found.traced[: found.top], found.texts, found.target)
         sections.append(Section("tokens", "Tokens that route to them", body))
+    if ranking is not None and found.latents:
+        body = latents_of_experts(found.latents, ranking.top(min(found.top, FIRST)))
+        sections.append(Section("latents", "Latents that predict or drive them", body))
     if found.config is not None:
         body = config_part(found.config, note=UNMEASURED, linked=explored is not None)
         sections.append(Section("config", "Config", body))
@@ -156,6 +163,7 @@ def _explored(found: Imaging) -> Explored:
         prompts=list(zip(result.prompts, result.classes, strict=True)),
         visits=visits_of(result, found.traced),
         config=found.config,
+        latents=found.latents,
     )
 
 

@@ -470,6 +470,24 @@
     return [make("h3", {}, "Effect when removed"), ...known.map((each) => make("p", {}, `${each.name} `, make("strong", {}, each.effects[name])))];
   }
 
+  function latentsPart(name) {
+    if (!data.latents) return [];
+    const known = data.latents.maps.filter((map) => map.experts[name]);
+    if (!known.length) {
+      const why = data.latents.all ? "None is known to predict or drive it."
+        : `None is here: a page has room for those of ${data.latents.experts.toLocaleString("en-US")} experts, the first of the ranking. The map has all.`;
+      return [make("h3", {}, "Latents"), make("p", { class: "faint" }, why)];
+    }
+    return [make("h3", {}, "Latents"), ...known.flatMap((map) => {
+      const heads = ["latent", ...map.columns].map((text, at) => make("th", { scope: "col", class: at ? "n" : null }, text));
+      const rows = map.experts[name].map((cells) => make("tr", {},
+        cells.map((cell, at) => make(at ? "td" : "th", at ? { class: "n" } : { scope: "row" }, String(cell)))));
+      return [make("p", { class: "text" }, `${map.title}: ${map.note}`),
+        make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": map.title },
+          make("table", { class: "latents" }, make("thead", {}, make("tr", {}, heads)), make("tbody", {}, rows)))];
+    }), ...(data.latents.key ? [make("p", { class: "faint" }, data.latents.key)] : [])];
+  }
+
   function scoresPart(index) {
     const rows = data.rankings.map((ranking) => {
       const above = ranking.score.filter((score) => score > ranking.score[index]).length;
@@ -506,6 +524,7 @@
         marks.map((mark) => make("span", { class: "chip" }, mark)), held(name) ? make("span", { class: "chip" }, "in the config") : null),
       make("p", { class: score < 0 ? "sign against" : "sign" }, says, chip(data.target)),
       scoresPart(index), ...bars(index), ...removedPart(name), ...tokensPart(name), ...visitsPart(name), ...alikePart(name),
+      ...latentsPart(name),
     );
     panel.classList.add("open");
     document.body.classList.add("beside");

@@ -163,7 +163,8 @@ class RouterHook(SharedHook):
             "tokens go elsewhere where they have experts of their own",
             got=f"{rows} of {now.batch * now.length} tokens",
             expected="every token of the pass",
-            fix="Apply one config with scope 'all'; record, and use phases or rows, on text only.",
+            fix="Apply one config with scope 'all' and without positions; record, and use phases or rows, on text "
+            "only.",
         )
 
     def _check_numbers(self) -> None:

@@ -29,7 +29,7 @@ __all__ = ["LayerRouting", "ProfileTables", "Span"]
 PHASES = ("prompt", "generation")
 # Rows times experts. Below, the cost is the number of operations, not their size.
 _FEW = 2**14
-_SHARES = {"drop_share", "zero_share"}
+_SHARES = {"drop_share", "gain"}
 
 
 class Span(NamedTuple):
@@ -179,7 +179,7 @@ class ProfileTables:
             layer = self.layers[number]
             for name in present_in(edit):
                 if name not in layer.tables and not self.eager:
-                    modes = [mode for mode, fields in MODES.items() if name in fields]
+                    modes = [mode for mode, fields in MODES.items() if name in fields and mode in profile.modes]
                     raise UnsupportedError(
                         f"profile {profile.name!r}",
                         f"the engine was compiled without the edits of the profile in layer {number}",

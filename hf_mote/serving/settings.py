@@ -25,13 +25,14 @@ KEY = "hf_mote"
 
 MODES: dict[str, tuple[str, ...]] = {
     "drop": ("drop_share",),
-    "zero": ("zero_share",),
+    "zero": ("gain",),
     "reroute": ("banned",),
     "stimulate": ("forced", "forced_gain"),
     "stimulate_max": ("forced", "forced_to_max", "forced_gain"),
     "stimulate_number": ("forced", "forced_weight", "forced_gain"),
     "bias_on_logits": ("logit_bias",),
     "bias_on_selection": ("selection_bias",),
+    "gain": ("gain",),
 }
 """The modes of a profile, and the fields of a `RoutingEdit` that each uses."""
 
@@ -67,6 +68,14 @@ class Profile:
                 expected="scope 'all', 'prompt' or 'generation'",
                 fix="Apply it with apply_mote in transformers, or give it another scope.",
             )
+        if self.config.positions is not None:
+            raise UnsupportedError(
+                f"profile {self.name!r}",
+                "a profile acts on all tokens of its scope, and not at single positions",
+                got=f"positions {self.config.positions}",
+                expected="none",
+                fix="Apply it with apply_mote in transformers, or leave the positions out.",
+            )
         values = {**self.config.to_dict(), "hf_mote_version": None, "transformers_version": None}
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
         object.__setattr__(self, "digest", digest)
@@ -81,7 +90,8 @@ class Profile:
         if config.stimulate:
             weight = config.stimulate_weight
             found.add({"own": "stimulate", "max": "stimulate_max"}.get(str(weight), "stimulate_number"))
-        return found | ({f"bias_on_{config.bias_on}"} if config.bias else set())
+        found |= {f"bias_on_{config.bias_on}"} if config.bias else set()
+        return found | ({"gain"} if config.gain else set())
 
 
 @dataclass(frozen=True)

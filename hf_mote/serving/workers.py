@@ -138,4 +138,4 @@ def _extra(state: Any) -> Mapping[str, Any]:
 
 
 def _layers_of(config: MoTEConfig) -> set[int]:
-    return {entry[0] for entry in (*config.suppress, *config.stimulate, *config.bias)}
+    return {layer for layer, _ in config.targets}

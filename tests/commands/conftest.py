@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_runs import ATTACK, QUICK, REFUSAL, ran
 from tiny_models import tiny_model, tiny_tokenizer
 
-from hf_mote import load_organism
+from hf_mote import LatentExpertMap, load_organism
+from hf_mote.routing.sites.routed_model import RoutedModel
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +31,37 @@ def attribute_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ran(
         "attribute", "organism:refusal", "organism:refusal/train/sensitive", "--limit", 8, "--target", REFUSAL,
         "--baseline-field", "answer", "--gain", 0.5, "--suppress", 4, "--traced", 1, "--output", folder,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def latent_maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with maps of made-up latents of the organism: by prediction, and beside it by weights."""
+    folder = tmp_path_factory.mktemp("maps")
+    routed = RoutedModel(load_organism("refusal").model)
+    layers, experts = routed.shape
+    draw = torch.Generator().manual_seed(0)
+    values = torch.rand(40, layers, experts, generator=draw, dtype=torch.float64) * 2 - 1
+    shared: dict[str, Any] = {"latents": tuple(range(100, 140)), "fingerprint": routed.fingerprint}
+    LatentExpertMap(
+        values, layers=routed.layers, method="prediction", tokens=torch.full((40,), 50),
+        together=torch.full(values.shape, 20), chosen=torch.full(values.shape[1:], 40), num_tokens=400,
+        provenance={"hookpoint": "model.layers.2.output"}, **shared,
+    ).save_pretrained(folder)  # fmt: skip
+    LatentExpertMap(
+        values[:, 1:2] * 7, layers=routed.layers[1:2], method="weights", tokens=torch.zeros(40, dtype=torch.int64),
+        **shared,
+    ).save_pretrained(folder / "links" / "weights")  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def latents_run(tmp_path_factory: pytest.TempPathFactory, latent_maps: Path) -> Path:
+    folder = tmp_path_factory.mktemp("with_latents") / "folder"
+    ran(
+        "attribute", "organism:refusal", "organism:refusal/train/sensitive", "--limit", 4, "--target", REFUSAL,
+        "--baseline-field", "answer", "--suppress", 4, "--traced", 0, "--latents", latent_maps, "--output", folder,
     )  # fmt: skip
     return folder
 

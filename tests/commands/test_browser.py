@@ -11,7 +11,7 @@ from browser import CHROMIUM, Browser, browser
 from command_runs import ran
 from html_pages import check_page
 
-from hf_mote import ExpertRanking, FTRIResult, MoTEConfig
+from hf_mote import ExpertRanking, FTRIResult, LatentExpertMap, MoTEConfig
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
@@ -22,7 +22,7 @@ def chromium() -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture(params=["ftri_run", "attribute_run", "evaluate_run", "sweep_run", "hostile_run"])
+@pytest.fixture(params=["ftri_run", "attribute_run", "latents_run", "evaluate_run", "sweep_run", "hostile_run"])
 def report(request: pytest.FixtureRequest) -> Path:
     folder: Path = request.getfixturevalue(request.param)
     return folder / "report.html"
@@ -206,6 +206,32 @@ def test_browser_press_on_a_cell_shows_the_expert(chromium: Browser, ftri_run: P
     means = {name: seen.at(layer, number) for name, seen in result.maps.items()}
     assert {name: float(value) for name, value, *_ in bars} == pytest.approx(means, abs=0.051)
     assert len(chromium.ask("[...document.querySelectorAll('#expert .t')].map(t => t.textContent)")) > 3
+    assert chromium.complaints == []
+
+
+def test_browser_expert_has_its_latents(chromium: Browser, latents_run: Path, latent_maps: Path) -> None:
+    links = LatentExpertMap.from_pretrained(latent_maps)
+    layer, number = next(pair for pair in ExpertRanking.from_pretrained(latents_run).top(256) if pair[0] != 2)
+    chromium.open(latents_run / "report.html")
+    chromium.ask(f"location.hash = '#expert-{layer}.{number}'")
+    chromium.until("document.querySelector('#expert.open') !== null")
+    cells = "[...r.cells].map(c => c.textContent)"
+    tables = f"[...document.querySelectorAll('#expert .latents')].map(t => [...t.rows].map(r => {cells}))"
+    (predicted,) = chromium.ask(tables)  # the map by weights is of layer 2
+    assert predicted[0] == ["latent", "correlation", "precision", "recall", "lift"]
+    first = links.for_expert(layer, number, 5)
+    assert [int(row[0]) for row in predicted[1:]] == [link.latent for link in first]
+    assert predicted[1][1].replace("−", "-") == f"{first[0].value:+.4g}"
+    assert predicted[1][2:] == ["40.0%", "50.0%", "4"]
+    assert "over 400 tokens; SAE at model.layers.2.output" in chromium.ask(
+        "document.querySelector('#expert').innerText"
+    )
+    assert "A latent that predicts an expert need not drive it." in chromium.ask(
+        "document.querySelector('#expert').innerText"
+    )
+    chromium.ask(f"location.hash = '#expert-2.{number}'")
+    chromium.until("document.querySelectorAll('#expert .latents').length === 2")
+    assert chromium.ask("document.querySelector('#expert').innerText").count("Latents that") == 2
     assert chromium.complaints == []
 
 

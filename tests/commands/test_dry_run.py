@@ -154,6 +154,7 @@ def sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("evaluate", ["organism:refusal"], "for 1 x 500 tokens, "),
         ("top-tokens", ["organism:refusal", "--latent", 3, "--latent", 4], "latents 2 "),
         ("experts", ["organism:refusal", "--method", "intervention", "--latent", 3], "method intervention"),
+        ("experts", ["organism:refusal", "--method", "prediction"], "method prediction"),
     ],
 )
 def test_dry_run_of_what_reads_a_text_counts_its_tokens(

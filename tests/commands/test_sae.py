@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import planted_links as planted
 import pytest
 from command_runs import ATTACK, ran, run, said
 from html_pages import check_page, parse_page
@@ -188,6 +189,50 @@ def test_experts_shows_which_latents_drive_them_by_weights_and_by_intervention(p
     assert refused.exit_code == 1
     assert "not the input of a router" in said(refused)
     assert "needs a text" in said(run("sae", "experts", place / "model", trained, "--method", "intervention"))
+
+
+def test_experts_by_all_methods_stand_side_by_side(tmp_path: Path) -> None:
+    model, sae = planted.planted_links()
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    sae.save_pretrained(tmp_path / "sae")
+    (tmp_path / "texts.txt").write_text("\n".join(planted.TEXTS), encoding="utf-8")
+    (tmp_path / "more.yaml").write_text("method: [prediction, weights, intervention]\ntop: 4\n", encoding="utf-8")
+    result = ran(
+        "sae", "experts", tmp_path / "model", tmp_path / "sae", tmp_path / "texts.txt", "--settings",
+        tmp_path / "more.yaml", "--output", tmp_path / "links",
+    )  # fmt: skip
+    predicted, weights, changed = (
+        LatentExpertMap.from_pretrained(tmp_path / "links" / name)
+        for name in ("", "links/weights", "links/intervention")
+    )
+    assert [links.method for links in (predicted, weights, changed)] == ["prediction", "weights", "intervention"]
+    # Those that the other methods put first are changed.
+    assert {*changed.latents} == {link.latent for links in (predicted, weights) for link in links.top(4)}
+    assert len(changed.latents) < 24
+    printed = said(result)
+    for name in ("prediction", "weights", "intervention"):
+        assert f"By {name}:" in printed
+    assert f"latent {planted.COPY}: +0.9" in printed
+    page = check_page((tmp_path / "links" / "report.html").read_text(encoding="utf-8"))
+    rows = [[cell.text for cell in row.children] for row in page.one("methods").all("tr")]
+    assert rows[0] == ["latent", "layer", "expert", "prediction", "weights", "intervention"]
+    by_latent = {row[0]: row[3:] for row in rows[1:] if row[1:3] == ["0", str(planted.EXPERT)]}
+    copy, driver = (by_latent[f"latent {latent}"] for latent in (planted.COPY, planted.DRIVER))
+    assert copy[0].startswith("+0.9")
+    assert copy[1:] == ["0", "0"]
+    assert driver[1:] == ["+3.5", "−1"]
+    assert "predicts most: for expert 5 of layer 0" in page.one("verdict").text
+    assert "is chosen less often" in page.one("verdict").text
+    figures = json.loads((tmp_path / "links" / "report.json").read_text())
+    assert set(figures["methods"]) == {"prediction", "weights", "intervention"}
+    assert figures["method"] == "prediction"
+    assert figures["links"] == figures["methods"]["prediction"]
+    assert "links/weights/latent_expert_map.safetensors" in figures["files"]
+    # One value of what may be given several times is a list of one.
+    (tmp_path / "more.yaml").write_text("method: prediction\n", encoding="utf-8")
+    needs = run("sae", "experts", tmp_path / "model", tmp_path / "sae", "--settings", tmp_path / "more.yaml")
+    assert "TEXT: method prediction needs a text" in said(needs)
 
 
 @pytest.mark.parametrize(

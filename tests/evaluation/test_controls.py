@@ -83,6 +83,18 @@ def test_controls_give_every_part_to_an_expert_of_its_own() -> None:
         assert (first[2], second[2]) == (0.5, -1.0)
 
 
+def test_controls_of_gains_give_each_gain_to_a_random_expert() -> None:
+    config = MoTEConfig(gain=[[0, 1, 0.5], [0, 3, 4.0]], bias=[[0, 3, 1.0]], strength=0.5)
+    every = controls_of(config, layers(1, 6), 10_000)
+    assert len({str(control.to_dict()) for control in every}) == len(every) == 6 * 5 - 1
+    for control in [*every, *controls_of(config, layers(1, 64), 15)]:
+        by_value = {value: expert for _, expert, value in control.gain}
+        assert by_value.keys() == {0.5, 4.0}
+        assert control.bias == [[0, by_value[4.0], 1.0]]
+    far = controls_of(config, layers(1, 64), 15)
+    assert len({expert for one in [config, *far] for _, expert, _ in one.gain}) == 2 * 16
+
+
 def test_controls_of_settings_hold_each_other_as_the_settings_do() -> None:
     order = [[0, 5], [1, 2], [0, 7], [1, 60]]
     configs = [MoTEConfig(suppress=order[:n], strength=s) for n in (1, 2, 4) for s in (0.5, 1.0)]

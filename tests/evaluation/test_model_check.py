@@ -78,6 +78,7 @@ def test_check_model_of_a_router_off_its_rule_fails() -> None:
     [
         ("drop", lambda tried: tried._replace(edited=tried.native)),
         ("zero", lambda tried: tried._replace(edited=tried.native)),
+        ("gain", lambda tried: tried._replace(edited=tried.native)),
         ("reroute", lambda tried: tried._replace(edited=tried.native)),
         ("stimulate, own weight", lambda tried: tried._replace(expert=int(tried.edited.indices.min()) + 10_000)),
         ("bias on logits", lambda tried: tried._replace(edited=tried.native)),

@@ -235,6 +235,21 @@ def test_side_effects_of_a_config_for_generated_tokens_are_measured_on_all(model
     assert f"own, {scope}, would do nothing to it" in page
 
 
+@pytest.mark.parametrize("positions", [[0, 2], [0, -1]])
+def test_side_effects_at_positions_are_measured_there_unless_they_are_counted_from_the_prompts_end(model, positions):
+    config = MoTEConfig.for_model(model, suppress=SUPPRESS, positions=positions)
+    found = side_effects(model, tiny_tokenizer(), config, TEXTS, progress=False)
+    everywhere = side_effects(
+        model, tiny_tokenizer(), MoTEConfig.for_model(model, suppress=SUPPRESS), TEXTS, progress=False
+    )
+    assert found.kl > 0
+    assert (found == everywhere) == (-1 in positions)
+    report = report_of("a", Rate.of(1, 2), Rate.of(0, 2), [0.5], config=config.to_dict(), side_effects=found)
+    page = str(evaluation_page(Evaluation("a model", report), provenance={}, files={}))
+    assert ("all tokens, as no prompt ends in plain text" if -1 in positions else "0, 2") in page
+    assert "positions of the config on these texts" in page
+
+
 def test_side_effects_of_a_config_for_the_prompt_are_measured_on_it(model):
     config = MoTEConfig.for_model(model, suppress=SUPPRESS, scope="prompt")
     found = side_effects(model, tiny_tokenizer(), config, TEXTS, progress=False)

@@ -44,6 +44,8 @@ def config_of(model: PreTrainedModel, experts: tuple[int, ...] = (1, 4), **field
         fields["suppress"] = [[layer, expert] for layer in layers for expert in experts]
     if "bias_on" in fields:
         fields["bias"] = [[layer, 2, 0.75] for layer in layers]
+    if "gain" in fields:
+        fields["gain"] = [[layer, expert, value] for layer in layers for expert, value in fields["gain"]]
     return MoTEConfig.for_model(model, **fields)
 
 
@@ -65,12 +67,17 @@ EXACT = [
     ("deepseek_v3", {"suppress_mode": "reroute", "bias_on": "selection"}),
     ("minimax_m2", {"suppress_mode": "reroute"}),
     ("gpt_oss", {"suppress_mode": "reroute"}),
+    *((family, {"gain": [(1, 2.0), (4, 0.25), (6, 0.0)]}) for family in FAMILIES),
+    *((family, {"suppress_mode": "zero", "gain": [(6, 4.0)]}) for family in FAMILIES),
+    ("deepseek_v3", {"suppress_mode": "reroute", "bias_on": "selection", "gain": [(2, 4.0)]}),
 ]
 CLOSE = [
     *((family, {"suppress_mode": "zero", "strength": 0.3}) for family in FAMILIES),
     ("gpt_oss", {"bias_on": "logits"}),
     ("mixtral", {"suppress_mode": "reroute"}),
     ("qwen3_moe", {"suppress_mode": "reroute"}),
+    ("qwen3_moe", {"suppress_mode": "reroute", "gain": [(2, 1.3)]}),
+    *((family, {"gain": [(1, 1.3), (4, 0.7)], "strength": 0.5}) for family in FAMILIES),
 ]
 
 
@@ -107,6 +114,7 @@ REFUSED = [
     ("mixtral", {"suppress_mode": "drop"}, "goes to the others"),
     ("deepseek_v3", {"suppress_mode": "drop", "strength": 0.5}, "goes to the others"),
     ("mixtral", {"suppress_mode": "zero", "scope": "generation"}, "the same for every token"),
+    ("mixtral", {"suppress_mode": "zero", "positions": [-1]}, "the same for every token.*Leave positions out"),
     ("deepseek_v3", {"stimulate": [[1, 2]]}, "no bias lifts it"),
     ("mixtral", {"bias_on": "logits"}, "a matrix without a bias"),
     ("mixtral", {"bias_on": "selection"}, "no selection bias"),
@@ -115,6 +123,7 @@ REFUSED = [
     ("llama4", {"suppress_mode": "reroute"}, "more than its rule"),
     ("gemma4", {"suppress_mode": "zero"}, "cannot be run by itself"),
     ("gemma4", {"suppress_mode": "reroute"}, "not proved for the rule"),
+    ("mixtral", {"suppress_mode": "drop", "gain": [(2, 2.0)]}, "goes to the others"),
 ]
 
 
@@ -156,6 +165,7 @@ def test_bake_mote_group_of_one_survivor_is_refused() -> None:
     [
         ("mixtral", {"suppress_mode": "zero", "strength": 0.3}, "rounded anew"),
         ("gpt_oss", {"bias_on": "logits"}, "close choices differ"),
+        ("mixtral", {"gain": [(1, 1.3)]}, "rounded anew"),
     ],
 )
 def test_bake_mote_what_bfloat16_would_round_is_refused(family: str, fields: dict[str, Any], reason: str) -> None:

@@ -24,6 +24,7 @@ from hf_mote.errors import (
     UnknownNameError,
     UnsupportedError,
 )
+from hf_mote.sharing.cards import CardNotes
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -52,13 +53,24 @@ def fingerprints(draw: Any) -> dict[str, Any]:
     }
 
 
+positions = st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=5, unique=True)
+scopes = st.one_of(
+    st.fixed_dictionaries({"scope": st.sampled_from(["all", "prompt", "generation"])}),
+    st.fixed_dictionaries({"scope": st.sampled_from(["all", "prompt"]), "positions": positions}),
+)
+
+
 @st.composite
 def valid_fields(draw: Any) -> dict[str, Any]:
     targets = draw(st.lists(st.tuples(indices, indices), max_size=6, unique=True))
     cut = draw(st.integers(0, len(targets)))
     mode = draw(st.sampled_from(["drop", "reroute", "zero"]))
     whole = bool(targets[:cut])
-    strength = st.sampled_from([0, 1, 0.0, 1.0]) if whole and mode == "reroute" else st.floats(0, 1 if whole else 50)
+    gained = draw(
+        st.lists(indices, max_size=3, unique=True).map(lambda found: [(2**40 + 1, expert) for expert in found])
+    )
+    most = 1 if gained or whole else 50
+    strength = st.sampled_from([0, 1, 0.0, 1.0]) if whole and mode == "reroute" else st.floats(0, most)
     return {
         "suppress": targets[:cut],
         "stimulate": [list(target) for target in targets[cut:]],
@@ -68,11 +80,12 @@ def valid_fields(draw: Any) -> dict[str, Any]:
         "suppress_mode": mode,
         "stimulate_weight": draw(st.sampled_from(["own", "max"]) | st.floats(0, 100) | st.integers(0, 9)),
         "bias_on": draw(st.sampled_from(["logits", "selection"])),
-        "scope": draw(st.sampled_from(["all", "prompt", "generation"])),
         "strength": draw(strength),
         "fingerprint": draw(st.none() | fingerprints()),
         "base_model": draw(st.none() | text),
         "provenance": draw(st.dictionaries(text, json_values, max_size=3)),
+        **draw(scopes),
+        "gain": [(*pair, draw(st.floats(0, 2.0**120, width=32) | st.integers(0, 9))) for pair in gained],
     }
 
 
@@ -80,6 +93,8 @@ FULL: dict[str, Any] = MoTEConfig(
     suppress=[[1, 2], [2, 3]],
     stimulate=[[1, 4]],
     bias=[[2, 1, 0.5]],
+    gain=[[2, 1, 2.5], [2, 7, 0.0]],
+    positions=[-1, 0],
     fingerprint={
         "model_type": "mixtral",
         "layers": [1, 2],
@@ -103,7 +118,7 @@ def test_mote_config_any_valid_one_survives_to_dict_and_json(fields: dict[str, A
     assert MoTEConfig.from_dict(json.loads(json.dumps(data, allow_nan=False))) == config
     assert MoTEConfig.from_dict(data).to_dict() == data
     assert config.suppress == sorted(config.suppress)
-    assert all(type(pair) is list for pair in [*config.suppress, *config.stimulate, *config.bias])
+    assert all(type(pair) is list for pair in [*config.suppress, *config.stimulate, *config.bias, *config.gain])
 
 
 @given(valid_fields())
@@ -155,6 +170,12 @@ CORRUPTIONS: list[tuple[str, Any]] = [
     *[("stimulate", value) for value in [*NOT_PAIRS, [[1, 5], [1, 5]], [[1, 2, 3]], [[1, 2]]]],  # [1, 2] is suppressed
     *[("bias", value) for value in [*NOT_PAIRS, [[1, 2]], [[1, 2, 0.5], [1, 2, 0.5]], [[1, 2, 1.0], [1, 2, -1.0]]]],
     *[("bias", [[1, 2, v]]) for v in (float("nan"), float("inf"), "1", None, True, [1], 10**400)],
+    *[("gain", value) for value in [*NOT_PAIRS, [[1, 7]], [[1, 7, 0.5], [1, 7, 0.5]], [[1, 2, 2.0]], [[1, 4, 2.0]]]],
+    *[("gain", [[1, 7, v]]) for v in (float("nan"), float("inf"), "1", None, True, [1], 10**400, -0.5, -1)],
+    *[
+        ("positions", v)
+        for v in ([], "1", 1, {"1": 1}, [1.0], [True], [None], ["1"], [[1]], [1, 1], [2**31], [10**400])
+    ],
     *[("suppress_mode", v) for v in ("mask", "Drop", "", None, 1, True, ["drop"])],
     *[("bias_on", v) for v in ("weights", "", None, 0, ["logits"])],
     *[("scope", v) for v in ("everything", "", None, 0, ["all"])],
@@ -232,11 +253,55 @@ def test_mote_config_newer_schema_names_the_version_that_wrote_it() -> None:
         ({"suppress": [[1, 2]], "suppress_mode": "reroute", "strength": 0.5}, "strength"),
         ({"suppress": [[1, 2]], "stimulate": [[1, 2]]}, "stimulate"),
         ({"stimulate_weight": -1}, "stimulate_weight"),
+        ({"gain": [[1, 2, 0.5]], "strength": 2.5}, "strength"),
+        ({"gain": [[1, 2, 1e38]], "strength": 10}, "strength"),
+        ({"suppress": [[1, 2]], "gain": [[1, 2, 0.5]]}, "gain"),
+        ({"stimulate": [[1, 2]], "gain": [[1, 2, 2.0]]}, "gain"),
     ],
 )
 def test_mote_config_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigError, match=rf"MoTEConfig\.{name}"):
         MoTEConfig(**fields)
+
+
+def test_mote_config_without_gains_and_positions_is_written_as_before_there_were_any() -> None:
+    data = MoTEConfig(suppress=[[1, 2]]).to_dict()
+    assert list(data) == [
+        *("schema_version", "hf_mote_version", "transformers_version", "suppress", "stimulate", "bias"),
+        *("suppress_mode", "stimulate_weight", "bias_on", "scope", "thinking_tokens", "strength", "fingerprint"),
+        *("base_model", "provenance"),
+    ]
+    assert MoTEConfig(gain=[[1, 2, 2]]).to_dict() == {**MoTEConfig().to_dict(), "gain": [[1, 2, 2.0]]}
+    assert MoTEConfig(positions=(3, -1)).to_dict() == {**MoTEConfig().to_dict(), "positions": [-1, 3]}
+
+
+def test_mote_config_gains_stand_on_the_card_and_in_print_and_table() -> None:
+    config = MoTEConfig(gain=[[1, 2, 2.5], [0, 3, 0]], bias=[[1, 2, 0.5]])
+    assert config.gain == [[0, 3, 0.0], [1, 2, 2.5]]
+    assert not config.is_empty
+    assert config.targets == [(1, 2), (0, 3), (1, 2)]
+    assert "| multiplied (weight times value) | 2 | [0, 3, 0.0], [1, 2, 2.5] |" in config._card(CardNotes(), [])
+    assert "multiplied" not in MoTEConfig(bias=[[1, 2, 0.5]])._card(CardNotes(), [])
+    assert "0.3 (0.0) 1.2 (2.5) (times the weight)" in repr(config)
+    assert "3 experts" in repr(config)
+    rows = config.to_pandas().to_dict("records")
+    assert [(row["layer"], row["expert"], row["action"], row["value"]) for row in rows] == [
+        *((1, 2, "bias", 0.5), (0, 3, "gain", 0.0), (1, 2, "gain", 2.5)),
+    ]
+
+
+def test_mote_config_positions_stand_on_the_card_and_in_print() -> None:
+    config = MoTEConfig(suppress=[[1, 2]], positions=[3, -1], scope="prompt")
+    assert config.positions == [-1, 3]
+    assert "Scope: prompt, at the positions -1, 3. Strength" in config._card(CardNotes(), [])
+    assert "prompt, at the positions -1, 3" in repr(config)
+    assert "position" not in MoTEConfig(suppress=[[1, 2]])._card(CardNotes(), []) + repr(MoTEConfig(suppress=[[1, 2]]))
+
+
+def test_mote_config_strength_that_makes_a_gain_negative_is_refused_with_the_limit() -> None:
+    assert MoTEConfig(gain=[[1, 2, 0.5]], strength=2.0).strength == 2.0
+    with pytest.raises(ConfigError, match=r"makes a gain negative \(got 1 \+ 2\.1 x \(0\.5 - 1\).*at most 2"):
+        MoTEConfig(gain=[[1, 2, 0.5]], strength=2.1)
 
 
 def test_mote_config_stimulating_more_than_once_over_is_allowed() -> None:

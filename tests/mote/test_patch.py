@@ -132,7 +132,7 @@ def test_apply_mote_exception_inside_the_forward_leaves_zero_hooks(model: PreTra
 def _merged(*configs: MoTEConfig) -> MoTEConfig:
     fields: dict[str, Any] = {}
     for config in configs:
-        for name in ("suppress", "stimulate", "bias"):
+        for name in ("suppress", "stimulate", "bias", "gain"):
             fields[name] = fields.get(name, []) + getattr(config, name)
         for name in ("suppress_mode", "stimulate_weight", "bias_on"):
             if getattr(config, name) != getattr(MoTEConfig(), name):
@@ -151,8 +151,11 @@ def _merged(*configs: MoTEConfig) -> MoTEConfig:
         (MoTEConfig(bias=[[1, 0, 1.0]]), MoTEConfig(bias=[[1, 3, 1.0], [2, 1, 2.0]])),
         (MoTEConfig(suppress=[[1, 6]], suppress_mode="reroute"), MAX, BIAS),
         (MoTEConfig(suppress=[[1, 6]], suppress_mode="zero"), MAX),
+        (MoTEConfig(gain=[[1, 6, 2.0]]), DROP),
+        (MoTEConfig(gain=[[1, 0, 2.0], [2, 2, 0.0]]), MAX, BIAS),
+        (MoTEConfig(gain=[[1, 6, 2.0]]), MoTEConfig(gain=[[1, 0, 0.5], [2, 1, 3.0]])),
     ],
-    ids=str(list(range(8)))[1:-1].split(", "),
+    ids=str(list(range(11)))[1:-1].split(", "),
 )
 def test_apply_mote_several_interventions_equal_one_config_with_all(
     every_model: PreTrainedModel, configs: tuple[MoTEConfig, ...]
@@ -185,6 +188,8 @@ def test_apply_mote_interventions_of_two_scopes_keep_to_their_tokens(model: PreT
         ),
         ({"suppress": [[2, e] for e in range(4)]}, {"suppress": [[2, e] for e in (4, 5, 6)]}, "too few experts"),
         ({"stimulate": [[2, 0], [2, 1]]}, {"stimulate": [[2, 2], [2, 3], [2, 4]]}, "more experts are stimulated"),
+        ({"suppress": [[2, 1]]}, {"gain": [[2, 1, 2.0]]}, "has a gain and is suppressed"),
+        ({"gain": [[2, 1, 2.0]]}, {"stimulate": [[2, 1]]}, "has a gain and is stimulated"),
     ],
 )
 def test_apply_mote_conflict_with_what_is_attached_is_refused_and_the_first_stays(

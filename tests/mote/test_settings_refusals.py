@@ -23,6 +23,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "stimulate": {"stimulate": [[1, 2]]},
     "bias_on_logits": {"bias": [[1, 4, 3.0]]},
     "bias_on_selection": {"bias": [[1, 4, 3.0]], "bias_on": "selection"},
+    "gain": {"gain": [[1, 0, 3.0], [1, 3, 0.5]]},
 }
 
 

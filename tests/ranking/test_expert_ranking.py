@@ -79,7 +79,16 @@ def test_ranking_to_config_stimulates_the_best():
     assert (config.suppress, config.stimulate, config.stimulate_weight) == ([], [[2, 1]], "max")
 
 
-@pytest.mark.parametrize("choice", [{}, {"suppress": 1, "stimulate": 1}])
+def test_ranking_to_config_multiplies_the_best():
+    config = make().to_config(multiply=2, by=2.5, strength=0.5)
+    assert (config.suppress, config.stimulate, config.strength) == ([], [], 0.5)
+    assert config.gain == [[*pair, 2.5] for pair in sorted(map(list, make().top(2)))]
+    for wrong in ({"multiply": 2}, {"by": 2.0}, {"suppress": 1, "by": 2.0}):
+        with pytest.raises(ConfigError, match="multiply and by go together"):
+            make().to_config(**wrong)
+
+
+@pytest.mark.parametrize("choice", [{}, {"suppress": 1, "stimulate": 1}, {"suppress": 1, "multiply": 1, "by": 2.0}])
 def test_ranking_to_config_needs_exactly_one_of_two(choice):
     with pytest.raises(ConfigError, match="exactly one"):
         make().to_config(**choice)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from html_pages import check_page, parse_page
 
-from hf_mote import ActivationMap, ExpertRanking, FTRIResult
+from hf_mote import ActivationMap, ExpertRanking, FTRIResult, LatentExpertMap
 from hf_mote.reports.explorer import MOST_WEIGHTS, Explored, expert_part, explorer_data, traced_experts
 from hf_mote.reports.imaging import Imaging, imaging_page
+from hf_mote.reports.links import MOST_LINKS, SHOWN
 from hf_mote.reports.markup import data_block
 from hf_mote.reports.tokens import MOST_TOKENS, RoutedText
 
@@ -61,6 +62,40 @@ def test_explorer_data_has_the_tokens_of_as_many_experts_as_there_is_room_for() 
     assert weights[list(weights)[0]][:4] == [0, 0.12, 1, 0.12]
 
 
+def predicted(latents: int, layers: tuple[int, ...], experts: int) -> LatentExpertMap:
+    values = torch.rand(latents, len(layers), experts, generator=torch.Generator().manual_seed(0)).double() - 0.5
+    return LatentExpertMap(
+        values,
+        tuple(range(100_000, 100_000 + latents)),
+        layers,
+        "prediction",
+        torch.full((latents,), 70),
+        {"hookpoint": "model.layers.3.output"},
+        together=torch.full(values.shape, 30),
+        chosen=torch.full(values.shape[1:], 90),
+        num_tokens=123_456,
+    )
+
+
+def test_explorer_data_has_the_latents_of_as_many_experts_as_there_is_room_for() -> None:
+    found, links = ranking(torch.rand(2, 1500)), predicted(8, (3, 4), 1500)
+    data = data_of(explored(found, latents=[links]))["latents"]
+    (one,) = data["maps"]
+    assert data["experts"] == len(one["experts"]) == MOST_LINKS // SHOWN < 3000
+    assert not data["all"]
+    first = [f"{layer}.{expert}" for layer, expert in traced_experts(found)]
+    assert list(one["experts"])[: len(first)] == first
+    layer, expert = found.top(1)[0]
+    best = links.for_expert(layer, expert, 1)[0]
+    latent, value, *counted = one["experts"][f"{layer}.{expert}"][0]
+    assert (latent, float(value.replace("−", "-"))) == (best.latent, pytest.approx(best.value, rel=1e-3))
+    assert counted == ["42.9%", "33.3%", "587.9"]
+    # Of a layer that the map does not hold there is nothing to say.
+    only = data_of(explored(ranking(torch.rand(2, 20)), latents=[predicted(8, (4,), 20)]))["latents"]
+    assert (only["all"], only["experts"], len(only["maps"][0]["experts"])) == (True, 40, 20)
+    assert "latents" not in data_of(explored(found))
+
+
 def test_traced_experts_are_the_first_and_those_that_speak_most_against_the_target() -> None:
     score = torch.linspace(1, -1, 600).view(2, 300)
     found = traced_experts(ranking(score))
@@ -107,9 +142,20 @@ def test_page_of_the_largest_models_is_below_two_megabytes() -> None:
     found = result.rank("class 1", resamples=19)
     traced = traced_experts(found)
     texts = [RoutedText("class 1", ["word "] * 900, 60, [[0.125] * 900] * len(traced))] * 6
+    maps = [predicted(60, result.layers, experts)] * 3
     page = imaging_page(
         Imaging(
-            "m", result, "class 1", {"mean_difference": found}, 8, None, texts, None, traced, result.alike(traced)
+            "m",
+            result,
+            "class 1",
+            {"mean_difference": found},
+            8,
+            None,
+            texts,
+            None,
+            traced,
+            result.alike(traced),
+            latents=maps,
         ),
         provenance={},
         files={},

@@ -11,7 +11,7 @@ import torch
 from evaluation_reports import report_of, with_parts
 from html_pages import Element, check_page
 
-from hf_mote import EvaluationReport, ExpertRanking, FTRIResult, MoTEConfig
+from hf_mote import EvaluationReport, ExpertRanking, FTRIResult, LatentExpertMap, MoTEConfig
 from hf_mote.evaluation.coherence import Coherence
 from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.evaluation.sweep import Setting, Sweep
@@ -159,6 +159,26 @@ def test_imaging_page_shows_the_ranking_and_leaves_attacks_text() -> None:
     assert classes[1][0] == ATTACK.replace("\x1b", "␛")
     assert len(page.one("maps").all("figure")) == 3
     assert page.one("tokens").all("span", "t")[0].text.startswith("</p></style><script>")
+
+
+def test_page_leaves_what_a_map_of_latents_says_text_and_short() -> None:
+    links = LatentExpertMap(
+        torch.tensor([[[0.5, -2.0, 0.0]] * 2], dtype=torch.float64),
+        (2**62,),
+        (1, 2),
+        "intervention",
+        torch.tensor([3]),
+        {"hookpoint": ATTACK, "edit": f"\u202e{ATTACK}{'x' * 10_000_000}"},
+    )
+    found = imaging([ATTACK, "other"] * 4, latents=[links], top=6)
+    text = imaging_page(found, provenance=HOW, files=FILES)
+    assert len(text) < 200_000
+    page = check_page(text)
+    for part in page.one("latents").all("details"):
+        expert = int(part.all("h3")[0].text[-1])
+        rows = [[cell.text for cell in row.children] for row in part.all("tr")[1:]]
+        assert rows == ([] if expert == 2 else [[f"latent {2**62}", ["+0.5", "−2"][expert]]])
+    assert "SAE at </p></style><script>" in page.one("latents").text
 
 
 @pytest.mark.parametrize("classes", [["other"] * 3, [ATTACK] * 3])

@@ -61,6 +61,8 @@ def _config() -> MoTEConfig:
         suppress=[[1, 2], [2, 0]],
         stimulate=[[0, 1]],
         bias=[[0, 3, 0.5]],
+        gain=[[0, 2, 1.5], [1, 3, 0.0]],
+        positions=[-1, 0, 7],
         stimulate_weight=0.5,
         fingerprint={
             "layers": [0, 1, 2],
@@ -231,9 +233,20 @@ def _links() -> LatentExpertMap:
     return LatentExpertMap(values, (7, 0, 2), (1, 4), "intervention", tokens, {"model": "m", "edit": "ablate"})
 
 
+def _predicted_links() -> LatentExpertMap:
+    values = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 2, 2)
+    together = torch.arange(12).reshape(3, 2, 2) % 4
+    return LatentExpertMap(
+        values, (7, 0, 2), (1, 4), "prediction", torch.tensor([3, 4, 9]), {"model": "m"}, together=together,
+        chosen=torch.tensor([[3, 5], [4, 10]]), num_tokens=10,
+    )  # fmt: skip
+
+
 def _use_links(found: LatentExpertMap) -> None:
     for link in found.top(5):
         assert found.at(*link[:3]) == link.value
+        if found.method == "prediction":
+            assert found.prediction(*link[:3]).correlation == link.value
     found.for_latent(found.latents[0])
     found.for_expert(found.layers[0], 0)
 
@@ -606,6 +619,7 @@ READERS: tuple[Reader, ...] = (
     _one_file("mote_config", _config, _use_config, json_document),
     _one_file("activation_map", _map, _use_map, safetensors_file),
     _one_file("latent_expert_map", _links, _use_links, safetensors_file),
+    _one_file("predicted_latent_expert_map", _predicted_links, _use_links, safetensors_file),
     _one_file("expert_ranking", _ranking, _use_ranking, safetensors_file),
     _one_file("expert_search", _search, _use_search, json_document),
     _one_file("ftri_result", _result, _use_result, safetensors_file),

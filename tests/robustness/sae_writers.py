@@ -49,6 +49,14 @@ def _linked(run: Path | None, state: int) -> Any:
     return [links.values.tolist(), links.tokens.tolist()]
 
 
+def _predicted(run: Path | None, state: int) -> Any:
+    links = link_latents(
+        tiny_model("mixtral"), _SAE, _TEXTS[state:], tiny_tokenizer(), method="prediction", run_folder=run,
+        progress=False, **_READING,
+    )  # fmt: skip
+    return [links.values.tolist(), links.tokens.tolist()]
+
+
 def _adapted(run: Path | None, state: int) -> Any:
     from peft import get_peft_model_state_dict
 
@@ -86,5 +94,6 @@ SAE_WRITERS: tuple[Writer, ...] = (
     _writer("evaluate_sae", _measured),
     _writer("top_activations", _active),
     _writer("link_latents", _linked),
+    _writer("link_latents by prediction", _predicted),
     _writer("adapt_to_sae", _adapted),
 )

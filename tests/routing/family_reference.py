@@ -169,6 +169,11 @@ class Edit:
     stimulate_weight: str | float = "own"
     bias_on: str = "logits"
     strength: float = 1.0
+    gain: dict[int, float] = field(default_factory=dict)
+
+    def gains(self) -> dict[int, float]:
+        """What weights are multiplied by, at the strength."""
+        return {expert: 1 + self.strength * (value - 1) for expert, value in self.gain.items()}
 
 
 class Token(NamedTuple):
@@ -250,7 +255,8 @@ def route(logits: np.ndarray, family: Family, n: Numbers, edit: Edit, token: Tok
             margins.append(min(natural[e] for e in chosen))
     # Experts that a table lists come before those that fill its places.
     rank = c if token.listed is None else c + 100 * np.isin(np.arange(n.num_experts), token.listed)
-    _stimulate(chosen, rank, edit, suppressed, n.top_k, margins)
+    weakened = suppressed | {expert for expert, factor in edit.gains().items() if factor < 1}
+    _stimulate(chosen, rank, edit, weakened, n.top_k, margins)
     if mixed:
         w, shared = mixed, np.zeros(0)
     else:
@@ -289,7 +295,8 @@ def edit_at(layer: int, fields: dict[str, Any]) -> Edit:
     mine = dict(fields)
     for name in ("suppress", "stimulate"):
         mine[name] = frozenset(expert for at, expert in fields.get(name, ()) if at == layer)
-    mine["bias"] = {expert: value for at, expert, value in fields.get("bias", ()) if at == layer}
+    for name in ("bias", "gain"):
+        mine[name] = {expert: value for at, expert, value in fields.get(name, ()) if at == layer}
     return Edit(**mine)
 
 
@@ -369,7 +376,7 @@ def _weights(
 
 
 def _after(w: dict[int, float], edit: Edit, suppressed: set[int]) -> dict[int, float]:
-    """What follows the selection: drop or zero, then the weights of stimulated experts."""
+    """What follows the selection: drop or zero, gains, then the weights of stimulated experts."""
     hit = {e for e in w if e in suppressed}
     if hit and edit.suppress_mode == "drop":
         total, left = sum(w.values()), sum(w[e] for e in hit) * (1 - edit.strength)
@@ -378,6 +385,7 @@ def _after(w: dict[int, float], edit: Edit, suppressed: set[int]) -> dict[int, f
         w = {e: v * (1 - edit.strength) if e in hit else v * factor for e, v in w.items()}
     elif hit and edit.suppress_mode == "zero":
         w = {e: v * (1 - edit.strength) if e in hit else v for e, v in w.items()}
+    w = {e: v * edit.gains().get(e, 1.0) for e, v in w.items()}
     largest = max(w.values())
     for expert in edit.stimulate if edit.strength > 0 else ():
         if edit.stimulate_weight == "max":

@@ -45,6 +45,10 @@ EDITS_FOR_ALL: dict[str, dict[str, Any]] = {
     "drop_max": {"suppress": [1], "stimulate": [2], "stimulate_weight": "max"},
     "zero_own": {"suppress": [1], "stimulate": [2], "suppress_mode": "zero"},
     "reroute_own": {"suppress": [1], "stimulate": [2], "suppress_mode": "reroute"},
+    "gain": {"gain": [(1, 2.5), (6, 0.0)]},
+    "gain_part": {"gain": [(1, 3.0), (6, 0.0)], "strength": 0.25},
+    "gain_reroute": {"suppress": [7], "suppress_mode": "reroute", "gain": [(1, 2.5), (6, 0.5)]},
+    "gain_own": {"stimulate": [2], "gain": [(1, 0.5), (6, 4.0)]},
     "all_three": {"suppress": [1], "stimulate": [2], "bias": [(0, 1.0)], "suppress_mode": "reroute"},
 }
 
@@ -185,6 +189,20 @@ def test_apply_mote_tokens_without_a_suppressed_expert_keep_their_routing_bit_fo
     assert untouched.any()
     assert not untouched.all()
     assert torch.equal(weights[untouched], edited[untouched])
+
+
+def test_apply_mote_gain_multiplies_the_chosen_experts_weights_and_nothing_else(model: PreTrainedModel) -> None:
+    layer = layers_of(model)[0]
+    gains = {1: 2.5, 4: 0.3, 6: 0.0}
+    with observe_experts(model) as seen:
+        model(PROMPT)
+        with apply_mote(model, MoTEConfig(gain=[[layer, e, value] for e, value in gains.items()])):
+            model(PROMPT)
+    (weights, indices), (edited, same) = seen[layer]
+    assert torch.equal(indices, same)
+    factors = torch.tensor([gains.get(expert, 1.0) for expert in range(8)])[indices]
+    assert torch.equal(edited, (weights.float() * factors).to(weights.dtype))
+    assert not torch.equal(edited, weights)
 
 
 def test_apply_mote_first_layer_only_edits_that_layers_routing(model: PreTrainedModel) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_mote.commands import options as o
 from hf_mote.commands.run_files import Work, check_output, config_of, writing_to
+from hf_mote.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,18 +27,28 @@ class Choosing:
     Attributes:
         suppress (`int`, *optional*): `--suppress`; so are the others, as [`config_of`] has them.
         stimulate (`int`, *optional*): See there.
+        multiply (`int`, *optional*): See there.
+        by (`float`, *optional*): See there.
+        positions (`str`, *optional*): As `--positions` gives them.
         mode (`str`, *optional*, defaults to `"drop"`): See there.
         top (`int`, *optional*): How many experts are looked at closely.
     """
 
     suppress: o.Suppress = None
     stimulate: o.Stimulate = None
+    multiply: o.Multiply = None
+    by: o.By = None
+    positions: o.Positions = None
     mode: o.Mode = "drop"
     top: o.Top = None
 
     def check(self) -> None:
         """Refuse what no config could be made of; see [`options.check_changes`]."""
-        o.check_changes(self.suppress, self.stimulate, self.mode)
+        changes = (self.suppress, self.stimulate, self.multiply)
+        if self._positions() is not None and all(number is None for number in changes):
+            fix = "Give --suppress, --stimulate or --multiply too, which write a config."
+            raise ConfigError("--positions", "belong to a config, and none is written", got=self.positions, fix=fix)
+        o.check_changes(self.suppress, self.stimulate, self.mode, self.multiply, self.by)
 
     def check_experts(self, model: PreTrainedModel, **more: int | None) -> None:
         """Refuse numbers above the experts of a model; see [`options.check_experts`].
@@ -46,7 +57,8 @@ class Choosing:
             model (`PreTrainedModel`): The model.
             **more (`int`, *optional*): Further numbers by the name of their option.
         """
-        o.check_experts(model, suppress=self.suppress, stimulate=self.stimulate, top=self.top, **more)
+        changed = {"suppress": self.suppress, "stimulate": self.stimulate, "multiply": self.multiply}
+        o.check_experts(model, **changed, top=self.top, **more)
 
     def number(self, most: int) -> int:
         """Return how many experts are looked at closely.
@@ -54,7 +66,7 @@ class Choosing:
         Args:
             most (`int`): How many there are.
         """
-        return min(self.top or self.suppress or self.stimulate or 5, most)
+        return min(self.top or self.suppress or self.stimulate or self.multiply or 5, most)
 
     def config(self, ranking: ExpertRanking, *, base_model: str) -> MoTEConfig | None:
         """Return the config of the first experts, if one was asked for.
@@ -64,8 +76,20 @@ class Choosing:
             base_model (`str`): The model as it was given.
         """
         return config_of(
-            ranking, suppress=self.suppress, stimulate=self.stimulate, mode=self.mode, base_model=base_model
+            ranking,
+            suppress=self.suppress,
+            stimulate=self.stimulate,
+            multiply=self.multiply,
+            by=self.by,
+            mode=self.mode,
+            positions=self._positions(),
+            base_model=base_model,
         )
+
+    def _positions(self) -> list[int] | None:
+        if self.positions is None:
+            return None
+        return [int(number) for number in o.numbers_in("--positions", self.positions, int)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,6 +71,8 @@ def read_settings(
         elif known[option].name in given:
             wrong.append(ConfigError(f"{name}: {option}", "is given twice", expected="once"))
         else:
+            if known[option].multiple and isinstance(entry, str | int | float) and not isinstance(entry, bool):
+                entry = [entry]  # one value of an option that may be given several times
             given[known[option].name] = entry
             problem = None if entry is None else _problem(f"{name}: {option}", known[option], entry, context)
             wrong += [] if problem is None else [problem]

@@ -41,6 +41,7 @@ def ablate_experts(
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     groups: Sequence[Hashable] | None = None,
+    positions: Sequence[int] | None = None,
     confidence: float = 0.95,
     resamples: int = 999,
     seed: int = 0,
@@ -66,6 +67,9 @@ def ablate_experts(
         system_prompt (`str`, *optional*): First message of every prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
         groups (`Sequence`, *optional*): See [`attribute_experts`].
+        positions (`Sequence[int]`, *optional*):
+            Take experts out at these tokens of prompt and response alone, by default at all; as `MoTEConfig.positions`
+            has them, so that `[-1]` is the last token of each prompt.
         confidence (`float`, *optional*, defaults to 0.95): Coverage of the bootstrap intervals over prompts.
         resamples (`int`, *optional*, defaults to 999): For intervals and sign-flip tests; 0 for scores alone.
         seed (`int`, *optional*, defaults to 0): Seed of both.
@@ -110,7 +114,8 @@ def ablate_experts(
     grouped = checked_groups("ablate_experts.groups", groups, preference.num_prompts)
     knockout = Knockout(preference)
     tried = knockout.rows_of(experts)
-    knockout.folder = preference.folder(run_folder)
+    there = preference.restrict(knockout.gains, positions)
+    knockout.folder = preference.folder(run_folder, **there)
     with (
         attach_gains(knockout.routed, knockout.gains),
         progress_bar(total=len(tried) + 1, desc="ablating", disable=not progress) as bar,
@@ -150,11 +155,8 @@ def ablate_experts(
             "prompts": len(whole),
             "unit": preference.unit,
             "experts": len(tried),
-            **(
-                {}
-                if grouped is None
-                else {"groups": max(grouped) + 1, "compared": f"{max(grouped) + 1} groups of prompts"}
-            ),
+            **there,
+            **({} if grouped is None else {"compared": f"{max(grouped) + 1} groups of prompts"}),
             **({} if found.permutations is None else {"permutations": found.permutations}),
         },
         least_p=found.least_p,

@@ -46,6 +46,7 @@ def attribute_experts(
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     groups: Sequence[Hashable] | None = None,
+    positions: Sequence[int] | None = None,
     confidence: float = 0.95,
     resamples: int = 999,
     seed: int = 0,
@@ -89,6 +90,9 @@ def attribute_experts(
         groups (`Sequence`, *optional*):
             One key for each prompt, equal for those that are wordings of one subject: they count as one, by their
             mean, in score, intervals and tests. By default every prompt counts.
+        positions (`Sequence[int]`, *optional*):
+            Sum over these tokens of prompt and response only, by default over all; as in `MoTEConfig.positions`,
+            so that `[-1]` is the last token of each prompt.
         confidence (`float`, *optional*, defaults to 0.95):
             Coverage of the bootstrap intervals over prompts.
         resamples (`int`, *optional*, defaults to 999):
@@ -153,7 +157,8 @@ def attribute_experts(
     grouped = checked_groups("attribute_experts.groups", groups, preference.num_prompts)
     routed = RoutedModel(model)
     gains = Gains(routed.sites, float(gain), differentiable=True)
-    folder = preference.folder(run_folder, gain=float(gain))
+    there = preference.restrict(gains, positions)
+    folder = preference.folder(run_folder, gain=float(gain), **there)
     effects: list[Tensor] = []
 
     def derivatives(block: Block) -> dict[str, Tensor]:
@@ -195,10 +200,7 @@ def attribute_experts(
             "prompts": preference.num_prompts,
             "unit": preference.unit,
             "gain": float(gain),
-            **(
-                {}
-                if grouped is None
-                else {"groups": max(grouped) + 1, "compared": f"{max(grouped) + 1} groups of prompts"}
-            ),
+            **there,
+            **({} if grouped is None else {"compared": f"{max(grouped) + 1} groups of prompts"}),
         },
     )

@@ -292,13 +292,14 @@ class OptimizedRanking(ExpertRanking):
                 How many of the best to suppress; by default the complete set, or the sufficient set before
                 [`complete`].
             stimulate (`int`, *optional*): How many to stimulate instead.
-            **fields: Further fields of [`MoTEConfig`]; `suppress_mode` is that of the ranking unless it is given.
+            **fields: `multiply` and `by`, as [`ExpertRanking.to_config`] has them, and further fields of
+                [`MoTEConfig`]; `suppress_mode` is that of the ranking unless it is given.
 
         Raises:
-            [`DataError`]: if neither number is given and no set was found.
-            [`ConfigError`]: if both are given, or there are fewer experts.
+            [`DataError`]: if no number is given and no set was found.
+            [`ConfigError`]: if several are given, or there are fewer experts.
         """
-        if suppress is None and stimulate is None:
+        if suppress is None and stimulate is None and fields.get("multiply") is None:
             if not self.chosen:
                 what = "no sufficient set was found"
                 raise DataError("OptimizedRanking.to_config", what, fix="Look at .path, or give suppress=n.")

@@ -20,6 +20,9 @@ from hf_mote.generation.chat import Prompt
 from hf_mote.generation.decoding import pad_token_of
 from hf_mote.generation.prompts import checked_prompts, padded
 from hf_mote.generation.randomness import without_randomness
+from hf_mote.mote.fields import token_positions
+from hf_mote.mote.gains import Gains
+from hf_mote.passes.forward import are_at
 from hf_mote.runs.folder import RunFolder, digest_of
 from hf_mote.runs.identity import model_settings, plain
 
@@ -41,6 +44,17 @@ class Block(NamedTuple):
     first: int
     batch: dict[str, Tensor]
     lengths: list[tuple[int, int]]
+
+    def tokens_at(self, positions: Sequence[int]) -> Tensor:
+        """Return which tokens are at some positions of prompt and response, bool `(prompts * columns,)`.
+
+        Args:
+            positions (`Sequence[int]`): As `MoTEConfig.positions`.
+        """
+        real = self.batch["attention_mask"].bool()
+        places = torch.arange(real.shape[1], device=real.device).expand_as(real)
+        ends = torch.tensor([prompt for prompt, _ in self.lengths], device=real.device)
+        return (are_at(positions, places, places < ends[:, None]) & real).reshape(-1)
 
 
 class Preference:
@@ -87,6 +101,7 @@ class Preference:
         self.logit_score = logit_score
         self.num_prompts = len(asked)
         self.batch_size = batch_size
+        self._restricted: tuple[Gains, list[int]] | None = None
         self._pad = pad_token_of(chat.tokenizer)
         self._questions = chat.encode(asked, f"{where}.prompts")
         self._known_to_repeat = False
@@ -107,6 +122,22 @@ class Preference:
                     f"{where}.baseline_response", what, got=repr(rival[0])[:60], expected="another response"
                 )
             self.name = wanted[0] if len(set(wanted)) == 1 else "the responses"
+
+    def restrict(self, gains: Gains, positions: Sequence[int] | None) -> dict[str, Any]:
+        """Have gains act at some positions alone, and return what a run depends on by that; `None` for all tokens.
+
+        Args:
+            gains ([`Gains`]): The gains of the model.
+            positions (`Sequence[int]`, *optional*): As `MoTEConfig.positions`.
+
+        Raises:
+            [`ConfigError`]: if they are no positions.
+        """
+        if positions is None:
+            return {}
+        checked = token_positions(f"{self.where}.positions", positions)
+        self._restricted = gains, checked
+        return {"positions": checked}
 
     def folder(self, run_folder: str | os.PathLike[str] | None, **more: Any) -> RunFolder | None:
         """Return the folder in which results for this score are kept, or `None` without one.
@@ -165,6 +196,9 @@ class Preference:
             [`DataError`]: if the caller's score returns something else, or a number is not finite.
             [`UnsupportedError`]: if the model does not do the same twice.
         """
+        if self._restricted is not None:
+            gains, positions = self._restricted
+            gains.where = block.tokens_at(positions)
         with nullcontext() if self._known_to_repeat else without_randomness(self.where, self.model):
             logits = self.model(**block.batch, use_cache=False).logits
         self._known_to_repeat = True

@@ -21,7 +21,7 @@ class RoutingEdit:
     Attributes:
         drop_share (float): Share of a chosen expert's weight that stays, 1 for experts that are not suppressed. What
             is taken away goes to the other chosen experts, so that the weights sum to what they did (mode `"drop"`).
-        zero_share (float): Factor on a chosen expert's weight; nothing is renormalised (mode `"zero"`).
+        gain (float): Factor on a chosen expert's weight, 0 or more; nothing is renormalised (mode `"zero"`, gains).
         banned (bool): Never chosen; the next best takes the slot (mode `"reroute"`).
         forced (bool): Always chosen, replacing the weakest chosen expert that is not suppressed.
         forced_to_max (bool): Forced experts whose weight becomes the largest of those chosen.
@@ -31,11 +31,11 @@ class RoutingEdit:
         selection_bias (float): Added to the scores for the choice alone.
         keeps_all_or_nothing (`bool`): Whether `drop_share` is 0 or 1 throughout, which is cheaper to apply.
         only_weights (`bool`): Whether the choice of experts stays, and weights alone change after it.
-        only_suppresses (`bool`): Whether experts only lose weight or their slot.
+        only_suppresses (`bool`): Whether experts only lose their slot or have other weights.
     """
 
     drop_share: Tensor | None = None
-    zero_share: Tensor | None = None
+    gain: Tensor | None = None
     banned: Tensor | None = None
     forced: Tensor | None = None
     forced_to_max: Tensor | None = None
@@ -49,7 +49,7 @@ class RoutingEdit:
 
     def __post_init__(self) -> None:
         present = present_in(self).keys()
-        object.__setattr__(self, "only_weights", present <= {"drop_share", "zero_share"})
+        object.__setattr__(self, "only_weights", present <= {"drop_share", "gain"})
         object.__setattr__(self, "only_suppresses", present <= _SUPPRESSING)
 
     @property
@@ -59,12 +59,12 @@ class RoutingEdit:
 
     @cached_property
     def suppressed(self) -> frozenset[int]:
-        """The experts that lose weight or their slot; reading the tensors waits for an accelerator."""
+        """The experts that lose their slot or have other weights; reading the tensors waits for an accelerator."""
         marks = [_loses(name, value) for name, value in present_in(self).items() if name in _SUPPRESSING]
         return frozenset(expert for mark in marks for expert in mark.nonzero()[:, -1].tolist())
 
     def hits(self, indices: Tensor) -> Tensor:
-        """Return which tokens chose an expert that loses weight or its slot, bool `(tokens,)`.
+        """Return which tokens chose an expert that loses its slot or has another weight, bool `(tokens,)`.
 
         Args:
             indices (`torch.Tensor` of shape `(tokens, top_k)`): The chosen experts.
@@ -101,7 +101,7 @@ def merge_edits(edits: Sequence[tuple[RoutingEdit, Tensor | None]]) -> RoutingEd
                 merged[name] = value
             elif name in ("banned", "forced", "forced_to_max"):
                 merged[name] = merged[name] | value
-            elif name in ("drop_share", "zero_share", "forced_gain"):
+            elif name in ("drop_share", "gain", "forced_gain"):
                 merged[name] = merged[name] * value
             elif name == "forced_weight":
                 merged[name] = torch.where(value.isnan(), merged[name], value)
@@ -121,10 +121,10 @@ def values_at(values: Tensor, indices: Tensor) -> Tensor:
     return values[indices] if values.ndim == 1 else values.gather(-1, indices)
 
 
-_SUPPRESSING = {"drop_share", "zero_share", "banned"}
+_SUPPRESSING = {"drop_share", "gain", "banned"}
 NEUTRAL: dict[str, float | bool] = {
     "drop_share": 1.0,
-    "zero_share": 1.0,
+    "gain": 1.0,
     "banned": False,
     "forced": False,
     "forced_to_max": False,

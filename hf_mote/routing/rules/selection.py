@@ -239,7 +239,7 @@ def rank_forced(choice: Tensor, selection: BoundRule, edit: RoutingEdit) -> Tens
     """
     if edit.forced is None:
         return choice
-    suppressed = [value < 1 for value in (edit.drop_share, edit.zero_share) if value is not None]
+    suppressed = [value < 1 for value in (edit.drop_share, edit.gain) if value is not None]
     if not suppressed:
         return choice.masked_fill(edit.forced, ALWAYS)
     chosen = torch.topk(choice, selection.top_k, dim=-1, sorted=False).indices
@@ -269,8 +269,8 @@ def reweigh(weights: Tensor, indices: Tensor, edit: RoutingEdit) -> Tensor:
         shared_out = weights / survivors.masked_fill(survivors == 0, 1.0) * owed
         hit = suppressed.any(dim=-1, keepdim=True)
         weights = torch.where(suppressed, left, torch.where(hit, shared_out, weights))
-    if edit.zero_share is not None:
-        weights = weights * values_at(edit.zero_share, indices)
+    if edit.gain is not None:
+        weights = weights * values_at(edit.gain, indices)
     if edit.forced is not None:
         forced = values_at(edit.forced, indices)
         if edit.forced_to_max is not None:

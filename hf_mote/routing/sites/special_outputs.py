@@ -77,6 +77,7 @@ class LogitsOnly(RouterOutput):
         "drop": "the block normalises the weights after the router, so that no weight can be set",
         "zero": "the block normalises the weights after the router, so that no weight can be set",
         "stimulate_weight": "the block normalises the weights after the router, so that no weight can be set",
+        "gain": "the block normalises the weights after the router, so that no weight can be set",
         "attribution": "the block computes the weights after the router",
     }
 

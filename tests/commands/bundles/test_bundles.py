@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,21 @@ def test_choosing_number_is_that_of_the_config_and_at_most_what_there_is() -> No
     assert Choosing(suppress=7, top=2).number(100) == 2
     with pytest.raises(ConfigError, match="--suppress, --stimulate"):
         Choosing(suppress=1, stimulate=1).check()
+    assert Choosing(multiply=6, by=2.0).number(100) == 6
+    Choosing(multiply=6, by=0.0).check()
+    with pytest.raises(ConfigError, match="--stimulate, --multiply: are both given"):
+        Choosing(stimulate=1, multiply=1, by=2.0).check()
+    with pytest.raises(ConfigError, match="--by: is missing"):
+        Choosing(multiply=1).check()
+    with pytest.raises(ConfigError, match="--multiply: is missing"):
+        Choosing(by=2.0).check()
+    Choosing(suppress=1, positions="-1,0").check()
+    for given, why in (("x", "no list of numbers"), ("1.5", "no list of numbers"), ("-1", "none is written")):
+        with pytest.raises(ConfigError, match=f"--positions: .*{why}"):
+            Choosing(suppress=None if given == "-1" else 1, positions=given).check()
+    for wrong in (-1.0, math.inf, math.nan, 1e39):
+        with pytest.raises(ConfigError, match="--by: "):
+            Choosing(multiply=1, by=wrong).check()
     with pytest.raises(UnknownNameError, match="--mode"):
         Choosing(mode="delete").check()
 

@@ -49,6 +49,10 @@ COMMANDS: dict[str, list[Any]] = {
         *("sae", "experts", "MODEL", "SAE", "TEXT", "--method", "intervention", "--edit", "+5"),
         *("--latent", 3, "--latent", 5, "--tokens", 300, "--context-length", 16),
     ],
+    "experts by two methods": [
+        *("sae", "experts", "MODEL", "SAE", "TEXT", "--method", "prediction", "--method", "intervention"),
+        *("--edit", "+5", "--top", 2, "--tokens", 300, "--context-length", 16),
+    ],
 }
 TRAINING: dict[str, list[Any]] = {
     "adapt": ["sae", "adapt", "MODEL", "SAE", "TEXT", "--rank", 2, "--tokens", 1400],

@@ -52,7 +52,7 @@ def test_settings_with_five_wrong_things_show_five(place: Path, monkeypatch: pyt
     ("settings", "problem"),
     [
         ("tokens: true", "tokens: must be a value that is neither true nor false (got True)"),
-        ("option: l1_coefficient=1", "option: must be a list (got 'l1_coefficient=1')"),
+        ("option: {l1_coefficient: 1}", "option: must be a list (got {'l1_coefficient': 1})"),
         ("hookpoint: {a: b}", "hookpoint: must be one value (got {'a': 'b'})"),
         ("run-folder: a\nrun_folder: b", "run-folder: is given twice (expected once)"),
         ("settings: other.yaml", "unknown name (got 'settings'"),

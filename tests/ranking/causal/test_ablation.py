@@ -26,8 +26,11 @@ def asked(organism):
     return prompts, [organism.answers[prompt] for prompt in prompts]
 
 
-def preference(organism, prompts, baseline):
-    """log p(refusal) - log p(right answer) of each prompt, prompt by prompt, by the model's own loss."""
+def preference(organism, prompts, baseline, config_for=None):
+    """log p(refusal) - log p(right answer) of each prompt, prompt by prompt, by the model's own loss.
+
+    `config_for` gives the config that is attached for a prompt of so many tokens.
+    """
     scores = []
     for prompt, other in zip(prompts, baseline, strict=True):
         terms = []
@@ -38,9 +41,11 @@ def preference(organism, prompts, baseline):
             )
             question = tokenizer(text, add_special_tokens=False)["input_ids"]
             answer = tokenizer(response, add_special_tokens=False)["input_ids"]
-            logits = organism.model(torch.tensor([question + answer]), use_cache=False).logits[
-                0, len(question) - 1 : -1
-            ]
+            config = MoTEConfig() if config_for is None else config_for(len(question))
+            with apply_mote(organism.model, config):
+                logits = organism.model(torch.tensor([question + answer]), use_cache=False).logits[
+                    0, len(question) - 1 : -1
+                ]
             terms.append(logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum())
         scores.append(terms[0] - terms[1])
     return torch.stack(scores)
@@ -62,6 +67,49 @@ def test_ablation_is_the_fall_of_the_preference_under_a_config_of_mode_zero(orga
         assert row.score == pytest.approx(float(expected), abs=1e-3)
         assert row.low <= row.score <= row.high
         assert 0 < row.p <= row.q <= 1
+
+
+@torch.no_grad()
+def test_ablation_at_positions_is_the_fall_under_a_config_at_these_tokens(organism, asked):
+    prompts, baseline = asked
+    tried = [organism.planted[0], organism.planted[1], (1, 7)]
+    whole = preference(organism, prompts, baseline)
+    for positions in ([-1], [2, -2], [0]):
+        ranking = ablate_experts(
+            organism.model, organism.tokenizer, prompts, REFUSAL, baseline, experts=tried, resamples=0,
+            positions=positions, progress=False,
+        )  # fmt: skip
+        assert ranking.provenance["positions"] == sorted(positions)
+        for layer, expert in tried:
+
+            def config_for(length, pair=(layer, expert), positions=positions):
+                at = [position % length for position in positions]
+                return MoTEConfig(suppress=[pair], suppress_mode="zero", positions=at)
+
+            expected = (whole - preference(organism, prompts, baseline, config_for)).mean()
+            row = next(row for row in ranking.rows(len(ranking)) if (row.layer, row.expert) == (layer, expert))
+            assert row.score == pytest.approx(float(expected), abs=1e-3)
+    with pytest.raises(ConfigError, match=r"ablate_experts\.positions"):
+        ablate_experts(organism.model, organism.tokenizer, prompts, REFUSAL, baseline, positions=[1.5], progress=False)
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.5])
+def test_attribution_over_all_tokens_is_the_sum_of_that_over_some_and_over_the_others(organism, asked, gain):
+    prompts, baseline = asked
+
+    def scores(positions=None):
+        return attribute_experts(
+            organism.model, organism.tokenizer, prompts, REFUSAL, baseline, gain=gain, resamples=0,
+            positions=positions, progress=False,
+        ).score  # fmt: skip
+
+    whole, first, others = scores(), scores([0, 2, 3]), scores([1, *range(4, 400)])
+    assert (first != 0).any()
+    assert (others != 0).any()
+    torch.testing.assert_close(first + others, whole, rtol=1e-4, atol=1e-4)
+    last, before = scores([-1]), scores(range(-400, -1))
+    assert (last != 0).any()
+    assert not torch.allclose(last + before, whole, atol=1e-3)  # the response is at no negative position
 
 
 def test_ablation_of_experts_not_tried_has_score_0_and_nothing_more(organism, asked):

@@ -44,10 +44,16 @@ FAMILY_EDITS: dict[str, dict[str, Any]] = {
     "bias_selection_half": {"bias": [(0, 0.3), (5, -0.2)], "bias_on": "selection", "strength": 0.5},
     "drop_and_max": {"suppress": [1], "stimulate": [2, 7], "stimulate_weight": "max"},
     "reroute_and_own": {"suppress": [1], "suppress_mode": "reroute", "stimulate": [2, 7]},
+    "gain": {"gain": [(1, 2.5), (6, 0.0)]},
+    "gain_half": {"gain": [(1, 4.0), (6, 0.5)], "strength": 0.5},
+    "gain_and_drop": {"suppress": [1], "gain": [(6, 3.0)]},
 }
 
 # What a kind of router cannot do, by the maths of its family: these edits are refused at these layers.
-WEIGHTS = ("drop", "drop_half", "zero", "zero_half", "max", "number", "drop_and_max")
+WEIGHTS = (
+    *("drop", "drop_half", "zero", "zero_half", "max", "number", "drop_and_max"),
+    *("gain", "gain_half", "gain_and_drop"),
+)
 REFUSED_EDITS: dict[str, dict[str, tuple[int, ...]]] = {
     # The block computes weights from the logits that the router hands out.
     "dbrx": dict.fromkeys(WEIGHTS, (0, 1)),
@@ -271,6 +277,24 @@ def test_apply_mote_without_effect_or_after_removal_is_bit_identical(family: str
     assert not torch.equal(patched, native)
     assert patched.dtype == native.dtype
     assert num_hooks(model) == 0
+    assert torch.equal(logits_of(model), native)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "dbrx"])
+def test_apply_mote_gain_of_one_changes_no_bit_and_gain_of_zero_is_zero_suppression(family: str, dtype: str) -> None:
+    model = build(family, dtype)
+    native = logits_of(model)
+    pairs = [[layer, expert] for layer in FAMILIES[family].layers for expert in (1, 6)]
+    for strength in (1.0, 0.25):
+        with apply_mote(model, MoTEConfig(gain=[[*pair, 1] for pair in pairs], strength=strength)):
+            assert num_hooks(model) > 0
+            assert torch.equal(logits_of(model), native)
+        with apply_mote(model, MoTEConfig(suppress=pairs, suppress_mode="zero", strength=strength)):
+            zeroed = logits_of(model)
+        with apply_mote(model, MoTEConfig(gain=[[*pair, 0] for pair in pairs], strength=strength)):
+            assert torch.equal(logits_of(model), zeroed)
+        assert not torch.equal(zeroed, native)
     assert torch.equal(logits_of(model), native)
 
 

@@ -78,6 +78,7 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 seeds = st.integers(0, 2**32 - 1)
 experts = st.sets(st.integers(0, E - 1), max_size=3)
 shares = st.sampled_from([0.0, 0.25, 0.5, 0.875])
+gains = st.sampled_from([1.5, 4.0])
 
 
 def logits_of(seed: int, spread: float = 1.5) -> torch.Tensor:
@@ -111,7 +112,7 @@ def edits(draw: Any) -> RoutingEdit:
     if draw(st.booleans()):
         fields["drop_share"] = shares_of(suppressed, draw(shares))
     if draw(st.booleans()):
-        fields["zero_share"] = shares_of(suppressed, draw(shares))
+        fields["gain"] = shares_of(suppressed, draw(shares | gains))
     if forced:
         fields["forced"] = mask(forced)
         if draw(st.booleans()):
@@ -238,7 +239,7 @@ def test_select_zero_changes_nothing_but_the_suppressed_weights(
     case: Case, seed: int, suppressed: set[int], share: float
 ) -> None:
     logits = logits_of(seed)
-    before, after = run(case, logits), run(case, logits, RoutingEdit(zero_share=shares_of(suppressed, share)))
+    before, after = run(case, logits), run(case, logits, RoutingEdit(gain=shares_of(suppressed, share)))
     assert torch.equal(before.indices, after.indices)
     hit = mask(suppressed)[before.indices]
     assert torch.equal(after.weights[~hit], before.weights[~hit])
@@ -249,7 +250,7 @@ def test_select_zero_changes_nothing_but_the_suppressed_weights(
 def test_select_every_chosen_expert_dropped_gives_zero_weights(case: Case) -> None:
     for edit in (
         RoutingEdit(drop_share=torch.zeros(E)),
-        RoutingEdit(zero_share=torch.zeros(E)),
+        RoutingEdit(gain=torch.zeros(E)),
         RoutingEdit(banned=mask(set(range(E)))),
     ):
         weights = run(case, logits_of(0), edit).weights
@@ -285,6 +286,7 @@ combinations = st.fixed_dictionaries(
         "stimulate_weight": st.sampled_from(["own", "max", 0.3]),
         "bias_on": st.sampled_from(["logits", "selection"]),
         "strength": st.sampled_from([1.0, 0.5]),
+        "gain": st.dictionaries(st.integers(0, E - 1), shares | gains, max_size=2),
     }
 )
 
@@ -297,9 +299,12 @@ def test_select_any_combination_equals_the_reference(case: Case, seed: int, fiel
     if edit.suppress_mode == "reroute":
         assume(_survivors_suffice(case, set(edit.suppress)))
         edit = replace(edit, strength=1.0)
+    edit = replace(edit, gain={e: value for e, value in edit.gain.items() if e not in edit.suppress})
+    weakened = sum(value < 1 for value in edit.gain.values())
     # Two suppressed experts at most and one forced: somebody unsuppressed can make room.
     room = max(case.selection.top_k - len(edit.suppress), 0) if edit.suppress_mode != "reroute" else 2
-    edit = replace(edit, stimulate=frozenset(sorted(edit.stimulate - edit.suppress)[:room]))
+    room = max(room - weakened, 0)
+    edit = replace(edit, stimulate=frozenset(sorted(edit.stimulate - edit.suppress - edit.gain.keys())[:room]))
     logits = logits_of(seed)
     wanted = case.routed(logits, edit)
     weights, chosen = spread(run(case, logits, _as_routing_edit(edit)))
@@ -350,7 +355,7 @@ def test_select_relabelling_experts_commutes(case: Case, seed: int, edit: Routin
 
 
 @cases
-@given(seed=seeds, first=experts, second=experts, name=st.sampled_from(["drop_share", "zero_share", "banned"]))
+@given(seed=seeds, first=experts, second=experts, name=st.sampled_from(["drop_share", "gain", "banned"]))
 @settings(max_examples=25, deadline=None)
 def test_merge_edits_of_two_target_sets_is_the_edit_of_their_union(
     case: Case, seed: int, first: set[int], second: set[int], name: str
@@ -406,6 +411,9 @@ def _as_routing_edit(edit: Edit) -> RoutingEdit:
     bias = torch.zeros(E)
     for expert, value in edit.bias.items():
         bias[expert] = value * edit.strength
+    gain = shares_of(set(edit.suppress), 1 - edit.strength) if edit.suppress_mode == "zero" else torch.ones(E)
+    for expert, factor in edit.gains().items():
+        gain[expert] = factor
     left, forced, weight = (
         shares_of(set(edit.suppress), 1 - edit.strength),
         mask(set(edit.stimulate)),
@@ -413,7 +421,7 @@ def _as_routing_edit(edit: Edit) -> RoutingEdit:
     )
     return RoutingEdit(
         drop_share=left if edit.suppress_mode == "drop" else None,
-        zero_share=left if edit.suppress_mode == "zero" else None,
+        gain=gain if edit.gain or edit.suppress_mode == "zero" else None,
         banned=mask(set(edit.suppress)) if edit.suppress_mode == "reroute" else None,
         forced=forced if edit.stimulate else None,
         forced_to_max=forced if weight == "max" else None,
@@ -491,7 +499,7 @@ def test_edit_hits_are_the_tokens_that_chose_a_suppressed_expert(
     wanted = torch.tensor([not suppressed.isdisjoint(row) for row in indices.tolist()])
     for edit in (
         RoutingEdit(drop_share=shares_of(suppressed, factors)),
-        RoutingEdit(zero_share=shares_of(suppressed, factors)),
+        RoutingEdit(gain=shares_of(suppressed, factors)),
         RoutingEdit(banned=mask(suppressed)),
         RoutingEdit(
             drop_share=shares_of(set(sorted(suppressed)[:1]), factors), banned=mask(set(sorted(suppressed)[1:]))
