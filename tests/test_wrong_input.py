@@ -144,7 +144,7 @@ TYPED: list[tuple[list[str], str]] = [
     (["sae", "evaluate", "MODEL", "SAE", "TEXT", *AT, "--dtype", "int8"], "--dtype: unknown name"),
     (["sae", "top-tokens", "MODEL", "SAE", "TEXT", "--latent", "99", *AT], "--latent: the SAE has no such latent"),
     (["sae", "experts", "MODEL", "SAE", "--latent", "99", *AT], "--latent: the SAE has no such latent"),
-    (["sae", "experts", "MODEL", "SAE", "--method", "intervention"], "TEXT: an intervention needs a text"),
+    (["sae", "experts", "MODEL", "SAE", "--method", "intervention"], "TEXT: method intervention needs a text"),
     ([*STEER, "--edit", "99=+5", *AT], "--edit: the SAE has no such latent"),
     ([*STEER, "--edit", "1=+5", "--edit", "1=x2"], "--edit: gives a latent twice"),
     ([*STEER, "--edit", "1=+5", "--scope", "thinking"], "--scope: unknown name"),

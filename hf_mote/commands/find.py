@@ -104,11 +104,7 @@ def find_command(
         for candidate in found.candidates:
             tell(f"  {candidate}")
         tell(found.verdict)
-        tell(
-            f"Config: {writing.output / 'config'}"
-            if found.config is not None
-            else f"What was measured: {writing.output}"
-        )
+        tell(f"Config: {writing.output / 'config'}" if found.config is not None else f"Figures: {writing.output}")
 
 
 def _plan(

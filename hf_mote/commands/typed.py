@@ -128,9 +128,9 @@ def _option(where: str, parameters: dict[str, Any]) -> tuple[str, str]:
         if place.startswith(known) and (not rest or rest[0] in ".[") and _taken(option, parameters):
             if known == "SAEConfig" and rest.startswith("."):
                 return f"{option} {rest[1:]}", ""
-            name = re.fullmatch(r"\['([^']*)'\]", rest)
-            if name is not None and _repeated(option, parameters):
-                return f"{option} {name[1]}", ""
+            key = re.fullmatch(r"\['([^']*)'\]", rest)
+            if key is not None and _repeated(option, parameters):
+                return f"{option} {key[1]}", ""
             at_a_place = re.fullmatch(r"\[\d+\]", rest) and _repeated(option, parameters)
             return option, "" if at_a_place else rest
     argument = _ARGUMENT.fullmatch(where)

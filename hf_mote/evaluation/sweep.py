@@ -106,20 +106,14 @@ class Sweep(NamedTuple):
         return [setting for setting, p in pairs if setting.report.beats_controls(p)]
 
     @property
-    def broken(self) -> list[Setting]:
-        """The settings that break the text, which is not an effect on the behaviour."""
-        return [setting for setting in self.settings if setting.report.outcome() == "breaks the text"]
-
-    @property
     def verdict(self) -> str:
-        """A few sentences: the smallest setting that beats its controls, or that none does."""
+        """One or two sentences: the smallest setting that beats its controls, or that none does."""
         target, number = self.settings[0].report.target, len(self.settings)
         controls = len(self.settings[0].report.controls)
         most = max(self.settings, key=lambda setting: abs(setting.report.effect))
         change = f"{target} goes from {most.report.before} to {most.report.after}"
         missed = self.settings[0].report.unclear
-        unclear = self._incoherence(most)
-        unclear += f" {missed} responses of all runs could not be judged." if missed else ""
+        unclear = f" {missed} responses of all runs could not be judged." if missed else ""
         if not controls:
             return (
                 f"Most is changed by {most}: {change}; without random controls that says nothing about these "
@@ -149,22 +143,6 @@ class Sweep(NamedTuple):
         more = "" if most is least else f" Most is changed by {most}: to {most.report.after}."
         return f"{text}{more}{unclear}"
 
-    def _incoherence(self, most: Setting) -> str:
-        """Say how many settings break the text, with the figures of one: that which changes most, if it does."""
-        broken = self.broken
-        if not broken:
-            return ""
-        shown = most if most in broken else broken[-1]
-        how = ""
-        if (seen := shown.report.coherence) is not None:
-            how = (
-                f": with {shown}, {seen.share_after} of the responses are incoherent "
-                f"({seen.share_before.rate:.1%} of the untouched model's)"
-            )
-        number = len(self.settings)
-        breaks = "breaks" if len(broken) == 1 else "break"
-        return f" {len(broken)} of {number} settings {breaks} the text, which is not an effect on the behaviour{how}."
-
     def _columns(self) -> dict[str, list[Any]]:
         reports = [setting.report for setting in self.settings]
         return {
@@ -172,9 +150,6 @@ class Sweep(NamedTuple):
             "strength": [setting.strength for setting in self.settings],
             "before": [report.before.rate for report in reports],
             "after": [report.after.rate for report in reports],
-            "incoherent": [
-                None if report.coherence is None else report.coherence.share_after.rate for report in reports
-            ],
             "controls": [fmean(report.controls) if report.controls else None for report in reports],
             "p": [report.p_value for report in reports],
             "adjusted_p": self.adjusted_p,
@@ -200,8 +175,6 @@ class Sweep(NamedTuple):
                 "before": s.report.before.rate,
                 "after": s.report.after.rate,
                 "interval": [s.report.after.low, s.report.after.high],
-                "incoherent": _incoherent(s.report),
-                "breaks_the_text": s in self.broken,
                 "controls": list(s.report.controls),
                 "p_value": s.report.p_value,
                 "adjusted_p": p,
@@ -210,10 +183,6 @@ class Sweep(NamedTuple):
             for s, p in zip(self.settings, self.adjusted_p, strict=True)
         ]
         return {"source": self.source, "action": self.action, "verdict": self.verdict, "settings": rows}
-
-
-def _incoherent(report: EvaluationReport) -> float | None:
-    return None if report.coherence is None else report.coherence.share_after.rate
 
 
 def settings_of(
@@ -390,6 +359,6 @@ class _Printed(Printable):
 def _cell(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if value is None or name not in ("before", "after", "incoherent", "controls"):
+    if value is None or name not in ("before", "after", "controls"):
         return short(value)
     return f"{value:.1%}"

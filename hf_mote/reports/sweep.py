@@ -107,24 +107,21 @@ def _settings(found: Sweep) -> Html:
     rows: list[list[Child]] = []
     for setting, p in zip(found.settings, found.adjusted_p, strict=True):
         after, controls, n = setting.report.after, setting.report.controls, setting.report.after.n
-        seen = setting.report.coherence
         rows.append(
             [
                 str(setting.num_experts),
                 f"{setting.strength:g}",
                 percent(after.rate, n),
                 f"{percent(after.low, n)} to {percent(after.high, n)}",
-                "–" if seen is None else percent(seen.share_after.rate, seen.share_after.n),
                 percent(fmean(controls), n) if controls else "–",
                 f"{percent(min(controls), n)} to {percent(max(controls), n)}" if controls else "–",
                 probability(setting.report.p_value),
                 probability(p),
-                "yes" if setting in found.beating else "no, breaks the text" if setting in found.broken else "no",
+                "yes" if setting in found.beating else "no",
             ]
         )
-    headings = ["experts", "strength", "rate", "interval", "incoherent"]
-    headings += ["controls, mean", "controls, range", "p", "adjusted p"]
+    headings = ["experts", "strength", "rate", "interval", "controls, mean", "controls, range", "p", "adjusted p"]
     first = found.settings[0].report
     before = percent(first.before.rate, first.before.n)
     caption = join(["Rate of ", chip(first.target, first.target), f" in the untouched model: {before}"])
-    return table(caption, [*headings, "beats them"], rows, numeric=range(9), sortable=True)
+    return table(caption, [*headings, "beats them"], rows, numeric=range(8), sortable=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_runs import REFUSAL, ran, run, said
@@ -92,19 +91,13 @@ def test_dry_run_of_a_complete_set_says_what_it_reckons_with(out: Path) -> None:
     assert "up to 18 forwards of all 6" in text
 
 
-def test_dry_run_of_sae_training_says_steps_and_size(out: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    words: list[Any] = ["sae", "train", "organism:refusal", "organism:refusal", "--tokens", 5000, "--batch", 100]
+def test_dry_run_of_sae_training_says_steps_and_size(out: Path) -> None:
+    words = ["sae", "train", "organism:refusal", "organism:refusal", "--tokens", 5000, "--batch", 100]
     text = plan(out, *words, "--architecture", "topk", "--latents", 64)
     assert "steps 50 " in text
     assert "64 latents" in text
     assert "for 12 x 4 steps, " in text
     assert "held-out tokens, " in text
-    assert "make one of" not in text
-    words[3] = tmp_path_factory.mktemp("text") / "text.txt"
-    words[3].write_text("A line of some words.\n" * 3000)
-    text = plan(out, *words, "--latents", 64)
-    assert "texts 16 from" in text
-    assert "1 held out; lines of a text file make one of 4,000 characters or more" in text
 
 
 def test_dry_run_against_a_server_is_refused(out: Path) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluation_reports import report_of, with_parts
+from evaluation_reports import report_of
 from html_pages import Element, check_page
 
 from hf_mote import EvaluationReport, ExpertRanking, FTRIResult, LatentExpertMap, MoTEConfig
-from hf_mote.evaluation.coherence import Coherence
 from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.evaluation.sweep import Setting, Sweep
 from hf_mote.reports.attribution import Attribution, attribution_page, attribution_verdict
@@ -299,31 +298,6 @@ def test_sweep_without_controls_claims_nothing() -> None:
     found = sweep((1, 1.0, report(20, 0, [])))
     assert found.adjusted_p == [None]
     assert "without random controls that says nothing" in found.verdict
-
-
-def test_sweep_says_which_settings_break_the_text() -> None:
-    def incoherent(number: int) -> Coherence:
-        return Coherence(
-            0.3, 0.5, 40, [False] * 20, [place < number for place in range(20)], [[False] * 20] * 19, Rate.of(0, 20)
-        )
-
-    labels = {"labels_before": ["yes"] * 20, "control_labels": [["yes"] * 20] * 19}
-    settings = [
-        (number, 1.0, with_parts(report(20, after, [1.0] * 19), coherence=incoherent(broken), **labels))
-        for number, after, broken in ((1, 20, 0), (2, 10, 15), (5, 2, 20))
-    ]
-    found = sweep(*settings)
-    assert [setting.num_experts for setting in found.broken] == [2, 5]
-    assert found.verdict.endswith(
-        " 2 of 3 settings break the text, which is not an effect on the behaviour: with the first 5 experts at "
-        "strength 1, 100.0% [83.9%, 100.0%] of the responses are incoherent (0.0% of the untouched model's)."
-    )
-    assert [row["breaks_the_text"] for row in found.to_dict()["settings"]] == [False, True, True]
-    assert [row["incoherent"] for row in found.to_dict()["settings"]] == [0.0, 0.75, 1.0]
-    rows = tables(check_page(sweep_page(found, provenance=HOW, files=FILES)), "settings")[0]
-    assert [row[4] for row in rows] == ["incoherent", "0%", "75%", "100%"]
-    assert [row[-1] for row in rows[1:]] == ["no", "no, breaks the text", "no, breaks the text"]
-    assert "break" not in sweep(settings[0]).verdict
 
 
 def test_sweep_of_random_experts_rarely_beats_its_controls() -> None:

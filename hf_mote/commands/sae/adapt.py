@@ -19,7 +19,6 @@ from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting, held_out_of
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.commands.verbosity import settle_progress
 from hf_mote.hub import card_header, public_name
 
 if TYPE_CHECKING:
@@ -69,7 +68,6 @@ def adapt_command(
         from hf_mote.sae.metrics import evaluate_sae
         from hf_mote.sae.training.adapt import adapt_to_sae, lora_after
 
-        settle_progress()
         loaded = load_sae(sae).train(False)
         subject = loading.subject(model, organisms, any_model=True)
         context_length = fitting(subject.model, context_length)

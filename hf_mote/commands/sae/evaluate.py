@@ -18,7 +18,6 @@ from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.commands.verbosity import settle_progress
 from hf_mote.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -70,7 +69,6 @@ def evaluate_command(
         from hf_mote.sae.convert import load_sae
         from hf_mote.sae.metrics import evaluate_sae
 
-        settle_progress()
         loaded = load_sae(sae).train(False)
         subject = loading.subject(model, organisms, any_model=True)
         measured = subject.model if adapter is None else with_adapter(subject.model, adapter)

@@ -23,7 +23,6 @@ from hf_mote.commands.sae.steer import read_edit
 from hf_mote.commands.sae.texts import TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.commands.verbosity import settle_progress
 from hf_mote.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
@@ -101,7 +100,6 @@ def experts_command(
         from hf_mote.sae.convert import load_sae
         from hf_mote.sae.top_tokens import top_activations
 
-        settle_progress()
         loaded = load_sae(sae).train(False)
         subject = loading.subject(model, organisms)
         read: dict[str, Any] = {

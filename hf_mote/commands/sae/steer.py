@@ -14,7 +14,6 @@ from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
 from hf_mote.commands.session import reporting, tell
-from hf_mote.commands.verbosity import settle_progress
 from hf_mote.errors import ConfigError, FileFormatError, one_of, real
 
 __all__ = ["read_edit", "steer_command"]
@@ -56,7 +55,6 @@ def steer_command(
         from hf_mote.sae.steer import steer
         from hf_mote.sae.steering import SteeringConfig
 
-        settle_progress()
         loaded = load_sae(sae).train(False)
         if hookpoint is not None:
             loaded.config.hookpoint = hookpoint

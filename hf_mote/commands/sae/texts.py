@@ -14,7 +14,7 @@ from hf_mote.commands.model import ORGANISM, Organisms
 from hf_mote.commands.record_files import json_fault
 from hf_mote.errors import ConfigError, DataError
 
-__all__ = ["PIECE", "Text", "TextColumn", "read_texts"]
+__all__ = ["Text", "TextColumn", "read_texts"]
 
 Text: TypeAlias = Annotated[
     str,
@@ -24,7 +24,7 @@ Text: TypeAlias = Annotated[
 ]
 TextColumn: TypeAlias = Annotated[str, typer.Option(help="Column of a data set, or of JSON lines, that has the text.")]
 # Characters after which a text ends at its next line, so that some of a long one can be held out.
-PIECE = 4000
+_PIECE = 4000
 _TABLES = (".csv", ".tsv", ".json", ".parquet", ".xlsx")
 _SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl")
 
@@ -108,7 +108,7 @@ def _pieces(text: str) -> list[str]:
     pieces, held = [], ""
     for line in text.splitlines(keepends=True):
         held += line
-        if len(held) >= PIECE:
+        if len(held) >= _PIECE:
             pieces.append(held)
             held = ""
     return [piece for piece in (*pieces, held) if piece.strip()]

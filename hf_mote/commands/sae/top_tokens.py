@@ -20,7 +20,6 @@ from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.commands.verbosity import settle_progress
 from hf_mote.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,7 +79,6 @@ def top_tokens_command(
         from hf_mote.sae.neuronpedia import neuronpedia_layer, write_neuronpedia
         from hf_mote.sae.top_tokens import top_activations
 
-        settle_progress()
         loaded = load_sae(sae).train(False)
         if ids is not None:
             neuronpedia_layer(loaded, hookpoint)

@@ -24,7 +24,7 @@ from hf_mote.commands.plan import Timed, amount, plan_training, tokens_of
 from hf_mote.commands.plan import Work as Part
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.settings import Settings, wrong_architecture
-from hf_mote.commands.sae.texts import PIECE, Text, TextColumn, read_texts
+from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.commands.verbosity import quiet
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, first_line
@@ -133,7 +133,7 @@ def train_command(
                 _TIMED,
                 steps=max(tokens // batch, 1),
                 what={
-                    "texts": f"{len(kept):,} from {text}, {len(held_out):,} held out{_cut(text)}",
+                    "texts": f"{len(kept):,} from {text}, {len(held_out):,} held out",
                     "tokens": f"{tokens:,} to train on, {measured:,} to measure on, {batch:,} a step",
                     "SAE": f"{type(sae).__name__}, {sae.config.num_latents:,} latents, at {where}",
                     "result": f"{amount(size)} on disk; four times as much in memory while it trains",
@@ -194,12 +194,6 @@ def train_command(
         for name, value in report.rows():
             tell(f"{name}: {value}")
         tell(f"SAE, report and card: {output}")
-
-
-def _cut(source: str) -> str:
-    """Say what counts as a text, where lines of a file are put together."""
-    of_lines = Path(source).is_file() and Path(source).suffix != ".jsonl"
-    return f"; lines of a text file make one of {PIECE:,} characters or more" if of_lines else ""
 
 
 def held_out_of(source: str, texts: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -48,11 +48,6 @@ class RoutedShare(NamedTuple):
         return sum((b - a) * (one + other) / 2 for (a, b), (one, other) in pairs)
 
     def __str__(self) -> str:
-        if self.share < 0:
-            return (
-                "with all routed experts off the preference is no weaker "
-                f"({self.scores[-1]:.3g} to {self.scores[0]:.3g} {self.unit})"
-            )
         return (
             f"with all routed experts off {self.share:.0%} of the preference is gone "
             f"({self.scores[-1]:.3g} to {self.scores[0]:.3g} {self.unit})"

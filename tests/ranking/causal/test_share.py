@@ -51,17 +51,6 @@ def test_area_of_an_even_fall_is_one_half():
     assert RoutedShare([0.0, 1.0], [-1.0, 1.0], "nats").share == 2.0
 
 
-@pytest.mark.parametrize(
-    ("without", "said"),
-    [
-        (5.0, "with all routed experts off 75% of the preference is gone (20 to 5 nats)"),
-        (25.5, "with all routed experts off the preference is no weaker (20 to 25.5 nats)"),
-    ],
-)
-def test_share_in_words_has_no_sign(without, said):
-    assert str(RoutedShare([0.0, 1.0], [without, 20.0], "nats")) == said
-
-
 @pytest.mark.parametrize("gains", [[], [0.5, 1], [0, 0.5], [0, 1, 0.5, 1], [0, 2]])
 def test_gains_that_do_not_rise_from_0_to_1_are_refused(gains):
     with pytest.raises(ConfigError, match="gains"):
