@@ -249,13 +249,10 @@ def find_experts(
     )
     report = measured(num_controls=num_controls, run_folder=part_of("proof"))
     for factor in MORE_CONTROLS:
-        if report.outcome() != "undecided" or report.doubt:
+        if report.outcome() != "undecided" or report.doubt or report.controls_exhausted:
             break
-        number = len(report.controls)
-        say(f"measuring it against {factor * num_controls} controls, as {number} do not decide")
+        say(f"measuring it against {factor * num_controls} controls, as {len(report.controls)} do not decide")
         report = measured(num_controls=factor * num_controls, run_folder=part_of(f"proof-{factor}-times"))
-        if len(report.controls) == number:  # there are no more
-            break
     reason = ""
     if report.coherent_effect > -LEAST_EFFECT:
         reason = f"on prompts that it was not found with, the best candidate does too little. {report.verdict}"
