@@ -12,7 +12,7 @@ from hf_mote.reports.configs import config_part
 from hf_mote.reports.formats import percent, probability, quoted
 from hf_mote.reports.markup import Child, Html, chip, join, tag
 from hf_mote.reports.page import Section, make_page, provenance_section
-from hf_mote.reports.responses import Answer, side_by_side
+from hf_mote.reports.responses import answers_of, side_by_side
 from hf_mote.reports.tables import table
 
 __all__ = ["curves_of", "sweep_page"]
@@ -35,7 +35,7 @@ def sweep_page(found: Sweep, *, provenance: Mapping[str, str], files: Mapping[st
     why = "the smallest that beats its controls"
     if found.smallest is None:
         why = "which breaks the text" if report.breaks_text else "which changes most and leaves the text whole"
-    answers = side_by_side(report.prompts, *([Answer(text) for text in texts] for texts in _responses(report)))
+    answers = side_by_side(report.prompts, *answers_of(report), target=target)
     asked = f"{found.model}: {len(report.prompts)} prompts"
     sections = [
         Section("curves", "Dose and response", _curves(found)),
@@ -51,10 +51,6 @@ def sweep_page(found: Sweep, *, provenance: Mapping[str, str], files: Mapping[st
         found=bool(found.beating),
         sections=sections,
     )
-
-
-def _responses(report: EvaluationReport) -> tuple[list[str], list[str]]:
-    return report.responses_before, report.responses_after
 
 
 def curves_of(found: Sweep) -> tuple[str, dict[str, list[tuple[str, Setting]]]]:
