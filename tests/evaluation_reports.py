@@ -12,6 +12,7 @@ _UNMEASURED: dict[str, Any] = {
     **{name: [] for name in FIELDS},
     **dict.fromkeys(("unrelated_unchanged", "side_effects", "turns_unchanged", "coherence", "selectivity")),
     **dict.fromkeys(("seed", "unclear", "sharing"), 0),
+    "controls_exhausted": False,
     "config": {},
     "control_kind": "layer",
     "preregistration": None,

@@ -89,7 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "links": _STOREYS | {"hooks", "passes", "maps", "mote", "sae", "runs", "hub", "sharing", "files"},
     "serving": {"routing/rules", "routing/sites", "mote", "maps", "web"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},
-    "reports": {"ranking", "evaluation", "statistics", "maps", "sae", "links", "drawing", "files"},
+    "reports": {"ranking", "evaluation", "workflow", "statistics", "maps", "sae", "links", "drawing", "files"},
 }
 ANYTHING = {"__init__", "__main__", "cli", "commands"}
 # But by the root and the command line.

@@ -26,7 +26,10 @@ def bake_command(
     trust_remote_code: o.TrustRemoteCode = False,
     allow_other_weights: o.AllowOtherWeights = False,
 ) -> None:
-    """Fold a config into a plain checkpoint: mode zero and gains, and reroute or bias where routers have a place."""
+    """Fold a config into a plain checkpoint: mode zero and gains, and reroute or bias where routers have a place.
+
+    Mode drop, the default of ftri and attribute, cannot be baked: make the config with --mode zero there.
+    """
     with reporting():
         # First, so that a slip of the pen does not cost loading a large model.
         if output.exists() and (not output.is_dir() or any(output.iterdir())):

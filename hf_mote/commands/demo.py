@@ -118,8 +118,16 @@ class DemoResult:
 
     @property
     def best(self) -> str:
-        """The method whose experts lower the rate most; one that beats its controls before one that does not."""
-        return min(self.methods, key=lambda name: (not self.methods[name].beats_controls, self._left(name)))
+        """The method whose experts lower the rate most, by coherent responses alone.
+
+        One that beats its controls comes before one that does not, and one that breaks the text last.
+        """
+
+        def place(name: str) -> tuple[bool, bool, float]:
+            method = self.methods[name]
+            return not method.beats_controls, method.report.breaks_text, method.report.coherent_effect
+
+        return min(self.methods, key=place)
 
     @property
     def verdict(self) -> str:
@@ -148,9 +156,6 @@ class DemoResult:
             "verdict": self.verdict,
             "methods": {name: method.to_dict() for name, method in self.methods.items()},
         }
-
-    def _left(self, name: str) -> float:
-        return self.methods[name].report.after.rate
 
 
 def run_demo(

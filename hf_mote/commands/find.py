@@ -16,7 +16,7 @@ from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.bundles.results import Writing
 from hf_mote.commands.judge_specs import response_judge, target_of
 from hf_mote.commands.model import Organisms
-from hf_mote.commands.run_files import finish
+from hf_mote.commands.run_files import PAGE, REPORT, finish
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hf_mote.commands.prompts import PromptSet
     from hf_mote.generation.asking import Chat, Decoding
     from hf_mote.judges.judge import Judge
+    from hf_mote.workflow.find import Found
 
 __all__ = ["find_command"]
 
@@ -85,18 +86,8 @@ def find_command(
                 run_folder=part_of(""),
                 announce=say,
             )
-            holds = {}
-            for name, ranking in found.rankings.items():
-                ranking.save_pretrained(folder / "rankings" / name)
-                holds[f"rankings/{name}/{ranking.file_name}"] = f"all experts, ranked by {name} (ExpertRanking)"
-            if found.report is not None:
-                found.report.save_pretrained(folder / "evaluation")
-                holds[f"evaluation/{found.report.file_name}"] = "the best candidate, measured (EvaluationReport)"
-            if found.config is not None:
-                found.config.save_pretrained(folder / "config")
-                holds[f"config/{found.config.file_name}"] = "the proven config, for apply_mote"
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judging.named}
-            finish(folder, found.to_dict(), provenance_of(context, subject, seed, **more), holds)
+            _write(folder, found, subject.name, provenance_of(context, subject, seed, **more))
         for note in found.notes:
             tell(f"Note: {note.removesuffix('.')}.")
         if found.predicted is not None:
@@ -104,7 +95,41 @@ def find_command(
         for candidate in found.candidates:
             tell(f"  {candidate}")
         tell(found.verdict)
-        tell(f"Config: {writing.output / 'config'}" if found.config is not None else f"Figures: {writing.output}")
+        if found.config is not None:
+            tell(f"Config: {writing.output / 'config'}")
+        tell(f"Report: {writing.output / PAGE}")
+        tell(f"Beside it: {'; '.join(_beside(found))}.")
+
+
+def _write(folder: Path, found: Found, model: str, provenance: dict[str, str]) -> None:
+    from hf_mote.reports.find import find_page
+
+    holds, places = {}, {}
+    for name, ranking in found.rankings.items():
+        places[name] = f"rankings/{name}"
+        ranking.save_pretrained(folder / places[name])
+        holds[f"{places[name]}/{ranking.file_name}"] = f"all experts, ranked by {name} (ExpertRanking)"
+    if found.report is not None:
+        found.report.save_pretrained(folder / "evaluation")
+        holds[f"evaluation/{found.report.file_name}"] = "the best candidate, measured (EvaluationReport)"
+        found.report.plot(path=folder / "effect.png")
+        holds["effect.png"] = "the rate before and with the best candidate, with the controls"
+    if found.config is not None:
+        found.config.save_pretrained(folder / "config")
+        holds[f"config/{found.config.file_name}"] = "the proven config, for apply_mote"
+    page = lambda files: find_page(found, model=model, places=places, provenance=provenance, files=files)  # noqa: E731
+    finish(folder, found.to_dict(), provenance, holds, page)
+
+
+def _beside(found: Found) -> list[str]:
+    """Return what the folder holds beside the page, for the terminal."""
+    of_sets = " and of every set that was tried" if found.candidates else ""
+    said = [f"{REPORT}, with all responses of the untouched model{of_sets}"]
+    if found.rankings:
+        said.append(f"rankings/, with all experts by {' and '.join(found.rankings)}")
+    if found.report is not None:
+        said.append("evaluation/ and effect.png, with the best candidate as it was measured")
+    return said
 
 
 def _plan(
@@ -173,4 +198,5 @@ def _plan(
         ),
         each=2,  # untouched, and with the config
         more=more,
+        pictures=1,
     )

@@ -297,7 +297,10 @@ Positions: TypeAlias = Annotated[
     ),
 ]
 Mode: TypeAlias = Annotated[
-    str, typer.Option(help="How to suppress: drop, reroute or zero; see the documentation.", show_default=True)
+    str,
+    typer.Option(
+        help="How to suppress: drop, reroute or zero; bake takes zero, and reroute of some models.", show_default=True
+    ),
 ]
 Controls: TypeAlias = Annotated[
     int, typer.Option(min=0, help="Random configs to compare with, or as many as exist; a verdict takes 19.")

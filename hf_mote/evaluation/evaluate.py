@@ -364,6 +364,7 @@ def _reports(
                     sharing=sharing,
                     num_sharing=sum(sharing),
                     disjoint_chances=found.chances[index],
+                    exhausted=found.exhausted,
                 ),
             )
         )

@@ -69,6 +69,7 @@ class Rates(NamedTuple):
         sharing (`list[list[bool]]`): For each config, whether each of its controls holds some of its own experts.
         chances (`list[list[float]]`): For each config, where some do, the result of [`chance_of_reach`] for the
             others.
+        exhausted (`bool`): Whether no more controls exist.
         control_labels (`list[list[list[str]]]`): For each config the judge's labels with each of its controls.
         control_signs (`list[list[list[Signs]]]`): For each config and control how sure the model was of each response.
         off_target (`list[Measured]`): On other prompts: the untouched model, then the first config, then its controls;
@@ -80,6 +81,7 @@ class Rates(NamedTuple):
     controls: list[list[float]]
     sharing: list[list[bool]]
     chances: list[list[float]]
+    exhausted: bool
     control_labels: list[list[list[str]]]
     control_signs: list[list[list[Signs]]]
     off_target: list[Measured]
@@ -277,9 +279,9 @@ class RateMeasurement:
             if config.is_empty:
                 raise ConfigError(f"{self.where}.config", "nothing to measure", got="no targets, or strength 0")
         self._configs, self._num_controls = list(configs), num_controls
-        self._drawn = partial(controls_of, self._configs, self.routed, num_controls, self.seed)
+        self._drawn = partial(controls_of, self._configs, self.routed, seed=self.seed)
         # Those of kind "usage" are drawn again once usage is known.
-        self._controls = self._drawn()
+        self._controls = self._drawn(num_controls)
         self._by_usage = self.control_kind == "usage" and num_controls > 0
 
     def run(self, *, progress: bool, off_target: Sequence[Prompt] = ()) -> Rates:
@@ -292,9 +294,10 @@ class RateMeasurement:
         """
         total = 1 + len(self._configs) * (1 + len(self._controls))
         with progress_bar(total=total, desc="evaluating", disable=not progress) as bar:
+            counted: Use | None = None
             if self._by_usage:
                 before, counted = self._before_and_use()
-                self._controls = self._drawn(usage=counted)
+                self._controls = self._drawn(self._num_controls, usage=counted)
                 bar.total = 1 + len(self._configs) * (1 + len(self._controls))
             else:
                 before = self.measure(None, keep=True)
@@ -317,11 +320,15 @@ class RateMeasurement:
         rates = [[one.rate.rate for one in measured] for measured in controls]
         labels = [[one.labels for one in measured] for measured in controls]
         signs = [[one.signs for one in measured] for measured in controls]
+        # One more is drawn only where there is one.
+        asked = self._num_controls
+        exhausted = asked > 0 and len(self._drawn(asked + 1, usage=counted)) <= asked
         chances: list[list[float]] = []
         for index, shares in enumerate(sharing):
             others = [units_of(c[index]) for c, share in zip(self._controls, shares, strict=True) if not share]
             chances.append(chance_of_reach(own[index], others) if any(shares) else [])
-        return Rates(before, after, rates, sharing, chances, labels, signs, self._off_target(off_target, progress))
+        others_measured = self._off_target(off_target, progress)
+        return Rates(before, after, rates, sharing, chances, exhausted, labels, signs, others_measured)
 
     def _before_and_use(self) -> tuple[Measured, Use]:
         """Measure the untouched model, and count how often it uses each expert or latent meanwhile."""

@@ -70,6 +70,7 @@ class ControlRuns:
         num_sharing (`int`): How many do.
         disjoint_chances (`list[float]`): Where some do: for each number of the others the chance that at most so many
             come as far, as [`chance_of_reach`] has it.
+        exhausted (`bool`): Whether no more controls exist.
     """
 
     rates: list[float] = field(default_factory=list)
@@ -79,6 +80,7 @@ class ControlRuns:
     sharing: list[bool] = field(default_factory=list)
     num_sharing: int = 0
     disjoint_chances: list[float] = field(default_factory=list)
+    exhausted: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,11 @@ class PartsByName:
     def disjoint_chances(self) -> list[float]:
         """Chances of the controls that hold none of its experts: `control_runs.disjoint_chances`."""
         return self.control_runs.disjoint_chances
+
+    @property
+    def controls_exhausted(self) -> bool:
+        """Whether no more controls exist: `control_runs.exhausted`."""
+        return self.control_runs.exhausted
 
     @property
     def unrelated(self) -> list[str]:

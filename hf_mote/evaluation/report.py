@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-__all__ = ["EvaluationReport", "Flips", "reaches", "too_few"]
+__all__ = ["EvaluationReport", "Flips", "more_controls", "reaches", "too_few"]
 
 # A rate is a count over prompts, so equal changes differ at most by rounding.
 _ROUNDING = 1e-9
@@ -92,6 +92,23 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         if self.coherence is None:
             return self.effect
         return coherent_effect(self.before.rate, self.labels_after, self.coherence.after, self.target)
+
+    @property
+    def breaks_text(self) -> bool:
+        """Whether the config breaks the text, so that what it changes is no effect; see [`Coherence`]."""
+        return self.coherence is not None and self.coherence.broken
+
+    @property
+    def incoherence(self) -> str:
+        """How many responses are incoherent, in words; empty if none is and the text does not break."""
+        seen = self.coherence
+        if seen is None or not (seen.broken or any(seen.after)):
+            return ""
+        share, was = seen.share_after, seen.share_before
+        text = f"{share} of the responses with it are incoherent ({was.rate:.1%} of the untouched model's)"
+        if seen.unsure is not None and seen.broken:
+            text += f", and it is less sure of {seen.unsure:.0%} than the untouched model of others"
+        return text
 
     @property
     def control_effects(self) -> list[float]:
@@ -173,13 +190,12 @@ class EvaluationReport(PartsByName, Printable, Shareable):
         """Compare the config with its controls, and its responses with all references."""
         counted = self.after if self.coherence is None else self.coherence.counted
         apart = counted.high < self.before.low or counted.low > self.before.high
-        broken = self.coherence is not None and self.coherence.broken
         p = self.p_value if adjusted_p is None else adjusted_p
         p_less = one_fewer(p, len(self.controls))
         if adjusted_p is None and self.sharing:
             found = self._disjoint
             p, p_less = (None, 0.0) if found is None else found
-        said = decide(p, p_less, apart=apart, broken=broken)
+        said = decide(p, p_less, apart=apart, broken=self.breaks_text)
         # No disjoint control reaches the effect, but they overlap, or are too few, for a significant p.
         short = adjusted_p is None and self.sharing > 0 and p is not None and p_less == p
         return "undecided" if short and apart and said == "does not beat" else said
@@ -187,8 +203,16 @@ class EvaluationReport(PartsByName, Printable, Shareable):
     @property
     def doubt(self) -> str:
         """Why it is undecided though it beats its controls: its responses may be incoherent. Otherwise empty."""
+        return self.doubted()
+
+    def doubted(self, adjusted_p: float | None = None) -> str:
+        """Return `doubt`, with the p of `outcome`.
+
+        Args:
+            adjusted_p (`float`, *optional*): p against all controls, adjusted for other configs that were tried.
+        """
         seen = self.coherence
-        if seen is None or not seen.doubtful or seen.unsure is None or self._held(None) != "beats":
+        if seen is None or not seen.doubtful or seen.unsure is None or self._held(adjusted_p) != "beats":
             return ""
         return (
             f"it is less sure of {seen.unsure:.0%} of what it writes than the untouched model of its answers to "
@@ -208,14 +232,7 @@ class EvaluationReport(PartsByName, Printable, Shareable):
     def verdict(self) -> str:
         """One or two sentences: whether the config beats its controls, with the numbers, or why this is undecided."""
         change = f"{self.target} goes from {self.before} to {self.after}{self._other_weights}"
-        outcome, doubt = self.outcome(), self.doubt
-        incoherence = ""
-        if self.coherence is not None and (outcome == "breaks the text" or any(self.coherence.after)):
-            share, was = self.coherence.share_after, self.coherence.share_before
-            incoherence = f"{share} of the responses with it are incoherent ({was.rate:.1%} of the untouched model's)"
-            if self.coherence.unsure is not None and outcome == "breaks the text":
-                unsure = f"{self.coherence.unsure:.0%}"
-                incoherence += f", and it is less sure of {unsure} than the untouched model of others"
+        outcome, doubt, incoherence = self.outcome(), self.doubt, self.incoherence
         if self.p_value is None:
             text = f"{change}; without random controls that says nothing about these {self.units}"
             return f"{text}; {incoherence}." if incoherence else f"{text}."
@@ -226,7 +243,7 @@ class EvaluationReport(PartsByName, Printable, Shareable):
             "undecided": (
                 "may beat its controls, or write incoherent text"
                 if doubt
-                else "may beat its controls, or not, which more of them would tell (100, say)"
+                else f"may beat its controls, or not, {more_controls(len(self.controls), self.controls_exhausted)}"
             ),
             "breaks the text": "breaks the text, which is not an effect on the behaviour",
             "untested": "cannot be held against these controls",
@@ -420,6 +437,18 @@ def reaches(change: float, effect: float) -> bool:
         effect (`float`): The config's.
     """
     return abs(change) >= abs(effect) - _ROUNDING
+
+
+def more_controls(num_controls: int, exhausted: bool) -> str:
+    """Return whether more controls would decide, as a clause.
+
+    Args:
+        num_controls (`int`): How many there were.
+        exhausted (`bool`): Whether no more exist.
+    """
+    if exhausted:
+        return "and no more of them exist to tell"
+    return f"which more of them would tell ({max(100, 2 * num_controls)}, say)"
 
 
 def too_few(num_controls: int) -> str:

@@ -39,6 +39,7 @@ _LATER_FIELDS: dict[str, Any] = {
     "controls_sharing": [],
     "control_labels": [],
     "disjoint_chances": [],
+    "controls_exhausted": False,
     "coherence": None,
     "selectivity": None,
     "not_worse": [],
@@ -82,6 +83,7 @@ def report_fields(values: Mapping[str, Any]) -> dict[str, Any]:
             sharing=values["controls_sharing"],
             num_sharing=values["sharing"],
             disjoint_chances=values["disjoint_chances"],
+            exhausted=values["controls_exhausted"],
         ),
         "elsewhere": Elsewhere(
             answers=SideBySide(values["unrelated"], values["unrelated_before"], values["unrelated_after"]),
@@ -177,6 +179,8 @@ def _check_values(values: Mapping[str, Any]) -> None:
     sane = isinstance(chances, list) and all(isinstance(one, int | float) and 0 < one <= 1 for one in chances)
     sane = sane and len(chances) in (0, len(values["controls"]) - values["sharing"] + 1)
     _check("disjoint_chances", sane and chances == sorted(chances), chances, "chances that rise")
+    exhausted = values["controls_exhausted"]
+    _check("controls_exhausted", isinstance(exhausted, bool), exhausted, "true or false")
     effects = values["side_effects"]
     explained = effects is None or effects.kl is not None or bool(values["notes"])
     _check("side_effects", explained, None, "a divergence, or a note on why it is missing")

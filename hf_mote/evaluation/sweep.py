@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import ConfigError, one_of, real, whole
 from hf_mote.evaluation.evaluate import evaluate_settings
-from hf_mote.evaluation.report import EvaluationReport, reaches, too_few
+from hf_mote.evaluation.report import EvaluationReport, more_controls, reaches, too_few
+from hf_mote.evaluation.verdict import Outcome
 from hf_mote.generation.asking import Chat, Decoding
 from hf_mote.generation.chat import Prompt
 from hf_mote.hub import public_name
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Ranked", "Setting", "Sweep", "settings_of", "sweep_mote"]
 
 ACTIONS = ("suppress", "stimulate")
+_SHARES = ("before", "after", "incoherent", "coherent_effect", "controls")
 
 
 class Ranked(Protocol):
@@ -61,6 +63,11 @@ class Setting(NamedTuple):
         which = "the first expert" if self.num_experts == 1 else f"the first {self.num_experts} experts"
         return f"{which} at strength {self.strength:g}"
 
+    @property
+    def incoherent(self) -> float | None:
+        """Share of the responses that are incoherent; `None` where this was not measured."""
+        return None if self.report.coherence is None else self.report.coherence.share_after.rate
+
 
 class Sweep(NamedTuple):
     """A sweep over settings of one ranking, each with as many random controls.
@@ -81,9 +88,11 @@ class Sweep(NamedTuple):
     def adjusted_p(self) -> list[float | None]:
         """The p value of each setting, adjusted for having tried them all; `None` without controls.
 
-        A setting is compared with the largest change that each control makes over all settings. Control `b` of every
-        setting comes from one exchange of experts, so that its settings hold each other as the ranking's do; see
-        [`evaluate_settings`].
+        It is the p of the coherent effect: the change of the rate with every incoherent response counted against it,
+        of the setting and of its controls alike; see `EvaluationReport.coherent_effect`. A setting is compared with
+        the largest such change that each control makes over all settings, those that break the text among them, so
+        that which of them do is no choice that p would have to allow for. Control `b` of every setting comes from one
+        exchange of experts, so that its settings hold each other as the ranking's do; see [`evaluate_settings`].
 
         Guaranteed: if the ranking is random, so that any matched experts could have stood at its places, the
         chance that any setting gets 0.05 or less is at most 0.05. Not guaranteed: if the first experts have an
@@ -106,42 +115,86 @@ class Sweep(NamedTuple):
         return [setting for setting, p in pairs if setting.report.beats_controls(p)]
 
     @property
+    def most(self) -> Setting:
+        """The setting of the largest coherent effect among those that leave the text whole; of all, if none does."""
+        return max(self.settings, key=lambda one: (not one.report.breaks_text, abs(one.report.coherent_effect)))
+
+    @property
+    def smallest(self) -> Setting | None:
+        """The smallest of `beating`, if there is one."""
+        return min(self.beating, key=_size, default=None)
+
+    @property
+    def breaking(self) -> list[Setting]:
+        """The settings that break the text: what they change is no effect on the behaviour."""
+        return [setting for setting in self.settings if setting.report.breaks_text]
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The outcome of each setting by adjusted p, as `EvaluationReport.outcome` has it."""
+        pairs = zip(self.settings, self.adjusted_p, strict=True)
+        return [setting.report.outcome(p) for setting, p in pairs]
+
+    @property
     def verdict(self) -> str:
-        """One or two sentences: the smallest setting that beats its controls, or that none does."""
-        target, number = self.settings[0].report.target, len(self.settings)
+        """The smallest setting that beats its controls, or that none does, and which break the text, in sentences."""
+        least, number = self.smallest, len(self.settings)
         controls = len(self.settings[0].report.controls)
-        most = max(self.settings, key=lambda setting: abs(setting.report.effect))
-        change = f"{target} goes from {most.report.before} to {most.report.after}"
-        missed = self.settings[0].report.unclear
-        unclear = f" {missed} responses of all runs could not be judged." if missed else ""
-        if not controls:
-            return (
-                f"Most is changed by {most}: {change}; without random controls that says nothing about these "
-                f"experts.{unclear}"
+        said = []
+        if least is not None:
+            p, mean = self.adjusted_p[self.settings.index(least)], fmean(least.report.controls)
+            said.append(
+                f"{len(self.beating)} of {number} settings beat their {controls} random controls. The smallest is "
+                f"{least}: {_change(least)}, under its controls to {mean:.1%} on average (p = {p:.3g}, adjusted for "
+                f"the {number} settings){_counted(least)}."
             )
-        if not self.beating:
-            lowest = min(p for p in self.adjusted_p if p is not None)
-            least_p = "; ".join(filter(None, [f"least adjusted p = {lowest:.3g}", too_few(controls)]))
-            sharing = max(setting.report.sharing for setting in self.settings)
-            held = (
-                f" {sharing} controls hold some of the ranking's own experts; more controls would show more."
-                if sharing
-                else ""
-            )
-            return (
-                f"No setting of {number} beats its {controls} random controls. Most is changed by {most}: {change} "
-                f"({least_p}).{held}{unclear}"
-            )
-        least = min(self.beating, key=lambda setting: (setting.num_experts, setting.strength))
-        p = self.adjusted_p[self.settings.index(least)]
-        after, mean = least.report.after, fmean(least.report.controls)
-        text = (
-            f"{len(self.beating)} of {number} settings beat their {controls} random controls. The smallest is {least}:"
-            f" {target} goes from {least.report.before} to {after}, under its controls to {mean:.1%} on average "
-            f"(p = {p:.3g}, adjusted for the {number} settings)."
+        elif controls:
+            said.append(f"No setting of {number} beats its {controls} random controls.")
+        if self.most is not least and not self.most.report.breaks_text:
+            p = self.adjusted_p[self.settings.index(self.most)]
+            known = "" if p is None else f" (adjusted p = {p:.3g}{_comma(too_few(controls))})"
+            against = "" if controls else "; without random controls that says nothing about these experts"
+            change = _change(self.most) if least is None else f"to {self.most.report.after}"
+            said.append(f"Most is changed by {self.most}: {change}{known}{_counted(self.most)}{against}.")
+        said += [self._broken, self._undecided, self._held]
+        if missed := self.settings[0].report.unclear:
+            said.append(f"{missed} responses of all runs could not be judged.")
+        return " ".join(filter(None, said))
+
+    @property
+    def _broken(self) -> str:
+        """How many settings break the text, and the smallest of them."""
+        if not self.breaking:
+            return ""
+        least, number = min(self.breaking, key=_size), len(self.breaking)
+        which = f"{number} of {len(self.settings)} settings break{'s' * (number == 1)} the text"
+        return (
+            f"{which}, which is not an effect on the behaviour; the smallest is {least}: {least.report.incoherence}, "
+            f"where {_change(least)}."
         )
-        more = "" if most is least else f" Most is changed by {most}: to {most.report.after}."
-        return f"{text}{more}{unclear}"
+
+    @property
+    def _undecided(self) -> str:
+        """What would decide the smallest undecided setting, where none beats its controls."""
+        left = [one for one, said in zip(self.settings, self.outcomes, strict=True) if said == "undecided"]
+        if self.beating or not left:
+            return ""
+        least = min(left, key=_size)
+        report, p = least.report, self.adjusted_p[self.settings.index(least)]
+        if doubt := report.doubted(p):
+            return f"Undecided is {least}: it may beat its controls, or write incoherent text; {doubt}."
+        more = more_controls(len(report.controls), report.controls_exhausted)
+        return f"Undecided is {least}: it may beat its controls, or not, {more}."
+
+    @property
+    def _held(self) -> str:
+        """How many controls hold some of the experts of their own setting, where none beats its controls."""
+        sharing = max(setting.report.sharing for setting in self.settings)
+        if self.beating or not sharing:
+            return ""
+        exhausted = ", and no more controls exist" if self.settings[0].report.controls_exhausted else ""
+        which = "control of a setting holds" if sharing == 1 else "controls of a setting hold"
+        return f"Up to {sharing} {which} some of its own experts, as there are too few others{exhausted}."
 
     def _columns(self) -> dict[str, list[Any]]:
         reports = [setting.report for setting in self.settings]
@@ -150,10 +203,13 @@ class Sweep(NamedTuple):
             "strength": [setting.strength for setting in self.settings],
             "before": [report.before.rate for report in reports],
             "after": [report.after.rate for report in reports],
+            "incoherent": [setting.incoherent for setting in self.settings],
+            "coherent_effect": [report.coherent_effect for report in reports],
             "controls": [fmean(report.controls) if report.controls else None for report in reports],
             "p": [report.p_value for report in reports],
             "adjusted_p": self.adjusted_p,
-            "beats_controls": [setting in self.beating for setting in self.settings],
+            "outcome": self.outcomes,
+            "beats_controls": [outcome == "beats" for outcome in self.outcomes],
         }
 
     def to_pandas(self) -> DataFrame:
@@ -175,12 +231,15 @@ class Sweep(NamedTuple):
                 "before": s.report.before.rate,
                 "after": s.report.after.rate,
                 "interval": [s.report.after.low, s.report.after.high],
+                "incoherent": s.incoherent,
+                "coherent_effect": s.report.coherent_effect,
                 "controls": list(s.report.controls),
                 "p_value": s.report.p_value,
                 "adjusted_p": p,
-                "beats_controls": s in self.beating,
+                "outcome": outcome,
+                "beats_controls": outcome == "beats",
             }
-            for s, p in zip(self.settings, self.adjusted_p, strict=True)
+            for s, p, outcome in zip(self.settings, self.adjusted_p, self.outcomes, strict=True)
         ]
         return {"source": self.source, "action": self.action, "verdict": self.verdict, "settings": rows}
 
@@ -350,6 +409,7 @@ class _Printed(Printable):
 
     def _summary(self) -> Summary:
         columns = self.sweep._columns()
+        del columns["beats_controls"]  # the outcome says it
         shown = {name: [_cell(name, value) for value in values] for name, values in columns.items()}
         number = len(self.sweep.settings)
         title = f"Sweep: {number} settings, experts by {self.sweep.source}"
@@ -357,8 +417,26 @@ class _Printed(Printable):
 
 
 def _cell(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None or name not in ("before", "after", "controls"):
+    if isinstance(value, str):
+        return value
+    if value is None or name not in _SHARES:
         return short(value)
-    return f"{value:.1%}"
+    return f"{value:+.1%}" if name == "coherent_effect" and value else f"{abs(value):.1%}"
+
+
+def _size(setting: Setting) -> tuple[int, float]:
+    return setting.num_experts, setting.strength
+
+
+def _change(setting: Setting) -> str:
+    report = setting.report
+    return f"{report.target} goes from {report.before} to {report.after}"
+
+
+def _counted(setting: Setting) -> str:
+    """Return how many responses count against a setting's effect, as a clause."""
+    return f"; {setting.report.incoherence}, and count against it" if setting.report.incoherence else ""
+
+
+def _comma(text: str) -> str:
+    return f", {text}" if text else ""

@@ -137,7 +137,9 @@ def _check_bakeable(config: MoTEConfig) -> None:
             bool(config.suppress) and config.suppress_mode == "drop",
             "what 'drop' takes from an expert goes to the others that the token chose, by a factor that differs from "
             "token to token; scaling the expert's weights cannot do that",
-            "Use suppress_mode 'zero' or 'reroute' (--mode where the ranking is made), evaluate anew, and bake that.",
+            "Suppress the same experts in mode 'zero', or 'reroute' where the routers have a place for it: hf-mote "
+            f"ftri or attribute with --suppress {len(config.suppress)} --mode zero, or in Python "
+            "dataclasses.replace(config, suppress_mode='zero'). Evaluate that config, and bake it.",
         ),
         "stimulate": (
             bool(config.stimulate),

@@ -18,7 +18,7 @@ from hf_mote.reports.imaging import visits_of
 from hf_mote.reports.markup import Child, Html, join, tag
 from hf_mote.reports.page import Section, make_page, provenance_section
 from hf_mote.reports.rankings import expert_links
-from hf_mote.reports.responses import Answer, side_by_side
+from hf_mote.reports.responses import answers_of, side_by_side
 from hf_mote.reports.tables import table
 from hf_mote.reports.tokens import RoutedText
 from hf_mote.statistics.rates import Rate
@@ -78,14 +78,7 @@ def demo_page(shown: Demonstration, *, provenance: Mapping[str, str], files: Map
     """
     best = next(iter(shown.rankings))
     report, explored = shown.reports[best], _explored(shown)
-    before, after = (
-        [Answer(*pair) for pair in zip(responses, labels, strict=True)]
-        for responses, labels in (
-            (report.responses_before, report.labels_before),
-            (report.responses_after, report.labels_after),
-        )
-    )
-    answers = side_by_side(report.prompts, before, after, target=shown.target)
+    answers = side_by_side(report.prompts, *answers_of(report), target=shown.target)
     note = f"Made of the first experts by {best}, and measured above."
     sections = [
         Section("effect", "What the experts do", _effect(shown)),

@@ -14,11 +14,11 @@ from hf_mote.reports.configs import config_part
 from hf_mote.reports.formats import number, percent, probability, quoted, signed
 from hf_mote.reports.markup import Child, Html, join, tag
 from hf_mote.reports.page import Section, make_page, provenance_section
-from hf_mote.reports.responses import Answer, conversations_side_by_side, side_by_side
+from hf_mote.reports.responses import Answer, answers_of, conversations_side_by_side, side_by_side
 from hf_mote.reports.tables import table
 from hf_mote.statistics.rates import Rate
 
-__all__ = ["Evaluation", "evaluation_page", "points_of"]
+__all__ = ["Evaluation", "effect_part", "evaluation_page", "points_of", "side_effects_part"]
 
 
 class Evaluation(NamedTuple):
@@ -46,17 +46,15 @@ def evaluation_page(found: Evaluation, *, provenance: Mapping[str, str], files: 
         files (`Mapping[str, str]`): What lies beside the page, by path.
     """
     report = found.report
-    before = [Answer(*pair) for pair in zip(report.responses_before, report.labels_before, strict=True)]
-    after = [Answer(*pair) for pair in zip(report.responses_after, report.labels_after, strict=True)]
-    sections = [Section("effect", "Effect and controls", _effect(report))]
+    sections = [Section("effect", "Effect and controls", effect_part(report))]
     if found.against is not None:
         sections.append(Section("against", "Against another config", _against(report, found.against)))
     if found.both is not None:
         sections.append(Section("both", "Suppressed, random, stimulated", _both(found.both)))
     if report.dose:
         sections.append(Section("dose", "Dose and response", _dose(report)))
-    sections.append(Section("sides", "Side effects", _side_effects(report)))
-    answers = side_by_side(report.prompts, before, after, target=report.target)
+    sections.append(Section("sides", "Side effects", side_effects_part(report)))
+    answers = side_by_side(report.prompts, *answers_of(report), target=report.target)
     sections.append(Section("responses", "Responses before and after", answers))
     if report.unrelated:
         kept = [[Answer(text) for text in texts] for texts in (report.unrelated_before, report.unrelated_after)]
@@ -92,7 +90,8 @@ def points_of(report: EvaluationReport) -> list[Point]:
     ]
 
 
-def _effect(report: EvaluationReport) -> Html:
+def effect_part(report: EvaluationReport) -> Html:
+    """Return the rates before and after with the controls, drawn and in a table, and what is known of them."""
     title, asked = f"Rate of {quoted(report.target)}", report.before.n
     chart = effect_chart(points_of(report), title=title, rate_name=f"responses of class {quoted(report.target)}")
     rows = [_rate_row("untouched", report.before), _rate_row("with the config", report.after)]
@@ -198,7 +197,8 @@ def _dose(report: EvaluationReport) -> Html:
     return join([chart, made])
 
 
-def _side_effects(report: EvaluationReport) -> Html:
+def side_effects_part(report: EvaluationReport) -> Html:
+    """Return the table of what else changes."""
     rows: list[Sequence[Child]] = []
     if report.unrelated_unchanged is not None:
         kept = report.unrelated_unchanged

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from hf_mote.evaluation.conversations import Conversation
+from hf_mote.evaluation.report import EvaluationReport
 from hf_mote.reports.markup import Html, chip, join, tag
 from hf_mote.reports.tables import folded
 
-__all__ = ["Answer", "answers_by_class", "conversations_side_by_side", "side_by_side"]
+__all__ = ["Answer", "answers_by_class", "answers_of", "conversations_side_by_side", "side_by_side"]
 
 MOST_SHOWN = 200  # responses in a page; the data beside it has them all
 SHOWN_AT_ONCE = 10
@@ -23,10 +24,26 @@ class Answer(NamedTuple):
     Attributes:
         text (`str`): The response.
         label (`str`, *optional*): The judge's label.
+        incoherent (`bool`, *optional*, defaults to `False`): Whether it counts as incoherent text.
     """
 
     text: str
     label: str | None = None
+    incoherent: bool = False
+
+
+def answers_of(report: EvaluationReport) -> tuple[list[Answer], list[Answer]]:
+    """Return the responses of a report, before and after, as [`side_by_side`] takes them.
+
+    Args:
+        report (`EvaluationReport`): The report.
+    """
+    seen, none = report.coherence, [False] * len(report.prompts)
+    before, after = (none, none) if seen is None else (seen.before, seen.after)
+    return (
+        [Answer(*one) for one in zip(report.responses_before, report.labels_before, before, strict=True)],
+        [Answer(*one) for one in zip(report.responses_after, report.labels_after, after, strict=True)],
+    )
 
 
 def side_by_side(
@@ -116,8 +133,9 @@ def _sides(before: Answer, after: Answer, target: str | None) -> list[Html]:
     sides = []
     for name, answer in (("untouched", before), ("with the config", after)):
         label = None if answer.label is None else chip(answer.label, target)
+        broken = join([" ", chip("incoherent")]) if answer.incoherent else None
         text = tag("dd", _short(answer.text) or "(no response)", class_="text", dir="auto")
-        sides.append(tag("div", tag("dt", f"{name} ", label), text))
+        sides.append(tag("div", tag("dt", f"{name} ", label, broken), text))
     return sides
 
 

@@ -12,7 +12,7 @@ from hf_mote.reports.configs import config_part
 from hf_mote.reports.formats import percent, probability, quoted
 from hf_mote.reports.markup import Child, Html, chip, join, tag
 from hf_mote.reports.page import Section, make_page, provenance_section
-from hf_mote.reports.responses import Answer, side_by_side
+from hf_mote.reports.responses import answers_of, side_by_side
 from hf_mote.reports.tables import table
 
 __all__ = ["curves_of", "sweep_page"]
@@ -29,11 +29,13 @@ def sweep_page(found: Sweep, *, provenance: Mapping[str, str], files: Mapping[st
         files (`Mapping[str, str]`): What lies beside the page, by path.
     """
     target = found.settings[0].report.target
-    most = max(found.settings, key=lambda setting: abs(setting.report.effect))
+    most = found.most
     report = most.report
-    chosen = min(found.beating, key=lambda setting: setting.num_experts) if found.beating else most
-    why = "the smallest that beats its controls" if found.beating else "which changes most"
-    answers = side_by_side(report.prompts, *([Answer(text) for text in texts] for texts in _responses(report)))
+    chosen = found.smallest or most
+    why = "the smallest that beats its controls"
+    if found.smallest is None:
+        why = "which breaks the text" if report.breaks_text else "which changes most and leaves the text whole"
+    answers = side_by_side(report.prompts, *answers_of(report), target=target)
     asked = f"{found.model}: {len(report.prompts)} prompts"
     sections = [
         Section("curves", "Dose and response", _curves(found)),
@@ -49,10 +51,6 @@ def sweep_page(found: Sweep, *, provenance: Mapping[str, str], files: Mapping[st
         found=bool(found.beating),
         sections=sections,
     )
-
-
-def _responses(report: EvaluationReport) -> tuple[list[str], list[str]]:
-    return report.responses_before, report.responses_after
 
 
 def curves_of(found: Sweep) -> tuple[str, dict[str, list[tuple[str, Setting]]]]:
@@ -95,7 +93,11 @@ def _curves(found: Sweep) -> Html:
         )
         for title, each in points.items()
     ]
-    return tag("div", *charts, class_="figures") if len(charts) > 1 else charts[0]
+    drawn = tag("div", *charts, class_="figures") if len(charts) > 1 else charts[0]
+    if not found.breaking:
+        return drawn
+    broken = "; ".join(f"{setting}, {percent(setting.incoherent)} incoherent" for setting in found.breaking)
+    return join([drawn, tag("p", f"The text breaks, which is not an effect on the behaviour, with {broken}.")])
 
 
 def _point(label: str, report: EvaluationReport) -> Point:
@@ -105,7 +107,7 @@ def _point(label: str, report: EvaluationReport) -> Point:
 
 def _settings(found: Sweep) -> Html:
     rows: list[list[Child]] = []
-    for setting, p in zip(found.settings, found.adjusted_p, strict=True):
+    for setting, p, outcome in zip(found.settings, found.adjusted_p, found.outcomes, strict=True):
         after, controls, n = setting.report.after, setting.report.controls, setting.report.after.n
         rows.append(
             [
@@ -113,15 +115,18 @@ def _settings(found: Sweep) -> Html:
                 f"{setting.strength:g}",
                 percent(after.rate, n),
                 f"{percent(after.low, n)} to {percent(after.high, n)}",
+                percent(setting.incoherent, n),
                 percent(fmean(controls), n) if controls else "–",
                 f"{percent(min(controls), n)} to {percent(max(controls), n)}" if controls else "–",
                 probability(setting.report.p_value),
                 probability(p),
-                "yes" if setting in found.beating else "no",
+                outcome,
             ]
         )
-    headings = ["experts", "strength", "rate", "interval", "controls, mean", "controls, range", "p", "adjusted p"]
+    headings = ["experts", "strength", "rate", "interval", "incoherent", "controls, mean", "controls, range"]
+    headings += ["p", "adjusted p", "outcome"]
     first = found.settings[0].report
     before = percent(first.before.rate, first.before.n)
     caption = join(["Rate of ", chip(first.target, first.target), f" in the untouched model: {before}"])
-    return table(caption, [*headings, "beats them"], rows, numeric=range(8), sortable=True)
+    note = "p is of the change that is left when every incoherent response counts against it, as are controls'."
+    return join([table(caption, headings, rows, numeric=range(9), sortable=True), tag("p", note)])

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_mote.errors import DataError, HFMoTEError
 from hf_mote.evaluation.coherence import LEAST_SURPRISE
 from hf_mote.evaluation.evaluate import evaluate_mote
+from hf_mote.evaluation.records import SideBySide
 from hf_mote.generation.chat import Prompt
 from hf_mote.judges.judge import Judge
 from hf_mote.mote.config import MoTEConfig
@@ -47,7 +48,8 @@ class Candidate:
         broken (`float`): Share of responses that are incoherent.
         effect (`float`): Coherent change of the rate; 0 if the text breaks.
         surprise (`float`): How unsure the model is of its responses without them, in nats per token.
-        responses (`list[str]`): These responses.
+        answers (`SideBySide`): The prompts, with the untouched model's responses and these.
+        incoherent (`list[bool]`): Which of these are incoherent.
         others (`list[bool]`): Which of these are coherent and of another class.
         doubtful (`bool`): Whether it cannot be told whether they are coherent text.
     """
@@ -58,9 +60,15 @@ class Candidate:
     broken: float
     effect: float
     surprise: float
-    responses: list[str]
+    answers: SideBySide
+    incoherent: list[bool]
     others: list[bool]
     doubtful: bool
+
+    @property
+    def responses(self) -> list[str]:
+        """The responses without them."""
+        return self.answers.after
 
     def __str__(self) -> str:
         experts = " ".join(f"{layer}.{expert}" for layer, expert in self.config.suppress)
@@ -128,7 +136,8 @@ class Trial:
             broken=seen.share_after.rate,
             effect=effect,
             surprise=seen.surprise,
-            responses=report.responses_after,
+            answers=report.behaviour.answers,
+            incoherent=seen.after,
             others=[
                 label != self.target and not broken
                 for label, broken in zip(report.labels_after, seen.after, strict=True)

@@ -60,6 +60,7 @@ class Found:
         reason (`str`): Why no config may be written; empty if one may.
         notes (`list[str]`): What went wrong on the way.
         rankings (`dict[str, ExpertRanking]`): By method.
+        imaged (`FTRIResult`, *optional*): The prompts with the untouched model's responses and their classes.
     """
 
     target: str
@@ -70,6 +71,7 @@ class Found:
     reason: str
     notes: list[str]
     rankings: dict[str, ExpertRanking]
+    imaged: FTRIResult | None = None
 
     @property
     def config(self) -> MoTEConfig | None:
@@ -85,7 +87,9 @@ class Found:
         return f"No config is written: {self.reason}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures, JSON-native."""
+        """Return the figures, and all responses that are not in the report, JSON-native."""
+        imaged = self.imaged
+        tried = self.candidates[0].answers if self.candidates else None
         return {
             "kind": "find",
             "target": self.target,
@@ -98,12 +102,22 @@ class Found:
                 {
                     "method": one.method,
                     "experts": one.config.suppress,
+                    "mode": one.config.suppress_mode,
                     "left": one.left,
                     "no_coherent_text": one.broken,
                     "coherent_effect": one.effect,
+                    "responses": one.responses,
+                    "classes": one.answers.labels_after,
+                    "incoherent": one.incoherent,
                 }
                 for one in self.candidates
             ],
+            "tried_on": None
+            if tried is None
+            else {"prompts": tried.prompts, "responses": tried.before, "classes": tried.labels_before},
+            "imaged": None
+            if imaged is None
+            else {"prompts": imaged.prompts, "responses": imaged.responses, "classes": imaged.classes},
         }
 
 
@@ -184,7 +198,7 @@ def find_experts(
     # A response that is not an answer at all is not an example of another class.
     neither = str(getattr(judge, "neither", NEITHER))
     others = [place for place, name in enumerate(imaged.classes) if name not in (label, neither)]
-    nothing = partial(Found, label, None, [], None, None)
+    nothing = partial(Found, label, None, [], None, None, imaged=imaged)
     if min(len(shown), len(others)) < 2 * LEAST_PROMPTS:
         sizes = f"of {len(prompts)} responses {len(shown)} are of class {label!r} and {len(others)} of another"
         # With only one class, the judge may misread the responses.
@@ -210,7 +224,7 @@ def find_experts(
     trial = Trial(model, tokenizer, judge, tried, unrelated_tried, label, chat, part_of)
     candidates = [trial.of(name, config) for name, config in configs.items()]
     if not candidates:
-        return Found(label, predicted, [], None, None, "no ranking could be made.", notes, rankings)
+        return Found(label, predicted, [], None, None, "no ranking could be made.", notes, rankings, imaged)
     if needs_completion(candidates, 1.0):
         say(f"trying them with other experts in their place, as none of the {len(candidates)} is enough")
         candidates += rerouted(trial, candidates, notes)
@@ -225,7 +239,7 @@ def find_experts(
     best = pruned(most, trial)
     if best is not most:
         candidates.append(best)
-    found = Found(label, predicted, candidates, best, None, "", notes, rankings)
+    found = Found(label, predicted, candidates, best, None, "", notes, rankings, imaged)
     if best.effect > -LEAST_EFFECT:
         worst = f"the best candidate, by {best.method}, leaves {best.left:.0%} of it"
         broken = f" and breaks {best.broken:.0%} of the responses" if best.broken > 0.1 else ""
@@ -249,13 +263,10 @@ def find_experts(
     )
     report = measured(num_controls=num_controls, run_folder=part_of("proof"))
     for factor in MORE_CONTROLS:
-        if report.outcome() != "undecided" or report.doubt:
+        if report.outcome() != "undecided" or report.doubt or report.controls_exhausted:
             break
-        number = len(report.controls)
-        say(f"measuring it against {factor * num_controls} controls, as {number} do not decide")
+        say(f"measuring it against {factor * num_controls} controls, as {len(report.controls)} do not decide")
         report = measured(num_controls=factor * num_controls, run_folder=part_of(f"proof-{factor}-times"))
-        if len(report.controls) == number:  # there are no more
-            break
     reason = ""
     if report.coherent_effect > -LEAST_EFFECT:
         reason = f"on prompts that it was not found with, the best candidate does too little. {report.verdict}"

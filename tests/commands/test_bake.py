@@ -31,5 +31,6 @@ def test_bake_command_refuses_drop_with_the_way_out(tmp_path: Path) -> None:
     MoTEConfig(suppress=[[1, 1]]).save_pretrained(tmp_path / "config")
     result = run("bake", "organism:refusal", tmp_path / "config", tmp_path / "baked")
     assert result.exit_code == 1
-    assert "suppress_mode 'zero'" in said(result)
+    assert "hf-mote ftri or attribute with --suppress 1 --mode zero" in said(result)
+    assert "suppress_mode='zero'" in said(result)
     assert not (tmp_path / "baked").exists()

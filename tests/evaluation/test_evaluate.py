@@ -335,12 +335,30 @@ def test_report_that_an_earlier_version_wrote_has_every_part_by_name(tmp_path: P
     assert report.control_runs.rates == report.controls
     report.save_pretrained(tmp_path / "again")
     again = json.loads((tmp_path / "again" / EvaluationReport.file_name).read_text(encoding="utf-8"))
-    assert again == {**known, "notes": []}
+    assert again == {**known, "notes": [], "controls_exhausted": False}
     shared = report._public(with_texts=False)
     assert shared.prompts == shared.responses_after == shared.unrelated == []
     assert (shared.labels_after, shared.controls, shared.verdict) == (
         report.labels_after, report.controls, report.verdict,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["layer", "usage"])
+@pytest.mark.parametrize(("asked", "drawn", "exhausted"), [(0, 0, False), (6, 6, False), (7, 7, True), (20, 7, True)])
+def test_report_says_whether_more_controls_exist(
+    asked: int, drawn: int, exhausted: bool, kind: Any, tmp_path: Path
+) -> None:
+    model = tiny_model("deepseek_v3")
+    (router, *_) = find_routers(model)
+    assert router.num_experts == 8
+    config = MoTEConfig(suppress=[[router.layer, 0]])
+    report = evaluate_mote(
+        model, tiny_tokenizer(), config, PROMPTS, has_vowel, target=True, num_controls=asked, control_kind=kind,
+        **OPTIONS,
+    )  # fmt: skip
+    assert (len(report.controls), report.controls_exhausted) == (drawn, exhausted)
+    report.save_pretrained(tmp_path)
+    assert EvaluationReport.from_pretrained(tmp_path) == report
 
 
 def test_flips_count_labels_that_come_and_go_and_controls_keep_theirs(tmp_path: Path) -> None:

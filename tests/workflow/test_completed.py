@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 
 from hf_mote.errors import DataError, UnsupportedError
+from hf_mote.evaluation.records import SideBySide
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.ranking.causal.completion import CompletionStep
 from hf_mote.workflow.candidates import Candidate, Trial
@@ -16,7 +17,9 @@ from hf_mote.workflow.completed import completed_configs, needs_completion, rero
 
 def candidate(responses, others, *, surprise=0.1, effect=0.0, doubtful=False):
     config = MoTEConfig(suppress=[[0, 1]])
-    return Candidate("some", config, 0.0, 0.0, effect, surprise, responses, others, doubtful)
+    answers = SideBySide(after=responses)
+    broken = [False] * len(responses)
+    return Candidate("some", config, 0.0, 0.0, effect, surprise, answers, broken, others, doubtful)
 
 
 class Ranking:

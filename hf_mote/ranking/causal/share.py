@@ -37,7 +37,10 @@ class RoutedShare(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Share of the untouched score that is lost with all routed experts off; above 1 if it changes its sign."""
+        """Share of the untouched score that is lost with all routed experts off.
+
+        Above 1 if the score changes its sign, below 0 if it grows.
+        """
         return 1 - self.scores[0] / self.scores[-1]
 
     @property
@@ -48,10 +51,12 @@ class RoutedShare(NamedTuple):
         return sum((b - a) * (one + other) / 2 for (a, b), (one, other) in pairs)
 
     def __str__(self) -> str:
-        return (
-            f"with all routed experts off {self.share:.0%} of the preference is gone "
-            f"({self.scores[-1]:.3g} to {self.scores[0]:.3g} {self.unit})"
-        )
+        said = f"{abs(self.share):.0%} of the preference is gone"
+        if self.share > 1:
+            said = "the preference turns round"
+        elif self.share < 0:
+            said = f"the preference grows by {-self.share:.0%}"
+        return f"with all routed experts off {said} ({self.scores[-1]:.3g} to {self.scores[0]:.3g} {self.unit})"
 
 
 def routed_share(

@@ -51,6 +51,20 @@ def test_area_of_an_even_fall_is_one_half():
     assert RoutedShare([0.0, 1.0], [-1.0, 1.0], "nats").share == 2.0
 
 
+@pytest.mark.parametrize(
+    ("off", "untouched", "said"),
+    [
+        (5.0, 20.0, "75% of the preference is gone (20 to 5 nats)"),
+        (0.0, 20.0, "100% of the preference is gone (20 to 0 nats)"),
+        (20.0, 20.0, "0% of the preference is gone (20 to 20 nats)"),
+        (25.5, 22.3, "the preference grows by 14% (22.3 to 25.5 nats)"),
+        (-3.0, 20.0, "the preference turns round (20 to -3 nats)"),
+    ],
+)
+def test_share_says_whether_the_preference_falls_grows_or_turns_round(off, untouched, said):
+    assert str(RoutedShare([0.0, 1.0], [off, untouched], "nats")) == f"with all routed experts off {said}"
+
+
 @pytest.mark.parametrize("gains", [[], [0.5, 1], [0, 0.5], [0, 1, 0.5, 1], [0, 2]])
 def test_gains_that_do_not_rise_from_0_to_1_are_refused(gains):
     with pytest.raises(ConfigError, match="gains"):
