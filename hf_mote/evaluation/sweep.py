@@ -149,10 +149,11 @@ class Sweep(NamedTuple):
                 f"the {number} settings){_counted(least)}."
             )
         elif controls:
-            said.append(f"No setting of {number} beats its {controls} random controls.")
+            few = too_few(controls)
+            said.append(f"No setting of {number} beats its {controls} random controls{few and f'; {few}'}.")
         if self.most is not least and not self.most.report.breaks_text:
             p = self.adjusted_p[self.settings.index(self.most)]
-            known = "" if p is None else f" (adjusted p = {p:.3g}{_comma(too_few(controls))})"
+            known = "" if p is None else f" (adjusted p = {p:.3g})"
             against = "" if controls else "; without random controls that says nothing about these experts"
             change = _change(self.most) if least is None else f"to {self.most.report.after}"
             said.append(f"Most is changed by {self.most}: {change}{known}{_counted(self.most)}{against}.")
@@ -436,7 +437,3 @@ def _change(setting: Setting) -> str:
 def _counted(setting: Setting) -> str:
     """Return how many responses count against a setting's effect, as a clause."""
     return f"; {setting.report.incoherence}, and count against it" if setting.report.incoherence else ""
-
-
-def _comma(text: str) -> str:
-    return f", {text}" if text else ""

@@ -149,6 +149,7 @@ NOT_KILLED = {
             "commands.attribution._write",
             "commands.demo._write",
             "commands.evaluation.files.write_evaluation",
+            "commands.find._write",
             "commands.imaging._write",
         )
         + ("commands.sweep._write", "commands.run_files.finish", "commands.run_files.save_config"),
