@@ -313,8 +313,9 @@ def _trained(sae: SAEModel, stream: ActivationStream, run: RunFolder | None, **t
     checkpoints = Checkpoints(run)
     record = run.read(_TRAINED)
     if record is None:
-        _train(sae, stream, str(run.path), checkpoints, **training)
-        run.write(_TRAINED, sae.state_dict(), {"config": json.loads(sae.config.to_json_string())})
+        with checkpoints.training():
+            _train(sae, stream, str(run.path), checkpoints, **training)
+            run.write(_TRAINED, sae.state_dict(), {"config": json.loads(sae.config.to_json_string())})
         record = run.read(_TRAINED)
     checkpoints.remove()
     # In either case from the record: `Trainer` leaves settings of its own in the config of what it has trained.
@@ -371,9 +372,7 @@ def _train(
     if checkpoints is None:
         trainer.train()
     else:
-        trainer.add_callback(checkpoints)
-        with checkpoints.training():
-            trainer.train(resume_from_checkpoint=checkpoints.last())
+        checkpoints.train(trainer)
     sae.train(False)
     if isinstance(sae, ThresholdedSAEModel):
         batches = -(-_CALIBRATION_TOKENS // stream.batch_size)
