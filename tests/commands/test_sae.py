@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from command_runs import ATTACK, ran, run, said
 from html_pages import check_page, parse_page
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModel
+from transformers.utils.logging import is_progress_bar_enabled
 
 from hf_mote import BatchTopKSAEModel, LatentExpertMap, SAEReport, SteeringConfig
 from hf_mote.commands.sae.steer import read_edit
@@ -62,6 +64,35 @@ def test_train_writes_an_sae_that_loads_with_its_report_and_card(trained: Path) 
         "model.safetensors",
         "sae_report.json",
     }
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("evaluate", ["TEXT"]),
+        ("steer", ["--prompt", "quick", "--edit", "5=x1", "--max-new-tokens", 2]),
+        ("top-tokens", ["TEXT", "--latent", 0]),
+        ("experts", ["TEXT", "--method", "intervention", "--latent", 0, "--edit", "+5"]),
+    ],
+)
+def test_log_gets_no_bars_of_loading(command: str, arguments: list[object], place: Path, trained: Path) -> None:
+    words = [place / "texts.jsonl" if word == "TEXT" else word for word in arguments]
+    reading = [] if command == "steer" else ["--tokens", 200, "--context-length", 32]
+    result = ran("sae", command, place / "model", trained, *words, *reading)
+    assert "%|" not in result.stderr
+    assert "Loading" not in result.stderr
+    assert is_progress_bar_enabled()
+
+
+def test_train_says_how_far_it_is_in_lines_that_can_be_read(place: Path, tmp_path: Path) -> None:
+    words = ["sae", "train", place / "model", place / "texts.jsonl", "--tokens", 1600, "--batch", 64]
+    result = ran(*words, "--context-length", 32, "--evaluation-tokens", 100, "--output", tmp_path / "out")
+    steps = [line for line in result.stderr.splitlines() if "step " in line]
+    assert len(steps) == 8
+    assert re.fullmatch(r"… step 3 of 25: loss \d.*, FVU 0\.\d+, L0 4", steps[0])
+    assert steps[-1].startswith("… step 24 of 25: ")
+    assert "{" not in result.output
+    assert "step" not in ran(*words, "--output", tmp_path / "quiet", "--quiet").stderr
 
 
 @pytest.mark.parametrize(

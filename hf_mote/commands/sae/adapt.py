@@ -12,7 +12,7 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
-from hf_mote.commands.model import Organisms, Subject
+from hf_mote.commands.model import Organisms, Subject, loaded_sae
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.settings import Settings
@@ -63,12 +63,11 @@ def adapt_command(
         organisms = Organisms()
         kept, held_out = held_out_of(text, read_texts(text, text_column, organisms))
         # From here on torch and transformers are needed.
-        from hf_mote.sae.convert import load_sae
         from hf_mote.sae.intervene import sites_of
         from hf_mote.sae.metrics import evaluate_sae
         from hf_mote.sae.training.adapt import adapt_to_sae, lora_after
 
-        loaded = load_sae(sae).train(False)
+        loaded = loaded_sae(sae)
         subject = loading.subject(model, organisms, any_model=True)
         context_length = fitting(subject.model, context_length)
         _, writes = sites_of(subject.model, loaded, hookpoint, "adapt_to_sae")

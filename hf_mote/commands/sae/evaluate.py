@@ -11,7 +11,7 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
-from hf_mote.commands.model import Organisms
+from hf_mote.commands.model import Organisms, loaded_sae
 from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.settings import Settings
@@ -66,10 +66,9 @@ def evaluate_command(
         texts = read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.
         from hf_mote.reports.sae import sae_page
-        from hf_mote.sae.convert import load_sae
         from hf_mote.sae.metrics import evaluate_sae
 
-        loaded = load_sae(sae).train(False)
+        loaded = loaded_sae(sae)
         subject = loading.subject(model, organisms, any_model=True)
         measured = subject.model if adapter is None else with_adapter(subject.model, adapter)
         context_length = fitting(subject.model, context_length)

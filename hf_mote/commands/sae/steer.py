@@ -11,7 +11,7 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
-from hf_mote.commands.model import Organisms, Subject
+from hf_mote.commands.model import Organisms, Subject, loaded_sae
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
 from hf_mote.commands.session import reporting, tell
 from hf_mote.errors import ConfigError, FileFormatError, one_of, real
@@ -51,11 +51,10 @@ def steer_command(
         loading.check(model)
         import torch  # from here on it is needed
 
-        from hf_mote.sae.convert import load_sae
         from hf_mote.sae.steer import steer
         from hf_mote.sae.steering import SteeringConfig
 
-        loaded = load_sae(sae).train(False)
+        loaded = loaded_sae(sae)
         if hookpoint is not None:
             loaded.config.hookpoint = hookpoint
         config = SteeringConfig.for_sae(loaded, edits, path=sae, scope=scope, strength=strength)

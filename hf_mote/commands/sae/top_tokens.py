@@ -12,7 +12,7 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
-from hf_mote.commands.model import Organisms
+from hf_mote.commands.model import Organisms, loaded_sae
 from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
@@ -75,11 +75,10 @@ def top_tokens_command(
         texts = read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.
         from hf_mote.reports.latents import latents_page
-        from hf_mote.sae.convert import load_sae
         from hf_mote.sae.neuronpedia import neuronpedia_layer, write_neuronpedia
         from hf_mote.sae.top_tokens import top_activations
 
-        loaded = load_sae(sae).train(False)
+        loaded = loaded_sae(sae)
         if ids is not None:
             neuronpedia_layer(loaded, hookpoint)
         subject = loading.subject(model, organisms, any_model=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -25,7 +24,6 @@ from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.settings import Settings, wrong_architecture
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.commands.verbosity import quiet
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, first_line
 from hf_mote.hub import card_header, public_name
 from hf_mote.sae.report import SAEReport
@@ -349,8 +347,7 @@ def _train(
     learning_rate: float,
     seed: int,
 ) -> None:
-    from transformers import PrinterCallback
-
+    from hf_mote.sae.training.progress import TrainingProgress
     from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
     from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
 
@@ -360,19 +357,18 @@ def _train(
         learning_rate=learning_rate,
         warmup_steps=min(steps // 10, 1000),
         save_strategy="no",
-        logging_steps=max(steps // 10, 1),
+        logging_steps=-(-steps // 10),
         report_to=[],
         seed=seed,
         dataloader_pin_memory=False,
-        disable_tqdm=quiet() or not sys.stderr.isatty(),
+        disable_tqdm=True,
     )
     trainer = SAETrainer(sae, arguments, train_dataset=stream)
-    if quiet():
-        trainer.remove_callback(PrinterCallback)
-    if checkpoints is None:
-        trainer.train()
-    else:
-        checkpoints.train(trainer)
+    with TrainingProgress(say).of(trainer):
+        if checkpoints is None:
+            trainer.train()
+        else:
+            checkpoints.train(trainer)
     sae.train(False)
     if isinstance(sae, ThresholdedSAEModel):
         batches = -(-_CALIBRATION_TOKENS // stream.batch_size)
