@@ -241,10 +241,33 @@ def test_train_refuses_what_cannot_be_and_writes_nothing(arguments: list[str], m
     assert not (place / "nothing").exists()
 
 
+@pytest.mark.parametrize(("command", "more"), [("train", []), ("adapt", ["SAE"]), ("evaluate", ["SAE"])])
+def test_dry_run_says_how_a_text_file_is_cut_and_rows_are_not(
+    command: str, more: list[object], place: Path, trained: Path, tmp_path: Path
+) -> None:
+    line = "the quick brown fox jumps\n"  # of 26 characters, so that 154 of them are the first 4,000 or more
+    (tmp_path / "lines.txt").write_text(line * 3000, encoding="utf-8")
+    count = -(-3000 // 154)
+    cut = "; a text file is cut at line ends, into texts of 4,000 characters or a little more"
+    held_out = "" if command == "evaluate" else f", {count // 10} held out"
+    kept = count if command == "evaluate" else count - count // 10
+    reading = ["--context-length", 16, "--output", tmp_path / "out", "--dry-run"]
+
+    def planned(text: Path) -> str:
+        return said(ran("sae", command, place / "model", *[trained for _ in more], text, *reading))
+
+    assert f"texts {kept} from {tmp_path / 'lines.txt'}{held_out}{cut} tokens " in planned(tmp_path / "lines.txt")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "one.md").write_text(line * 3000, encoding="utf-8")
+    assert cut in planned(tmp_path / "folder")
+    assert "is cut" not in planned(place / "texts.jsonl")
+
+
 def test_texts_and_settings_that_cannot_be_read_are_refused(place: Path, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("short", encoding="utf-8")
     few = run("sae", "train", place / "model", tmp_path / "one.txt", "--output", tmp_path / "o")
-    assert "too short to hold some out" in said(few)
+    assert "too short to hold some out (got 1 texts, expected 10). Give more text, or JSON lines" in said(few)
+    assert "a text file is cut at line ends, into texts of 4,000 characters" in said(few)
     (tmp_path / "bad.jsonl").write_text('{"body": "x"}\n', encoding="utf-8")
     unnamed = said(run("sae", "train", place / "model", tmp_path / "bad.jsonl", "--output", tmp_path / "o"))
     assert "has no 'text' (got body, expected 'text'" in unnamed

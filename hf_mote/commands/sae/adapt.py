@@ -16,7 +16,7 @@ from hf_mote.commands.model import Organisms, Subject, loaded_sae
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.settings import Settings
-from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
+from hf_mote.commands.sae.texts import Text, TextColumn, read_texts, texts_fact
 from hf_mote.commands.sae.train import fitting, held_out_of
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.hub import card_header, public_name
@@ -134,7 +134,7 @@ def _plan(
     )
     step = batch * length
     what = {
-        "texts": f"{len(kept):,} from {source}, {len(held_out):,} held out",
+        "texts": texts_fact(source, len(kept), len(held_out)),
         "tokens": f"{tokens:,} to train on, {seen:,} to measure on twice, {step:,} a step",
         "adapter": f"a LoRA of rank {rank}",
     }

@@ -22,7 +22,7 @@ from hf_mote.commands.plan import Timed, amount, plan_training, tokens_of
 from hf_mote.commands.plan import Work as Part
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.settings import Settings, wrong_architecture
-from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
+from hf_mote.commands.sae.texts import Text, TextColumn, how_cut, read_texts, texts_fact
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, first_line
 from hf_mote.hub import card_header, public_name
@@ -130,7 +130,7 @@ def train_command(
                 _TIMED,
                 steps=max(tokens // batch, 1),
                 what={
-                    "texts": f"{len(kept):,} from {text}, {len(held_out):,} held out",
+                    "texts": texts_fact(text, len(kept), len(held_out)),
                     "tokens": f"{tokens:,} to train on, {measured:,} to measure on, {batch:,} a step",
                     "SAE": f"{type(sae).__name__}, {sae.config.num_latents:,} latents, at {where}",
                     "result": f"{amount(size)} on disk; four times as much in memory while it trains",
@@ -205,7 +205,8 @@ def held_out_of(source: str, texts: list[Any]) -> tuple[list[Any], list[Any]]:
     """
     held_out = texts[_HELD_OUT - 1 :: _HELD_OUT]
     if not held_out:
-        fix = "Give more text: files, or lines."
+        cut = how_cut(source)
+        fix = "Give more texts." if cut is None else f"Give more text, or JSON lines, a text each: {cut}."
         raise DataError(source, "is too short to hold some out", got=f"{len(texts)} texts", expected="10", fix=fix)
     return [entry for place, entry in enumerate(texts) if (place + 1) % _HELD_OUT], held_out
 
