@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from command_runs import ATTACK, ran, run, said
 from html_pages import check_page, parse_page
 from tiny_models import tiny_model, tiny_tokenizer
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import is_progress_bar_enabled
 
-from hf_mote import BatchTopKSAEModel, LatentExpertMap, SAEReport, SteeringConfig
+from hf_mote import BatchTopKSAEModel, LatentExpertMap, SAEReport, SteeringConfig, evaluate_sae
 from hf_mote.commands.sae.steer import read_edit
 from hf_mote.commands.sae.train import default_hookpoint
 from hf_mote.errors import ConfigError
@@ -192,6 +193,58 @@ def test_top_tokens_shows_where_latents_are_active(place: Path, trained: Path) -
     text = (place / "page" / "report.html").read_text(encoding="utf-8")
     check_page(text)
     assert "latents are active somewhere" in parse_page(text).text
+
+
+def test_top_tokens_without_a_latent_shows_those_active_on_most_tokens_and_says_so(
+    place: Path, trained: Path, tmp_path: Path
+) -> None:
+    reading = [place / "model", trained, place / "texts.jsonl", "--tokens", 400, "--context-length", 32]
+    every = [value for latent in range(96) for value in ("--latent", latent)]
+    ran("sae", "top-tokens", *reading, *every, "--output", tmp_path / "every")
+    told = ran("sae", "top-tokens", *reading, "--output", tmp_path / "page")
+    densities = {
+        entry["latent"]: entry["density"]
+        for entry in json.loads((tmp_path / "every" / "report.json").read_text())["latents"]
+    }
+    expected = sorted(densities, key=lambda latent: (-densities[latent], latent))[:10]
+    figures = json.loads((tmp_path / "page" / "report.json").read_text())
+    assert [entry["latent"] for entry in figures["latents"]] == expected
+    silent = sum(density == 0 for density in densities.values())
+    assert figures["chosen"] in said(told)
+    assert figures["chosen"].startswith("No --latent was given: of 96 latents these 10 are active on most of the 558")
+    assert f"{silent} are active on none." in figures["chosen"]
+    assert figures["chosen"] in parse_page((tmp_path / "page" / "report.html").read_text(encoding="utf-8")).text
+    planned = said(ran("sae", "top-tokens", *reading, "--dry-run"))
+    assert "latents 10, those active on most tokens, found by a first reading" in planned
+
+
+@pytest.fixture(scope="module")
+def silenced(place: Path, trained: Path) -> Path:
+    """The SAE with half of its latents, but the first, never active, and its report."""
+    sae = AutoModel.from_pretrained(trained).eval()
+    with torch.no_grad():
+        sae.b_enc[1:48] = -1e6
+    sae.save_pretrained(place / "silenced")
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    rows = [json.loads(line) for line in (place / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    model = tiny_model("mixtral")
+    evaluate_sae(model, sae, rows, tokenizer, context_length=32).save_pretrained(place / "silenced")
+    return place / "silenced"
+
+
+def test_latent_that_never_fires_is_said_to(place: Path, silenced: Path) -> None:
+    reading = [place / "model", silenced, place / "texts.jsonl", "--tokens", 400, "--context-length", 32]
+    lines = ran("sae", "top-tokens", *reading, "--latent", 1, "--latent", 0).stdout.splitlines()
+    assert "latent 1: no token of this text activates it" in lines
+    assert any(line.startswith("latent 0: active on ") for line in lines)
+    assert "47 are active on none." in said(ran("sae", "top-tokens", *reading))
+    with torch.no_grad():
+        sae = AutoModel.from_pretrained(silenced)
+        sae.b_enc[:] = -1e6
+    sae.save_pretrained(place / "silent")
+    refused = run("sae", "top-tokens", place / "model", place / "silent", *reading[2:])
+    assert refused.exit_code == 1
+    assert "TEXT: activates no latent of the SAE (got 558 tokens)" in said(refused)
 
 
 def test_experts_shows_which_latents_drive_them_by_weights_and_by_intervention(place: Path, trained: Path) -> None:

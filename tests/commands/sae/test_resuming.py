@@ -45,6 +45,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 COMMANDS: dict[str, list[Any]] = {
     "evaluate": ["sae", "evaluate", "MODEL", "SAE", "TEXT", *READING],
     "top-tokens": ["sae", "top-tokens", "MODEL", "SAE", "TEXT", "--latent", 3, "--latent", 5, *READING],
+    "top-tokens of the most active": ["sae", "top-tokens", "MODEL", "SAE", "TEXT", *READING],
     "experts": [
         *("sae", "experts", "MODEL", "SAE", "TEXT", "--method", "intervention", "--edit", "+5"),
         *("--latent", 3, "--latent", 5, "--tokens", 300, "--context-length", 16),
