@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import is_progress_bar_enabled
 
 from hf_mote import BatchTopKSAEModel, LatentExpertMap, SAEReport, SteeringConfig, evaluate_sae
+from hf_mote.commands.sae.dead_latents import dead_note
 from hf_mote.commands.sae.steer import read_edit
 from hf_mote.commands.sae.train import default_hookpoint
 from hf_mote.errors import ConfigError
@@ -245,6 +246,54 @@ def test_latent_that_never_fires_is_said_to(place: Path, silenced: Path) -> None
     refused = run("sae", "top-tokens", place / "model", place / "silent", *reading[2:])
     assert refused.exit_code == 1
     assert "TEXT: activates no latent of the SAE (got 558 tokens)" in said(refused)
+
+
+def test_steer_says_of_a_latent_that_its_report_never_saw_it(
+    place: Path, silenced: Path, trained: Path, tmp_path: Path
+) -> None:
+    words = ["--prompt", "quick", "--edit", "3=ablate", "--edit", "0=x1", "--max-new-tokens", 2]
+    tokens = SAEReport.from_pretrained(silenced).tokens
+    told = said(ran("sae", "steer", place / "model", silenced, *words))
+    assert "0 of 1 answers changed" in told
+    assert f"latent 3 is active on none of {tokens:,} tokens." in told
+    assert "active on none" not in said(ran("sae", "steer", place / "model", silenced, *words[:2], "--edit", "0=x1"))
+    # Without a report, or with one that cannot be read, nothing is known.
+    sae = AutoModel.from_pretrained(silenced)
+    sae.save_pretrained(tmp_path / "alone")
+    assert "active on none" not in said(ran("sae", "steer", place / "model", tmp_path / "alone", *words))
+    (tmp_path / "alone" / SAEReport.file_name).write_text("{}")
+    assert "active on none" not in said(ran("sae", "steer", place / "model", tmp_path / "alone", *words))
+
+
+def test_many_dead_latents_are_said_with_what_it_means(place: Path, silenced: Path, trained: Path) -> None:
+    reading = [place / "texts.jsonl", "--tokens", 400, "--context-length", 32]
+    few = SAEReport.from_pretrained(trained)
+    assert few.dead_fraction <= 0.1
+    assert dead_note(few) is None
+    told = said(ran("sae", "evaluate", place / "model", silenced, *reading))
+    assert re.search(r"4[78] of 96 latents \((49|50)%\) are active on none of these \d+ tokens: they are dead", told)
+    assert "--option" not in told
+    dead = SAEReport.from_pretrained(silenced)
+    config = AutoModel.from_pretrained(trained).config
+    late = dead_note(dead, config, 300_000)
+    assert late is not None
+    assert "after 10,000,000 tokens, and 300,000 were read. --option dead_after_tokens=60000 has it begin" in late
+    begun = dead_note(dead, type(config)(**{**config.to_dict(), "dead_after_tokens": 5_000}), 300_000)
+    assert begun is not None
+    assert "--option" not in begun
+    assert "--latents" in begun
+
+
+def test_train_says_that_many_latents_are_dead(place: Path, tmp_path: Path) -> None:
+    words = ["--tokens", 128, "--batch", 64, "--latents", 500, "--k", 1, "--context-length", 32]
+    told = said(ran("sae", "train", place / "model", place / "texts.jsonl", *words, "--output", tmp_path / "out"))
+    report = SAEReport.from_pretrained(tmp_path / "out")
+    dead = sum(density == 0 for density in report.density)
+    assert (
+        f"{dead} of 500 latents ({report.dead_fraction:.0%}) are active on none of these {report.tokens} tokens"
+        in told
+    )
+    assert "10,000,000 tokens, and 128 were read. --option dead_after_tokens=25 " in told
 
 
 def test_experts_shows_which_latents_drive_them_by_weights_and_by_intervention(place: Path, trained: Path) -> None:

@@ -14,6 +14,7 @@ from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, loaded_sae
 from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
+from hf_mote.commands.sae.dead_latents import dead_note
 from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
@@ -121,6 +122,8 @@ def evaluate_command(
                     )
         for name, value in report.rows():
             tell(f"{name}: {value}")
+        if (note := dead_note(report)) is not None:
+            tell(note)
         if output is not None:
             tell(f"Report: {output}")
 

@@ -21,6 +21,7 @@ from hf_mote.commands.model import Organisms, Subject
 from hf_mote.commands.plan import Timed, amount, plan_training, tokens_of
 from hf_mote.commands.plan import Work as Part
 from hf_mote.commands.run_files import Work, check_output, writing_to
+from hf_mote.commands.sae.dead_latents import dead_note
 from hf_mote.commands.sae.settings import Settings, wrong_architecture
 from hf_mote.commands.sae.texts import Text, TextColumn, how_cut, read_texts, texts_fact
 from hf_mote.commands.session import provenance_of, reporting, say, tell
@@ -186,10 +187,13 @@ def train_command(
             )
             sae.save_pretrained(folder)
             report.save_pretrained(folder)
+            note = dead_note(report, sae.config, training["steps"] * batch)
             made = provenance_of(context, subject, seed, text=text, **{"tokens trained on": f"{tokens:,}"})
             (folder / "README.md").write_text(_card(sae, report, made), encoding="utf-8")
         for name, value in report.rows():
             tell(f"{name}: {value}")
+        if note is not None:
+            tell(note)
         tell(f"SAE, report and card: {output}")
 
 
