@@ -127,7 +127,12 @@ def test_evaluate_measures_the_same_sae(place: Path, trained: Path) -> None:
     rows = [[cell.text for cell in row.children] for row in page.one("runs").all("tr")]
     assert [row[0] for row in rows[1:]] == ["clean", "sae", "zero", "mean", "resample"]
     assert page.one("measured").all("tr")[1].all("td")[0].text == f"{report.tokens:,}"
-    assert len(page.one("picture").all("img")) == 1
+    # Drawn by the page, in its colours and to its width, and beside it as a file.
+    assert page.one("picture").all("img") == []
+    charts = page.one("picture").all("figure")
+    assert [len(chart.all("polyline")) for chart in charts] == [2 if report.zipf else 1, 0, 1]
+    assert len(charts[1].all("rect")) == len(report.ce)
+    assert f"clean: {report.ce['clean']:.4g}" in charts[1].text
 
 
 def test_adapt_writes_an_adapter_with_reports_that_evaluate_repeats(place: Path, trained: Path) -> None:

@@ -101,6 +101,7 @@ def evaluate_command(
         with work.of(measured) as part_of:
             say(f"measuring a {type(loaded).__name__} on up to {tokens:,} tokens")
             report = measure(max_tokens=tokens, run_folder=part_of(""))
+            note = dead_note(report)
             if output is not None:
                 beside = {} if adapter is None else {"adapter": adapter}
                 made = provenance_of(context, subject, seed, SAE=sae, text=text, **beside)
@@ -112,17 +113,16 @@ def evaluate_command(
                 with writing_to(output, force=force) as folder:
                     report.save_pretrained(folder)
                     report.plot(folder / PICTURE)
-                    picture = (folder / PICTURE).read_bytes()
                     finish(
                         folder,
                         dict(report.rows()),
                         made,
                         holds,
-                        lambda files: sae_page(report, picture, subject=named, provenance=made, files_written=files),
+                        lambda files: sae_page(report, subject=named, provenance=made, files_written=files, note=note),
                     )
         for name, value in report.rows():
             tell(f"{name}: {value}")
-        if (note := dead_note(report)) is not None:
+        if note is not None:
             tell(note)
         if output is not None:
             tell(f"Report: {output}")
