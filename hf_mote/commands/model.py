@@ -114,7 +114,8 @@ def loaded_sae(name: str) -> SAEModel:
     from hf_mote.sae.convert import load_sae
 
     settle_progress()
-    return load_sae(name).train(False)
+    sae: SAEModel = load_sae(name).train(False)
+    return sae
 
 
 def load_subject(

@@ -7,7 +7,7 @@ page; colours are those of the page, so that they are seen on a dark one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hf_mote.drawing import ValueAxis, value_axis
 from hf_mote.reports.formats import number
@@ -68,7 +68,12 @@ def curve_chart(
         kind = "before" if curve.fitted else "curve"
         lines.append(tag("polyline", tag("title", curve.name), class_=kind, points=places))
     # Its places across are stretched with the page, the width of its lines is not.
-    stretched = {"viewBox": f"0 0 1000 {_HIGH}", "preserveAspectRatio": "none", "width": "100%", "height": _HIGH}
+    stretched: dict[str, Any] = {
+        "viewBox": f"0 0 1000 {_HIGH}",
+        "preserveAspectRatio": "none",
+        "width": "100%",
+        "height": _HIGH,
+    }
     drawn.append(tag("svg", *lines, class_="at", role="presentation", **stretched))
     drawing = tag(
         "svg", *drawn, class_="chart curves", style=f"height: {_HIGH}px", role="img", aria_label=f"Chart, {words}"

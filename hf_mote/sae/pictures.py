@@ -37,7 +37,8 @@ def law_at(zipf: Mapping[str, float], rank: int) -> float:
         zipf (`Mapping[str, float]`): Exponent, offset, scale.
         rank (`int`): 1 or more.
     """
-    return zipf["scale"] * (rank + zipf["offset"]) ** -zipf["exponent"]
+    law: float = zipf["scale"] * (rank + zipf["offset"]) ** -zipf["exponent"]
+    return law
 
 
 def draw_report(

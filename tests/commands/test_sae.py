@@ -298,7 +298,7 @@ def test_train_says_that_many_latents_are_dead(place: Path, tmp_path: Path) -> N
         f"{dead} of 500 latents ({report.dead_fraction:.0%}) are active on none of these {report.tokens} tokens"
         in told
     )
-    assert "10,000,000 tokens, and 128 were read. --option dead_after_tokens=25 " in told
+    assert "10,000,000 tokens, and 128 were read. --option dead_after_tokens=25 has it begin" in told
 
 
 def test_experts_shows_which_latents_drive_them_by_weights_and_by_intervention(place: Path, trained: Path) -> None:

@@ -39,9 +39,10 @@ def dead_note(report: SAEReport, config: SAEConfig | None = None, trained_on: in
     if getattr(config, "aux_loss", None) == "aux_k" and after >= trained_on:
         note += (
             f" The auxiliary loss aux_k has revived none: it takes a latent for dead after {after:,} tokens, and "
-            f"{trained_on:,} were read. --option dead_after_tokens={max(trained_on // 5, 1)} has it begin earlier."
+            f"{trained_on:,} were read. --option dead_after_tokens={max(trained_on // 5, 1)} has it begin earlier, "
+            "which left fewer dead on one model and more on another."
         )
-    return f"{note} Fewer latents (--latents) leave fewer dead; the guide to SAEs says what that was measured to cost."
+    return f"{note} Fewer latents (--latents) left fewer dead. The guide to SAEs has what was measured, and its cost."
 
 
 def silent_note(source: str, config: SAEConfig, latents: Iterable[int]) -> str | None:

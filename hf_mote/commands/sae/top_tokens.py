@@ -24,6 +24,8 @@ from hf_mote.errors import ConfigError, DataError
 from hf_mote.reports.formats import share
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hf_mote.sae.activity import LatentActivity
     from hf_mote.sae.top_tokens import LatentProfile
 
@@ -94,7 +96,9 @@ def top_tokens_command(
         subject = loading.subject(model, organisms, any_model=True)
         context_length = fitting(subject.model, context_length)
         read: dict[str, Any] = {"context_length": context_length, "text_column": text_column, "hookpoint": hookpoint}
-        profiled = partial(top_activations, subject.model, loaded, texts, subject.tokenizer, top=top, **read)
+        profiled: Callable[..., list[LatentProfile]] = partial(
+            top_activations, subject.model, loaded, texts, subject.tokenizer, top=top, **read
+        )
         counted = partial(latent_activity, subject.model, loaded, texts, subject.tokenizer, **read)
         if dry_run:
             some_latents = latent or list(range(min(_SHOWN, loaded.config.num_latents)))

@@ -56,7 +56,8 @@ class TrainingProgress(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Show the losses of a log; what the Trainer logs at its end holds none."""
-        shown = ", ".join(f"{name} {float(logs[key]):.3g}" for key, name in _NAMES.items() if key in (logs or {}))
+        logs = logs or {}
+        shown = ", ".join(f"{name} {float(logs[key]):.3g}" for key, name in _NAMES.items() if key in logs)
         if not shown:
             return
         if logging.is_progress_bar_enabled():
