@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["CONTROL", "LESS", "MARKS", "MORE", "ShareAxis", "share_axis"]
+__all__ = ["CONTROL", "LESS", "MARKS", "MORE", "ShareAxis", "ValueAxis", "log_axis", "share_axis", "value_axis"]
 
 MORE = (214, 98, 32)  # above 0, and what was measured
 LESS = (52, 128, 214)  # below 0, and the untouched model
@@ -65,3 +65,63 @@ def share_axis(shares: Iterable[float]) -> ShareAxis:
     last = min(last, 100)
     ticks = [percent / 100 for percent in range(first, last + 1, step)]
     return ShareAxis(first / 100, last / 100, ticks if ticks[-1] == last / 100 else [*ticks, last / 100])
+
+
+class ValueAxis(NamedTuple):
+    """An axis for values of any size.
+
+    Attributes:
+        low (`float`): Where it begins.
+        high (`float`): Where it ends, above `low`.
+        ticks (`list[float]`): Round values between.
+        logarithmic (`bool`): Whether equal ratios are equally far apart; `low` is above 0 then.
+    """
+
+    low: float
+    high: float
+    ticks: list[float]
+    logarithmic: bool = False
+
+    def along(self, value: float) -> float:
+        """Return the place of a value on the axis, 0 at its beginning and 1 at its end."""
+        if self.logarithmic:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+def value_axis(values: Iterable[float]) -> ValueAxis:
+    """Return an axis from 0 to the largest of some values, with round ticks.
+
+    Args:
+        values (`Iterable[float]`): 0 or more each.
+
+    Example:
+        ```python
+        from hf_mote.drawing import value_axis
+
+        assert value_axis([3.1, 6.9]).ticks == [0, 2, 4, 6]
+        ```
+    """
+    largest = max(values, default=0.0) or 1.0
+    power = 10.0 ** math.floor(math.log10(largest / _MOST_TICKS))
+    step = next(power * times for times in (1, 2, 5, 10) if largest / (power * times) <= _MOST_TICKS)
+    return ValueAxis(0.0, largest, [round(step * n, 12) for n in range(int(largest / step + 1e-9) + 1)])
+
+
+def log_axis(values: Iterable[float]) -> ValueAxis:
+    """Return a logarithmic axis over whole decades, with a tick at each.
+
+    Args:
+        values (`Iterable[float]`): Above 0 each, one or more.
+
+    Example:
+        ```python
+        from hf_mote.drawing import log_axis
+
+        assert log_axis([0.003, 0.4]).ticks == [0.001, 0.01, 0.1, 1.0]
+        ```
+    """
+    known = list(values)
+    first, last = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
+    last = max(last, first + 1)
+    return ValueAxis(10.0**first, 10.0**last, [10.0**power for power in range(first, last + 1)], logarithmic=True)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_mote.organisms.organism import Organism
+    from hf_mote.sae.modeling import SAEModel
 
-__all__ = ["ORGANISM", "Organisms", "Subject", "load_subject", "served_subject"]
+__all__ = ["ORGANISM", "Organisms", "Subject", "load_subject", "loaded_sae", "served_subject"]
 
 ORGANISM = "organism:"
 _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
@@ -102,6 +103,19 @@ def check_loading(
     elif quantization or attn_implementation:
         option = "--quantization" if quantization else "--attn-implementation"
         raise ConfigError(option, "is for models, not for organisms", got=name, fix="Leave it out.")
+
+
+def loaded_sae(name: str) -> SAEModel:
+    """Return a sparse autoencoder in evaluation mode, without a progress bar in a log file.
+
+    Args:
+        name (`str`): Folder or Hub id of an SAE, of this library or another one.
+    """
+    from hf_mote.sae.convert import load_sae
+
+    settle_progress()
+    sae: SAEModel = load_sae(name).train(False)
+    return sae
 
 
 def load_subject(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hf_mote.commands.sae.texts import texts_fact
 from hf_mote.commands.session import say, since_start, tell
 from hf_mote.commands.verbosity import duration
 
@@ -372,7 +373,7 @@ def plan_reading(
     read = tokens_of(subject.tokenizer, texts, tokens, context_length=context_length, text_column=text_column)
     some = min(batch, read)
     timed = Timed.of(f"{some:,} tokens", lambda: once(some), warm_up=lambda: once(1))
-    facts = {"texts": f"{len(texts):,} from {source}", "tokens": f"{read:,} of at most {tokens:,}", **what}
+    facts = {"texts": texts_fact(source, len(texts)), "tokens": f"{read:,} of at most {tokens:,}", **what}
     plan(facts, [Work(timed, read / max(some, 1)), *more], pictures=_pictures(pictures))
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "percent",
     "probability",
     "quoted",
+    "share",
     "signed",
 ]
 
@@ -111,6 +112,24 @@ def percent(value: float | None, n: int | None = None) -> str:
     if text == "0%" and value > 0:
         return "< 1%"
     return "> 99%" if text == "100%" and value < 1 else text
+
+
+def share(value: float) -> str:
+    """Return a share, 0 to 1, that may be small, as a percentage: one decimal, and two digits below 1 %.
+
+    Args:
+        value (`float`): The share.
+
+    Example:
+        ```python
+        from hf_mote.reports.formats import share
+
+        assert [share(x) for x in (0.1234, 0.0051, 0.00002, 0)] == ["12.3%", "0.51%", "0.002%", "0%"]
+        ```
+    """
+    if value >= 0.01 or value <= 0:
+        return percent(value) if value else "0%"
+    return f"{100 * value:.{1 - math.floor(math.log10(100 * value))}f}".rstrip("0").rstrip(".") + "%"
 
 
 def probability(value: float | None, least: float | None = None) -> str:

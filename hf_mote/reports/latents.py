@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hf_mote.reports.formats import isolated, number, percent
+from hf_mote.reports.formats import isolated, number, share
 from hf_mote.reports.markup import Child, Html, join, tag
 from hf_mote.reports.page import Section, make_page, provenance_section
 from hf_mote.reports.tables import table
@@ -14,7 +14,11 @@ __all__ = ["latent_section", "latents_page"]
 
 
 def latents_page(
-    profiles: Sequence[LatentProfile], subject: str, provenance: Mapping[str, str], files_written: Mapping[str, str]
+    profiles: Sequence[LatentProfile],
+    subject: str,
+    provenance: Mapping[str, str],
+    files_written: Mapping[str, str],
+    note: str | None = None,
 ) -> Html:
     """Return the page.
 
@@ -23,9 +27,12 @@ def latents_page(
         subject (`str`): Which SAE of which model, on what text.
         provenance (`Mapping[str, str]`): How it came about.
         files_written (`Mapping[str, str]`): What the other files of the folder hold.
+        note (`str`, *optional*): How the latents were chosen.
     """
     silent = sum(not profile.excerpts for profile in profiles)
     verdict = f"{len(profiles) - silent} of {len(profiles)} latents are active somewhere in this text."
+    if note is not None:
+        verdict = f"{verdict} {note}"
     sections = [latent_section(profile) for profile in profiles]
     return make_page(
         "Latents",
@@ -49,7 +56,7 @@ def _latent(profile: LatentProfile) -> Html:
     if not profile.excerpts:
         return tag("p", "No token of this text activates it.", class_="faint")
     parts: list[Child] = [
-        tag("p", f"Active on {percent(profile.density)} of the tokens, at most {number(profile.largest)}."),
+        tag("p", f"Active on {share(profile.density)} of the tokens, at most {number(profile.largest)}."),
         tag("ul", *(tag("li", _excerpt(entry, profile.largest)) for entry in profile.excerpts), class_="texts"),
     ]
     for caption, tokens in (("Tokens it promotes most", profile.promoted), ("suppresses most", profile.suppressed)):

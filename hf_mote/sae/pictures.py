@@ -15,10 +15,30 @@ from hf_mote.files import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_report"]
+__all__ = ["by_rank", "draw_report", "law_at"]
 
 _DPI = 130
 _INK, _LAW = "#1f5fa8", "#b4521b"
+
+
+def by_rank(density: Sequence[float]) -> list[float]:
+    """Return the densities of the latents that are active at all, the largest first.
+
+    Args:
+        density (`Sequence[float]`): Share of tokens on which each latent is active.
+    """
+    return sorted((value for value in density if value > 0), reverse=True)
+
+
+def law_at(zipf: Mapping[str, float], rank: int) -> float:
+    """Return the density that the fitted law has at a rank.
+
+    Args:
+        zipf (`Mapping[str, float]`): Exponent, offset, scale.
+        rank (`int`): 1 or more.
+    """
+    law: float = zipf["scale"] * (rank + zipf["offset"]) ** -zipf["exponent"]
+    return law
 
 
 def draw_report(
@@ -44,11 +64,11 @@ def draw_report(
 
     figure = Picture(figsize=(11.0, 3.6), dpi=_DPI, layout="constrained")
     spectrum, losses, adaptive = figure.subplots(1, 3)
-    alive = sorted((value for value in density if value > 0), reverse=True)
+    alive = by_rank(density)
     ranks = range(1, len(alive) + 1)
     spectrum.loglog(ranks, alive, color=_INK, label="latents")
     if zipf is not None and alive:
-        law = [zipf["scale"] * (rank + zipf["offset"]) ** -zipf["exponent"] for rank in ranks]
+        law = [law_at(zipf, rank) for rank in ranks]
         spectrum.loglog(ranks, law, color=_LAW, linestyle="--", label=f"Zipf, exponent {zipf['exponent']:.2f}")
     spectrum.set_xlabel("rank of the latent")
     spectrum.set_ylabel("share of tokens")

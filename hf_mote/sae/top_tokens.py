@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_mote.errors import ConfigError, DataError
+from hf_mote.sae.activity import latents_in, reading
 from hf_mote.sae.hookpoints import Hookpoint
-from hf_mote.sae.intervene import sites_of, unwrapped
-from hf_mote.sae.kept import digest_of_sequences, kept, run_of
-from hf_mote.sae.kernels.sparse import SparseLatents
+from hf_mote.sae.kept import kept
 from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.tapped import activations_of
-from hf_mote.sae.training.sequences import Sequences, batch_of
+from hf_mote.sae.training.sequences import batch_of
 
 __all__ = ["Excerpt", "Histogram", "LatentProfile", "top_activations"]
 
@@ -129,24 +127,20 @@ def top_activations(
         if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < sae.config.num_latents:
             expected = f"0..{sae.config.num_latents - 1}"
             raise ConfigError("latents", "the SAE has no such latent", got=repr(latent), expected=expected)
-    if sae.training:
-        raise ConfigError("top_activations.sae", "is in training mode", fix="Call sae.eval() first.")
-    reads, _ = sites_of(model, sae, hookpoint, "top_activations")
-    sequences = Sequences(tokenizer, dataset, text_column=text_column, context_length=context_length, packed=False)
-    forwards: Iterable[list[list[int]]] = sequences.forwards(sequences_per_forward, max_tokens)
-    run = None
-    if run_folder is not None:
-        forwards = list(forwards)
-        run = run_of(
-            "top_activations",
-            run_folder,
-            unwrapped(model),
-            sae,
-            text_sha256=digest_of_sequences(line for taken in forwards for line in taken),
-            hookpoint=reads.name,
-            latents=wanted,
-            sequences_per_forward=sequences_per_forward,
-        )
+    reads, forwards, run = reading(
+        "top_activations",
+        model,
+        sae,
+        dataset,
+        tokenizer,
+        max_tokens=max_tokens,
+        context_length=context_length,
+        sequences_per_forward=sequences_per_forward,
+        text_column=text_column,
+        hookpoint=hookpoint,
+        run_folder=run_folder,
+        latents=wanted,
+    )
     place = torch.full((sae.config.num_latents,), -1)
     place[wanted] = torch.arange(len(wanted))
     tokens, fired = 0, torch.zeros(len(wanted), dtype=torch.long)
@@ -214,9 +208,7 @@ def _active(
     model: nn.Module, sae: SAEModel, reads: Hookpoint, ids: Tensor, mask: Tensor, place: Tensor, number: int
 ) -> dict[str, Tensor]:
     """Where in a forward the chosen latents are not 0, as places in `(batch, length, number)`, and their values."""
-    activations = activations_of(model, ids, mask, [reads])[reads.name]
-    latents = sae._encode(sae._tokens(activations.to(sae.W_dec.device), mask)).latents
-    sparse = latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
+    sparse = latents_in(model, sae, reads, ids, mask)
     columns = place.to(sparse.values.device)[sparse.pattern.columns]
     here = (columns >= 0) & (sparse.values != 0)
     places = sparse.pattern.rows[here] * number + columns[here]

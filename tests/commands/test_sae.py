@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import planted_links as planted
 import pytest
+import torch
 from command_runs import ATTACK, ran, run, said
 from html_pages import check_page, parse_page
 from tiny_models import tiny_model, tiny_tokenizer
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils.logging import is_progress_bar_enabled
 
-from hf_mote import BatchTopKSAEModel, LatentExpertMap, SAEReport, SteeringConfig
+from hf_mote import BatchTopKSAEModel, LatentExpertMap, SAEReport, SteeringConfig, evaluate_sae
+from hf_mote.commands.sae.dead_latents import dead_note
 from hf_mote.commands.sae.steer import read_edit
 from hf_mote.commands.sae.train import default_hookpoint
 from hf_mote.errors import ConfigError
@@ -66,6 +70,35 @@ def test_train_writes_an_sae_that_loads_with_its_report_and_card(trained: Path) 
 
 
 @pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("evaluate", ["TEXT"]),
+        ("steer", ["--prompt", "quick", "--edit", "5=x1", "--max-new-tokens", 2]),
+        ("top-tokens", ["TEXT", "--latent", 0]),
+        ("experts", ["TEXT", "--method", "intervention", "--latent", 0, "--edit", "+5"]),
+    ],
+)
+def test_log_gets_no_bars_of_loading(command: str, arguments: list[object], place: Path, trained: Path) -> None:
+    words = [place / "texts.jsonl" if word == "TEXT" else word for word in arguments]
+    reading = [] if command == "steer" else ["--tokens", 200, "--context-length", 32]
+    result = ran("sae", command, place / "model", trained, *words, *reading)
+    assert "%|" not in result.stderr
+    assert "Loading" not in result.stderr
+    assert is_progress_bar_enabled()
+
+
+def test_train_says_how_far_it_is_in_lines_that_can_be_read(place: Path, tmp_path: Path) -> None:
+    words = ["sae", "train", place / "model", place / "texts.jsonl", "--tokens", 1600, "--batch", 64]
+    result = ran(*words, "--context-length", 32, "--evaluation-tokens", 100, "--output", tmp_path / "out")
+    steps = [line for line in result.stderr.splitlines() if "step " in line]
+    assert len(steps) == 8
+    assert re.fullmatch(r"… step 3 of 25: loss \d.*, FVU 0\.\d+, L0 4", steps[0])
+    assert steps[-1].startswith("… step 24 of 25: ")
+    assert "{" not in result.output
+    assert "step" not in ran(*words, "--output", tmp_path / "quiet", "--quiet").stderr
+
+
+@pytest.mark.parametrize(
     ("command", "more"),
     [
         ("train", []), ("adapt", ["SAE"]), ("evaluate", ["SAE"]), ("top-tokens", ["SAE", "--latent", 0]),
@@ -95,7 +128,12 @@ def test_evaluate_measures_the_same_sae(place: Path, trained: Path) -> None:
     rows = [[cell.text for cell in row.children] for row in page.one("runs").all("tr")]
     assert [row[0] for row in rows[1:]] == ["clean", "sae", "zero", "mean", "resample"]
     assert page.one("measured").all("tr")[1].all("td")[0].text == f"{report.tokens:,}"
-    assert len(page.one("picture").all("img")) == 1
+    # Drawn by the page, in its colours and to its width, and beside it as a file.
+    assert page.one("picture").all("img") == []
+    charts = page.one("picture").all("figure")
+    assert [len(chart.all("polyline")) for chart in charts] == [2 if report.zipf else 1, 0, 1]
+    assert len(charts[1].all("rect")) == len(report.ce)
+    assert f"clean: {report.ce['clean']:.4g}" in charts[1].text
 
 
 def test_adapt_writes_an_adapter_with_reports_that_evaluate_repeats(place: Path, trained: Path) -> None:
@@ -162,6 +200,106 @@ def test_top_tokens_shows_where_latents_are_active(place: Path, trained: Path) -
     text = (place / "page" / "report.html").read_text(encoding="utf-8")
     check_page(text)
     assert "latents are active somewhere" in parse_page(text).text
+
+
+def test_top_tokens_without_a_latent_shows_those_active_on_most_tokens_and_says_so(
+    place: Path, trained: Path, tmp_path: Path
+) -> None:
+    reading = [place / "model", trained, place / "texts.jsonl", "--tokens", 400, "--context-length", 32]
+    every = [value for latent in range(96) for value in ("--latent", latent)]
+    ran("sae", "top-tokens", *reading, *every, "--output", tmp_path / "every")
+    told = ran("sae", "top-tokens", *reading, "--output", tmp_path / "page")
+    densities = {
+        entry["latent"]: entry["density"]
+        for entry in json.loads((tmp_path / "every" / "report.json").read_text())["latents"]
+    }
+    expected = sorted(densities, key=lambda latent: (-densities[latent], latent))[:10]
+    figures = json.loads((tmp_path / "page" / "report.json").read_text())
+    assert [entry["latent"] for entry in figures["latents"]] == expected
+    silent = sum(density == 0 for density in densities.values())
+    assert figures["chosen"] in said(told)
+    assert figures["chosen"].startswith("No --latent was given: of 96 latents these 10 are active on most of the 558")
+    assert f"{silent} are active on none." in figures["chosen"]
+    assert figures["chosen"] in parse_page((tmp_path / "page" / "report.html").read_text(encoding="utf-8")).text
+    planned = said(ran("sae", "top-tokens", *reading, "--dry-run"))
+    assert "latents 10, those active on most tokens, found by a first reading" in planned
+
+
+@pytest.fixture(scope="module")
+def silenced(place: Path, trained: Path) -> Path:
+    """The SAE with half of its latents, but the first, never active, and its report."""
+    sae = AutoModel.from_pretrained(trained).eval()
+    with torch.no_grad():
+        sae.b_enc[1:48] = -1e6
+    sae.save_pretrained(place / "silenced")
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    rows = [json.loads(line) for line in (place / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    model = tiny_model("mixtral")
+    evaluate_sae(model, sae, rows, tokenizer, context_length=32).save_pretrained(place / "silenced")
+    return place / "silenced"
+
+
+def test_latent_that_never_fires_is_said_to(place: Path, silenced: Path) -> None:
+    reading = [place / "model", silenced, place / "texts.jsonl", "--tokens", 400, "--context-length", 32]
+    lines = ran("sae", "top-tokens", *reading, "--latent", 1, "--latent", 0).stdout.splitlines()
+    assert "latent 1: no token of this text activates it" in lines
+    assert any(line.startswith("latent 0: active on ") for line in lines)
+    assert "47 are active on none." in said(ran("sae", "top-tokens", *reading))
+    with torch.no_grad():
+        sae = AutoModel.from_pretrained(silenced)
+        sae.b_enc[:] = -1e6
+    sae.save_pretrained(place / "silent")
+    refused = run("sae", "top-tokens", place / "model", place / "silent", *reading[2:])
+    assert refused.exit_code == 1
+    assert "TEXT: activates no latent of the SAE (got 558 tokens)" in said(refused)
+
+
+def test_steer_says_of_a_latent_that_its_report_never_saw_it(
+    place: Path, silenced: Path, trained: Path, tmp_path: Path
+) -> None:
+    words = ["--prompt", "quick", "--edit", "3=ablate", "--edit", "0=x1", "--max-new-tokens", 2]
+    tokens = SAEReport.from_pretrained(silenced).tokens
+    told = said(ran("sae", "steer", place / "model", silenced, *words))
+    assert "0 of 1 answers changed" in told
+    assert f"latent 3 is active on none of {tokens:,} tokens." in told
+    assert "active on none" not in said(ran("sae", "steer", place / "model", silenced, *words[:2], "--edit", "0=x1"))
+    # Without a report, or with one that cannot be read, nothing is known.
+    sae = AutoModel.from_pretrained(silenced)
+    sae.save_pretrained(tmp_path / "alone")
+    assert "active on none" not in said(ran("sae", "steer", place / "model", tmp_path / "alone", *words))
+    (tmp_path / "alone" / SAEReport.file_name).write_text("{}")
+    assert "active on none" not in said(ran("sae", "steer", place / "model", tmp_path / "alone", *words))
+
+
+def test_many_dead_latents_are_said_with_what_it_means(place: Path, silenced: Path, trained: Path) -> None:
+    reading = [place / "texts.jsonl", "--tokens", 400, "--context-length", 32]
+    few = SAEReport.from_pretrained(trained)
+    assert few.dead_fraction <= 0.1
+    assert dead_note(few) is None
+    told = said(ran("sae", "evaluate", place / "model", silenced, *reading))
+    assert re.search(r"4[78] of 96 latents \((49|50)%\) are active on none of these \d+ tokens: they are dead", told)
+    assert "--option" not in told
+    dead = SAEReport.from_pretrained(silenced)
+    config = AutoModel.from_pretrained(trained).config
+    late = dead_note(dead, config, 300_000)
+    assert late is not None
+    assert "after 10,000,000 tokens, and 300,000 were read. --option dead_after_tokens=60000 has it begin" in late
+    begun = dead_note(dead, type(config)(**{**config.to_dict(), "dead_after_tokens": 5_000}), 300_000)
+    assert begun is not None
+    assert "--option" not in begun
+    assert "--latents" in begun
+
+
+def test_train_says_that_many_latents_are_dead(place: Path, tmp_path: Path) -> None:
+    words = ["--tokens", 128, "--batch", 64, "--latents", 500, "--k", 1, "--context-length", 32]
+    told = said(ran("sae", "train", place / "model", place / "texts.jsonl", *words, "--output", tmp_path / "out"))
+    report = SAEReport.from_pretrained(tmp_path / "out")
+    dead = sum(density == 0 for density in report.density)
+    assert (
+        f"{dead} of 500 latents ({report.dead_fraction:.0%}) are active on none of these {report.tokens} tokens"
+        in told
+    )
+    assert "10,000,000 tokens, and 128 were read. --option dead_after_tokens=25 has it begin" in told
 
 
 def test_experts_shows_which_latents_drive_them_by_weights_and_by_intervention(place: Path, trained: Path) -> None:
@@ -255,10 +393,33 @@ def test_train_refuses_what_cannot_be_and_writes_nothing(arguments: list[str], m
     assert not (place / "nothing").exists()
 
 
+@pytest.mark.parametrize(("command", "more"), [("train", []), ("adapt", ["SAE"]), ("evaluate", ["SAE"])])
+def test_dry_run_says_how_a_text_file_is_cut_and_rows_are_not(
+    command: str, more: list[object], place: Path, trained: Path, tmp_path: Path
+) -> None:
+    line = "the quick brown fox jumps\n"  # of 26 characters, so that 154 of them are the first 4,000 or more
+    (tmp_path / "lines.txt").write_text(line * 3000, encoding="utf-8")
+    count = -(-3000 // 154)
+    cut = "; a text file is cut at line ends, into texts of 4,000 characters or a little more"
+    held_out = "" if command == "evaluate" else f", {count // 10} held out"
+    kept = count if command == "evaluate" else count - count // 10
+    reading = ["--context-length", 16, "--output", tmp_path / "out", "--dry-run"]
+
+    def planned(text: Path) -> str:
+        return said(ran("sae", command, place / "model", *[trained for _ in more], text, *reading))
+
+    assert f"texts {kept} from {tmp_path / 'lines.txt'}{held_out}{cut} tokens " in planned(tmp_path / "lines.txt")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "one.md").write_text(line * 3000, encoding="utf-8")
+    assert cut in planned(tmp_path / "folder")
+    assert "is cut" not in planned(place / "texts.jsonl")
+
+
 def test_texts_and_settings_that_cannot_be_read_are_refused(place: Path, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("short", encoding="utf-8")
     few = run("sae", "train", place / "model", tmp_path / "one.txt", "--output", tmp_path / "o")
-    assert "too short to hold some out" in said(few)
+    assert "too short to hold some out (got 1 texts, expected 10). Give more text, or JSON lines" in said(few)
+    assert "a text file is cut at line ends, into texts of 4,000 characters" in said(few)
     (tmp_path / "bad.jsonl").write_text('{"body": "x"}\n', encoding="utf-8")
     unnamed = said(run("sae", "train", place / "model", tmp_path / "bad.jsonl", "--output", tmp_path / "o"))
     assert "has no 'text' (got body, expected 'text'" in unnamed

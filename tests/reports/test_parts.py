@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from hf_mote.drawing import LESS, MORE, share_axis
+from hf_mote.drawing import LESS, MORE, log_axis, share_axis, value_axis
 from hf_mote.errors import DataError
 from hf_mote.evaluation.conversations import Conversation
 from hf_mote.reports.charts import Point, dose_chart, effect_chart
-from hf_mote.reports.formats import decimals_by, decimals_for, number, percent, probability, quoted, signed
+from hf_mote.reports.curves import Curve, bar_chart, curve_chart
+from hf_mote.reports.formats import decimals_by, decimals_for, number, percent, probability, quoted, share, signed
 from hf_mote.reports.heat_map import heat_map
 from hf_mote.reports.markup import Html, tag
 from hf_mote.reports.responses import (
@@ -220,6 +221,51 @@ def test_dose_charts_beside_one_another_share_an_axis() -> None:
     shared = parse_page(dose_chart(low, title="t", rate_name="r", dose_name="d", beside=high)).all("text", "axis")
     assert alone[-1].text == "15%"
     assert shared[-1].text == "100%"
+
+
+def test_curve_goes_through_its_points_on_axes_of_either_kind() -> None:
+    measured = Curve("latents", [(1, 0.1), (10, 0.01), (100, 0.001)])
+    law = Curve("law", [(1, 0.1), (100, 0.1)], fitted=True)
+    across, up = log_axis([1, 100]), log_axis([0.1, 0.001])
+    root = parse_page(
+        curve_chart([measured, law], across, up, title="Density", names=("rank", "share"), words="of it")
+    )
+    solid, broken = root.all("polyline")
+    assert (solid.attributes["class"], broken.attributes["class"]) == ("curve", "before")
+    assert solid.attributes["points"] == "0.0,0.0 500.0,120.0 1000.0,240.0"
+    assert broken.attributes["points"] == "0.0,0.0 1000.0,0.0"
+    heights = {mark.text: float(mark.attributes["y"]) - 4 for mark in root.all("text", "axis")[:3]}
+    assert heights == {"0.001": 240.0, "0.01": 120.0, "0.1": 0.0}
+    assert "Line: latents. Broken line: law." in root.text
+    flat = [Curve("mean", [(1, 3.0), (2, 6.0)])]
+    root = parse_page(
+        curve_chart(flat, value_axis([2.0]), value_axis([3.0, 6.0]), title="L0", names=("x", "y"), words="of it")
+    )
+    assert root.all("polyline")[0].attributes["points"] == "500.0,120.0 1000.0,0.0"
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    root = parse_page(bar_chart([("clean", 4.0), ("with <it>", 1.0), ("none", 0.0)], title="Loss", unit="nats"))
+    assert [bar.attributes["width"] for bar in root.all("rect")] == ["100%", "25%", "0%"]
+    assert [mark.text for mark in root.all("text", "label")] == ["clean: 4", "with <it>: 1", "none: 0"]
+    ticks = {mark.text: mark.attributes["x"] for mark in root.all("text", "axis")}
+    assert ticks == {"0": "0%", "1": "25%", "2": "50%", "3": "75%", "4": "100%"}
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=1))
+def test_axes_hold_all_values_and_few_round_ticks(values: list[float]) -> None:
+    for axis in (value_axis(values), log_axis(values)):
+        assert all(-1e-9 <= axis.along(value) <= 1 + 1e-9 for value in values)
+        assert all(-1e-9 <= axis.along(tick) <= 1 + 1e-9 for tick in axis.ticks)
+    assert 2 <= len(value_axis(values).ticks) <= 6
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0%"), (0.5, "50.0%"), (0.01, "1.0%"), (0.00996, "1%"), (0.0004, "0.04%"), (1.0, "100.0%")],
+)
+def test_small_share_keeps_two_digits(value: float, text: str) -> None:
+    assert share(value) == text
 
 
 def test_table_cuts_a_long_heading_and_keeps_it_whole_as_a_title() -> None:

@@ -18,6 +18,7 @@ from writer import Writer
 from hf_mote import TopKSAEConfig, TopKSAEModel, adapt_to_sae, evaluate_sae, link_latents
 from hf_mote.files import read_json, write_json
 from hf_mote.runs import checkpoints
+from hf_mote.sae.activity import latent_activity
 from hf_mote.sae.top_tokens import top_activations
 
 __all__ = ["SAE_WRITERS"]
@@ -39,6 +40,11 @@ def _active(run: Path | None, state: int) -> Any:
     return top_activations(
         tiny_model("mixtral"), _SAE, texts, tiny_tokenizer(), [state, 5], run_folder=run, **_READING
     )
+
+
+def _counted(run: Path | None, state: int) -> Any:
+    texts = _TEXTS[state:]
+    return latent_activity(tiny_model("mixtral"), _SAE, texts, tiny_tokenizer(), run_folder=run, **_READING)
 
 
 def _linked(run: Path | None, state: int) -> Any:
@@ -93,6 +99,7 @@ def _writer(name: str, make: Callable[[Path | None, int], Any]) -> Writer:
 SAE_WRITERS: tuple[Writer, ...] = (
     _writer("evaluate_sae", _measured),
     _writer("top_activations", _active),
+    _writer("latent_activity", _counted),
     _writer("link_latents", _linked),
     _writer("link_latents by prediction", _predicted),
     _writer("adapt_to_sae", _adapted),

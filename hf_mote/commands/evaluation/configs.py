@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_mote.commands.bundles.loading import Serving
+from hf_mote.commands.model import loaded_sae
+from hf_mote.commands.verbosity import settle_progress
 from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -52,12 +54,12 @@ def read_config(name: str, sae: str | None = None) -> Change:
         [`FileFormatError`]: if it holds neither.
     """
     from hf_mote.mote.config import MoTEConfig
-    from hf_mote.sae.convert import load_sae
     from hf_mote.sae.steering import SteeringConfig
 
     def steering() -> Change:
         config = SteeringConfig.from_pretrained(name)
-        return config.bind(None if sae is None else load_sae(sae).train(False))
+        settle_progress()
+        return config.bind(None if sae is None else loaded_sae(sae))
 
     path = Path(name)
     if (path / SteeringConfig.file_name).is_file() or path.name == SteeringConfig.file_name:

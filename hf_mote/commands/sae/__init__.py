@@ -6,6 +6,7 @@
   drives.
 - `convert.py`: from the file format of one library to that of another. `formats.py`: which formats there are.
 - `texts.py`: the text that they read. `settings.py`: files of settings, and which architectures there are.
+  `dead_latents.py`: what is said of latents that are never active.
 
 A new command is a function in a file here and a line in the table of `hf_mote/cli.py`. May import everything; what is
 slow to import (torch, transformers, matplotlib, ...) only inside functions, see `hf_mote/commands`.

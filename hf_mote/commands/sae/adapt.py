@@ -12,11 +12,11 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
-from hf_mote.commands.model import Organisms, Subject
+from hf_mote.commands.model import Organisms, Subject, loaded_sae
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.settings import Settings
-from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
+from hf_mote.commands.sae.texts import Text, TextColumn, read_texts, texts_fact
 from hf_mote.commands.sae.train import fitting, held_out_of
 from hf_mote.commands.session import provenance_of, reporting, say, tell
 from hf_mote.hub import card_header, public_name
@@ -63,12 +63,11 @@ def adapt_command(
         organisms = Organisms()
         kept, held_out = held_out_of(text, read_texts(text, text_column, organisms))
         # From here on torch and transformers are needed.
-        from hf_mote.sae.convert import load_sae
         from hf_mote.sae.intervene import sites_of
         from hf_mote.sae.metrics import evaluate_sae
         from hf_mote.sae.training.adapt import adapt_to_sae, lora_after
 
-        loaded = load_sae(sae).train(False)
+        loaded = loaded_sae(sae)
         subject = loading.subject(model, organisms, any_model=True)
         context_length = fitting(subject.model, context_length)
         _, writes = sites_of(subject.model, loaded, hookpoint, "adapt_to_sae")
@@ -135,7 +134,7 @@ def _plan(
     )
     step = batch * length
     what = {
-        "texts": f"{len(kept):,} from {source}, {len(held_out):,} held out",
+        "texts": texts_fact(source, len(kept), len(held_out)),
         "tokens": f"{tokens:,} to train on, {seen:,} to measure on twice, {step:,} a step",
         "adapter": f"a LoRA of rank {rank}",
     }

@@ -9,6 +9,7 @@ import typer
 
 from hf_mote.commands.names import FORMATS, WRITTEN_FORMATS
 from hf_mote.commands.session import reporting, tell
+from hf_mote.commands.verbosity import settle_progress
 from hf_mote.errors import UnknownNameError
 
 __all__ = ["convert"]
@@ -44,12 +45,10 @@ def convert(
         for option, name, known in (("--to", to, FORMATS), ("--from", from_, ("auto", *FORMATS))):
             if name not in known:
                 raise UnknownNameError.of(option, name, known)
-        from transformers.utils.logging import disable_progress_bar
-
         from hf_mote.sae.convert import export_sae, load_sae
         from hf_mote.sae.convert.registry import check_target, format_named
 
-        disable_progress_bar()
+        settle_progress()
         # First, so that a slip of the pen does not cost a download.
         check_target(target, format_named(to, where="--to"), force=force)
         # Of the dtype that is stored: what is written is not what was computed with.

@@ -11,9 +11,10 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
-from hf_mote.commands.model import Organisms
+from hf_mote.commands.model import Organisms, loaded_sae
 from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
+from hf_mote.commands.sae.dead_latents import dead_note
 from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
@@ -66,10 +67,9 @@ def evaluate_command(
         texts = read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.
         from hf_mote.reports.sae import sae_page
-        from hf_mote.sae.convert import load_sae
         from hf_mote.sae.metrics import evaluate_sae
 
-        loaded = load_sae(sae).train(False)
+        loaded = loaded_sae(sae)
         subject = loading.subject(model, organisms, any_model=True)
         measured = subject.model if adapter is None else with_adapter(subject.model, adapter)
         context_length = fitting(subject.model, context_length)
@@ -101,6 +101,7 @@ def evaluate_command(
         with work.of(measured) as part_of:
             say(f"measuring a {type(loaded).__name__} on up to {tokens:,} tokens")
             report = measure(max_tokens=tokens, run_folder=part_of(""))
+            note = dead_note(report)
             if output is not None:
                 beside = {} if adapter is None else {"adapter": adapter}
                 made = provenance_of(context, subject, seed, SAE=sae, text=text, **beside)
@@ -112,16 +113,17 @@ def evaluate_command(
                 with writing_to(output, force=force) as folder:
                     report.save_pretrained(folder)
                     report.plot(folder / PICTURE)
-                    picture = (folder / PICTURE).read_bytes()
                     finish(
                         folder,
                         dict(report.rows()),
                         made,
                         holds,
-                        lambda files: sae_page(report, picture, subject=named, provenance=made, files_written=files),
+                        lambda files: sae_page(report, subject=named, provenance=made, files_written=files, note=note),
                     )
         for name, value in report.rows():
             tell(f"{name}: {value}")
+        if note is not None:
+            tell(note)
         if output is not None:
             tell(f"Report: {output}")
 

@@ -14,7 +14,7 @@ from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.latent_maps import MORE
-from hf_mote.commands.model import Organisms, Subject
+from hf_mote.commands.model import Organisms, Subject, loaded_sae
 from hf_mote.commands.names import LINK_METHODS
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
@@ -97,10 +97,9 @@ def experts_command(
         texts = None if text is None else read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.
         from hf_mote.reports.links import links_page
-        from hf_mote.sae.convert import load_sae
         from hf_mote.sae.top_tokens import top_activations
 
-        loaded = load_sae(sae).train(False)
+        loaded = loaded_sae(sae)
         subject = loading.subject(model, organisms)
         read: dict[str, Any] = {
             "max_tokens": tokens,

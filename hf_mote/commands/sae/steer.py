@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
-from hf_mote.commands.model import Organisms, Subject
+from hf_mote.commands.model import Organisms, Subject, loaded_sae
+from hf_mote.commands.sae.dead_latents import silent_note
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
 from hf_mote.commands.session import reporting, tell
 from hf_mote.errors import ConfigError, FileFormatError, one_of, real
@@ -51,14 +53,15 @@ def steer_command(
         loading.check(model)
         import torch  # from here on it is needed
 
-        from hf_mote.sae.convert import load_sae
         from hf_mote.sae.steer import steer
         from hf_mote.sae.steering import SteeringConfig
 
-        loaded = load_sae(sae).train(False)
+        loaded = loaded_sae(sae)
         if hookpoint is not None:
             loaded.config.hookpoint = hookpoint
         config = SteeringConfig.for_sae(loaded, edits, path=sae, scope=scope, strength=strength)
+        if (note := silent_note(sae, loaded.config, edits)) is not None:
+            warnings.warn(note, stacklevel=2)
         subject = loading.subject(model, Organisms(), any_model=True, prompts=prompt)
         torch.nn.Module.to(loaded, subject.model.device)
 

@@ -14,12 +14,13 @@ from hf_mote.commands.model import ORGANISM, Organisms
 from hf_mote.commands.record_files import json_fault
 from hf_mote.errors import ConfigError, DataError
 
-__all__ = ["Text", "TextColumn", "read_texts"]
+__all__ = ["Text", "TextColumn", "how_cut", "read_texts", "texts_fact"]
 
 Text: TypeAlias = Annotated[
     str,
     typer.Argument(
-        help="Text: a file (.txt, .md, .jsonl), a folder of these, a data set NAME[:SUBSET]:SPLIT, or organism:NAME."
+        help="Text: a file (.txt, .md, .jsonl), a folder of these, a data set NAME[:SUBSET]:SPLIT, or organism:NAME. "
+        "JSON lines and rows are a text each; other files are cut at line ends, every 4,000 characters or more."
     ),
 ]
 TextColumn: TypeAlias = Annotated[str, typer.Option(help="Column of a data set, or of JSON lines, that has the text.")]
@@ -48,15 +49,49 @@ def read_texts(source: str, column: str, organisms: Organisms) -> list[Any]:
     return texts
 
 
+def how_cut(source: str) -> str | None:
+    """Return how files of text become texts, in words; `None` where each row or prompt is one.
+
+    Args:
+        source (`str`): What was given.
+    """
+    path = Path(source)
+    files = _files_in(path) if _is_folder_of_files(path) else [path] if path.is_file() else []
+    if all(entry.suffix == ".jsonl" for entry in files):
+        return None
+    return f"a text file is cut at line ends, into texts of {_PIECE:,} characters or a little more"
+
+
+def texts_fact(source: str, number: int, held_out: int | None = None) -> str:
+    """Return what a dry run says of some texts.
+
+    Args:
+        source (`str`): What was given.
+        number (`int`): How many are read.
+        held_out (`int`, *optional*): How many beside these are held out.
+    """
+    beside = "" if held_out is None else f", {held_out:,} held out"
+    cut = how_cut(source)
+    return f"{number:,} from {source}{beside}" + ("" if cut is None else f"; {cut}")
+
+
+def _is_folder_of_files(path: Path) -> bool:
+    """Whether it is a folder, and no saved data set."""
+    return path.is_dir() and not any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [entry for entry in folder.rglob("*") if entry.suffix in _SUFFIXES and entry.is_file()]
+
+
 def _read(source: str, column: str, organisms: Organisms) -> list[Any]:
     if source.startswith(ORGANISM):
         prompts = organisms.get(source.removeprefix(ORGANISM)).prompts
         asked = [prompt for kinds in prompts.values() for kind in kinds.values() for prompt in kind]
         return [{"messages": [{"role": "user", "content": prompt}]} for prompt in dict.fromkeys(asked)]
     path = Path(source)
-    if path.is_dir() and not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        files = sorted(entry for entry in path.rglob("*") if entry.suffix in _SUFFIXES and entry.is_file())
-        texts = [text for entry in files for text in _of_file(entry, column)]
+    if _is_folder_of_files(path):
+        texts = [text for entry in sorted(_files_in(path)) for text in _of_file(entry, column)]
         if not texts:
             raise DataError(source, "holds no text", expected=f"files {', '.join(_SUFFIXES)}")
         return texts

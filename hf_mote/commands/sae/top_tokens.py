@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles.bundled import bundled
 from hf_mote.commands.bundles.loading import Loading
-from hf_mote.commands.model import Organisms
+from hf_mote.commands.model import Organisms, loaded_sae
 from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
@@ -20,13 +20,19 @@ from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.errors import ConfigError
+from hf_mote.errors import ConfigError, DataError
+from hf_mote.reports.formats import share
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hf_mote.sae.activity import LatentActivity
     from hf_mote.sae.top_tokens import LatentProfile
 
 __all__ = ["neuronpedia_ids", "top_tokens_command"]
 
+_SHOWN = 10  # latents, where none is given
+_OFTEN = 10  # tokens on which each of them is active; a report calls latents of fewer "dying"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 
 
@@ -37,7 +43,14 @@ def top_tokens_command(
     model: o.Model,
     sae: SAE,
     text: Text,
-    latent: Annotated[list[int], typer.Option(min=0, help="A latent; may be given several times.")],
+    latent: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            help=f"A latent; may be given several times. By default the {_SHOWN} that are active on most tokens of "
+            "the text, which is read twice then.",
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the page; by default none is written.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Texts and tokens to list.")] = 10,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to read.")] = 50_000,
@@ -65,8 +78,6 @@ def top_tokens_command(
         if output is not None:
             check_output(output, force=force)
         work.check()
-        if not latent:
-            raise ConfigError("--latent", "no latent is given", expected="--latent 12")
         if neuronpedia is not None and output is None:
             raise ConfigError("--neuronpedia", "writes into the folder of --output", fix="Give --output FOLDER.")
         ids = None if neuronpedia is None else neuronpedia_ids(neuronpedia)
@@ -75,42 +86,49 @@ def top_tokens_command(
         texts = read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.
         from hf_mote.reports.latents import latents_page
-        from hf_mote.sae.convert import load_sae
+        from hf_mote.sae.activity import latent_activity
         from hf_mote.sae.neuronpedia import neuronpedia_layer, write_neuronpedia
         from hf_mote.sae.top_tokens import top_activations
 
-        loaded = load_sae(sae).train(False)
+        loaded = loaded_sae(sae)
         if ids is not None:
             neuronpedia_layer(loaded, hookpoint)
         subject = loading.subject(model, organisms, any_model=True)
         context_length = fitting(subject.model, context_length)
-        read = partial(
-            top_activations,
-            subject.model,
-            loaded,
-            texts,
-            subject.tokenizer,
-            latent,
-            top=top,
-            context_length=context_length,
-            text_column=text_column,
-            hookpoint=hookpoint,
+        read: dict[str, Any] = {"context_length": context_length, "text_column": text_column, "hookpoint": hookpoint}
+        profiled: Callable[..., list[LatentProfile]] = partial(
+            top_activations, subject.model, loaded, texts, subject.tokenizer, top=top, **read
         )
+        counted = partial(latent_activity, subject.model, loaded, texts, subject.tokenizer, **read)
         if dry_run:
+            some_latents = latent or list(range(min(_SHOWN, loaded.config.num_latents)))
+
+            def both(some: int) -> None:
+                if not latent:
+                    counted(max_tokens=some)
+                profiled(some_latents, max_tokens=some)
+
+            chosen = "" if latent else ", those active on most tokens, found by a first reading"
             plan_reading(
                 subject,
                 text,
                 texts,
-                lambda some: read(max_tokens=some),
+                both,
                 tokens=tokens,
                 context_length=context_length,
                 text_column=text_column,
-                what={**sae_facts(loaded, hookpoint), "latents": f"{len(latent):,}"},
+                what={**sae_facts(loaded, hookpoint), "latents": f"{len(some_latents):,}{chosen}"},
             )
             return
         with work.of(subject.model) as part_of:
-            say(f"reading up to {tokens:,} tokens")
-            profiles = read(max_tokens=tokens, run_folder=part_of(""))
+            say(f"reading up to {tokens:,} tokens{'' if latent else ', twice'}")
+            note = None
+            if not latent:
+                activity = counted(max_tokens=tokens, run_folder=part_of("activity"))
+                latent = activity.most_active(_SHOWN, least=_OFTEN)
+                note = _chosen(activity, latent)
+                tell(note)
+            profiles = profiled(latent, max_tokens=tokens, run_folder=part_of("profiles" if note else ""))
             for profile in profiles:
                 tell(_shown(profile))
             if output is not None:
@@ -118,7 +136,10 @@ def top_tokens_command(
                     f"{type(loaded).__name__} {sae} at {loaded.config.hookpoint or hookpoint} of {model}, on {text}"
                 )
                 made = provenance_of(context, subject, 0, SAE=sae, text=text)
-                figures = {"latents": [_figures(profile) for profile in profiles]}
+                page = partial(latents_page, profiles, named, made, note=note)
+                figures: dict[str, Any] = {"latents": [_figures(profile) for profile in profiles]}
+                if note is not None:
+                    figures["chosen"] = note
                 with writing_to(output, force=force) as folder:
                     holds: dict[str, str] = {}
                     if ids is not None:
@@ -134,9 +155,21 @@ def top_tokens_command(
                             hookpoint=hookpoint,
                         )
                         holds = dict.fromkeys(written, "for Neuronpedia")
-                    finish(folder, figures, made, holds, lambda files: latents_page(profiles, named, made, files))
+                    finish(folder, figures, made, holds, page)
         if output is not None:
             tell(f"Page: {output}")
+
+
+def _chosen(activity: LatentActivity, chosen: list[int]) -> str:
+    """Which latents were chosen, and how."""
+    counts, tokens = activity.counts, f"{activity.tokens:,} tokens"
+    if not chosen:
+        fix = "Give more text, or check --hookpoint."
+        raise DataError("TEXT", "activates no latent of the SAE", got=tokens, fix=fix)
+    return (
+        f"No --latent was given: of {len(counts):,} latents these {len(chosen)} are active on most of the {tokens} "
+        f"read, on {counts[chosen[-1]]:,} to {counts[chosen[0]]:,} each; {counts.count(0):,} are active on none."
+    )
 
 
 def neuronpedia_ids(text: str) -> tuple[str, str]:
@@ -156,7 +189,8 @@ def neuronpedia_ids(text: str) -> tuple[str, str]:
 
 
 def _shown(profile: LatentProfile) -> str:
-    lines = [f"latent {profile.latent}: active on {profile.density:.2%} of tokens, at most {profile.largest:.3g}"]
+    active = f"active on {share(profile.density)} of tokens, at most {profile.largest:.3g}"
+    lines = [f"latent {profile.latent}: {active if profile.excerpts else 'no token of this text activates it'}"]
     for excerpt in profile.excerpts:
         pieces = [f"»{piece}«" if at == excerpt.place else piece for at, piece in enumerate(excerpt.pieces)]
         lines.append(f"  {max(excerpt.values):8.3f}  {' '.join(''.join(pieces).split())}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -23,10 +22,10 @@ from hf_mote.commands.names import ARCHITECTURES
 from hf_mote.commands.plan import Timed, amount, plan_training, tokens_of
 from hf_mote.commands.plan import Work as Part
 from hf_mote.commands.run_files import Work, check_output, writing_to
+from hf_mote.commands.sae.dead_latents import dead_note
 from hf_mote.commands.sae.settings import Settings, wrong_architecture
-from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
+from hf_mote.commands.sae.texts import Text, TextColumn, how_cut, read_texts, texts_fact
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.commands.verbosity import quiet
 from hf_mote.errors import ConfigError, DataError, HFMoTEError, first_line
 from hf_mote.hub import card_header, public_name
 from hf_mote.sae.report import SAEReport
@@ -133,7 +132,7 @@ def train_command(
                 _TIMED,
                 steps=max(tokens // batch, 1),
                 what={
-                    "texts": f"{len(kept):,} from {text}, {len(held_out):,} held out",
+                    "texts": texts_fact(text, len(kept), len(held_out)),
                     "tokens": f"{tokens:,} to train on, {measured:,} to measure on, {batch:,} a step",
                     "SAE": f"{type(sae).__name__}, {sae.config.num_latents:,} latents, at {where}",
                     "result": f"{amount(size)} on disk; four times as much in memory while it trains",
@@ -189,10 +188,13 @@ def train_command(
             )
             sae.save_pretrained(folder)
             report.save_pretrained(folder)
+            note = dead_note(report, sae.config, training["steps"] * batch)
             made = provenance_of(context, subject, seed, text=text, **{"tokens trained on": f"{tokens:,}"})
             (folder / "README.md").write_text(_card(sae, report, made), encoding="utf-8")
         for name, value in report.rows():
             tell(f"{name}: {value}")
+        if note is not None:
+            tell(note)
         tell(f"SAE, report and card: {output}")
 
 
@@ -208,7 +210,8 @@ def held_out_of(source: str, texts: list[Any]) -> tuple[list[Any], list[Any]]:
     """
     held_out = texts[_HELD_OUT - 1 :: _HELD_OUT]
     if not held_out:
-        fix = "Give more text: files, or lines."
+        cut = how_cut(source)
+        fix = "Give more texts." if cut is None else f"Give more text, or JSON lines, a text each: {cut}."
         raise DataError(source, "is too short to hold some out", got=f"{len(texts)} texts", expected="10", fix=fix)
     return [entry for place, entry in enumerate(texts) if (place + 1) % _HELD_OUT], held_out
 
@@ -314,8 +317,9 @@ def _trained(sae: SAEModel, stream: ActivationStream, run: RunFolder | None, **t
     checkpoints = Checkpoints(run)
     record = run.read(_TRAINED)
     if record is None:
-        _train(sae, stream, str(run.path), checkpoints, **training)
-        run.write(_TRAINED, sae.state_dict(), {"config": json.loads(sae.config.to_json_string())})
+        with checkpoints.training():
+            _train(sae, stream, str(run.path), checkpoints, **training)
+            run.write(_TRAINED, sae.state_dict(), {"config": json.loads(sae.config.to_json_string())})
         record = run.read(_TRAINED)
     checkpoints.remove()
     # In either case from the record: `Trainer` leaves settings of its own in the config of what it has trained.
@@ -349,8 +353,7 @@ def _train(
     learning_rate: float,
     seed: int,
 ) -> None:
-    from transformers import PrinterCallback
-
+    from hf_mote.sae.training.progress import TrainingProgress
     from hf_mote.sae.training.trainer import SAETrainer, SAETrainingArguments
     from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
 
@@ -360,21 +363,18 @@ def _train(
         learning_rate=learning_rate,
         warmup_steps=min(steps // 10, 1000),
         save_strategy="no",
-        logging_steps=max(steps // 10, 1),
+        logging_steps=-(-steps // 10),
         report_to=[],
         seed=seed,
         dataloader_pin_memory=False,
-        disable_tqdm=quiet() or not sys.stderr.isatty(),
+        disable_tqdm=True,
     )
     trainer = SAETrainer(sae, arguments, train_dataset=stream)
-    if quiet():
-        trainer.remove_callback(PrinterCallback)
-    if checkpoints is None:
-        trainer.train()
-    else:
-        trainer.add_callback(checkpoints)
-        with checkpoints.training():
-            trainer.train(resume_from_checkpoint=checkpoints.last())
+    with TrainingProgress(say).of(trainer):
+        if checkpoints is None:
+            trainer.train()
+        else:
+            checkpoints.train(trainer)
     sae.train(False)
     if isinstance(sae, ThresholdedSAEModel):
         batches = -(-_CALIBRATION_TOKENS // stream.batch_size)

@@ -80,8 +80,8 @@ def adapt_to_sae(
         seed (`int`, *optional*, defaults to 0): Of the adapter's start and the order of the text.
         run_folder (`str` or `os.PathLike`, *optional*):
             Where the Trainer's last checkpoint is kept, and at the end the adapter, so that a stopped run continues
-            with exactly the same result; see [`Checkpoints`] for how often. A folder of another model, SAE, text or
-            other settings is refused. Not with `arguments`, which name a folder of their own.
+            with exactly the same result; see [`Checkpoints`] for how often, and for Ctrl-C. A folder of another model,
+            SAE, text or other settings is refused. Not with `arguments`, which name a folder of their own.
 
     Returns:
         `PeftModel`, in evaluation mode, the adapter on and the SAE no longer spliced in. `save_pretrained` and
@@ -210,10 +210,9 @@ def _train(trainer: Trainer, adapted: Any, run: RunFolder | None) -> None:
         trainer.train()
         return
     checkpoints = Checkpoints(run)
-    trainer.add_callback(checkpoints)
     with checkpoints.training():
-        trainer.train(resume_from_checkpoint=checkpoints.last())
-    run.write(_ADAPTER, get_peft_model_state_dict(adapted))
+        checkpoints.train(trainer)
+        run.write(_ADAPTER, get_peft_model_state_dict(adapted))
     checkpoints.remove()
 
 

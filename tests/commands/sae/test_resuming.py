@@ -45,6 +45,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 COMMANDS: dict[str, list[Any]] = {
     "evaluate": ["sae", "evaluate", "MODEL", "SAE", "TEXT", *READING],
     "top-tokens": ["sae", "top-tokens", "MODEL", "SAE", "TEXT", "--latent", 3, "--latent", 5, *READING],
+    "top-tokens of the most active": ["sae", "top-tokens", "MODEL", "SAE", "TEXT", *READING],
     "experts": [
         *("sae", "experts", "MODEL", "SAE", "TEXT", "--method", "intervention", "--edit", "+5"),
         *("--latent", 3, "--latent", 5, "--tokens", 300, "--context-length", 16),
@@ -137,14 +138,16 @@ def test_run_folder_that_was_asked_for_stays_and_serves_without_an_output(
 
 
 @contextmanager
-def steps_of_training(*, stop_at: int | None = None) -> Iterator[list[int]]:
-    """Note the number of each step of a Trainer; the one of that number in this block raises KeyboardInterrupt."""
+def steps_of_training(*, stop_at: int | None = None, ctrl_c_at: int | None = None) -> Iterator[list[int]]:
+    """Note the number of each step of a Trainer; one raises KeyboardInterrupt, or gets the signal of Ctrl-C within."""
     native, noted = Trainer.training_step, []
 
     def step(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         if len(noted) + 1 == stop_at:
             raise KeyboardInterrupt
         noted.append(self.state.global_step)
+        if len(noted) == ctrl_c_at:
+            signal.raise_signal(signal.SIGINT)
         return native(self, *args, **kwargs)
 
     Trainer.training_step = step
@@ -201,6 +204,36 @@ def test_training_goes_on_where_it_was_stopped(
     _removed(out)
     ran(*words, "--output", out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_ctrl_c_loses_no_step_of_a_training(name: str, places: dict[str, Path], tmp_path: Path) -> None:
+    words = [*(places.get(word, word) for word in TRAINING[name]), *MEASURED]
+    out = tmp_path / "out"
+    with steps_of_training() as steps:
+        ran(*words, "--output", tmp_path / "whole")
+    # Within the first step nothing is there to be kept; of `adapt` there is the report without the adapter.
+    with steps_of_training(ctrl_c_at=1):
+        stopped = run(*words, "--output", out)
+    assert stopped.exit_code == 130
+    assert ("Nothing was written." in said(stopped)) is (name == "train")
+    with steps_of_training(ctrl_c_at=4) as some:
+        stopped = run(*words, "--output", out)
+    assert some == [0, 1, 2, 3]
+    assert stopped.exit_code == 130
+    assert "Stopping when this step is done and kept." in said(stopped)
+    assert "the same command goes on from it" in said(stopped)
+    assert not out.exists()
+    with steps_of_training(ctrl_c_at=len(steps) - 4) as last:
+        stopped = run(*words, "--output", out)
+    assert last == steps[4:]
+    assert stopped.exit_code == 130
+    assert not out.exists()
+    with steps_of_training() as none:
+        ran(*words, "--output", out)
+    assert none == []
+    assert _files(out) == _files(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
 def test_damaged_checkpoint_is_refused_with_the_way_out(places: dict[str, Path], tmp_path: Path, often: None) -> None:
