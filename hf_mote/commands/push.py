@@ -113,7 +113,8 @@ def _contents(folder: Path, subfolder: str | None) -> dict[str, str]:
     lines += [f"{place}{name:<{wide}}  {amount(size)}" for name, size in sizes.items()]
     facts = {"files": "\n".join(lines)}
     if _CARD in sizes:
-        text = re.sub(r"\A---\n.*?\n---\n", "", (folder / _CARD).read_text(encoding="utf-8"), flags=re.DOTALL)
+        card = (folder / _CARD).read_text(encoding="utf-8", errors="replace")
+        text = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
         facts["card"] = "\n".join([line for line in text.splitlines() if line.strip()][:_SHOWN])
         facts["card there"] = "one that somebody wrote there is kept in the place of this one"
     return facts

@@ -199,7 +199,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
         evaluate(dataclasses.replace(good, strength=0.0).bind(sae))
     other = ReLUSAEModel(ReLUSAEConfig(hidden_size=96, num_latents=4, hookpoint="model.layers.99.output")).eval()
     elsewhere = SteeringConfig.for_sae(other, {0: "ablate"}).bind(other)
-    with pytest.raises(UnknownNameError, match="hookpoints"):
+    with pytest.raises(UnknownNameError, match="SteeringConfig.hookpoint: unknown name"):
         evaluate(elsewhere)
     with pytest.raises(ModelMismatchError, match="another SAE"):
         good.bind(other)

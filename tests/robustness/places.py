@@ -137,8 +137,8 @@ NOT_FUZZED = {
     "sharing.transfer._check_content": "likewise",
     "runs.checkpoints._digests": "takes the digest of whatever a file holds",
     "sae.training.trainer.SAETrainer._prepare_for_training": "the reader stream_state makes the same calls",
-    "commands.sae.evaluate.evaluate_command": "an adapter, which peft reads",
-    "commands.sae.evaluate.with_adapter": "likewise",
+    "commands.push._contents": "shows the first lines of a card, whatever it holds",
+    "commands.sae.evaluate.with_adapter": "an adapter, which peft reads",
 }
 """Places that no reader of `readers.py` goes through, and why."""
 
