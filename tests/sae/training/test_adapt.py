@@ -147,7 +147,7 @@ def test_loss_of_a_step_does_not_depend_on_its_micro_batches(tmp_path: Path) -> 
         ({"learning_rate": 0.0}, ConfigError, "learning_rate"),
         ({"context_length": 1}, ConfigError, "context_length"),
         ({"tokenizer": None}, DataError, "there is no tokenizer"),
-        ({"hookpoint": "model.layer.1"}, UnknownNameError, "hookpoints"),
+        ({"hookpoint": "model.layer.1"}, UnknownNameError, r"adapt_to_sae\.hookpoint: unknown name"),
         ({"peft_config": LoraConfig(target_modules=["nothing"])}, ConfigError, "does not fit the model"),
     ],
 )
