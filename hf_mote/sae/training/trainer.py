@@ -454,7 +454,9 @@ class _Dictionaries(TrainerCallback):
     def __init__(self, trainer: SAETrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Means are over the steps of this run, which a checkpoint may have begun.
+        self.trainer._seen, self.trainer._seen_steps = {}, state.global_step
         self.trainer._start()
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:

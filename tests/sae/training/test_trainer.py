@@ -96,6 +96,14 @@ def test_the_loss_of_one_token_at_a_time_is_that_of_all(name: str, tmp_path: Pat
     assert single.logs[0]["loss"] == pytest.approx(whole.logs[0]["loss"], rel=1e-4)
 
 
+def test_first_means_after_a_checkpoint_are_over_the_steps_since(tmp_path: Path) -> None:
+    run(fresh("topk"), tmp_path, steps=3, save_strategy="steps", save_steps=3)
+    _, kept = run(fresh("topk"), tmp_path, steps=6, resume=str(tmp_path / "checkpoint-3"), logging_steps=2)
+    first = kept.logs[0]
+    assert first["l0"] == pytest.approx(fresh("topk").config.k)
+    assert first["loss"] == pytest.approx(first["fvu"], rel=0.5)
+
+
 @SOME
 def test_rows_are_of_unit_length_when_saved(name: str, tmp_path: Path) -> None:
     model = fresh(name)
