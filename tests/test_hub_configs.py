@@ -155,6 +155,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unverified": (_edited("mote_config.json", unverified="why"), "marked as unverified"),
     "changes nothing": (_edited("mote_config.json", suppress=[]), "changes nothing"),
     "other experts": (_edited("mote_config.json", suppress=[[1, 1]]), "was measured with another config: suppress"),
+    "other weight": (
+        _edited("mote_config.json", stimulate_weight=0.1),
+        "was measured with another config: stimulate_weight",
+    ),
+    "other positions": (_edited("mote_config.json", positions=[-1]), "was measured with another config: positions"),
     "no report": (lambda folder: (folder / "evaluation_report.json").unlink(), "there is no evaluation_report.json"),
     "broken ranking": (lambda folder: (folder / "expert_ranking.safetensors").write_bytes(b""), "safetensors"),
     "no card": (lambda folder: (folder / "README.md").unlink(), "README.md: is missing"),
@@ -205,6 +210,7 @@ def test_validate_shows_all_that_is_wrong_with_a_config(tmp_path: Path, monkeypa
     shutil.copytree(ROOT / REFUSAL, tmp_path / "mine")
     changes = {
         "suppress": [[0, 1], [0, "x"], [1, 2], [2]],
+        "gain": [[3, 5], [3, 6]],
         "suppress_mode": "drp",
         "scope": "thinkin",
         "thinking_tokens": [4, 4],
@@ -219,6 +225,8 @@ def test_validate_shows_all_that_is_wrong_with_a_config(tmp_path: Path, monkeypa
         "unknown field (got 'strenght', expected one of",
         "suppress[1]: not an index (got 'x', expected an integer, 0 or more)",
         "suppress[3]: malformed entry (got [2], expected [layer, expert] pairs)",
+        "gain[0]: malformed entry (got [3, 5]",
+        "gain[1]: malformed entry (got [3, 6]",
         "suppress_mode: unknown value (got 'drp'",
         "scope: unknown value (got 'thinkin'",
         "thinking_tokens: not two token ids (got [4, 4]",
@@ -246,7 +254,7 @@ def test_validate_shows_all_that_is_wrong_with_a_steering_config(tmp_path: Path)
         "schema_version: this version cannot be read",
         "edits[1]: must be an edit",
         "thinking_tokens: and scope 'thinking' do not fit",
-        "strength: no finite number",
+        "strength: must be a finite number",
         "provenance.status: unknown name",
         "provenance.source: must say where it is from",
         "has no digest of its SAE",

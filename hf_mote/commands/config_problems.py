@@ -19,7 +19,7 @@ __all__ = ["Reading", "read_all"]
 
 _MOST = 200  # of a file in which everything is wrong, that is enough
 _STAMPS = ("schema_version", "hf_mote_version", "transformers_version")
-_LISTS = ("suppress", "stimulate", "bias")  # fields whose errors say which entry is meant
+_LISTS = ("suppress", "stimulate", "bias", "gain")  # fields whose errors say which entry is meant
 _TOGETHER = {"thinking_tokens": "scope"}
 # Fields without which no config is made, and what stands for one that is refused.
 _NEEDED: Mapping[str, Any] = {"edits": [], "hookpoint": "model"}

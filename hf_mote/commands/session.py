@@ -284,7 +284,7 @@ class TerminalChat:
         Raises:
             [`ConfigError`]: if there is no such command, or something follows one that takes nothing.
         """
-        name, _, value = line.strip().partition(" ")
+        name, value = [*line.split(maxsplit=1), "", ""][:2]
         value = value.strip()
         if not name.startswith("/"):
             if name:

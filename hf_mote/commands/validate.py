@@ -33,6 +33,8 @@ _HEADINGS = ("How it was made", "Measured|Effect and controls", "Use and misuse|
 _METADATA = {"library_name": "be hf_mote", "tags": "hold hf_mote"}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_BYTES = 8 * 2**20
+# Fields beside the experts that say what a config does.
+_EFFECT = ("suppress_mode", "stimulate_weight", "bias_on", "scope", "thinking_tokens", "positions", "strength")
 
 
 def validate_command(
@@ -111,7 +113,7 @@ def _config(read: Reading) -> Iterator[str]:
     elif mark in MARKS and config.unverified is None and not unsure & {"provenance", "unverified"}:
         what = "was not measured here, and has no mark `unverified` that keeps it from being applied without a flag"
         yield f"{CONFIG}: {what}"
-    if config.is_empty and not unsure & {"suppress", "stimulate", "bias", "strength"}:
+    if config.is_empty and not unsure & {"suppress", "stimulate", "bias", "gain", "strength"}:
         yield f"{CONFIG}: changes nothing: no experts, or strength 0"
 
 
@@ -187,7 +189,7 @@ def _beside(folder: Path, read: Reading) -> Iterator[str]:
             if mark in MARKS[1:]:
                 yield f"{CONFIG}: says that it was not measured here, and there is {REPORT}"
             told, measured = config.to_dict(), report.config
-            for field in (*TARGETS, "suppress_mode", "scope", "positions", "strength", "fingerprint"):
+            for field in (*TARGETS, *_EFFECT, "fingerprint"):
                 if field not in read.left_out and measured.get(field) != told.get(field):
                     yield f"{REPORT}: was measured with another config: {field} differs"
             if report.prompts:

@@ -111,7 +111,8 @@ class MoTEConfig(Printable, Shareable):
         positions (`list[int]`, *optional*):
             Act only at these tokens of each sequence, by default at all tokens of the scope: 0, 1, ... from its first
             token on, prompt and generated tokens alike; -1, -2, ... from the last token of the prompt back. Padding is
-            not counted. They go with the scopes `"all"` and `"prompt"`; with the latter no generated token counts.
+            not counted. They go with the scopes `"all"` and `"prompt"`; with the latter no generated token counts. A
+            pass without a cache that is not of `generate` is all prompt, so that negative positions move with its end.
 
     Raises:
         [`ConfigError`]: if a field is malformed; the message names it.

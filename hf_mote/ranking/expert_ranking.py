@@ -308,6 +308,9 @@ class ExpertRanking(Printable, Shareable):
         if len(given) != 1:
             what = "needs exactly one of suppress, stimulate and multiply"
             raise ConfigError("ExpertRanking.to_config", what, got=counts, fix="For example to_config(suppress=8).")
+        if by is not None and "gain" in fields:
+            what = "gain is what multiply and by make, and cannot be given beside them"
+            raise ConfigError("ExpertRanking.to_config", what, got=fields["gain"], fix="Leave one of them out.")
         ((name, wanted),) = given.items()
         try:
             n = operator.index(wanted)

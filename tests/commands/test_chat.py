@@ -55,7 +55,7 @@ def test_chat_compare_answers_the_prompt_behind_it_and_leaves_the_conversation(
         return "Yes."
 
     monkeypatch.setattr(_Chat, "answer", answer)
-    done = chat(profile, "/compare first", "/compare", "second", "/compare  third ", "/compare", "fourth")
+    done = chat(profile, "/compare first", "/compare", "second", "/compare\t third ", "/compare", "fourth")
     assert done.exit_code == 0, done.output
     assert "/compare: there is no prompt yet" in done.output  # what was compared was not said
     assert asked == [

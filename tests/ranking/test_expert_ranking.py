@@ -86,6 +86,8 @@ def test_ranking_to_config_multiplies_the_best():
     for wrong in ({"multiply": 2}, {"by": 2.0}, {"suppress": 1, "by": 2.0}):
         with pytest.raises(ConfigError, match="multiply and by go together"):
             make().to_config(**wrong)
+    with pytest.raises(ConfigError, match="cannot be given beside them"):
+        make().to_config(multiply=2, by=2.0, gain=[[0, 0, 1.0]])
 
 
 @pytest.mark.parametrize("choice", [{}, {"suppress": 1, "stimulate": 1}, {"suppress": 1, "multiply": 1, "by": 2.0}])

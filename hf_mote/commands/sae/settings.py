@@ -62,6 +62,9 @@ def read_settings(
         for parameter in context.command.params
         if parameter.name is not None and parameter.name != "settings" and parameter.param_type_name == "option"
     }
+    # Some have another name on the command line than in the function, or several.
+    spelled = {name.removeprefix("--"): one for one in known.values() for name in one.opts if name.startswith("--")}
+    known = {**spelled, **known}
     given: dict[str, Any] = {}
     wrong: list[HFMoTEError] = []
     for key, entry in found.items():

@@ -132,10 +132,20 @@ class Preference:
 
         Raises:
             [`ConfigError`]: if they are no positions.
+            [`DataError`]: if no prompt has a token there.
         """
         if positions is None:
             return {}
         checked = token_positions(f"{self.where}.positions", positions)
+        lengths = [
+            (len(q), len(q) + len(a))
+            for answers in self._answers
+            for q, a in zip(self._questions, answers, strict=True)
+        ]
+        if not any(-prompt <= at < whole for prompt, whole in lengths for at in checked):
+            longest = f"prompts of up to {max(prompt for prompt, _ in lengths)} tokens"
+            longest += f", {max(whole for _, whole in lengths)} with their responses"
+            raise DataError(f"{self.where}.positions", "no prompt has a token there", got=checked, expected=longest)
         self._restricted = gains, checked
         return {"positions": checked}
 

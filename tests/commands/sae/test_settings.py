@@ -108,3 +108,11 @@ def test_every_architecture_takes_its_own_fields_and_no_others() -> None:
     for name, own in ARCHITECTURES.items():
         assert wrong_architecture(name, None, [field for field in own if field != "k"]) == []
         assert len(wrong_architecture(name, 4, ["hidden_size"])) == (1 if "k" in own else 2)
+
+
+def test_an_option_may_be_named_as_on_the_command_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    code, told = trained(place, "model", "device-map: auto\ntokenz: 3\n")
+    assert code == 2
+    assert "unknown name (got 'tokenz'" in told
+    assert "(got 'device-map'" not in told

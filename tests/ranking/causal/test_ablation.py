@@ -89,6 +89,10 @@ def test_ablation_at_positions_is_the_fall_under_a_config_at_these_tokens(organi
             expected = (whole - preference(organism, prompts, baseline, config_for)).mean()
             row = next(row for row in ranking.rows(len(ranking)) if (row.layer, row.expert) == (layer, expert))
             assert row.score == pytest.approx(float(expected), abs=1e-3)
+    with pytest.raises(DataError, match="ablate_experts.positions: no prompt has a token there"):
+        ablate_experts(
+            organism.model, organism.tokenizer, prompts, REFUSAL, baseline, positions=[5000, -999], progress=False
+        )
     with pytest.raises(ConfigError, match=r"ablate_experts\.positions"):
         ablate_experts(organism.model, organism.tokenizer, prompts, REFUSAL, baseline, positions=[1.5], progress=False)
 
