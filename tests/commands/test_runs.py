@@ -197,7 +197,10 @@ def test_existing_folder_is_kept_without_force_and_replaced_with_it(tiny_folder:
     assert figures(tmp_path / "out")["experts"]["mean_difference"][0]["q"] is None
 
 
-def test_ftri_without_the_target_class_keeps_what_it_saw_and_fails(tiny_folder: Path, tmp_path: Path) -> None:
+def test_ftri_without_the_target_class_keeps_what_it_saw_and_fails(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # so that no path is cut
     (tmp_path / "prompts.txt").write_text("a\nb\nc\n")
     result = run(
         "ftri", tiny_folder, tmp_path / "prompts.txt", "--judge", "regex:no such text", "--max-new-tokens", 2,

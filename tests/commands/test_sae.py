@@ -395,8 +395,9 @@ def test_train_refuses_what_cannot_be_and_writes_nothing(arguments: list[str], m
 
 @pytest.mark.parametrize(("command", "more"), [("train", []), ("adapt", ["SAE"]), ("evaluate", ["SAE"])])
 def test_dry_run_says_how_a_text_file_is_cut_and_rows_are_not(
-    command: str, more: list[object], place: Path, trained: Path, tmp_path: Path
+    command: str, more: list[object], place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # so that no path is cut
     line = "the quick brown fox jumps\n"  # of 26 characters, so that 154 of them are the first 4,000 or more
     (tmp_path / "lines.txt").write_text(line * 3000, encoding="utf-8")
     count = -(-3000 // 154)

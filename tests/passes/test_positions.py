@@ -252,10 +252,10 @@ def test_positions_need_whole_passes_whose_phases_are_known(model: PreTrainedMod
     ids = given["input_ids"]
     filled = cache_of(model(ids, use_cache=True))
     with apply_mote(model, config_of(model, [1])):
-        with pytest.raises(UnsupportedError, match="cannot tell which position.*filled unseen"):
+        with pytest.raises(UnsupportedError, match="cannot tell which position.*not seen"):
             model(torch.tensor([[7], [8]]), **taking(model, filled), use_cache=True)
         cache = cache_of(model(ids, use_cache=True))
-        with pytest.raises(UnsupportedError, match="cannot be told apart.*no positions"):
+        with pytest.raises(UnsupportedError, match="cannot be distinguished.*no positions"):
             model(ids[:, :3], **taking(model, cache), use_cache=True)
         with pytest.raises(UnsupportedError, match="cannot be told apart|cannot tell which position"):
             model.generate(**given, **GREEDY | {"max_new_tokens": 3}, prefill_chunk_size=4)
