@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 __all__ = [
     "ConfigError",
@@ -34,6 +35,7 @@ __all__ = [
     "UnsupportedError",
     "first_line",
     "is_finite",
+    "mapping",
     "one_of",
     "real",
     "whole",
@@ -214,6 +216,21 @@ def one_of(where: str, value: object, known: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in names:
         raise UnknownNameError.of(where, value, names)
     return value
+
+
+def mapping(where: str, value: object) -> dict[str, Any]:
+    """Return a copy of a value that must be a dict.
+
+    Args:
+        where (`str`): The place it was given in, as "ActivationMap.provenance".
+        value (`object`): What was given there.
+
+    Raises:
+        [`DataError`]: if it is not one; pairs in a list are not taken for one.
+    """
+    if not isinstance(value, Mapping):
+        raise DataError(where, "must be a dict", got=type(value).__name__)
+    return dict(value)
 
 
 def _shortened(value: object) -> str:

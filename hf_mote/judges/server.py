@@ -104,7 +104,8 @@ class ServerJudge:
         text = ""
         try:
             text = self._reply(json.dumps(asked).encode())
-            said = json.loads(text)["choices"][0]["message"]["content"] or ""
+            said = json.loads(text)["choices"][0]["message"]["content"]
+            said = "" if said is None else said
             # The thinking of a reasoning model, if the server leaves it in.
             said = said.rpartition("</think>")[2]
         except ReplyTooLong as error:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError, UnknownNameError, one_of, whole
+from hf_mote.errors import (
+    ConfigError,
+    DataError,
+    FileFormatError,
+    HFMoTEError,
+    UnknownNameError,
+    mapping,
+    one_of,
+    whole,
+)
 from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.maps.grid import check_layers, row_of
 from hf_mote.mote.fields import checked_fingerprint
@@ -128,7 +137,7 @@ class LatentExpertMap(Shareable):
             raise DataError(f"{where}.values", "not finite", fix="Check the SAE and the model for NaN.")
         if bool((self.tokens < 0).any()):
             raise DataError(f"{where}.tokens", "are below 0", got=int(self.tokens.min()))
-        object.__setattr__(self, "provenance", dict(self.provenance))
+        object.__setattr__(self, "provenance", mapping("LatentExpertMap.provenance", self.provenance))
         if self.fingerprint is not None:
             object.__setattr__(self, "fingerprint", checked_fingerprint(self.fingerprint))
         self._check_counts(where)

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 
-from hf_mote.errors import DataError, FileFormatError, HFMoTEError, ModelMismatchError, UnknownNameError, is_finite
+from hf_mote.errors import (
+    DataError,
+    FileFormatError,
+    HFMoTEError,
+    ModelMismatchError,
+    UnknownNameError,
+    is_finite,
+    mapping,
+)
 from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.maps.engines import count_routed_experts
 from hf_mote.maps.grid import check_grid, check_layers, descending, row_of
@@ -93,7 +101,7 @@ class ActivationMap(Printable, Shareable):
         if not is_finite(self.num_tokens):
             raise DataError("ActivationMap.num_tokens", "is not finite", got=self.num_tokens)
         object.__setattr__(self, "num_tokens", float(self.num_tokens))
-        object.__setattr__(self, "provenance", dict(self.provenance))
+        object.__setattr__(self, "provenance", mapping("ActivationMap.provenance", self.provenance))
 
     @classmethod
     def mean(cls, maps: Iterable[ActivationMap]) -> ActivationMap:

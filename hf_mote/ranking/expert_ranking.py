@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
-from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError
+from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError, mapping
 from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.maps.grid import check_grid, check_layers, descending, row_of
 from hf_mote.mote.config import MoTEConfig
@@ -149,7 +149,7 @@ class ExpertRanking(Printable, Shareable):
             raise DataError(
                 "ExpertRanking.least_p", "must be a probability", got=self.least_p, expected="above 0, to 1"
             )
-        object.__setattr__(self, "provenance", dict(self.provenance))
+        object.__setattr__(self, "provenance", mapping("ExpertRanking.provenance", self.provenance))
 
     @classmethod
     def from_contrast(

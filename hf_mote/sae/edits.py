@@ -87,6 +87,9 @@ def read_edits(where: str, edits: Edits | Iterable[Any] | None, num_latents: int
                 expected = "[latent, operation, value]"
                 raise ConfigError(where, "malformed entry", got=repr(entry), expected=expected)
             latent, operation, value = entry
+            if operation == "ablate" and (isinstance(value, bool) or value not in (None, 0)):
+                got = repr(value)[:60]
+                raise ConfigError(f"{where}[{latent}]", "'ablate' takes no value", got=got, expected="null or 0")
             pairs.append((latent, operation if operation == "ablate" else (operation, value)))
     else:
         raise ConfigError(where, "must be edits", got=type(edits).__name__, expected="a dict from latents to edits")

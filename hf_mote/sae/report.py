@@ -216,7 +216,7 @@ class SAEReport(Shareable):
         values = dict(data)
         version = values.pop("schema_version", None)
         values.pop("hf_mote_version", None)
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or version != SCHEMA_VERSION:
             raise FileFormatError("SAEReport.schema_version", "this version cannot be read", got=repr(version))
         known = {field.name for field in dataclasses.fields(cls)}
         if wrong := sorted(known.symmetric_difference(values)):

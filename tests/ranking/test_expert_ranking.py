@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -167,3 +168,9 @@ def test_ranking_file_without_an_entry_is_refused(missing, tmp_path):
 
 def test_ranking_repr_is_short():
     assert repr(make()).startswith("ExpertRanking by ftri for 'refusal': 2 layers x 3 experts\n")
+
+
+@pytest.mark.parametrize("provenance", [[], ["xy"], "", [["a", "b"]]])
+def test_ranking_provenance_must_be_a_dict(provenance):
+    with pytest.raises(DataError, match="ExpertRanking.provenance: must be a dict"):
+        dataclasses.replace(make(), provenance=provenance)

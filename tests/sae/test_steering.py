@@ -67,6 +67,8 @@ def test_digest_is_of_what_is_computed_and_not_of_the_state_of_training() -> Non
     [
         ({"edits": {3: "erase"}}, "edits"),
         ({"edits": [[3, "add"]]}, "malformed entry"),
+        ({"edits": [[3, "ablate", 5.0]]}, "'ablate' takes no value"),
+        ({"edits": [[3, "ablate", "<script>"]]}, "'ablate' takes no value"),
         ({"edits": [[3, "add", 1.0], [3, "ablate", 0.0]]}, "the same latent twice"),
         ({"hookpoint": ""}, "hookpoint: is empty"),
         ({"hookpoint": 3}, "hookpoint: is not text"),

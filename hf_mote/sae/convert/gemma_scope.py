@@ -16,6 +16,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -100,10 +101,7 @@ def _names_1(trail: str) -> dict[str, Any]:
 def _read_2(source: Source) -> SAEModel:
     path, weights = source.folder / "config.json", source.path
     config = read_json(path) if os.path.isfile(path) else {}
-    if config.get("architecture", "jump_relu") != "jump_relu":
-        raise FileFormatError(
-            f"{path}: architecture", "unknown", got=repr(config["architecture"]), expected="'jump_relu'"
-        )
+    _check_architecture(path, config)
     found = read_safetensors(weights)
     if "w_dec" in found and found["w_dec"].ndim == 3:
         raise UnsupportedError(
@@ -165,11 +163,23 @@ def _names_2(trail: str) -> dict[str, str]:
     return {**names, "output_hookpoint": paths[1]} if site[1] else names
 
 
+def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
+    if config.get("architecture", "jump_relu") != "jump_relu":
+        raise FileFormatError(
+            f"{path}: architecture", "unknown", got=repr(config["architecture"]), expected="'jump_relu'"
+        )
+
+
 def _read_layer(source: Source) -> SAEModel:
     path, weights = source.folder / "config.json", source.path
     config = read_json(path) if os.path.isfile(path) else {}
+    _check_architecture(path, config)
     found = read_safetensors(weights)
     decoder, skip = found.get("w_dec"), found.get("affine_skip_connection")
+    if flag(path, config, "affine_connection", default=skip is not None) != (skip is not None):
+        there = "none" if skip is None else "affine_skip_connection"
+        held = f"{config['affine_connection']}, and {there}"
+        raise FileFormatError(f"{path}: affine_connection", "contradicts the weights", got=held)
     index = re.search(r"params_layer_(\d+)\.safetensors$", source.file)
     if decoder is None or decoder.ndim != 3 or index is None or int(index[1]) >= decoder.shape[1]:
         got = "none" if decoder is None else tuple(decoder.shape)

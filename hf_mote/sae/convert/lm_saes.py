@@ -67,11 +67,23 @@ def _read(source: Source, config_name: str, format_name: str) -> SAEModel:
     layout = dict(_LINEAR if "encoder.weight" in found else _PLAIN)
     bias = layout["b_dec"][0]
     if not flag(path, config, "use_decoder_bias", default=True):
+        if bias in found:
+            raise FileFormatError(
+                f"{path}: use_decoder_bias", f"contradicts the weights, which hold {bias}", got=False
+            )
         found[bias] = torch.zeros(matrix_sizes(weights, found, layout).outputs, dtype=found[layout["W_enc"][0]].dtype)
     norms = {name: found.pop(name) for name in list(found) if name.startswith(f"{_NORM}.")}
     logs = [found.pop(name) for name in _THRESHOLDS if name in found]
+    if len(logs) > 1:
+        what = "are both there, and are the same thresholds"
+        raise FileFormatError(f"{weights}: {' and '.join(_THRESHOLDS)}", what, expected="one of them")
     sizes = matrix_sizes(weights, found, layout)
     agree(path, "d_model", integer(path, config, "d_model"), sizes.inputs)
+    if config.get("d_sae") is not None:
+        agree(path, "d_sae", integer(path, config, "d_sae"), sizes.latents)
+    if config.get("expansion_factor") is not None:
+        times = number(path, config, "expansion_factor")
+        agree(path, "expansion_factor", round(times * sizes.inputs), sizes.latents)
     tensors = take(weights, found, layout, sizes)
     scales = _scales(path, source, config, norms, sizes)
     fields: dict[str, Any] = {
@@ -81,7 +93,7 @@ def _read(source: Source, config_name: str, format_name: str) -> SAEModel:
         "normalize_decoder": False,
         **_names(path, source, config),
     }
-    if not _is_of_one_place(config):
+    if not _is_of_one_place(path, config):
         fields["output_size"] = sizes.outputs
         if fields["subtract_decoder_bias"]:
             raise UnsupportedError(f"{path}: apply_decoder_bias_to_pre_encoder", "cannot be in a transcoder")
@@ -154,9 +166,10 @@ def _positive(path: Path, name: str, tensors: Mapping[str, Tensor]) -> float:
     return value
 
 
-def _is_of_one_place(config: Mapping[str, Any]) -> bool:
+def _is_of_one_place(path: Path, config: Mapping[str, Any]) -> bool:
     """Whether what is reconstructed is the input."""
-    return config.get("hook_point_out") in (None, config.get("hook_point_in"))
+    read, written = (text(path, config, f"hook_point_{side}") for side in ("in", "out"))
+    return written in (None, read)
 
 
 def _threshold(
@@ -173,6 +186,12 @@ def _threshold(
     if kind == "topk" and config.get("jump_relu_threshold") and not logs:
         # The library itself does this with a trained SAE.
         kind = "jumprelu"
+    if logs and kind != "jumprelu":
+        what = "are thresholds, which this activation function does not have"
+        raise FileFormatError(f"{weights}: {_THRESHOLDS[0]}", what, got=f"act_fn {kind!r}", expected="'jumprelu'")
+    if kind == "relu" and config.get("jump_relu_threshold"):
+        what, got = "does not go with act_fn 'relu'", repr(config["jump_relu_threshold"])
+        raise FileFormatError(f"{path}: jump_relu_threshold", what, got=got, expected="act_fn 'jumprelu'")
     if kind == "relu":
         return "relu_sae", None
     if kind == "topk":
@@ -180,7 +199,7 @@ def _threshold(
     if kind != "jumprelu":
         raise UnsupportedError(f"{path}: act_fn", "cannot be read: it looks across the batch", got=repr(kind))
     if logs:
-        right = tuple(logs[0].shape) == (sizes.latents,) and not logs[0].is_complex()
+        right = tuple(logs[0].shape) == (sizes.latents,) and logs[0].is_floating_point()
         if not right or not bool(logs[0].double().isfinite().all()):
             raise FileFormatError(f"{weights}: {_THRESHOLDS[0]}", "wrong shape or value", got=tuple(logs[0].shape))
         threshold = logs[0].double().exp()
@@ -223,7 +242,7 @@ def _names(path: Path, source: Source, config: Mapping[str, Any]) -> dict[str, A
         names["hookpoint"] = place.hookpoint
         if place.rms_norm_eps is not None:
             names |= {"input_normalization": "rms_norm", "input_normalization_eps": place.rms_norm_eps}
-    if not _is_of_one_place(config):
+    if not _is_of_one_place(path, config):
         target = place_of(text(path, config, "hook_point_out"), model)
         names["output_hookpoint"] = target and target.hookpoint
     return names

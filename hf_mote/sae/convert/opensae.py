@@ -85,7 +85,13 @@ def _tensors(source: Source) -> dict[str, Tensor]:
             raise FileFormatError(
                 f"{source.path}: weight_map", "must name parts model-N-of-N.safetensors", got=repr(part)
             )
-        found |= read_safetensors(source.folder / part)
+        held = read_safetensors(source.folder / part)
+        listed = {name for name, place in index.items() if place == part}
+        if set(held) != listed:
+            first = min(set(held) ^ listed)
+            what = f"is in {part}, which the index does not say" if first in held else f"is not in {part}"
+            raise FileFormatError(f"{source.path}: weight_map: {first}", what, expected="each tensor in its part")
+        found |= held
     return found
 
 

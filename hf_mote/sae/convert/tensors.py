@@ -226,6 +226,9 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = _entries(path, archive)
         check_memory(path, sum(entry.file_size for entry in entries), path.stat().st_size)
+        names = [entry.filename for entry in entries]
+        if len(set(names)) < len(names):
+            raise FileFormatError(f"{path}: {max(names, key=names.count)}", "is there twice")
         pickles = [entry for entry in entries if entry.filename.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1 or pickles[0].file_size > _MOST_PICKLE:
             raise _no_tensors(path, f"{len(pickles)} data.pkl, where one of up to {_MOST_PICKLE} bytes should be")

@@ -108,6 +108,12 @@ def test_load_sae_llama_scope_transcoder_of_normalised_input_takes_the_model_s_o
         ({"sae_type": "clt"}, UnsupportedError, "sae_type clt: .*many layers"),
         ({"d_model": 13}, FileFormatError, "d_model: contradicts the weights"),
         ({"use_decoder_bias": "no"}, FileFormatError, "use_decoder_bias: wrong type"),
+        ({"use_decoder_bias": False}, FileFormatError, "use_decoder_bias: contradicts the weights"),
+        ({"d_sae": LATENTS + 1}, FileFormatError, "d_sae: contradicts the weights"),
+        ({"d_sae": [None]}, FileFormatError, "d_sae: wrong type"),
+        ({"expansion_factor": 99}, FileFormatError, "expansion_factor: contradicts the weights"),
+        ({"act_fn": "relu"}, FileFormatError, "jump_relu_threshold: does not go with act_fn 'relu'"),
+        ({"act_fn": ...}, FileFormatError, "jump_relu_threshold: does not go with act_fn 'relu'"),
     ],
 )
 def test_load_sae_config_that_means_something_else_is_refused(
@@ -115,6 +121,31 @@ def test_load_sae_config_that_means_something_else_is_refused(
 ) -> None:
     scope(tmp_path, **changes)
     with pytest.raises(error, match=rf"hyperparams\.json: .*{reason}"):
+        load_sae(tmp_path)
+
+
+def test_load_sae_an_empty_hook_is_a_missing_one(tmp_path: Path) -> None:
+    scope(tmp_path, hook_point_out="", model_name="Llama-3.1-8B")
+    config = load_sae(tmp_path).config
+    assert (config.hookpoint, config.output_size, config.output_hookpoint) == ("model.layers.7", None, None)
+
+
+@pytest.mark.parametrize("kind", ["relu", "topk", "none"])
+def test_load_sae_thresholds_beside_another_activation_function_are_refused(tmp_path: Path, kind: str) -> None:
+    given = {"act_fn": kind} if kind != "none" else {"act_fn": ...}
+    scope(tmp_path, jump_relu_threshold=..., top_k=3, **given)
+    file = tmp_path / "checkpoints" / "final.safetensors"
+    save_file({**load_file(file), "log_jumprelu_threshold": torch.zeros(LATENTS)}, file)
+    with pytest.raises(FileFormatError, match="log_jumprelu_threshold: are thresholds"):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32])
+def test_load_sae_thresholds_that_are_no_floats_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    scope(tmp_path, jump_relu_threshold=...)
+    file = tmp_path / "checkpoints" / "final.safetensors"
+    save_file({**load_file(file), "log_jumprelu_threshold": torch.ones(LATENTS).to(dtype)}, file)
+    with pytest.raises(FileFormatError, match="log_jumprelu_threshold: wrong shape or value"):
         load_sae(tmp_path)
 
 

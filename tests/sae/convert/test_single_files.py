@@ -176,6 +176,21 @@ def test_load_sae_opensae_that_means_something_else_is_refused(
         load_sae(tmp_path)
 
 
+@pytest.mark.parametrize("change", ["left out", "elsewhere"])
+def test_load_sae_opensae_index_must_say_what_the_parts_hold(tmp_path: Path, change: str) -> None:
+    opensae(tmp_path, sharded=True)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())["weight_map"]
+    name = min(index)
+    if change == "left out":
+        del index[name]
+    else:
+        index[name] = next(part for part in index.values() if part != index[name])
+    path.write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(FileFormatError, match=f"weight_map: {name}: is (not )?in model-"):
+        load_sae(tmp_path)
+
+
 def test_load_sae_opensae_index_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     opensae(tmp_path, sharded=True)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"W_dec": "../other.safetensors"}}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -238,3 +239,16 @@ def test_read_safetensors_names_that_cannot_be_printed_are_refused(tmp_path: Pat
         read_safetensors(tmp_path / "a.safetensors")
     with pytest.raises(FileFormatError, match="cannot be read as safetensors"):
         read_safetensors(tmp_path / ("x" * 5000))
+
+
+def test_an_entry_twice_in_a_file_of_torch_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ae.pt"
+    torch.save({"W": torch.ones(3)}, path)
+    with zipfile.ZipFile(path) as archive:
+        name = next(one for one in archive.namelist() if one.endswith("data/0"))
+        content = archive.read(name)
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr(name, bytes(len(content)))
+    with pytest.raises(FileFormatError, match="data/0: is there twice"):
+        read_torch(path)
