@@ -74,7 +74,10 @@ def test_ftri_shows_them_and_without_a_map_the_page_says_nothing_of_latents(
     assert {name.split(".")[0] for name in one["experts"]} == {"2"}
 
 
-def test_map_of_another_model_is_refused_before_anything_is_computed(latent_maps: Path, tmp_path: Path) -> None:
+def test_map_of_another_model_is_refused_before_anything_is_computed(
+    latent_maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # so that no path is cut
     links = LatentExpertMap.from_pretrained(latent_maps)
     assert links.fingerprint is not None
     other = {**links.fingerprint, "router_sha256": "0" * 64}
