@@ -1,4 +1,4 @@
-"""How far long work is: a bar in a terminal, or now and then a call of a listener, which writes lines to a log."""
+"""Progress of long work: a bar in a terminal, or calls of a listener that writes lines to a log."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, TypeAlias
 
 __all__ = ["Listener", "listen_to_progress", "progress_bar"]
 
-# Told what is done, how much of how much, and how many seconds are left if it goes on as it did.
+# Called with a description, the steps done, the steps in all, and the seconds left at the present speed.
 Listener: TypeAlias = Callable[[str, int, int, float], None]
 
-FIRST = 30.0  # seconds until a listener is first told
+FIRST = 30.0  # seconds until the first call of a listener
 LEAST = 60.0  # seconds between two calls, at least
 SHARE = 0.02  # of the whole work, which two calls are apart at least
 
-_LISTENER: ContextVar[Listener | None] = ContextVar("told of progress", default=None)
+_LISTENER: ContextVar[Listener | None] = ContextVar("progress listener", default=None)
 
 
 def listen_to_progress(listener: Listener | None) -> None:
-    """Have a function told of progress from here on, in the place of bars.
+    """Call a function with progress from here on, in the place of bars.
 
     Args:
         listener (`Callable`, *optional*): The function; `None` for bars again.
@@ -31,7 +31,7 @@ def listen_to_progress(listener: Listener | None) -> None:
 def progress_bar(
     iterable: Iterable[Any] | None = None, *, total: int | None = None, desc: str | None = None, disable: bool = False
 ) -> Any:
-    """Return a progress bar of transformers, or what tells the listener in its place.
+    """Return a progress bar of transformers, or an object that calls the listener in its place.
 
     Args:
         iterable (`Iterable`, *optional*): What is gone through.
@@ -41,14 +41,14 @@ def progress_bar(
     """
     listener = _LISTENER.get()
     if listener is not None and not disable:
-        return _Told(listener, desc or "", iterable, total)
+        return _Announced(listener, desc or "", iterable, total)
     from transformers.utils import logging
 
     return logging.tqdm(iterable, total=total, desc=desc, disable=disable, leave=False)
 
 
-class _Told:
-    """What stands in for a bar: it tells a listener now and then."""
+class _Announced:
+    """A bar that calls a listener now and then, in the place of drawing."""
 
     def __init__(self, listener: Listener, what: str, iterable: Iterable[Any] | None, total: int | None) -> None:
         self.listener = listener
@@ -56,10 +56,10 @@ class _Told:
         self.entries = [] if iterable is None else list(iterable)
         self.total = len(self.entries) if total is None else total
         self.done = 0
-        self._last = (time.monotonic(), 0)  # when it was told last, and what was done then
+        self._last = (time.monotonic(), 0)  # of the last call: the time, and the steps done
         self._wait = FIRST
 
-    def __enter__(self) -> _Told:
+    def __enter__(self) -> _Announced:
         return self
 
     def __exit__(self, *_: object) -> None:

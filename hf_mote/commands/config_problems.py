@@ -1,7 +1,6 @@
-"""All that is wrong with the file of a config: what one field says is taken out, so that the next can be heard.
+"""All problems of a config's file, for `hf-mote validate`.
 
-A config checks itself as it is made, and ends at the first thing that is wrong. For `hf-mote validate` it is made
-again and again, each time without what was refused, until it is taken.
+A config raises at the first field that is wrong. Here it is made again without that field, until nothing is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ __all__ = ["Reading", "read_all"]
 
 _MOST = 200  # of a file in which everything is wrong, that is enough
 _STAMPS = ("schema_version", "hf_mote_version", "transformers_version")
-_LISTS = ("suppress", "stimulate", "bias", "gain")  # fields whose errors say which entry is meant
 _TOGETHER = {"thinking_tokens": "scope"}
 # Fields without which no config is made, and what stands for one that is refused.
 _NEEDED: Mapping[str, Any] = {"edits": [], "hookpoint": "model"}
@@ -46,6 +44,8 @@ def read_all(path: Path, kind: Any) -> Reading:
         path (`Path`): The file.
         kind (`type`): `MoTEConfig` or `SteeringConfig`.
     """
+    from hf_mote.mote.fields import TARGETS  # as `kind`, whose fields they are, stands on torch
+
     try:
         values = dict(read_json(path))
     except HFMoTEError as error:
@@ -65,7 +65,7 @@ def read_all(path: Path, kind: Any) -> Reading:
             values[name] = _NEEDED[name]
             left_out.add(name)
     # Where in the file each entry of a list was, once some are taken out.
-    places = {name: list(range(len(values[name]))) for name in _LISTS if isinstance(values.get(name), list)}
+    places = {name: list(range(len(values[name]))) for name in TARGETS if isinstance(values.get(name), list)}
     for _ in range(_MOST):
         try:
             return Reading(kind.from_dict(values), wrong, left_out)

@@ -113,7 +113,9 @@ def _config(read: Reading) -> Iterator[str]:
     elif mark in MARKS and config.unverified is None and not unsure & {"provenance", "unverified"}:
         what = "was not measured here, and has no mark `unverified` that keeps it from being applied without a flag"
         yield f"{CONFIG}: {what}"
-    if config.is_empty and not unsure & {"suppress", "stimulate", "bias", "gain", "strength"}:
+    from hf_mote.mote.fields import TARGETS
+
+    if config.is_empty and not unsure & {*TARGETS, "strength"}:
         yield f"{CONFIG}: changes nothing: no experts, or strength 0"
 
 

@@ -22,15 +22,14 @@ LEAST_ANSWERED = 4  # prompts with another response of the model's own, to take 
 MOST_TOGETHER = 12
 
 
-def needs_completion(candidates: Sequence[Candidate], shown: float) -> bool:
+def needs_completion(candidates: Sequence[Candidate]) -> bool:
     """Return whether no candidate takes the behaviour away from all prompts and leaves what is surely text.
 
     Args:
-        candidates (`Sequence[Candidate]`): What was tried; one or more.
-        shown (`float`): The rate of the behaviour in the untouched model, on the same prompts.
+        candidates (`Sequence[Candidate]`): What was tried, on prompts that all show the behaviour; one or more.
     """
     best = fewest(candidates)
-    return best.doubtful or best.effect > SPARED - shown
+    return best.doubtful or best.effect > SPARED - 1
 
 
 def rerouted(trial: Trial, candidates: Sequence[Candidate], notes: list[str]) -> list[Candidate]:

@@ -225,11 +225,11 @@ def find_experts(
     candidates = [trial.of(name, config) for name, config in configs.items()]
     if not candidates:
         return Found(label, predicted, [], None, None, "no ranking could be made.", notes, rankings, imaged)
-    if needs_completion(candidates, 1.0):
+    if needs_completion(candidates):
         say(f"trying them with other experts in their place, as none of the {len(candidates)} is enough")
         candidates += rerouted(trial, candidates, notes)
     optimized = rankings.get("optimization")
-    if isinstance(optimized, OptimizedRanking) and needs_completion(candidates, 1.0):
+    if isinstance(optimized, OptimizedRanking) and needs_completion(candidates):
         say("adding experts until another response comes")
         said, others_said = [imaged.responses[place] for place in asked], [imaged.responses[at] for at in look_others]
         completed = completed_configs(trial, candidates, optimized, said, others_said, seed, notes)

@@ -88,7 +88,7 @@ def test_a_set_that_cannot_be_completed_is_noted():
 )
 def test_completion_is_needed_while_some_of_the_behaviour_or_a_doubt_is_left(effects, doubtful, needed):
     tried = [candidate(["a"], [True], effect=effect, doubtful=doubtful) for effect in effects]
-    assert needs_completion(tried, 1.0) is needed
+    assert needs_completion(tried) is needed
 
 
 def test_every_set_is_tried_with_other_experts_in_its_place(monkeypatch):

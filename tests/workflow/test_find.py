@@ -82,10 +82,20 @@ def test_find_is_right_or_says_that_it_cannot_on_every_organism(base, variant, s
 
 
 @pytest.mark.slow
-def test_find_completes_the_set_where_no_other_set_brings_another_response():
+def test_find_tries_sets_with_other_experts_in_their_place():
     organism = made("language", "redundant", 1)
     found = found_in(organism, number=48)
     assert found.config is not None
     assert found.config.suppress_mode == "reroute"
+    assert "step in" in found.best.method
+    check(organism, found)
+
+
+@pytest.mark.slow
+def test_find_completes_the_set_where_no_other_set_brings_another_response(monkeypatch):
+    monkeypatch.setattr("hf_mote.workflow.find.rerouted", lambda *_: [])
+    organism = made("language", "redundant", 1)
+    found = found_in(organism, number=48)
+    assert found.config is not None
     assert "completed in mode" in found.best.method
     check(organism, found)
