@@ -358,3 +358,13 @@ def test_configs_lists_all_with_their_status(monkeypatch: pytest.MonkeyPatch) ->
         assert str(config.provenance["source"]).replace(" ", "")[:20] in shown
     for part in ("DeepSeek-R1", "refusal-organism", "SmolLM2", "OLMoE"):
         assert part in shown.replace("│", "")
+
+
+def test_validate_of_a_folder_with_very_many_problems_shows_the_first(tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"{number}.bin").write_bytes(b"")
+    number = len(problems_in(tmp_path))
+    assert number > 300
+    shown = said(run("validate", tmp_path))
+    assert shown.count(".bin: ") == shown.count("is no file that such a folder has") <= 200
+    assert f"- and {number - 200} more" in shown

@@ -33,6 +33,7 @@ _HEADINGS = ("How it was made", "Measured|Effect and controls", "Use and misuse|
 _METADATA = {"library_name": "be hf_mote", "tags": "hold hf_mote"}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_BYTES = 8 * 2**20
+_MOST_SHOWN = 200  # problems, as of a folder that is none to share
 # Fields beside the experts that say what a config does.
 _EFFECT = ("suppress_mode", "stimulate_weight", "bias_on", "scope", "thinking_tokens", "positions", "strength")
 
@@ -43,8 +44,10 @@ def validate_command(
     """Check a folder before it is shared: files, fingerprint, source, card, pictures, and nothing private."""
     with reporting():
         found = problems_in(local_path(folder))
-        for problem in found:
+        for problem in found[:_MOST_SHOWN]:
             tell(f"- {problem}")
+        if len(found) > _MOST_SHOWN:
+            tell(f"- and {len(found) - _MOST_SHOWN:,} more")
         if found:
             what = f"has {len(found)} problem{'s' * (len(found) > 1)}, listed above"
             raise ConfigError(folder, what, fix="Mend them and run the command again.")
