@@ -69,7 +69,7 @@ def test_log_gets_lines_in_the_place_of_bars(tmp_path: Path, monkeypatch: pytest
     result = run(*FTRI, tmp_path / "b", "--batch-size", 6)
     assert "… imaging: 6 of 18, about " in result.stderr
     assert " left" in result.stderr
-    assert not isinstance(progress.progress_bar(total=1), progress._Told)
+    assert not isinstance(progress.progress_bar(total=1), progress._Announced)
 
 
 def test_verbosity_is_taken_from_the_variable_and_an_option_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
