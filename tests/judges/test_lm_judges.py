@@ -271,7 +271,7 @@ def test_server_judge_reads_a_label_past_what_is_around_it(server, reply):
     assert ServerJudge(url, "a-model", "?")("Tell me.", "I will not \ud83d.") == "yes"
 
 
-@pytest.mark.parametrize("reply", [["yes"], {"text": "yes"}, 3])
+@pytest.mark.parametrize("reply", [["yes"], {"text": "yes"}, 3, 0, 0.0, False, [], {}])
 def test_server_judge_of_a_reply_that_is_no_text_says_so(server, reply):
     url, handler = server
     handler.reply = reply

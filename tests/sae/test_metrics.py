@@ -216,6 +216,10 @@ def test_report_is_saved_read_and_named_as_saebench_names_it(tmp_path: Path) -> 
     path.write_text(json.dumps({**good, "more": 1}))
     with pytest.raises(FileFormatError, match="more"):
         SAEReport.from_pretrained(tmp_path)
+    for version in (True, 1.0, "1", 2, None):
+        path.write_text(json.dumps({**good, "schema_version": version}))
+        with pytest.raises(FileFormatError, match="this version cannot be read"):
+            SAEReport.from_pretrained(tmp_path)
 
 
 def test_report_plots_what_it_holds(tmp_path: Path) -> None:

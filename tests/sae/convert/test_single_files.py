@@ -246,6 +246,36 @@ def test_load_sae_gemma_scope_2_layers_add_up(tmp_path: Path, kind: str, describ
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("config", "affine", "reason"),
+    [
+        ({"architecture": "topk"}, False, "architecture: unknown .got 'topk'"),
+        ({"affine_connection": True}, False, "affine_connection: contradicts the weights"),
+        ({"affine_connection": False}, True, "affine_connection: contradicts the weights"),
+        ({"affine_connection": "yes"}, True, "affine_connection: wrong type"),
+    ],
+)
+def test_load_sae_gemma_scope_2_layer_that_is_something_else_is_refused(
+    tmp_path: Path, config: dict[str, Any], affine: bool, reason: str
+) -> None:
+    tensors = {
+        "w_enc": activations(HIDDEN, LATENTS),
+        "w_dec": activations(LATENTS, 3, HIDDEN),
+        "b_enc": activations(LATENTS),
+        "b_dec": activations(HIDDEN),
+        "threshold": activations(LATENTS).abs(),
+        **({"affine_skip_connection": activations(HIDDEN, HIDDEN)} if affine else {}),
+    }
+    save_file(tensors, tmp_path / "params_layer_1.safetensors")
+    good = {"architecture": "jump_relu", "model_name": "gemma-v3-1b-pt", "affine_connection": affine}
+    good |= {f"hf_hook_point_{end}": "model.layers.{7,13,17}.output" for end in ("in", "out")}
+    (tmp_path / "config.json").write_text(json.dumps(good))
+    load_sae(tmp_path, file="params_layer_1.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**good, **config}))
+    with pytest.raises(FileFormatError, match=reason):
+        load_sae(tmp_path, file="params_layer_1.safetensors")
+
+
 def test_load_sae_gemma_scope_2_layer_beyond_its_decoder_is_refused(tmp_path: Path) -> None:
     save_file({"w_dec": torch.zeros(LATENTS, 3, HIDDEN)}, tmp_path / "params_layer_3.safetensors")
     with pytest.raises(FileFormatError, match="w_dec: is not .latents, layers, width., the file's layer among them"):
