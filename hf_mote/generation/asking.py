@@ -64,19 +64,19 @@ class Chat:
             [`DataError`]: if a prompt has no token, or is not Unicode; it is named.
         """
         plain = self.tokenizer.chat_template is None
-        encoded = []
-        for index, prompt in enumerate(prompts):
-            text = self.text(prompt, f"{where}[{index}]")
-            ids = list(self.tokenizer(text, add_special_tokens=plain)["input_ids"])
+        texts = [self.text(prompt, f"{where}[{index}]") for index, prompt in enumerate(prompts)]
+        if not texts:
+            return []
+        encoded = [list(ids) for ids in self.tokenizer(texts, add_special_tokens=plain)["input_ids"]]
+        for index, ids in enumerate(encoded):
             if not ids:
                 raise DataError(
                     f"{where}[{index}]",
                     "has no token that the tokenizer knows",
-                    got=repr(prompt)[:60],
+                    got=repr(prompts[index])[:60],
                     expected="one token or more",
                     fix="Leave the prompt out.",
                 )
-            encoded.append(ids)
         return encoded
 
     def user_text(self, prompts: Sequence[Prompt], where: str = "prompts") -> list[list[bool]]:
