@@ -3,12 +3,13 @@
     git worktree add ../before REVISION
     python tests/benchmarks/bench_versions.py ../before --rounds 25
 
-Each checkout has a process of its own, on one thread. Both hold the same models (hidden size 512, 8 layers, 64 experts,
-top-8, random weights of one seed) and do the same work: a decode step with 10 experts suppressed (modes "drop" and
-"reroute"), or recorded, imaging of the organism "refusal", and a training step of a TopK autoencoder. A round does one
-piece of work in both processes, one after the other, in an order that changes from round to round. The ratio of
-processor times, this checkout over the other, is taken round by round; its median is printed, with an interval of 95 %
-for it (order statistics). "untouched" is the model alone, the noise of the machine. Only public names are used.
+Each checkout has a process of its own, on one thread. Both hold the same models (hidden size 512, 8 layers, 64
+experts, top-8, random weights of one seed) and do the same work: a decode step with 10 experts suppressed (modes
+"drop" and "reroute"), or recorded, imaging of the organism "refusal", and a training step of a TopK autoencoder. A
+round does one piece of work in both processes, one after the other, in an order that changes from round to round. The
+ratio of processor times, this checkout over the other, is taken round by round; its median is printed, with an
+interval of 95 % for it (order statistics). "untouched" is the model alone, the noise of the machine. Only public
+names are used.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def answer(worker: subprocess.Popen[str]) -> dict[str, Any]:
     line = worker.stdout.readline() if worker.stdout else ""
     if not line:
         raise SystemExit(f"a worker ended with status {worker.wait()}; what it said is above")
-    return json.loads(line)
+    found: dict[str, Any] = json.loads(line)
+    return found
 
 
 def ask(worker: subprocess.Popen[str], work: str) -> float:
@@ -126,11 +128,12 @@ def routing() -> dict[str, Callable[[], float]]:
     from hf_mote import MoTEConfig, apply_mote, record_routing
 
     torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        vocab_size=2000, hidden_size=512, intermediate_size=1024, moe_intermediate_size=256, num_hidden_layers=8,
-        num_attention_heads=8, num_key_value_heads=8, num_experts_per_tok=8, num_experts=64, head_dim=64,
-        norm_topk_prob=True, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "vocab_size": 2000, "hidden_size": 512, "intermediate_size": 1024, "moe_intermediate_size": 256,
+        "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8, "num_experts": 64, "head_dim": 64,
+        "num_experts_per_tok": 8, "norm_topk_prob": True, "eos_token_id": None, "pad_token_id": 0,
+    }  # fmt: skip
+    config = Qwen3MoeConfig(**sizes)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     pairs = random.Random(0).sample([(layer, expert) for layer in range(8) for expert in range(64)], 10)
     drop = MoTEConfig.for_model(model, suppress=pairs)
