@@ -1,4 +1,4 @@
-"""`python -m hf_mote`: the `hf-mote` command, as launchers of several processes start it."""
+"""`python -m hf_mote`: the `hf-mote` command, for launchers of several processes."""
 
 from __future__ import annotations
 

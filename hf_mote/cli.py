@@ -67,7 +67,7 @@ def function_at(place: str) -> Callable[..., Any]:
 
 
 class _Command(TyperCommand):
-    """A command whose errors name what was typed."""
+    """A command whose errors name its options."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run it."""
@@ -76,32 +76,32 @@ class _Command(TyperCommand):
 
 
 class _Commands(MutableMapping[str, Any]):
-    """The commands of a group by name, each made from its function when it is asked for."""
+    """The commands of a group by name, each built from its function on first use."""
 
-    def __init__(self, places: Mapping[str, str], others: Mapping[str, Any]) -> None:
-        self._places, self._made = dict(places), dict(others)
+    def __init__(self, places: Mapping[str, str], built: Mapping[str, Any]) -> None:
+        self._places, self._built = dict(places), dict(built)
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._made:
+        if name not in self._built:
             single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
             forwards = {"allow_extra_args": True, "ignore_unknown_options": True} if name in FORWARDING else None
             single.command(name, cls=_Command, context_settings=forwards)(function_at(self._places[name]))
-            self._made[name] = get_command(single)
+            self._built[name] = get_command(single)
             if name not in FORWARDING:
-                add_options(self._made[name])
-        return self._made[name]
+                add_options(self._built[name])
+        return self._built[name]
 
     def __setitem__(self, name: str, command: Any) -> None:
-        self._made[name] = command
+        self._built[name] = command
 
     def __delitem__(self, name: str) -> None:
-        raise TypeError("commands are not taken out")
+        raise TypeError("commands cannot be removed")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self._places, *self._made]))
+        return iter(dict.fromkeys([*self._places, *self._built]))
 
     def __len__(self) -> int:
-        return len(dict.fromkeys([*self._places, *self._made]))
+        return len(dict.fromkeys([*self._places, *self._built]))
 
 
 class _Group(TyperGroup):
@@ -127,14 +127,14 @@ app = typer.Typer(
     cls=_Main,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    epilog="Commands take --help, --quiet and --verbose. hf-mote --install-completion has your shell complete them.",
+    epilog="Commands take --help, --quiet and --verbose. hf-mote --install-completion adds shell completion.",
 )
 sae_app = typer.Typer(cls=_SAE, no_args_is_help=True)
 app.add_typer(sae_app, name="sae")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(value: bool) -> None:
+    if value:
         typer.echo(__version__)
         raise typer.Exit
 

@@ -139,7 +139,7 @@ def _replaced(old: str, new: str) -> Callable[[Path], None]:
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda folder: (folder / "mote_config.json").unlink(), "holds none of"),
     "broken config": (lambda folder: (folder / "mote_config.json").write_text("{"), "must be valid JSON"),
-    "foreign file": (lambda folder: (folder / "weights.pkl").write_bytes(b""), "is no file that such a folder has"),
+    "foreign file": (lambda folder: (folder / "weights.pkl").write_bytes(b""), "is not a file of such a folder"),
     "large file": (lambda folder: (folder / "a.png").write_bytes(b"0" * 2**23 + b"1"), "more than"),
     "link": (lambda folder: (folder / "b.png").symlink_to("/etc/passwd"), "is a link"),
     "no mark": (
@@ -167,7 +167,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no mark on the card": (_replaced("measured here", "seen"), "README.md: must say one of"),
     "broken metadata": (_replaced("library_name: hf_mote", "library_name: [hf_mote"), "metadata"),
     "other library": (_replaced("library_name: hf_mote", "library_name: else"), "library_name must be hf_mote"),
-    "picture gone": (lambda folder: (folder / "effect.png").unlink(), "shows effect.png, which is not there"),
+    "picture gone": (lambda folder: (folder / "effect.png").unlink(), "shows effect.png, which does not exist"),
     "no picture": (lambda folder: (folder / "effect.png").write_bytes(b"<html>"), "effect.png: must be a PNG"),
     "token": (_replaced("# Mixture", f"hf_{'x' * 34}\n# Mixture"), "README.md: holds what looks like a token"),
 }
@@ -266,7 +266,7 @@ def test_validate_shows_every_file_that_holds_something_private(tmp_path: Path) 
     for name in ("README.md", RECIPE):
         path = tmp_path / "mine" / name
         path.write_text(f"{path.read_text()}\n# hf_{'x' * 34}\n")
-    told = "holds what looks like a token, and would be read by others"
+    told = "holds what looks like a token, which others would read"
     assert problems_in(tmp_path / "mine") == [f"README.md: {told}", f"{RECIPE}: {told}"]
 
 
@@ -326,8 +326,8 @@ def test_push_dry_run_says_what_would_go_and_asks_no_server(
     kept = f"the texts of {report.before.n} prompts and of the responses to them"
     assert f"stays here {kept}, in evaluation_report.json" in text
     assert text.endswith("Nothing was uploaded. The same command without --dry-run does it.")
-    assert f"nothing: {kept} go along" in said(ran(*words, "--with-texts"))
-    assert "public, or as your account has it, if it is made" in said(
+    assert f"nothing: {kept} are uploaded" in said(ran(*words, "--with-texts"))
+    assert "public, or by your account's default, if it is made" in said(
         ran("push", ROOT / REFUSAL, "alice/one", "--dry-run")
     )
     assert "stays here nothing Nothing was uploaded" in said(ran("push", ROOT / REFUSAL, "alice/one", "--dry-run"))
@@ -366,5 +366,5 @@ def test_validate_of_a_folder_with_very_many_problems_shows_the_first(tmp_path: 
     number = len(problems_in(tmp_path))
     assert number > 300
     shown = said(run("validate", tmp_path))
-    assert shown.count(".bin: ") == shown.count("is no file that such a folder has") <= 200
+    assert shown.count(".bin: ") == shown.count("is not a file of such a folder") <= 200
     assert f"- and {number - 200} more" in shown

@@ -26,15 +26,14 @@ def bake_command(
     trust_remote_code: o.TrustRemoteCode = False,
     allow_other_weights: o.AllowOtherWeights = False,
 ) -> None:
-    """Fold a config into a plain checkpoint: mode zero and gains, and reroute or bias where routers have a place.
+    """Fold a config into a plain checkpoint: mode zero and gains, and reroute or bias if the routers can hold them.
 
     Mode drop, the default of ftri and attribute, cannot be baked: make the config with --mode zero there.
     """
     with reporting():
-        # First, so that a slip of the pen does not cost loading a large model.
+        # Checked first, so that a wrong path does not cost loading a large model.
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            fix = "Give a new folder."
-            raise FileFormatError(str(output), "is not empty, and a folder holds one checkpoint", fix=fix)
+            raise FileFormatError(str(output), "must be a new or an empty folder", fix="Give a new folder.")
         check_folder(output, str(output))
         check_loading(model, dtype=dtype)
         from hf_mote.mote.bake import bake_mote
@@ -48,5 +47,5 @@ def bake_command(
         baked = bake_mote(subject.model, chosen, allow_other_weights=allow_other_weights)
         baked.save_pretrained(output, subject.tokenizer)
         shown = "bit for bit" if baked.proof.exact else f"within {baked.proof.block_difference:.1e}"
-        tell(f"{len(baked.changes)} tensors changed; every changed block gives what the live profile gives, {shown}.")
+        tell(f"{len(baked.changes)} tensors changed; every changed block equals that with the live profile, {shown}.")
         tell(f"Checkpoint and card: {output}")

@@ -1,4 +1,4 @@
-"""`hf-mote chat`: talk to a model under profiles that are switched off, on, up and down between the turns."""
+"""`hf-mote chat`: chat with a model under profiles that can be switched and scaled between the turns."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["chat_command"]
 
 HELP = (
-    "/off, /on: without and with the profiles; /strength 0.5: their dose; /compare TEXT: a prompt answered "
-    "without and with them, without TEXT the last one; /clear: a new conversation; /quit, or the end of the input."
+    "/off, /on: without and with the profiles; /strength 0.5: a factor on their strength; /compare TEXT: answer a "
+    "prompt without and with them, by default the last one; /clear: a new conversation; /quit, or the end of the "
+    "input."
 )
 
 
@@ -50,16 +51,25 @@ def chat_command(
 ) -> None:
     """Chat with a model under profiles, which commands switch off, on, up and down between the turns."""
     with reporting(), ExitStack() as stack:
-        sampled, told = sampling.arguments(), templating.settings()["chat_template_kwargs"]
+        sampled, template_kwargs = sampling.arguments(), templating.settings()["chat_template_kwargs"]
         system_prompt = templating.system_prompt
         if serving.server is not None:
             here = {"--chat-template": templating.chat_template, **loading.options()}
             refuse_loading({"MODEL": model, "--steer": steer, **here})
-            settings = {"max_new_tokens": max_new_tokens, "sampling": _as_vllm(sampled), "template_kwargs": told}
-            there = _served(
-                serving.server, mote or (), serving.profile, system_prompt, settings, others=allow_other_weights
+            settings = {
+                "max_new_tokens": max_new_tokens,
+                "sampling": _as_vllm(sampled),
+                "template_kwargs": template_kwargs,
+            }
+            served = _served(
+                serving.server,
+                mote or (),
+                serving.profile,
+                system_prompt,
+                settings,
+                allow_other_weights=allow_other_weights,
             )
-            _talk(stack.enter_context(there))
+            _run(stack.enter_context(served))
             return
         serving.check("--mote CONFIG")
         if model is None:
@@ -69,23 +79,23 @@ def chat_command(
         from hf_mote.mote.patch import load_config
         from hf_mote.sae.steering import SteeringConfig
 
-        # Before the model, which takes longer.
+        # Loaded before the model, which takes longer.
         configs: list[Any] = [load_config(entry) for entry in mote or ()]
         configs += [SteeringConfig.from_pretrained(entry) for entry in steer or ()]
         subject = loading.subject(model, Organisms(), any_model=not mote, templating=templating, prompts=["A prompt."])
         if allow_other_weights:
             configs = [one.for_other_weights(subject.model) if isinstance(one, MoTEConfig) else one for one in configs]
         profiles = stack.enter_context(_Profiles(subject, configs))
-        chat = _Chat(subject, profiles, system_prompt, told, {"max_new_tokens": max_new_tokens, **sampled})
+        chat = _Chat(subject, profiles, system_prompt, template_kwargs, {"max_new_tokens": max_new_tokens, **sampled})
         tell(f"{chat.profiles_named or 'No profile is'} on. {HELP}")
         for one in configs:
             if isinstance(one, MoTEConfig) and one.on_other_weights is not None:
                 tell(f"A profile is {one.on_other_weights}.")
-        _talk(chat)
+        _run(chat)
 
 
-def _talk(chat: _Chat | ServedChat) -> None:
-    """Take lines until the user has had enough."""
+def _run(chat: _Chat | ServedChat) -> None:
+    """Process lines until the user quits."""
     while (line := _read()) is not None:
         try:
             if not chat.take(line):
@@ -101,7 +111,7 @@ def _served(
     system_prompt: str | None,
     settings: dict[str, Any],
     *,
-    others: bool,
+    allow_other_weights: bool,
 ) -> ServedChat:
     """Return a conversation with a server, under one of its profiles, a config, or neither."""
     from hf_mote.commands.served_chat import SERVED_HELP, ServedChat
@@ -114,23 +124,23 @@ def _served(
         raise ConfigError("--mote, --profile", what, got=got, expected="one of either", fix="Leave all others out.")
     config = load_config(mote[0]) if mote else None
     engine = connect(url)
-    if config is not None and others:
+    if config is not None and allow_other_weights:
         config = config.for_other_weights_of(RoutedModel(*engine.routers(), engine.fingerprint))
-    said = "No profile is on." if config is None and profile is None else "The profile is on."
-    tell(f"{engine.served_name} at {url}. {said} {SERVED_HELP}")
+    state = "No profile is on." if config is None and profile is None else "The profile is on."
+    tell(f"{engine.served_name} at {url}. {state} {SERVED_HELP}")
     if config is not None and config.on_other_weights is not None:
         tell(f"The profile is {config.on_other_weights}.")
     return ServedChat(engine, config, profile, system_prompt, settings)
 
 
 def _as_vllm(sampled: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments of `generate` as vLLM calls them: it samples if there is a temperature."""
+    """Return arguments of `generate` with vLLM's names; vLLM samples if there is a temperature."""
     more = {name: value for name, value in sampled.items() if name != "do_sample"}
     return {"temperature": 1.0, **more} if sampled.get("do_sample") else more
 
 
 class _Profiles:
-    """What is attached to the model, and at which dose."""
+    """The profiles that are attached to the model."""
 
     def __init__(self, subject: Subject, configs: list[Any]) -> None:
         self.subject = subject
@@ -147,7 +157,7 @@ class _Profiles:
             handle.remove()
 
     def attach(self, dose: float) -> None:
-        """Attach all profiles at a share of their own strength; if one does not fit, the earlier dose stays."""
+        """Attach all profiles at `dose` times their own strength; if one does not fit, the earlier ones stay."""
         from hf_mote.mote.config import MoTEConfig
         from hf_mote.mote.patch import apply_mote
         from hf_mote.sae.steer import steer
@@ -172,14 +182,14 @@ class _Profiles:
         self.switch(self.on)
 
     def switch(self, on: bool) -> None:
-        """Let the profiles take effect, or not."""
+        """Switch the profiles on or off."""
         self.on = on
         for handle in self.handles:
             handle.active = on
 
 
 class _Chat(TerminalChat):
-    """A conversation."""
+    """A chat with a model that is loaded here."""
 
     no_profile = "Start the chat with --mote CONFIG or --steer CONFIG."
 
@@ -188,13 +198,13 @@ class _Chat(TerminalChat):
         subject: Subject,
         profiles: _Profiles,
         system_prompt: str | None,
-        told: dict[str, Any],
+        template_kwargs: dict[str, Any],
         settings: dict[str, Any],
     ) -> None:
         self.subject = subject
         self.profiles = profiles
         self.system_prompt = system_prompt
-        self.told = told
+        self.template_kwargs = template_kwargs
         self.settings = settings
         self.turns = []
 
@@ -211,12 +221,12 @@ class _Chat(TerminalChat):
 
     @property
     def commands(self) -> dict[str, Callable[[str], None]]:
-        """What a line that begins with "/" can say with a text behind it, called with that."""
+        """Commands that take a text, by their name; each is called with the text."""
         return {"/strength": self.set_strength, "/compare": self.compare}
 
     @property
     def words(self) -> dict[str, Callable[[], None]]:
-        """What a line that begins with "/" can say with nothing behind it."""
+        """Commands without a text, by their name."""
         return {
             "/off": lambda: self.turn(False),
             "/on": lambda: self.turn(True),
@@ -225,15 +235,15 @@ class _Chat(TerminalChat):
         }
 
     def switch(self, on: bool) -> None:
-        """Let the profiles take effect, or not."""
+        """Switch the profiles on or off."""
         self.profiles.switch(on)
 
     def take_dose(self, dose: float) -> None:
-        """Attach the profiles at a share of their own strength."""
+        """Attach the profiles at `dose` times their own strength."""
         self.profiles.attach(dose)
 
     def answer(self, turns: list[dict[str, str]]) -> str:
-        """Answer the last turn, shown as it comes, and return the answer."""
+        """Print the answer to the last turn as it comes, and return it."""
         import torch
         from transformers import TextStreamer
 
@@ -242,11 +252,11 @@ class _Chat(TerminalChat):
         from hf_mote.generation.prompts import padded
 
         model, tokenizer = self.subject.model, self.subject.tokenizer
-        # Without a template there is no form for a conversation: the last prompt is all that is read.
+        # Without a template a conversation has no format, so that only the last prompt is read.
         templated = tokenizer.chat_template is not None
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         prompt: Any = [*system, *turns] if templated else turns[-1]["content"]
-        encoded = Chat(tokenizer, template_kwargs=self.told).encode([prompt], "chat")
+        encoded = Chat(tokenizer, template_kwargs=self.template_kwargs).encode([prompt], "chat")
         more = dict(self.settings)
         settings = Decoding(more.pop("max_new_tokens"), more).settings(tokenizer)
 

@@ -1,4 +1,4 @@
-"""`hf-mote check`: everything that is claimed, tried on a model as it is loaded here."""
+"""`hf-mote check`: tests of all features on a model as it is loaded here."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def check_command(
     *,
     model: o.Model,
     loading: Loading,
-    rounds: Annotated[int, typer.Option(min=0, help="Paired runs that tell what patching costs.")] = 5,
+    rounds: Annotated[int, typer.Option(min=0, help="Paired runs that measure the cost of patching.")] = 5,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write everything to a new JSON file; not by default.")
+        Path | None, typer.Option("--json", help="Write all results to a new JSON file; not by default.")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table to paste into a report.")] = False,
 ) -> None:
-    """Try everything that is claimed on a model: routers, phases, edits, removal, costs. Exit code 0 if all holds."""
+    """Test all features on a model: routers, phases, edits, removal, costs. Exit code 0 if all tests pass."""
     from hf_mote.commands.model import Organisms
 
     with reporting():
         if json_file is not None and json_file.exists():
-            raise FileFormatError(str(json_file), "is there already", fix="Give the name of a new file.")
+            raise FileFormatError(str(json_file), "exists already", fix="Give the name of a new file.")
         loading.check(model)
         from hf_mote.evaluation.model_check import check_model
 
         subject = loading.subject(model, Organisms(), any_model=True)
-        say("checking: a minute or two")
+        say("checking the model, which takes a minute or two")
         found = check_model(subject.model, subject.tokenizer, rounds=rounds)
         if json_file is not None:
             found.save(json_file)
@@ -51,9 +51,7 @@ def check_command(
             tell(found.to_markdown())
         else:
             Console().print(_table(found))
-            tell(
-                "All that is claimed holds." if found.passed else "Not all that is claimed holds: see the rows above."
-            )
+            tell("All tests passed." if found.passed else "Some tests failed: see the rows above.")
         if not found.passed:
             raise typer.Exit(1)
 

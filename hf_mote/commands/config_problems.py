@@ -1,6 +1,6 @@
 """All problems of a config's file, for `hf-mote validate`.
 
-A config raises at the first field that is wrong. Here it is made again without that field, until nothing is refused.
+A config raises an error for its first wrong field. Here it is made again without that field, until none is refused.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from hf_mote.files import read_json
 
 __all__ = ["Reading", "read_all"]
 
-_MOST = 200  # of a file in which everything is wrong, that is enough
+_MOST = 200  # problems of one file
 _STAMPS = ("schema_version", "hf_mote_version", "transformers_version")
 _TOGETHER = {"thinking_tokens": "scope"}
-# Fields without which no config is made, and what stands for one that is refused.
+# Fields that a config requires, and the value that replaces a refused one.
 _NEEDED: Mapping[str, Any] = {"edits": [], "hookpoint": "model"}
 
 
 class Reading(NamedTuple):
-    """What a file held.
+    """The contents of a config's file.
 
     Attributes:
-        config (`Any`): The config of what is right in it; `None` if nothing could be made of it.
-        wrong (`list[str]`): What is wrong, each with file and field.
+        config (`Any`): The config made of the valid fields; `None` if none could be made.
+        wrong (`list[str]`): The problems, each with file and field.
         left_out (`set[str]`): Fields that were refused.
     """
 
@@ -38,13 +38,13 @@ class Reading(NamedTuple):
 
 
 def read_all(path: Path, kind: Any) -> Reading:
-    """Return what a config's file holds, and all that is wrong with it.
+    """Return the contents of a config's file, and all problems in it.
 
     Args:
         path (`Path`): The file.
         kind (`type`): `MoTEConfig` or `SteeringConfig`.
     """
-    from hf_mote.mote.fields import TARGETS  # as `kind`, whose fields they are, stands on torch
+    from hf_mote.mote.fields import TARGETS  # imports torch
 
     try:
         values = dict(read_json(path))
@@ -64,16 +64,16 @@ def read_all(path: Path, kind: Any) -> Reading:
             wrong.append(f"{path.name}: {name}: is missing")
             values[name] = _NEEDED[name]
             left_out.add(name)
-    # Where in the file each entry of a list was, once some are taken out.
+    # The index in the file of each entry of a list, after some are removed.
     places = {name: list(range(len(values[name]))) for name in TARGETS if isinstance(values.get(name), list)}
     for _ in range(_MOST):
         try:
             return Reading(kind.from_dict(values), wrong, left_out)
         except ConfigError as error:
             place = re.match(rf"{kind.__name__}\.(\w+)(?:\[(\d+)\])?", error.where)
-            # Of two fields that go together, the one that is there may be the wrong one.
-            there = place is not None and ({place[1], _TOGETHER.get(place[1], "")} & values.keys())
-            if place is None or not there:
+            # Of two fields that depend on each other, the one that is present may be wrong.
+            present = place is not None and ({place[1], _TOGETHER.get(place[1], "")} & values.keys())
+            if place is None or not present:
                 return Reading(None, [*wrong, f"{path.name}: {error}".rstrip(".")], left_out)
             name, text = place[1], str(error)[len(error.where) :].rstrip(".")
             inner = error.where[len(f"{kind.__name__}.{name}") :]
@@ -83,18 +83,18 @@ def read_all(path: Path, kind: Any) -> Reading:
                 values[name] = [one for number, one in enumerate(values[name]) if number != entry]
                 left_out.add(name)
             else:
-                left_out |= set(_take_out(values, name))
+                left_out |= set(_remove(values, name))
             wrong.append(f"{path.name}: {name}{inner}{text}")
     return Reading(None, wrong, left_out)
 
 
-def _take_out(values: dict[str, Any], name: str) -> Iterator[str]:
-    """Take a field out, with what means nothing without it, and yield what was taken out."""
+def _remove(values: dict[str, Any], name: str) -> Iterator[str]:
+    """Remove a field and those that depend on it, and yield the removed fields."""
     yield name
     if name == "schema_version":
         values[name] = 1
     elif name == "scope" and "thinking_tokens" in values and values["scope"] not in ("thinking", "answer"):
-        values[name] = "thinking"  # so that the tokens are looked at, too
+        values[name] = "thinking"  # so that the tokens are checked, too
     elif name in ("scope", "thinking_tokens"):
         values.pop("scope", None)
         values.pop("thinking_tokens", None)

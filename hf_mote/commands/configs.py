@@ -28,12 +28,12 @@ def configs_command() -> None:
                 table.add_row(name, "SAE training recipe", MARKS[2], "this package")
                 continue
             data = read_json(path)
-            made = data.get("provenance", {})
+            provenance = data.get("provenance", {})
             changed = [f"{len(data[kind])} experts {verb}" for kind, verb in _VERBS.items() if data.get(kind)]
-            row = (name, ", ".join(changed), str(made.get("status")), str(made.get("source")))
+            row = (name, ", ".join(changed), str(provenance.get("status")), str(provenance.get("source")))
             table.add_row(*map(visible, row))
         Console().print(table)
-        tell(f"They lie in {root}. To apply one: apply_mote(model, NAME).")
+        tell(f"They are in {root}. To apply one: apply_mote(model, NAME).")
 
 
 _VERBS = {"suppress": "suppressed", "stimulate": "stimulated", "bias": "biased", "gain": "multiplied"}

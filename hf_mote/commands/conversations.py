@@ -1,6 +1,6 @@
-"""Conversations from a file: the user's turns of each, as MT-Bench's `question.jsonl` has them.
+"""Conversations from a file: the user's turns of each, as in MT-Bench's `question.jsonl`.
 
-A record's field `turns` holds the texts. `question_id` and `category` may stand beside it; other fields are left.
+A record's field `turns` holds the texts. `question_id` and `category` are optional; other fields are ignored.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ def read_conversations(source: str, *, limit: int | None = None, seed: int = 0) 
 
     Args:
         source (`str`): A `.jsonl`, `.ndjson` or `.json` file.
-        limit (`int`, *optional*): Most conversations of each category, drawn at random; their order stays.
-        seed (`int`, *optional*, defaults to 0): Of the draw.
+        limit (`int`, *optional*): Maximum number of conversations of each category, drawn at random; their order does
+            not change.
+        seed (`int`, *optional*, defaults to 0): Seed of the draw.
 
     Raises:
         [`FileFormatError`]: if the file cannot be read or is malformed; the line is named.
-        [`DataError`]: if there is no conversation in it, or something that is none; its line is named.
+        [`DataError`]: if it holds no conversation, or an invalid one; its line is named.
     """
     records = read_records(local_path(source))
     if not records:
@@ -52,7 +53,7 @@ def _conversation(record: Record) -> Conversation:
     good = isinstance(turns, list) and all(isinstance(turn, str) and turn.strip() for turn in turns)
     if not turns or not good:
         expected = "a list of texts, one or more, none empty"
-        raise DataError(where, "no turns of a conversation", got=repr(turns)[:80], expected=expected)
+        raise DataError(where, "must hold the turns of a conversation", got=repr(turns)[:80], expected=expected)
     for turn in turns:
         check_unicode(where, turn)
     from hf_mote.evaluation.conversations import Conversation
@@ -66,6 +67,6 @@ def _name(record: Record, field: str) -> str | None:
         return None
     where = f"{record.where}, field {field!r}"
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise DataError(where, "no name", got=repr(value)[:80], expected="text or a whole number")
+        raise DataError(where, "must be a name", got=repr(value)[:80], expected="text or a whole number")
     check_unicode(where, str(value))
     return str(value).strip() or None

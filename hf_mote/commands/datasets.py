@@ -12,7 +12,7 @@ from hf_mote.errors import DataError, HFMoTEError, UnknownNameError
 
 __all__ = ["dataset_records"]
 
-_MOST = 2_000  # files and folders of a data set; datasets looks through them again for every pattern that it knows
+_MOST = 2_000  # files and folders of a data set; datasets searches all of them for each of its many patterns
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 
 
@@ -28,13 +28,13 @@ def dataset_records(spec: str) -> list[Record]:
         [`DataError`]: if the library cannot read it, or would search a very large folder.
     """
     if Path(spec).suffix.lower() in _FILES:
-        # No data set, which the Hub would be asked for, and slowly where it is out of reach.
+        # Not a data set. Without this check the Hub would be asked, which is slow without a network.
         raise _no_such_file(spec)
     name, subset, split = _parts(spec)
     if os.path.isdir(name):
-        # By its full name: of "..", datasets makes a folder beside its cache.
+        # The full path: from "..", datasets makes a folder beside its cache.
         name = os.path.realpath(name)
-    # Here and not above: it takes a second to import, and a prompt file does not need it.
+    # Imported here, because it takes a second, and a prompt file does not need it.
     import datasets
 
     try:
@@ -48,12 +48,12 @@ def dataset_records(spec: str) -> list[Record]:
         raise
     except datasets.exceptions.DatasetsError as error:
         raise DataError(repr(spec), "datasets cannot read it", got=_first_line(error)) from error
-    # OSError, ValueError, and whatever pyarrow and others raise on what is damaged.
+    # OSError, ValueError, and errors of pyarrow and others for damaged files.
     except Exception as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UnknownNameError(
             repr(spec),
-            "is no prompt file here, and datasets loads no data set of that name",
+            "is not a prompt file here, and datasets loads no data set of that name",
             got=reason,
             fix="Check the path; a data set is given as NAME, NAME:SPLIT or NAME:SUBSET:SPLIT.",
         ) from error
@@ -73,20 +73,20 @@ def _parts(spec: str) -> tuple[str, str | None, str]:
 
 def _no_such_file(name: str) -> UnknownNameError:
     path = Path(name).expanduser()
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, n=1)
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
     place = path.parent.resolve()
     got = f"a folder {str(place)!r} without it" if path.parent.is_dir() else f"no folder {str(place)!r} either"
     return UnknownNameError(repr(name), "no such file", got=got, fix=f"Did you mean {near[0]!r}?" if near else None)
 
 
 def _check_size(spec: str, folder: str) -> None:
-    """Raise where `datasets` would search a tree so large that it cannot be meant, such as a home folder."""
+    """Raise if `datasets` would search a tree that is too large for a data set, such as a home folder."""
     seen = 0
     for _, folders, files in os.walk(folder):
         seen += len(folders) + len(files)
         if seen > _MOST:
-            fix = "Give the folder that holds the data set alone, or one file of it: .jsonl, .csv or .txt."
+            fix = "Give the folder that holds only the data set, or one file of it: .jsonl, .csv or .txt."
             raise DataError(
                 repr(spec),
                 "is a folder of too many files to be searched for a data set",
@@ -103,7 +103,7 @@ def _split_of(spec: str, loaded: Any, split: str) -> Any:
 
 
 def _named(row: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with class numbers as class names; a class that is not known is -1 there, and `None` here."""
+    """Return a row with class names instead of class numbers; -1, an unknown class, becomes `None`."""
     return {
         key: (labels[key].int2str(value) if value is not None and value >= 0 else None) if key in labels else value
         for key, value in row.items()

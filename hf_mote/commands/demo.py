@@ -1,8 +1,8 @@
-"""The whole path on a trained model: image, rank by two methods, suppress, stimulate, control, report.
+"""`hf-mote demo`: all steps on a trained model: image, rank by two methods, suppress, stimulate, control, report.
 
 Everything printed and written is measured in the run. The experts come from the rankings alone; the organism's ground
-truth only marks which of them are the planted ones. Attribution holds the model's own response that shows the
-behaviour against the true answer, which the organism knows and a user would have to write.
+truth only marks which of them are the planted ones. Attribution compares the model's own response, which shows the
+behaviour, with the true answer, which comes with the organism and a user would have to write.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ __all__ = ["DemoResult", "MethodResult", "demo", "run_demo"]
 NUM_IMAGED = 48  # prompts of each kind that the experts are found with
 NUM_TESTED = 60  # held-out prompts of each kind that the effect is measured on
 NUM_CONTROLS = 20
-NUM_REMOVED = 6  # first experts of each ranking that are taken out one at a time, on as many prompts as below
-NUM_REMOVED_PROMPTS = 16
-NUM_TRACED = 3  # texts of each class whose tokens are followed
+NUM_REMOVED = 6  # first experts of each ranking that are removed one at a time
+NUM_REMOVED_PROMPTS = 16  # prompts that they are removed on
+NUM_TRACED = 3  # texts of each class whose tokens are traced
 
 
 @dataclasses.dataclass(frozen=True)
 class MethodResult:
-    """What the experts of one ranking do.
+    """The effect of the experts of one ranking.
 
     Attributes:
         ranking (`ExpertRanking`): The ranking.
         report (`EvaluationReport`): The effect of suppressing its best experts on held-out sensitive prompts.
-        stimulated (`Rate`): The behaviour on held-out neutral prompts with the same experts stimulated, as the recipe
-            has it; in each layer at most as many as a token has slots.
+        stimulated (`Rate`): The behaviour on held-out neutral prompts with the same experts stimulated by the recipe's
+            settings; in each layer at most as many as a token has slots.
         planted_found (`int`): How many of the suppressed experts are planted ones.
     """
 
@@ -71,7 +71,7 @@ class MethodResult:
 
     @property
     def beats_controls(self) -> bool:
-        """Whether suppressing them beats random experts, as the report's verdict has it."""
+        """Whether suppressing them beats random experts, by the report's verdict."""
         return self.report.beats_controls()
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class MethodResult:
 
 @dataclasses.dataclass(frozen=True)
 class DemoResult:
-    """All that the demo measured."""
+    """The measurements of the demo."""
 
     organism: Organism
     imaged: FTRIResult
@@ -106,7 +106,7 @@ class DemoResult:
 
     @property
     def recipe(self) -> Recipe:
-        """What the organism is and how its behaviour is called."""
+        """The recipe of the organism, with the words for its behaviour."""
         from hf_mote.organisms.recipes import RECIPES
 
         return RECIPES[self.organism.facts["name"]]
@@ -120,7 +120,7 @@ class DemoResult:
     def best(self) -> str:
         """The method whose experts lower the rate most, by coherent responses alone.
 
-        One that beats its controls comes before one that does not, and one that breaks the text last.
+        A method that beats its controls comes before one that does not, and one that breaks the text comes last.
         """
 
         def place(name: str) -> tuple[bool, bool, float]:
@@ -131,7 +131,7 @@ class DemoResult:
 
     @property
     def verdict(self) -> str:
-        """The verdict on the best method's experts; where they do not beat their controls, that none do."""
+        """The verdict on the best method's experts; if they do not beat their controls, it says that none do."""
         best = self.methods[self.best]
         if best.beats_controls:
             return best.report.verdict
@@ -168,7 +168,7 @@ def run_demo(
         seed (`int`, *optional*, defaults to 0): Seed of the prompts drawn and of the random controls.
         organism (`str`, *optional*, defaults to `"refusal"`): A name from `list_organisms`, or the folder of an
             organism that was built.
-        announce (`Callable[[str], None]`, *optional*): Called with what begins.
+        announce (`Callable[[str], None]`, *optional*): Called with a message at each step.
 
     Returns:
         [`DemoResult`].
@@ -186,7 +186,7 @@ def run_demo(
     say = announce if announce is not None else _silent
     began = time.perf_counter()
     say(
-        f"the demo images {2 * NUM_IMAGED} prompts of a small model, ranks its experts in two ways, and suppresses "
+        f"the demo images {2 * NUM_IMAGED} prompts of a small model, ranks its experts by two methods, and suppresses "
         f"and stimulates the first ones on {2 * NUM_TESTED} others: about half a minute on one processor core"
     )
     say("loading the organism")
@@ -232,16 +232,16 @@ def run_demo(
         )
     if neutral_before is None:
         raise DataError("demo", "no ranking method ran")
-    say("taking the first experts out one at a time, and following their tokens")
+    say("removing the first experts one at a time, and tracing their tokens")
     removed = _removed(subject, imaged, rankings)
     traced = traced_experts(rankings["ftri"])
     places = chosen_texts(imaged.classes, judge.target, NUM_TRACED)
-    said = imaged.response_tokens or imaged.responses
+    responses = imaged.response_tokens or imaged.responses
     texts = trace_texts(
         model,
         Chat(tokenizer),
         [imaged.prompts[index] for index in places],
-        [said[index] for index in places],
+        [responses[index] for index in places],
         [imaged.classes[index] for index in places],
         traced,
     )
@@ -256,7 +256,7 @@ def run_demo(
 
 
 def _removed(subject: Organism, imaged: FTRIResult, rankings: Mapping[str, ExpertRanking]) -> ExpertRanking:
-    """Return what each of the first experts does when it is taken out alone."""
+    """Return the effect of removing each of the first experts alone."""
     from hf_mote.organisms.scoring import shown_in
     from hf_mote.ranking.causal.ablation import ablate_experts
 
@@ -307,7 +307,7 @@ def _write(result: DemoResult, output: Path, num: int) -> None:
     noun, rest = result.recipe.noun, result.recipe.rest
     titles = {
         "ftri": (f"fTRI: {noun} minus {rest}, mean over prompts", "tokens per prompt"),
-        "attribution": (f"gradient x routing weight: what speaks for {noun}", "nats"),
+        "attribution": (f"gradient x routing weight: experts in favour of {noun}", "nats"),
     }
     planted = {"planted": result.organism.planted} if result.organism.planted else {}
     for name, method in result.methods.items():
@@ -362,7 +362,7 @@ def _page(result: DemoResult, output: Path) -> Html:
     holds = {
         "mote_config.json": f"the config of the first experts by {result.best}",
         "imaging": "responses, classes and one map for each prompt (FTRIResult)",
-        "maps": "mean map of each class (ActivationMap)",
+        "maps": "the mean map of each class (ActivationMap)",
         **dict.fromkeys(methods, "all experts ranked (ExpertRanking), and the evaluation of the first"),
     }
     pictures = sorted(path.name for path in output.glob("*.png"))
@@ -381,14 +381,14 @@ def demo(
     ] = "refusal",
     dry_run: o.DryRun = False,
 ) -> None:
-    """Find the experts behind what a small trained model does, switch them off and on, against random experts."""
+    """Find the experts behind a small trained model's behaviour, switch them off and on, against random experts."""
     with reporting():
         check_folder(output, f"--output {output}")
-        import torch  # from here on it is needed, and takes seconds
+        import torch  # imported here, because it takes seconds
 
         settle_progress()
 
-        # Matrices as small as the organism's gain nothing from more threads, and lose much on a busy machine.
+        # The organism's matrices are too small for several threads, which are slow on a busy machine.
         torch.set_num_threads(1)
         if dry_run:
             _plan(organism, seed)
@@ -407,7 +407,7 @@ def demo(
 
 
 def _plan(name: str, seed: int) -> None:
-    """Print what would be done, having answered one batch."""
+    """Print what would be done, after answering one batch."""
     from hf_mote.commands.model import Subject
     from hf_mote.commands.plan import Timed, TimedJudge, Work, plan_responses
     from hf_mote.commands.prompts import PromptSet
@@ -436,7 +436,7 @@ def _plan(name: str, seed: int) -> None:
             model, tokenizer, short, "yes", "no", experts=[(site.layer, 0)], resamples=0, progress=False
         ),
     )
-    # Each expert takes a pass without it. Attribution goes forwards and backwards, and forwards once more.
+    # Each expert takes one pass without it. Attribution takes a forward, a backward and a further forward pass.
     times = (2 * NUM_REMOVED + 1) / 2 + 2 * NUM_IMAGED / len(short)
     plan_responses(
         Subject(f"organism:{found.name}", model, tokenizer),
@@ -466,7 +466,7 @@ def _plan(name: str, seed: int) -> None:
 
 
 def _demo_table(result: DemoResult) -> Table:
-    """One column for each method, one row for each thing measured."""
+    """Return a table with a column for each method and a row for each measurement."""
     planted = set(result.organism.planted)
     said = result.recipe.said
     controls = len(result.methods[result.best].report.controls)

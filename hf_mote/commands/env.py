@@ -1,4 +1,4 @@
-"""`hf-mote env`: what a bug report needs to know of this machine."""
+"""`hf-mote env`: versions and devices for a bug report."""
 
 from __future__ import annotations
 

@@ -12,12 +12,12 @@ __all__ = ["SupportRow", "families", "support_markdown", "support_table"]
 
 
 class SupportRow(NamedTuple):
-    """A routing rule and who follows it.
+    """A routing rule and the families that follow it.
 
     Attributes:
         rule (`str`): The rule's name.
         families (`tuple[str, ...]`): Model families.
-        cannot (`tuple[str, ...]`): Interventions that its routers have no way of.
+        cannot (`tuple[str, ...]`): Interventions that its routers do not support.
         id (`str`): The rule's id, as `register_routers(rule=...)` takes it.
     """
 

@@ -1,4 +1,4 @@
-"""`hf-mote find`: from prompts to a config that is proven, or to the reason why there is none."""
+"""`hf-mote find`: from prompts to a proven config, or to the reason why there is none."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def find_command(
     prompts: o.Prompts,
     judging: Judging,
     unrelated: Annotated[
-        str | None, typer.Option(help="Prompts whose answers should stay; same sources as PROMPTS. None by default.")
+        str | None,
+        typer.Option(help="Prompts whose answers should not change; same sources as PROMPTS. None by default."),
     ] = None,
     writing: Writing = OUTPUT,
     controls: o.Controls = 40,
@@ -49,25 +50,25 @@ def find_command(
     generating: Generating,
     loading: Loading,
 ) -> None:
-    """Find the experts behind a class of responses and prove it on other prompts; write a config only then."""
+    """Find the experts behind a class of responses, and write a config only if it is proven on other prompts."""
     work = writing.work()
     with reporting(kept=work.word):
         writing.check()
-        asking = templating.settings()
+        template_settings = templating.settings()
         loading.check(model)
         organisms = Organisms()
         asked = reading.prompts(prompts, organisms, seed=seed)
         groups = reading.groups(asked)
         others = reading.prompts(unrelated, organisms, seed=seed).prompts if unrelated is not None else []
         labels = response_judge(judging.make(asked, organisms, model=model))
-        wanted = target_of(labels, judging.target, asked)
+        target = target_of(labels, judging.target, asked)
         # From here on torch and transformers are needed.
         from hf_mote.workflow.find import find_experts
 
         subject = loading.subject(model, organisms, templating=templating, prompts=asked.prompts)
         if writing.dry_run:
-            how = templating.chat(subject.tokenizer), generating.decoding(seed)
-            _plan(subject, asked, *how, labels, len(others), controls, judging.named)
+            chat, decoding = templating.chat(subject.tokenizer), generating.decoding(seed)
+            _plan(subject, asked, chat, decoding, labels, len(others), controls, judging.named)
             return
         with work.of(subject.model) as part_of, writing.folder() as folder:
             found = find_experts(
@@ -75,14 +76,14 @@ def find_command(
                 subject.tokenizer,
                 asked.prompts,
                 labels,
-                target=wanted,
+                target=target,
                 groups=groups,
                 unrelated=others,
                 num_controls=controls,
                 seed=seed,
                 batch_size=generating.batch_size,
                 max_new_tokens=generating.max_new_tokens,
-                **asking,
+                **template_settings,
                 run_folder=part_of(""),
                 announce=say,
             )
@@ -91,14 +92,14 @@ def find_command(
         for note in found.notes:
             tell(f"Note: {note.removesuffix('.')}.")
         if found.predicted is not None:
-            tell(f"Beforehand: {found.predicted}.")
+            tell(f"Before any intervention: {found.predicted}.")
         for candidate in found.candidates:
             tell(f"  {candidate}")
         tell(found.verdict)
         if found.config is not None:
             tell(f"Config: {writing.output / 'config'}")
         tell(f"Report: {writing.output / PAGE}")
-        tell(f"Beside it: {'; '.join(_beside(found))}.")
+        tell(f"In the same folder: {'; '.join(_other_files(found))}.")
 
 
 def _write(folder: Path, found: Found, model: str, provenance: dict[str, str]) -> None:
@@ -121,15 +122,15 @@ def _write(folder: Path, found: Found, model: str, provenance: dict[str, str]) -
     finish(folder, found.to_dict(), provenance, holds, page)
 
 
-def _beside(found: Found) -> list[str]:
-    """Return what the folder holds beside the page, for the terminal."""
+def _other_files(found: Found) -> list[str]:
+    """Return the files in the folder other than the page, for the terminal."""
     of_sets = " and of every set that was tried" if found.candidates else ""
-    said = [f"{REPORT}, with all responses of the untouched model{of_sets}"]
+    files = [f"{REPORT}, with all responses of the untouched model{of_sets}"]
     if found.rankings:
-        said.append(f"rankings/, with all experts by {' and '.join(found.rankings)}")
+        files.append(f"rankings/, with all experts by {' and '.join(found.rankings)}")
     if found.report is not None:
-        said.append("evaluation/ and effect.png, with the best candidate as it was measured")
-    return said
+        files.append("evaluation/ and effect.png, with the measurement of the best candidate")
+    return files
 
 
 def _plan(
@@ -142,7 +143,7 @@ def _plan(
     controls: int,
     judge: str,
 ) -> None:
-    """Print what would be done, having answered one batch and gone forwards and backwards once."""
+    """Print what would be done, after answering one batch and one forward and backward pass."""
     from hf_mote.commands.plan import Timed, TimedJudge, Work, plan_responses
     from hf_mote.evaluation.evaluate import evaluate_mote
     from hf_mote.mote.config import MoTEConfig
@@ -153,22 +154,25 @@ def _plan(
     timed, number = TimedJudge(labels), len(asked.prompts)
     todo = find_work(number, num_unrelated, num_controls=controls, batch_size=decoding.batch_size)
     one = MoTEConfig.for_model(subject.model, suppress=[[find_routers(subject.model)[0].layer, 0]])
-    asking: dict[str, Any] = {"system_prompt": chat.system_prompt, "chat_template_kwargs": chat.template_kwargs}
+    templated: dict[str, Any] = {"system_prompt": chat.system_prompt, "chat_template_kwargs": chat.template_kwargs}
     more = []
     if todo.steps:
         longest = sorted(asked.prompts, key=lambda prompt: -len(str(prompt)))[: todo.learnt_on]
         words = ["one two three four five six seven eight"] * len(longest)
         others = ["eight seven six five four three two one"] * len(longest)
-        gradient = partial(attribute_experts, subject.model, subject.tokenizer, longest, words, others, **asking)
+        gradient = partial(attribute_experts, subject.model, subject.tokenizer, longest, words, others, **templated)
         gradient = partial(gradient, batch_size=todo.learnt_on, resamples=0, progress=False)
         more = [Work(Timed.of(f"a step of gates on {todo.learnt_on} prompts", gradient, warm_up=gradient), todo.steps)]
-    half = "trials and proof if half of the prompts show the behaviour" if todo.sets else "too few for any trial"
+    if todo.sets:
+        use = "to image, and candidates and proof if half of the prompts show the behaviour"
+    else:
+        use = "to image, and too few to measure candidates"
     plan_responses(
         subject,
         asked,
         chat,
         decoding,
-        runs={f"to image, and {half}": 1},
+        runs={use: 1},
         others=[*todo.compared, *todo.sets * todo.tried, *todo.proof],
         judge=judge,
         left_out=[
@@ -176,7 +180,7 @@ def _plan(
             *(
                 [
                     "sets in another mode and the complete set, if none of these is enough",
-                    "a trial without each expert of the best set",
+                    "the best set without each of its experts",
                     "more controls if these do not decide",
                 ]
                 if more
@@ -194,7 +198,7 @@ def _plan(
             batch_size=decoding.batch_size,
             max_new_tokens=longest,
             progress=False,
-            **asking,
+            **templated,
         ),
         each=2,  # untouched, and with the config
         more=more,

@@ -1,4 +1,4 @@
-"""`hf-mote grid`: the prompts of a template, with what each was filled with, as a file of prompts and their groups."""
+"""`hf-mote grid`: a file with the prompts of a template, and the values of each as fields to group by."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_mote.generation.grid import prompt_grid
 
 __all__ = ["grid_command"]
 
-MOST_BYTES = 2**24  # of a file of values
+MOST_BYTES = 2**24  # size of a file of values
 
 
 def grid_command(
@@ -38,13 +38,13 @@ def grid_command(
 ) -> None:
     """Write the prompts of a template with all combinations of values; each value is a field to group by."""
     with reporting():
-        values = {name: _values(name, given) for name, given in map(_parted, value)}
+        values = {name: _values(name, given) for name, given in map(_name_and_value, value)}
         if len(values) < len(value):
-            raise ConfigError("--value", "names something twice", got=", ".join(value)[:80])
-        more = dict(map(_parted, label))
-        taken = sorted({*more} & {*values, "prompt"} | ({"prompt"} & {*values}))
-        if taken:
-            raise ConfigError("--label", "is the name of another field", got=", ".join(taken))
+            raise ConfigError("--value", "gives a name twice", got=", ".join(value)[:80])
+        more = dict(map(_name_and_value, label))
+        duplicates = sorted({*more} & {*values, "prompt"} | ({"prompt"} & {*values}))
+        if duplicates:
+            raise ConfigError("--label", "is the name of another field", got=", ".join(duplicates))
         if output.exists() and not append:
             fix = "Give --append, or another file."
             raise FileFormatError(f"--output {output}", "exists", expected="a new file", fix=fix)
@@ -58,11 +58,11 @@ def grid_command(
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             temporary.write_text(before + text, encoding="utf-8")
         names = ", ".join(f"--group-field {name}" for name in grid.fields)
-        tell(f"{len(rows)} prompts: {output}. What counts as one piece of evidence is one of {names}.")
+        tell(f"{len(rows)} prompts: {output}. To count prompts by group, give later commands one of {names}.")
 
 
 def _before(output: Path) -> str:
-    """Return the rows of a file that others are added to; nothing where there is none."""
+    """Return the rows of the file that others are appended to, `""` if it does not exist."""
     if not output.exists():
         return ""
     try:
@@ -72,7 +72,7 @@ def _before(output: Path) -> str:
     return text if not text or text.endswith("\n") else f"{text}\n"
 
 
-def _parted(given: str) -> tuple[str, str]:
+def _name_and_value(given: str) -> tuple[str, str]:
     name, mark, text = given.partition("=")
     if not mark or not name.isidentifier():
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""`hf-mote ftri`: prompts -> responses -> classes -> maps -> ranking, and a page to read it on."""
+"""`hf-mote ftri`: prompts -> responses -> classes -> maps -> ranking, and a report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["ftri_command"]
 
 OUTPUT = Writing(Path("hf-mote-ftri"))
-MOST_PICTURES = 8  # classes that get one
+MOST_PICTURES = 8  # classes that get a picture
 STABILITY_DRAWS = 100
 
 
@@ -88,7 +88,7 @@ def ftri_command(
         ),
     ] = None,
 ) -> None:
-    """Find the experts that a class of responses goes to: image prompts, rank the experts, write a report."""
+    """Find the experts that a class of responses is routed to: image prompts, rank the experts, write a report."""
     work = writing.work()
     with reporting(shares=True, kept=work.word):
         writing.check()
@@ -96,8 +96,8 @@ def ftri_command(
         real("--confidence", confidence, above=0, below=1)
         choosing.check()
         if writing.dry_run and server is not None:
-            raise ConfigError("--dry-run", "times a batch of the model here", got=f"--server {server}")
-        asking, sampled = templating.settings(), sampling.arguments()
+            raise ConfigError("--dry-run", "needs a model that is loaded here", got=f"--server {server}")
+        template_settings, sampled = templating.settings(), sampling.arguments()
         if server is None:
             loading.check(model)
         organisms = Organisms()
@@ -106,7 +106,7 @@ def ftri_command(
         groups = reading.groups(asked)
         groups = None if groups is None else _each_run(groups, repeats)
         labels = judging.make(asked, organisms, model=model)
-        wanted = target_of(labels, judging.target, asked)
+        target = target_of(labels, judging.target, asked)
         # From here on torch and transformers are needed.
         from hf_mote.commands.plan import TimedJudge, plan_responses
         from hf_mote.ranking.imaging.pipeline import ftri
@@ -131,19 +131,19 @@ def ftri_command(
             "seed": seed,
             "batch_size": generating.batch_size,
             "generate_kwargs": sampled,
-            **asking,
+            **template_settings,
         }
         chat = templating.chat(subject.tokenizer)
         if writing.dry_run:
             timed = TimedJudge(labels)
-            there = sum(site.num_experts for site in find_routers(subject.model))
+            num_experts = sum(site.num_experts for site in find_routers(subject.model))
             plan_responses(
                 subject,
                 asked,
                 chat,
                 generating.decoding(seed, sampled),
                 runs={"to image": repeats},
-                result=8 * repeats * len(asked.prompts) * there,
+                result=8 * repeats * len(asked.prompts) * num_experts,
                 judge=judging.named,
                 left_out=[*timed.left_out, *(["following the tokens of texts"] if traced else [])],
                 once=lambda some, longest: ftri(
@@ -180,7 +180,7 @@ def ftri_command(
             say("ranking the experts")
             rankings, failure = _rankings(
                 result,
-                wanted,
+                target,
                 score,
                 normalize=normalize,
                 paired=pairs or False,
@@ -196,18 +196,18 @@ def ftri_command(
             found = Imaging(
                 model=subject.name,
                 result=result,
-                target=wanted,
+                target=target,
                 rankings=rankings,
                 top=number,
                 stability=None
                 if first is None
-                else _stability(result, wanted, number, score[0], normalize, groups, seed),
-                texts=_texts(subject, asked, result, wanted, followed, traced if engine is None else 0, chat),
+                else _stability(result, target, number, score[0], normalize, groups, seed),
+                texts=_texts(subject, asked, result, target, followed, traced if engine is None else 0, chat),
                 failure=None if failure is None else without_method(str(failure)),
                 traced=followed,
                 alike=result.alike(followed),
                 config=None if config is None else config.to_dict(),
-                predicted=None if first is None else _predicted(result, wanted, groups, seed),
+                predicted=None if first is None else _predicted(result, target, groups, seed),
                 latents=list(maps.values()),
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "judge": judging.named}
@@ -218,19 +218,19 @@ def ftri_command(
             _write(folder, found, config, provenance_of(context, subject, seed, **more))
         tell(imaging_verdict(found)[0])
         if config is not None:
-            tell("The config is a guess until hf-mote evaluate measures it. hf-mote find writes none before that.")
+            tell("The config is a hypothesis until hf-mote evaluate measures it. hf-mote find does both.")
         tell(f"Report: {writing.output / PAGE}")
-        if failure is not None:  # which the verdict has said
+        if failure is not None:  # the verdict has named it
             raise typer.Exit(1)
 
 
 def _each_run(keys: list[str], repeats: int) -> list[str]:
-    """Return the keys of prompts as those of their runs."""
+    """Return a key for each run, from one for each prompt."""
     return [key for key in keys for _ in range(repeats)]
 
 
 def _check(score: list[str], normalize: bool, scope: str, thinking_tokens: str | None) -> None:
-    """Refuse what would be refused only after the model has run."""
+    """Refuse invalid options before the model runs."""
     for name in score:
         if name not in SCORES:
             raise UnknownNameError.of("--score", name, SCORES)
@@ -244,7 +244,7 @@ def _check(score: list[str], normalize: bool, scope: str, thinking_tokens: str |
         what = f"is missing: scope {scope!r} needs the tokens that open and close the thinking"
         raise ConfigError("--thinking-tokens", what, expected=expected)
     if marks is not None and (len(marks) != 2 or not all(marks)):
-        raise ConfigError("--thinking-tokens", "not two tokens", got=repr(thinking_tokens), expected=expected)
+        raise ConfigError("--thinking-tokens", "must be two tokens", got=repr(thinking_tokens), expected=expected)
 
 
 def _token_ids(subject: Subject, names: str | None) -> tuple[int, int] | None:
@@ -256,14 +256,14 @@ def _token_ids(subject: Subject, names: str | None) -> tuple[int, int] | None:
     missing = [part for part in parts if part not in known]
     if len(parts) != 2 or missing:
         got = f"{names!r}, of which the tokenizer lacks {missing}" if missing else repr(names)
-        raise ConfigError("--thinking-tokens", "not two tokens", got=got, expected="as in '<think>,</think>'")
+        raise ConfigError("--thinking-tokens", "must be two tokens", got=got, expected="as in '<think>,</think>'")
     return known[parts[0]], known[parts[1]]
 
 
 def _rankings(
     result: FTRIResult, target: str, scores: list[str], **options: Any
 ) -> tuple[dict[str, ExpertRanking], HFMoTEError | None]:
-    """Return a ranking for each score, or none and why: then there is nothing to compare, which is a finding, too."""
+    """Return a ranking for each score, or none and the error, if there are no classes to compare."""
     try:
         return {name: result.rank(target, score=name, **options) for name in scores}, None
     except (UnknownNameError, DataError) as error:
@@ -277,16 +277,16 @@ def _stability(
         return result.stability(
             target, n, score=score, normalize=normalize, groups=groups, resamples=STABILITY_DRAWS, seed=seed
         )
-    except DataError:  # a class of one prompt, of which nothing can be drawn anew
+    except DataError:  # a class of one prompt, which cannot be resampled
         return None
 
 
 def _predicted(result: FTRIResult, target: str, groups: list[str] | None, seed: int) -> Predictability | None:
-    """Return whether routing tells the classes apart; nothing where there are too few prompts to ask."""
+    """Return how well routing predicts the class; `None` for too few prompts."""
     from hf_mote.statistics.groups import checked_groups
     from hf_mote.statistics.predictability import predictability
 
-    # Runs of one prompt stand or fall together.
+    # Runs of one prompt form a group.
     keys = result.prompt_index.tolist() if result.prompt_index is not None and groups is None else groups
     numbers = checked_groups("ftri.groups", keys, len(result.classes))
     try:
@@ -311,14 +311,14 @@ def _texts(
 
     say("tracing tokens")
     places = chosen_texts(result.classes, target, traced)
-    # Where prompts were asked several times, a result has a row for each run.
+    # If prompts were repeated, a result has a row for each run.
     asked_at = range(len(asked.prompts)) if result.prompt_index is None else result.prompt_index.tolist()
     tokens = result.response_tokens
     return trace_texts(
         subject.model,
         chat,
         [asked.prompts[asked_at[index]] for index in places],
-        # As they were generated: of the text, tokenised anew, special tokens would be missing.
+        # The generated tokens: tokenizing the text again would lose special tokens.
         [result.responses[index] if tokens is None else tokens[index] for index in places],
         [result.classes[index] for index in places],
         followed,

@@ -1,4 +1,4 @@
-"""`hf-mote init`: a folder to begin with: prompts to fill in, a judge, and a script with the commands."""
+"""`hf-mote init`: a starting folder with prompts to fill in, a judge, and a script with the commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_mote.folders import check_folder, replacing_folder
 
 __all__ = ["init_command"]
 
-# By what is asked: the judge, and prompts of both kinds that show its form.
+# For each question: the judge, and example prompts of both kinds.
 _EXAMPLES: dict[str, tuple[str, list[str], list[str]]] = {
     "refusal": (
         "refusal",
@@ -39,7 +39,7 @@ _EXAMPLES: dict[str, tuple[str, list[str], list[str]]] = {
         ["What is rain made of?", "How long is a night in June?"],
     ),
 }
-# What follows where responses are judged, and where prompts are told apart whatever the response.
+# The later steps of `run.sh`: for judges of responses, and for classes of prompts.
 _RESPONSES = """\
 step sweep hf-mote sweep "$MODEL" found heldout.jsonl --judge "$JUDGE" --target "$TARGET" --experts 1,2,5,10 \\
   --output sweep
@@ -47,7 +47,7 @@ step measured hf-mote evaluate "$MODEL" found heldout.jsonl --judge "$JUDGE" --t
   --output measured
 """
 _PROMPTS = """\
-# To measure what the experts do takes a judge of responses, such as --judge 'regex:PATTERN':
+# To measure the effect of the experts, use a judge of responses, such as --judge 'regex:PATTERN':
 # hf-mote evaluate "$MODEL" found heldout.jsonl --judge JUDGE --controls 40 --output measured
 """
 _TARGETS = {"refusal": "refusal", "language": "de", "field": "sought", "regex": "match"}
@@ -59,12 +59,12 @@ def init_command(
     question: Annotated[
         str,
         typer.Option(
-            help="What tells the responses apart: refusal, language, regex (a pattern in the response), or field (the "
-            "prompt's own class, whatever the response)."
+            help="What distinguishes the responses: refusal, language, regex (a pattern in the response), or field "
+            "(the prompt's own class, for any response)."
         ),
     ] = "refusal",
 ) -> None:
-    """Write a folder to begin with: prompts to fill in, the judge chosen, and a script with the commands."""
+    """Write a starting folder: prompts to fill in, a judge, and a script with the commands."""
     with reporting():
         if question not in _EXAMPLES:
             raise UnknownNameError.of("--question", question, tuple(_EXAMPLES))
@@ -85,11 +85,11 @@ def init_command(
 
 
 def _place(model: str) -> str:
-    """The model as `run.sh` finds it, which runs in the folder that it lies in: a folder by its whole path."""
+    """Return the model for `run.sh`, which runs in its own folder: a folder by its absolute path."""
     if Path(model).is_dir():
         return str(Path(model).resolve())
     if model.startswith((".", "/", "~", "\\")) or Path(model).is_absolute():
-        expected = "a folder that is there, a Hub id, or organism:NAME"
+        expected = "an existing folder, a Hub id, or organism:NAME"
         raise ConfigError("--model", "there is no such folder", got=model, expected=expected)
     return model
 
@@ -112,15 +112,15 @@ def _script(model: str, judge: str, target: str) -> str:
     words = {"MODEL": model, "JUDGE": judge, "TARGET": target}
     names = "\n".join(f"{name}={shlex.quote(value)}" for name, value in words.items())
     return f"""#!/usr/bin/env bash
-# Find the experts, try how many it takes, and measure the config. Options such as --dry-run go to the first command.
-# Started again, it goes on where it was stopped.
+# Find the experts, try numbers of them, and measure the config. Options such as --dry-run go to the first command.
+# When it is started again, it continues where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")"
 {names}
 
 step() {{  # FOLDER COMMAND...
   if [[ -e "$1/report.html" ]]; then
-    echo "$1/report.html is there, so its command is skipped. Delete the folder $1 to do it again."
+    echo "$1/report.html exists, so its command is skipped. Delete the folder $1 to run it again."
   else
     "${{@:2}}"
   fi
@@ -135,16 +135,16 @@ def _readme(question: str, judge: str, target: str) -> str:
     written = "`found/report.html`"
     if judge != "field":
         written += ", `sweep/report.html` and `measured/report.html`"
-    return f"""# Which experts are behind it?
+    return f"""# Find the experts
 
 The question: {question}. The judge `{judge}` labels responses, and `{target}` is the label of interest.
 
 1. Fill in `prompts.jsonl`, one prompt a line with its `class`, and `heldout.jsonl` with others: 30 of each kind or
-   more, alike in length and subject, so that nothing else tells the kinds apart. Prompts that are wordings of one
-   subject get a field such as `"group": "rivers"`, and the commands `--group-field group`.
-2. `bash run.sh --dry-run` says what it takes.
-3. `bash run.sh` writes {written}. Stopped and started again, it goes on where it was, and skips what is written: after
-   a change delete the folder that it concerns, and those of the later steps.
+   more, similar in length and subject, so that the kinds do not differ in anything else. Prompts that are wordings of
+   one subject get a field such as `"group": "rivers"`, and the commands `--group-field group`.
+2. `bash run.sh --dry-run` prints what would be done, and how long it takes.
+3. `bash run.sh` writes {written}. When it is started again, it continues where it stopped and skips finished steps:
+   after a change, delete the folder of the changed step and those of the later steps.
 
 Other judges: `hf-mote ftri --help`.
 """

@@ -5,8 +5,8 @@
 | `refusal`, `refusal:en,de` | refusal, answer | refusal |
 | `regex:PATTERN` | match, other | match |
 | `language:en,de`, with `:thinking` or `:answer` for a part | en, de, unknown | the first |
-| `choice:ABCD` | A, B, C, D, none | what `--target` says |
-| `field`, `field:NAME` | the prompt's own class in the file, whatever the response | what `--target` says |
+| `choice:ABCD` | A, B, C, D, none | that of `--target` |
+| `field`, `field:NAME` | the prompt's own class in the file, for any response | that of `--target` |
 | `lm:QUESTION` with `--judge-model` | yes, no, neither | yes |
 """
 
@@ -28,7 +28,7 @@ from hf_mote.judges.regex import RegexJudge
 
 __all__ = ["FieldJudge", "make_judge", "response_judge", "target_of"]
 
-LABELS = ("yes", "no", "neither")  # what is no answer at all is neither
+LABELS = ("yes", "no", "neither")  # neither: the response is not an answer at all
 KINDS = ("choice", "field", "language", "lm", "refusal", "regex")
 
 
@@ -40,10 +40,10 @@ class FieldJudge:
         classes (`list[str]`): The class of each.
 
     Attributes:
-        labels (`tuple[str, ...]`): The classes that there are.
+        labels (`tuple[str, ...]`): The different classes.
 
     Raises:
-        [`DataError`]: if one prompt, of a chat all its messages, has two classes.
+        [`DataError`]: if one prompt, or one chat with all its messages, has two classes.
     """
 
     takes_chats = True
@@ -81,20 +81,21 @@ def make_judge(
         model (`str`, *optional*): The model that is judged; an organism has a judge of its own, which is the default.
         judge_model (`str`, *optional*): The model of `lm`: a folder, a Hub id, or a name on the server.
         judge_url (`str`, *optional*): An OpenAI-compatible server to ask.
-        allow_http (`bool`, *optional*, defaults to `False`): Whether by http:// even if it is another machine.
+        allow_http (`bool`, *optional*, defaults to `False`): Whether a server on another machine may be asked by
+            http://.
 
     Raises:
         [`UnknownNameError`]: if there is no such judge.
-        [`ConfigError`]: if it lacks something, or is given something that it has no use for.
+        [`ConfigError`]: if a value that it needs is missing, or a value is given that it does not use.
     """
     if spec is None:
         if model.startswith(ORGANISM):
             return organisms.get(model.removeprefix(ORGANISM)).judge
         raise ConfigError(
             "--judge",
-            "is missing; it says what a response shows",
+            "is missing; it labels the responses",
             expected=f"one of {', '.join(KINDS)}",
-            fix="For example --judge refusal. Organisms alone bring their own.",
+            fix="For example --judge refusal. Only organisms have a judge of their own.",
         )
     kind, _, rest = spec.partition(":")
     if kind not in KINDS:
@@ -120,20 +121,18 @@ def target_of(judge: Judge, target: str | None, prompts: PromptSet) -> str:
 
     Args:
         judge (`Callable`): The judge.
-        target (`str`, *optional*): What was asked for; by default the judge's own.
+        target (`str`, *optional*): The label that was given; by default the judge's own.
         prompts (`PromptSet`): The prompts.
 
     Raises:
-        [`ConfigError`]: if neither says.
-        [`UnknownNameError`]: if the judge tells its labels, and that is none of them.
+        [`ConfigError`]: if neither is known.
+        [`UnknownNameError`]: if the judge lists its labels, and the label is not one of them.
     """
     label = target if target is not None else getattr(judge, "target", None)
     known = labels_of(judge)
     if label is None:
         expected = f"one of {', '.join(known)}" if known else "one of the judge's labels"
-        raise ConfigError(
-            "--target", "is missing: this judge does not say which label is of interest", expected=expected
-        )
+        raise ConfigError("--target", "is missing: this judge has no label of interest of its own", expected=expected)
     if known is not None and label not in known:
         where = f"--target, {prompts.source}" if isinstance(judge, FieldJudge) else "--target"
         raise UnknownNameError.of(where, label, known)
@@ -141,15 +140,15 @@ def target_of(judge: Judge, target: str | None, prompts: PromptSet) -> str:
 
 
 def response_judge(judge: Judge) -> Judge:
-    """Return a judge that goes by the response.
+    """Return a judge whose labels depend on the response.
 
     Raises:
-        [`ConfigError`]: if it goes by the prompt, so that no config could change what it says.
+        [`ConfigError`]: if they depend on the prompt only, so that no config could change them.
     """
     if isinstance(judge, FieldJudge):
         raise ConfigError(
             "--judge",
-            "labels prompts, whatever the response, so that no rate can change",
+            "labels prompts and not responses, so that no rate can change",
             got="field",
             fix="Give a judge that reads the response, such as refusal or regex:PATTERN.",
         )
@@ -180,7 +179,7 @@ def _classes(prompts: PromptSet, field: str) -> list[str]:
         return prompts.column(field)
     if prompts.classes is None and prompts.unclassed is not None:
         fix = "Give every record a class, or name another field: --judge field:NAME."
-        raise DataError(prompts.unclassed, "no class, while other records have one", expected="text", fix=fix)
+        raise DataError(prompts.unclassed, "must have a class, as other records do", expected="text", fix=fix)
     if prompts.classes is None:
         raise DataError(
             prompts.source,
@@ -196,7 +195,7 @@ def _model_judge(question: str, model: str | None, url: str | None, allow_http: 
         raise ConfigError(
             "--judge-model", "is needed by the judge lm", expected="a folder, a Hub id, or a server's model"
         )
-    # Here and not above: they load torch.
+    # Imported here, because they load torch.
     from hf_mote.judges.language_model import LMJudge
     from hf_mote.judges.server import ServerJudge
 

@@ -19,10 +19,10 @@ MORE = "links"
 
 
 def latent_maps(sources: Sequence[str] | None) -> dict[str, LatentExpertMap]:
-    """Return maps by where they were read: those in the folders or Hub ids, and those by further methods beside them.
+    """Return maps by their source: those in the folders or Hub ids, and those by further methods beside them.
 
     Args:
-        sources (`Sequence[str]`, *optional*): What `--latents` was given.
+        sources (`Sequence[str]`, *optional*): The values of `--latents`.
 
     Raises:
         [`FileFormatError`]: if there is no map, or one cannot be read.
@@ -34,16 +34,16 @@ def latent_maps(sources: Sequence[str] | None) -> dict[str, LatentExpertMap]:
     found = {}
     for source in dict.fromkeys(sources):
         found[source] = LatentExpertMap.from_pretrained(source)
-        beside = sorted(Path(source, MORE).glob(f"*/{LatentExpertMap.file_name}"))
-        found |= {str(path.parent): LatentExpertMap.from_pretrained(path.parent) for path in beside}
+        further = sorted(Path(source, MORE).glob(f"*/{LatentExpertMap.file_name}"))
+        found |= {str(path.parent): LatentExpertMap.from_pretrained(path.parent) for path in further}
     return found
 
 
 def check_latent_maps(maps: dict[str, LatentExpertMap], routed: RoutedModel) -> None:
-    """Raise [`ModelMismatchError`] unless maps are of a model: by fingerprint, or, without one, by layers and experts.
+    """Raise [`ModelMismatchError`] unless maps fit a model: by fingerprint, or, without one, by layers and experts.
 
     Args:
-        maps (`dict[str, LatentExpertMap]`): What [`latent_maps`] returned.
+        maps (`dict[str, LatentExpertMap]`): The result of [`latent_maps`].
         routed (`RoutedModel`): The model.
     """
     from hf_mote.routing.sites.fingerprint import same_weights
@@ -66,5 +66,5 @@ def check_latent_maps(maps: dict[str, LatentExpertMap], routed: RoutedModel) -> 
             if got is None and not same_weights(made, live):
                 got, expected = "other weights in a model of this shape", "the weights it was made with"
         if got is not None:
-            fix = "Make it anew for this model with hf-mote sae experts."
+            fix = "Make a map for this model with hf-mote sae experts."
             raise ModelMismatchError(where, "is a map of another model", got=got, expected=expected, fix=fix)

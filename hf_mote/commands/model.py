@@ -1,4 +1,4 @@
-"""The model that a command looks into: a folder, a Hub id, or a shipped organism."""
+"""The model of a command: a folder, a Hub id, or a shipped organism."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
 _TOKENIZER = re.compile(r".*token.*|vocab.*|merges\.txt|.*\.(model|spm|tiktoken)|tekken\.json", re.IGNORECASE)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
-# What `--quantization` stands for: a class of transformers and its arguments.
+# The values of `--quantization`: a class of transformers and its arguments.
 QUANTIZATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "bnb-8bit": ("BitsAndBytesConfig", {"load_in_8bit": True}),
     "bnb-4bit": ("BitsAndBytesConfig", {"load_in_4bit": True}),
@@ -42,10 +42,10 @@ QUANTIZATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, its tokenizer and what it is called.
+    """A model, its tokenizer and its name.
 
     Attributes:
-        name (`str`): As it was given.
+        name (`str`): The name as it was given.
         model (`PreTrainedModel`): In evaluation mode.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         organism (`Organism`, *optional*): The organism it belongs to.
@@ -60,7 +60,7 @@ class Subject:
 
 
 class Organisms:
-    """Organisms that one command loads once, be they its model, its prompts or both."""
+    """Organisms of one command, each loaded once, for its model, its prompts or both."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, Organism] = {}
@@ -78,13 +78,13 @@ class Organisms:
 def check_loading(
     name: str, *, dtype: str = "auto", quantization: str | None = None, attn_implementation: str | None = None
 ) -> None:
-    """Refuse what no model can be loaded by, without importing what loads it.
+    """Refuse invalid arguments of [`load_subject`], without importing torch or transformers.
 
     Args:
         name (`str`): A folder, a Hub id, or "organism:NAME".
-        dtype (`str`, *optional*, defaults to `"auto"`): As [`load_subject`] takes it; so are the others.
-        quantization (`str`, *optional*): See there.
-        attn_implementation (`str`, *optional*): See there.
+        dtype (`str`, *optional*, defaults to `"auto"`): As in [`load_subject`].
+        quantization (`str`, *optional*): As in [`load_subject`].
+        attn_implementation (`str`, *optional*): As in [`load_subject`].
 
     Raises:
         [`UnknownNameError`]: if there is no such name, or a folder holds no model.
@@ -132,23 +132,23 @@ def load_subject(
     attn_implementation: str | None = None,
     ready: Callable[[PreTrainedTokenizerBase], object] | None = None,
 ) -> Subject:
-    """Return a model that has routers to look at.
+    """Return a model with routers, and its tokenizer.
 
     Args:
         name (`str`): A folder, a Hub id, or "organism:NAME".
         organisms (`Organisms`): Where organisms come from.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         dtype (`str`, *optional*, defaults to `"auto"`): "auto" (as saved), "float32", "bfloat16" or "float16".
-        device (`str`, *optional*): A device such as "cpu" or "cuda:0", or "auto" to spread the model over what there
-            is; by default the accelerator if there is one.
-        any_model (`bool`, *optional*, defaults to `False`): Take a model without routers, too: one that judges.
-        chat_template (`Path`, *optional*): File of a chat template, in the place of the tokenizer's.
+        device (`str`, *optional*): A device such as "cpu" or "cuda:0", or "auto" to spread the model over all devices;
+            by default the accelerator if there is one.
+        any_model (`bool`, *optional*, defaults to `False`): Accept a model without routers, too, such as a judge.
+        chat_template (`Path`, *optional*): File of a chat template, which replaces the tokenizer's.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Run code of the model's repository, and kernels
-            that its config names. Never asked for, and never done unless it is given.
-        quantization (`str`, *optional*): One of [`QUANTIZATIONS`], done while loading.
+            that its config names. Without it no such code runs, and the user is not asked.
+        quantization (`str`, *optional*): One of [`QUANTIZATIONS`], applied while loading.
         attn_implementation (`str`, *optional*): One of [`ATTENTIONS`]; transformers' choice by default.
-        ready (`Callable`, *optional*): Called with the tokenizer before weights are loaded: what it raises costs no
-            wait for them.
+        ready (`Callable`, *optional*): Called with the tokenizer before weights are loaded, so that its errors come
+            early.
 
     Raises:
         [`UnknownNameError`]: if there is no such model.
@@ -159,9 +159,9 @@ def load_subject(
     """
     check_loading(name, dtype=dtype, quantization=quantization, attn_implementation=attn_implementation)
     if trust_remote_code:
-        say(f"--trust-remote-code: code of {name} itself runs on this machine, with your rights")
+        say(f"--trust-remote-code: code of {name} runs on this machine with your permissions")
     template = None if chat_template is None else _template(chat_template)
-    # Here and not above: they take seconds, and what is wrong with the arguments is said before.
+    # Imported here, because they take seconds, and wrong arguments are refused before.
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -171,7 +171,7 @@ def load_subject(
     settle_progress()
     place = _device(device)
     if name.startswith(ORGANISM):
-        # Matrices as small as an organism's gain nothing from more threads, and lose much on a busy machine.
+        # An organism's matrices are too small for several threads, which are slow on a busy machine.
         torch.set_num_threads(1)
         organism = organisms.get(name.removeprefix(ORGANISM))
         subject = Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
@@ -192,14 +192,14 @@ def load_subject(
             dtype=dtype,
             device_map=place,
             trust_remote_code=trust_remote_code,
-            **_further(quantization, attn_implementation),
+            **_optional_arguments(quantization, attn_implementation),
         )
         model: PreTrainedModel = loaded[0]
-        # What is missing transformers has filled with random numbers, with a warning.
+        # transformers fills missing weights with random numbers, with a warning.
         if missing := sorted(loaded[1]["missing_keys"]):
             raise FileFormatError(
                 repr(name),
-                "its weights lack some of the model's",
+                "some of the model's weights are missing",
                 got=f"none for {', '.join(missing[:3])}" + (f" and {len(missing) - 3} more" if missing[3:] else ""),
                 fix="Download or save the model again.",
             )
@@ -218,22 +218,21 @@ def load_subject(
     except ImportError as error:
         fix = "Install what it names, or leave --quantization and --attn-implementation out."
         raise UnsupportedError(repr(name), "a library is missing", got=_first_line(error), fix=fix) from error
-    # Of what a folder may hold, transformers and the libraries below it raise whatever they meet.
+    # transformers and its dependencies raise errors of many classes for a damaged folder.
     except Exception as error:
         raise UnsupportedError(
             repr(name),
             "transformers does not load it",
             got=f"{type(error).__name__}: {_first_line(error)}",
-            fix="A model that needs code of its own repository is loaded with --trust-remote-code, once you have read "
-            "that code.",
+            fix="If the model needs code of its own repository, read that code and pass --trust-remote-code.",
         ) from error
     if not any_model:
         find_routers(model)
     return Subject(name, model.eval(), tokenizer, trusted=trust_remote_code)
 
 
-def _further(quantization: str | None, attn_implementation: str | None) -> dict[str, Any]:
-    """Return the further arguments of `from_pretrained`; what was not given is left to transformers."""
+def _optional_arguments(quantization: str | None, attn_implementation: str | None) -> dict[str, Any]:
+    """Return the optional arguments of `from_pretrained` that were given."""
     found: dict[str, Any] = {}
     if attn_implementation is not None:
         found["attn_implementation"] = attn_implementation
@@ -246,20 +245,20 @@ def _further(quantization: str | None, attn_implementation: str | None) -> dict[
 
 
 def _check_folder(name: str) -> None:
-    """Refuse a folder that holds no language model with its tokenizer, before anything of it is loaded."""
+    """Refuse a folder without a language model and its tokenizer, before anything is loaded."""
     folder = local_path(name)
     if not os.path.isdir(folder):
         return
     names = {entry.name for entry in folder.iterdir()}
     shown = ", ".join(sorted(names)[:12]) or "an empty folder"
     if "config.json" not in names and "adapter_config.json" in names:
-        return  # of an adapter, config and tokenizer may be those of its base
+        return  # an adapter may use config and tokenizer of its base model
     if "config.json" not in names:
         fix = "Give the folder that save_pretrained wrote."
         raise UnknownNameError(repr(name), "no model can be loaded from there: no config.json", got=shown, fix=fix)
     model_type = read_json(folder / "config.json").get("model_type")
     if isinstance(model_type, str) and model_type in ANNOUNCED:
-        what = "is a sparse autoencoder, where a language model is meant"
+        what = "must be a language model, not a sparse autoencoder"
         raise UnsupportedError(repr(name), what, got=f"model_type {model_type!r}", fix="See hf-mote sae --help.")
     if not any(_TOKENIZER.fullmatch(entry) for entry in names):
         fix = "Save the tokenizer there, too: tokenizer.save_pretrained(folder)."
@@ -267,7 +266,7 @@ def _check_folder(name: str) -> None:
 
 
 def _config_of(name: str, revision: str | None) -> PreTrainedConfig:
-    """Return a model's config; of an adapter, that of the base which transformers would load."""
+    """Return a model's config, or for an adapter that of the base model that transformers would load."""
     from transformers import AutoConfig
     from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -279,30 +278,30 @@ def _config_of(name: str, revision: str | None) -> PreTrainedConfig:
 
 
 def _check_kernels(name: str, config: PreTrainedConfig) -> None:
-    """Refuse a config that would have transformers fetch kernels, which are code, from a repository that it names."""
+    """Refuse a config that makes transformers download kernels, which are code, from a repository that it names."""
     pending = [config]
     while pending:
         one = pending.pop()
         for kind in ("attn", "experts"):
-            wanted = getattr(one, f"_{kind}_implementation", None)
-            if wanted is not None and not (isinstance(wanted, str) and _PLAIN_IMPLEMENTATION.fullmatch(wanted)):
+            named = getattr(one, f"_{kind}_implementation", None)
+            if named is not None and not (isinstance(named, str) and _PLAIN_IMPLEMENTATION.fullmatch(named)):
                 raise UnsupportedError(
                     f"{name}: config.json: {kind}_implementation",
                     "names kernels of a repository, which are code",
-                    got=repr(wanted),
-                    fix="Take it out of the config, or pass --trust-remote-code once you have read that code.",
+                    got=repr(named),
+                    fix="Remove it from the config, or read that code and pass --trust-remote-code.",
                 )
         pending += [part for key in one.sub_configs if (part := getattr(one, key, None)) is not None]
 
 
 def served_subject(name: str, organisms: Organisms, *, revision: str | None, chat_template: Path | None) -> Subject:
-    """Return what there is here of a model that runs elsewhere: its tokenizer, and the model without weights.
+    """Return the local part of a model that runs on a server: its tokenizer, and the model without weights.
 
     Args:
         name (`str`): A folder, a Hub id, or "organism:NAME".
         organisms (`Organisms`): Where organisms come from.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        chat_template (`Path`, *optional*): File of a chat template, in the place of the tokenizer's.
+        chat_template (`Path`, *optional*): File of a chat template, which replaces the tokenizer's.
 
     Raises:
         [`UnknownNameError`]: if there is no such model.
@@ -338,7 +337,7 @@ def _template(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        got = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
+        got = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise FileFormatError(f"--chat-template {path}", "cannot be read", got=got, expected="a text file") from error
 
 
@@ -355,10 +354,10 @@ def _device(given: str | None) -> str:
 
     if given is not None:
         try:
-            torch.empty(0, device=given)  # which asks for the driver, too
+            torch.empty(0, device=given)  # this also needs the driver
         except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
-            there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-            expected = "cpu" if there is None else f"cpu, {there.type}, or auto"
+            other = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            expected = "cpu" if other is None else f"cpu, {other.type}, or auto"
             got = f"{given!r}: {_first_line(error)}"
             raise ConfigError("--device", "there is no such device here", got=got, expected=expected) from error
         return given
@@ -369,11 +368,11 @@ def _device(given: str | None) -> str:
 
 
 def _online() -> str:
-    """Say that the Hub was not asked, where the environment forbids it."""
+    """Return a note that the Hub was not asked, if the environment forbids it."""
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
-    return " HF_HUB_OFFLINE is set, so that the Hub was not asked: unset it to download." if offline else ""
+    return " HF_HUB_OFFLINE is set, so the Hub was not asked: unset it to download." if offline else ""
 
 
 def _first_line(error: Exception) -> str:

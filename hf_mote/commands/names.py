@@ -1,6 +1,6 @@
-"""Names that the command line shows in its help and checks first, without importing what they name.
+"""Names that the command line shows in its help and checks first, without importing the modules that define them.
 
-Each list is repeated from the module that uses it; `tests/test_lazy.py` checks that the two agree.
+Each list repeats that of the module that uses it; `tests/test_lazy.py` checks that the two are equal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = [
 
 _SPARSE = ("k", "scale_latents_by_decoder_norm", "aux_loss", "aux_k", "aux_coefficient")
 _ZIPFIAN = (*_SPARSE, "threshold_decay", "zipf_exponent", "zipf_offset", "aux_zipf_share", "density_window")
-# Architectures of sparse autoencoders, with the fields that their configs have beside those of all.
+# Architectures of sparse autoencoders, with the fields that their configs add to the common ones.
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "batch_topk": (*_SPARSE, "threshold_decay"),
     "feature_choice": (*_ZIPFIAN, "budget", "min_budget"),
@@ -29,7 +29,7 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "relu": ("l1_coefficient",),
     "topk": _SPARSE,
 }
-# Fields of all that `hf-mote sae train` leaves to the user: the others are the model's, or of what it does not train.
+# Common fields that the user of `hf-mote sae train` may set: it sets the others itself, or does not use them.
 SAE_FIELDS = (
     "base_model_revision", "dead_after_tokens", "normalize_decoder", "reconstruction_loss", "subtract_decoder_bias",
 )  # fmt: skip

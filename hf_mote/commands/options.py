@@ -68,8 +68,8 @@ __all__ = [
 ]
 
 _SOURCES = (
-    "a .jsonl, .json, .csv or .tsv file with a field prompt (text, or messages) and perhaps class; a text file with "
-    "one prompt a line; a data set as NAME, NAME:SPLIT or NAME:SUBSET:SPLIT; or organism:NAME/SPLIT"
+    "a .jsonl, .json, .csv or .tsv file with a field prompt (text, or messages) and optionally class; a text file "
+    "with one prompt per line; a data set as NAME, NAME:SPLIT or NAME:SUBSET:SPLIT; or organism:NAME/SPLIT"
 )
 _JUDGES = (
     "refusal or refusal:en,de; regex:PATTERN; language:en,de (and :thinking or :answer for a part); choice:ABCD; "
@@ -90,8 +90,8 @@ ClassField: TypeAlias = Annotated[
 GroupField: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Field that is equal for prompts that count as one, such as their subject: p, q and intervals are by it. "
-        "By default each prompt counts.",
+        help="Field that is equal for prompts that count as one, such as their subject: p, q and intervals are "
+        "computed over these groups. By default each prompt counts.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -106,7 +106,9 @@ PairField: TypeAlias = Annotated[
 Limit: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Most prompts of each class of the file, drawn at random; all by default.", rich_help_panel=_DATA
+        min=1,
+        help="Maximum number of prompts of each class of the file, drawn at random; all by default.",
+        rich_help_panel=_DATA,
     ),
 ]
 SystemPrompt: TypeAlias = Annotated[
@@ -122,7 +124,7 @@ TemplateArgs: TypeAlias = Annotated[
     typer.Option(
         "--template-arg",
         metavar="NAME=JSON",
-        help="Further argument of the chat template, as enable_thinking=false; may be given several times.",
+        help="Further argument of the chat template, such as enable_thinking=false; may be given several times.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -130,9 +132,9 @@ TemplateArgs: TypeAlias = Annotated[
 Server: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="A server that `hf-mote serve MODEL` runs, such as http://127.0.0.1:8000, in the place of a model "
-        "that is loaded here; its key, if it wants one, in the variable VLLM_API_KEY. By "
-        "default the model is loaded here.",
+        help="A server that `hf-mote serve MODEL` runs, such as http://127.0.0.1:8000, instead of a model that is "
+        "loaded here; its key, if it needs one, is read from the variable VLLM_API_KEY. By default the model is "
+        "loaded here.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -166,7 +168,7 @@ JudgeAllowHTTP: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--judge-allow-http",
-        help="Ask a server on another machine by http://, which everybody on the way can read.",
+        help="Ask a server on another machine by http://, which others on the network can read.",
         rich_help_panel=_JUDGING,
     ),
 ]
@@ -181,7 +183,7 @@ Device: TypeAlias = Annotated[
     typer.Option(
         "--device",
         "--device-map",
-        help="cpu, cuda:0, ..., or auto to spread it; by default the accelerator.",
+        help="cpu, cuda:0, ..., or auto to spread the model over all devices; by default the accelerator.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -210,8 +212,8 @@ AllowOtherWeights: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--allow-other-weights",
-        help="Apply the config to weights it was not made for, as a fine-tune's, or though it is unverified; the "
-        "report then says so.",
+        help="Apply the config to weights that it was not made for, such as a fine-tune's, or although it is "
+        "unverified; the report then says so.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -228,7 +230,7 @@ TopP: TypeAlias = Annotated[
     float | None,
     typer.Option(
         "--top-p",
-        help="Sample from the most likely tokens of this probability together; from all by default.",
+        help="Sample from the most likely tokens whose probabilities add up to this; from all by default.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -237,7 +239,7 @@ DryRun: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Print what would be done, what it takes, and how long by one timed batch; write nothing.",
+        help="Print what would be done, what it needs, and how long it takes, from one timed batch; write nothing.",
         rich_help_panel=_OUT,
     ),
 ]
@@ -248,8 +250,8 @@ Output: TypeAlias = Annotated[Path, typer.Option(help="Folder to write to.")]
 RunFolder: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="Keep results there as they come, and afterwards; the same command goes on from them. By default they "
-        "lie beside the output, in OUTPUT.run, until that is written.",
+        help="Folder that keeps results as they come, and afterwards; the same command continues from them. By "
+        "default they are kept beside the output, in OUTPUT.run, until the output is written.",
         rich_help_panel=_OUT,
     ),
 ]
@@ -259,10 +261,10 @@ Resamples: TypeAlias = Annotated[
 ]
 Top: TypeAlias = Annotated[
     int | None,
-    typer.Option(min=1, help="How many experts to look at closely; by default as many as the config, or 5."),
+    typer.Option(min=1, help="Number of experts to examine closely; by default as many as in the config, or 5."),
 ]
 Traced: TypeAlias = Annotated[
-    int, typer.Option(min=0, help="Texts of each class whose tokens are shown by routing weight; 0 for none.")
+    int, typer.Option(min=0, help="Texts of each class whose tokens are shown with routing weights; 0 for none.")
 ]
 Latents: TypeAlias = Annotated[
     list[str] | None,
@@ -273,45 +275,48 @@ Latents: TypeAlias = Annotated[
 ]
 Suppress: TypeAlias = Annotated[
     int | None,
-    typer.Option(min=1, help="Write the config that suppresses so many of the first experts; none by default."),
+    typer.Option(min=1, help="Write a config that suppresses this many of the first experts; none by default."),
 ]
 Stimulate: TypeAlias = Annotated[
     int | None,
-    typer.Option(min=1, help="Write the config that stimulates so many of the first experts; none by default."),
+    typer.Option(min=1, help="Write a config that stimulates this many of the first experts; none by default."),
 ]
 Multiply: TypeAlias = Annotated[
     int | None,
-    typer.Option(min=1, help="Write the config that multiplies the weights of so many by --by; none by default."),
+    typer.Option(
+        min=1, help="Write a config that multiplies the weights of this many first experts by --by; none by default."
+    ),
 ]
 By: TypeAlias = Annotated[
     float | None,
     typer.Option(
-        min=0, help="With --multiply: the number; 0 takes the experts out, 2 doubles them. It has no default."
+        min=0, help="With --multiply: the factor; 0 removes the experts, 2 doubles their weights. It has no default."
     ),
 ]
 Positions: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Let that config act at these tokens of each sequence alone, as in 0,1 or -1: from the first one on, or "
-        "from the last of the prompt back. By default at all tokens of its scope."
+        help="Limit that config to these tokens of each sequence, as in 0,1 or -1: counted from the first one, or "
+        "back from the last of the prompt. By default it acts at all tokens of its scope."
     ),
 ]
 Mode: TypeAlias = Annotated[
     str,
     typer.Option(
-        help="How to suppress: drop, reroute or zero; bake takes zero, and reroute of some models.", show_default=True
+        help="How to suppress: drop, reroute or zero; bake accepts zero, and reroute for some models.",
+        show_default=True,
     ),
 ]
 Controls: TypeAlias = Annotated[
-    int, typer.Option(min=0, help="Random configs to compare with, or as many as exist; a verdict takes 19.")
+    int, typer.Option(min=0, help="Random configs to compare with, or as many as exist; a verdict needs 19.")
 ]
 ControlKind: TypeAlias = Annotated[
-    str, typer.Option(help="What controls are matched by: layer, or usage (of the layer, about as busy).")
+    str, typer.Option(help="How controls are matched: layer, or usage (experts of the layer used about as often).")
 ]
 
 
 def numbers_in(option: str, text: str, kind: type[int] | type[float]) -> list[float]:
-    """Return the numbers of an option such as "1,2,5", each once, in order.
+    """Return the numbers of an option such as "1,2,5", sorted, each once.
 
     Args:
         option (`str`): Its name, for the error.
@@ -319,43 +324,43 @@ def numbers_in(option: str, text: str, kind: type[int] | type[float]) -> list[fl
         kind (`type`): `int` or `float`.
 
     Raises:
-        [`ConfigError`]: if a part is no such number, or there is none.
+        [`ConfigError`]: if a part is not such a number, or there is none.
     """
     expected = "whole numbers, as in 1,2,5" if kind is int else "numbers, as in 0.5,1"
     try:
         numbers = sorted({kind(part) for part in text.split(",")})
         if not all(map(math.isfinite, numbers)):
-            raise ConfigError(option, "holds what is no finite number", got=repr(text), expected=expected)
+            raise ConfigError(option, "must hold finite numbers", got=repr(text), expected=expected)
         return numbers
     except HFMoTEError:
         raise
     except (ValueError, OverflowError) as error:
-        raise ConfigError(option, "no list of numbers", got=repr(text), expected=expected) from error
+        raise ConfigError(option, "must be a list of numbers", got=repr(text), expected=expected) from error
 
 
 def check_experts(model: PreTrainedModel, **numbers: int | None) -> None:
-    """Refuse numbers of experts above what a model has, before it runs.
+    """Refuse numbers above the number of experts of a model, before it runs.
 
     Args:
         model (`PreTrainedModel`): The model.
-        **numbers (`int`, *optional*): By the name of their option.
+        **numbers (`int`, *optional*): The numbers, by the name of their option.
 
     Raises:
         [`ConfigError`]: if one is too large.
     """
     from hf_mote.routing.sites.discover import find_routers
 
-    there = sum(site.num_experts for site in find_routers(model))
+    most = sum(site.num_experts for site in find_routers(model))
     for name, number in numbers.items():
-        if number is not None and number > there:
+        if number is not None and number > most:
             option = f"--{name.replace('_', '-')}"
-            raise ConfigError(option, "asks for more experts than there are", got=number, expected=f"up to {there}")
+            raise ConfigError(option, "asks for more experts than there are", got=number, expected=f"up to {most}")
 
 
 def check_changes(
     suppress: int | None, stimulate: int | None, mode: str, multiply: int | None = None, by: float | None = None
 ) -> None:
-    """Refuse what no config could be made of, before the model has run.
+    """Refuse options that do not make a config, before the model runs.
 
     Args:
         suppress (`int`, *optional*): How many of the first experts to suppress.
@@ -385,12 +390,12 @@ def check_changes(
 
 
 def check_pairs(source: str, targets: list[str], baselines: list[str]) -> None:
-    """Refuse pairs of responses of which nothing can be learned, before the model is loaded.
+    """Refuse pairs of responses that are empty or equal, before the model is loaded.
 
     Args:
         source (`str`): Where the prompts come from.
         targets (`list[str]`): The target response to each prompt.
-        baselines (`list[str]`): The response it is held against.
+        baselines (`list[str]`): The response that it is compared with.
 
     Raises:
         [`DataError`]: if one is empty, or the two are the same; the prompt is named by its number.
@@ -409,10 +414,10 @@ def template_args(given: list[str] | None) -> dict[str, Any]:
     """Return the arguments of a chat template that options such as "enable_thinking=false" give.
 
     Args:
-        given (`list[str]`, *optional*): What was given.
+        given (`list[str]`, *optional*): The values of the option.
 
     Raises:
-        [`ConfigError`]: if one is no name and JSON, or a name comes twice.
+        [`ConfigError`]: if one is not a name and JSON, or a name is given twice.
     """
     found: dict[str, Any] = {}
     for entry in given or ():
@@ -430,7 +435,7 @@ def template_args(given: list[str] | None) -> dict[str, Any]:
 
 
 def sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
-    """Return the arguments of `generate` that sampling options stand for: none for greedy decoding.
+    """Return the arguments of `generate` for the sampling options: none for greedy decoding.
 
     Args:
         temperature (`float`, *optional*): Above 0.
@@ -442,7 +447,7 @@ def sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
     for option, value, most in (("--temperature", temperature, math.inf), ("--top-p", top_p, 1.0)):
         if value is not None and not (0 < value <= most and math.isfinite(value)):
             expected = "above 0" + (", at most 1" if most == 1 else "")
-            fix = "Greedy decoding is the default: leave it out."
+            fix = "Leave it out for greedy decoding."
             raise ConfigError(option, "is out of range", got=value, expected=expected, fix=fix)
     given = {"temperature": temperature, "top_p": top_p}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -9,7 +9,7 @@ __all__ = ["organisms"]
 
 
 def organisms() -> None:
-    """List the model organisms in the package: small trained models of which it is known what they do, and where."""
+    """List the model organisms in the package: small trained models whose behaviour and its experts are known."""
     from hf_mote.organisms.organism import list_organisms, summarize_organism
 
     table = Table(title="Model organisms", show_lines=True)

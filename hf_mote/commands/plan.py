@@ -1,7 +1,7 @@
-"""`--dry-run`: what a command would do and what it would take, from one timed batch; nothing is written.
+"""`--dry-run`: what a command would do, with its time and memory estimated from one timed batch; nothing is written.
 
-The time is the whole command's on the clock: starting and loading, which a dry run has behind it when it tells; the
-batches, timed as the command runs them; the pictures, of which one is drawn. What is not in it is said.
+The time is the wall time of the whole command: starting and loading, as measured in the dry run; the batches, timed as
+the command runs them; the pictures, of which one or two are drawn. The parts that it leaves out are named.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _JUDGE = "the judge, which is asked for each response"
 
 
 class Timed(NamedTuple):
-    """What was timed.
+    """A timed unit of work.
 
     Attributes:
-        what (`str`): In words, as "16 responses".
+        what (`str`): Its name, such as "16 responses".
         seconds (`float`): How long it took.
     """
 
@@ -61,12 +61,12 @@ class Timed(NamedTuple):
 
     @classmethod
     def of(cls, what: str, once: Callable[[], Any], *, warm_up: Callable[[], Any] | None = None) -> Timed:
-        """Time something.
+        """Time a unit of work.
 
         Args:
-            what (`str`): What it is.
-            once (`Callable`): Does it.
-            warm_up (`Callable`, *optional*): Does a little of it, so that what is done once alone is not timed.
+            what (`str`): Its name.
+            once (`Callable`): Does the work.
+            warm_up (`Callable`, *optional*): Does a little of it before, so that one-time costs are not timed.
         """
         say(f"timing {what}")
         if warm_up is not None:
@@ -80,8 +80,8 @@ class Work(NamedTuple):
     """A part of the work.
 
     Attributes:
-        timed ([`Timed`]): What was timed of it.
-        times (`float`): How often the command does that.
+        timed ([`Timed`]): The timed unit.
+        times (`float`): How often the command does it.
     """
 
     timed: Timed
@@ -99,10 +99,10 @@ def plan(
     """Print what a command would do.
 
     Args:
-        facts (`Mapping[str, str]`): What to say of it, by name.
-        work (`Sequence[Work]`): What takes time.
+        facts (`Mapping[str, str]`): Facts to print, by name.
+        work (`Sequence[Work]`): The parts that take time.
         pictures (`float`, *optional*, defaults to 0.0): Seconds that the pictures take.
-        left_out (`Sequence[str]`, *optional*): What else takes time, and is not in the estimate.
+        left_out (`Sequence[str]`, *optional*): Parts that take time and are not in the estimate.
     """
     before = since_start()
     total = before + pictures + sum(part.seconds for part in work)
@@ -114,7 +114,7 @@ def plan(
         parts.append(f"{duration(pictures)} for pictures")
     shown = {**facts, "time": f"about {duration(total)}: {'; '.join(parts)}"}
     if left_out:
-        shown["not in it"] = ", ".join(left_out)
+        shown["not included"] = ", ".join(left_out)
     tell_plan(shown)
     tell("Nothing was written. The same command without --dry-run does it.")
 
@@ -123,7 +123,7 @@ def tell_plan(facts: Mapping[str, str]) -> None:
     """Print what would be done, a line for each fact.
 
     Args:
-        facts (`Mapping[str, str]`): By name; of a text of several lines the others stand below the first.
+        facts (`Mapping[str, str]`): Facts by name; further lines of a text are printed below its first.
     """
     wide = max(map(len, facts))
     below = f"\n{'':{wide + 4}}"
@@ -151,27 +151,28 @@ def plan_responses(
     more: Sequence[Work] = (),
     pictures: int = 0,
 ) -> None:
-    """Print what a command that generates responses would do, having generated one batch of them.
+    """Print what a command that generates responses would do, after generating one batch of them.
 
     Args:
         subject (`Subject`): The model.
         asked (`PromptSet`): The prompts.
         chat (`Chat`): How they become tokens.
         decoding (`Decoding`): How responses are decoded.
-        runs (`Mapping[str, int]`): How often all prompts are asked, by what for.
-        others (`Iterable[int]`, *optional*): Responses to other prompts, as to unrelated ones: how many each time.
-        result (`int`, *optional*, defaults to 0): Bytes that the result takes in memory, if it is known.
-        judge (`str`): What labels the responses.
-        left_out (`Sequence[str]`, *optional*): What takes time beside that, and is not in the estimate.
-        once (`Callable`, *optional*): Does with some prompts, and responses of so many tokens at most, what the
-            command does with a batch; by default they are answered.
+        runs (`Mapping[str, int]`): How often all prompts are answered, by purpose.
+        others (`Iterable[int]`, *optional*): Numbers of responses to other prompts, such as unrelated ones, for each
+            run.
+        result (`int`, *optional*, defaults to 0): Bytes that the result takes in memory, if known.
+        judge (`str`): The name of the judge.
+        left_out (`Sequence[str]`, *optional*): Further parts that take time and are not in the estimate.
+        once (`Callable`, *optional*): Takes prompts and a maximum number of new tokens, and does what the command does
+            with a batch; by default the prompts are answered.
         each (`int`, *optional*, defaults to 1): How often it answers them.
-        more (`Sequence[Work]`, *optional*): What else takes time.
+        more (`Sequence[Work]`, *optional*): Further parts that take time.
         pictures (`int`, *optional*, defaults to 0): How many pictures the command draws.
     """
     longest = int((decoding.generate_kwargs or {}).get("max_new_tokens", decoding.max_new_tokens))
     encoded = chat.encode(asked.prompts)
-    # The longest prompts, so that the estimate is no lower than the run.
+    # The longest prompts, so that the estimate is not too low.
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))[: decoding.batch_size]
     batch, size = [asked.prompts[index] for index in order], decoding.batch_size
     answer = _answered(subject, chat, decoding) if once is None else once
@@ -181,29 +182,29 @@ def plan_responses(
         warm_up=lambda: answer(batch, min(2, longest)),
     )
     timed = timed._replace(seconds=timed.seconds / each)
-    number, times, beside = len(asked.prompts), sum(runs.values()), list(others)
-    total = number * times + sum(beside)
+    number, times, further = len(asked.prompts), sum(runs.values()), list(others)
+    total = number * times + sum(further)
     tokens = sum(map(len, encoded))
-    batches = times * math.ceil(number / size) + sum(math.ceil(one / size) for one in beside)
+    batches = times * math.ceil(number / size) + sum(math.ceil(one / size) for one in further)
     facts = {
         "prompts": f"{number:,} from {asked.source}, {tokens:,} tokens, the longest {max(map(len, encoded)):,}",
         "runs": f"{times:,} over all prompts: {', '.join(f'{n:,} {what}' for what, n in runs.items())}",
         "responses": f"{total:,}, at most {total * longest:,} tokens",
         "judge": judge,
     }
-    if sum(beside):
-        facts["runs"] += f"; and {sum(beside):,} responses to other prompts"
+    if sum(further):
+        facts["runs"] += f"; and {sum(further):,} responses to other prompts"
     if result:
         facts["result"] = f"{amount(result)} of memory, and about as much on disk"
-    pictured = _pictures(pictures, subject)
-    plan(facts, [Work(timed, batches), *more], pictures=pictured, left_out=[*left_out, _STATISTICS])
+    seconds = _pictures(pictures, subject)
+    plan(facts, [Work(timed, batches), *more], pictures=seconds, left_out=[*left_out, _STATISTICS])
 
 
 class TimedJudge:
-    """A judge that takes the time of another one and gives one label, so that any batch of responses can be timed.
+    """A judge that takes as long as another one and gives one label, so that any batch of responses can be timed.
 
     Args:
-        judge (`Judge`): The other one; one that is costly is not asked.
+        judge (`Judge`): The other judge; a costly one is not called.
     """
 
     labels = ("any",)
@@ -215,7 +216,7 @@ class TimedJudge:
 
     @property
     def left_out(self) -> list[str]:
-        """What an estimate does not hold of it."""
+        """The parts of its time that are not in an estimate."""
         return [_JUDGE] if self._costly else []
 
     def __call__(self, prompt: Prompt, response: str) -> str:
@@ -240,7 +241,7 @@ def _answered(subject: Subject, chat: Chat, decoding: Decoding) -> Callable[[lis
 
 
 def _pictures(number: int, subject: Subject | None = None) -> float:
-    """Return how long so many pictures take, of which the first loads what draws them; of a model's experts."""
+    """Return the seconds that pictures of a model's experts take; the first one also loads matplotlib."""
     if not number:
         return 0.0
     say("timing a picture")
@@ -277,17 +278,17 @@ def plan_passes(
     more: Sequence[Work] = (),
     pictures: int = 0,
 ) -> None:
-    """Print what a command of plain passes would do, having run one batch.
+    """Print what a command of plain passes would do, after running one batch.
 
     Args:
         subject (`Subject`): The model.
         asked (`PromptSet`): The prompts.
         once (`Callable`): Runs one batch.
-        batches (`float`): How many of these the command runs.
-        named (`str`): What one is, in words.
-        what (`Mapping[str, str]`): What else to say of it, by name.
+        batches (`float`): How many batches the command runs.
+        named (`str`): The name of a batch.
+        what (`Mapping[str, str]`): Further facts to print, by name.
         result (`int`): Bytes that the result takes in memory.
-        more (`Sequence[Work]`, *optional*): What else takes time.
+        more (`Sequence[Work]`, *optional*): Further parts that take time.
         pictures (`int`, *optional*, defaults to 0): How many pictures the command draws.
     """
     timed = Timed.of(named, once, warm_up=once)
@@ -305,15 +306,15 @@ def plan_training(
     more: Sequence[Work] = (),
     again: bool = True,
 ) -> None:
-    """Print what training would do, having timed some steps of it.
+    """Print what training would do, after timing some steps of it.
 
     Args:
-        once (`Callable`): Goes through some steps.
-        timed (`int`): How many these are.
-        steps (`int`): How many there are to be.
-        what (`Mapping[str, str]`): What else to say of it, by name.
-        more (`Sequence[Work]`, *optional*): What else takes time, as measuring what was trained.
-        again (`bool`, *optional*, defaults to `True`): Whether it can be done twice; it is then timed the second time.
+        once (`Callable`): Runs some steps.
+        timed (`int`): The number of these steps.
+        steps (`int`): The number of all steps.
+        what (`Mapping[str, str]`): Further facts to print, by name.
+        more (`Sequence[Work]`, *optional*): Further parts that take time, such as the evaluation.
+        again (`bool`, *optional*, defaults to `True`): Whether `once` can run twice; the second run is then timed.
     """
     named = "1 step" if timed == 1 else f"{timed} steps"
     some = Timed.of(named, once, warm_up=once if again else None)
@@ -328,7 +329,7 @@ def tokens_of(
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
         texts (`Sequence`): The texts.
-        tokens (`int`): The most that it is to read.
+        tokens (`int`): The maximum number of tokens to read.
         context_length (`int`): The longest sequence.
         text_column (`str`): The column that has the text.
     """
@@ -355,21 +356,21 @@ def plan_reading(
     more: Sequence[Work] = (),
     pictures: int = 0,
 ) -> None:
-    """Print what a command that reads a text would do, having read one batch of it.
+    """Print what a command that reads a text would do, after reading one batch of it.
 
     Args:
         subject (`Subject`): The model.
         source (`str`): Where the texts come from.
         texts (`Sequence`): The texts.
-        once (`Callable`): Reads so many tokens as the command does.
-        tokens (`int`): How many the command is to read at most.
+        once (`Callable`): Reads a number of tokens in the same way as the command.
+        tokens (`int`): The maximum number of tokens to read.
         context_length (`int`): The longest sequence.
         text_column (`str`): The column that has the text.
-        what (`Mapping[str, str]`): What else to say of it, by name.
-        more (`Sequence[Work]`, *optional*): What else takes time.
+        what (`Mapping[str, str]`): Further facts to print, by name.
+        more (`Sequence[Work]`, *optional*): Further parts that take time.
         pictures (`int`, *optional*, defaults to 0): How many pictures the command draws.
     """
-    batch = 8 * context_length  # the usual forward of those that read: 8 sequences
+    batch = 8 * context_length  # these commands run 8 sequences in a forward pass
     read = tokens_of(subject.tokenizer, texts, tokens, context_length=context_length, text_column=text_column)
     some = min(batch, read)
     timed = Timed.of(f"{some:,} tokens", lambda: once(some), warm_up=lambda: once(1))

@@ -1,8 +1,8 @@
-"""Prompts from wherever they are: a file, a data set, or an organism's own questions.
+"""Prompts from a file, a data set, or an organism's own questions.
 
 | source | what it is |
 | --- | --- |
-| `prompts.jsonl`, `.ndjson`, `.json` | objects, one a line or in a list; a string is a prompt without more fields |
+| `prompts.jsonl`, `.ndjson`, `.json` | objects, one per line or in a list; a string is a prompt without more fields |
 | `prompts.csv`, `.tsv` | a line of column names, then one prompt in each row |
 | any other file | one prompt in each line |
 | `organism:NAME/SPLIT`, `…/SPLIT/KIND` | questions of a shipped organism; the kind is the class, `answer` a field |
@@ -36,14 +36,14 @@ _CLASS_FIELDS = ("class", "label")
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts and what else was said of them.
+    """Prompts and their records.
 
     Attributes:
         source (`str`): Where they come from.
         prompts (`list[Prompt]`): Texts, or chats.
         records (`list[Record]`): Their records.
-        classes (`list[str]`, *optional*): The class of each, where the records name one.
-        unclassed (`str`, *optional*): Where the first record stands that lacks a class while others have one.
+        classes (`list[str]`, *optional*): The class of each, if every record names one.
+        unclassed (`str`, *optional*): The place of the first record without a class, if others have one.
     """
 
     source: str
@@ -54,7 +54,7 @@ class PromptSet:
 
     @property
     def texts(self) -> list[str]:
-        """The text of each prompt: of a chat the last message."""
+        """The text of each prompt; for a chat, that of the last message."""
         return [prompt_text(prompt) for prompt in self.prompts]
 
     def column(self, name: str) -> list[str]:
@@ -62,7 +62,7 @@ class PromptSet:
 
         Raises:
             [`UnknownNameError`]: if no record has it.
-            [`DataError`]: if a record lacks it, or holds something that is no text; it is named.
+            [`DataError`]: if a record lacks it, or holds something that is not text; the record is named.
         """
         return _column(self.source, self.records, name)
 
@@ -87,14 +87,14 @@ def read_prompts(
         organisms (`Organisms`): Where organisms come from.
         prompt_field (`str`, *optional*): Where the prompt is; by default "prompt" or "messages".
         class_field (`str`, *optional*): Where the class is; by default "class" or "label", if there is one.
-        limit (`int`, *optional*): Most prompts of each class, or of all where no classes are known, drawn at random;
-            their order stays.
-        seed (`int`, *optional*, defaults to 0): Of the draw.
+        limit (`int`, *optional*): Maximum number of prompts of each class, or of all prompts if no classes are known,
+            drawn at random; their order does not change.
+        seed (`int`, *optional*, defaults to 0): Seed of the draw.
 
     Raises:
         [`UnknownNameError`]: if there is no such source or field.
         [`FileFormatError`]: if a file is malformed.
-        [`DataError`]: if there is no prompt in it, or something that is none; its place is named.
+        [`DataError`]: if it holds no prompt, or an invalid one; its place is named.
     """
     path = local_path(source)
     if source.startswith(ORGANISM):
@@ -120,19 +120,19 @@ def read_prompts(
 
 
 def drawn(classes: Sequence[str], limit: int | None, seed: int) -> list[int]:
-    """Return the positions that a draw leaves, in their order.
+    """Return the positions of randomly drawn entries, in order.
 
     Args:
         classes (`Sequence[str]`): The class of each entry.
-        limit (`int`, *optional*): Most of each class; all by default.
-        seed (`int`): Of the draw.
+        limit (`int`, *optional*): Maximum number of entries of each class; all by default.
+        seed (`int`): Seed of the draw.
     """
     if limit is None:
         return list(range(len(classes)))
     draw, chosen = random.Random(seed), []
     for name in dict.fromkeys(classes):
-        mine = [index for index, label in enumerate(classes) if label == name]
-        chosen += draw.sample(mine, min(limit, len(mine)))
+        members = [index for index, label in enumerate(classes) if label == name]
+        chosen += draw.sample(members, min(limit, len(members)))
     return sorted(chosen)
 
 
@@ -141,7 +141,8 @@ def _organism_records(source: str, organisms: Organisms) -> list[Record]:
     organism = organisms.get(name)
     if not 1 <= len(parts) <= 2:
         splits = ", ".join(f"{ORGANISM}{name}/{split}" for split in organism.prompts)
-        raise UnknownNameError(repr(source), "names no split of the organism's questions", expected=f"one of {splits}")
+        what = "must name a split of the organism's questions"
+        raise UnknownNameError(repr(source), what, expected=f"one of {splits}")
     if parts[0] not in organism.prompts:
         raise UnknownNameError.of(repr(source), parts[0], organism.prompts)
     kinds = organism.prompts[parts[0]]
@@ -169,10 +170,10 @@ def _prompt(record: Record, field: str) -> Prompt:
         text = prompt_text(prompt)
     except HFMoTEError as error:
         got, expected = repr(value)[:80], "text, or a list of messages with role and content"
-        raise DataError(f"{record.where}, field {field!r}", "no prompt", got=got, expected=expected) from error
+        raise DataError(f"{record.where}, field {field!r}", "must be a prompt", got=got, expected=expected) from error
     messages = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     if not all(isinstance(message, str) for message in messages) or not text.strip():
-        raise DataError(f"{record.where}, field {field!r}", "no text in it", got=repr(value)[:80])
+        raise DataError(f"{record.where}, field {field!r}", "must hold text", got=repr(value)[:80])
     for message in messages:
         check_unicode(f"{record.where}, field {field!r}", message)
     return prompt
@@ -186,14 +187,16 @@ def _column(source: str, records: Sequence[Record], name: str) -> list[str]:
     for record in records:
         value = record.fields.get(name)
         if not _filled(record, name):
-            raise DataError(f"{record.where}, field {name!r}", "no value", got=repr(value)[:80], expected="text")
+            raise DataError(
+                f"{record.where}, field {name!r}", "must have a value", got=repr(value)[:80], expected="text"
+            )
         check_unicode(f"{record.where}, field {name!r}", str(value))
         values.append(str(value).strip())
     return values
 
 
 def _unclassed(records: Sequence[Record]) -> str | None:
-    """Return where the first record stands that lacks a class, if any record has one."""
+    """Return the place of the first record without a class, if any record has one."""
     for name in _CLASS_FIELDS:
         missing = [record for record in records if not _filled(record, name)]
         if 0 < len(missing) < len(records):

@@ -1,4 +1,4 @@
-"""`hf-mote push`: a folder that is fit to be shared, uploaded to the Hub."""
+"""`hf-mote push`: uploads a folder to the Hub, after the checks of `hf-mote validate`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hf_mote.folders import staging
 __all__ = ["push_command"]
 
 _TEXTS = "holds prompts and responses"
-_PUBLIC = "public, or as your account has it,"
-_THERE = "one that is there stays as private or public as it is"
+_PUBLIC = "public, or by your account's default,"
+_EXISTING = "the visibility of an existing one does not change"
 _CARD = "README.md"
 _SHOWN = 6  # lines of the card that a dry run shows
 
@@ -37,7 +37,7 @@ def push_command(
     private: Annotated[
         bool,
         typer.Option(
-            "--private", help="Make a new repository private; public by default, or as your organization has it."
+            "--private", help="Make a new repository private; public by default, or by your organization's default."
         ),
     ] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request rather than commit.")] = False,
@@ -48,7 +48,8 @@ def push_command(
         str | None, typer.Option(help="Commit message; by default it says which folder was uploaded.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be uploaded, and what stays here; ask no server.")
+        bool,
+        typer.Option("--dry-run", help="Print what would be uploaded, and what stays here, without asking a server."),
     ] = False,
 ) -> None:
     """Check a folder as `hf-mote validate` does, and upload it; prompts and responses stay here."""
@@ -58,9 +59,9 @@ def push_command(
         for problem in found:
             tell(f"- {problem}")
         if found:
-            fix = "Mend them and run the command again; nothing was uploaded. What a command wrote to its --output is "
-            fix += "shared from Python, with a card of its own: load it with from_pretrained and call push_to_hub."
-            raise ConfigError(folder, "is not fit to be shared, as listed above", fix=fix)
+            fix = "Fix them and run the command again; nothing was uploaded. The --output of a command is shared from "
+            fix += "Python, with a card of its own: load it with from_pretrained and call push_to_hub."
+            raise ConfigError(folder, "has the problems listed above", fix=fix)
         from hf_mote.sharing.transfer import check_upload, upload
 
         texts: list[str] = []
@@ -77,11 +78,11 @@ def push_command(
                 texts = [] if with_texts else report._texts()
                 held = f"the texts of {len(report.prompts):,} prompts and of the responses to them"
                 if report.prompts:
-                    kept = f"nothing: {held} go along, by --with-texts" if with_texts else f"{held}, in {REPORT}"
+                    kept = f"nothing: {held} are uploaded (--with-texts)" if with_texts else f"{held}, in {REPORT}"
             if dry_run:
                 check_upload(copy, repo, revision=revision, subfolder=subfolder, texts=texts)
                 facts = {
-                    "repository": f"{repo}, {'private' if private else _PUBLIC} if it is made; {_THERE}",
+                    "repository": f"{repo}, {'private' if private else _PUBLIC} if it is made; {_EXISTING}",
                     "commit": f"{message!r} to {revision or 'main'}{', as a pull request' if create_pr else ''}",
                     **_contents(copy, subfolder),
                     "stays here": kept,
@@ -116,5 +117,5 @@ def _contents(folder: Path, subfolder: str | None) -> dict[str, str]:
         card = (folder / _CARD).read_text(encoding="utf-8", errors="replace")
         text = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
         facts["card"] = "\n".join([line for line in text.splitlines() if line.strip()][:_SHOWN])
-        facts["card there"] = "one that somebody wrote there is kept in the place of this one"
+        facts["existing card"] = "a card that somebody wrote in the repository is kept instead of this one"
     return facts

@@ -1,4 +1,4 @@
-"""The files of a run: what each holds, the figures as JSON, and the page that shows them."""
+"""The files of a run: a description of each, the figures as JSON, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def finish(
     holds: Mapping[str, str],
     page: Callable[[dict[str, str]], Html] | None = None,
 ) -> None:
-    """Write the page, if there is one, and the figures with a list of all files, by which `--force` knows them.
+    """Write the page, if there is one, and the figures with a list of all files, which a later `--force` may replace.
 
     Args:
-        folder (`Path`): Where the other files are already.
-        figures (`Mapping`): JSON-native; what is not finite becomes null.
-        provenance (`Mapping[str, str]`): How the run came about.
+        folder (`Path`): The folder, which already holds the other files.
+        figures (`Mapping`): JSON-native; numbers that are not finite become null.
+        provenance (`Mapping[str, str]`): The model, settings and versions of the run, by name.
         holds (`Mapping[str, str]`): What the files hold, by their path in the folder.
-        page (`Callable`, *optional*): From the description of all files to the page.
+        page (`Callable`, *optional*): Makes the page from the description of all files.
     """
     from hf_mote.files import write_json
 
@@ -61,7 +61,7 @@ def finish(
         from hf_mote.reports.page import write_page
 
         write_page(folder / PAGE, page(described))
-        described[PAGE] = "this run, to be read"
+        described[PAGE] = "the report of this run"
     written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: described.get(name, "") for name in [*written, REPORT]}
     write_json(folder / REPORT, {**_finite(dict(figures)), "provenance": dict(provenance), "files": files}, limit=None)
@@ -79,7 +79,7 @@ def config_of(
     base_model: str | None = None,
     strength: float = 1.0,
 ) -> MoTEConfig | None:
-    """Return the config of the first experts, if one was asked for.
+    """Return the config of the first experts, if a number of them is given.
 
     Args:
         ranking (`ExpertRanking`): The ranking.
@@ -89,8 +89,8 @@ def config_of(
         by (`float`, *optional*): The gain.
         mode (`str`): As `MoTEConfig.suppress_mode`.
         positions (`list[int]`, *optional*): As `MoTEConfig.positions`.
-        base_model (`str`, *optional*): The model as it was given; of a folder, the config gets its own name alone.
-        strength (`float`, *optional*, defaults to 1.0): The dose.
+        base_model (`str`, *optional*): The model as it was given; the config holds only the name of a folder.
+        strength (`float`, *optional*, defaults to 1.0): As `MoTEConfig.strength`.
 
     Raises:
         [`ConfigError`]: if several are given, or the mode is unknown.
@@ -120,12 +120,12 @@ def save_config(config: MoTEConfig | None, folder: Path) -> dict[str, str]:
 
 
 def rows_of(ranking: ExpertRanking, n: int) -> list[dict[str, Any]]:
-    """Return the first `n` experts as mappings, JSON-native but for NaN."""
+    """Return the first `n` experts as mappings, JSON-native except for NaN."""
     return [row._asdict() for row in ranking.rows(min(n, len(ranking)))]
 
 
 def safe_name(index: int, name: str) -> str:
-    """Return a name that is a file's whatever the class is called, and another for each index."""
+    """Return a file name for a class of any name, a different one for each index."""
     return f"{index}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)[:40].strip('_') or 'class'}"
 
 
@@ -138,14 +138,14 @@ def _finite(value: Any) -> Any:
 
 
 def check_output(folder: Path, *, force: bool) -> None:
-    """Raise unless a folder may be written to; asked before anything is computed.
+    """Raise unless a folder may be written to; called before anything is computed.
 
     Args:
         folder (`Path`): It may exist if it is empty.
-        force (`bool`): Whether it may hold something.
+        force (`bool`): Whether it may hold files.
 
     Raises:
-        [`FileFormatError`]: if it is a file, holds something, or could not be put in place whole.
+        [`FileFormatError`]: if it is a file, is not empty, or could not be replaced as a whole.
     """
     check_folder(folder, f"--output {folder}")
     if not force and os.path.isdir(folder) and any(folder.iterdir()):
@@ -155,14 +155,14 @@ def check_output(folder: Path, *, force: bool) -> None:
 
 @contextmanager
 def writing_to(folder: Path, *, force: bool) -> Iterator[Path]:
-    """Yield a folder to write to, which becomes `folder` at once if the block succeeds.
+    """Yield a folder to write to, which replaces `folder` at once if the block succeeds.
 
-    What the report of an earlier run lists as its files goes with that; nothing else is deleted. Where the block
-    fails, what it had written is kept beside.
+    The files that the report of an earlier run lists are then deleted, and no others. If the block fails, the files
+    that it wrote are kept beside `folder`.
 
     Args:
-        folder (`Path`): Where everything is to be.
-        force (`bool`): Whether it may hold something.
+        folder (`Path`): The folder of the results.
+        force (`bool`): Whether it may hold files.
 
     Raises:
         [`FileFormatError`]: if it may not be written to, or the disk is full.
@@ -173,14 +173,14 @@ def writing_to(folder: Path, *, force: bool) -> Iterator[Path]:
 
 
 class Work:
-    """Where a command keeps what it has done, so that the same command goes on from there after a kill.
+    """The place where a command keeps its work, so that the same command continues from there after a kill.
 
-    Beside the output, until that is written; or where `--run-folder` says, and then it stays. Nothing is kept of a
-    command with neither.
+    It is a folder beside the output, which is deleted when the output is written, or the folder of `--run-folder`,
+    which stays. A command with neither keeps nothing.
 
     Args:
         output (`Path`, *optional*): The command's output.
-        given (`Path`, *optional*): What `--run-folder` says.
+        given (`Path`, *optional*): The folder of `--run-folder`.
     """
 
     def __init__(self, output: Path | None, given: Path | None = None) -> None:
@@ -196,7 +196,7 @@ class Work:
             raise FileFormatError(where, "is a file", expected="a folder, new or of an earlier run")
 
     def word(self) -> str:
-        """Return what is kept, in a sentence."""
+        """Return a sentence on what is kept."""
         from hf_mote.runs.folder import holds_records
 
         if self._folder is None or not holds_records(self._folder):
@@ -205,13 +205,13 @@ class Work:
 
     @contextmanager
     def of(self, model: nn.Module | None) -> Iterator[Callable[[str], Path | None]]:
-        """Keep what is done within the block; yields what returns the folder of a part of it, `""` for the whole.
+        """Keep the work of the block; yields a function that returns the folder of a part of it, `""` for the whole.
 
-        Where nobody asked for a folder, and the model has something attached that cannot be compared with a later
-        run's, nothing is kept.
+        Without `--run-folder`, nothing is kept if something is attached to the model that cannot be compared with what
+        is attached in a later run.
 
         Args:
-            model (`nn.Module`, *optional*): The model that works; of one behind a server nothing is kept.
+            model (`nn.Module`, *optional*): The model; without one, nothing is kept.
         """
         from hf_mote.runs.attached import attached_to
         from hf_mote.runs.folder import holds_records, remove_run
@@ -234,7 +234,7 @@ class Work:
 
 
 def _earlier_files(folder: Path) -> list[str]:
-    """Return the files that the report in a folder lists, and that lie in the folder, by their path from there."""
+    """Return the files in a folder that its report lists, by their path in the folder."""
     from hf_mote.files import RESULT_LIMIT, read_json
 
     try:
@@ -247,7 +247,7 @@ def _earlier_files(folder: Path) -> list[str]:
             inner = PurePosixPath(name)
             if not inner.is_absolute() and ".." not in inner.parts and folder in (folder / inner).resolve().parents:
                 found.append(inner.as_posix())
-        # An edited report may list what no path can be.
+        # An edited report may list invalid paths.
         except (OSError, ValueError, TypeError, RuntimeError):
             continue
     return found

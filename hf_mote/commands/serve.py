@@ -39,17 +39,19 @@ def serve_command(
     record: Annotated[
         int, typer.Option(min=0, max=1024, help="Recordings of routing that may be open at a time; 0 for none.")
     ] = 0,
-    max_profiles: Annotated[int, typer.Option(min=1, max=1024, help="Most profiles, those loaded later too.")] = 16,
+    max_profiles: Annotated[
+        int, typer.Option(min=1, max=1024, help="Maximum number of profiles, including those loaded later.")
+    ] = 16,
     mode: Annotated[
         list[str] | None,
-        typer.Option(help="What profiles that are loaded later may do, where vLLM compiles: drop, reroute, ..."),
+        typer.Option(help="Modes of profiles that are loaded later, if vLLM compiles: drop, reroute, ..."),
     ] = None,
     allow_other_weights: o.AllowOtherWeights = False,
 ) -> None:
     """Serve a model with vLLM, every request under the profile that it names; further options go to vLLM.
 
     A request names a profile by `"vllm_xargs": {"mote": NAME}`; one that names none gets the untouched model. The
-    profiles are listed, loaded and forgotten at /v1/mote/profiles.
+    profiles are listed, loaded and unloaded at /v1/mote/profiles.
     """
     from hf_mote.serving.settings import KEY, ServingSettings, config_from
 
@@ -76,7 +78,7 @@ def serve_command(
         arguments = list(context.args)
         if model.startswith(ORGANISM):
             model, more = _organism(model.removeprefix(ORGANISM), stack)
-            arguments = [*more, *arguments]  # of an option that is given twice the last counts
+            arguments = [*more, *arguments]  # if an option is given twice, the last one counts
         if _on_cpu() and "--compilation-config" not in arguments:
             # vLLM's own kernel for CPUs rotates queries of more than one head wrongly.
             arguments += ["--compilation-config", '{"custom_ops": ["all", "-rotary_embedding"]}']
@@ -85,29 +87,29 @@ def serve_command(
         command += ["--additional-config", json.dumps({KEY: settings.to_dict()}), *arguments]
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         say(f"starting vLLM for {model} with {', '.join(settings.profiles) or 'no profiles yet'}")
-        # Asked to end, as by `kill` or a service's manager, it ends the server too.
+        # SIGTERM, as from `kill` or a service manager, also ends the server.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         server = subprocess.Popen(command, env=_environment())
         try:
             if _wait_until_ready(server, url):
-                # Not by rich, which breaks lines.
+                # Not printed by rich, which breaks lines.
                 typer.echo(f"\n{_example(url, model, arguments, list(settings.profiles))}\n")
             code = server.wait()
         except KeyboardInterrupt:
             server.terminate()
             code = server.wait()
         if code not in (0, -15):
-            raise UnsupportedError("hf-mote serve", f"vLLM ended with code {code}; what it said stands above")
+            raise UnsupportedError("hf-mote serve", f"vLLM ended with code {code}; its messages are above")
 
 
 def _environment() -> dict[str, str]:
-    """The environment of the server: its routes are added by name, and the runner is the one that was tried."""
+    """Return the environment of the server, with the plugin that adds routes and the model runner that is tested."""
     named = os.environ.get("VLLM_PLUGINS")
     plugins = named.split(",") if named else [point.name for point in entry_points(group="vllm.general_plugins")]
     names = ",".join(dict.fromkeys([*plugins, "hf_mote"]))
     own = {"VLLM_PLUGINS": names, "VLLM_USE_V2_MODEL_RUNNER": "0"}
     if _on_cpu():
-        # Its latent attention for CPUs takes the sizes of the largest models alone.
+        # Its latent attention for CPUs supports only the sizes of the largest models.
         own["VLLM_MLA_DISABLE"] = os.environ.get("VLLM_MLA_DISABLE", "1")
     return {**os.environ, **own}
 

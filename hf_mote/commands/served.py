@@ -1,4 +1,4 @@
-"""A model that a server has, in the place of one that is loaded here: `--server URL`."""
+"""A model that runs on a server, instead of one that is loaded here: `--server URL`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["API_KEY", "connect", "refuse_loading", "routed_there", "served_facts"]
 
 API_KEY = "VLLM_API_KEY"
-"""Variable of the environment that holds the server's key, for vLLM as for its clients here."""
+"""Environment variable that holds the server's key, for vLLM and for its clients here."""
 
 
 def connect(url: str) -> ServerEngine:
-    """Return a server with profiles; its key is the one of the environment.
+    """Return a server with profiles; its key is read from the environment.
 
     Args:
-        url (`str`): Where it listens.
+        url (`str`): Its address.
     """
     from hf_mote.serving.client import ServerEngine
 
@@ -31,23 +31,23 @@ def connect(url: str) -> ServerEngine:
 
 
 def refuse_loading(options: Mapping[str, object]) -> None:
-    """Raise [`ConfigError`] if an option is given that says how a model is loaded here.
+    """Raise [`ConfigError`] if an option is given that needs a model that is loaded here.
 
     Args:
-        options (`Mapping[str, object]`): Values by name as typed; what was not given is `None`, `False`, `"auto"` or
-            empty.
+        options (`Mapping[str, object]`): Values by the names of the options; one that was not given is `None`,
+            `False`, `"auto"` or empty.
     """
     for name, value in options.items():
         if value not in (None, False, "auto", [], ()):
-            what = "is for a model that is loaded here, and with --server the server has it"
+            what = "is for a model that is loaded here, not for one on a server"
             raise ConfigError(name, what, got=value, fix="Leave it out, or leave --server out.")
 
 
 def routed_there(subject: Subject, engine: ServerEngine) -> RoutedModel:
-    """Return the server's model with its routers, found in what there is of it here.
+    """Return the server's model with its routers, which are found in the local part of the model.
 
     Args:
-        subject (`Subject`): What `served_subject` returned.
+        subject (`Subject`): The result of `served_subject`.
         engine (`ServerEngine`): The server.
 
     Raises:
@@ -71,7 +71,7 @@ def routed_there(subject: Subject, engine: ServerEngine) -> RoutedModel:
 
 
 def served_facts(engine: ServerEngine) -> dict[str, str]:
-    """Return how a run through a server came about, by name.
+    """Return facts of a server for the provenance of a run, by name.
 
     Args:
         engine (`ServerEngine`): The server.

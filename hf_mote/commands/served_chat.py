@@ -1,4 +1,4 @@
-"""`hf-mote chat --server URL`: talk to a model that a server has, under a profile of its own or one lent to it."""
+"""`hf-mote chat --server URL`: chat with a model on a server, under one of its profiles or a further one."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["SERVED_HELP", "ServedChat"]
 
 SERVED_HELP = (
     "/off, /on: without and with the profile; /profiles: those of the server; /profile NAME: another one; "
-    "/strength 0.5: its dose; /compare TEXT: a prompt answered without and with it, without TEXT the last one; "
-    "/clear: a new conversation; /quit, or the end of the input."
+    "/strength 0.5: a factor on its strength; /compare TEXT: answer a prompt without and with it, by default the last "
+    "one; /clear: a new conversation; /quit, or the end of the input."
 )
 
 
 class ServedChat(TerminalChat):
-    """A conversation with a server. What it lends to the server, it takes back: use it in a `with` block.
+    """A chat with a model on a server. It loads profiles there and unloads them: use it in a `with` block.
 
     Args:
         engine (`ServerEngine`): The server.
         config (`MoTEConfig`, *optional*): A profile that the server does not have.
-        profile (`str`, *optional*): The name of one that it has.
+        profile (`str`, *optional*): The name of a profile that the server has.
         system_prompt (`str`, *optional*): First message of the conversation.
         settings (`dict`): Further arguments of [`ServerEngine.chat`].
     """
@@ -55,17 +55,17 @@ class ServedChat(TerminalChat):
         self.settings = settings
         self.turns = []
         self._on = True
-        self._lent: str | None = None
+        self._loaded: str | None = None
 
     def __enter__(self) -> ServedChat:
         if self.config is not None:
-            self._lend(self.config)
+            self._load(self.config)
         elif self.profile is not None:
             self.choose(self.profile)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._take_back()
+        self._unload()
 
     @property
     def on(self) -> bool:
@@ -79,12 +79,12 @@ class ServedChat(TerminalChat):
 
     @property
     def commands(self) -> dict[str, Callable[[str], None]]:
-        """What a line that begins with "/" can say with a text behind it, called with that."""
+        """Commands that take a text, by their name; each is called with the text."""
         return {"/profile": self._chosen, "/strength": self.set_strength, "/compare": self.compare}
 
     @property
     def words(self) -> dict[str, Callable[[], None]]:
-        """What a line that begins with "/" can say with nothing behind it."""
+        """Commands without a text, by their name."""
         return {
             "/off": lambda: self.turn(False),
             "/on": lambda: self.turn(True),
@@ -94,15 +94,15 @@ class ServedChat(TerminalChat):
         }
 
     def switch(self, on: bool) -> None:
-        """Let the profile take effect, or not.
+        """Switch the profile on or off.
 
         Args:
-            on (`bool`): Whether.
+            on (`bool`): Whether it takes effect.
         """
         self._on = on
 
     def choose(self, name: str) -> None:
-        """Take a profile of the server.
+        """Choose a profile of the server.
 
         Args:
             name (`str`): Its name.
@@ -110,20 +110,20 @@ class ServedChat(TerminalChat):
         known = self.engine.profiles
         if name not in known:
             raise UnknownNameError.of("/profile", name, known)
-        self._take_back()
+        self._unload()
         self.config, self.profile, self._on = known[name], name, True
 
     def take_dose(self, dose: float) -> None:
-        """Lend the server the profile at a share of its own strength.
+        """Load the profile into the server at a multiple of its own strength.
 
         Args:
-            dose (`float`): The share.
+            dose (`float`): The factor.
         """
         if self.config is not None:
-            self._lend(dataclasses.replace(self.config, strength=self.config.strength * dose))
+            self._load(dataclasses.replace(self.config, strength=self.config.strength * dose))
 
     def answer(self, turns: list[dict[str, str]]) -> str:
-        """Return the answer to the last turn, shown as it comes.
+        """Print the answer to the last turn as it comes, and return it.
 
         Args:
             turns (`list[dict[str, str]]`): The conversation.
@@ -143,29 +143,29 @@ class ServedChat(TerminalChat):
         self.choose(name)
         tell(f"The profile {name} is on.")
 
-    def _lend(self, config: MoTEConfig) -> None:
-        """Have the server know a config under a name of its own; if it refuses, the earlier profile stays."""
+    def _load(self, config: MoTEConfig) -> None:
+        """Load a config into the server under a new name; if the server refuses it, the earlier profile stays."""
         name = f"chat-{uuid.uuid4().hex}"
-        before, self._lent = self._lent, name
+        before, self._loaded = self._loaded, name
         try:
             self.engine.load(name, config)
         except BaseException:
-            self._take_back()
-            self._lent = before
+            self._unload()
+            self._loaded = before
             raise
         self.profile = name
         if before is not None:
-            self._forget(before)
+            self._unload_profile(before)
 
-    def _take_back(self) -> None:
-        lent, self._lent = self._lent, None
-        if lent is not None:
-            self._forget(lent)
+    def _unload(self) -> None:
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            self._unload_profile(loaded)
 
-    def _forget(self, name: str) -> None:
+    def _unload_profile(self, name: str) -> None:
         try:
             self.engine.unload(name)
         except HFMoTEError as error:
-            if name == self.profile:  # it was there, so that it may stay behind
-                text = f"The server was not told to forget the profile {name}: {error}"
+            if name == self.profile:  # it was loaded, and may still be
+                text = f"The profile {name} was not unloaded from the server: {error}"
                 Console(stderr=True).print(visible(text), style="yellow", markup=False, highlight=False)

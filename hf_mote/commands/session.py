@@ -1,4 +1,4 @@
-"""What every command does around its work: errors as messages, warnings as notes, and how the run came about."""
+"""Steps that all commands share: errors and warnings as messages, the provenance of a run, a chat in the terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["NOTHING", "TerminalChat", "command_line", "provenance_of", "reportin
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 NOTHING = "Nothing was written."
 QUIT = "/quit"
-INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+INTERRUPTED = 130  # a shell's exit code of a command that Ctrl-C ended
 _BEGAN: ContextVar[float | None] = ContextVar("began", default=None)
 
 
@@ -40,15 +40,14 @@ _BEGAN: ContextVar[float | None] = ContextVar("began", default=None)
 def reporting(*, shares: bool = False, kept: Callable[[], str] | None = None) -> Iterator[None]:
     """Turn an error of this package into a message and exit code 1, and show warnings without their source line.
 
-    So does a disk that is full. Ctrl-C ends with a word on what was kept, and exit code 130. Under a launcher of
-    several processes the first one alone speaks, but for errors.
+    A full disk becomes a message, too. Ctrl-C ends with a message on what was kept, and exit code 130. Under a
+    launcher of several processes only the first one prints messages, except for errors.
 
     Args:
         shares (`bool`, *optional*, defaults to `False`):
-            Whether the command shares its work out among several processes; one that does not is refused under them.
+            Whether the command distributes its work over several processes; if not, they are refused.
         kept (`Callable[[], str]`, *optional*):
-            Returns what to say of what was kept, where the command ends before it is done; by default that nothing
-            was written.
+            Returns a sentence on what was kept, if the command ends early; by default that nothing was written.
     """
     _BEGAN.set(time.perf_counter())
     log = Console(stderr=True)
@@ -59,29 +58,29 @@ def reporting(*, shares: bool = False, kept: Callable[[], str] | None = None) ->
         warnings.simplefilter("always", UserWarning)
         try:
             if processes > 1 and not shares:
-                fix = "Run it in one process; of the commands, ftri alone shares its work out."
+                fix = "Run it in one process; only ftri distributes its work."
                 raise UnsupportedError("hf-mote", f"was launched as {processes} processes", expected="one", fix=fix)
             with listening():
                 yield
         except HFMoTEError as error:
             who = f"process {number}: " if number > 0 else ""
             log.print(visible(f"{who}{as_typed(error)}"), style="red", markup=False, highlight=False)
-            told = NOTHING if kept is None else kept()
-            # Of another run's folder the error has said what to do.
-            if told != NOTHING and not isinstance(error, ModelMismatchError):
-                log.print(visible(told), style="yellow", markup=False, highlight=False)
+            what_kept = NOTHING if kept is None else kept()
+            # For the folder of another run, the error itself gives the remedy.
+            if what_kept != NOTHING and not isinstance(error, ModelMismatchError):
+                log.print(visible(what_kept), style="yellow", markup=False, highlight=False)
             raise typer.Exit(1) from error
         except OSError as error:
             if error.errno not in _FULL:
                 raise
             where = error.filename or "the disk of --output, or of the temporary folder"
-            told = NOTHING if kept is None else kept()
-            text = f"{where}: no space is left. {told} Make room, and run the same command again."
+            what_kept = NOTHING if kept is None else kept()
+            text = f"{where}: no space is left. {what_kept} Free some space, and run the same command again."
             log.print(visible(text), style="red", markup=False, highlight=False)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            told = NOTHING if kept is None else kept()
-            log.print(visible(f"Stopped. {told}"), style="yellow", markup=False, highlight=False)
+            what_kept = NOTHING if kept is None else kept()
+            log.print(visible(f"Stopped. {what_kept}"), style="yellow", markup=False, highlight=False)
             raise typer.Exit(INTERRUPTED) from error
         finally:
             for warning in caught if number == 0 and not quiet() else ():
@@ -95,24 +94,24 @@ def since_start() -> float:
 
 
 def disable_progress_bar() -> None:
-    """Have transformers show no progress bars, as of loading weights."""
+    """Disable progress bars of transformers, such as that of loading weights."""
     from transformers.utils.logging import disable_progress_bar as disable
 
     disable()
 
 
 def tell(text: str) -> None:
-    """Print a result; never as markup, since it may hold somebody's text."""
+    """Print a result as plain text, because it may hold text that looks like markup."""
     if launched_as()[0] > 0:
         return
     Console().print(visible(text), markup=False, highlight=False)
 
 
 def command_line(context: typer.Context) -> str:
-    """Return the command as it can be typed again, with what was given and without what was left to its default.
+    """Return the command line that repeats the run, without options that were not given.
 
     Args:
-        context (`typer.Context`): The running command's.
+        context (`typer.Context`): The context of the running command.
     """
     arguments, options = [], []
     for parameter in context.command.params:
@@ -129,20 +128,20 @@ def command_line(context: typer.Context) -> str:
             options += [word for entry in values for word in (parameter.opts[0], entry)]
     names = [context.info_name or ""]
     group = context.parent
-    while group is not None and group.parent is not None:  # of "sae train" the first word
+    while group is not None and group.parent is not None:  # the first word of "sae train"
         names.insert(0, group.info_name or "")
         group = group.parent
     return shlex.join(["hf-mote", *names, *arguments, *options])
 
 
 def provenance_of(context: typer.Context, subject: Subject, seed: int, **more: str) -> dict[str, str]:
-    """Return how a run came about, by name.
+    """Return the provenance of a run: model, settings, versions and command line, by name.
 
     Args:
-        context (`typer.Context`): The running command's.
+        context (`typer.Context`): The context of the running command.
         subject (`Subject`): Its model.
         seed (`int`): Its seed.
-        **more (`str`): What else matters to it.
+        **more (`str`): Further facts.
     """
     import torch
 
@@ -168,11 +167,11 @@ def provenance_of(context: typer.Context, subject: Subject, seed: int, **more: s
 
 
 class TerminalChat:
-    """A chat in the terminal; what answers is a subclass's.
+    """A chat in the terminal; a subclass defines how a turn is answered.
 
     Attributes:
-        turns (`list[dict[str, str]]`): What was said, as messages with role and content.
-        no_profile (`str`): How a profile is had, for the message where there is none.
+        turns (`list[dict[str, str]]`): The conversation, as messages with role and content.
+        no_profile (`str`): The remedy in the error of a command that needs a profile, if there is none.
     """
 
     turns: list[dict[str, str]]
@@ -185,17 +184,17 @@ class TerminalChat:
 
     @property
     def profiles_named(self) -> str:
-        """The profiles in words, as "The 2 profiles are", or the empty text where there is none."""
+        """The profiles in words, such as "The 2 profiles are", or the empty text if there is none."""
         raise NotImplementedError
 
     @property
     def commands(self) -> dict[str, Callable[[str], None]]:
-        """What a line that begins with "/" can say with a text behind it, called with that."""
+        """Commands that take a text, by their name; each is called with the text."""
         raise NotImplementedError
 
     @property
     def words(self) -> dict[str, Callable[[], None]]:
-        """What a line that begins with "/" can say with nothing behind it."""
+        """Commands without a text, by their name."""
         raise NotImplementedError
 
     def answer(self, turns: list[dict[str, str]]) -> str:
@@ -207,41 +206,41 @@ class TerminalChat:
         raise NotImplementedError
 
     def switch(self, on: bool) -> None:
-        """Let the profiles take effect, or not.
+        """Switch the profiles on or off.
 
         Args:
-            on (`bool`): Whether.
+            on (`bool`): Whether they take effect.
         """
         raise NotImplementedError
 
     def take_dose(self, dose: float) -> None:
-        """Take the profiles at a share of their own strength.
+        """Apply the profiles at a multiple of their own strength.
 
         Args:
-            dose (`float`): The share.
+            dose (`float`): The factor.
         """
         raise NotImplementedError
 
     def turn(self, on: bool) -> None:
-        """Switch the profiles, and say so.
+        """Switch the profiles on or off, and print the new state.
 
         Args:
-            on (`bool`): Whether they are to take effect.
+            on (`bool`): Whether they take effect.
         """
         named = self._named("/on" if on else "/off")
         self.switch(on)
         tell(f"{named} {'on' if on else 'off'}.")
 
     def set_strength(self, value: str) -> None:
-        """Take the profiles at another dose, a share of their own strength, and say so.
+        """Apply the profiles at a multiple of their own strength, and print the new state.
 
         Args:
-            value (`str`): The share.
+            value (`str`): The factor.
         """
         try:
             dose = float(value)
         except ValueError:
-            raise ConfigError("/strength", "takes a number", got=repr(value), expected="such as 0.5") from None
+            raise ConfigError("/strength", "must be a number", got=repr(value), expected="such as 0.5") from None
         named = self._named("/strength")
         self.take_dose(dose)
         their, them = ("its", "it") if named.endswith(" is") else ("their", "them")
@@ -249,10 +248,10 @@ class TerminalChat:
         tell(f"{named} at {dose:g} times {their} own strength{off}.")
 
     def compare(self, text: str) -> None:
-        """Answer a prompt without the profiles and with them; the conversation stays as it was.
+        """Answer a prompt without the profiles and with them; the conversation does not change.
 
         Args:
-            text (`str`): The prompt, said after the conversation so far; if empty, the last prompt.
+            text (`str`): The prompt, which follows the conversation so far; if empty, the last prompt.
         """
         asked = [*self.turns, {"role": "user", "content": text}] if text else self.turns[:-1]
         if not asked:
@@ -268,12 +267,12 @@ class TerminalChat:
             self.switch(on)
 
     def clear(self) -> None:
-        """Begin a new conversation, and say so."""
+        """Begin a new conversation, and print that."""
         self.turns.clear()
         tell("A new conversation.")
 
     def take(self, line: str) -> bool:
-        """Do what a line says: a command, or a turn of the conversation.
+        """Process a line: a command, or a turn of the conversation.
 
         Args:
             line (`str`): The line.
@@ -282,21 +281,21 @@ class TerminalChat:
             `bool`: whether the chat goes on.
 
         Raises:
-            [`ConfigError`]: if there is no such command, or something follows one that takes nothing.
+            [`ConfigError`]: if there is no such command, or text follows one that takes none.
         """
         name, value = [*line.split(maxsplit=1), "", ""][:2]
         value = value.strip()
         if not name.startswith("/"):
             if name:
                 asked = [*self.turns, {"role": "user", "content": line}]
-                # Where no answer comes, the conversation stays as it was.
+                # If answering fails, the conversation does not change.
                 self.turns = [*asked, {"role": "assistant", "content": self.answer(asked)}]
         elif name in self.commands:
             self.commands[name](value)
         elif name not in self.words and name != QUIT:
-            raise ConfigError(name, "is no command", expected=", ".join([*self.words, *self.commands, QUIT]))
+            raise ConfigError(name, "is not a command", expected=", ".join([*self.words, *self.commands, QUIT]))
         elif value:
-            raise ConfigError(name, "takes nothing behind it", got=repr(value))
+            raise ConfigError(name, "does not take a text", got=repr(value))
         elif name == QUIT:
             return False
         else:

@@ -60,16 +60,16 @@ def sweep_command(
         doses = o.numbers_in("--strengths", strengths, float)
         if numbers[0] < 1 or doses[0] <= 0:
             got = f"--experts {experts} --strengths {strengths}"
-            raise ConfigError("--experts, --strengths", "nothing to try", got=got, expected="numbers above 0")
+            raise ConfigError("--experts, --strengths", "must be above 0", got=got, expected="numbers above 0")
         one_of("--control-kind", control_kind, CONTROL_KINDS)
         o.check_changes(None, None, mode)
-        asking, sampled = templating.settings(), sampling.arguments()
+        template_settings, sampled = templating.settings(), sampling.arguments()
         loading.check(model)
         organisms = Organisms()
         asked = reading.prompts(prompts, organisms, seed=seed)
         groups = reading.groups(asked)
         labels = response_judge(judging.make(asked, organisms, model=model))
-        wanted = target_of(labels, judging.target, asked)
+        target = target_of(labels, judging.target, asked)
         # From here on torch and transformers are needed.
         from hf_mote.commands.plan import TimedJudge, plan_responses
         from hf_mote.evaluation.evaluate import evaluate_settings
@@ -79,10 +79,10 @@ def sweep_command(
 
         ranked = ExpertRanking.from_pretrained(ranking)
         if numbers[-1] > len(ranked):
-            expected = f"1 to {len(ranked)}, which the ranking has"
+            expected = f"1 to {len(ranked)}, the number in the ranking"
             raise ConfigError("--experts", "must be a number of experts", got=experts, expected=expected)
         action = "stimulate" if stimulate else "suppress"
-        # What is wrong with a setting shows before anything runs.
+        # Invalid settings are refused before anything runs.
         configs = settings_of(ranked, numbers, doses, action=action, suppress_mode=mode)
         subject = loading.subject(model, organisms, templating=templating, prompts=asked.prompts)
         if writing.dry_run:
@@ -127,14 +127,14 @@ def sweep_command(
                 strengths=doses,
                 action=action,  # type: ignore[arg-type]
                 suppress_mode=mode,  # type: ignore[arg-type]
-                target=wanted,
+                target=target,
                 num_controls=controls,
                 control_kind=control_kind,  # type: ignore[arg-type]
                 seed=seed,
                 batch_size=generating.batch_size,
                 max_new_tokens=generating.max_new_tokens,
                 generate_kwargs=sampled,
-                **asking,
+                **template_settings,
                 groups=groups,
                 allow_other_weights=allow_other_weights,
                 run_folder=part_of(""),

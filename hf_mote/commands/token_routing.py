@@ -1,4 +1,4 @@
-"""Routing of single texts, token by token, for the experts that a ranking puts first."""
+"""Routing of single texts, token by token, for the first experts of a ranking."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from hf_mote.routing.recording.record import record_routing
 
 __all__ = ["chosen_texts", "token_texts", "trace_texts"]
 
-LONGEST_CHARACTER = 4  # bytes, and so tokens, that one character of UTF-8 can be spread over
+LONGEST_CHARACTER = 4  # bytes of one character in UTF-8, and so the most tokens of it
 
 
 def chosen_texts(classes: Sequence[str], target: str, number: int) -> list[int]:
-    """Return the first `number` positions of a class, and as many of the others, which take turns.
+    """Return the first `number` positions of a class, and as many of the other classes in turn.
 
     Args:
         classes (`Sequence[str]`): The class of each text.
         target (`str`): The class of interest.
-        number (`int`): How many of each side at most.
+        number (`int`): Maximum number on each side.
     """
     places: dict[str, list[int]] = {}
     for index, name in enumerate(classes):
         places.setdefault(name, []).append(index)
-    mine = places.pop(target, [])
-    turns = (index for turn in zip_longest(*places.values()) for index in turn if index is not None)
-    return [*mine[:number], *list(turns)[:number]]
+    of_target = places.pop(target, [])
+    others = (index for turn in zip_longest(*places.values()) for index in turn if index is not None)
+    return [*of_target[:number], *list(others)[:number]]
 
 
 def trace_texts(
@@ -44,7 +44,7 @@ def trace_texts(
 ) -> list[RoutedText]:
     """Return the routing weight of some experts on each token of some prompts and their responses.
 
-    Prompt and response run in one plain forward each, so that both are seen as `generate` sees them.
+    Each prompt runs with its response in one forward pass, without padding, so that routing is that of `generate`.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -64,18 +64,18 @@ def trace_texts(
     texts = []
     for ids, response, label in zip(asked, responses, labels, strict=True):
         if isinstance(response, str):
-            said = list(tokenizer(response, add_special_tokens=False)["input_ids"]) if response else []
+            response_ids = list(tokenizer(response, add_special_tokens=False)["input_ids"]) if response else []
         else:
-            said = list(response)
+            response_ids = list(response)
         with record_routing(model, trace=True) as record, torch.no_grad():
-            model(input_ids=torch.tensor([ids + said], device=model.device), use_cache=False)
+            model(input_ids=torch.tensor([ids + response_ids], device=model.device), use_cache=False)
         (trace,) = record.traces()
         rows = {layer: row for row, layer in enumerate(trace.layers)}
         weights = [
             (trace.weights[:, rows[layer]] * (trace.indices[:, rows[layer]] == expert)).sum(dim=-1).tolist()
             for layer, expert in experts
         ]
-        texts.append(RoutedText(label, token_texts(tokenizer, ids + said), len(ids), weights))
+        texts.append(RoutedText(label, token_texts(tokenizer, ids + response_ids), len(ids), weights))
     return texts
 
 
@@ -94,7 +94,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
         return str(found)
 
     pieces: list[str] = []
-    # Decoded from a little before, since what a token adds depends on the one before it.
+    # Decoded with the token before it, because the text that a token adds depends on that.
     begin = read = 0
     for end in range(1, len(ids) + 1):
         whole = text(begin, end)

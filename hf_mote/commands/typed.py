@@ -1,7 +1,7 @@
-"""What was typed: the command that runs, and errors that name its options or its file of settings.
+"""Errors that name the options of the running command, or lines of its file of settings.
 
-A function of the package names its own arguments, as "evaluate_sae.max_tokens". On the command line that is an option
-(`--tokens`), or, if the value came from a file of settings, a line of that (`settings.yaml: tokens`).
+An error of a function names an argument, such as "evaluate_sae.max_tokens". On the command line that is an option
+(`--tokens`), or, if the value came from a file of settings, a line of the file (`settings.yaml: tokens`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from hf_mote.errors import HFMoTEError
 
 __all__ = ["as_typed", "running", "takes", "without_method"]
 
-_RUNNING: ContextVar[Any] = ContextVar("the command that runs", default=None)
+_RUNNING: ContextVar[Any] = ContextVar("running command", default=None)
 
-# Places that an error names as Python knows them, and what they are on the command line.
+# Places that errors name in Python, and their options on the command line.
 _PLACES = {
     "ChoiceJudge": "--judge choice",
     "LanguageJudge": "--judge language",
@@ -53,13 +53,13 @@ _RENAMED = {
     "num_controls": "controls",
     "prompts": "prompt",
 }
-# A function's argument, as "ftri.repeats"; what comes with a class is what an object holds, but for one method.
+# A function's argument, such as "ftri.repeats". After a class comes a field of an object, except for one method.
 _ARGUMENT = re.compile(
     r"(?:(?:sae train|OptimizedRanking\.complete|[a-z]\w*)\.|[a-z]\w*: (?=dataset)|(?=dataset\b))(\w+)(.*)", re.DOTALL
 )
 _ARCHITECTURE = re.compile(r"[A-Z]\w*SAEConfig\b")
-# Ways out that are Python's, and the same on the command line, for commands that take the option.
-_WAYS_OUT = {
+# Remedies in Python, and the same on the command line, for commands that take the option.
+_REMEDIES = {
     "Give more text, exclude less, or take a smaller batch_size.": "Give more text, or a smaller --batch.",
     "Look at tokenizer.chat_template.": "Look at the tokenizer's, or at the file of --chat-template.",
     "Name the column by text_column.": "Name the column by --text-column.",
@@ -69,10 +69,10 @@ _WAYS_OUT = {
 
 @contextmanager
 def running(context: Any) -> Iterator[None]:
-    """Have errors within the block named by what was typed.
+    """Make errors within the block name a command's options.
 
     Args:
-        context (`typer.Context`): The command's.
+        context (`typer.Context`): The command's context.
     """
     token = _RUNNING.set(context)
     try:
@@ -85,7 +85,7 @@ def without_method(text: str) -> str:
     """Return a message without the name of a method, or of an argument, that it begins with.
 
     Args:
-        text (`str`): As "FTRIResult.rank: no token was counted.".
+        text (`str`): A message, such as "FTRIResult.rank: no token was counted.".
     """
     place, colon, rest = text.partition(": ")
     if not colon or not place.replace(".", "").isidentifier():
@@ -94,17 +94,17 @@ def without_method(text: str) -> str:
 
 
 def takes(option: str) -> bool:
-    """Return whether the command that runs takes an option; outside of one it is `False`.
+    """Return whether the running command takes an option; `False` outside of a command.
 
     Args:
-        option (`str`): As "--group-field".
+        option (`str`): The option, such as "--group-field".
     """
     context = _RUNNING.get()
-    return context is not None and _taken(option, {one.name: one for one in context.command.params})
+    return context is not None and _has_option(option, {one.name: one for one in context.command.params})
 
 
 def as_typed(error: HFMoTEError) -> str:
-    """Return an error's message with the option, or the line of a file of settings, in the place of Python's name.
+    """Return an error's message with the option, or the line of a file of settings, instead of Python's name.
 
     Args:
         error ([`HFMoTEError`]): The error.
@@ -113,26 +113,26 @@ def as_typed(error: HFMoTEError) -> str:
     parameters = {} if context is None else {one.name: one for one in context.command.params}
     option, rest = _option(error.where, parameters)
     text = str(error)[len(error.where) :]
-    for theirs, ours in _WAYS_OUT.items():
-        if all(_taken(name, parameters) for name in re.findall(r"--[a-z-]*[a-z]", ours)):
-            text = text.replace(theirs, ours)
-    return f"{_told(option, parameters, context)}{rest}{text}"
+    for in_python, on_command_line in _REMEDIES.items():
+        if all(_has_option(name, parameters) for name in re.findall(r"--[a-z-]*[a-z]", on_command_line)):
+            text = text.replace(in_python, on_command_line)
+    return f"{_as_given(option, parameters, context)}{rest}{text}"
 
 
 def _option(where: str, parameters: dict[str, Any]) -> tuple[str, str]:
-    """Return the option that a place is, and what of the place comes after it; of no option the place as it is."""
+    """Return the option of a place and the rest of the place; the place and `""` if it is not an option."""
     place = _ARCHITECTURE.sub("SAEConfig", where, count=1)
     for known in sorted(_PLACES, key=len, reverse=True):
         rest = place.removeprefix(known)
         option = _PLACES[known]
-        if place.startswith(known) and (not rest or rest[0] in ".[") and _taken(option, parameters):
+        if place.startswith(known) and (not rest or rest[0] in ".[") and _has_option(option, parameters):
             if known == "SAEConfig" and rest.startswith("."):
                 return f"{option} {rest[1:]}", ""
             key = re.fullmatch(r"\['([^']*)'\]", rest)
             if key is not None and _repeated(option, parameters):
                 return f"{option} {key[1]}", ""
-            at_a_place = re.fullmatch(r"\[\d+\]", rest) and _repeated(option, parameters)
-            return option, "" if at_a_place else rest
+            is_index = re.fullmatch(r"\[\d+\]", rest) and _repeated(option, parameters)
+            return option, "" if is_index else rest
     argument = _ARGUMENT.fullmatch(where)
     if argument is not None:
         name = argument[1] if argument[1] in parameters else _RENAMED.get(argument[1], argument[1])
@@ -143,16 +143,16 @@ def _option(where: str, parameters: dict[str, Any]) -> tuple[str, str]:
     return where, ""
 
 
-def _taken(option: str, parameters: dict[str, Any]) -> bool:
+def _has_option(option: str, parameters: dict[str, Any]) -> bool:
     return any(option.split()[0] in parameter.opts for parameter in parameters.values())
 
 
 def _repeated(option: str, parameters: dict[str, Any]) -> bool:
-    """Whether an option is given once for each entry, so that a place in a list is none of what was typed."""
+    """Whether an option is given once for each entry, so that an index in a list was not typed."""
     return any(option in parameter.opts and parameter.multiple for parameter in parameters.values())
 
 
-def _told(option: str, parameters: dict[str, Any], context: Any) -> str:
+def _as_given(option: str, parameters: dict[str, Any], context: Any) -> str:
     """Return an option as it was typed, or the line of the file of settings that it came from."""
     flag, _, value = option.partition(" ")
     for name, parameter in parameters.items():

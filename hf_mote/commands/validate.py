@@ -1,4 +1,4 @@
-"""`hf-mote validate`: whether a folder can be shared, says where it is from, and holds what it says."""
+"""`hf-mote validate`: checks that a folder can be shared, names its source, and agrees with its own files."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _HEADINGS = ("How it was made", "Measured|Effect and controls", "Use and misuse|
 _METADATA = {"library_name": "be hf_mote", "tags": "hold hf_mote"}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_BYTES = 8 * 2**20
-_MOST_SHOWN = 200  # problems, as of a folder that is none to share
-# Fields beside the experts that say what a config does.
+_MOST_SHOWN = 200  # problems, for a folder that is not meant to be shared
+# Fields other than the experts that determine the effect of a config.
 _EFFECT = ("suppress_mode", "stimulate_weight", "bias_on", "scope", "thinking_tokens", "positions", "strength")
 
 
@@ -50,22 +50,22 @@ def validate_command(
             tell(f"- and {len(found) - _MOST_SHOWN:,} more")
         if found:
             what = f"has {len(found)} problem{'s' * (len(found) > 1)}, listed above"
-            raise ConfigError(folder, what, fix="Mend them and run the command again.")
+            raise ConfigError(folder, what, fix="Fix them and run the command again.")
         tell(f"{folder}: valid.")
 
 
 def problems_in(folder: Path) -> list[str]:
-    """Return what is wrong with a folder that is to be shared, each in a sentence; nothing for one that is right.
+    """Return the problems of a folder that is to be shared, one sentence each; none for a valid folder.
 
     Args:
         folder (`Path`): The folder.
 
     Raises:
-        [`FileFormatError`]: if it is no folder.
+        [`FileFormatError`]: if it is not a folder.
     """
     if not folder.is_dir():
         raise FileFormatError(str(folder), "must be a folder", fix="Give the folder that save_pretrained wrote.")
-    # First what is quick to see.
+    # Fast checks first.
     found = [problem for check in (_files, _recipe, _card, _private) for problem in check(folder)]
     if (folder / CONFIG).is_file():
         from hf_mote.mote.config import MoTEConfig
@@ -88,13 +88,13 @@ def _files(folder: Path) -> Iterator[str]:
         if path.is_symlink():
             yield f"{name}: is a link"
         elif name not in _FILES and not _MAP.fullmatch(name) and not re.fullmatch(r"[\w.-]+\.png", name):
-            yield f"{name}: is no file that such a folder has (expected {', '.join(sorted(_FILES))}, maps or *.png)"
+            yield f"{name}: is not a file of such a folder (expected {', '.join(sorted(_FILES))}, maps or *.png)"
         elif path.stat().st_size > _MOST_BYTES:
             yield f"{name}: is too large (got {path.stat().st_size} bytes, expected not more than {_MOST_BYTES})"
 
 
-def _said(read: Callable[[], Any], folder: Path | None = None) -> tuple[Any, list[str]]:
-    """Return what was read, or what is wrong with it; files by their path in the folder."""
+def _read_or_problems(read: Callable[[], Any], folder: Path | None = None) -> tuple[Any, list[str]]:
+    """Return the object that was read, or the problems; files are named by their path in the folder."""
     try:
         return read(), []
     except HFMoTEError as error:
@@ -110,9 +110,9 @@ def _config(read: Reading) -> Iterator[str]:
         yield from _provenance(CONFIG, config.provenance)
     if mark == MARKS[0]:
         if "fingerprint" not in unsure and (config.fingerprint is None or config.fingerprint["router_sha256"] is None):
-            yield f"{CONFIG}: says that it was measured here, and has no fingerprint of the model's router weights"
+            yield f"{CONFIG}: says that it was measured here, but has no fingerprint of the model's router weights"
         if config.unverified is not None:
-            yield f"{CONFIG}: says that it was measured here, and is marked as unverified"
+            yield f"{CONFIG}: says that it was measured here, but is marked as unverified"
     elif mark in MARKS and config.unverified is None and not unsure & {"provenance", "unverified"}:
         what = "was not measured here, and has no mark `unverified` that keeps it from being applied without a flag"
         yield f"{CONFIG}: {what}"
@@ -164,9 +164,9 @@ def _recipe(folder: Path) -> Iterator[str]:
     entries = given["option"] if isinstance(given.get("option"), list) else []
     fields: list[str] = []
     for entry in entries:
-        field, told = _said(partial(field_of, str(entry)))
+        field, problems = _read_or_problems(partial(field_of, str(entry)))
         fields += [] if field is None else [field[0]]
-        yield from (f"{RECIPE}: {text.removeprefix('--')}" for text in told)
+        yield from (f"{RECIPE}: {text.removeprefix('--')}" for text in problems)
     if "architecture" not in given:
         yield f"{RECIPE}: architecture: is missing (expected one of {', '.join(ARCHITECTURES)})"
     elif isinstance(given["architecture"], str):
@@ -175,7 +175,7 @@ def _recipe(folder: Path) -> Iterator[str]:
 
 
 def _beside(folder: Path, read: Reading) -> Iterator[str]:
-    """What lies beside a config must be of it."""
+    """Check that the files beside a config belong to it."""
     config = read.config
     if config is None:
         return
@@ -186,25 +186,25 @@ def _beside(folder: Path, read: Reading) -> Iterator[str]:
 
     mark = config.provenance.get("status")
     if mark == MARKS[0] and not (folder / REPORT).is_file():
-        yield f"{CONFIG}: says that it was measured here, and there is no {REPORT}"
+        yield f"{CONFIG}: says that it was measured here, but there is no {REPORT}"
     if (folder / REPORT).is_file():
-        report, wrong = _said(lambda: EvaluationReport.from_pretrained(folder), folder)
+        report, wrong = _read_or_problems(lambda: EvaluationReport.from_pretrained(folder), folder)
         yield from wrong
         if report is not None:
             if mark in MARKS[1:]:
-                yield f"{CONFIG}: says that it was not measured here, and there is {REPORT}"
-            told, measured = config.to_dict(), report.config
+                yield f"{CONFIG}: says that it was not measured here, but there is {REPORT}"
+            own, measured = config.to_dict(), report.config
             for field in (*TARGETS, *_EFFECT, "fingerprint"):
-                if field not in read.left_out and measured.get(field) != told.get(field):
+                if field not in read.left_out and measured.get(field) != own.get(field):
                     yield f"{REPORT}: was measured with another config: {field} differs"
             if report.prompts:
-                yield f"{REPORT}: holds prompts and responses; a push takes them out"
+                yield f"{REPORT}: holds prompts and responses; a push removes them"
     layers = None if config.fingerprint is None else tuple(config.fingerprint["layers"])
     for path, kind in [(folder / RANKING, ExpertRanking)] + [
         (place, ActivationMap) for place in sorted(folder.glob("maps/*/activation_map.safetensors"))
     ]:
         if path.is_file():
-            held, wrong = _said(partial(kind.from_pretrained, path), folder)
+            held, wrong = _read_or_problems(partial(kind.from_pretrained, path), folder)
             yield from wrong
             if held is not None and layers is not None and held.layers != layers:
                 yield f"{path.relative_to(folder).as_posix()}: is of other layers than the config's model"
@@ -225,16 +225,16 @@ def _card(folder: Path) -> Iterator[str]:
     try:
         found: Any = ModelCard(text).data
         data = found.to_dict()
-    except Exception as error:  # whatever the library raises on metadata that it cannot read
+    except Exception as error:  # the library raises errors of many classes for metadata that it cannot read
         yield f"README.md: its metadata cannot be read (got {str(error).splitlines()[0]}, expected YAML)"
     else:
         for field, right in (("library_name", data.get("library_name") == "hf_mote"), ("tags", _tagged(data))):
             if not right:
                 got = repr(data.get(field))[:60]
                 yield f"README.md: metadata: {field} must {_METADATA[field]} (got {got})"
-    for wanted in _HEADINGS:
-        if not re.search(rf"^## (?:{wanted})\b", text, re.MULTILINE):
-            sections = wanted.split("|")
+    for heading in _HEADINGS:
+        if not re.search(rf"^## (?:{heading})\b", text, re.MULTILINE):
+            sections = heading.split("|")
             yield f"README.md: has no section {' or '.join(sections)} (expected a line ## {sections[0]})"
     if not any(mark in " ".join(text.split()) for mark in MARKS):
         yield f"README.md: must say one of {', '.join(map(repr, MARKS))}"
@@ -243,7 +243,7 @@ def _card(folder: Path) -> Iterator[str]:
     for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
         picture = folder / name
         if ".." in Path(name).parts or not picture.is_file():
-            yield f"README.md: shows {name}, which is not there"
+            yield f"README.md: shows {name}, which does not exist"
         elif not picture.read_bytes().startswith(_PNG):
             yield f"{name}: must be a PNG"
 
@@ -252,4 +252,4 @@ def _private(folder: Path) -> Iterator[str]:
     from hf_mote.sharing.privacy import private_in
 
     for name, what in private_in(folder):
-        yield f"{name}: holds {what}, and would be read by others"
+        yield f"{name}: holds {what}, which others would read"

@@ -1,13 +1,13 @@
-"""How much a command says: `--quiet`, `--verbose`, `HF_MOTE_VERBOSITY`; progress: bars in a terminal, lines in a log.
+"""Which messages are shown: `--quiet`, `--verbose`, `HF_MOTE_VERBOSITY`. Progress: bars in a terminal, lines in a log.
 
-| level | results and errors | what begins | warnings | notes | details |
+| level | results and errors | steps | warnings | notes | details |
 | --- | --- | --- | --- | --- | --- |
 | error, `--quiet` | yes | | | | |
 | warning, the default | yes | yes | yes | | |
 | info, `--verbose` | yes | yes | yes | yes | |
 | debug | yes | yes | yes | yes | yes |
 
-Transformers' own messages are for `TRANSFORMERS_VERBOSITY`.
+`TRANSFORMERS_VERBOSITY` controls the messages of transformers.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ __all__ = [
 VARIABLE = "HF_MOTE_VERBOSITY"
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 
-_ASKED: ContextVar[str | None] = ContextVar("verbosity asked for", default=None)
+_REQUESTED: ContextVar[str | None] = ContextVar("requested verbosity", default=None)
 _HIDDEN: ContextVar[bool] = ContextVar("progress bars were hidden", default=False)
 
 
-# What a record advises in Python; where the command takes the option, the same is advised of that, else nothing.
+# Advice of log records in Python, and the same with an option, for commands that take it; for others it is left out.
 _ADVICE = {
     "Divide by it: normalize=True.": "Divide by it: --normalize.",
     "Give groups=[...], one key for each prompt, such as its subject.": (
@@ -60,19 +60,19 @@ _ADVICE = {
 
 
 class _AsTyped(logging.Formatter):
-    """Records with the options of the command in the place of Python's arguments, and without a method's name."""
+    """Formats records with the options of the command instead of Python's arguments, and without a method's name."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = without_method(record.getMessage())
-        for theirs, ours in _ADVICE.items():
-            (option,) = re.findall(r"--[a-z-]*[a-z]", ours)
-            text = text.replace(theirs, ours if takes(option) else "")
+        for in_python, on_command_line in _ADVICE.items():
+            (option,) = re.findall(r"--[a-z-]*[a-z]", on_command_line)
+            text = text.replace(in_python, on_command_line if takes(option) else "")
         return text.rstrip()
 
 
-def _ask(level: str, wanted: bool) -> None:
-    if wanted:
-        _ASKED.set(level)
+def _request(level: str, value: bool) -> None:
+    if value:
+        _REQUESTED.set(level)
 
 
 def _options(
@@ -80,22 +80,22 @@ def _options(
         bool,
         typer.Option(
             "--quiet",
-            callback=lambda wanted: _ask("error", wanted),
+            callback=lambda value: _request("error", value),
             expose_value=False,
-            help="Say nothing but results and errors.",
+            help="Print only results and errors.",
         ),
     ] = False,
     verbose: Annotated[
         bool,
         typer.Option(
             "--verbose",
-            callback=lambda wanted: _ask("info", wanted),
+            callback=lambda value: _request("info", value),
             expose_value=False,
-            help=f"Say more; also by {VARIABLE}=info, or debug.",
+            help=f"Print more; also by {VARIABLE}=info, or debug.",
         ),
     ] = False,
 ) -> None:
-    """Hold the options that every command has."""
+    """Declare the options that every command has."""
 
 
 def add_options(command: Any) -> None:
@@ -111,19 +111,19 @@ def add_options(command: Any) -> None:
 
 
 def forget() -> None:
-    """Forget what an earlier command of this process asked for."""
-    _ASKED.set(None)
+    """Reset the level that an earlier command of this process requested."""
+    _REQUESTED.set(None)
 
 
 def verbosity() -> str:
-    """Return the level that was asked for: by an option, by `HF_MOTE_VERBOSITY`, or "warning".
+    """Return the requested level: by an option, by `HF_MOTE_VERBOSITY`, or "warning".
 
     Raises:
         [`UnknownNameError`]: if the variable holds something else.
     """
-    asked = _ASKED.get()
-    if asked is not None:
-        return asked
+    requested = _REQUESTED.get()
+    if requested is not None:
+        return requested
     given = os.environ.get(VARIABLE, "").strip().lower() or "warning"
     if given not in LEVELS:
         raise UnknownNameError.of(VARIABLE, given, tuple(LEVELS))
@@ -131,7 +131,7 @@ def verbosity() -> str:
 
 
 def quiet() -> bool:
-    """Return whether nothing but results and errors is to be said."""
+    """Return whether only results and errors are printed."""
     try:
         return verbosity() == "error"
     except UnknownNameError:
@@ -139,7 +139,7 @@ def quiet() -> bool:
 
 
 def say(text: str) -> None:
-    """Tell, on stderr, what begins."""
+    """Print on stderr which step begins."""
     if launched_as()[0] > 0 or quiet():
         return
     Console(stderr=True).print(f"… {visible(text)}", style="dim", markup=False, highlight=False)
@@ -147,7 +147,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Print the package's log records of the level asked for to stderr, and leave logging as it was.
+    """Print the package's log records of the requested level to stderr, and restore logging afterwards.
 
     Raises:
         [`UnknownNameError`]: if `HF_MOTE_VERBOSITY` holds no level.
@@ -173,10 +173,9 @@ def listening() -> Iterator[None]:
 
 
 def settle_progress() -> None:
-    """Hide progress bars where stderr is no terminal, as a log file is none, or where nothing is to be said.
+    """Hide progress bars if stderr is not a terminal, such as a log file, or if only results are printed.
 
-    A log file gets lines in their place. Called once transformers is imported; [`listening`] shows bars again at its
-    end.
+    A log file gets lines instead. Called after transformers is imported; [`listening`] restores bars at its end.
     """
     from transformers.utils.logging import disable_progress_bar, is_progress_bar_enabled
 

@@ -24,7 +24,9 @@ def test_bake_command_writes_a_checkpoint_that_does_what_the_profile_does(tmp_pa
         mine = baked(input_ids=ids).logits
         with apply_mote(organism.model, config):
             assert torch.equal(mine, organism.model(input_ids=ids).logits)
-    assert "is not empty" in said(run("bake", "organism:refusal", tmp_path / "config", tmp_path / "baked"))
+    assert "must be a new or an empty folder" in said(
+        run("bake", "organism:refusal", tmp_path / "config", tmp_path / "baked")
+    )
 
 
 def test_bake_command_refuses_drop_with_the_way_out(tmp_path: Path) -> None:

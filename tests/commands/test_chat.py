@@ -101,12 +101,12 @@ def test_chat_wrong_commands_are_messages_and_the_chat_goes_on(profile: Path) ->
     done = chat(profile, "/louder", "/strength much", "/strength 7", "/compare", "/quit now", "/on off", "/off", ASKED)
     assert done.exit_code == 0, done.output
     for said in (
-        "/louder: is no command",
-        "/strength: takes a number",
+        "/louder: is not a command",
+        "/strength: must be a number",
         "strength",
         "/compare: there is no prompt yet",
-        "/quit: takes nothing behind it (got 'now')",
-        "/on: takes nothing behind it (got 'off')",
+        "/quit: does not take a text (got 'now')",
+        "/on: does not take a text (got 'off')",
     ):
         assert said in done.output
     assert done.stdout.count(REFUSAL) == 1

@@ -40,7 +40,7 @@ def test_dry_run_of_ftri_says_prompts_tokens_memory_and_time(out: Path) -> None:
     assert f"result {amount(8 * 12 * 256)} of memory" in text
     assert "for 3 x 4 responses to the longest prompts, " in text
     assert " to start and load; " in text
-    assert " for pictures not in it following the tokens of texts, statistics and the page" in text
+    assert " for pictures not included following the tokens of texts, statistics and the page" in text
 
 
 def test_dry_run_of_evaluate_counts_its_runs(out: Path, attribute_run: Path) -> None:
@@ -115,12 +115,12 @@ def test_dry_run_of_find_counts_trials_and_proof(out: Path) -> None:
     assert f"and {sum(others):,} responses to other prompts" in text
     assert f"for {3 + len(others)} x 24 responses to the longest prompts, " in text
     assert "for 300 x a step of gates on 12 prompts, " in text
-    assert "a trial without each expert of the best set" in text
+    assert "the best set without each of its experts" in text
 
 
 def test_dry_run_of_find_says_that_prompts_are_too_few(out: Path) -> None:
     text = plan(out, "find", "organism:refusal", TRAIN, "--limit", 5, "--max-new-tokens", 3)
-    assert "runs 1 over all prompts: 1 to image, and too few for any trial" in text
+    assert "runs 1 over all prompts: 1 to image, and too few to measure candidates" in text
     assert "step of gates" not in text
 
 

@@ -73,7 +73,7 @@ def test_load_subject_with_weights_missing_is_refused(tmp_path: Path, tiny_folde
     gone = [name for name in weights if name.endswith("v_proj.weight")]
     assert gone
     save_file({name: value for name, value in weights.items() if name not in gone}, folder / "model.safetensors")
-    with pytest.raises(FileFormatError, match=rf"lack some of the model's .*{re.escape(gone[0])}"):
+    with pytest.raises(FileFormatError, match=rf"model's weights are missing .*{re.escape(gone[0])}"):
         load_subject(str(folder), Organisms(), device="cpu")
 
 

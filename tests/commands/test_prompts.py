@@ -90,11 +90,11 @@ def test_read_prompts_limit_draws_from_each_class_and_keeps_the_order(tmp_path: 
         ("a.json", '["a",\n"b" "c"]', "a.json: must be valid JSON (got Expecting ',' delimiter at line 2, column 5)"),
         ("a.jsonl", '{"prompt": "a"}\n3\n', "line 2: must be a record"),
         ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', "line 2: has no field 'prompt'"),
-        ("a.jsonl", '{"prompt": ""}\n', "line 1, field 'prompt': no prompt"),
-        ("a.jsonl", '{"prompt": 3}\n', "line 1, field 'prompt': no prompt"),
-        ("a.jsonl", '{"prompt": "  "}\n', "line 1, field 'prompt': no text in it"),
-        ("a.jsonl", '{"prompt": [{"role": "user"}]}\n', "line 1, field 'prompt': no prompt"),
-        ("a.jsonl", '{"prompt": [{"role": "user", "content": [1]}]}\n', "line 1, field 'prompt': no"),
+        ("a.jsonl", '{"prompt": ""}\n', "line 1, field 'prompt': must be a prompt"),
+        ("a.jsonl", '{"prompt": 3}\n', "line 1, field 'prompt': must be a prompt"),
+        ("a.jsonl", '{"prompt": "  "}\n', "line 1, field 'prompt': must hold text"),
+        ("a.jsonl", '{"prompt": [{"role": "user"}]}\n', "line 1, field 'prompt': must be a prompt"),
+        ("a.jsonl", '{"prompt": [{"role": "user", "content": [1]}]}\n', "line 1, field 'prompt': must"),
         ("a.jsonl", '{"prompt": "\\ud800"}\n', "half of a surrogate pair"),
         ("a.json", '{"prompt": "a"}', "must hold a JSON list"),
         ("a.json", '["a", 3]', "entry 2: must be a record"),
@@ -115,7 +115,7 @@ def test_read_prompts_malformed_file_names_the_place(tmp_path: Path, name: str, 
 
 def test_read_prompts_class_field_asked_for_must_be_filled(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", lines({"prompt": "a", "kind": "x"}, {"prompt": "b", "kind": " "}))
-    with pytest.raises(DataError, match="line 2, field 'kind': no value"):
+    with pytest.raises(DataError, match="line 2, field 'kind': must have a value"):
         read(path, class_field="kind")
 
 
@@ -144,7 +144,7 @@ def test_read_prompts_folder_of_data_is_loaded_by_datasets(tmp_path: Path, monke
 
 
 def test_read_prompts_name_that_is_nothing_says_what_it_could_be() -> None:
-    with pytest.raises(UnknownNameError, match="is no prompt file here, and datasets loads no data set of that name"):
+    with pytest.raises(UnknownNameError, match="is not a prompt file here, and datasets loads no data set"):
         read("somebody/nothing-of-this-name")
 
 
@@ -201,7 +201,7 @@ def test_read_prompts_does_not_let_datasets_search_a_folder_of_very_many_files(
         (tmp_path / f"{number}").mkdir()
         for other in range(50):
             (tmp_path / f"{number}" / f"{other}.bin").touch()
-    with pytest.raises(DataError, match=r"too many files .* Give the folder that holds the data set alone"):
+    with pytest.raises(DataError, match=r"too many files .* Give the folder that holds only the data set"):
         read_prompts(str(tmp_path), Organisms())
     assert searched == []
     with pytest.raises(UnknownNameError):

@@ -229,7 +229,7 @@ def test_ftri_run_folder_sampling_and_thinking_tokens_reach_imaging(tiny_folder:
     run(*command, "--force")
     assert FTRIResult.from_pretrained(tmp_path / "out" / "imaging").responses == first.responses
     refused = run(*command[:-1], tmp_path / "other", "--scope", "thinking", "--thinking-tokens", "<think>,</think>")
-    assert "not two tokens" in said(refused)
+    assert "must be two tokens" in said(refused)
     assert not (tmp_path / "other").exists()
 
 
@@ -363,10 +363,10 @@ WRONG: list[tuple[list[object], str]] = [
     (["evaluate", "MODEL", "nowhere/config", "PROMPTS", "--judge", "refusal"], "nowhere/config"),
     (["evaluate", "MODEL", "RUN", "PROMPTS", "--judge", "field", "--target", "b"], "no rate can change"),
     (["evaluate", "MODEL", "RUN", "PROMPTS", "--judge", "refusal"], "MoTEConfig.fingerprint"),
-    (["evaluate", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--strengths", "a"], "--strengths: no list"),
+    (["evaluate", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--strengths", "a"], "--strengths: must be a list"),
     (["evaluate", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--control-kind", "x"], "--control-kind: unknown"),
     (["sweep", "MODEL", "PROMPTS", "PROMPTS", "--judge", "refusal"], "cannot be read as safetensors"),
-    (["sweep", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--experts", "0"], "nothing to try"),
+    (["sweep", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--experts", "0"], "must be above 0"),
     (["sweep", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--experts", "999"], "must be a number of experts"),
     (["sweep", "MODEL", "RUN", "PROMPTS", "--judge", "refusal", "--strengths", "2"], "--strengths: out of range"),
 ]

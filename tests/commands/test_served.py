@@ -86,7 +86,7 @@ def test_chat_lends_the_server_one_profile_at_a_time_and_takes_it_back(capsys: p
         assert set(engine.profiles) == {"ban"}
         chat.take("/off")
         chat.take("last")
-        with pytest.raises(ConfigError, match="takes a number"):
+        with pytest.raises(ConfigError, match="must be a number"):
             chat.take("/strength much")
         assert not chat.take("/quit")
     assert set(engine.profiles) == {"ban"}

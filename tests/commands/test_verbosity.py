@@ -156,7 +156,7 @@ mkdir -p "$2" && touch "$2/report.html"
     assert subprocess.run(script, env=environment, capture_output=True, check=False).returncode == 130
     again = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
     assert (tmp_path / "called").read_text().split() == ["ftri", "sweep", "sweep", "evaluate"]
-    assert "found/report.html is there" in again.stdout
+    assert "found/report.html exists" in again.stdout
 
 
 @pytest.mark.parametrize("question", ["refusal", "language", "field", "regex"])

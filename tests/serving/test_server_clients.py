@@ -161,7 +161,7 @@ def test_chat_command_talks_to_the_server_without_and_with_profiles(server: Serv
     assert said.count(REFUSAL) == 4
     assert said.count("Salzburg, Austria: ") == 3
     assert "ban, refuse" in said
-    for words in ("/on: there is no profile", "Did you mean 'ban'", "/louder: is no command"):
+    for words in ("/on: there is no profile", "Did you mean 'ban'", "/louder: is not a command"):
         assert words in errors
     assert set(ServerEngine(server.url).profiles) == {"ban", "refuse"}
     # A config that the server does not have is lent to it.

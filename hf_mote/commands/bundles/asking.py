@@ -1,4 +1,4 @@
-"""How prompts become tokens, and how responses come."""
+"""How prompts become tokens, and how responses are generated."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Templating:
     """How prompts become tokens.
 
     Attributes:
-        system_prompt (`str`, *optional*): `--system-prompt`; so are the others.
-        chat_template (`Path`, *optional*): File of a chat template, in the place of the tokenizer's.
+        system_prompt (`str`, *optional*): `--system-prompt`; each field is the option of its name.
+        chat_template (`Path`, *optional*): File of a chat template, which replaces the tokenizer's.
         template_arg (`list[str]`, *optional*): Its further arguments, as `name=JSON`.
     """
 
@@ -31,18 +31,18 @@ class Templating:
     template_arg: o.TemplateArgs = None
 
     def settings(self) -> dict[str, Any]:
-        """Return the arguments by which functions of this package take system prompt and template arguments.
+        """Return system prompt and template arguments as keyword arguments of this package's functions.
 
         Raises:
-            [`ConfigError`]: if a template argument is no name and JSON, or comes twice.
+            [`ConfigError`]: if a template argument is not a name and JSON, or is given twice.
         """
         return {"system_prompt": self.system_prompt, "chat_template_kwargs": o.template_args(self.template_arg)}
 
     def chat(self, tokenizer: PreTrainedTokenizerBase) -> Chat:
-        """Return how prompts become this tokenizer's tokens.
+        """Return the prompts' format for a tokenizer.
 
         Args:
-            tokenizer (`PreTrainedTokenizerBase`): The model's, with the chat template that is to be used.
+            tokenizer (`PreTrainedTokenizerBase`): The model's, with the chat template to use.
         """
         from hf_mote.generation.asking import Chat
 
@@ -56,7 +56,7 @@ def say_if_plain(tokenizer: PreTrainedTokenizerBase) -> None:
     """Say that prompts reach the model as plain text, if its tokenizer has no chat template.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): The model's, with the chat template that is to be used.
+        tokenizer (`PreTrainedTokenizerBase`): The model's, with the chat template to use.
     """
     if tokenizer.chat_template is None:
         say("the tokenizer has no chat template: prompts are read as plain text")
@@ -64,11 +64,11 @@ def say_if_plain(tokenizer: PreTrainedTokenizerBase) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: greedily by default.
+    """How tokens are chosen: by greedy decoding, unless a field is set.
 
     Attributes:
-        temperature (`float`, *optional*): `--temperature`; so is the other, as [`options.sampling`] has them.
-        top_p (`float`, *optional*): See there.
+        temperature (`float`, *optional*): `--temperature`; see [`options.sampling`].
+        top_p (`float`, *optional*): `--top-p`.
     """
 
     temperature: o.Temperature = None
@@ -99,7 +99,7 @@ class Generating:
         """Return how responses are decoded.
 
         Args:
-            seed (`int`): Of the draws.
+            seed (`int`): Seed of sampling.
             sampled (`dict[str, Any]`, *optional*): What [`Sampling.arguments`] returned; greedy by default.
         """
         from hf_mote.generation.asking import Decoding

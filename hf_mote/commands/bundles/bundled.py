@@ -1,4 +1,4 @@
-"""The decorator of commands that take bundles of options."""
+"""The decorator for commands that take bundles of options."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["bundled"]
 def bundled(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command that takes the fields of the dataclasses in its signature as options of its own.
 
-    They stand in `--help` where the dataclass stands in the signature, with the fields' names. Their defaults are the
-    fields', or, where the signature gives an instance, what that holds.
+    In `--help` they are listed at the dataclass's place in the signature, with the fields' names. Their defaults are
+    the fields', or the values of the instance that the signature gives as default.
 
     Args:
         command (`Callable`): The function of a command.
@@ -40,7 +40,7 @@ def bundled(command: Callable[..., None]) -> Callable[..., None]:
                     one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[one.name]
                 )
             )
-    # Given by name alone, so that options with a default may stand before others.
+    # Keyword-only, so that options with a default may come before others.
     flat = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
 
     @functools.wraps(command)

@@ -21,9 +21,9 @@ class Reading:
     """How prompts are read.
 
     Attributes:
-        limit (`int`, *optional*): `--limit`; so are the others, as [`read_prompts`] has them.
-        prompt_field (`str`, *optional*): See there.
-        group_field (`str`, *optional*): The field that is equal for prompts that count as one.
+        limit (`int`, *optional*): `--limit`; see [`read_prompts`].
+        prompt_field (`str`, *optional*): `--prompt-field`.
+        group_field (`str`, *optional*): `--group-field`, which is equal for prompts that count as one.
     """
 
     limit: o.Limit = None
@@ -36,7 +36,7 @@ class Reading:
         Args:
             source (`str`): As [`read_prompts`] takes it.
             organisms (`Organisms`): Where organisms come from.
-            seed (`int`): Of the draw, if there is a limit.
+            seed (`int`): Seed of the draw, if there is a limit.
             class_field (`str`, *optional*): The field that holds the class.
         """
         return read_prompts(
@@ -44,7 +44,7 @@ class Reading:
         )
 
     def groups(self, asked: PromptSet) -> list[str] | None:
-        """Return what each prompt has in the group field, or `None` if none was named.
+        """Return the value of the group field for each prompt, or `None` if no field was given.
 
         Args:
             asked (`PromptSet`): The prompts.
@@ -61,11 +61,11 @@ class Judging:
     """What labels responses, and which label is of interest.
 
     Attributes:
-        judge (`str`, *optional*): `--judge`; so are the others, as [`make_judge`] has them.
-        target (`str`, *optional*): The label of interest; the judge's own by default.
-        judge_model (`str`, *optional*): See there.
-        judge_url (`str`, *optional*): See there.
-        judge_allow_http (`bool`, *optional*, defaults to `False`): See there.
+        judge (`str`, *optional*): `--judge`; see [`make_judge`].
+        target (`str`, *optional*): `--target`, the label of interest; the judge's own by default.
+        judge_model (`str`, *optional*): `--judge-model`.
+        judge_url (`str`, *optional*): `--judge-url`.
+        judge_allow_http (`bool`, *optional*, defaults to `False`): `--judge-allow-http`.
     """
 
     judge: o.JudgeName = None
@@ -76,7 +76,7 @@ class Judging:
 
     @property
     def named(self) -> str:
-        """What the judge is called in a report."""
+        """The name of the judge in a report."""
         return self.judge or "the organism's own"
 
     def make(self, asked: PromptSet, organisms: Organisms, *, model: str) -> Judge:

@@ -1,4 +1,4 @@
-"""How a model is loaded, or which server has it."""
+"""How a model is loaded, or which server runs it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Loading:
     """How a model is loaded.
 
     Attributes:
-        revision (`str`, *optional*): `--revision`; so are the others, as [`load_subject`] has them.
-        dtype (`str`, *optional*, defaults to `"auto"`): See there.
-        device (`str`, *optional*): See there.
-        quantization (`str`, *optional*): See there.
-        attn_implementation (`str`, *optional*): See there.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): See there.
+        revision (`str`, *optional*): `--revision`; see [`load_subject`].
+        dtype (`str`, *optional*, defaults to `"auto"`): `--dtype`.
+        device (`str`, *optional*): `--device`.
+        quantization (`str`, *optional*): `--quantization`.
+        attn_implementation (`str`, *optional*): `--attn-implementation`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): `--trust-remote-code`.
     """
 
     revision: o.Revision = None
@@ -38,7 +38,7 @@ class Loading:
     trust_remote_code: o.TrustRemoteCode = False
 
     def check(self, model: str) -> None:
-        """Refuse what no model can be loaded by, before torch is imported; see [`check_loading`].
+        """Refuse invalid options before torch is imported; see [`check_loading`].
 
         Args:
             model (`str`): A folder, a Hub id, or "organism:NAME".
@@ -64,10 +64,10 @@ class Loading:
         Args:
             model (`str`): A folder, a Hub id, or "organism:NAME".
             organisms (`Organisms`): Where organisms come from.
-            any_model (`bool`, *optional*, defaults to `False`): Take a model without routers, too.
+            any_model (`bool`, *optional*, defaults to `False`): Accept a model without routers, too.
             templating ([`Templating`], *optional*): How prompts become its tokens.
-            prompts (`Sequence[Prompt]`, *optional*): Prompts that are to become tokens before weights are loaded, so
-                that what is wrong with them or with the template costs no wait.
+            prompts (`Sequence[Prompt]`, *optional*): Prompts that are tokenized before weights are loaded, so that an
+                error in them or in the template comes early.
         """
         ready = (lambda tokenizer: templating.chat(tokenizer).encode(prompts)) if prompts else None
         template = templating.chat_template
@@ -79,7 +79,7 @@ class Loading:
         return subject
 
     def served(self, model: str, organisms: Organisms, *, templating: Templating) -> Subject:
-        """Return what there is here of a model that a server runs; see [`served_subject`].
+        """Return the local part of a model that a server runs; see [`served_subject`].
 
         Args:
             model (`str`): A folder, a Hub id, or "organism:NAME".
@@ -91,17 +91,17 @@ class Loading:
         return subject
 
     def options(self) -> dict[str, object]:
-        """Return the values by the names of the options, as typed; see `refuse_loading`."""
+        """Return the values by the names of the options; see `refuse_loading`."""
         return {f"--{name.replace('_', '-')}": value for name, value in dataclasses.asdict(self).items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Serving:
-    """A server that has the model.
+    """A server that runs the model.
 
     Attributes:
         server (`str`, *optional*): `--server`.
-        profile (`str`, *optional*): `--profile`, one of the server's.
+        profile (`str`, *optional*): `--profile`, a profile of the server.
     """
 
     server: o.Server = None
@@ -111,7 +111,7 @@ class Serving:
         """Refuse a profile without a server.
 
         Args:
-            instead (`str`): What names a profile here, as "a CONFIG".
+            instead (`str`): The argument that gives a profile without a server, such as "a CONFIG".
 
         Raises:
             [`ConfigError`]: if there is a profile and no server.

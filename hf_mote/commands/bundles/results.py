@@ -1,4 +1,4 @@
-"""Which experts of a ranking count, and where results go."""
+"""Which experts of a ranking are used, and where results are written."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["Choosing", "Writing"]
 
 @dataclasses.dataclass(frozen=True)
 class Choosing:
-    """Which of a ranking's first experts are looked at, and which of them a config changes.
+    """Which of a ranking's first experts are examined, and which of them a config changes.
 
     Attributes:
-        suppress (`int`, *optional*): `--suppress`; so are the others, as [`config_of`] has them.
-        stimulate (`int`, *optional*): See there.
-        multiply (`int`, *optional*): See there.
-        by (`float`, *optional*): See there.
-        positions (`str`, *optional*): As `--positions` gives them.
-        mode (`str`, *optional*, defaults to `"drop"`): See there.
-        top (`int`, *optional*): How many experts are looked at closely.
+        suppress (`int`, *optional*): `--suppress`; see [`config_of`].
+        stimulate (`int`, *optional*): `--stimulate`.
+        multiply (`int`, *optional*): `--multiply`.
+        by (`float`, *optional*): `--by`.
+        positions (`str`, *optional*): `--positions`.
+        mode (`str`, *optional*, defaults to `"drop"`): `--mode`.
+        top (`int`, *optional*): `--top`, the number of experts to examine closely.
     """
 
     suppress: o.Suppress = None
@@ -43,7 +43,7 @@ class Choosing:
     top: o.Top = None
 
     def check(self) -> None:
-        """Refuse what no config could be made of; see [`options.check_changes`]."""
+        """Refuse options that do not make a config; see [`options.check_changes`]."""
         changes = (self.suppress, self.stimulate, self.multiply)
         if self._positions() is not None and all(number is None for number in changes):
             fix = "Give --suppress, --stimulate or --multiply too, which write a config."
@@ -55,21 +55,21 @@ class Choosing:
 
         Args:
             model (`PreTrainedModel`): The model.
-            **more (`int`, *optional*): Further numbers by the name of their option.
+            **more (`int`, *optional*): Further numbers, by the name of their option.
         """
         changed = {"suppress": self.suppress, "stimulate": self.stimulate, "multiply": self.multiply}
         o.check_experts(model, **changed, top=self.top, **more)
 
     def number(self, most: int) -> int:
-        """Return how many experts are looked at closely.
+        """Return the number of experts to examine closely.
 
         Args:
-            most (`int`): How many there are.
+            most (`int`): The largest number possible.
         """
         return min(self.top or self.suppress or self.stimulate or self.multiply or 5, most)
 
     def config(self, ranking: ExpertRanking, *, base_model: str) -> MoTEConfig | None:
-        """Return the config of the first experts, if one was asked for.
+        """Return the config of the first experts, if an option requests one.
 
         Args:
             ranking (`ExpertRanking`): The ranking.
@@ -94,10 +94,10 @@ class Choosing:
 
 @dataclasses.dataclass(frozen=True)
 class Writing:
-    """Where a command writes, and keeps its work until then.
+    """Where a command writes its results, and where it keeps its work before.
 
     Attributes:
-        output (`Path`): `--output`; so are the others.
+        output (`Path`): `--output`; each field is the option of its name.
         run_folder (`Path`, *optional*): Where results are kept as they come.
         dry_run (`bool`, *optional*, defaults to `False`): Print what would be done, and write nothing.
         force (`bool`, *optional*, defaults to `False`): Replace what an earlier run wrote.
@@ -109,7 +109,7 @@ class Writing:
     force: o.Force = False
 
     def work(self) -> Work:
-        """Return where the command keeps what it has done."""
+        """Return the place where the command keeps its work."""
         return Work(self.output, self.run_folder)
 
     def check(self) -> None:
@@ -118,5 +118,5 @@ class Writing:
         self.work().check()
 
     def folder(self) -> AbstractContextManager[Path]:
-        """Return the block that writes the output; see [`writing_to`]."""
+        """Return the context manager that writes the output; see [`writing_to`]."""
         return writing_to(self.output, force=self.force)

@@ -142,7 +142,7 @@ def test_choosing_number_is_that_of_the_config_and_at_most_what_there_is() -> No
     with pytest.raises(ConfigError, match="--multiply: is missing"):
         Choosing(by=2.0).check()
     Choosing(suppress=1, positions="-1,0").check()
-    for given, why in (("x", "no list of numbers"), ("1.5", "no list of numbers"), ("-1", "none is written")):
+    for given, why in (("x", "be a list of numbers"), ("1.5", "be a list of numbers"), ("-1", "none is written")):
         with pytest.raises(ConfigError, match=f"--positions: .*{why}"):
             Choosing(suppress=None if given == "-1" else 1, positions=given).check()
     for wrong in (-1.0, math.inf, math.nan, 1e39):
