@@ -22,7 +22,7 @@ PROMPTS = "organism:refusal/heldout/sensitive"
     [
         (["evaluate", "organism:refusal", PROMPTS, "--profile", "ban"], "--profile: names a profile of a server"),
         (["evaluate", "organism:refusal", "CONFIG"], "PROMPTS: is missing"),
-        (["evaluate", "organism:refusal", "C", PROMPTS, "--profile", "ban", *NOBODY], "in the place of CONFIG"),
+        (["evaluate", "organism:refusal", "C", PROMPTS, "--profile", "ban", *NOBODY], "replaces CONFIG"),
         (["evaluate", "organism:refusal", PROMPTS, "--profile", "ban", "--dry-run", *NOBODY], "--dry-run: is for a"),
         (["evaluate", "organism:refusal", PROMPTS, "--profile", "ban", "--sae", "S", *NOBODY], "--sae: is for a"),
         (["evaluate", "organism:refusal", PROMPTS, "--profile", "ban", *NOBODY], "no answer"),

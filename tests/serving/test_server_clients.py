@@ -101,7 +101,7 @@ def test_evaluate_command_measures_a_profile_of_the_server(server: Server, tmp_p
     ("words", "said"),
     [
         (["organism:refusal", "PROMPTS", "--profile", "bann"], "Did you mean 'ban'"),
-        (["organism:refusal", "CONFIG", "PROMPTS", "--profile", "ban"], "in the place of CONFIG"),
+        (["organism:refusal", "CONFIG", "PROMPTS", "--profile", "ban"], "replaces CONFIG"),
         (["organism:language", "PROMPTS", "--profile", "ban"], "another model than the server"),
         (["organism:refusal", "PROMPTS", "--profile", "ban", "--dtype", "bfloat16"], "--dtype"),
         (["organism:refusal", "PROMPTS", "--profile", "ban", "--dry-run"], "--dry-run"),

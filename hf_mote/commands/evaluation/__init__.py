@@ -2,11 +2,11 @@
 
 Files in the order of a run:
 
-- `command.py`: the command, from its options to what it says in the end.
+- `command.py`: the command: its options, its steps and its messages.
 - `material.py`: prompts, texts and conversations that a config is measured on.
-- `configs.py`: what is measured: configs of experts or latents, a server's profile, the same experts stimulated.
-- `plan.py`: what would be done (`--dry-run`). `registration.py`: the pre-registration (`--preregister`).
-- `files.py`: what is written.
+- `configs.py`: the configs that are measured: of experts or latents, a server's profile, the same experts stimulated.
+- `plan.py`: the plan that `--dry-run` prints. `registration.py`: the pre-registration (`--preregister`).
+- `files.py`: the output files.
 
-May import everything; what is slow to import (torch, transformers) only inside functions, see `hf_mote/commands`.
+May import everything, slow modules (torch, transformers) only inside functions, see `hf_mote/commands`.
 """

@@ -1,4 +1,4 @@
-"""The command `hf-mote evaluate`: what it takes, the order of its work, and what it says."""
+"""The command `hf-mote evaluate`: its options, its steps and its messages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def evaluate_command(
     config: Annotated[
         str,
         typer.Argument(
-            help="Config to measure, of experts or latents: a folder, a file or a Hub id; with --profile left out."
+            help="Config to measure, of experts or latents: a folder, a file or a Hub id; left out with --profile."
         ),
     ],
     prompts: Annotated[
@@ -54,7 +54,8 @@ def evaluate_command(
     ] = None,
     judging: Judging,
     unrelated: Annotated[
-        str | None, typer.Option(help="Prompts whose answers should stay; same sources as PROMPTS. None by default.")
+        str | None,
+        typer.Option(help="Prompts whose answers should not change; same sources as PROMPTS. None by default."),
     ] = None,
     texts: Annotated[
         str | None, typer.Option(help="Plain texts for KL and perplexity; same sources as PROMPTS. None by default.")
@@ -63,7 +64,7 @@ def evaluate_command(
         str | None,
         typer.Option(
             help="Conversations to answer before and after: a .jsonl or .json file of objects with turns (a list of "
-            "texts) and perhaps question_id and category, as MT-Bench's question.jsonl. None by default."
+            "texts) and optionally question_id and category, as MT-Bench's question.jsonl. None by default."
         ),
     ] = None,
     against: Annotated[
@@ -78,15 +79,15 @@ def evaluate_command(
     opposite: Annotated[
         str | None,
         typer.Option(
-            help="Prompts that do not show the behaviour: the same experts are stimulated on them, and both stand in "
-            "one table. Same sources as PROMPTS. None by default."
+            help="Prompts that do not show the behaviour: the same experts are stimulated on them, and one table "
+            "shows both. Same sources as PROMPTS. None by default."
         ),
     ] = None,
     preregister: Annotated[
         Path | None,
         typer.Option(
-            help="File of a pre-registration. If there is none yet, it is written and nothing is measured; the same "
-            "command then measures, if model, config, prompts, judge and settings are still those. "
+            help="File of a pre-registration. If it does not exist, it is written and nothing is measured; the same "
+            "command then measures, if model, config, prompts, judge and settings are unchanged. "
             "None by default."
         ),
     ] = None,
@@ -95,7 +96,7 @@ def evaluate_command(
         typer.Option(
             min=0.001,
             max=1.0,
-            help="Largest share of the answers to --unrelated prompts whose change would not matter (0.1 by default).",
+            help="Largest acceptable share of changed answers to --unrelated prompts (0.1 by default).",
         ),
     ] = None,
     writing: Writing = OUTPUT,
@@ -103,7 +104,7 @@ def evaluate_command(
     control_kind: Annotated[
         str | None,
         typer.Option(
-            help="What controls are matched by: layer (for experts the default), or usage (for latents the default)."
+            help="How controls are matched: layer (the default for experts), or usage (the default for latents)."
         ),
     ] = None,
     strengths: Annotated[
@@ -127,7 +128,7 @@ def evaluate_command(
     with reporting(kept=work.word):
         config, prompts = config_and_prompts(config, prompts, serving)
         if serving.server is not None:
-            # The revision is the tokenizer's, too, and that is here.
+            # The revision is also that of the tokenizer, which is loaded here.
             here = dataclasses.replace(loading, revision=None).options()
             refuse_loading({"--sae": sae, **here, "--dry-run": writing.dry_run, "--run-folder": writing.run_folder})
         writing.check()
@@ -135,9 +136,9 @@ def evaluate_command(
         if control_kind is not None:
             one_of("--control-kind", control_kind, CONTROL_KINDS)
         if margin is not None and unrelated is None:
-            what = "is about the answers to --unrelated prompts, and none are given"
-            raise ConfigError("--margin", what, got=f"{margin:g}", fix="Give --unrelated PROMPTS, or leave it out.")
-        asking, sampled = templating.settings(), sampling.arguments()
+            fix = "Give --unrelated PROMPTS, or leave it out."
+            raise ConfigError("--margin", "needs --unrelated prompts", got=f"{margin:g}", fix=fix)
+        template_settings, sampled = templating.settings(), sampling.arguments()
         if serving.server is None:
             loading.check(model)
         organisms = Organisms()
@@ -151,9 +152,9 @@ def evaluate_command(
             conversations=conversations,
             seed=seed,
         )
-        asked, turned = material.asked, material.opposite
+        asked, opposite_set = material.asked, material.opposite
         labels = response_judge(judging.make(asked, organisms, model=model))
-        wanted = target_of(labels, judging.target, asked)
+        target = target_of(labels, judging.target, asked)
         # From here on torch and transformers are needed.
         from hf_mote.evaluation.both_ways import BothWays
         from hf_mote.evaluation.evaluate import evaluate_mote
@@ -163,22 +164,22 @@ def evaluate_command(
 
         engine = None if serving.server is None else connect(serving.server)
         changes = read_changes(config, against, sae=sae, engine=engine, profile=serving.profile)
-        latents_alone = not of_experts(changes)
+        only_latents = not of_experts(changes)
         subject = (
-            loading.subject(model, organisms, any_model=latents_alone, templating=templating, prompts=asked.prompts)
+            loading.subject(model, organisms, any_model=only_latents, templating=templating, prompts=asked.prompts)
             if engine is None
             else loading.served(model, organisms, templating=templating)
         )
         routed = RoutedModel(subject.model) if engine is None else routed_there(subject, engine)
-        # Of both, before either is measured.
+        # Both configs are checked before either is measured.
         changes = fitted(changes, routed, allow_other_weights=allow_other_weights)
         notes = [one.on_other_weights for one in of_experts(changes) if one.on_other_weights]
-        reverse = None if turned is None else stimulated(changes[0], routed)
+        opposite_config = None if opposite_set is None else stimulated(changes[0], routed)
         shared: dict[str, Any] = {
             "seed": seed,
             "batch_size": generating.batch_size,
             "generate_kwargs": sampled,
-            **asking,
+            **template_settings,
         }
         if writing.dry_run:
             plan_evaluation(
@@ -205,10 +206,10 @@ def evaluate_command(
                 **shared,
             }
             registered = registered_digest(
-                preregister, routed, changes, material, judge=labels, target=wanted, settings=settings
+                preregister, routed, changes, material, judge=labels, target=target, settings=settings
             )
             if registered is None:
-                tell(f"Written: {preregister}. Nothing was measured; the same command does, if all is as it is now.")
+                tell(f"Written: {preregister}. Nothing was measured. The same command, unchanged, will measure.")
                 return
         with work.of(None if engine is not None else subject.model) as part_of, writing.folder() as folder:
 
@@ -219,7 +220,7 @@ def evaluate_command(
                     change,
                     on,
                     labels,
-                    target=wanted,
+                    target=target,
                     num_controls=controls,
                     control_kind=control_kind,  # type: ignore[arg-type]
                     max_new_tokens=generating.max_new_tokens,
@@ -232,15 +233,15 @@ def evaluate_command(
             reports = []
             for name, part, change in zip((config, against), ("config", AGAINST), changes, strict=False):
                 say(f"evaluating {name} on {len(asked.prompts)} prompts, with {controls} random controls")
-                beside = material.beside()
-                reports.append(measured(change, part, asked.prompts, strengths=doses, margin=margin, **beside))
+                more = material.arguments()
+                reports.append(measured(change, part, asked.prompts, strengths=doses, margin=margin, **more))
             both = None
-            if turned is not None and reverse is not None:
-                say(f"stimulating the same experts on {len(turned.prompts)} prompts")
-                report = measured(reverse, STIMULATED, turned.prompts, groups=material.opposite_groups)
+            if opposite_set is not None and opposite_config is not None:
+                say(f"stimulating the same experts on {len(opposite_set.prompts)} prompts")
+                report = measured(opposite_config, STIMULATED, opposite_set.prompts, groups=material.opposite_groups)
                 both = BothWays(reports[0], report)
             found = Evaluation(subject.name, reports[0], reports[1] if against is not None else None, both)
-            more = {
+            facts = {
                 "config": config,
                 **({} if against is None else {"against": against}),
                 **({} if sae is None else {"SAE": sae}),
@@ -249,15 +250,15 @@ def evaluate_command(
                 **({"config is used": "; ".join(notes)} if notes else {}),
                 **({} if engine is None else served_facts(engine)),
             }
-            write_evaluation(folder, found, changes, provenance_of(context, subject, seed, **more))
+            write_evaluation(folder, found, changes, provenance_of(context, subject, seed, **facts))
         tell(reports[0].verdict)
         for other in reports[1:]:
             tell(f"Against {against}: {other.verdict}")
         for test in reports[0].not_worse:
-            said = str(test)
-            tell(f"{said[:1].upper()}{said[1:]}.")
+            sentence = str(test)
+            tell(f"{sentence[:1].upper()}{sentence[1:]}.")
         if both is not None:
             tell(f"Stimulated on the opposite prompts: {both.stimulated.verdict}\n\n{both.table}\n")
         if registered is not None:
-            tell(f"As registered before: {preregister}, {registered[:12]}")
+            tell(f"Pre-registered: {preregister}, {registered[:12]}")
         tell(f"Report: {writing.output / PAGE}")

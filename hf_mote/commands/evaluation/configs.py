@@ -1,4 +1,4 @@
-"""What is measured: configs of experts or latents, or a profile of a server."""
+"""The configs that are measured: of experts or latents, or a profile of a server."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["config_and_prompts", "fitted", "of_experts", "read_changes", "read_c
 
 
 def config_and_prompts(config: str, prompts: str | None, serving: Serving) -> tuple[str, str]:
-    """Return the config and the prompts: with --profile the config is the server's, and one argument less.
+    """Return the config and the prompts; with --profile the config is the server's, and there is one argument less.
 
     Args:
-        config (`str`): What was given as CONFIG.
-        prompts (`str`, *optional*): What was given as PROMPTS.
+        config (`str`): The argument CONFIG.
+        prompts (`str`, *optional*): The argument PROMPTS.
         serving (`Serving`): The server and its profile.
 
     Raises:
@@ -35,11 +35,11 @@ def config_and_prompts(config: str, prompts: str | None, serving: Serving) -> tu
     profile = serving.profile
     if profile is not None and prompts is not None:
         expected = "MODEL PROMPTS --server URL --profile NAME"
-        raise ConfigError("--profile", "stands in the place of CONFIG", got=f"CONFIG {config} too", expected=expected)
+        raise ConfigError("--profile", "replaces CONFIG", got=f"CONFIG {config} too", expected=expected)
     if profile is not None:
         return profile, config
     if prompts is None:
-        raise ConfigError("PROMPTS", "is missing", expected="MODEL CONFIG PROMPTS, or --profile in place of CONFIG")
+        raise ConfigError("PROMPTS", "is missing", expected="MODEL CONFIG PROMPTS, or --profile instead of CONFIG")
     return config, prompts
 
 
@@ -69,7 +69,7 @@ def read_config(name: str, sae: str | None = None) -> Change:
     except HFMoTEError:
         if path.exists():
             raise
-        try:  # a Hub repository may hold the one or the other
+        try:  # a Hub repository may hold either
             return steering()
         except HFMoTEError:
             pass
@@ -79,14 +79,14 @@ def read_config(name: str, sae: str | None = None) -> Change:
 def read_changes(
     config: str, against: str | None, *, sae: str | None, engine: ServerEngine | None, profile: str | None
 ) -> list[Change]:
-    """Return what is measured: one config, or two.
+    """Return the configs to measure, one or two.
 
     Args:
         config (`str`): The config; with a profile it is not read.
-        against (`str`, *optional*): The second one.
-        sae (`str`, *optional*): Folder or Hub id of the SAE of those that are of latents.
-        engine (`ServerEngine`, *optional*): The server, if one has the model.
-        profile (`str`, *optional*): Which of its profiles is measured.
+        against (`str`, *optional*): The second config.
+        sae (`str`, *optional*): Folder or Hub id of the SAE, for configs of latents.
+        engine (`ServerEngine`, *optional*): The server, if the model runs on one.
+        profile (`str`, *optional*): The profile of the server to measure.
 
     Raises:
         [`UnknownNameError`]: if the server has no such profile.
@@ -100,7 +100,7 @@ def read_changes(
 
 
 def of_experts(changes: Sequence[Change]) -> list[MoTEConfig]:
-    """Return the configs of experts among some.
+    """Return those of the given configs that change experts.
 
     Args:
         changes (`Sequence[Change]`): Configs of experts or latents.
@@ -111,7 +111,7 @@ def of_experts(changes: Sequence[Change]) -> list[MoTEConfig]:
 
 
 def fitted(changes: Sequence[Change], routed: RoutedModel, *, allow_other_weights: bool) -> list[Change]:
-    """Return the same configs, each of which fits the model.
+    """Return the same configs, checked against the model.
 
     Args:
         changes (`Sequence[Change]`): Configs of experts or latents.
@@ -132,10 +132,10 @@ def fitted(changes: Sequence[Change], routed: RoutedModel, *, allow_other_weight
 
 
 def stimulated(config: Change, routed: RoutedModel) -> MoTEConfig:
-    """Return the config that stimulates the experts which another suppresses, as `evaluate_both_ways` does.
+    """Return the config that stimulates the experts which another config suppresses, as `evaluate_both_ways` does.
 
     Args:
-        config (`Change`): The other one.
+        config (`Change`): The config that suppresses experts.
         routed (`RoutedModel`): The model.
 
     Raises:

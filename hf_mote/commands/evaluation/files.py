@@ -1,4 +1,4 @@
-"""What `hf-mote evaluate` writes: reports, configs, the picture, the figures and the page."""
+"""The files that `hf-mote evaluate` writes: reports, configs, the picture, the figures and the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AGAINST", "STIMULATED", "write_evaluation"]
 
-# Folders of what was measured beside.
+# Folders of the second report.
 AGAINST = "against"
 STIMULATED = "stimulated"
 
@@ -23,10 +23,10 @@ def write_evaluation(folder: Path, found: Evaluation, changes: Sequence[Change],
     """Write everything that was measured.
 
     Args:
-        folder (`Path`): Where to.
+        folder (`Path`): The folder to write to.
         found (`Evaluation`): What was measured.
         changes (`Sequence[Change]`): The configs, in the order of the reports.
-        provenance (`dict[str, str]`): How the run came about, by name.
+        provenance (`dict[str, str]`): The model, settings and versions of the run, by name.
     """
     from hf_mote.mote.config import MoTEConfig
     from hf_mote.plots import EffectRow, plot_effect
@@ -39,17 +39,17 @@ def write_evaluation(folder: Path, found: Evaluation, changes: Sequence[Change],
     ]
     report.save_pretrained(folder)
     configs[0].save_pretrained(folder / "config")
-    beside = {}
+    second = {}
     if found.against is not None:
         found.against.save_pretrained(folder / AGAINST)
         configs[1].save_pretrained(folder / AGAINST / "config")
-        beside = {
-            f"{AGAINST}/{report.file_name}": "the same, of the other config",
+        second = {
+            f"{AGAINST}/{report.file_name}": "the same for the other config",
             f"{AGAINST}/config/{configs[1].file_name}": f"the other config ({type(configs[1]).__name__})",
         }
     if found.both is not None:
         found.both.stimulated.save_pretrained(folder / STIMULATED)
-        beside[f"{STIMULATED}/{report.file_name}"] = "the same, of the experts stimulated on the opposite prompts"
+        second[f"{STIMULATED}/{report.file_name}"] = "the same for the experts stimulated on the opposite prompts"
     rows = [
         EffectRow(
             point.label,
@@ -67,7 +67,7 @@ def write_evaluation(folder: Path, found: Evaluation, changes: Sequence[Change],
         report.file_name: "everything measured, with all responses (EvaluationReport)",
         f"config/{configs[0].file_name}": f"the config that was measured ({type(configs[0]).__name__})",
         "effect.png": "the rate before and after, with the controls",
-        **beside,
+        **second,
     }
     figures: dict[str, object] = {
         "kind": "evaluation",

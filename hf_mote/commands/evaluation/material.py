@@ -1,4 +1,4 @@
-"""What a config is measured on: prompts, those of unrelated and opposite answers, texts, and conversations."""
+"""The data that a config is measured on: prompts, unrelated and opposite prompts, texts, and conversations."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["Material", "read_material"]
 
 @dataclass(frozen=True)
 class Material:
-    """Everything that was read before the model is loaded.
+    """The data of an evaluation, read before the model is loaded.
 
     Attributes:
         asked (`PromptSet`): The prompts.
-        groups (`list[str]`, *optional*): What is equal for prompts that count as one.
-        unrelated (`list[Prompt]`): Prompts whose answers should stay.
+        groups (`list[str]`, *optional*): A key for each prompt, equal for prompts that count as one.
+        unrelated (`list[Prompt]`): Prompts whose answers should not change.
         texts (`list[str]`): Plain texts.
         conversations (`list[Conversation]`): Conversations to answer.
         opposite (`PromptSet`, *optional*): Prompts that do not show the behaviour.
-        opposite_groups (`list[str]`, *optional*): As `groups`, of these.
+        opposite_groups (`list[str]`, *optional*): As `groups`, for the opposite prompts.
     """
 
     asked: PromptSet
@@ -39,8 +39,8 @@ class Material:
     opposite: PromptSet | None
     opposite_groups: list[str] | None
 
-    def beside(self) -> dict[str, Any]:
-        """Return the arguments of `evaluate_mote` beside prompts and judge."""
+    def arguments(self) -> dict[str, Any]:
+        """Return the data as arguments of `evaluate_mote`, except for the prompts."""
         return {
             "groups": self.groups,
             "unrelated": self.unrelated,
@@ -60,21 +60,21 @@ def read_material(
     conversations: str | None,
     seed: int,
 ) -> Material:
-    """Read it from its sources.
+    """Read the data from its sources.
 
     Args:
         reading (`Reading`): How prompts are read.
         organisms (`Organisms`): Where organisms come from.
         prompts (`str`): Source of the prompts.
-        unrelated (`str`, *optional*): Source of those whose answers should stay.
-        opposite (`str`, *optional*): Source of those that do not show the behaviour.
+        unrelated (`str`, *optional*): Source of prompts whose answers should not change.
+        opposite (`str`, *optional*): Source of prompts that do not show the behaviour.
         texts (`str`, *optional*): Source of plain texts.
         conversations (`str`, *optional*): File of conversations.
-        seed (`int`): Of the draws.
+        seed (`int`): Seed of the draws.
 
     Raises:
         [`UnknownNameError`]: if there is no such source or field.
-        [`DataError`]: if one holds what it should not; the place is named.
+        [`DataError`]: if one holds an invalid record; its place is named.
     """
 
     def read(source: str) -> PromptSet:
@@ -82,7 +82,7 @@ def read_material(
 
     asked = read(prompts)
     others = [] if unrelated is None else read(unrelated).prompts
-    turned = None if opposite is None else read(opposite)
+    opposite_set = None if opposite is None else read(opposite)
     return Material(
         asked=asked,
         groups=reading.groups(asked),
@@ -91,6 +91,6 @@ def read_material(
         conversations=[]
         if conversations is None
         else read_conversations(conversations, limit=reading.limit, seed=seed),
-        opposite=turned,
-        opposite_groups=None if turned is None else reading.groups(turned),
+        opposite=opposite_set,
+        opposite_groups=None if opposite_set is None else reading.groups(opposite_set),
     )

@@ -1,4 +1,4 @@
-"""What `hf-mote evaluate --dry-run` says, having answered one batch of prompts."""
+"""The plan that `hf-mote evaluate --dry-run` prints, from one timed batch of prompts."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def plan_evaluation(
 
     Args:
         subject (`Subject`): The model.
-        material ([`Material`]): What the configs are measured on.
+        material ([`Material`]): The data that the configs are measured on.
         changes (`Sequence[Change]`): The configs.
         labels (`Judge`): The judge.
         chat (`Chat`): How prompts become tokens.
         decoding (`Decoding`): How responses are decoded.
-        judge (`str`): What the judge is called.
-        controls (`int`): How many random configs each is compared with.
-        strengths (`int`): At how many further strengths each is measured.
+        judge (`str`): The name of the judge.
+        controls (`int`): Number of random configs that each is compared with.
+        strengths (`int`): Number of further strengths that each is measured at.
         shared (`Mapping[str, Any]`): Arguments of `evaluate_mote` for all its calls.
     """
     from hf_mote.evaluation.evaluate import OFF_TARGET, evaluate_mote
 
     timed, others, opposite = TimedJudge(labels), len(material.unrelated), material.opposite
-    asides = (2 + controls) * [min(others, OFF_TARGET)] if others else []
-    whole = 2 * [others] if others > OFF_TARGET else []
-    spoken = _spoken(material.conversations)
+    off_target = (2 + controls) * [min(others, OFF_TARGET)] if others else []
+    all_others = 2 * [others] if others > OFF_TARGET else []
+    turns = _turns_of(material.conversations)
     plan_responses(
         subject,
         material.asked,
@@ -63,7 +63,7 @@ def plan_evaluation(
             **({"at other strengths": strengths * len(changes)} if strengths else {}),
         },
         others=[
-            *len(changes) * [*asides, *whole, *spoken, *spoken],
+            *len(changes) * [*off_target, *all_others, *turns, *turns],
             *([] if opposite is None else (2 + controls) * [len(opposite.prompts)]),
         ],
         judge=judge,
@@ -85,7 +85,7 @@ def plan_evaluation(
     )
 
 
-def _spoken(talks: Sequence[Conversation]) -> list[int]:
-    """Return how many conversations have a first turn, a second one, and so on."""
-    most = max((len(talk.turns) for talk in talks), default=0)
-    return [sum(turn < len(talk.turns) for talk in talks) for turn in range(most)]
+def _turns_of(conversations: Sequence[Conversation]) -> list[int]:
+    """Return the number of conversations that have a first turn, a second one, and so on."""
+    most = max((len(one.turns) for one in conversations), default=0)
+    return [sum(turn < len(one.turns) for one in conversations) for turn in range(most)]

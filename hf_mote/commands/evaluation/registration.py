@@ -1,4 +1,4 @@
-"""`--preregister`: what is about to be measured, held against what was written down before."""
+"""`--preregister`: compares the planned measurement with an earlier pre-registration."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def registered_digest(
     target: str,
     settings: Mapping[str, Any],
 ) -> str | None:
-    """Return the digest of a pre-registration that says the same; write one and return `None` if there is none.
+    """Return the digest of a matching pre-registration; write one and return `None` if the file does not exist.
 
     Args:
-        path (`Path`): Its file.
+        path (`Path`): The file of the pre-registration.
         routed (`RoutedModel`): The model.
-        changes (`Sequence[Change]`): What is measured.
-        material ([`Material`]): What it is measured on.
+        changes (`Sequence[Change]`): The configs that are measured.
+        material ([`Material`]): The data that they are measured on.
         judge (`object`): The judge.
         target (`str`): The label of interest.
-        settings (`Mapping[str, Any]`): What else the result depends on.
+        settings (`Mapping[str, Any]`): The other settings that the result depends on.
 
     Raises:
-        [`ConfigError`]: if a config is of latents, or something else was registered.
+        [`ConfigError`]: if a config is of latents, or the pre-registration differs.
     """
     from hf_mote.evaluation.preregistration import Preregistration, preregister
 
     if len(of_experts(changes)) < len(changes):
-        what = "is of the experts of a model; latents cannot be registered yet"
-        raise ConfigError("--preregister", what, fix="Leave it out, or give configs of experts.")
+        fix = "Leave it out, or give configs of experts."
+        raise ConfigError("--preregister", "does not support configs of latents yet", fix=fix)
     against = [change.to_dict() for change in changes[1:]]
     plan = preregister(
         model=routed.fingerprint,
@@ -59,7 +59,7 @@ def registered_digest(
         opposite=[] if material.opposite is None else material.opposite.prompts,
         opposite_groups=material.opposite_groups,
         texts=material.texts,
-        conversations=[dataclasses.asdict(talk) for talk in material.conversations],
+        conversations=[dataclasses.asdict(one) for one in material.conversations],
         **settings,
         **({"against": against[0]} if against else {}),
     )

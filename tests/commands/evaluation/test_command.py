@@ -35,7 +35,7 @@ def test_evaluate_refuses_a_margin_that_nothing_is_held_against(attribute_run: P
     asked = ("evaluate", "organism:refusal", attribute_run, "organism:refusal/heldout/sensitive", "--limit", 2)
     result = run(*asked, "--margin", 0.05, "--output", tmp_path / "a", *QUICK)
     assert result.exit_code != 0
-    assert "--margin: is about the answers to --unrelated prompts, and none are given" in said(result)
+    assert "--margin: needs --unrelated prompts" in said(result)
     assert not (tmp_path / "a").exists()
 
 

@@ -39,7 +39,7 @@ def config(organism: Organism) -> MoTEConfig:
 def test_config_and_prompts_with_a_profile_are_one_argument_less() -> None:
     assert config_and_prompts("CONFIG", "PROMPTS", Serving()) == ("CONFIG", "PROMPTS")
     assert config_and_prompts("PROMPTS", None, SERVED) == ("ban", "PROMPTS")
-    with pytest.raises(ConfigError, match="stands in the place of CONFIG"):
+    with pytest.raises(ConfigError, match="replaces CONFIG"):
         config_and_prompts("CONFIG", "PROMPTS", SERVED)
     with pytest.raises(ConfigError, match="PROMPTS: is missing"):
         config_and_prompts("CONFIG", None, Serving())

@@ -29,7 +29,7 @@ def rows(tmp_path: Path) -> Path:
 def test_material_of_prompts_alone_has_nothing_beside(rows: Path) -> None:
     found = read(Reading(), rows)
     assert found.asked.prompts == ["q0", "q1", "q2", "q3"]
-    assert found.beside() == {"groups": None, "unrelated": [], "texts": [], "conversations": []}
+    assert found.arguments() == {"groups": None, "unrelated": [], "texts": [], "conversations": []}
     assert (found.opposite, found.opposite_groups) == (None, None)
 
 
@@ -50,7 +50,7 @@ def test_material_reads_every_source_by_the_same_rules(rows: Path, tmp_path: Pat
     assert found.opposite is not None
     assert found.opposite.prompts == found.asked.prompts
     assert [len(talk.turns) for talk in found.conversations] == [2, 1]
-    assert found.beside()["conversations"] is found.conversations
+    assert found.arguments()["conversations"] is found.conversations
 
 
 def test_material_opposite_prompts_need_the_group_field(rows: Path, tmp_path: Path) -> None:

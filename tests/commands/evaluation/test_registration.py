@@ -69,7 +69,7 @@ def test_registered_digest_is_none_once_and_then_holds_the_material(tmp_path: Pa
 def test_registered_digest_refuses_latents(tmp_path: Path) -> None:
     organism = load_organism("refusal")
     material = material_of(tmp_path, prompts="a\n")
-    with pytest.raises(ConfigError, match="latents cannot be registered yet"):
+    with pytest.raises(ConfigError, match="does not support configs of latents"):
         registered_digest(
             tmp_path / "plan.json",
             RoutedModel(organism.model),
