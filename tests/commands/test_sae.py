@@ -283,7 +283,7 @@ def test_many_dead_latents_are_said_with_what_it_means(place: Path, silenced: Pa
     config = AutoModel.from_pretrained(trained).config
     late = dead_note(dead, config, 300_000)
     assert late is not None
-    assert "after 10,000,000 tokens, and 300,000 were read. --option dead_after_tokens=60000 has it begin" in late
+    assert "after 10,000,000 tokens, and 300,000 were read. With --option dead_after_tokens=60000 it begins" in late
     begun = dead_note(dead, type(config)(**{**config.to_dict(), "dead_after_tokens": 5_000}), 300_000)
     assert begun is not None
     assert "--option" not in begun
@@ -299,7 +299,7 @@ def test_train_says_that_many_latents_are_dead(place: Path, tmp_path: Path) -> N
         f"{dead} of 500 latents ({report.dead_fraction:.0%}) are active on none of these {report.tokens} tokens"
         in told
     )
-    assert "10,000,000 tokens, and 128 were read. --option dead_after_tokens=25 has it begin" in told
+    assert "10,000,000 tokens, and 128 were read. With --option dead_after_tokens=25 it begins" in told
 
 
 def test_experts_shows_which_latents_drive_them_by_weights_and_by_intervention(place: Path, trained: Path) -> None:

@@ -1,4 +1,4 @@
-"""`hf-mote sae adapt`: trains a LoRA that makes up for what a model loses with its SAE, measured with and without."""
+"""`hf-mote sae adapt`: trains a LoRA that reduces the loss of a model with its SAE, measured with and without."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def adapt_command(
     sae: SAE,
     text: Text,
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
-    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA.")] = 16,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA.")] = 16,
     hookpoint: Annotated[
-        str | None, typer.Option(help="Where the SAE belongs; by default where its own config says.")
+        str | None, typer.Option(help="Hookpoint of the SAE; by default that of its own config.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on; a shorter text is read again.")] = 100_000,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of AdamW.")] = 1e-3,
-    context_length: Annotated[int, typer.Option(min=2, help="Most tokens of a sequence.")] = 256,
-    evaluation_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens of the reports.")] = 20_000,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Learning rate of AdamW.")] = 1e-3,
+    context_length: Annotated[int, typer.Option(min=2, help="Maximum length of a sequence, in tokens.")] = 256,
+    evaluation_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens for the reports.")] = 20_000,
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
     run_folder: o.RunFolder = None,
@@ -121,7 +121,7 @@ def _plan(
     read: dict[str, Any],
     rank: int,
 ) -> None:
-    """Print what would be done, having measured on a batch and trained for a step."""
+    """Print what would be done, after measuring on a batch and training for a step."""
     from hf_mote.commands.plan import Timed, Work, plan_training, tokens_of
 
     length, column = read["context_length"], read["text_column"]
@@ -173,7 +173,7 @@ def _card(model: str | None, sae: str, before: SAEReport, after: SAEReport, made
     return (
         f"{card_header(base_model=model, about='sparse-autoencoder')}\n# Adapter for a model with its SAE\n\n"
         f"A LoRA for `{model}` with the SAE `{public_name(sae) or 'that is not named'}` spliced in at "
-        f"`{before.hookpoint}`. It belongs to the SAE: without it, switch it off.\n\n```python\nimport hf_mote\n"
+        f"`{before.hookpoint}`. Without the SAE, switch the adapter off.\n\n```python\nimport hf_mote\n"
         'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(model, "<this repository or folder>")\n'
         "handle = hf_mote.splice_sae(model, sae)\n```\n\n"
         f"## On {before.tokens:,} held-out tokens\n\n| | without | with |\n| --- | --: | --: |\n{rows}\n\n"

@@ -1,4 +1,4 @@
-"""`hf-mote sae convert`: a sparse autoencoder of one library, written as another writes it."""
+"""`hf-mote sae convert`: converts a sparse autoencoder from the format of one library to that of another."""
 
 from __future__ import annotations
 
@@ -23,13 +23,11 @@ def convert(
     target: Annotated[Path, typer.Argument(help="Folder to write to.")],
     to: Annotated[str, typer.Option(help=f"Format to write: {', '.join(WRITTEN_FORMATS)}.")],
     from_: Annotated[
-        str, typer.Option("--from", help=f"Format of the source: {', '.join(FORMATS)}; by default found out.")
+        str, typer.Option("--from", help=f"Format of the source: {', '.join(FORMATS)}; by default detected.")
     ] = "auto",
-    sae_id: Annotated[
-        str | None, typer.Option(help="Which SAE of a release is meant; by default the only one.")
-    ] = None,
+    sae_id: Annotated[str | None, typer.Option(help="Id of the SAE in a release; by default the only one.")] = None,
     subfolder: Annotated[
-        str | None, typer.Option(help="Where the files are in the source; by default at its top.")
+        str | None, typer.Option(help="Folder of the files in the source; by default its top.")
     ] = None,
     file: Annotated[str | None, typer.Option(help="The file with the weights; by default the only one.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Write a README.md, too, that says what is lost.")] = False,
@@ -40,7 +38,7 @@ def convert(
         str | None, typer.Option(help="Branch, tag or commit of the repository; main by default.")
     ] = None,
 ) -> None:
-    """Write a sparse autoencoder of one library as another writes it, and say what that format cannot hold."""
+    """Write a sparse autoencoder of one library in the format of another, and print what that cannot hold."""
     with reporting():
         for option, name, known in (("--to", to, FORMATS), ("--from", from_, ("auto", *FORMATS))):
             if name not in known:
@@ -49,9 +47,9 @@ def convert(
         from hf_mote.sae.convert.registry import check_target, format_named
 
         settle_progress()
-        # First, so that a slip of the pen does not cost a download.
+        # Checked first, so that a wrong name does not cost a download.
         check_target(target, format_named(to, where="--to"), force=force)
-        # Of the dtype that is stored: what is written is not what was computed with.
+        # In the stored dtype, so that the values are not rounded.
         sae = load_sae(source, from_, sae_id=sae_id, subfolder=subfolder, file=file, revision=revision, dtype="auto")
         lost = export_sae(sae, target, to, card=card, force=force)
     config = sae.config
@@ -60,4 +58,4 @@ def convert(
         f"written for {to}: {target}"
     )
     if lost:
-        tell(f"Not held, of training: {'; '.join(lost)}")
+        tell(f"Not held by the format, of training: {'; '.join(lost)}")

@@ -1,4 +1,4 @@
-"""What commands say of latents that are never active."""
+"""Notes of commands on latents that are never active."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MANY = 0.1  # of the latents
 
 
 def dead_note(report: SAEReport, config: SAEConfig | None = None, trained_on: int | None = None) -> str | None:
-    """Return what many dead latents mean, and what was measured to help; `None` if they are few.
+    """Return a note on the cost of many dead latents, and on measured remedies; `None` if they are few.
 
     Args:
         report (`SAEReport`): What was measured.
-        config (`SAEConfig`, *optional*): The SAE's, if it was trained just now.
+        config (`SAEConfig`, *optional*): The config of the SAE, if it was just trained.
         trained_on (`int`, *optional*): Tokens of that training.
     """
     if report.dead_fraction <= _MANY:
@@ -38,20 +38,20 @@ def dead_note(report: SAEReport, config: SAEConfig | None = None, trained_on: in
     after = config.dead_after_tokens
     if getattr(config, "aux_loss", None) == "aux_k" and after >= trained_on:
         note += (
-            f" The auxiliary loss aux_k has revived none: it takes a latent for dead after {after:,} tokens, and "
-            f"{trained_on:,} were read. --option dead_after_tokens={max(trained_on // 5, 1)} has it begin earlier, "
+            f" The auxiliary loss aux_k has revived none: it counts a latent as dead after {after:,} tokens, and "
+            f"{trained_on:,} were read. With --option dead_after_tokens={max(trained_on // 5, 1)} it begins earlier, "
             "which left fewer dead on one model and more on another."
         )
     return f"{note} Fewer latents (--latents) left fewer dead. The guide to SAEs has what was measured, and its cost."
 
 
 def silent_note(source: str, config: SAEConfig, latents: Iterable[int]) -> str | None:
-    """Return which of some latents the report that lies beside an SAE never saw active; `None` without a report.
+    """Return a note on latents that are never active by the report in the SAE's folder; `None` without a report.
 
     Args:
-        source (`str`): The folder of the SAE; of one on the Hub nothing is known.
+        source (`str`): The folder of the SAE; for an SAE on the Hub there is no report.
         config (`SAEConfig`): Its config.
-        latents (`Iterable[int]`): Which latents.
+        latents (`Iterable[int]`): The latents to look up.
     """
     try:
         if not (Path(source) / SAEReport.file_name).is_file():

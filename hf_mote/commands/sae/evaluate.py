@@ -1,4 +1,4 @@
-"""`hf-mote sae evaluate`: what an SAE loses, how sparse it is, and what the model makes of it."""
+"""`hf-mote sae evaluate`: an SAE's reconstruction and sparsity, and the model's cross entropy with it."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def evaluate_command(
         typer.Option(help="A PEFT adapter that belongs to the SAE, as hf-mote sae adapt writes it; none by default."),
     ] = None,
     hookpoint: Annotated[
-        str | None, typer.Option(help="Where the SAE belongs; by default where its own config says.")
+        str | None, typer.Option(help="Hookpoint of the SAE; by default that of its own config.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to measure it on.")] = 50_000,
-    context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 256,
+    context_length: Annotated[int, typer.Option(min=1, help="Maximum length of a sequence, in tokens.")] = 256,
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
     run_folder: o.RunFolder = None,
@@ -103,8 +103,8 @@ def evaluate_command(
             report = measure(max_tokens=tokens, run_folder=part_of(""))
             note = dead_note(report)
             if output is not None:
-                beside = {} if adapter is None else {"adapter": adapter}
-                made = provenance_of(context, subject, seed, SAE=sae, text=text, **beside)
+                more = {} if adapter is None else {"adapter": adapter}
+                made = provenance_of(context, subject, seed, SAE=sae, text=text, **more)
                 named = f"{type(loaded).__name__} {sae} at {report.hookpoint} of {model}, on {text}"
                 holds = {
                     report.file_name: "everything measured (SAEReport)",
@@ -129,11 +129,11 @@ def evaluate_command(
 
 
 def sae_facts(sae: SAEModel, hookpoint: str | None) -> dict[str, str]:
-    """Return what a dry run says of an SAE.
+    """Return the facts on an SAE that a dry run prints.
 
     Args:
         sae (`SAEModel`): The SAE.
-        hookpoint (`str`, *optional*): Where it belongs, if it does not say.
+        hookpoint (`str`, *optional*): Its hookpoint, if its config has none.
     """
     where = hookpoint or sae.config.hookpoint
     return {"SAE": f"{type(sae).__name__}, {sae.config.num_latents:,} latents, at {where}"}
@@ -155,9 +155,9 @@ def with_adapter(model: Any, adapter: str) -> Any:
 
     try:
         with warnings.catch_warnings():
-            # What PEFT reads of a model that newer transformers call otherwise.
+            # PEFT reads an attribute that newer transformers renamed.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             return PeftModel.from_pretrained(model, adapter).eval()
-    # OSError and ValueError for what is missing, RuntimeError for what does not fit, and whatever is below.
+    # OSError and ValueError for missing files, RuntimeError for weights that do not fit, and other errors below.
     except Exception as error:
         raise DataError(f"--adapter {adapter}", "cannot be loaded", got=first_line(error)) from error

@@ -1,4 +1,4 @@
-"""`hf-mote sae experts`: which latents of an SAE drive or predict which experts, as a table, a file and a page."""
+"""`hf-mote sae experts`: the latents of an SAE that drive or predict experts, as a table, a file and a page."""
 
 from __future__ import annotations
 
@@ -44,33 +44,33 @@ def experts_command(
     text: Annotated[
         str | None,
         typer.Argument(
-            help="Text, as of the other commands: for interventions and predictions, and for texts on the page."
+            help="Text, as for the other commands: for interventions and predictions, and for texts on the page."
         ),
     ] = None,
     method: Annotated[
         list[str],
         typer.Option(
             help=f"{', '.join(LINK_METHODS)}: by weights (of a router's input) or intervention, latents that drive "
-            "experts; by prediction, latents that go along with their choice. Give several to see them side by side."
+            "experts; by prediction, latents that are active when they are chosen. Give several to compare them."
         ),
     ] = ["weights"],  # noqa: B006 (typer copies it)
     latent: Annotated[
         list[int] | None,
         typer.Option(
             min=0,
-            help="A latent; may be given several times. By default all; for interventions those that the other "
-            "methods given put first, or else those active most.",
+            help="A latent; may be given several times. By default all; for interventions the first ones by the other "
+            "methods given, or else the most active ones.",
         ),
     ] = None,
-    edit: Annotated[str, typer.Option(help="What is done to each: ablate, +5, x2 or clamp:5.")] = "ablate",
+    edit: Annotated[str, typer.Option(help="Edit of each latent: ablate, +5, x2 or clamp:5.")] = "ablate",
     top: Annotated[int, typer.Option(min=1, help="Links to list.")] = 20,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the table and the page; by default none is written.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to read.")] = 10_000,
-    context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 128,
+    context_length: Annotated[int, typer.Option(min=1, help="Maximum length of a sequence, in tokens.")] = 128,
     hookpoint: Annotated[
-        str | None, typer.Option(help="Where the SAE belongs; by default where its own config says.")
+        str | None, typer.Option(help="Hookpoint of the SAE; by default that of its own config.")
     ] = None,
     text_column: TextColumn = "text",
     run_folder: o.RunFolder = None,
@@ -79,7 +79,7 @@ def experts_command(
     force: o.Force = False,
     settings: Settings = None,
 ) -> None:
-    """Show which latents drive which experts, by the router's weights or by changing them, or predict their choice."""
+    """Show the latents that drive experts, by the router's weights or by changing them, or predict their choice."""
     work = Work(output, run_folder)
     with reporting(kept=work.word):
         if output is not None:
@@ -172,16 +172,16 @@ def _linked(
     read: dict[str, Any],
     part_of: Callable[[str], Path | None],
 ) -> dict[str, LatentExpertMap]:
-    """Return a map for each method: what needs no text first, and interventions on what the others put first."""
+    """Return a map for each method; interventions come last, on the first latents by the other methods."""
     from hf_mote.links.link import MOST_CHANGED, link_latents
 
     found: dict[str, LatentExpertMap] = {}
     for method in ("weights", "prediction", "intervention"):
         if method not in methods:
             continue
-        wanted = latents or None
-        if method == "intervention" and wanted is None:
-            wanted = _named([links.top(top) for links in found.values()])[:MOST_CHANGED] or None
+        chosen = latents or None
+        if method == "intervention" and chosen is None:
+            chosen = _named([links.top(top) for links in found.values()])[:MOST_CHANGED] or None
         by_text = method != "weights"
         found[method] = link_latents(
             subject.model,
@@ -189,7 +189,7 @@ def _linked(
             texts if by_text else None,
             subject.tokenizer if by_text else None,
             method=method,
-            latents=wanted,
+            latents=chosen,
             edit=edit,
             run_folder=part_of("links" if len(methods) == 1 else f"links-{method}"),
             **read,
@@ -199,8 +199,8 @@ def _linked(
 
 def _named(lists: Iterable[Sequence[LatentLink]]) -> list[int]:
     """Return the latents of several lists of links, the first of each list first."""
-    taken = (link for place in zip_longest(*lists) for link in place if link is not None)
-    return list(dict.fromkeys(link.latent for link in taken))
+    merged = (link for place in zip_longest(*lists) for link in place if link is not None)
+    return list(dict.fromkeys(link.latent for link in merged))
 
 
 def _plan(
@@ -215,7 +215,7 @@ def _plan(
     *,
     paged: bool,
 ) -> None:
-    """Print what would be done, having linked some latents, or read some text."""
+    """Print what would be done, after linking some latents, or reading some text."""
     from hf_mote.commands.plan import Timed, Work, plan, plan_reading
     from hf_mote.links.link import link_latents
     from hf_mote.sae.top_tokens import top_activations
@@ -224,11 +224,11 @@ def _plan(
     work = []
     by_text = [method for method in methods if method != "weights"]
     if "weights" in methods:
-        wanted = latents or list(range(sae.config.num_latents))
-        first = wanted[:_TIMED]
+        chosen = latents or list(range(sae.config.num_latents))
+        first = chosen[:_TIMED]
         once = partial(link_latents, subject.model, sae, latents=first, **{**read, "max_tokens": 1})
-        work = [Work(Timed.of(f"{len(first):,} latents", once), len(wanted) / len(first))]
-        facts["latents"] = f"{len(wanted):,}"
+        work = [Work(Timed.of(f"{len(first):,} latents", once), len(chosen) / len(first))]
+        facts["latents"] = f"{len(chosen):,}"
     if texts is None or source is None or not (by_text or paged):
         plan(facts, work)
         return
@@ -236,7 +236,7 @@ def _plan(
     def reading(tokens: int) -> None:
         given: dict[str, Any] = {**read, "max_tokens": tokens}
         for method in by_text:
-            # Where others name the latents to change, as many are changed: those active most.
+            # If other methods choose the latents to change, as many of the most active ones are timed instead.
             given_latents: dict[str, Any] = {"latents": latents or None, "edit": edit, **given}
             link_latents(subject.model, sae, texts, subject.tokenizer, method=method, **given_latents)  # type: ignore[arg-type]
         if paged:

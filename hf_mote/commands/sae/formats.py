@@ -1,4 +1,4 @@
-"""`hf-mote sae formats`: which files are read and written; one table for the documentation and the command line."""
+"""`hf-mote sae formats`: the file formats that are read and written, for the documentation and the command line."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class FormatRow(NamedTuple):
     """A file format.
 
     Attributes:
-        name (`str`): As `load_sae` and `export_sae` take it.
+        name (`str`): The name for `load_sae` and `export_sae`.
         files (`tuple[str, ...]`): Names of its files.
         saes (`int`): How many SAEs of the public list are in it.
         reads (`str`): What is read.
         writes (`str`): What is written, empty if nothing is.
-        oracle (`str`): What its numbers are compared with.
+        oracle (`str`): The reference that its numbers are compared with.
     """
 
     name: str
@@ -30,7 +30,7 @@ class FormatRow(NamedTuple):
 
 
 def formats_table() -> list[FormatRow]:
-    """Return all formats, those first that most public SAEs are in."""
+    """Return all formats, sorted by their number of public SAEs."""
     from hf_mote.sae.convert.registry import FORMATS
     from hf_mote.sae.convert.releases import entries, releases
 

@@ -1,4 +1,4 @@
-"""Files of settings, which stand for options: each entry checked as the option is, before torch is imported."""
+"""Files of settings, which replace options: each entry is checked like the option, before torch is imported."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNam
 
 __all__ = ["Settings", "read_settings", "wrong_architecture"]
 
-# Fields of an architecture that are given otherwise.
+# Fields of an architecture that have their own option.
 _ELSEWHERE = {"k": "--k", "num_latents": "--latents", "hookpoint": "--hookpoint"}
 
 
 def _settings(context: typer.Context, value: Path | None) -> Path | None:
-    """Take the options' defaults from a YAML file."""
+    """Read the options' defaults from a YAML file."""
     if value is None:
         return None
     given, wrong = read_settings(value, context)
@@ -30,7 +30,7 @@ def _settings(context: typer.Context, value: Path | None) -> Path | None:
 Settings: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="YAML file of options by their names, none by default; what is typed beside it comes first.",
+        help="YAML file of options by their names, none by default; options on the command line override it.",
         callback=_settings,
         is_eager=True,
     ),
@@ -40,12 +40,12 @@ Settings: TypeAlias = Annotated[
 def read_settings(
     path: Path, context: typer.Context, named: str | None = None
 ) -> tuple[dict[str, Any], list[HFMoTEError]]:
-    """Return what a file of settings holds by the names of the parameters, and all that is wrong with it.
+    """Return the contents of a file of settings by the names of the parameters, and all problems in it.
 
     Args:
         path (`Path`): The file, in YAML.
-        context (`typer.Context`): That of the command whose options these are.
-        named (`str`, *optional*): What errors call the file; by default its path.
+        context (`typer.Context`): The context of the command whose options these are.
+        named (`str`, *optional*): The file's name in errors; by default its path.
     """
     from hf_mote.documents import read_yaml
 
@@ -62,7 +62,7 @@ def read_settings(
         for parameter in context.command.params
         if parameter.name is not None and parameter.name != "settings" and parameter.param_type_name == "option"
     }
-    # Some have another name on the command line than in the function, or several.
+    # Some options have another name on the command line than in the function, or several.
     spelled = {name.removeprefix("--"): one for one in known.values() for name in one.opts if name.startswith("--")}
     known = {**spelled, **known}
     given: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def read_settings(
 
 
 def _problem(where: str, parameter: Any, entry: Any, context: typer.Context) -> ConfigError | None:
-    """Return what is wrong with the value of an option, if something is."""
+    """Return the problem with the value of an option, `None` if it is valid."""
     got = repr(entry) if len(repr(entry)) <= 60 else f"{repr(entry)[:60]} …"
     if isinstance(entry, list) != parameter.multiple or isinstance(entry, dict):
         return ConfigError(where, f"must be {'a list' if parameter.multiple else 'one value'}", got=got)
@@ -93,19 +93,19 @@ def _problem(where: str, parameter: Any, entry: Any, context: typer.Context) -> 
     if parameter.callback is None:
         try:
             parameter.process_value(context, entry)
-        except Exception as error:  # whatever the library of the command line raises
-            told = " ".join(str(getattr(error, "message", error)).split()).partition(", unable to ")[0].rstrip(".")
-            return ConfigError(where, told.replace("Input should be", "must be"), got=got)
+        except Exception as error:  # the library of the command line raises errors of several classes
+            what = " ".join(str(getattr(error, "message", error)).split()).partition(", unable to ")[0].rstrip(".")
+            return ConfigError(where, what.replace("Input should be", "must be"), got=got)
     return None
 
 
 def wrong_architecture(architecture: object, k: object, fields: list[str]) -> list[HFMoTEError]:
-    """Return what is wrong with the choice of an architecture, by the options of `hf-mote sae train`.
+    """Return the problems with the options of `hf-mote sae train` that choose an architecture.
 
     Args:
         architecture (`object`): `--architecture`, as it was given.
         k (`object`): `--k`, `None` if it was not given.
-        fields (`list[str]`): The names that `--option` gives a value.
+        fields (`list[str]`): The names of the fields that `--option` sets.
     """
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         return [UnknownNameError.of("--architecture", architecture, ARCHITECTURES)]

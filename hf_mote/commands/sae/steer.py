@@ -1,4 +1,4 @@
-"""`hf-mote sae steer`: responses with latents changed, beside the model's own."""
+"""`hf-mote sae steer`: responses with latents changed, next to the model's own."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def steer_command(
     prompt: Annotated[list[str], typer.Option(help="A prompt; may be given several times.")],
     edit: Annotated[list[str], typer.Option(help=f"{_FORMS}; may be given several times.")],
     scope: Annotated[str, typer.Option(help="all, prompt or generation.")] = "all",
-    strength: Annotated[float, typer.Option(help="What every change is multiplied by.")] = 1.0,
+    strength: Annotated[float, typer.Option(help="Factor on every change.")] = 1.0,
     hookpoint: Annotated[
-        str | None, typer.Option(help="Where the SAE belongs; by default where its own config says.")
+        str | None, typer.Option(help="Hookpoint of the SAE; by default that of its own config.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the steering config, to be shared; by default none is written.")
+        Path | None, typer.Option(help="Folder for the steering config, for sharing; by default none is written.")
     ] = None,
     max_new_tokens: o.MaxNewTokens = 40,
     loading: Loading,
     dry_run: o.DryRun = False,
 ) -> None:
-    """Change latents of an SAE while the model answers, and print its answers with and without."""
+    """Change latents of an SAE while the model answers, and print the answers with and without the change."""
     with reporting():
         edits = _edits(edit)
         one_of("--scope", scope, _SCOPES)
@@ -51,7 +51,7 @@ def steer_command(
         if output is not None and output.exists() and not output.is_dir():
             raise FileFormatError(f"--output {output}", "is a file", expected="a folder")
         loading.check(model)
-        import torch  # from here on it is needed
+        import torch  # imported here, because it is slow
 
         from hf_mote.sae.steer import steer
         from hf_mote.sae.steering import SteeringConfig
@@ -90,7 +90,7 @@ def _plan(
     answers: Callable[[list[str], int], Any],
     facts: dict[str, str],
 ) -> None:
-    """Print what would be done, having asked the longest prompt."""
+    """Print what would be done, after answering the longest prompt."""
     from hf_mote.commands.plan import Timed, Work, plan
     from hf_mote.generation.asking import Chat
 
@@ -110,7 +110,7 @@ def _plan(
 
 
 def _edits(given: list[str]) -> dict[int, Any]:
-    """Return the edits of latents, each of which has one."""
+    """Return the edits by latent; a latent has at most one."""
     edits: dict[int, Any] = {}
     for entry in given:
         latent, change = read_edit(entry)
@@ -124,11 +124,11 @@ def read_edit(text: str, option: str = "--edit") -> tuple[int, Any]:
     """Return latent and edit of an option.
 
     Args:
-        text (`str`): Such as "12=+5", "12=x2", "12=clamp:5" or "12=ablate".
-        option (`str`, *optional*, defaults to `"--edit"`): What an error names.
+        text (`str`): The value, such as "12=+5", "12=x2", "12=clamp:5" or "12=ablate".
+        option (`str`, *optional*, defaults to `"--edit"`): The option's name, for the error.
 
     Raises:
-        [`ConfigError`]: if it is none of these.
+        [`ConfigError`]: if it is not one of these.
     """
     latent, equals, change = text.partition("=")
     wrong = ConfigError(option, "must be an edit", got=repr(text), expected=_FORMS)
@@ -148,7 +148,7 @@ def read_edit(text: str, option: str = "--edit") -> tuple[int, Any]:
 
 
 def _answers(subject: Subject, prompts: list[str], max_new_tokens: int) -> list[str]:
-    """The greedy answer to each prompt, by the chat template where there is one."""
+    """Return the greedy answer to each prompt, with the chat template if there is one."""
     from hf_mote.generation.asking import Chat, Decoding
     from hf_mote.generation.responses import generate_responses
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["neuronpedia_ids", "top_tokens_command"]
 
-_SHOWN = 10  # latents, where none is given
-_OFTEN = 10  # tokens on which each of them is active; a report calls latents of fewer "dying"
+_SHOWN = 10  # latents, if none is given
+_OFTEN = 10  # tokens on which each of them is active at least; a report calls rarer latents "dying"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 
 
@@ -54,16 +54,16 @@ def top_tokens_command(
     output: Annotated[Path | None, typer.Option(help="Folder for the page; by default none is written.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Texts and tokens to list.")] = 10,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to read.")] = 50_000,
-    context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 128,
+    context_length: Annotated[int, typer.Option(min=1, help="Maximum length of a sequence, in tokens.")] = 128,
     neuronpedia: Annotated[
         str | None,
         typer.Option(
-            help="Write Neuronpedia's upload layout, too: its MODEL_ID/SOURCE_SET, as gemma-2-2b/res-16k. "
+            help="Write Neuronpedia's upload layout, too: its MODEL_ID/SOURCE_SET, such as gemma-2-2b/res-16k. "
             "Not by default."
         ),
     ] = None,
     hookpoint: Annotated[
-        str | None, typer.Option(help="Where the SAE belongs; by default where its own config says.")
+        str | None, typer.Option(help="Hookpoint of the SAE; by default that of its own config.")
     ] = None,
     text_column: TextColumn = "text",
     run_folder: o.RunFolder = None,
@@ -161,7 +161,7 @@ def top_tokens_command(
 
 
 def _chosen(activity: LatentActivity, chosen: list[int]) -> str:
-    """Which latents were chosen, and how."""
+    """Return a sentence on the chosen latents."""
     counts, tokens = activity.counts, f"{activity.tokens:,} tokens"
     if not chosen:
         fix = "Give more text, or check --hookpoint."
@@ -176,7 +176,7 @@ def neuronpedia_ids(text: str) -> tuple[str, str]:
     """Return model id and source set of an option such as `"gemma-2-2b/gemmascope-res-16k"`.
 
     Args:
-        text (`str`): What was given.
+        text (`str`): The value of the option.
 
     Raises:
         [`ConfigError`]: if it is not two names.

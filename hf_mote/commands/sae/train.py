@@ -1,4 +1,4 @@
-"""`hf-mote sae train`: from a model and a text to a sparse autoencoder in a folder that is shared as it is."""
+"""`hf-mote sae train`: from a model and a text to a sparse autoencoder, in a folder that is ready to be shared."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["default_hookpoint", "field_of", "fitting", "held_out_of", "train_command"]
 
-# Of the texts, every so many-th is held out for the report.
-_HELD_OUT = 10
+_HELD_OUT = 10  # one of this many texts is held out for the report
 _CALIBRATION_TOKENS = 65_536
 _TIMED = 4  # steps that a dry run times
 _TRAINED = "trained"  # the record of an SAE at the end of training
@@ -56,20 +55,20 @@ def train_command(
     output: Annotated[Path, typer.Option(help="Folder for the SAE.")],
     architecture: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")] = "topk",
     hookpoint: Annotated[
-        str | None, typer.Option(help="Where activations are taken; by default the output of the middle layer.")
+        str | None, typer.Option(help="Hookpoint of the activations; by default the output of the middle layer.")
     ] = None,
     latents: Annotated[int | None, typer.Option(min=1, help="Latents; by default 8 for each dimension.")] = None,
     k: Annotated[
         int | None, typer.Option(min=1, help="Active latents of a token; by default a 16th of the width, 4 to 32.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on; a shorter text is read again.")] = 300_000,
-    batch: Annotated[int, typer.Option(min=1, help="Tokens of a step.")] = 1024,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of Adam.")] = 1e-3,
-    context_length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 256,
-    evaluation_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens of the report.")] = 20_000,
+    batch: Annotated[int, typer.Option(min=1, help="Tokens in a step.")] = 1024,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Learning rate of Adam.")] = 1e-3,
+    context_length: Annotated[int, typer.Option(min=1, help="Maximum length of a sequence, in tokens.")] = 256,
+    evaluation_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens for the report.")] = 20_000,
     option: Annotated[
         list[str] | None,
-        typer.Option(help="Another field of the architecture, as l1_coefficient=0.01; may be given several times."),
+        typer.Option(help="A field of the architecture, such as l1_coefficient=0.01; may be given several times."),
     ] = None,
     text_column: TextColumn = "text",
     seed: o.Seed = 0,
@@ -92,7 +91,7 @@ def train_command(
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
         kept, held_out = held_out_of(text, texts)
-        import torch  # from here on it is needed
+        import torch  # imported here, because it is slow
 
         from hf_mote.sae.kept import digest_of_sequences, run_of
         from hf_mote.sae.metrics import evaluate_sae
@@ -175,7 +174,7 @@ def train_command(
                     **training,
                 )
             sae = _trained(sae, stream, run, **training)
-            say("measuring it on held-out text")
+            say("measuring the SAE on held-out text")
             report = evaluate_sae(
                 subject.model,
                 sae,
@@ -242,7 +241,7 @@ def fitting(model: nn.Module, context_length: int) -> int:
 def _new(
     subject: Subject, kind: str, where: str, latents: int | None, k: int | None, chosen: dict[str, Any]
 ) -> SAEModel:
-    """A new SAE for what a module puts out."""
+    """Return a new SAE for the output of a module."""
     import torch
 
     from hf_mote.sae.hookpoints import resolve_hookpoints
@@ -272,13 +271,13 @@ def _new(
 
 
 def field_of(entry: str) -> tuple[str, Any]:
-    """Return the field and the value that one `--option` gives.
+    """Return the field and the value of one `--option`.
 
     Args:
-        entry (`str`): Such as "l1_coefficient=0.01".
+        entry (`str`): The value of the option, such as "l1_coefficient=0.01".
 
     Raises:
-        [`ConfigError`]: if it is no name and a value.
+        [`ConfigError`]: if it is not a name and a value.
     """
     name, equals, value = entry.partition("=")
     if not equals or not name.isidentifier():
@@ -307,7 +306,7 @@ def _some_steps(sae: SAEModel, stream: ActivationStream) -> None:
 
 
 def _trained(sae: SAEModel, stream: ActivationStream, run: RunFolder | None, **training: Any) -> SAEModel:
-    """Return the SAE at the end of training, from the run folder if it is kept there."""
+    """Return the trained SAE, from the run folder if it is kept there."""
     if run is None:
         with tempfile.TemporaryDirectory() as scratch:
             _train(sae, stream, scratch, None, **training)
@@ -322,18 +321,18 @@ def _trained(sae: SAEModel, stream: ActivationStream, run: RunFolder | None, **t
             run.write(_TRAINED, sae.state_dict(), {"config": json.loads(sae.config.to_json_string())})
         record = run.read(_TRAINED)
     checkpoints.remove()
-    # In either case from the record: `Trainer` leaves settings of its own in the config of what it has trained.
+    # Always from the record, because `Trainer` leaves its own settings in the config of a model that it has trained.
     return _of_record(sae, run, record)
 
 
 def _of_record(sae: SAEModel, run: RunFolder, record: Record | None) -> SAEModel:
-    """Return the SAE that a record holds, of the kind of a new one."""
+    """Return the SAE of a record, in the class of `sae`."""
     from torch import nn
 
     if record is None:
         raise run.damaged(_TRAINED, "no such file")
     try:
-        # Training folds scales into the weights, which the config then no longer has.
+        # Training folds scales into the weights and removes them from the config.
         made = type(sae)(type(sae.config).from_dict(record.notes["config"]))
         nn.Module.to(made, device=sae.W_dec.device, dtype=sae.W_dec.dtype)
         made.load_state_dict(record.tensors)

@@ -44,7 +44,10 @@ def test_convert_says_what_is_not_held(tmp_path: Path) -> None:
     TinySAE("mutual_choice", "autoencoder").model().save_pretrained(tmp_path / "ours")
     code, output = run(tmp_path / "ours", tmp_path / "out", "--to", "saelens")
     assert code == 0
-    assert "Not held, of training: the selection in training: mutual_choice_sae is read as jumprelu_sae" in output
+    assert (
+        "Not held by the format, of training: the selection in training: mutual_choice_sae is read as jumprelu_sae"
+        in output
+    )
     assert "zipf_exponent = 0.7" in output
 
 
