@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_mote import EvaluationReport
+from hf_mote import EvaluationReport, MoTEConfig
 from hf_mote.evaluation.report_file import FIELDS, report_fields
 from hf_mote.statistics.rates import Rate
 
@@ -13,7 +13,7 @@ _UNMEASURED: dict[str, Any] = {
     **dict.fromkeys(("unrelated_unchanged", "side_effects", "turns_unchanged", "coherence", "selectivity")),
     **dict.fromkeys(("seed", "unclear", "sharing"), 0),
     "controls_exhausted": False,
-    "config": {},
+    "config": MoTEConfig().to_dict(),
     "control_kind": "layer",
     "preregistration": None,
 }

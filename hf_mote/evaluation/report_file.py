@@ -22,6 +22,7 @@ from hf_mote.statistics.rates import Rate
 
 __all__ = ["FIELDS", "read_report", "report_fields"]
 
+_ROUNDING = 1e-9
 _DERIVED = {"effect", "coherent_effect", "p_value", "outcome", "verdict"}
 _TEXTS = (
     *("prompts", "responses_before", "responses_after"),
@@ -121,14 +122,14 @@ def read_report(path: Path) -> dict[str, Any]:
             scope = {"scope": values["config"].get("scope", "all")}
             values["side_effects"] = SideEffects(**scope | values["side_effects"])
         values["conversations"] = [Conversation(**entry) for entry in values["conversations"]]
-        values["dose"] = [(float(strength), float(rate)) for strength, rate in values["dose"]]
+        values["dose"] = [(_number("dose", strength), _number("dose", rate)) for strength, rate in values["dose"]]
         if values["coherence"] is not None:
             values["coherence"] = Coherence.from_dict(values["coherence"])
         if values["selectivity"] is not None:
             values["selectivity"] = Selectivity.from_dict(values["selectivity"])
         values["not_worse"] = [NonInferiority(**entry) for entry in values["not_worse"]]
         _check_values(values)
-        _check_turns(values["conversations"], values["turns_unchanged"])
+        _check_unchanged(values)
         return report_fields(values)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         got = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
@@ -149,13 +150,12 @@ def _check_values(values: Mapping[str, Any]) -> None:
         _check(name, whole and (most is None or value <= most), value, "a whole number, 0 or more")
     _check("controls", isinstance(values["controls"], list), values["controls"], "a list of rates")
     for rate in [*values["controls"], *(rate for _, rate in values["dose"])]:
-        right = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 <= rate <= 1
-        _check("controls, dose", right, rate, "rates from 0 to 1")
+        _check("controls, dose", is_finite(rate) and 0 <= rate <= 1, rate, "rates from 0 to 1")
+        of_all = rate * values["before"].n
+        _check("controls, dose", abs(of_all - round(of_all)) < 1e-6, rate, f"shares of {values['before'].n} prompts")
     for strength, _ in values["dose"]:
         _check("dose", is_finite(strength) and strength >= 0, strength, "strengths from 0")
-    _check("config", isinstance(values["config"], dict), values["config"], "a config")
-    if "suppress" in values["config"]:
-        MoTEConfig.from_dict(values["config"])
+    _check_config(values["config"])
     for sides in _TEXTS[:3], _TEXTS[3:6]:
         sizes = [len(values[name]) for name in sides]
         if len(set(sizes)) > 1:
@@ -174,9 +174,13 @@ def _check_values(values: Mapping[str, Any]) -> None:
     _check("controls_sharing", right, shares, f"{values['sharing']} of {len(values['controls'])} controls")
     right = isinstance(kept, list) and all(isinstance(labels, list) and len(labels) == asked for labels in kept)
     right = right and len(kept) in (0, len(values["controls"]))
+    right = right and all(isinstance(label, str) for labels in kept for label in labels)
     _check("control_labels", right, kept, f"{asked} labels for each of {len(values['controls'])} controls")
+    for labels, rate in zip(kept, values["controls"], strict=False):  # of a report without labels there are none
+        share = labels.count(values["target"]) / asked
+        _check("controls", abs(share - rate) < _ROUNDING, rate, f"{share}, by the labels of the control")
     chances = values["disjoint_chances"]
-    sane = isinstance(chances, list) and all(isinstance(one, int | float) and 0 < one <= 1 for one in chances)
+    sane = isinstance(chances, list) and all(is_finite(one) and 0 < one <= 1 for one in chances)
     sane = sane and len(chances) in (0, len(values["controls"]) - values["sharing"] + 1)
     _check("disjoint_chances", sane and chances == sorted(chances), chances, "chances that rise")
     exhausted = values["controls_exhausted"]
@@ -202,14 +206,43 @@ def _check(name: str, right: bool, got: object, expected: str) -> None:
         raise DataError(f"EvaluationReport.{name}", "wrong type or value", got=repr(got)[:80], expected=expected)
 
 
-def _check_turns(conversations: list[Conversation], unchanged: Rate | None) -> None:
-    turns = sum(len(one.turns) for one in conversations)
-    kept = [same for one in conversations for same in one.unchanged]
-    counted = (0, 0) if unchanged is None else (unchanged.successes, unchanged.n)
-    if len(kept) != turns or counted != (sum(kept), turns):
+def _check_config(config: object) -> None:
+    """Raise unless a report's config is one of experts that can be, or of latents, which have edits at a hookpoint."""
+    if not isinstance(config, dict) or "edits" not in config:
+        MoTEConfig.from_dict(config)  # type: ignore[arg-type]
+        return
+    edits, strength = config["edits"], config.get("strength", 1.0)
+    right = isinstance(edits, list) and all(isinstance(edit, list) and len(edit) == 3 for edit in edits)
+    right = right and isinstance(config.get("hookpoint"), str) and is_finite(strength) and "suppress" not in config
+    _check("config", right, config, "[latent, operation, value] edits, a hookpoint, and a strength")
+
+
+def _number(name: str, value: object) -> float:
+    """Return a number of a file; a text or a truth value is none."""
+    _check(name, is_finite(value), value, "numbers")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _check_unchanged(values: Mapping[str, Any]) -> None:
+    """Raise [`DataError`] unless the shares of answers that stay the same are those of the answers."""
+    sides = zip(values["unrelated_before"], values["unrelated_after"], strict=True)
+    same = [before == after for before, after in sides]
+    if same:  # a report that was shared holds no texts
+        _check_share("unrelated_unchanged", values["unrelated_unchanged"], same, f"{len(same)} unrelated prompts")
+    turns = sum(len(one.turns) for one in values["conversations"])
+    kept = [same for one in values["conversations"] for same in one.unchanged]
+    if len(kept) != turns:
+        where, got = "EvaluationReport.conversations", f"{len(kept)} answers"
+        raise DataError(where, "turns and answers differ in number", got=got, expected=f"one to each of {turns} turns")
+    _check_share("turns_unchanged", values["turns_unchanged"], kept, f"{turns} turns of conversations")
+
+
+def _check_share(name: str, rate: Rate | None, same: list[bool], of: str) -> None:
+    counted = (0, 0) if rate is None else (rate.successes, rate.n)
+    if counted != (sum(same), len(same)):
         raise DataError(
-            "EvaluationReport.turns_unchanged",
-            "does not match the conversations",
+            f"EvaluationReport.{name}",
+            "does not match the answers",
             got=f"{counted[0]} of {counted[1]}",
-            expected=f"{sum(kept)} of {len(kept)} answers, to {turns} turns",
+            expected=f"{sum(same)} of {len(same)}, to {of}",
         )

@@ -145,7 +145,7 @@ class NonInferiority:
                 "NonInferiority", "must hold rates, a margin above 0 and an interval", got=f"{numbers}, {self.low}"
             )
         typed = isinstance(self.n, int) and isinstance(self.what, str) and isinstance(self.share, bool)
-        if not typed or self.n < 1:
+        if not typed or isinstance(self.n, bool) or self.n < 1:
             raise DataError("NonInferiority", "must be a measurement", got=f"{self.what!r} of {self.n}")
 
     @property

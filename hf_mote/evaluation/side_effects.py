@@ -64,7 +64,7 @@ class SideEffects:
 
     def __post_init__(self) -> None:
         numbers = (self.kl, self.perplexity_before, self.perplexity_after)
-        sane = isinstance(self.num_tokens, int) and self.num_tokens > 0
+        sane = isinstance(self.num_tokens, int) and not isinstance(self.num_tokens, bool) and self.num_tokens > 0
         for number, least in zip(numbers, (0, 1, 1), strict=True):
             if number is not None:
                 sane = sane and is_finite(number) and number >= least

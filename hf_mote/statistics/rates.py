@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from scipy import stats
 
-from hf_mote.errors import DataError, real
+from hf_mote.errors import DataError, is_finite, real
 
 __all__ = ["SIGNIFICANT", "Interval", "Rate", "wilson"]
 
@@ -75,16 +75,18 @@ class Rate:
     high: float
 
     def __post_init__(self) -> None:
-        counts = isinstance(self.n, int) and isinstance(self.successes, int) and 0 <= self.successes <= self.n
-        outside = not self.low - _ROUNDING <= self.rate <= self.high + _ROUNDING
+        # A text or a truth value is not a number, though Python compares True with 1.
+        counts = all(isinstance(number, int) and not isinstance(number, bool) for number in (self.successes, self.n))
+        numbers = counts and all(is_finite(number) for number in (self.rate, self.low, self.high))
         if (
-            not counts
+            not numbers
+            or not 0 <= self.successes <= self.n
             or self.n == 0
             or self.rate != self.successes / self.n
             or not 0 <= self.low <= self.high <= 1
-            or outside
+            or not self.low - _ROUNDING <= self.rate <= self.high + _ROUNDING
         ):
-            got = f"{self.successes} of {self.n}, rate {self.rate}, interval {self.low} to {self.high}"
+            got = f"{self.successes!r} of {self.n!r}, rate {self.rate!r}, interval {self.low!r} to {self.high!r}"
             raise DataError("Rate", "must be a share within its interval", got=got)
 
     @classmethod
