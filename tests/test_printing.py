@@ -42,7 +42,7 @@ def result() -> FTRIResult:
     counts = torch.arange(24.0).view(4, 2, 3)
     return FTRIResult(
         prompts=[ATTACK] * 4, responses=["r"] * 4, classes=["a", "b"] * 2, counts=counts, weights=counts / 2,
-        num_tokens=torch.full((4,), 5.0), layers=(1, 2), scope="prompt", fingerprint={},
+        num_tokens=torch.full((4,), 5.0), layers=(1, 2), scope="prompt", fingerprint=None,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from hf_mote.errors import (
 )
 from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.maps.grid import check_layers, row_of
-from hf_mote.mote.fields import checked_fingerprint
+from hf_mote.mote.fields import check_experts_of, checked_fingerprint
 
 if TYPE_CHECKING:
     from typing import Self
@@ -89,7 +89,8 @@ class LatentExpertMap(Shareable):
         num_tokens (`int`, *optional*): By prediction alone: tokens that were read.
 
     Raises:
-        [`DataError`]: if shapes or dtypes do not fit, or a number is not finite.
+        [`DataError`]: if shapes or dtypes do not fit, a number is not finite, a latent has an effect on no token, or
+            the fingerprint does not have the layers and experts.
 
     Example:
 
@@ -140,7 +141,9 @@ class LatentExpertMap(Shareable):
         object.__setattr__(self, "provenance", mapping("LatentExpertMap.provenance", self.provenance))
         if self.fingerprint is not None:
             object.__setattr__(self, "fingerprint", checked_fingerprint(self.fingerprint))
+            check_experts_of(where, self.layers, self.values.shape[2], self.fingerprint)
         self._check_counts(where)
+        self._check_measured(where)
 
     def at(self, latent: int, layer: int, expert: int) -> float:
         """Return the effect of a latent on an expert.
@@ -251,6 +254,20 @@ class LatentExpertMap(Shareable):
         if bool(((together < 0) | (together > self.tokens[:, None, None]) | (together > chosen)).any()):
             expected = "0 to the tokens of the latent, and to those of the expert"
             raise DataError(f"{where}.together", "must be tokens of both", expected=expected)
+
+    def _check_measured(self, where: str) -> None:
+        """Raise [`DataError`] for an effect that was measured on no token, or tokens of one that needs none."""
+        if self.method == "weights":
+            if bool(self.tokens.any()):
+                what = "must be 0 by weights, which need no text"
+                raise DataError(f"{where}.tokens", what, got=int(self.tokens.max()))
+            return
+        idle = (self.tokens == 0).nonzero().squeeze(1)
+        linked = (self.values[idle] != 0).flatten(1).any(1)
+        if bool(linked.any()):
+            what = "must be 0 for a latent that was measured on no token"
+            got = f"latent {self.latents[int(idle[linked][0])]}"
+            raise DataError(f"{where}.values", what, got=got)
 
     def _strongest(
         self, n: int, *, latent: int | None = None, row: int | None = None, expert: int | None = None

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from numbers import Real
 from typing import Any
 
-from hf_mote.errors import ConfigError
+from hf_mote.errors import ConfigError, DataError
 from hf_mote.routing.sites.fingerprint import SAMPLED
 
 __all__ = [
     "FLOAT32_MAX",
     "TARGETS",
+    "check_experts_of",
     "checked_fingerprint",
     "gain_at",
     "json_copy",
@@ -147,6 +148,10 @@ def checked_fingerprint(value: Any) -> dict[str, Any]:
             _index(f"fingerprint.{key}", entry)
     if any(one >= other for one, other in pairwise(lists[0])):
         raise ConfigError(f"{where}.layers", "not in ascending order, each once", got=repr(lists[0])[:80])
+    for layer, experts, chosen in zip(*lists, strict=True):
+        if not 1 <= chosen <= experts:
+            what, got = f"must be possible at layer {layer}", f"{chosen} of {experts} experts"
+            raise ConfigError(f"{where}.top_k", what, got=got, expected=f"1..{experts} experts")
     for key in ("model_type", "router_sha256"):
         if not isinstance(value[key], str) and not (key == "router_sha256" and value[key] is None):
             raise ConfigError(f"{where}.{key}", "is not text", got=repr(value[key]), expected="str")
@@ -159,6 +164,26 @@ def checked_fingerprint(value: Any) -> dict[str, Any]:
             raise ConfigError(f"{where}.{SAMPLED}", "is malformed", got=repr(sampled)[:80], expected=expected)
         found[SAMPLED] = dict(sampled) if isinstance(sampled, Mapping) else sampled
     return found
+
+
+def check_experts_of(where: str, layers: Sequence[int], num_experts: int, fingerprint: Mapping[str, Any]) -> None:
+    """Raise unless a fingerprint has the layers and experts of a grid.
+
+    Args:
+        where (`str`): The place, for the error.
+        layers (`Sequence[int]`): Absolute decoder layers.
+        num_experts (`int`): Columns of the grid; a layer may have fewer experts.
+        fingerprint (`Mapping`): What [`checked_fingerprint`] returned.
+
+    Raises:
+        [`DataError`]: if it lacks a layer, or all of its layers have fewer experts.
+    """
+    if unknown := sorted(set(layers) - set(fingerprint["layers"])):
+        got, expected = f"layer {unknown[0]}", f"layers {fingerprint['layers']}"
+        raise DataError(f"{where}.layers", "are not those of the fingerprint", got=got, expected=expected)
+    if num_experts > (most := max(fingerprint["num_experts"])):
+        what = "holds experts that the fingerprint does not have"
+        raise DataError(where, what, got=f"{num_experts} experts", expected=f"at most {most}")
 
 
 def json_copy(name: str, value: Any) -> Any:

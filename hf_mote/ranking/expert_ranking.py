@@ -19,7 +19,7 @@ from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError,
 from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.maps.grid import check_grid, check_layers, descending, row_of
 from hf_mote.mote.config import MoTEConfig
-from hf_mote.mote.fields import checked_fingerprint
+from hf_mote.mote.fields import check_experts_of, checked_fingerprint
 from hf_mote.printing import Printable, Summary, frame_of, short
 from hf_mote.ranking.finding import Finding, finding_of, least_q_of
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, heat_map
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["ExpertRanking", "RankedExpert"]
 
 _KIND = "expert_ranking"
+_ROUNDING = 1e-9
 _OPTIONAL = ("low", "high", "p", "q")
 _OF_RESPONSES = ("attribution", "ablation")  # methods that hold two responses to a prompt against each other
 _UNITS = {
@@ -91,7 +92,9 @@ class ExpertRanking(Printable, Shareable):
             Least p value that so many prompts and permutations could give, above 0, at most 1.
 
     Raises:
-        [`DataError`]: if a shape, dtype or device is another, or a value is not what it can be.
+        [`DataError`]: if a shape, dtype or device is another, a value is not what it can be, only one of `p` and `q`
+            is given, or the fingerprint does not have the layers and experts.
+        [`ConfigError`]: if the fingerprint is malformed.
 
     Example:
         ```python
@@ -136,6 +139,14 @@ class ExpertRanking(Printable, Shareable):
             raise DataError("ExpertRanking", "an interval needs two ends", expected="both of low and high, or neither")
         if self.low is not None and self.high is not None and bool((self.low > self.high).any()):
             raise DataError("ExpertRanking.low", "is above high")
+        if (self.p is None) != (self.q is None):
+            raise DataError("ExpertRanking", "needs q beside p", expected="both of p and q, or neither")
+        if self.p is not None and self.q is not None and bool((self.q < self.p - _ROUNDING).any()):
+            what = "is below p, though it is p adjusted for the number of experts"
+            raise DataError("ExpertRanking.q", what, expected="p or more")
+        if self.fingerprint is not None:
+            object.__setattr__(self, "fingerprint", checked_fingerprint(self.fingerprint))
+            check_experts_of("ExpertRanking", self.layers, shape[1], self.fingerprint)
         for name in ("method", "target"):
             if not isinstance(getattr(self, name), str):
                 raise DataError(
@@ -458,8 +469,6 @@ class ExpertRanking(Printable, Shareable):
             known: dict[str, Any] = {name: metadata[name] for name in names} | {"least_p": metadata.get("least_p")}
             known |= {name: tensors[name] for name in _OPTIONAL if name in tensors}
             known |= cls._from_metadata(metadata)
-            if known["fingerprint"] is not None:
-                known["fingerprint"] = checked_fingerprint(known["fingerprint"])
             return cls(score=tensors["score"], layers=tuple(tensors["layers"].tolist()), **known)
         except KeyError as error:
             raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error

@@ -329,6 +329,9 @@ def test_prediction_that_cannot_be_is_refused(fields: dict[str, Any], message: s
         LatentExpertMap(**{**good, **fields})
 
 
+FINGERPRINT = {"model_type": "mixtral", "layers": [1], "num_experts": [4], "top_k": [2], "router_sha256": None}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -339,6 +342,10 @@ def test_prediction_that_cannot_be_is_refused(fields: dict[str, Any], message: s
         ({"latents": (1,)}, "wrong shape"),
         ({"layers": (3, 1)}, "must be layers"),
         ({"tokens": torch.tensor([-1, 0])}, "below 0"),
+        ({"tokens": torch.tensor([3, 0])}, "must be 0 by weights"),
+        ({"method": "intervention", "values": torch.ones(2, 1, 4).double()}, "latent .*on no token .*got latent 0"),
+        ({"fingerprint": {**FINGERPRINT, "layers": [2]}}, "not those of the fingerprint"),
+        ({"fingerprint": {**FINGERPRINT, "num_experts": [3]}}, "experts that the fingerprint does not have"),
     ],
 )
 def test_map_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:

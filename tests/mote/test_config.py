@@ -42,12 +42,12 @@ json_values = st.recursive(
 @st.composite
 def fingerprints(draw: Any) -> dict[str, Any]:
     routers = draw(st.integers(1, 4))
-    numbers = st.lists(st.integers(1, 300), min_size=routers, max_size=routers)
+    sizes = draw(st.lists(st.integers(1, 300), min_size=routers, max_size=routers))
     return {
         "model_type": draw(text),
         "layers": sorted(draw(st.lists(st.integers(0, 99), min_size=routers, max_size=routers, unique=True))),
-        "num_experts": draw(numbers),
-        "top_k": draw(numbers),
+        "num_experts": sizes,
+        "top_k": [draw(st.integers(1, size)) for size in sizes],
         "router_sha256": draw(st.none() | st.text("0123456789abcdef", min_size=64, max_size=64)),
         **draw(st.just({}) | st.fixed_dictionaries({"sampled_weights": text | st.dictionaries(text, text)})),
     }
@@ -200,7 +200,7 @@ def test_mote_config_single_corrupted_field_is_refused_by_name(field: str, value
 FINGERPRINT_CORRUPTIONS: list[tuple[str, Any]] = [
     *[("layers", v) for v in (None, 1, "12", [], [1, -2], [1, True], [1, 2.0], [1, None], [1, 1], [2, 1])],
     *[("num_experts", v) for v in (None, 8, [8], [8, -1], [8, True], [8, "8"])],
-    *[("top_k", v) for v in (None, 2, [2], [2, -1], [2, True], [2, 2.0])],
+    *[("top_k", v) for v in (None, 2, [2], [2, -1], [2, True], [2, 2.0], [2, 0], [2, 9])],
     *[("model_type", v) for v in (None, 1, True, ["mixtral"])],
     *[("router_sha256", v) for v in (1, True, ["0"])],
     *[("sampled_weights", v) for v in (None, 1, ["a"], {"a": 1}, {"a": None})],

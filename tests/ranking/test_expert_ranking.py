@@ -125,6 +125,11 @@ GRID = torch.full((2, 3), 0.5, dtype=torch.float64)
         ({"score": GRID * math.nan}, "score: not finite"),
         ({"p": GRID[:, :2]}, "another shape"),
         ({"p": GRID * 4}, "must be a probability"),
+        ({"p": GRID.abs()}, "both of p and q, or neither"),
+        ({"q": GRID.abs()}, "both of p and q, or neither"),
+        ({"p": GRID.abs(), "q": GRID.abs() - 1e-6}, "q: .*is below p"),
+        ({"fingerprint": {**FINGERPRINT, "layers": [2, 4]}}, "layers: are not those of the fingerprint"),
+        ({"fingerprint": {**FINGERPRINT, "num_experts": [2, 2]}}, "experts that the fingerprint does not have"),
         ({"low": GRID}, "two ends"),
         ({"low": GRID, "high": GRID}, "goes with"),
         ({"confidence": 0.9}, "goes with"),
@@ -139,14 +144,15 @@ def test_ranking_malformed_is_refused_by_field(fields, word):
 def test_ranking_saved_and_loaded_is_the_same(tmp_path):
     nothing = torch.full_like(GRID, math.nan)
     saved = make(
-        low=nothing, high=nothing, p=GRID, confidence=0.95, fingerprint=FINGERPRINT, provenance={"seed": 1, "x": 0.5}
-    )
+        low=nothing, high=nothing, p=GRID, q=GRID * 2, confidence=0.95, fingerprint=FINGERPRINT,
+        provenance={"seed": 1, "x": 0.5},
+    )  # fmt: skip
     saved.save_pretrained(tmp_path)
     loaded = ExpertRanking.from_pretrained(tmp_path)
     assert torch.equal(loaded.score, saved.score)
     assert bool(loaded.low.isnan().all())
     assert torch.equal(loaded.p, GRID)
-    assert loaded.q is None
+    assert torch.equal(loaded.q, GRID * 2)
     for name in ("layers", "method", "target", "confidence", "fingerprint", "provenance"):
         assert getattr(loaded, name) == getattr(saved, name)
     card = (tmp_path / "README.md").read_text()

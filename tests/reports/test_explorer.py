@@ -137,7 +137,7 @@ def test_page_of_the_largest_models_is_below_two_megabytes() -> None:
         num_tokens=torch.full((prompts,), 60.0),
         layers=tuple(range(3, 3 + layers)),
         scope="prompt",
-        fingerprint={},
+        fingerprint=None,
     )
     found = result.rank("class 1", resamples=19)
     traced = traced_experts(found)

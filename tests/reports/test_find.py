@@ -29,7 +29,7 @@ def imaged():
     counts = torch.ones(4, 2, 3)
     return FTRIResult(
         prompts=[ATTACK] * 4, responses=[ATTACK, "b"] * 2, classes=[ATTACK, "answer"] * 2, counts=counts,
-        weights=counts / 2, num_tokens=torch.full((4,), 5.0), layers=(1, 2), scope="all", fingerprint={},
+        weights=counts / 2, num_tokens=torch.full((4,), 5.0), layers=(1, 2), scope="all", fingerprint=None,
     )  # fmt: skip
 
 

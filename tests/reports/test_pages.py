@@ -71,7 +71,7 @@ def imaging(classes: list[str], target: str = ATTACK, **fields: Any) -> Imaging:
         num_tokens=torch.full((n,), 5.0),
         layers=(1, 2),
         scope="prompt",
-        fingerprint={},
+        fingerprint=None,
     )
     rankings = {}
     if target in classes and len(set(classes)) > 1:

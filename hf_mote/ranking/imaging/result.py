@@ -121,7 +121,9 @@ class FTRIResult(Printable, Shareable):
             base_model (`str`, *optional*): The model's name.
 
         Raises:
-            [`DataError`]: if there are no maps, numbers differ, or maps are of different layers or experts.
+            [`DataError`]: if there are no maps, numbers differ, or maps are of different layers or experts, or of some
+                that the fingerprint does not have.
+            [`ConfigError`]: if the fingerprint is malformed.
             [`UnknownNameError`]: if there is no such scope.
 
         Example:

@@ -15,7 +15,7 @@ from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.maps.storage import row_blocks
-from hf_mote.mote.fields import checked_fingerprint
+from hf_mote.mote.fields import check_experts_of, checked_fingerprint
 from hf_mote.ranking.imaging.scopes import check_scope
 
 __all__ = ["check_recorded", "parts_from_maps", "read_parts", "split_tokens", "write_parts"]
@@ -80,6 +80,8 @@ def read_parts(path: Path) -> dict[str, Any]:
             ActivationMap(
                 counts=counts.double(), weights=weights.double(), layers=parts["layers"], num_tokens=num_tokens
             )
+        if parts["fingerprint"] is not None:
+            check_experts_of("FTRIResult", parts["layers"], parts["counts"].shape[2], parts["fingerprint"])
     except KeyError as error:
         raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
     except (HFMoTEError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -130,7 +132,9 @@ def parts_from_maps(
     """Return the fields of a result that holds one map for each prompt, by name; see `FTRIResult.from_maps`.
 
     Raises:
-        [`DataError`]: if there are no maps, numbers differ, or maps are of different layers or experts.
+        [`DataError`]: if there are no maps, numbers differ, or maps are of different layers or experts, or of some
+            that the fingerprint does not have.
+        [`ConfigError`]: if the fingerprint is malformed.
     """
     where = "FTRIResult.from_maps"
     check_scope(f"{where}.scope", scope)
@@ -154,6 +158,9 @@ def parts_from_maps(
     for index, text in enumerate(said):
         if not isinstance(text, str):
             raise DataError(f"{where}.responses[{index}]", "must be a text", got=repr(text)[:60], expected="str")
+    known = None if fingerprint is None else checked_fingerprint(fingerprint)
+    if known is not None:
+        check_experts_of(f"{where}.maps", maps[0].layers, maps[0].counts.shape[1], known)
     recorded = all(one.provenance.get("weights") != "not recorded" for one in maps)
     return {
         "prompts": asked,
@@ -164,7 +171,7 @@ def parts_from_maps(
         "num_tokens": torch.tensor([float(one.num_tokens) for one in maps], dtype=torch.float32),
         "layers": maps[0].layers,
         "scope": scope,
-        "fingerprint": None if fingerprint is None else dict(fingerprint),
+        "fingerprint": known,
         "provenance": {"source": "maps", "weights": "recorded" if recorded else "not recorded"},
         "prompt_index": _same_prompts(prompts),
     }
@@ -193,6 +200,10 @@ def _one_each(where: str, given: object, number: int) -> list[Any]:
 
 
 def _tokens(tensors: Mapping[str, Tensor]) -> list[list[int]] | None:
+    if ("response_tokens" in tensors) != ("response_lengths" in tensors):
+        found = next(name for name in ("response_tokens", "response_lengths") if name in tensors)
+        expected = "both of response_tokens and response_lengths, or neither"
+        raise DataError("FTRIResult", "holds one half of the tokens of responses", got=found, expected=expected)
     if "response_tokens" not in tensors:
         return None
     return split_tokens(tensors)

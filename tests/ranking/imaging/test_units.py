@@ -19,7 +19,7 @@ def result(classes, counts=None, tokens=None, **fields):
     if counts is None:
         counts = torch.randn(n, 1, 4, generator=torch.Generator().manual_seed(0)).abs()
     tokens = torch.full((n,), 5.0) if tokens is None else torch.tensor(tokens)
-    known = {"scope": "prompt", "layers": (0,), "fingerprint": {}, **fields}
+    known = {"scope": "prompt", "layers": (0,), "fingerprint": None, **fields}
     text = [str(i) for i in range(n)]
     return FTRIResult(
         prompts=text,
