@@ -34,6 +34,7 @@ __all__ = [
     "check_name",
     "is_running",
     "local_path",
+    "parse_json",
     "read_json",
     "read_safetensors",
     "read_tensors",
@@ -60,6 +61,7 @@ _HEADER_LIMIT = 16 * 2**20  # safetensors reads no header above 100 MB
 _JSON_LIMIT = 16 * 2**20
 _MAX_DEPTH = 32
 _AT_ONCE = 2**20
+_SURELY_FINITE = 2**63
 _DRAFT = ".hf-mote"  # in the name of a file that is being written
 _IS_DRAFT = re.compile(r"\.[0-9a-f]{12}\.[0-9a-f]+-\d+-[0-9a-f]{12}\.hf-mote.*")
 
@@ -116,6 +118,34 @@ def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT) -> dict
     if len(content) > limit:
         raise FileFormatError(str(path), "is too large", got=f"over {limit} bytes", expected=f"at most {limit} bytes")
     return _from_json(str(path), content)
+
+
+def parse_json(where: str, text: str) -> Any:
+    """Return the value of a JSON text, such as one line of a file.
+
+    Args:
+        where (`str`):
+            The place, for the error.
+        text (`str`):
+            The text.
+
+    Raises:
+        [`FileFormatError`]: if it is not JSON, nested deeper than 32, or holds a key twice, NaN, an infinite number,
+            or text that is not Unicode.
+    """
+    try:
+        data = _loads(where, text)
+    except FileFormatError:
+        raise
+    except json.JSONDecodeError as error:
+        # The place of one line of a file has its number already.
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        got = f"{error.msg} at {line}column {error.colno}"
+        raise FileFormatError(where, "must be valid JSON", got=got) from error
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(where, "must be valid JSON", got=first_line(error)) from error
+    _check_values(where, data)
+    return data
 
 
 def write_tensors(
@@ -334,7 +364,7 @@ def _to_json(where: str, data: Mapping[str, Any]) -> bytes:
     return text.encode()
 
 
-def _from_json(where: str, content: bytes | bytearray) -> dict[str, Any]:
+def _loads(where: str, text: str) -> Any:
     def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         data: dict[str, Any] = {}
         for key, value in pairs:
@@ -343,8 +373,12 @@ def _from_json(where: str, content: bytes | bytearray) -> dict[str, Any]:
             data[key] = value
         return data
 
+    return json.loads(text, object_pairs_hook=object_of)
+
+
+def _from_json(where: str, content: bytes | bytearray) -> dict[str, Any]:
     try:
-        data = json.loads(content.decode("utf-8"), object_pairs_hook=object_of)
+        data = _loads(where, content.decode("utf-8"))
     except FileFormatError:
         raise
     except json.JSONDecodeError as error:
@@ -384,7 +418,13 @@ def _check_values(where: str, data: Any) -> None:
                 _check_text(field, key)
             pending += [(f"{place}.{key}", item, depth + 1) for key, item in value.items()]
         elif isinstance(value, list | tuple):
-            pending += [(f"{place}[{i}]", item, depth + 1) for i, item in enumerate(value)]
+            # Tokens are many, and a place is made only where it may be named.
+            plain = depth < _MAX_DEPTH
+            pending += [
+                (f"{place}[{i}]", item, depth + 1)
+                for i, item in enumerate(value)
+                if not (plain and type(item) is int and -_SURELY_FINITE < item < _SURELY_FINITE)
+            ]
         elif isinstance(value, str):
             _check_text(field, value)
         elif isinstance(value, int | float) and not isinstance(value, bool) and not is_finite(value):

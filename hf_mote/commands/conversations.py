@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hf_mote.commands.prompts import drawn
-from hf_mote.commands.record_files import Record, check_unicode, read_records
+from hf_mote.commands.record_files import Record, read_records
 from hf_mote.errors import DataError
 from hf_mote.files import local_path
 
@@ -54,8 +54,6 @@ def _conversation(record: Record) -> Conversation:
     if not turns or not good:
         expected = "a list of texts, one or more, none empty"
         raise DataError(where, "must hold the turns of a conversation", got=repr(turns)[:80], expected=expected)
-    for turn in turns:
-        check_unicode(where, turn)
     from hf_mote.evaluation.conversations import Conversation
 
     return Conversation(turns, id=_name(record, _ID), category=_name(record, _CATEGORY))
@@ -68,5 +66,4 @@ def _name(record: Record, field: str) -> str | None:
     where = f"{record.where}, field {field!r}"
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(where, "must be a name", got=repr(value)[:80], expected="text or a whole number")
-    check_unicode(where, str(value))
     return str(value).strip() or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -153,7 +154,8 @@ def load_subject(
     Raises:
         [`UnknownNameError`]: if there is no such model.
         [`ConfigError`]: if there is no such device here.
-        [`FileFormatError`]: if the chat template's file cannot be read.
+        [`FileFormatError`]: if the chat template's file cannot be read, `generation_config.json` is damaged, the
+            tokens that end a text are not the model's, or weights are damaged or missing.
         [`UnsupportedError`]: if transformers cannot load it without running code of its repository, or it has no
             routed experts.
     """
@@ -164,7 +166,7 @@ def load_subject(
     # Imported here, because they take seconds, and wrong arguments are refused before.
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from hf_mote.routing.sites.discover import find_routers
 
@@ -179,8 +181,11 @@ def load_subject(
             ready(subject.tokenizer)
         return subject
     try:
+        source, branch = _source_of(name, revision)
+        config = AutoConfig.from_pretrained(source, revision=branch, trust_remote_code=trust_remote_code)
         if not trust_remote_code:
-            _check_kernels(name, _config_of(name, revision))
+            _check_kernels(name, config)
+        _check_generation(source, branch, config)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         _with_template(tokenizer, template)
         if ready is not None:
@@ -265,16 +270,52 @@ def _check_folder(name: str) -> None:
         raise FileFormatError(repr(name), "holds a model without its tokenizer", got=shown, fix=fix)
 
 
-def _config_of(name: str, revision: str | None) -> PreTrainedConfig:
-    """Return a model's config, or for an adapter that of the base model that transformers would load."""
-    from transformers import AutoConfig
+def _source_of(name: str, revision: str | None) -> tuple[str, str | None]:
+    """Return where a model's config is, and the revision; of an adapter, those of its base, which is loaded."""
     from transformers.utils.peft_utils import find_adapter_config_file
 
     adapter = find_adapter_config_file(name, revision=revision)
     if adapter is not None and not os.path.isfile(os.path.join(name, "config.json")):
-        name, revision = str(read_json(adapter).get("base_model_name_or_path")), None
-    config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    return config
+        return str(read_json(adapter).get("base_model_name_or_path")), None
+    return name, revision
+
+
+def _check_generation(name: str, revision: str | None, config: PreTrainedConfig) -> None:
+    """Refuse a damaged `generation_config.json`, which transformers passes over, and ends of texts that are no tokens.
+
+    Args:
+        name (`str`): A folder or a Hub id.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        config (`PreTrainedConfig`): The model's.
+
+    Raises:
+        [`FileFormatError`]: with the file and the reason.
+    """
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(name, "generation_config.json", revision=revision)
+    except OSError:  # there is none, as of a model that says nothing on how it generates
+        path = None
+    said = None if path is None else read_json(path).get("eos_token_id")
+    if said is None:
+        _check_ends(name, config)
+    else:
+        _check_ends(name, config, said, str(path))
+
+
+def _check_ends(name: str, config: PreTrainedConfig, ends: object = None, file: str | None = None) -> None:
+    """Refuse ends of a text, of a file or else of the config, that are not tokens of the model."""
+    if file is None:
+        file, ends = f"{name}: config.json", getattr(config, "eos_token_id", None)
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    most = size if isinstance(size, int) else math.inf
+    tokens = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < most for token in tokens):
+        expected = "a whole number, or a list of some, from 0" + ("" if most == math.inf else f" to {most - 1}")
+        fix = "Correct the file: without it no response ends."
+        what = "must be tokens of the model"
+        raise FileFormatError(f"{file}: eos_token_id", what, got=repr(ends)[:80], expected=expected, fix=fix)
 
 
 def _check_kernels(name: str, config: PreTrainedConfig) -> None:
@@ -305,6 +346,7 @@ def served_subject(name: str, organisms: Organisms, *, revision: str | None, cha
 
     Raises:
         [`UnknownNameError`]: if there is no such model.
+        [`FileFormatError`]: if the tokens that end a text are not the model's.
         [`UnsupportedError`]: if transformers cannot load config and tokenizer without running code.
     """
     template = None if chat_template is None else _template(chat_template)
@@ -318,6 +360,7 @@ def served_subject(name: str, organisms: Organisms, *, revision: str | None, cha
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         _check_kernels(name, config)
+        _check_ends(name, config)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except HFMoTEError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -11,7 +10,8 @@ import typer
 
 from hf_mote.commands.model import ATTENTIONS, DTYPES, QUANTIZATIONS
 from hf_mote.commands.names import MODES
-from hf_mote.errors import ConfigError, DataError, HFMoTEError, UnknownNameError, real
+from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError, UnknownNameError, real
+from hf_mote.files import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -428,9 +428,10 @@ def template_args(given: list[str] | None) -> dict[str, Any]:
         if name in found:
             raise ConfigError("--template-arg", "gives a name twice", got=repr(name), expected="each once")
         try:
-            found[name] = json.loads(value)
-        except ValueError as error:
-            raise ConfigError(f"--template-arg {name}", "must be JSON", got=repr(value), expected=expected) from error
+            found[name] = parse_json(f"--template-arg {name}", value)
+        except FileFormatError as error:
+            what = str(error)[len(error.where) + 2 :].rstrip(".")
+            raise ConfigError(error.where, what, fix=f"Give {expected}.") from error
     return found
 
 

@@ -6,14 +6,14 @@ Each record is a mapping of fields and knows where it stands, so that what is wr
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from hf_mote.errors import DataError, FileFormatError, HFMoTEError, first_line
+from hf_mote.files import parse_json
 
-__all__ = ["Record", "check_unicode", "json_fault", "read_records"]
+__all__ = ["Record", "check_unicode", "read_records"]
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 MOST_IN_A_FIELD = 2**24  # characters of one CSV field; Python's own limit is shorter than some prompts
@@ -38,7 +38,8 @@ def read_records(path: Path) -> list[Record]:
         path (`Path`): The file, UTF-8.
 
     Raises:
-        [`FileFormatError`]: if it cannot be read, is not UTF-8, or a line is malformed; the line is named.
+        [`FileFormatError`]: if it cannot be read, is not UTF-8, or a line is malformed or the first one again; the
+            line is named. JSON must be what [`parse_json`] takes.
     """
     suffix = path.suffix.lower()
     try:
@@ -89,11 +90,11 @@ def _json_lines(path: Path, text: str) -> Iterator[Record]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}: line {number}"
-            yield Record(where, _fields(where, _parsed(where, line)))
+            yield Record(where, _fields(where, parse_json(where, line)))
 
 
 def _json_list(path: Path, text: str) -> Iterator[Record]:
-    entries = _parsed(str(path), text)
+    entries = parse_json(str(path), text)
     if not isinstance(entries, list):
         raise FileFormatError(
             str(path),
@@ -104,36 +105,6 @@ def _json_list(path: Path, text: str) -> Iterator[Record]:
     for number, entry in enumerate(entries, start=1):
         where = f"{path}: entry {number}"
         yield Record(where, _fields(where, entry))
-
-
-def json_fault(error: Exception) -> str:
-    """Return what is wrong with a JSON text, and where: with a line only in a text of several.
-
-    Args:
-        error (`Exception`): What `json.loads` raised.
-    """
-    if not isinstance(error, json.JSONDecodeError):
-        return first_line(error)
-    # Of a line of JSON lines the place has the number already.
-    line = f"line {error.lineno}, " if "\n" in error.doc else ""
-    return f"{error.msg} at {line}column {error.colno}"
-
-
-def _parsed(where: str, text: str) -> Any:
-    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise FileFormatError(where, "names a field twice", got=repr(twice), fix="Keep one of them.")
-        return found
-
-    try:
-        return json.loads(text, object_pairs_hook=object_of)
-    except FileFormatError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(where, "must be valid JSON", got=json_fault(error)) from error
 
 
 def _fields(where: str, entry: object) -> dict[str, Any]:
@@ -169,6 +140,9 @@ def _rows(path: Path, rows: Any) -> Iterator[Record]:
             if len(set(names)) < len(names):
                 raise FileFormatError(where, "names a column twice", got=", ".join(names))
             continue
+        if [name.strip() for name in row] == names:
+            fix = "Files were joined: take the line out."
+            raise FileFormatError(where, "holds the names of the columns again", got=", ".join(names), fix=fix)
         if len(row) != len(names):
             raise FileFormatError(
                 where,

@@ -33,7 +33,7 @@ def checked_prompts(where: str, prompts: Sequence[Prompt]) -> list[Prompt]:
         raise DataError(where, "must hold prompts", got="an empty list", expected="at least one prompt")
     for index, prompt in enumerate(prompts):
         chat = isinstance(prompt, Sequence) and not isinstance(prompt, str)
-        good = all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in prompt) if chat else True
+        good = all(map(_is_message, prompt)) if chat else True
         if not prompt or not good or not (chat or isinstance(prompt, str)):
             raise DataError(
                 f"{where}[{index}]",
@@ -42,6 +42,11 @@ def checked_prompts(where: str, prompts: Sequence[Prompt]) -> list[Prompt]:
                 expected="text, or a list of messages with role and content",
             )
     return list(prompts)
+
+
+def _is_message(one: object) -> bool:
+    """Whether it has a role, which is a text, and content."""
+    return isinstance(one, Mapping) and isinstance(one.get("role"), str) and "content" in one
 
 
 def prompt_text(prompt: Prompt) -> str:

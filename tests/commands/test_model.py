@@ -47,7 +47,7 @@ def test_a_model_that_is_not_here_names_the_switch_that_keeps_the_hub_from_being
         raise OSError("We couldn't connect")
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr("hf_mote.commands.model._config_of", missing)
+    monkeypatch.setattr("hf_mote.commands.model._source_of", missing)
     with pytest.raises(UnknownNameError, match="no model can be loaded") as refused:
         load_subject("somebody/nothing", Organisms())
     assert ("HF_HUB_OFFLINE is set" in str(refused.value)) == offline

@@ -23,6 +23,7 @@ READS = frozenset(
     ("read_json", "read_tensors", "read_safetensors", "read_document", "read_torch", "read_npz", "read_records")
     + ("safe_open", "memory_map", "open_stream", "read_text", "read_bytes", "open", "ask", "csv.reader", "json.load")
     + ("json.loads", "yaml.load", "yaml.safe_load", "torch.load", "np.load", "np.memmap", "mmap.mmap", "ModelCard")
+    + ("parse_json",)
     + ("AutoConfig.from_pretrained", "AutoTokenizer.from_pretrained", "PreTrainedTokenizerFast.from_pretrained")
     + ("AutoModelForCausalLM.from_pretrained", "PeftModel.from_pretrained", "model_class.from_pretrained")
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -11,8 +10,8 @@ import typer
 
 from hf_mote.commands.datasets import dataset_records
 from hf_mote.commands.model import ORGANISM, Organisms
-from hf_mote.commands.record_files import json_fault
 from hf_mote.errors import ConfigError, DataError
+from hf_mote.files import parse_json
 
 __all__ = ["Text", "TextColumn", "how_cut", "read_texts", "texts_fact"]
 
@@ -42,6 +41,7 @@ def read_texts(source: str, column: str, organisms: Organisms) -> list[Any]:
 
     Raises:
         [`DataError`]: if there is no text.
+        [`FileFormatError`]: if a line of JSON lines is not what [`parse_json`] takes; it is named.
         [`UnknownNameError`]: if there is no such file or data set.
     """
     texts = _read(source, column, organisms)
@@ -121,10 +121,7 @@ def _of_file(path: Path, column: str) -> list[Any]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}", "must be JSON", got=json_fault(error)) from error
+        row = parse_json(f"{path}:{number}", line)
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}", "must be a JSON object", got=type(row).__name__)
         if not {column, "messages", "input_ids"} & row.keys():

@@ -96,6 +96,7 @@ class Sequences:
         if "messages" in row:
             if getattr(self.tokenizer, "chat_template", None) is None:
                 raise DataError(where, "holds messages, and the tokenizer has no chat template")
+            _check_roles(f"{where}, column 'messages'", row["messages"])
             try:
                 found = self.tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False)
             except Exception as error:  # a template is a program of the model's author, and can raise any error
@@ -127,6 +128,14 @@ class Sequences:
             raise DataError(where, "holds text that is not Unicode", got=got) from error
         # A text longer than the model's context is cut up.
         return list(self.tokenizer(text, verbose=False)["input_ids"])
+
+
+def _check_roles(where: str, messages: object) -> None:
+    """Refuse a message whose role is not a text, which a template would write as one."""
+    for message in messages if isinstance(messages, Sequence) and not isinstance(messages, str) else ():
+        if isinstance(message, Mapping) and not isinstance(message.get("role"), str):
+            got = repr(message.get("role"))[:80]
+            raise DataError(where, "must hold messages whose role is a text", got=got, expected="'user', for one")
 
 
 def _is_token(value: object) -> bool:
