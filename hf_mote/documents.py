@@ -16,6 +16,13 @@ _LIMIT = 2**20  # bytes of YAML: configs take a few thousand
 _MAX_DEPTH = 32
 
 
+class _TwoReadings(yaml.YAMLError):  # type: ignore[misc]
+    """A number that YAML 1.1, which the library reads, takes for another than it looks like."""
+
+    def __init__(self, node: Any, number: object) -> None:
+        super().__init__(f"{node.value} in line {node.start_mark.line + 1}, which is {number} by YAML 1.1")
+
+
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Plain values only; no aliases, with which a short file can stand for gigabytes, and no key twice."""
 
@@ -35,13 +42,32 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
             raise yaml.YAMLError("it holds a key twice")
         return found
 
+    def construct_yaml_int(self, node: Any) -> int:
+        number: int = super().construct_yaml_int(node)
+        digits = node.value.replace("_", "").lstrip("+-")
+        # 1:30 would be 90, and 010 would be 8; 07 is 7 either way.
+        if ":" in digits or (digits.isdecimal() and int(digits) != abs(number)):
+            raise _TwoReadings(node, number)
+        return number
+
+    def construct_yaml_float(self, node: Any) -> float:
+        number: float = super().construct_yaml_float(node)
+        if ":" in node.value:
+            raise _TwoReadings(node, number)
+        return number
+
+
+for _kind, _construct in (("int", _Loader.construct_yaml_int), ("float", _Loader.construct_yaml_float)):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _construct)
+
 
 def read_document(path: Path) -> dict[str, Any]:
     """Return the object in a JSON or YAML file.
 
     Raises:
         [`FileFormatError`]: if the file is missing, too large, damaged, no object, nested deeper than 32, or holds a
-            key twice, an alias, or a value that JSON does not have.
+            key twice, an alias, a value that JSON does not have, or a number that YAML 1.1 takes for another than it
+            looks like: 010 for 8, and 1:30 for 90.
     """
     if path.suffix not in (".yaml", ".yml"):
         return read_json(path)
@@ -72,6 +98,10 @@ def _yaml_in(path: Path) -> dict[str, Any] | None:
     try:
         # A subclass of the safe loader: nothing of the file is run.
         found = yaml.load(content.decode("utf-8"), Loader=_Loader)  # noqa: S506
+    except _TwoReadings as error:
+        fix = "Write it as a plain decimal number, or in quotes if it is a text."
+        what = "holds a number that can be read in two ways"
+        raise FileFormatError(str(path), what, got=str(error), fix=fix) from error
     # What the parser raises on malformed scalars (dates, numbers, surrogates) has no common base.
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, ModelMismatchError, first_line
 from hf_mote.sae.fields import check_known, check_positive, check_types
+from hf_mote.sae.hookpoints import canonical
 from hf_mote.sae.normalization import InputNormalization
 from hf_mote.version import __version__
 
@@ -108,6 +109,8 @@ class SAEConfig(PreTrainedConfig):
     """
 
     model_type = "sae"
+    # Fields that a file must have, as the default would silently be another SAE.
+    _needed: ClassVar[tuple[str, ...]] = ()
     # Numbers of a whole batch, which `Trainer.predict` would take for predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "fvu",
@@ -189,6 +192,9 @@ class SAEConfig(PreTrainedConfig):
                     "are to be some, without output_hookpoint, and to divide output_size",
                     got=f"{places} of them, output_size {self.decoder_size}",
                 )
+            names = [canonical(name) for name in self.output_hookpoints]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ConfigError(f"{where}.output_hookpoints", "hold one place twice", got=repr(twice[0])[:80])
         for name in ("hookpoint", "output_hookpoint", "base_model", "base_model_revision"):
             value = getattr(self, name)
             if value is not None and not (value.isprintable() and 0 < len(value) <= _MOST_NAME):
@@ -219,7 +225,8 @@ class SAEConfig(PreTrainedConfig):
 
         Raises:
             [`ModelMismatchError`]: if `config_dict["model_type"]` is another architecture's.
-            [`ConfigError`]: if a field has a wrong type or is out of range.
+            [`ConfigError`]: if a field has a wrong type or is out of range, or one without which this would be another
+                SAE is missing: `k`, where the architecture has one.
             [`UnknownNameError`]: if a key is a method and no field.
         """
         found = config_dict.get("model_type", cls.model_type)
@@ -232,6 +239,9 @@ class SAEConfig(PreTrainedConfig):
                 fix="Load it with AutoModel.from_pretrained, after `import hf_mote`.",
             )
         cls._check_file(config_dict)
+        if missing := [name for name in cls._needed if name not in config_dict and name not in kwargs]:
+            where, fix = f"{cls.__name__}.{missing[0]}", f"Give it: from_pretrained(folder, {missing[0]}=...)."
+            raise ConfigError(where, "is missing, and its default may be another SAE's", fix=fix)
         # transformers would set every attribute of the config, its methods included.
         check_known(cls, (key for key in kwargs if callable(getattr(cls, key, None))), cls._own_fields(), None)
         made = super().from_dict(config_dict, **kwargs)

@@ -17,7 +17,7 @@ from hf_mote.hub import public_name
 from hf_mote.sae.hookpoints import Hookpoint
 from hf_mote.sae.kept import Form
 from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.report import SAEReport
+from hf_mote.sae.report import FEW, SAEReport
 from hf_mote.sae.variants.bases.budgets import fit_zipf
 
 __all__ = ["FIRST", "NUMBERS", "SECOND", "Sums", "form_of", "report_of", "scored_in"]
@@ -29,8 +29,6 @@ NUMBERS = ("error", "cosine", "l2_in", "l2_out", "l2_ratio", "out", "dot", "l1",
 FIRST = (*NUMBERS, *("ce clean", "ce sae", "ce zero", "ce resample"), *("kl sae", "kl zero", "kl resample"))
 SECOND = ("ce mean", "kl mean")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-# Latents that fire on fewer tokens of an evaluation are dying; nothing is fitted to them.
-_FEW = 10
 _BLOCK = 1024
 
 
@@ -157,7 +155,7 @@ def _latents(state: Sums, density: Tensor, tokens: int) -> dict[str, Any]:
     total = float(density.sum())
     found: dict[str, Any] = {
         "dead_fraction": float((fired == 0).double().mean()),
-        "dying_fraction": float(((fired > 0) & (fired < _FEW)).double().mean()),
+        "dying_fraction": float(((fired > 0) & (fired < FEW)).double().mean()),
         "freq_over_1_percent": float((density > 0.01).double().mean()),
         "freq_over_10_percent": float((density > 0.1).double().mean()),
         "normalized_freq_over_1_percent": float(density[density > 0.01].sum()) / total if total else 0.0,
@@ -165,8 +163,8 @@ def _latents(state: Sums, density: Tensor, tokens: int) -> dict[str, Any]:
         "zipf": None,
         "underused_fraction": None,
     }
-    if int((fired >= _FEW).sum()) >= 3:
-        fit = fit_zipf(density, least=(_FEW - 0.5) / tokens)
+    if int((fired >= FEW).sum()) >= 3:
+        fit = fit_zipf(density, least=(FEW - 0.5) / tokens)
         ranks = torch.arange(1, len(density) + 1, dtype=torch.float64)
         law = fit.scale * (ranks + fit.offset) ** -fit.exponent
         found["zipf"] = {"exponent": fit.exponent, "offset": fit.offset, "scale": fit.scale, "r2": fit.r2}

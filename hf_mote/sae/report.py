@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-__all__ = ["SAEReport"]
+__all__ = ["FEW", "SAEReport"]
 
 SCHEMA_VERSION = 1
 _ROUNDING = 1e-6  # by which a mean may leave its range
+FEW = 10
+"""A latent that is active on fewer tokens of an evaluation is dying; nothing is fitted to it."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,7 @@ class SAEReport(Shareable):
     def _check_values(self) -> None:
         """Refuse impossible numbers."""
         for name in ("num_latents", "tokens", "predictions"):
-            whole(f"SAEReport.{name}", getattr(self, name))
+            whole(f"SAEReport.{name}", getattr(self, name), least=1)
         shares = ["dead_fraction", "dying_fraction", "underused_fraction"]
         shares += [f"{kind}freq_over_{most}_percent" for kind in ("", "normalized_") for most in (1, 10)]
         cosines = ["cosine", "encoder_decoder_cosine", "average_max_encoder_cosine_sim"]
@@ -262,6 +264,40 @@ class SAEReport(Shareable):
             raise ConfigError("SAEReport.ce", "is of other ablations than what is recovered", got=sorted(self.ce))
         for name, value in self.ce.items():
             real(f"SAEReport.ce.{name}", value, least=0)
+        self._check_derived()
+
+    def _check_derived(self) -> None:
+        """Refuse values that do not follow from the others."""
+        whole("SAEReport.predictions", self.predictions, most=self.tokens)
+        fired = [round(value * self.tokens) for value in self.density]
+        for value, count in zip(self.density, fired, strict=True):
+            _check_equal("density", value * self.tokens, count, f"a share of {self.tokens} tokens")
+        total, number = math.fsum(self.density), self.num_latents
+        _check_equal("l0", self.l0, total, "the sum of the densities")
+        _check_equal("dead_fraction", self.dead_fraction, fired.count(0) / number, "by the densities")
+        dying = sum(0 < count < FEW for count in fired) / number
+        _check_equal("dying_fraction", self.dying_fraction, dying, "by the densities")
+        for percent in (1, 10):
+            denser = [value for value in self.density if value > percent / 100]
+            of_activity = math.fsum(denser) / total if total else 0.0
+            for kind, share in (("", len(denser) / number), ("normalized_", of_activity)):
+                name = f"{kind}freq_over_{percent}_percent"
+                _check_equal(name, getattr(self, name), share, "by the densities")
+        for kind, found, recovered, clean in (
+            ("ce", self.ce, self.ce_recovered, self.ce["clean"]),
+            ("kl", self.kl, self.kl_recovered, 0.0),
+        ):
+            for name, given in recovered.items():
+                most = found[name] - clean
+                wanted = (found[name] - found["sae"]) / most if most else None
+                _check_equal(f"{kind}_recovered.{name}", given, wanted, f"by {kind}")
+        quantiles = [value for _, value in sorted(self.l0_quantiles.items(), key=lambda item: float(item[0]))]
+        if quantiles != sorted(quantiles) or not all(0 <= value <= number for value in quantiles):
+            expected = f"numbers that rise, from 0 to {number}"
+            raise ConfigError("SAEReport.l0_quantiles", "cannot be", got=quantiles, expected=expected)
+        if (self.zipf is None) != (self.underused_fraction is None):
+            got = "zipf" if self.underused_fraction is None else "underused_fraction"
+            raise ConfigError("SAEReport", "lacks one of zipf and underused_fraction", got=f"{got} alone")
 
     def _l0_text(self) -> str:
         low, middle, high = (self.l0_quantiles[quantile] for quantile in ("0.05", "0.5", "0.95"))
@@ -299,3 +335,12 @@ class SAEReport(Shareable):
 
     def _public(self, *, with_texts: bool) -> Self:
         return dataclasses.replace(self, model=public_name(self.model))
+
+
+def _check_equal(name: str, given: float | None, wanted: float | None, how: str) -> None:
+    """Refuse a value that others contradict by more than rounding."""
+    one_missing = (given is None) != (wanted is None)
+    far = given is not None and wanted is not None and abs(given - wanted) > _ROUNDING * max(1.0, abs(wanted))
+    if one_missing or far:
+        expected = f"{'none' if wanted is None else f'{wanted:.9g}'}, {how}"
+        raise ConfigError(f"SAEReport.{name}", "contradicts other values", got=repr(given), expected=expected)

@@ -304,7 +304,7 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
         """Go to the position of a stream that was made with the same arguments.
 
         Raises:
-            [`ConfigError`]: if it was made with others.
+            [`ConfigError`]: if it was made with others, or by another process of a run; see [`take_share`].
             [`DataError`]: if it is not such a state; the stream is then unchanged.
         """
         check_state(state, self.counts, self._source.tensors, self._source.dtype, self._unit)
@@ -318,7 +318,15 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
                 expected=", ".join(repr(theirs.get(key)) for key in changed),
                 fix="Give collect_activations what the run began with.",
             )
-        self.take_share(*state["share"])
+        if tuple(state["share"]) != self._share:
+            (rank, world), (own_rank, own_world) = state["share"], self._share
+            raise ConfigError(
+                "ActivationStream",
+                "stood in another process of a run",
+                got=f"the state of process {rank} of {world}",
+                expected=f"that of process {own_rank} of {own_world}",
+                fix="Go on with as many processes as the run began with; take_share says which one a stream is for.",
+            )
         self._epoch, self._window, self._batch = state["epoch"], state["window"], state["batch"]
         self._yielded, self.scales = state["yielded"], dict(state["scales"])
         self.counts = dict(state["counts"])

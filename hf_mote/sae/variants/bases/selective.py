@@ -46,6 +46,7 @@ class SelectiveSAEConfig(SAEConfig):
 
     # Auxiliary losses that the architecture has.
     _aux_losses: ClassVar[tuple[str, ...]] = ("aux_k",)
+    _needed = ("k",)
 
     k: int = 32
     scale_latents_by_decoder_norm: bool = False
