@@ -91,8 +91,8 @@ def _shareables() -> list[Writer]:
         _saved("FTRIResult.save_pretrained", _two(result, counts=result.counts + 1)),
         _saved("EvaluationReport.save_pretrained", {1: report, 2: with_parts(report, seed=1)}),
         _saved("SteeringConfig.save_pretrained", _two(steering, sae_digest="cd")),
-        _saved("SAEReport.save_pretrained", _two(readers._sae_report(), tokens=4)),
-        _saved("LatentExpertMap.save_pretrained", _two(links, values=links.values + 1)),
+        _saved("SAEReport.save_pretrained", _two(readers._sae_report(), predictions=4)),
+        _saved("LatentExpertMap.save_pretrained", _two(links, values=links.values * 2)),
     ]
 
 

@@ -208,16 +208,15 @@ def _sae_report() -> SAEReport:
     names = {field.name: field.type for field in dataclasses.fields(SAEReport)}
     values: dict[str, Any] = dict.fromkeys(names, 0.5)
     values |= dict.fromkeys(("model", "hookpoint", "output_hookpoint", "architecture"), "x")
-    values |= dict.fromkeys(("num_latents", "tokens", "predictions"), 3)
-    ablations = dict.fromkeys(("zero", "mean", "resample"), 0.5)
+    values |= {"num_latents": 3, "tokens": 10, "predictions": 9}
+    ablations = dict.fromkeys(("zero", "mean", "resample"), 2.0)
     values |= {"ce": {"clean": 1.0, "sae": 1.5, **ablations}, "kl": {"clean": 0.0, "sae": 0.5, **ablations}}
-    values |= {
-        "ce_recovered": ablations,
-        "kl_recovered": ablations,
-        "density": [0.1, 0.0, 1.0],
-        "zipf": {"exponent": 1.0},
-    }
-    values |= {"l0_quantiles": {"0.05": 1.0, "0.5": 2.0, "0.95": 3.0}, "adaptive": {"pearson": 0.1, "spearman": 0.2}}
+    values |= {"ce_recovered": dict.fromkeys(ablations, 0.5), "kl_recovered": dict.fromkeys(ablations, 0.75)}
+    values |= {"density": [0.1, 0.0, 1.0], "l0": 1.1, "zipf": {"exponent": 1.0}}
+    values |= dict.fromkeys(("dead_fraction", "dying_fraction", "freq_over_10_percent"), 1 / 3)
+    values |= {"freq_over_1_percent": 2 / 3, "normalized_freq_over_1_percent": 1.0}
+    values |= {"normalized_freq_over_10_percent": 1 / 1.1}
+    values |= {"l0_quantiles": {"0.05": 1.0, "0.5": 1.0, "0.95": 2.0}, "adaptive": {"pearson": 0.1, "spearman": 0.2}}
     return SAEReport(**values)
 
 
@@ -229,6 +228,7 @@ def _use_sae_report(found: SAEReport) -> None:
 
 def _links() -> LatentExpertMap:
     values = torch.arange(24, dtype=torch.float64).reshape(3, 2, 4) - 7
+    values[1] = 0  # of the latent that is active nowhere
     tokens = torch.tensor([3, 0, 9])
     return LatentExpertMap(values, (7, 0, 2), (1, 4), "intervention", tokens, {"model": "m", "edit": "ablate"})
 

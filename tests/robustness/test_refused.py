@@ -11,11 +11,16 @@ import pytest
 import torch
 from readers import READERS
 from safetensors.torch import load_file, save_file
+from tiny_saes import TinySAE
+from transformers import AutoConfig, AutoModel
 
-from hf_mote import load_sae
+from hf_mote import TopKSAEConfig, load_sae
 from hf_mote.commands.validate import problems_in
+from hf_mote.documents import read_yaml
 from hf_mote.errors import HFMoTEError
 from hf_mote.files import read_tensors, write_tensors
+from hf_mote.sae.modeling import SAEModel
+from hf_mote.sae.register import sae_class
 
 BY_NAME = {reader.name: reader for reader in READERS}
 
@@ -35,14 +40,46 @@ def put(*places: Any, value: Any) -> Callable[[Any], Any]:
     return change
 
 
+REPORT = ("evaluation_report", "evaluation_report.json")
+
+
 @pytest.mark.parametrize(
     ("reader", "file", "change", "reason"),
     [
+        (*REPORT, put("config", value={}), "schema_version: this version cannot be read"),
+        (*REPORT, put("config", value={"schema_version": 1, "stimulate": [[0, -1]]}), "stimulate.*not an index"),
+        (*REPORT, put("config", value={"edits": [[3, "ablate"]], "hookpoint": "a"}), "config: wrong type or value"),
+        (*REPORT, put("config", "edits", value=[]), "config: wrong type or value"),
+        (*REPORT, put("control_labels", value=[["refusal"] * 4] * 3), "controls: wrong type or value .*by the labels"),
+        (*REPORT, put("control_labels", value=[[1, 2, 3, 4]] * 3), "control_labels: wrong type or value"),
+        (*REPORT, put("controls", 0, value=0.7), "expected shares of 4 prompts"),
+        (*REPORT, put("dose", 0, 1, value=0.7), "expected shares of 4 prompts"),
+        (*REPORT, put("dose", 0, value=["0.5", 0.5]), "dose: wrong type or value .*'0.5'"),
+        (*REPORT, put("dose", 0, value=[True, 0.5]), "dose: wrong type or value .*True"),
+        (*REPORT, put("unrelated_unchanged", value=None), "unrelated_unchanged: does not match the answers"),
+        (*REPORT, put("unrelated_after", value=["x", "y"]), "unrelated_unchanged: does not match the answers"),
+        (*REPORT, put("before", "n", value="4"), "must be a share within its interval"),
+        (*REPORT, put("after", "successes", value=True), "must be a share within its interval"),
+        (*REPORT, put("side_effects", "num_tokens", value=True), "must hold finite numbers"),
         ("sae_report", "sae_report.json", put("predictions", value=-1), "predictions: must be a whole number"),
         ("sae_report", "sae_report.json", put("density", value=[0.1, 0.2]), "is of other latents"),
         ("sae_report", "sae_report.json", put("density", 1, value=1.5), "density: must be a number"),
         ("sae_report", "sae_report.json", put("adaptive", "pearson", value=7.0), "pearson: must be a number"),
         ("sae_report", "sae_report.json", put("ce", value={"clean": 1.0, "sae": 1.0}), "other ablations"),
+        ("sae_report", "sae_report.json", put("predictions", value=11), "predictions: must be a whole number"),
+        ("sae_report", "sae_report.json", put("num_latents", value=0), "num_latents: must be a whole number"),
+        ("sae_report", "sae_report.json", put("density", 0, value=0.15), "density: contradicts .*of 10 tokens"),
+        ("sae_report", "sae_report.json", put("density", 0, value=0.2), "l0: contradicts .*got 1.1, expected 1.2"),
+        ("sae_report", "sae_report.json", put("dead_fraction", value=0.0), "dead_fraction: contradicts"),
+        ("sae_report", "sae_report.json", put("dying_fraction", value=0.0), "dying_fraction: contradicts"),
+        ("sae_report", "sae_report.json", put("freq_over_1_percent", value=1.0), "freq_over_1_percent: contradicts"),
+        ("sae_report", "sae_report.json", put("ce_recovered", "mean", value=0.9), "ce_recovered.mean: contradicts"),
+        ("sae_report", "sae_report.json", put("kl_recovered", "zero", value=None), "kl_recovered.zero: contradicts"),
+        ("sae_report", "sae_report.json", put("l0_quantiles", "0.5", value=2.5), "l0_quantiles: cannot be"),
+        ("sae_report", "sae_report.json", put("zipf", value=None), "lacks one of zipf and underused_fraction"),
+        ("settings", "settings.yaml", put(value="tokens: 010"), "two ways .got 010 in line 1, which is 8 by YAML 1.1"),
+        ("settings", "settings.yaml", put(value="k: 4\nlearning-rate: 1:30"), "got 1:30 in line 2, which is 90"),
+        ("settings", "settings.yaml", put(value="learning-rate: -1:30.5"), "got -1:30.5 in line 1, which is -90.5"),
         ("stream_state", "checkpoint-7/trainer_state.json", put(value=None), "no complete checkpoint"),
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value=8), "no complete checkpoint"),
         ("texts", "b.jsonl", put(value={"messages": []}), "the tokenizer's template does not take the chat"),
@@ -51,8 +88,12 @@ def put(*places: Any, value: Any) -> Callable[[Any], Any]:
             "texts",
             "b.jsonl",
             put(value={"text": "half of a pair \ud800"}),
-            "column 'text': holds text that is not Unicode",
+            "b.jsonl:1: text: holds text that is not Unicode",
         ),
+        ("texts", "b.jsonl", put(value={"text": "a", "score": float("nan")}), "score: must be a finite number"),
+        ("texts", "b.jsonl", put(value='{"text": "a", "text": "b"}'), "b.jsonl:1: holds a key twice"),
+        ("texts", "b.jsonl", put(value=f'{{"text": {"[" * 40}{"]" * 40}}}'), "is nested too deeply"),
+        ("texts", "b.jsonl", put(value={"messages": [{"role": 1, "content": "a"}]}), "whose role is a text .got 1"),
         ("texts", "b.jsonl", put(value={"input_ids": [10**6]}), "a token that the model does not have"),
         ("texts", "b.jsonl", put(value={"input_ids": [-1]}), "must hold tokens"),
         (
@@ -84,6 +125,18 @@ def put(*places: Any, value: Any) -> Callable[[Any], Any]:
         ),
         ("server_replies", "completion.json", put("choices", value=[]), "its reply has no choices.0.token_ids"),
         ("served_model", "config.json", put("hidden_size", value="x"), "transformers does not load"),
+        ("model_folder", "generation_config.json", put(value="[1"), "generation_config.json: .*must be valid JSON"),
+        ("model_folder", "generation_config.json", put(value=[]), "generation_config.json: must hold a JSON object"),
+        ("model_folder", "generation_config.json", put("eos_token_id", value="1"), "eos_token_id: must be tokens"),
+        (
+            "model_folder",
+            "generation_config.json",
+            put("eos_token_id", value=[1, True]),
+            "must be tokens of the model",
+        ),
+        ("model_folder", "generation_config.json", put("eos_token_id", value=10**6), "eos_token_id: must be tokens"),
+        ("model_folder", "generation_config.json", put("eos_token_id", value=[-1]), "eos_token_id: must be tokens"),
+        ("served_model", "config.json", put("eos_token_id", value=10**6), "eos_token_id: must be tokens"),
         ("settings", "settings.yaml", put("learning-rate", value=True), "neither true nor false"),
         ("settings", "settings.yaml", put("architecture", value={"a": "topk"}), "must be one value"),
         ("chat_template", "template.jinja", put(value=""), "gives no text"),
@@ -119,6 +172,45 @@ def test_layers_of_gemma_scope_2_that_differ_in_width_are_refused(
     path = tmp_path / "params_layer_1.safetensors"
     save_file({**load_file(path), name: torch.ones(shape)}, path)
     with pytest.raises(HFMoTEError, match=f"{name}: is of another width than w_dec"):
+        one.read(tmp_path)
+
+
+def _without(name: str) -> Callable[[Any, Any], Any]:
+    return lambda tensors, metadata: tensors.pop(name)
+
+
+def _fingerprint(name: str, value: Any) -> Callable[[Any, Any], Any]:
+    return lambda tensors, metadata: metadata["fingerprint"].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("reader", "change", "reason"),
+    [
+        ("expert_ranking", _without("q"), "both of p and q, or neither"),
+        ("expert_ranking", _without("p"), "both of p and q, or neither"),
+        ("expert_ranking", lambda tensors, _: tensors["q"].sub_(1e-3).clamp_(0), "q: is below p"),
+        ("expert_ranking", _fingerprint("layers", [0, 1, 3]), "are not those of the fingerprint .got layer 2"),
+        ("expert_ranking", _fingerprint("num_experts", [3, 3, 3]), "experts that the fingerprint does not have"),
+        ("expert_ranking", _fingerprint("top_k", [2, 2, 0]), "top_k: must be possible at layer 2 .got 0 of 4"),
+        ("expert_ranking", _fingerprint("top_k", [2, 5, 2]), "top_k: must be possible at layer 1 .got 5 of 4"),
+        ("ftri_result", _fingerprint("layers", [0, 1, 3]), "are not those of the fingerprint .got layer 2"),
+        ("ftri_result", _fingerprint("num_experts", [2, 2, 2]), "experts that the fingerprint does not have"),
+        ("ftri_result", _without("response_tokens"), "one half of the tokens of responses .got response_lengths"),
+        ("ftri_result", _without("response_lengths"), "one half of the tokens of responses .got response_tokens"),
+        ("latent_expert_map", lambda tensors, _: tensors["tokens"].zero_(), "on no token .got latent 7"),
+    ],
+)
+def test_a_file_of_tensors_that_contradicts_itself_is_refused(
+    reader: str, change: Callable[[Any, Any], Any], reason: str, tmp_path: Path
+) -> None:
+    one = BY_NAME[reader]
+    one.make(tmp_path)
+    one.read(tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    tensors, metadata = read_tensors(path, kind=reader)
+    change(tensors, metadata)
+    write_tensors(path, tensors, metadata)
+    with pytest.raises(HFMoTEError, match=reason):
         one.read(tmp_path)
 
 
@@ -168,6 +260,48 @@ def test_a_stream_does_not_go_where_it_never_stood(carried: str, tmp_path: Path)
     write_tensors(path, tensors, {"kind": "activation_stream", "state": metadata["state"]})
     with pytest.raises(HFMoTEError, match=r"another width|is not what was left|must be rows"):
         one.read(tmp_path)
+
+
+@pytest.mark.parametrize("share", [[1, 2], [0, 2], [2, 3]])
+def test_a_stream_does_not_go_on_where_another_process_stood(share: list[int], tmp_path: Path) -> None:
+    one = BY_NAME["stream_state"]
+    one.make(tmp_path)
+    path = tmp_path / "activations_0.safetensors"
+    tensors, metadata = read_tensors(path, kind="activation_stream")
+    state = {**metadata["state"], "share": share}
+    write_tensors(path, tensors, {"kind": "activation_stream", "state": state})
+    with pytest.raises(HFMoTEError, match=f"another process .*got the state of process {share[0]} of {share[1]}"):
+        one.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["topk", "batch_topk", "matryoshka", "feature_choice", "mutual_choice"])
+def test_the_config_of_an_sae_without_k_is_refused(name: str, tmp_path: Path) -> None:
+    TinySAE(name, "autoencoder").model().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    k = config.pop("k")
+    path.write_text(json.dumps(config))
+    for load in (SAEModel.from_pretrained, AutoModel.from_pretrained, AutoConfig.from_pretrained, load_sae):
+        with pytest.raises(HFMoTEError, match=r"\.k: is missing"):
+            load(tmp_path)
+    assert SAEModel.from_pretrained(tmp_path, k=k).config.k == k
+    assert sae_class(config["model_type"]).config_class().k == 32
+
+
+@pytest.mark.parametrize("again", ["model.layers.2.mlp", "model.layers.2.mlp.output", "model.layers.2.mlp.output[0]"])
+def test_places_that_an_sae_writes_to_are_each_another(again: str) -> None:
+    fields: dict[str, Any] = {"hidden_size": 8, "output_size": 16, "num_latents": 40}
+    TopKSAEConfig(output_hookpoints=["model.layers.2.mlp", "model.layers.3.mlp"], **fields)
+    with pytest.raises(HFMoTEError, match="output_hookpoints: hold one place twice .got 'model.layers.2.mlp'"):
+        TopKSAEConfig(output_hookpoints=["model.layers.2.mlp", again], **fields)
+
+
+@pytest.mark.parametrize("text", ["7", "07", "-3", "1.5", "'010'", "'1:30'", "0x10"])
+def test_a_number_in_yaml_that_is_read_in_one_way_is_taken(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"a: {text}")
+    expected = {"'010'": "010", "'1:30'": "1:30", "0x10": 16, "1.5": 1.5, "-3": -3}
+    assert read_yaml(path) == {"a": expected.get(text, 7)}
 
 
 def test_a_window_on_a_damaged_disk_is_refused(tmp_path: Path) -> None:
