@@ -34,6 +34,7 @@ __all__ = [
     "check_name",
     "is_running",
     "local_path",
+    "parse_json",
     "read_json",
     "read_safetensors",
     "read_tensors",
@@ -115,7 +116,51 @@ def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT) -> dict
         raise FileFormatError(str(path), "cannot be read", got=first_line(error)) from error
     if len(content) > limit:
         raise FileFormatError(str(path), "is too large", got=f"over {limit} bytes", expected=f"at most {limit} bytes")
-    return _from_json(str(path), content)
+    return parse_json(str(path), content)
+
+
+def parse_json(where: str, content: bytes | bytearray, *, is_file: bool = True) -> dict[str, Any]:
+    """Return the JSON object in bytes, by the rules of [`read_json`].
+
+    Args:
+        where (`str`):
+            What an error names: a file, or a server's reply.
+        content (`bytes` or `bytearray`):
+            The JSON.
+        is_file (`bool`, *optional*, defaults to `True`):
+            Whether the bytes are a file's, which can be mended as an error says.
+
+    Raises:
+        [`FileFormatError`]: if it is not JSON in UTF-8, no object, nested deeper than 32, or holds a key twice, NaN,
+            an infinite number or text that is not Unicode.
+    """
+    keep = "Keep one of them." if is_file else None
+
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in data:
+                raise FileFormatError(where, "holds a key twice", got=repr(key), fix=keep)
+            data[key] = value
+        return data
+
+    try:
+        data = json.loads(content.decode("utf-8"), object_pairs_hook=object_of)
+    except FileFormatError:
+        raise
+    except json.JSONDecodeError as error:
+        raise FileFormatError(
+            f"{where}: line {error.lineno}, column {error.colno}",
+            "must be valid JSON",
+            got=error.msg,
+            fix="The file is truncated or was edited; save or download it again." if is_file else None,
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(where, "must be valid JSON", got=first_line(error)) from error
+    if not isinstance(data, dict):
+        raise FileFormatError(where, "must hold a JSON object", got=type(data).__name__)
+    _check_values(where, data)
+    return data
 
 
 def write_tensors(
@@ -188,7 +233,7 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
         raise FileFormatError(
             str(path), f"has no {_METADATA_KEY!r} metadata", expected=f"a file that hf_mote wrote, of kind {kind!r}"
         )
-    metadata = _from_json(f"{path}: metadata", document)
+    metadata = parse_json(f"{path}: metadata", document)
     if metadata.get("kind") != kind:
         raise FileFormatError(f"{path}: kind", "is another", got=repr(metadata.get("kind")), expected=repr(kind))
     schema = metadata.get("schema_version")
@@ -332,34 +377,6 @@ def _to_json(where: str, data: Mapping[str, Any]) -> bytes:
     _check_values(where, data)
     text = json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode()
-
-
-def _from_json(where: str, content: bytes | bytearray) -> dict[str, Any]:
-    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        data: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in data:
-                raise FileFormatError(where, "holds a key twice", got=repr(key), fix="Keep one of them.")
-            data[key] = value
-        return data
-
-    try:
-        data = json.loads(content.decode("utf-8"), object_pairs_hook=object_of)
-    except FileFormatError:
-        raise
-    except json.JSONDecodeError as error:
-        raise FileFormatError(
-            f"{where}: line {error.lineno}, column {error.colno}",
-            "must be valid JSON",
-            got=error.msg,
-            fix="The file is truncated or was edited; save or download it again.",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(where, "must be valid JSON", got=first_line(error)) from error
-    if not isinstance(data, dict):
-        raise FileFormatError(where, "must hold a JSON object", got=type(data).__name__)
-    _check_values(where, data)
-    return data
 
 
 def _check_text(where: str, text: str) -> None:

@@ -20,7 +20,16 @@ __all__ = ["READS", "WRITES", "places", "reached"]
 ROOT = Path(hf_mote.__file__).parent
 
 READS = frozenset(
-    ("read_json", "read_tensors", "read_safetensors", "read_document", "read_torch", "read_npz", "read_records")
+    (
+        "read_json",
+        "parse_json",
+        "read_tensors",
+        "read_safetensors",
+        "read_document",
+        "read_torch",
+        "read_npz",
+        "read_records",
+    )
     + ("safe_open", "memory_map", "open_stream", "read_text", "read_bytes", "open", "ask", "csv.reader", "json.load")
     + ("json.loads", "yaml.load", "yaml.safe_load", "torch.load", "np.load", "np.memmap", "mmap.mmap", "ModelCard")
     + ("AutoConfig.from_pretrained", "AutoTokenizer.from_pretrained", "PreTrainedTokenizerFast.from_pretrained")
