@@ -59,7 +59,7 @@ def put(*places: Any, value: Any) -> Callable[[Any], Any]:
             "sae/saelens_of_mistral",
             "mistral_7b_layer_16/cfg.json",
             put("normalize_activations", value=[[0]]),
-            "not folded",
+            "normalize_activations: wrong type",
         ),
         (
             "sae/dictionary_learning_topk_of_2024",
