@@ -35,6 +35,7 @@ __all__ = [
     "is_running",
     "local_path",
     "parse_json",
+    "parse_json_object",
     "read_json",
     "read_safetensors",
     "read_tensors",
@@ -117,7 +118,41 @@ def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT) -> dict
         raise FileFormatError(str(path), "cannot be read", got=first_line(error)) from error
     if len(content) > limit:
         raise FileFormatError(str(path), "is too large", got=f"over {limit} bytes", expected=f"at most {limit} bytes")
-    return _from_json(str(path), content)
+    return parse_json_object(str(path), content)
+
+
+def parse_json_object(where: str, content: bytes | bytearray, *, is_file: bool = True) -> dict[str, Any]:
+    """Return the JSON object in bytes, by the rules of [`read_json`].
+
+    Args:
+        where (`str`):
+            What an error names: a file, or a server's reply.
+        content (`bytes` or `bytearray`):
+            The JSON.
+        is_file (`bool`, *optional*, defaults to `True`):
+            Whether the bytes are a file's, which can be mended as an error says.
+
+    Raises:
+        [`FileFormatError`]: if it is not JSON in UTF-8, no object, nested deeper than 32, or holds a key twice, NaN,
+            an infinite number or text that is not Unicode.
+    """
+    try:
+        data = _loads(where, content.decode("utf-8"), "Keep one of them." if is_file else None)
+    except FileFormatError:
+        raise
+    except json.JSONDecodeError as error:
+        raise FileFormatError(
+            f"{where}: line {error.lineno}, column {error.colno}",
+            "must be valid JSON",
+            got=error.msg,
+            fix="The file is truncated or was edited; save or download it again." if is_file else None,
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(where, "must be valid JSON", got=first_line(error)) from error
+    if not isinstance(data, dict):
+        raise FileFormatError(where, "must hold a JSON object", got=type(data).__name__)
+    _check_values(where, data)
+    return data
 
 
 def parse_json(where: str, text: str) -> Any:
@@ -218,7 +253,7 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
         raise FileFormatError(
             str(path), f"has no {_METADATA_KEY!r} metadata", expected=f"a file that hf_mote wrote, of kind {kind!r}"
         )
-    metadata = _from_json(f"{path}: metadata", document)
+    metadata = parse_json_object(f"{path}: metadata", document)
     if metadata.get("kind") != kind:
         raise FileFormatError(f"{path}: kind", "is another", got=repr(metadata.get("kind")), expected=repr(kind))
     schema = metadata.get("schema_version")
@@ -364,36 +399,16 @@ def _to_json(where: str, data: Mapping[str, Any]) -> bytes:
     return text.encode()
 
 
-def _loads(where: str, text: str) -> Any:
+def _loads(where: str, text: str, fix: str | None = "Keep one of them.") -> Any:
     def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         data: dict[str, Any] = {}
         for key, value in pairs:
             if key in data:
-                raise FileFormatError(where, "holds a key twice", got=repr(key), fix="Keep one of them.")
+                raise FileFormatError(where, "holds a key twice", got=repr(key), fix=fix)
             data[key] = value
         return data
 
     return json.loads(text, object_pairs_hook=object_of)
-
-
-def _from_json(where: str, content: bytes | bytearray) -> dict[str, Any]:
-    try:
-        data = _loads(where, content.decode("utf-8"))
-    except FileFormatError:
-        raise
-    except json.JSONDecodeError as error:
-        raise FileFormatError(
-            f"{where}: line {error.lineno}, column {error.colno}",
-            "must be valid JSON",
-            got=error.msg,
-            fix="The file is truncated or was edited; save or download it again.",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(where, "must be valid JSON", got=first_line(error)) from error
-    if not isinstance(data, dict):
-        raise FileFormatError(where, "must hold a JSON object", got=type(data).__name__)
-    _check_values(where, data)
-    return data
 
 
 def _check_text(where: str, text: str) -> None:

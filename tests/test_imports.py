@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "maps": {"files", "hub", "sharing", "printing", "plots"},
     "statistics": set(),
     "generation": {"progress"},
-    "judges": {"generation", "web"},
+    "judges": {"generation", "files", "web"},
     "routing": set(),
     "routing/rules": set(),
     "routing/sites": {"routing/rules", "printing"},
@@ -87,7 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workflow": _STOREYS | {"mote", "ranking", "evaluation", "statistics", "generation", "judges"},
     "sae": {"hooks", "passes", "files", "documents", "folders", "hub", "sharing", "plots", "runs"},
     "links": _STOREYS | {"hooks", "passes", "maps", "mote", "sae", "runs", "hub", "sharing", "files"},
-    "serving": {"routing/rules", "routing/sites", "mote", "maps", "web"},
+    "serving": {"routing/rules", "routing/sites", "mote", "maps", "files", "web"},
     "organisms": _BASE | {"folders"} | _STOREYS | {"mote", "ranking", "evaluation"},
     "reports": {"ranking", "evaluation", "workflow", "statistics", "maps", "sae", "links", "drawing", "files"},
 }

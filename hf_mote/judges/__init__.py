@@ -7,6 +7,6 @@ Files in reading order:
 - `regex.py`: your own patterns. `choice.py`: the option of a multiple-choice answer. `language.py`: the language.
 - `language_model.py`: a language model in this process. `server.py`: one behind a server.
 
-May import `generation` and `web`. A new judge is a file with a class that has `target`, `labels` and `__call__`; to be
-named on the command line it also needs a line in `commands/judge_specs.py`.
+May import `generation`, `files` and `web`. A new judge is a file with a class that has `target`, `labels` and
+`__call__`; to be named on the command line it also needs a line in `commands/judge_specs.py`.
 """

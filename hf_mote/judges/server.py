@@ -11,7 +11,8 @@ import urllib.error
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from hf_mote.errors import ConfigError, DataError, real, whole
+from hf_mote.errors import ConfigError, DataError, FileFormatError, real, whole
+from hf_mote.files import parse_json_object
 from hf_mote.judges.language_model import _ask, _checked
 from hf_mote.web import ReplyTooLong, ask
 
@@ -98,13 +99,14 @@ class ServerJudge:
         Raises:
             [`DataError`]: if the server cannot be reached, answers with an error, or with no chat completion.
         """
-        content = _ask(self.question, prompt, response, self._asked)
-        messages = [{"role": "user", "content": content}]
+        question = _ask(self.question, prompt, response, self._asked)
+        messages = [{"role": "user", "content": question}]
         asked = {"model": self.model, "messages": messages, "max_tokens": 16, "temperature": 0.0}
-        text = ""
+        content = b""
         try:
-            text = self._reply(json.dumps(asked).encode())
-            said = json.loads(text)["choices"][0]["message"]["content"]
+            content = self._reply(json.dumps(asked).encode())
+            found = parse_json_object("reply", content, is_file=False)
+            said = found["choices"][0]["message"]["content"]
             said = "" if said is None else said
             # The thinking of a reasoning model, if the server leaves it in.
             said = said.rpartition("</think>")[2]
@@ -113,17 +115,20 @@ class ServerJudge:
             raise DataError(f"ServerJudge: {self.url}", "the reply is too long", expected=expected) from error
         except (OSError, http.client.HTTPException) as error:
             raise DataError(f"ServerJudge: {self.url}", "the server cannot be asked", got=str(error)) from error
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            got = repr(text[:80])
+        except FileFormatError as error:
+            got = str(error).rstrip(".")
+            raise DataError(f"ServerJudge: {self.url}", "the reply is not a chat completion", got=got) from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            got = repr(content[:80].decode(errors="replace"))
             raise DataError(f"ServerJudge: {self.url}", "the reply is not a chat completion", got=got) from error
         return _label_in(said, self._asked) or self.unclear
 
-    def _reply(self, asked: bytes) -> str:
+    def _reply(self, asked: bytes) -> bytes:
         """Return the server's reply; temporary faults are retried."""
         retry = 0
         while True:
             try:
-                return ask(self.url, asked, self._headers, timeout=self.timeout, most_bytes=MOST_BYTES).decode()
+                return ask(self.url, asked, self._headers, timeout=self.timeout, most_bytes=MOST_BYTES)
             except (OSError, http.client.HTTPException) as error:
                 if retry == self.retries or not _may_pass(error):
                     raise

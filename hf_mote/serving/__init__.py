@@ -12,5 +12,5 @@ In reading order:
 - `engine.py`: an engine in this process; `routes.py` and `client.py`: a server, on its side and on the client's;
 - `checkpoints.py`: writes checkpoints with the settings that vLLM needs.
 
-May import `mote`, `routing/rules`, `routing/sites`, `maps` and `web`.
+May import `mote`, `routing/rules`, `routing/sites`, `maps`, `files` and `web`.
 """

@@ -20,7 +20,8 @@ from typing import Any, Literal, TypeVar
 from torch import nn
 from transformers import AutoConfig
 
-from hf_mote.errors import ConfigError, UnsupportedError
+from hf_mote.errors import ConfigError, FileFormatError, UnsupportedError
+from hf_mote.files import parse_json_object
 from hf_mote.maps.activation_map import ActivationMap
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.fields import checked_fingerprint
@@ -70,9 +71,13 @@ class ServerEngine:
         self._config: dict[str, Any] | None = (
             None if described.get("config") is None else self._value(described, dict, "config")
         )
-        self._logprobs_mode: str = str(described.get("logprobs_mode", RAW))
-        self.dtype: str = str(described.get("dtype", "unknown"))
+        described = {"logprobs_mode": RAW, "dtype": "unknown", **described}
+        self._logprobs_mode: str = self._value(described, str, "logprobs_mode")
+        self.dtype: str = self._value(described, str, "dtype")
         self.most_recordings: int = self._value(described, int, "record")
+        if self.most_recordings < 0:
+            got, expected = self.most_recordings, "0 or more"
+            raise UnsupportedError(self.url, "record must be a number of recordings", got=got, expected=expected)
         self._served: str = self._value(self._ask("GET", "/v1/models"), str, "data", 0, "id")
 
     @property
@@ -135,7 +140,12 @@ class ServerEngine:
             }
             reply = self._ask("POST", "/v1/completions", body)
             tokens = self._tokens(self._value(reply, list, "choices", 0, "token_ids"))
-            return tokens, of_phase(self.take(key), phase)
+            maps = self.take(key)
+            for name, most in (("prompt", len(prompt)), ("generation", len(tokens))):
+                if maps[name].num_tokens > most:
+                    what, got = f"recorded more tokens of a {name} than there are", maps[name].num_tokens
+                    raise UnsupportedError(self.url, what, got=f"{got:.0f}", expected=f"at most {most}")
+            return tokens, of_phase(maps, phase)
 
         answers = self._all(one, prompts, len(prompts))
         return RecordedBatch.of([tokens for tokens, _ in answers], [seen for _, seen in answers])
@@ -213,7 +223,11 @@ class ServerEngine:
                 **{"temperature": 0.0, **(sampling or {})},
             )
             tokens = self._tokens(self._value(found, list, "token_ids"))
-            return Answered(tokens, numbers_of(self._value(found, list, "logprobs", "token_logprobs")))
+            logs = numbers_of(self._value(found, list, "logprobs", "token_logprobs"))
+            if len(logs) != len(tokens):
+                what = "returns the probabilities of other tokens"
+                raise UnsupportedError(self.url, what, got=len(logs), expected=len(tokens))
+            return Answered(tokens, logs)
 
         return self._all(one, range(len(prompts)), at_once)
 
@@ -269,7 +283,7 @@ class ServerEngine:
         if on_text is not None:
             return self._streamed({**body, "stream": True}, on_text)
         message = self._value(self._choice(self._ask("POST", _CHAT, body)), dict, "message")
-        return _text(message.get("content")) or _thinking(message)
+        return self._text(message, "content") or self._thinking(message)
 
     def _streamed(self, body: dict[str, Any], on_text: Callable[[str], None]) -> str:
         """Return the answer to a chat that comes in events, whose texts a function gets as they come."""
@@ -277,11 +291,11 @@ class ServerEngine:
         for event in self._events(_CHAT, body):
             if "error" in event:
                 raise UnsupportedError(self.url, _message_of(event) or "ended the answer with an error")
-            if not event.get("choices"):  # of the usage alone
-                continue
+            if event.get("choices") == [] or ("choices" not in event and isinstance(event.get("usage"), dict)):
+                continue  # of the usage alone
             delta = self._value(self._choice(event), dict, "delta")
-            thought.append(_thinking(delta))
-            if text := _text(delta.get("content")):
+            thought.append(self._thinking(delta))
+            if text := self._text(delta, "content"):
                 said.append(text)
                 on_text(text)
         if not said and any(thought):
@@ -299,7 +313,7 @@ class ServerEngine:
                     if data == b"[DONE]":
                         return
                     if line.startswith(b"data:"):
-                        yield self._value(json.loads(data.decode()), dict)
+                        yield self._parsed(data)
         raise UnsupportedError(self.url, "ended the answer before it was whole", fix="Ask again.")
 
     def _complete(self, prompt: Sequence[int], profile: str | None, **more: Any) -> dict[str, Any]:
@@ -308,13 +322,26 @@ class ServerEngine:
         body = {"model": self._served, "prompt": list(prompt), **named, **more}
         return self._choice(self._ask("POST", "/v1/completions", body))
 
-    def _choice(self, found: Any) -> dict[str, Any]:
-        try:
-            choice = found["choices"][0]
-        except (KeyError, IndexError, TypeError) as error:
-            raise UnsupportedError(self.url, "the reply is not a completion", got=repr(found)[:200]) from error
-        chosen: dict[str, Any] = self._value(choice, dict)
+    def _choice(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the one choice of a completion, or of a part of it."""
+        choices = found.get("choices")
+        if not isinstance(choices, list) or not choices:
+            raise UnsupportedError(self.url, "the reply is not a completion", got=repr(found)[:200])
+        chosen: dict[str, Any] = self._value(choices[0], dict)
+        if len(choices) > 1 or chosen.get("index", 0) != 0:
+            raise UnsupportedError(self.url, "the reply holds several answers", got=repr(found)[:200], expected="one")
         return chosen
+
+    def _text(self, message: Mapping[str, Any], key: str) -> str:
+        """Return a text of a message, empty where it is missing or null."""
+        value = message.get(key)
+        if value is not None and not isinstance(value, str):
+            raise UnsupportedError(self.url, f"{key} of its reply must be text", got=repr(value)[:80])
+        return value or ""
+
+    def _thinking(self, message: Mapping[str, Any]) -> str:
+        """Return the thinking that a server returns beside the answer."""
+        return self._text(message, "reasoning_content") or self._text(message, "reasoning")
 
     def _all(self, one: Callable[[_Given], _Found], given: Sequence[_Given], at_once: int) -> list[_Found]:
         """Return a function's results for each item, several at once; after an error the others are not awaited."""
@@ -324,9 +351,16 @@ class ServerEngine:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, method: str, route: str, body: Any = None) -> Any:
+    def _ask(self, method: str, route: str, body: Any = None) -> dict[str, Any]:
         with self._asking(route):
-            return json.loads(ask(**self._request(route, body), method=method).decode())
+            return self._parsed(ask(**self._request(route, body), method=method))
+
+    def _parsed(self, content: bytes) -> dict[str, Any]:
+        """Return the object in a reply, which is read as strictly as a file."""
+        try:
+            return parse_json_object("reply", content, is_file=False)
+        except FileFormatError as error:
+            raise UnsupportedError(self.url, "its reply cannot be read", got=str(error).rstrip(".")) from error
 
     def _request(self, route: str, body: Any) -> dict[str, Any]:
         """Return the arguments of `ask`."""
@@ -343,32 +377,21 @@ class ServerEngine:
         try:
             yield
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")
+            said = error.read()
             try:
-                message = _message_of(json.loads(said))
-            except (ValueError, RecursionError):
+                message = _message_of(parse_json_object("reply", said, is_file=False))
+            except FileFormatError:
                 message = None
-            message = message or said[:300] or str(error)
+            message = message or said[:300].decode(errors="replace") or str(error)
             fix = "Start it with `hf-mote serve`." if error.code == 404 and route.startswith("/v1/mote") else None
             raise UnsupportedError(self.url, message.rstrip("."), got=f"status {error.code}", fix=fix) from error
-        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             fix = "Start it with `hf-mote serve`, and wait until it says that it is ready."
             raise UnsupportedError(self.url, "no answer", got=str(error), fix=fix) from error
 
 
-def _message_of(reply: Any) -> str | None:
-    """Return the message of an error in the format of OpenAI's interface."""
-    try:
-        return str(reply["error"]["message"])
-    except (KeyError, IndexError, TypeError):
-        return None
-
-
-def _thinking(message: Mapping[str, Any]) -> str:
-    """Return the thinking that a server returns beside the answer."""
-    return _text(message.get("reasoning_content") or message.get("reasoning"))
-
-
-def _text(value: Any) -> str:
-    """Return a text of a reply, with a question mark for half of a surrogate pair, which JSON can hold."""
-    return str(value or "").encode("utf-8", "replace").decode()
+def _message_of(reply: Mapping[str, Any]) -> str | None:
+    """Return the message of an error in the format of OpenAI's interface, `None` where there is none."""
+    error = reply.get("error")
+    message = error.get("message") if isinstance(error, dict) else None
+    return message if isinstance(message, str) else None

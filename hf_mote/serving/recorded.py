@@ -15,6 +15,7 @@ __all__ = ["RAW", "Answered", "RecordedBatch", "check_raw", "maps_of", "numbers_
 
 RAW = "raw_logprobs"
 _IMPOSSIBLE = -9999.0
+_ROUNDING = 1e-5  # by which a logarithm of float32 may be above 0
 
 
 class Answered(NamedTuple):
@@ -67,7 +68,7 @@ def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: 
         model (`str`): Its name.
 
     Raises:
-        [`DataError`]: if it is of other layers or experts, or its counts are impossible.
+        [`DataError`]: if it is of other layers or experts, or its counts are none that its tokens can give.
     """
     given: Any = recorded if isinstance(recorded, Mapping) else {}
     found: Any = given.get("layers")
@@ -77,16 +78,18 @@ def maps_of(recorded: Mapping[str, Any], fingerprint: Mapping[str, Any], model: 
         got = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
         raise DataError("recording", "lacks layers", got=got, expected=fingerprint["layers"])
     is_pair = isinstance(tokens, list | tuple) and len(tokens) == len(PHASES)
-    if not is_pair or not all(_is_number(number) for number in tokens):
+    if not is_pair or not all(_is_number(number) and number == int(number) for number in tokens):
         raise DataError("recording: tokens", "must be two numbers of tokens", got=repr(tokens)[:80])
     maps = {}
     layers = sorted(fingerprint["layers"])
     for place, phase in enumerate(PHASES):
         rows: list[list[list[float]]] = [[], []]
         for layer in layers:
-            width = fingerprint["num_experts"][fingerprint["layers"].index(layer)]
+            index, where = fingerprint["layers"].index(layer), f"recording: layer {layer}"
+            width = fingerprint["num_experts"][index]
             for kind, row in enumerate(rows):
-                row.append(_row(found[str(layer)], kind, place, width, f"recording: layer {layer}"))
+                row.append(_row(found[str(layer)], kind, place, width, where))
+            _check_counts(rows[0][-1], rows[1][-1], int(tokens[place]), fingerprint["top_k"][index], where)
         if len({len(row) for row in rows[0]}) > 1:
             raise DataError("recording", "has layers that differ in experts", got=[len(row) for row in rows[0]])
         counts, weights = (torch.tensor(row, dtype=torch.float64) for row in rows)
@@ -107,6 +110,17 @@ def _row(of_layer: object, kind: int, place: int, width: int, where: str) -> lis
         got, expected = repr(row)[:80], f"{width} numbers, 0 or more"
         raise DataError(where, f"has no {'weights' if kind else 'counts'} of its experts", got=got, expected=expected)
     return [float(number) for number in row]
+
+
+def _check_counts(counts: Sequence[float], weights: Sequence[float], tokens: int, top_k: int, where: str) -> None:
+    """Refuse counts that so many tokens, each with at most `top_k` experts, cannot give."""
+    possible = all(count <= tokens and count == int(count) for count in counts) and sum(counts) <= top_k * tokens
+    if not possible:
+        expected = f"whole numbers, each at most {tokens} and together at most {top_k} times that"
+        what = "has counts that its tokens cannot give"
+        raise DataError(where, what, got=f"{repr(list(counts))[:80]} of {tokens} tokens", expected=expected)
+    if any(weight and not count for count, weight in zip(counts, weights, strict=True)):
+        raise DataError(where, "has weights of an expert that was never chosen", got=repr(list(weights))[:80])
 
 
 def _is_number(value: object) -> bool:
@@ -138,11 +152,13 @@ def numbers_of(log_probabilities: Sequence[float | None]) -> list[float]:
         log_probabilities (`Sequence[float]`): As vLLM has them, with -9999 for minus infinity.
 
     Raises:
-        [`DataError`]: if one is missing, or no number.
+        [`DataError`]: if one is missing, no number, or above 0.
     """
     found = []
     for value in log_probabilities:
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             raise DataError("engine", "lacks the log probability of a token", got=repr(value))
-        found.append(-math.inf if value <= _IMPOSSIBLE else float(value))
+        if value > _ROUNDING:
+            raise DataError("engine", "log probabilities must be at most 0", got=repr(value))
+        found.append(-math.inf if value <= _IMPOSSIBLE else min(float(value), 0.0))
     return found

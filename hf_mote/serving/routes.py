@@ -20,7 +20,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from hf_mote.errors import HFMoTEError, UnsupportedError
+from hf_mote.errors import FileFormatError, HFMoTEError, UnsupportedError
+from hf_mote.files import parse_json_object
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.serving.plugin import front_of
 from hf_mote.serving.requests import Front
@@ -54,9 +55,9 @@ async def _list(request: Request) -> JSONResponse:
 
 async def _put(request: Request, name: str) -> JSONResponse:
     try:
-        given = await request.json()
-    except ValueError:
-        return JSONResponse({"error": {"message": "The body must be JSON.", "code": 400}}, status_code=400)
+        given = parse_json_object("The body", await request.body(), is_file=False)
+    except FileFormatError as error:
+        return JSONResponse({"error": {"message": str(error), "code": 400}}, status_code=400)
 
     async def load(engine: Any, front: Front) -> dict[str, Any]:
         profile = front.check_load(name, MoTEConfig.from_dict(given))

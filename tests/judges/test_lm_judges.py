@@ -385,7 +385,19 @@ def test_server_judge_waits_no_longer_than_its_timeout_for_one_that_drips(odd_se
         stop.set()
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"choices": [' * 5000, "NaN", '{"choices": {}}', "\xff"])
+YES = '"choices": [{"message": {"content": "yes"}}]'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *["[" * 100_000, '{"choices": [' * 5000, "NaN", '{"choices": {}}', "\xff"],
+        f"{{{YES}, {YES}}}",
+        f'{{{YES}, "score": NaN}}',
+        f'{{{YES}, "more": {"[" * 40}{"]" * 40}}}',
+        f"{{{YES}}}".replace("yes", "yes \\ud800"),
+    ],
+)
 def test_server_judge_of_a_reply_that_is_nonsense_says_so(odd_server, content):
     url, handler = odd_server
 

@@ -55,6 +55,7 @@ from hf_mote.evaluation.preregistration import Preregistration, preregister
 from hf_mote.files import read_tensors, write_tensors
 from hf_mote.generation.chat import rendered
 from hf_mote.judges.refusal import RefusalJudge
+from hf_mote.sae.convert.registry import FORMATS
 from hf_mote.sae.training.trainer import _last_complete
 from hf_mote.serving import client
 from hf_mote.serving.client import ServerEngine
@@ -92,15 +93,17 @@ def _places(name: str) -> tuple[str, dict[str, Any], dict[str, Mutation]]:
 
     with tempfile.TemporaryDirectory() as folder:
         release = RELEASES[name](Path(folder))
-        names = [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]
-    wanted = release.place.get("file")
-    files = {
-        one: _BY_ENDING[Path(one).suffix]
-        for one in sorted(names)
-        if Path(one).suffix in _BY_ENDING
-        and (wanted is None or not one.endswith((".safetensors", ".pt")) or one == wanted)
-    }
-    return release.place.get("subfolder", ""), {"file": wanted, **release.given}, files
+        layout, subfolder, wanted = (
+            FORMATS[release.format],
+            release.place.get("subfolder", ""),
+            release.place.get("file"),
+        )
+        place = Path(folder) / subfolder
+        held = [wanted] if wanted is not None else layout.weights_in(place)
+        # A repository holds other layers and statistics, too, which are not read.
+        held += [*(other for one in held for other in layout.beside(one)), *([layout.config] if layout.config else [])]
+        names = [(Path(subfolder) / one).as_posix() for one in held if (place / one).is_file()]
+    return subfolder, {"file": wanted, **release.given}, {one: _BY_ENDING[Path(one).suffix] for one in names}
 
 
 def _release(name: str) -> Reader:
@@ -318,7 +321,7 @@ def _make_shared(folder: Path) -> None:
     readme.write_text(
         readme.read_text() + f"\n\n## How it was made\n\n{MARKS[1]}\n\n## Measured\n\n## Use and misuse\n"
     )
-    recipe = {"architecture": "topk", "layers": "1", "k": 4, "tokens": 1000}
+    recipe = {"architecture": "topk", "hookpoint": "model.layers.1.output", "k": 4, "tokens": 1000}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
@@ -328,17 +331,8 @@ def _read_shared(folder: Path) -> None:
     for problem in found:
         problem.encode()
     check_nothing_private(folder)
-    if len(found) > _shared_problems():
+    if found:
         raise ConfigError(str(folder), found[0])
-
-
-@cache
-def _shared_problems() -> int:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        _make_shared(Path(folder))
-        return len(problems_in(Path(folder)))
 
 
 def _make_settings(folder: Path) -> None:
@@ -466,8 +460,8 @@ class _Replies(ServerJudge):
         super().__init__("http://localhost:1/v1", "m", "Is it?")
         self._path = path
 
-    def _reply(self, asked: bytes) -> str:
-        return self._path.read_bytes().decode()
+    def _reply(self, asked: bytes) -> bytes:
+        return self._path.read_bytes()
 
 
 def _read_reply(folder: Path) -> None:
@@ -480,12 +474,12 @@ _MODEL_SAYS = {"fingerprint": {
 
 
 def _make_server(folder: Path) -> None:
-    layer = [[[1, 0, 2, 0], [0, 3, 0, 0]], [[0.5, 0, 1.0, 0], [0, 1.5, 0, 0]]]
+    layer = [[[1, 1, 2, 0], [0, 1, 1, 0]], [[0.5, 0.5, 1.0, 0], [0, 0.5, 0.5, 0]]]
     replies = {
         "model": _MODEL_SAYS,
         "models": {"data": [{"id": "served"}]},
-        "profiles": {"profiles": {"a": MoTEConfig(suppress=[[0, 1]]).to_dict()}},
-        "recording": {"recorded": {"layers": {"0": layer, "1": layer}, "tokens": [3, 1]}},
+        "profiles": {"profiles": {"a": MoTEConfig(suppress=[[0, 1]], gain=[[1, 2, 1.5]]).to_dict()}},
+        "recording": {"recorded": {"layers": {"0": layer, "1": layer}, "tokens": [2, 1]}},
         "completion": {
             "choices": [
                 {
@@ -529,7 +523,7 @@ def _read_server(folder: Path) -> None:
         for profile in engine.profiles.values():
             assert profile == MoTEConfig.from_dict(profile.to_dict())
         assert isinstance(engine.base_model, str)
-        batch = engine.image([[1, 2], [3]], phase="all")
+        batch = engine.image([[1, 2], [3, 4]], phase="all")
         assert batch.counts.shape == batch.weights.shape
         assert bool((batch.counts >= 0).all())
         for answered in engine.answer([[1, 2]]):
@@ -547,7 +541,7 @@ def _read_server(folder: Path) -> None:
 
 def _make_serving(folder: Path) -> None:
     given = {
-        "profiles": {"a": MoTEConfig(suppress=[[0, 1]]).to_dict()},
+        "profiles": {"a": MoTEConfig(suppress=[[0, 1]], gain=[[1, 2, 1.5]]).to_dict()},
         "max_profiles": 4,
         "modes": ["drop"],
         "record": 2,

@@ -135,12 +135,15 @@ def run_cases(given: Sequence[Case], root: Path) -> Iterator[Outcome]:
             base.mkdir(parents=True)
             reader.make(base)
             if reader.needs_no_seed:
-                reader.read(base)  # without limits: what is imported at first use does not count
-            _run(_watch, reader, base, case, "nothing", must_accept=reader.needs_no_seed)
+                # Without limits: what is imported at first use does not count.
+                reader.read(_copied(base, root / "case"))
+            whole = _copied(base, root / "case")
+            _run(_watch, reader, whole, case, "nothing", must_accept=reader.needs_no_seed)
         yield _one(_watch, reader, bases[case.reader], root / "case", case)
 
 
-def _one(watch: _Watch, reader: Reader, base: Path, folder: Path, case: Case) -> Outcome:
+def _copied(base: Path, folder: Path) -> Path:
+    """Return a folder with the files of another in it, in the place of what it held: a reader may write, too."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for path in base.rglob("*"):
@@ -149,6 +152,11 @@ def _one(watch: _Watch, reader: Reader, base: Path, folder: Path, case: Case) ->
             place.parent.mkdir(parents=True, exist_ok=True)
             # Links, since what is not damaged is not written to either.
             os.link(path, place)
+    return folder
+
+
+def _one(watch: _Watch, reader: Reader, base: Path, folder: Path, case: Case) -> Outcome:
+    _copied(base, folder)
     random = Random(case.seed)
     done = []
     names = [name for name in reader.mutations if (folder / name).is_file()]

@@ -24,10 +24,6 @@ __all__ = ["ODD", "Mutation", "archive", "arrow", "json_document", "json_lines",
 Mutation = Callable[[bytes, Random], tuple[bytes, str]]
 
 
-class _Literal(float):
-    """A number that `json` writes as `NaN`, `Infinity`, or digits beyond a float."""
-
-
 def _deep(levels: int) -> list[Any]:
     value: list[Any] = []
     for _ in range(levels):
@@ -102,27 +98,30 @@ def _changed(document: Any, random: Random) -> tuple[Any, str]:
     old = parent[key]
     if kind == "odd":
         parent[key] = copy.deepcopy(random.choice(ODD))
-        return document, f"{where} = {str(parent[key])[:40]!r}"
+        return document, f"{where} = {_said(parent[key])}"
     if kind == "near":
         parent[key] = _near(old, random)
-        return document, f"{where} = {str(parent[key])[:40]!r}, near"
+        return document, f"{where} = {_said(parent[key])}, near"
     if kind == "delete":
         del parent[key]
     elif kind == "wrap":
-        parent[key] = random.choice(([old], {"a": old}, str(old)))
+        parent[key] = random.choice(([old], {"a": old}, json.dumps(old)))
     elif kind == "swap":
         other = random.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
         parent[key], parent[other] = parent[other], parent[key]
     elif isinstance(parent, dict):
-        name = (
-            key + "_" if kind == "double" else str(random.choice(("", "\0", "x", "\ud800", "__class__", "auto_map")))
-        )
+        name = key + "_" if kind == "double" else random.choice(("", "\0", "x", "\ud800", "__class__", "auto_map"))
         parent[name] = copy.deepcopy(old)
         if kind == "key":
             parent.pop(key, None) if name != key else None
     else:
         parent.insert(key, copy.deepcopy(old))
     return document, f"{kind} {where}"
+
+
+def _said(value: Any) -> str:
+    """Return the beginning of a value as it stands in the file: the text `"1"` is not the number `1`."""
+    return json.dumps(value, default=str)[:40]
 
 
 def _near(value: Any, random: Random) -> Any:
@@ -206,7 +205,7 @@ def safetensors_file(content: bytes, random: Random) -> tuple[bytes, str]:
             header[name][key] = random.choice(
                 {"shape": _SHAPES, "dtype": _DTYPES}.get(key, ([0, 2**50], [5, 1], [0], None))
             )
-            return _joined(header, data), f"{name}.{key} = {header[name][key]}"
+            return _joined(header, data), f"{name}.{key} = {_said(header[name][key])}"
         header, what = _changed(header, random)
         return _joined(header, data), f"header: {what}"
     name = random.choice(names)

@@ -20,10 +20,19 @@ __all__ = ["READS", "WRITES", "places", "reached"]
 ROOT = Path(hf_mote.__file__).parent
 
 READS = frozenset(
-    ("read_json", "read_tensors", "read_safetensors", "read_document", "read_torch", "read_npz", "read_records")
+    (
+        "read_json",
+        "parse_json",
+        "parse_json_object",
+        "read_tensors",
+        "read_safetensors",
+        "read_document",
+        "read_torch",
+        "read_npz",
+        "read_records",
+    )
     + ("safe_open", "memory_map", "open_stream", "read_text", "read_bytes", "open", "ask", "csv.reader", "json.load")
     + ("json.loads", "yaml.load", "yaml.safe_load", "torch.load", "np.load", "np.memmap", "mmap.mmap", "ModelCard")
-    + ("parse_json",)
     + ("AutoConfig.from_pretrained", "AutoTokenizer.from_pretrained", "PreTrainedTokenizerFast.from_pretrained")
     + ("AutoModelForCausalLM.from_pretrained", "PeftModel.from_pretrained", "model_class.from_pretrained")
 )
@@ -134,6 +143,7 @@ NOT_FUZZED = {
     "sae.sharing.push_sae": _ITS_OWN,
     "judges.server.ServerJudge._reply": "asks a server: tests/judges has one that says anything",
     "web.ask_in_parts.run": "likewise",
+    "serving.routes._put": "the body of a request to a server of vLLM: tests/serving sends damaged ones",
     "sharing.transfer.text_there": "reads what the Hub sends: tests/sharing has a server that sends anything",
     "sharing.transfer._check_content": "likewise",
     "runs.checkpoints._digests": "takes the digest of whatever a file holds",

@@ -304,7 +304,7 @@ def _native(name: str, *, sharded: bool = False) -> Reader:
     files: dict[str, Mutation] = {"config.json": json_document}
     if sharded:
         files["model.safetensors.index.json"] = json_document
-        files["model-00001-of-00004.safetensors"] = safetensors_file
+        files["model-00001-of-00003.safetensors"] = safetensors_file
     else:
         files["model.safetensors"] = safetensors_file
 

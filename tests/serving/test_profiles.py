@@ -307,6 +307,9 @@ def test_log_probabilities_of_an_engine_are_the_models_own_and_numbers() -> None
         check_raw("engine", "processed_logprobs")
     # What vLLM says where JSON has no minus infinity.
     assert numbers_of([-0.5, -9999.0, 0]) == [-0.5, -math.inf, 0.0]
+    assert numbers_of([2e-7]) == [0.0]  # a logarithm of float32, rounded
+    with pytest.raises(DataError, match="log probabilities must be at most 0 .got 0.5"):
+        numbers_of([-0.5, 0.5])
     for wrong in (None, math.nan, True):
         with pytest.raises(DataError, match="lacks the log probability"):
             numbers_of([-0.5, wrong])

@@ -122,14 +122,50 @@ def test_thinking_is_shown_only_where_there_is_no_answer(engine: Any, key: str) 
     assert parts == ["Yes."]
 
 
-def test_half_of_a_surrogate_pair_becomes_a_question_mark(engine: Any) -> None:
+NO_TEXT = [3, 0, False, [], {}, ["a"], {"text": "a"}]
+TWICE = b'{"choices": [{"message": {"content": "a"}, "message": {"content": "b"}}]}'
+
+
+@pytest.mark.parametrize("key", ["content", "reasoning", "reasoning_content"])
+@pytest.mark.parametrize("value", NO_TEXT, ids=repr)
+def test_content_that_is_no_text_is_refused(engine: Any, key: str, value: Any) -> None:
     asking, behave, _ = engine
-    parts: list[str] = []
-    behave(sending(b'data: {"choices": [{"delta": {"content": "a\\ud800b"}}]}\n\n', DONE))
-    assert asking.chat(TURNS, on_text=parts.append) == "a?b"
-    assert parts == ["a?b"]
-    behave(sending(b'{"choices": [{"message": {"content": "a\\ud800b"}}]}'))
-    assert asking.chat(TURNS) == "a?b"
+    behave(sending(event({key: value}), DONE))
+    with pytest.raises(UnsupportedError, match=f"{key} of its reply must be text"):
+        asking.chat(TURNS, on_text=lambda _: None)
+    behave(sending(json.dumps({"choices": [{"message": {key: value}}]}).encode()))
+    with pytest.raises(UnsupportedError, match=f"{key} of its reply must be text"):
+        asking.chat(TURNS)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (TWICE, "holds a key twice"),
+        (b'{"choices": [{"message": {"content": "a"}, "logprob": NaN}]}', "must be a finite number"),
+        (b'{"choices": [{"message": {"content": "a\\ud800b"}}]}', "text that is not Unicode"),
+        (b'{"choices": [{"message": {"content": "a"}}], "more": ' + b"[" * 40 + b"]" * 40 + b"}", "too deeply"),
+        (b"[1]", "must hold a JSON object .got list"),
+        (b'{"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}]}', "several answers"),
+    ],
+)
+def test_reply_is_read_as_strictly_as_a_file(engine: Any, content: bytes, said: str) -> None:
+    asking, behave, _ = engine
+    behave(sending(content))
+    with pytest.raises(UnsupportedError, match=rf"^http://127\.0\.0\.1:\d+: .*{said}"):
+        asking.chat(TURNS)
+    behave(sending(b"data: " + content.replace(b"message", b"delta") + b"\n\n", DONE))
+    with pytest.raises(UnsupportedError, match=rf"^http://127\.0\.0\.1:\d+: .*{said}"):
+        asking.chat(TURNS, on_text=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "usage", [b'{"choices": [], "usage": {}}', b'{"usage": {"total_tokens": 3}}', b'{"choices": []}']
+)
+def test_events_without_a_part_are_those_of_the_protocol(engine: Any, usage: bytes) -> None:
+    asking, behave, _ = engine
+    behave(sending(event({"content": "a"}), b"data: " + usage + b"\n\n", DONE))
+    assert asking.chat(TURNS, on_text=lambda _: None) == "a"
 
 
 @pytest.mark.parametrize(
@@ -139,13 +175,18 @@ def test_half_of_a_surrogate_pair_becomes_a_question_mark(engine: Any) -> None:
         ([], "before it was whole"),
         ([b'data: {"error": {"message": "the engine died", "code": 500}}\n\n', DONE], "the engine died"),
         ([b'data: {"error": 3}\n\n'], "ended the answer with an error"),
-        ([b"data: [1]\n\n"], "its reply has no choice"),
+        ([b"data: [1]\n\n"], "must hold a JSON object"),
+        ([b"data: {}\n\n"], "the reply is not a completion"),
+        ([b'data: {"choices": null}\n\n'], "the reply is not a completion"),
+        ([b'data: {"usage": 3}\n\n'], "the reply is not a completion"),
+        ([b'data: {"choices": [{"index": 1, "delta": {"content": "b"}}]}\n\n'], "several answers"),
+        ([b'data: {"error": {"message": ["a"]}}\n\n'], "ended the answer with an error"),
         ([b'data: {"choices": [3]}\n\n'], "its reply has no choice"),
         ([b'data: {"choices": [{}]}\n\n'], "its reply has no delta"),
         ([b'data: {"choices": {"a": 1}}\n\n'], "the reply is not a completion"),
-        ([b"data: {nonsense\n\n"], "no answer"),
-        ([b"data: \xff\n\n"], "no answer"),
-        ([b"data: " + b"[" * 100_000 + b"\n\n"], "no answer"),
+        ([b"data: {nonsense\n\n"], "its reply cannot be read .got reply: line 1, column 2: must be valid JSON"),
+        ([b"data: \xff\n\n"], "its reply cannot be read"),
+        ([b"data: " + b"[" * 100_000 + b"\n\n"], "its reply cannot be read"),
     ],
 )
 def test_replies_that_are_no_answer_are_refused(engine: Any, content: list[bytes], said: str) -> None:

@@ -28,6 +28,7 @@ from hf_mote.sae.convert.formats import (
     lost_fields,
     lost_state,
     origin_of,
+    place_read,
     require_plain_input,
 )
 from hf_mote.sae.convert.names import hook_at, hub_model, place_of
@@ -98,13 +99,13 @@ def _names(path: Path, config: Mapping[str, Any], source: Source) -> dict[str, A
         text(path, config, "feature_input_hook") or _HOOKS[0],
         text(path, config, "feature_output_hook") or _HOOKS[1],
     )
-    places = [place_of(f"blocks.{layer[1]}.{hook}", model) if layer else None for hook in hooks]
-    names: dict[str, Any] = {"base_model": model, "output_hookpoint": places[1] and places[1].hookpoint}
-    if places[0] is not None:
-        names["hookpoint"] = places[0].hookpoint
-        if places[0].rms_norm_eps is not None:
-            names |= {"input_normalization": "rms_norm", "input_normalization_eps": places[0].rms_norm_eps}
-    return names
+    read = f"blocks.{layer[1] if layer else 0}.{hooks[0]}"
+    names = place_read(source, f"{path}: feature_input_hook", read, model)
+    target = place_of(f"blocks.{layer[1]}.{hooks[1]}", model) if layer else None
+    if layer is None:
+        # Its normalisation is that of all layers.
+        names.pop("hookpoint", None)
+    return {**names, "base_model": model, "output_hookpoint": target and target.hookpoint}
 
 
 def _write(sae: SAEModel, folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from hf_mote.documents import read_document
 from hf_mote.errors import FileFormatError
-from hf_mote.sae.convert.formats import Format, Source, build
+from hf_mote.sae.convert.formats import Format, Source, build, place_read
 from hf_mote.sae.convert.names import hub_model, place_of
 from hf_mote.sae.convert.tensors import Layout, matrix_sizes, read_safetensors, take
 from hf_mote.sae.convert.values import text
@@ -77,12 +77,11 @@ def _read(source: Source) -> SAEModel:
         "normalize_decoder": False,
         "base_model": model,
     }
-    place = place_of(f"blocks.{layer}.{hooks[0]}", model)
+    if hooks[0] is not None:
+        fields |= place_read(source, f"{path}: feature_input_hook", f"blocks.{layer}.{hooks[0]}", model)
+    elif config:
+        raise FileFormatError(f"{path}: feature_input_hook", "is missing", expected="such as hook_resid_mid")
     targets = [place_of(f"blocks.{layer + step}.{hooks[1]}", model) for step in range(places)]
-    if place is not None:
-        fields["hookpoint"] = place.hookpoint
-        if place.rms_norm_eps is not None:
-            fields |= {"input_normalization": "rms_norm", "input_normalization_eps": place.rms_norm_eps}
     if all(target is not None for target in targets):
         fields["output_hookpoints"] = [target.hookpoint for target in targets if target is not None]
     kind = "jumprelu_sae" if "threshold" in tensors else "relu_sae"

@@ -29,7 +29,7 @@ from hf_mote.sae.convert.formats import (
     origin_of,
     require_plain_input,
 )
-from hf_mote.sae.convert.names import place_of, site_in
+from hf_mote.sae.convert.names import layer_of, place_of, site_in
 from hf_mote.sae.convert.tensors import Layout, give, matrix_sizes, read_torch, take
 from hf_mote.sae.convert.values import agree, integer, section, text
 from hf_mote.sae.modeling import SAEModel
@@ -149,17 +149,19 @@ def _read(source: Source) -> SAEModel:
 def _names(path: Path, trainer: Mapping[str, Any], words: str) -> dict[str, str | None]:
     """Model and hookpoint: a module path, or words (`"resid_post_layer_3"`) in config or folder names."""
     model, submodule = text(path, trainer, "lm_name"), text(path, trainer, "submodule_name")
-    if submodule is not None and "." in submodule:
-        return {"base_model": model, "hookpoint": submodule}
     folder = re.search(r"[a-z_]+_layer_\d+", words)
     said = submodule or (folder[0] if folder else "")
-    layer, site = trainer.get("layer"), site_in(said)
-    number = re.search(r"_(\d+)$", said)
-    if not isinstance(layer, int) or isinstance(layer, bool):
-        layer = int(number[1]) if number else None
-    elif number is not None and int(number[1]) != layer:
+    if "." in said:
+        named = layer_of(said)
+    else:
+        number = re.search(r"_(\d+)$", said)
+        named = int(number[1]) if number else None
+    layer = None if trainer.get("layer") is None else integer(path, trainer, "layer", least=0)
+    if layer is not None and named is not None and named != layer:
         raise FileFormatError(f"{path}: trainer.layer", "is not that of its module", got=layer, expected=said)
-    place = place_of(f"blocks.{layer}.{site}", model)
+    if "." in said:
+        return {"base_model": model, "hookpoint": said}
+    place = place_of(f"blocks.{named if layer is None else layer}.{site_in(said)}", model)
     return {"base_model": model, "hookpoint": place and place.hookpoint}
 
 

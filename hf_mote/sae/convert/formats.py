@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_mote.documents import read_document
 from hf_mote.errors import ConfigError, FileFormatError, UnknownNameError, UnsupportedError
-from hf_mote.sae.convert.names import hub_model, place_of
+from hf_mote.sae.convert.names import hub_model, is_hook, place_of
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.register import sae_class
 from hf_mote.sae.weights import SAEWeights
@@ -29,11 +29,13 @@ __all__ = [
     "lost_fields",
     "lost_state",
     "origin_of",
+    "place_read",
     "require_plain_input",
 ]
 
 # Fields about the config itself, which other formats need not hold.
 _OF_THE_CONFIG = {"hf_mote_version", "input_normalization_eps", "origin"}
+_NORMALIZED = "hook_normalized"  # the end of a hook behind a norm
 # Fields that a caller may give against the files: they do not change weights.
 _FREE = {"base_model", "base_model_revision", "hookpoint", "input_normalization", "output_hookpoint"}
 
@@ -220,6 +222,33 @@ def build(
         device_map=source.wanted.device_map,
         trust_remote_code=False,
     )
+
+
+def place_read(source: Source, where: str, hook: str, model: str | None) -> dict[str, Any]:
+    """Return the fields of the config for the place that an SAE reads: its hookpoint, and how that is normalised.
+
+    Args:
+        source (`Source`): What is wanted.
+        where (`str`): File and key that an error names.
+        hook (`str`): As in `"blocks.3.ln2.hook_normalized"`.
+        model (`str`, *optional*): Hub id of the model.
+
+    Returns:
+        `dict[str, Any]`: Empty for a plain place in a model whose modules are not known.
+
+    Raises:
+        [`UnsupportedError`]: if the SAE may take activations that a norm, which is not known, has changed.
+    """
+    place = place_of(hook, model)
+    if place is not None:
+        normalized = {"input_normalization": "rms_norm", "input_normalization_eps": place.rms_norm_eps}
+        return {"hookpoint": place.hookpoint, **({} if place.rms_norm_eps is None else normalized)}
+    plain = is_hook(hook) and not hook.endswith(_NORMALIZED)
+    if not plain and "input_normalization" not in source.wanted.fields:
+        what = f"is no place that is known in {model or 'this model'}, and its activations may be normalised"
+        fix = "Give input_normalization (None for none) and hookpoint to load_sae."
+        raise UnsupportedError(where, what, got=repr(hook), fix=fix)
+    return {}
 
 
 def computes_as(sae: SAEModel, base: type[SAEModel]) -> bool:

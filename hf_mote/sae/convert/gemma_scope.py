@@ -25,8 +25,8 @@ from torch.nn import functional
 from hf_mote.errors import FileFormatError, UnsupportedError
 from hf_mote.files import read_json
 from hf_mote.sae.convert.formats import Format, Source, build
-from hf_mote.sae.convert.names import hookpoint_of
-from hf_mote.sae.convert.tensors import Layout, matrix_sizes, read_npz, read_safetensors, take
+from hf_mote.sae.convert.names import hookpoint_of, layer_of
+from hf_mote.sae.convert.tensors import Layout, Sizes, factors_in, matrix_sizes, read_npz, read_safetensors, take
 from hf_mote.sae.convert.values import flag, text
 from hf_mote.sae.modeling import SAEModel
 
@@ -45,17 +45,21 @@ _REFUSAL = "this is the format of one release, whose config is in the names of i
 
 # Of the norm before the MLP of Gemma 2, whose output before its weights the transcoders were trained on.
 _NORM_EPS = 1e-6
+_LONGEST_NUMBER = 6  # digits of a layer
 
 
 def _read_1(source: Source) -> SAEModel:
     path = source.path
     found = {re.sub(r"^W_", "w_", name): tensor for name, tensor in read_npz(path).items()}
-    scaling = found.pop("scaling_factor", None)
+    sizes = matrix_sizes(path, found, _LAYOUT)
+    scaling = factors_in(path, found, sizes.latents)
     if scaling is not None and bool((scaling != 1).any()):
         raise UnsupportedError(f"{path}: scaling_factor", "cannot be read: latents would have to be scaled by it")
-    sizes = matrix_sizes(path, found, _LAYOUT)
     tensors = take(path, found, _LAYOUT, sizes)
     trail = source.words
+    transcoder = "transcoder" in trail
+    if not transcoder:
+        _check_widths(path, sizes)
     if "embedding" in trail.rpartition("gemma-scope")[2]:
         # Trained on embeddings divided by the root of the width, which transformers multiplies them by.
         tensors["W_enc"] = tensors["W_enc"] / math.sqrt(sizes.inputs)
@@ -63,7 +67,7 @@ def _read_1(source: Source) -> SAEModel:
     fields = {
         "hidden_size": sizes.inputs,
         "num_latents": sizes.latents,
-        "output_size": sizes.outputs if "transcoder" in trail or sizes.outputs != sizes.inputs else None,
+        "output_size": sizes.outputs if transcoder else None,
         "subtract_decoder_bias": False,
         "normalize_decoder": False,
         **_names_1(trail),
@@ -117,7 +121,9 @@ def _read_2(source: Source) -> SAEModel:
     known = _names_2(source.words)
     model = _model_2(text(path, config, "model_name")) or known.get("base_model")
     target = text(path, config, "hf_hook_point_out") or known.get("output_hookpoint")
-    transcoder = target is not None or skip or sizes.outputs != sizes.inputs or "transcoder" in source.trail
+    transcoder = target is not None or skip or "transcoder" in source.trail
+    if not transcoder:
+        _check_widths(weights, sizes)
     fields = {
         "hidden_size": sizes.inputs,
         "num_latents": sizes.latents,
@@ -161,6 +167,13 @@ def _names_2(trail: str) -> dict[str, str]:
     paths = [f"model.layers.{layer[1]}.{end}".rstrip(".") for end in site]
     names["hookpoint"] = paths[0]
     return {**names, "output_hookpoint": paths[1]} if site[1] else names
+
+
+def _check_widths(path: Path, sizes: Sizes) -> None:
+    """Refuse an autoencoder, which gives what it takes, with two widths."""
+    if sizes.outputs != sizes.inputs:
+        what = "is of another width than w_enc, and nothing says that this is a transcoder"
+        raise FileFormatError(f"{path}: w_dec", what, got=sizes.outputs, expected=sizes.inputs)
 
 
 def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
@@ -211,9 +224,20 @@ def _read_layer(source: Source) -> SAEModel:
         "base_model": model,
     }
     hooks = text(path, config, "hf_hook_point_in"), text(path, config, "hf_hook_point_out")
-    ends = [_places_of(hook, places, model) for hook in hooks]
     if all(hook is None for hook in hooks):
         ends = [_places_of(hook, places, model) for hook in _hooks_of_layers(source.words)]
+    else:
+        ends = [_places_of(hook, places, model) for hook in hooks]
+        for name, hook, end in zip(("in", "out"), hooks, ends, strict=True):
+            if end is None:
+                what, expected = (
+                    "must name the layers of w_dec",
+                    f"{places} layers, as in model.layers.{{7,13}}.output",
+                )
+                raise FileFormatError(f"{path}: hf_hook_point_{name}", what, got=repr(hook), expected=expected)
+        if [layer_of(one) for one in ends[0] or ()] != [layer_of(one) for one in ends[1] or ()]:
+            what = "names other layers than hf_hook_point_in"
+            raise FileFormatError(f"{path}: hf_hook_point_out", what, got=repr(hooks[1]), expected=repr(hooks[0]))
     if ends[0] is not None and ends[1] is not None:
         fields |= {"hookpoint": ends[0][own], "output_hookpoints": ends[1]}
     origin = {"format": GEMMA_SCOPE_2_LAYERS.name, "config": config}
@@ -226,13 +250,17 @@ def _placed(tensor: Tensor, start: int, width: int) -> Tensor:
 
 
 def _places_of(hook: str | None, count: int, model: str | None) -> list[str] | None:
-    """Return the paths that a hook of several layers means, `"model.layers.{7,13}.output"`, if their number fits."""
+    """Return the paths that a hook of several layers means, `"model.layers.{7,13}.output"`, or `None`."""
     layers = re.search(r"\{([\d,\s]+|all)\}", hook or "")
     if hook is None or layers is None:
         return None
-    numbers = range(count) if layers[1] == "all" else [int(n) for n in layers[1].split(",") if n.strip()]
+    given = [] if layers[1] == "all" else [part.strip() for part in layers[1].split(",")]
+    if given and not all(part.isdecimal() and len(part) < _LONGEST_NUMBER for part in given):
+        return None
+    numbers = [int(part) for part in given] or list(range(count))
     paths = [hookpoint_of(hook.replace(layers[0], str(number)), model) for number in numbers]
-    return [path for path in paths if path is not None] if len(paths) == count else None
+    fit = len(set(numbers)) == len(numbers) == count
+    return [path for path in paths if path is not None] if fit else None
 
 
 def _hooks_of_layers(words: str) -> tuple[str | None, str | None]:

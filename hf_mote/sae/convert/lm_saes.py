@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hf_mote.errors import FileFormatError, UnsupportedError
 from hf_mote.files import read_json
-from hf_mote.sae.convert.formats import Format, Source, build
+from hf_mote.sae.convert.formats import Format, Source, build, place_read
 from hf_mote.sae.convert.names import hub_model, place_of
 from hf_mote.sae.convert.tensors import Layout, Sizes, matrix_sizes, read_safetensors, take
 from hf_mote.sae.convert.values import agree, flag, integer, number, section, text
@@ -50,6 +50,7 @@ _PLAIN: Layout = {
 _NORM = "dataset_average_activation_norm"
 _THRESHOLDS = ("log_jumprelu_threshold", "activation_function.log_jumprelu_threshold")
 _MODEL = "meta-llama/Llama-3.1-8B"
+_SAME_NORM = 1e-3
 
 
 class _Scales(NamedTuple):
@@ -144,7 +145,12 @@ def _scales(
         return _Scales(roots[0] / stored[0], roots[1] / stored[1])
     said = section(path, config, _NORM)
     if said:
-        return _Scales(roots[0] / number(path, said, "in"), roots[1] / number(path, said, "out"))
+        both = number(path, said, "in"), number(path, said, "out")
+        # Of one place there is one norm, up to the tokens that it was measured on.
+        if hooks[0] == hooks[1] and not math.isclose(*both, rel_tol=_SAME_NORM):
+            what = "must be equal where input and output are one place"
+            raise FileFormatError(f"{path}: {_NORM}", what, got=f"in {both[0]:g}, out {both[1]:g}")
+        return _Scales(roots[0] / both[0], roots[1] / both[1])
     factor = source.wanted.norm_scaling_factor or (source.known and source.known.norm_scaling_factor)
     if factor is None or hooks[0] != hooks[1]:
         raise UnsupportedError(
@@ -237,11 +243,9 @@ def _names(path: Path, source: Source, config: Mapping[str, Any]) -> dict[str, A
     if model is None and ("Llama3_1-8B-Base" in source.words or "Llama-Scope" in source.words):
         model = _MODEL
     names: dict[str, Any] = {"base_model": model}
-    place = place_of(text(path, config, "hook_point_in"), model)
-    if place is not None:
-        names["hookpoint"] = place.hookpoint
-        if place.rms_norm_eps is not None:
-            names |= {"input_normalization": "rms_norm", "input_normalization_eps": place.rms_norm_eps}
+    hook = text(path, config, "hook_point_in")
+    if hook is not None:
+        names |= place_read(source, f"{path}: hook_point_in", hook, model)
     if not _is_of_one_place(path, config):
         target = place_of(text(path, config, "hook_point_out"), model)
         names["output_hookpoint"] = target and target.hookpoint

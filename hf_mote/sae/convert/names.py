@@ -22,6 +22,7 @@ __all__ = [
     "hook_at",
     "hookpoint_of",
     "hub_model",
+    "is_hook",
     "layer_of",
     "place_of",
     "site_in",
@@ -137,6 +138,7 @@ FAMILIES = {
     "gpt_oss": Family(r"(^|/)gpt-oss-", "model", "layers", "embed_tokens", _MIXED, 1e-5),
     "smollm": Family(r"(^|/)SmolLM", "model", "layers", "embed_tokens", _SEQUENTIAL, 1e-5),
 }
+_EMBED = ("hook_embed", "embed.hook_out")
 # Names of places in words, in libraries and their folders.
 _WORDS = (
     (r"resid_post_mlp|resid_post(?!_attn)|hook_resid_post", "hook_resid_post"),
@@ -175,7 +177,7 @@ def place_of(hook: str | None, model: str | None) -> Place | None:
     family = family_of(model)
     if hook is None or family is None:
         return None
-    if hook in ("hook_embed", "embed.hook_out"):
+    if hook in _EMBED:
         return Place(f"{family.root}.{family.embed}")
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
     inside = family.places.get(block[2]) if block else None
@@ -184,6 +186,12 @@ def place_of(hook: str | None, model: str | None) -> Place | None:
     path = f"{family.root}.{family.layers}.{block[1]}"
     hookpoint = path + inside if inside.startswith(".") or not inside else f"{path}.{inside}"
     return Place(hookpoint, family.norm_eps if block[2] == "ln2.hook_normalized" else None)
+
+
+def is_hook(name: str) -> bool:
+    """Return whether a name, as in `"blocks.3.hook_resid_post"`, is one that some family here has a place for."""
+    block = re.fullmatch(r"blocks\.\d+\.(.+)", name)
+    return name in _EMBED or (block is not None and any(block[1] in family.places for family in FAMILIES.values()))
 
 
 def hook_at(hookpoint: str | None, model: str | None) -> str | None:

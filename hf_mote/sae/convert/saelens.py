@@ -34,7 +34,16 @@ from hf_mote.sae.convert.formats import (
     require_plain_input,
 )
 from hf_mote.sae.convert.names import hook_at, hookpoint_of, hub_model, layer_of, place_of
-from hf_mote.sae.convert.tensors import Layout, Sizes, give, narrowed, read_safetensors, take, write_safetensors
+from hf_mote.sae.convert.tensors import (
+    Layout,
+    Sizes,
+    factors_in,
+    give,
+    narrowed,
+    read_safetensors,
+    take,
+    write_safetensors,
+)
 from hf_mote.sae.convert.values import check_keys, flag, integer, section, text
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.normalization import InputNormalization
@@ -142,7 +151,7 @@ def _read(source: Source) -> SAEModel:
     )
     found = read_safetensors(weights)
     if old:
-        found = _without_scaling_factor(weights, found)
+        found = _without_scaling_factor(weights, found, sizes.latents)
     tensors = take(weights, found, _LAYOUTS[architecture], sizes)
     if not old:
         _check_dtype(path, cfg, tensors["W_enc"].dtype)
@@ -178,10 +187,10 @@ def _read(source: Source) -> SAEModel:
 def _is_old(path: Path, cfg: Mapping[str, Any]) -> bool:
     """Whether a config is of a version before 6; configs without a version are."""
     metadata = section(path, cfg, "metadata")
-    version = cfg.get("sae_lens_version") or metadata.get("sae_lens_version")
-    if not version:
+    version = text(path, cfg, "sae_lens_version") or text(path, metadata, "sae_lens_version")
+    if version is None:
         return True
-    major = str(version).partition(".")[0]
+    major = version.partition(".")[0]
     if not major.isdecimal():
         raise FileFormatError(f"{path}: metadata.sae_lens_version", "must be a version", got=repr(version))
     return int(major) < 6
@@ -194,13 +203,24 @@ def _renewed(path: Path, old: Mapping[str, Any]) -> dict[str, Any]:
         "hook_point_head_index": "hook_head_index",
         "activation_fn_str": "activation_fn",
     }
-    cfg = {names.get(key, key): value for key, value in old.items()}
-    activation = cfg.get("activation_fn") or "relu"
+    cfg: dict[str, Any] = {}
+    for key, value in old.items():
+        name = names.get(key, key)
+        if name in cfg and cfg[name] != value:
+            what = f"contradicts the other name of {name}"
+            raise FileFormatError(f"{path}: {key}", what, got=repr(value), expected=repr(cfg[name]))
+        cfg[name] = value
+    activation = text(path, cfg, "activation_fn") or "relu"
     arguments = section(path, cfg, "activation_fn_kwargs")
+    for key in arguments:
+        # SAELens itself ignores a k of a ReLU.
+        if key not in ("k", "signed"):
+            where, what = f"{path}: activation_fn_kwargs.{key}", "unknown key, which may change what the weights mean"
+            raise FileFormatError(where, what, expected="only k, signed")
     architecture = text(path, cfg, "architecture") or "standard"
     kept = ["apply_b_dec_to_input", "d_in", "d_sae", "device", "dtype"]
     if activation == "topk":
-        if arguments.get("signed"):
+        if flag(path, arguments, "signed", default=False):
             raise UnsupportedError(f"{path}: activation_fn_kwargs.signed", "its latents are negative, too")
         architecture, cfg["k"] = "topk", integer(path, arguments, "k")
     elif activation != "relu":
@@ -213,22 +233,24 @@ def _renewed(path: Path, old: Mapping[str, Any]) -> dict[str, Any]:
     normalize = cfg.get("normalize_activations")
     if isinstance(normalize, bool):
         normalize = _AVERAGE if normalize else "none"
+    else:
+        normalize = text(path, cfg, "normalize_activations") or "none"
     hook = text(path, cfg, "hook_name") or ""
     about = {**section(path, cfg, "metadata"), **cfg}
     return {
         "architecture": architecture,
         "apply_b_dec_to_input": True,
         **{key: cfg[key] for key in kept if key in cfg},
-        "normalize_activations": normalize or "none",
-        "reshape_activations": cfg.get("reshape_activations") or ("hook_z" if "hook_z" in hook else "none"),
+        "normalize_activations": normalize,
+        "reshape_activations": text(path, cfg, "reshape_activations") or ("hook_z" if "hook_z" in hook else "none"),
         # The value is read as in the version that renamed it.
         "metadata": {**{key: about[key] for key in _OLD_METADATA if key in about}, "sae_lens_version": _VERSION},
     }
 
 
-def _without_scaling_factor(path: Path, found: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_scaling_factor(path: Path, found: dict[str, Tensor], latents: int) -> dict[str, Tensor]:
     """Return tensors without the factors of latents that files of before version 6 may hold, if they are 1."""
-    factor = found.pop("scaling_factor", None)
+    factor = factors_in(path, found, latents)
     if factor is not None and not torch.allclose(factor.float(), torch.ones(())):
         raise UnsupportedError(f"{path}: scaling_factor", "cannot be read: latents would have to be scaled by it")
     return found
@@ -307,7 +329,10 @@ def _names(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
         # Of a language model whose activations have no mean, as those of transformers have.
         names["input_normalization"] = "center"
     # The output of a module is never that of one head.
-    if metadata.get("hook_head_index") is None:
+    of_one_head = metadata.get("hook_head_index") is not None
+    if of_one_head:
+        integer(path, metadata, "hook_head_index", least=0)
+    else:
         place = place_of(text(path, metadata, "hook_name"), model)
         names["hookpoint"] = hookpoint_of(text(path, metadata, "hf_hook_name"), model)
         if names["hookpoint"] is None and place is not None and place.rms_norm_eps is None:

@@ -27,6 +27,7 @@ from hf_mote.sae.variants.bases.selective import SelectiveSAEModel
 __all__ = [
     "Layout",
     "Sizes",
+    "factors_in",
     "give",
     "matrix_sizes",
     "narrowed",
@@ -129,10 +130,22 @@ def _is_plain(value: Any, depth: int = 4) -> bool:
     return isinstance(value, str | int | float | bool)
 
 
+def _check_sums(path: Path) -> None:
+    """Refuse an archive in which an entry is not what its checksum says, which torch does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                # The last part compares. No more is unfolded than the entry says, which was checked.
+                while file.read(_AT_ONCE):
+                    pass
+
+
 def _loaded(path: Path, *, mmap: bool) -> Mapping[Any, Any]:
     """Return the dictionary in a file that `torch.save` wrote, without running code."""
     try:
         _check_archive(path)
+        if not mmap:
+            _check_sums(path)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except HFMoTEError:
         raise
@@ -238,6 +251,19 @@ def _check_archive(path: Path) -> None:
             raise _no_tensors(path, f"pickle operation {operation.name}")
         if operation.name == "GLOBAL" and not _MAKERS.fullmatch(str(argument)):
             raise _no_tensors(path, f"a call of {ascii(argument)}")
+
+
+def factors_in(path: Path, tensors: dict[str, Tensor], latents: int) -> Tensor | None:
+    """Take the factors of latents, `scaling_factor`, out of the tensors of a file, `None` where it holds none.
+
+    Raises:
+        [`FileFormatError`]: if they are neither one for each latent nor one for all.
+    """
+    factor = tensors.pop("scaling_factor", None)
+    if factor is not None and (tuple(factor.shape) not in ((latents,), (1,), ()) or not factor.is_floating_point()):
+        got, expected = f"{factor.dtype} {tuple(factor.shape)}", f"floats of shape ({latents},)"
+        raise FileFormatError(f"{path}: scaling_factor", "wrong shape or dtype", got=got, expected=expected)
+    return factor
 
 
 def matrix_sizes(path: Path, tensors: Mapping[str, Tensor], layout: Layout) -> Sizes:

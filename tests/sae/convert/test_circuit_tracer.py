@@ -98,6 +98,31 @@ def test_load_sae_hooks_become_places(
     assert config.is_transcoder
 
 
+@pytest.mark.parametrize(
+    ("model", "hook"),
+    [
+        ("google/gemma-2-2b", "ln2.hook_normalised"),
+        ("google/gemma-2-2b", "resid"),
+        ("somebody/model", "ln2.hook_normalized"),
+        (None, "ln2.hook_normalized"),
+    ],
+)
+def test_load_sae_of_a_place_that_may_be_normalised_is_refused(tmp_path: Path, model: str | None, hook: str) -> None:
+    written(tmp_path, model_name=model, feature_input_hook=hook)
+    with pytest.raises(UnsupportedError, match=r"config\.yaml: feature_input_hook: is no place .*input_normalization"):
+        load_sae(tmp_path)
+    given = {"input_normalization": "rms_norm", "input_normalization_eps": 1e-6, "hookpoint": "model.layers.4.norm"}
+    config = load_sae(tmp_path, **given).config
+    assert {name: getattr(config, name) for name in given} == given
+
+
+def test_load_sae_normalisation_does_not_depend_on_the_name_of_the_file(tmp_path: Path) -> None:
+    written(tmp_path, model_name="google/gemma-2-2b", feature_input_hook="ln2.hook_normalized")
+    (tmp_path / "layer_4.safetensors").rename(tmp_path / "mine.safetensors")
+    config = load_sae(tmp_path / "mine.safetensors", "circuit_tracer").config
+    assert (config.hookpoint, config.input_normalization) == (None, "rms_norm")
+
+
 def test_load_sae_threshold_has_two_names(tmp_path: Path) -> None:
     sae = load_sae(written(tmp_path, threshold="threshold"))
     assert torch.equal(sae.threshold, activations(LATENTS, seed=9).abs())
@@ -219,6 +244,23 @@ def test_load_sae_layers_of_a_clt_add_up_to_what_circuit_tracer_makes(
         # Version 0.5.0 reads no skip connections across layers; later ones add this.
         expected = expected + inputs @ torch.stack([tensors["W_skip"] for tensors in layers])
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("hook", "error", "reason"),
+    [
+        ("ln2.hook_normalised", UnsupportedError, "feature_input_hook: is no place that is known in Qwen/Qwen3-4B"),
+        (None, FileFormatError, "feature_input_hook: is missing"),
+    ],
+)
+def test_load_sae_clt_of_a_place_that_is_not_known_is_refused(
+    tmp_path: Path, hook: str | None, error: type[Exception], reason: str
+) -> None:
+    across(tmp_path, False, False)
+    config = {**CONFIG, "model_kind": "cross_layer_transcoder", "feature_input_hook": hook}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(error, match=reason):
+        load_sae(tmp_path, file="W_enc_1.safetensors")
 
 
 def test_load_sae_clt_without_its_decoder_is_refused(tmp_path: Path) -> None:

@@ -117,6 +117,15 @@ def test_load_sae_truncated_file_is_refused(tmp_path: Path, length: int) -> None
         ({"activation_dim": 13}, FileFormatError, r"trainer\.activation_dim: contradicts the weights .got 13, .* 12"),
         ({"dict_size": 39}, FileFormatError, r"trainer\.dict_size: contradicts"),
         ({"lm_name": 3}, FileFormatError, "lm_name: wrong type"),
+        (
+            {"layer": 4, "submodule_name": "h.3.mlp"},
+            FileFormatError,
+            r"layer: is not that of its module .got 4, .*h\.3",
+        ),
+        ({"layer": 4, "submodule_name": "resid_post_layer_3"}, FileFormatError, "layer: is not that of its module"),
+        ({"layer": "3", "submodule_name": "h.3.mlp"}, FileFormatError, "layer: wrong type"),
+        ({"layer": -1}, FileFormatError, "layer: wrong type"),
+        ({"layer": True}, FileFormatError, "layer: wrong type"),
     ],
 )
 def test_load_sae_config_that_contradicts_is_refused(

@@ -91,6 +91,8 @@ def test_load_sae_first_release_wrong_array_is_refused(tmp_path: Path, changes: 
 
 def test_load_sae_first_release_scaling_factor_must_be_one(tmp_path: Path) -> None:
     assert load_sae(first(tmp_path / "a", scaling_factor=torch.ones(LATENTS))).config.num_latents == LATENTS
+    with pytest.raises(FileFormatError, match="scaling_factor: wrong shape"):
+        load_sae(first(tmp_path / "c", scaling_factor=torch.ones(LATENTS - 1)))
     with pytest.raises(UnsupportedError, match="scaling_factor"):
         load_sae(first(tmp_path / "b", scaling_factor=torch.full([LATENTS], 2.0)))
 
@@ -99,6 +101,13 @@ def test_load_sae_first_release_array_of_objects_is_refused(tmp_path: Path) -> N
     np.savez(tmp_path / "params.npz", W_enc=np.array([{}, 3], dtype=object), allow_pickle=True)
     with pytest.raises(FileFormatError, match=r"params\.npz: W_enc\.npy: wrong dtype .got object"):
         load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("write", [first, second])
+def test_load_sae_autoencoder_with_two_widths_is_refused(tmp_path: Path, write: Any) -> None:
+    with pytest.raises(FileFormatError, match="w_dec: is of another width than w_enc, .* .got 7, expected 12"):
+        load_sae(write(tmp_path / "a", width=7))
+    assert load_sae(write(tmp_path / "transcoder", width=7)).config.output_size == 7
 
 
 @pytest.mark.parametrize(

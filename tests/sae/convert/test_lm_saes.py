@@ -100,6 +100,12 @@ def test_load_sae_llama_scope_transcoder_of_normalised_input_takes_the_model_s_o
         ({"dataset_average_activation_norm": ...}, UnsupportedError, "Give norm_scaling_factor"),
         ({"dataset_average_activation_norm": {"in": 0, "out": 1}}, FileFormatError, "in: wrong .*above 0"),
         ({"dataset_average_activation_norm": {"in": 1}}, FileFormatError, "out: is missing"),
+        ({"dataset_average_activation_norm": {"in": 2.5, "out": 2.525}}, FileFormatError, "must be equal where input"),
+        (
+            {"hook_point_in": "blocks.7.ln2.hook_normalized"},
+            UnsupportedError,
+            "hook_point_in: is no place that is known",
+        ),
         ({"act_fn": "batchtopk"}, UnsupportedError, "act_fn: .*across the batch"),
         ({"jump_relu_threshold": ...}, FileFormatError, "jump_relu_threshold: is missing"),
         ({"jump_relu_threshold": -1}, FileFormatError, "jump_relu_threshold: wrong"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from release_files import saelens_3, saelens_of_openai
 from safetensors.torch import load_file, save_file
 from tiny_saes import ALL_SAES, HIDDEN, LATENTS, TinySAE, activations
 
@@ -88,6 +89,47 @@ def test_load_sae_config_that_means_something_else_is_refused(
     with pytest.raises(error, match=reason) as caught:
         load_sae(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        *[({"sae_lens_version": value}, "sae_lens_version: wrong type") for value in (0, False, [], 5)],
+        ({"metadata": {"sae_lens_version": []}}, "sae_lens_version: wrong type"),
+        *[({"activation_fn_str": value}, "activation_fn: wrong type") for value in (0, False, {}, ["topk"])],
+        ({"activation_fn": "relu"}, "activation_fn: contradicts the other name of activation_fn"),
+        ({"hook_point": "blocks.4.hook_resid_mid"}, "hook_point: contradicts the other name of hook_name"),
+        ({"activation_fn_kwargs": {"k": 5, "sign": True}}, "activation_fn_kwargs.sign: unknown key"),
+        ({"activation_fn_kwargs": {"k": 5, "signed": 0}}, "signed: wrong type"),
+        *[({"normalize_activations": value}, "normalize_activations: wrong type") for value in (0, [], {})],
+        *[({"reshape_activations": value}, "reshape_activations: wrong type") for value in (0, False, [])],
+        *[({"hook_head_index": value}, "hook_head_index: wrong type") for value in (False, "1", -1, [])],
+    ],
+)
+def test_load_sae_config_of_before_6_with_a_wrong_type_is_refused(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    folder = tmp_path / saelens_of_openai(tmp_path).place["subfolder"]
+    assert load_sae(folder).config.k == 5
+    change_config(folder, **changes)
+    with pytest.raises(FileFormatError, match=rf"cfg\.json: {reason}"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("changes", [{"activation_fn_kwargs": {"k": 5, "signed": False}}, {"hook_head_index": None}])
+def test_load_sae_config_of_before_6_may_say_what_holds_anyway(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = tmp_path / saelens_of_openai(tmp_path).place["subfolder"]
+    change_config(folder, **changes)
+    assert load_sae(folder).config.hookpoint == "transformer.h.3.ln_2.input"
+
+
+@pytest.mark.parametrize("shape", [(LATENTS - 1,), (LATENTS, 1), (0,), (HIDDEN,)])
+def test_load_sae_factors_of_other_latents_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    folder = tmp_path / saelens_3(tmp_path).place["subfolder"]
+    load_sae(folder)
+    change_tensors(folder, scaling_factor=lambda tensor: torch.ones(shape))
+    with pytest.raises(FileFormatError, match="scaling_factor: wrong shape or dtype"):
+        load_sae(folder)
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,13 @@ def test_load_sae_gemma_scope_2_layers_add_up(tmp_path: Path, kind: str, describ
         ({"affine_connection": True}, False, "affine_connection: contradicts the weights"),
         ({"affine_connection": False}, True, "affine_connection: contradicts the weights"),
         ({"affine_connection": "yes"}, True, "affine_connection: wrong type"),
+        *(
+            ({"hf_hook_point_in": hook}, False, "hf_hook_point_in: must name the layers of w_dec .*expected 3 layers")
+            for hook in ("model.layers.{7,13}.output", "model.layers.{7,7,17}.output", "model.layers.7.output", None)
+        ),
+        ({"hf_hook_point_out": "model.layers.{7,,17}.output"}, False, "hf_hook_point_out: must name the layers"),
+        ({"hf_hook_point_out": None}, False, "hf_hook_point_out: must name the layers"),
+        ({"hf_hook_point_out": "model.layers.{7,13,18}.output"}, False, "names other layers than hf_hook_point_in"),
     ],
 )
 def test_load_sae_gemma_scope_2_layer_that_is_something_else_is_refused(

@@ -216,6 +216,24 @@ def test_read_torch_tensor_larger_than_what_is_stored_is_refused(tmp_path: Path)
         read_torch(tmp_path / "ae.pt")
 
 
+@pytest.mark.parametrize("at_once", [2**24, 100])
+def test_read_torch_values_that_are_not_those_of_the_checksum_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("hf_mote.sae.convert.tensors._AT_ONCE", at_once)
+    path = tmp_path / "ae.pt"
+    values = torch.arange(1000.0)
+    torch.save({"W": values, "b": torch.ones(3)}, path)
+    assert torch.equal(read_torch(path)["W"], values)
+    content = bytearray(path.read_bytes())
+    content[content.index(values.numpy().tobytes()) + 402] ^= 1
+    path.write_bytes(content)
+    # Torch itself reads on.
+    assert not torch.equal(torch.load(path, weights_only=True)["W"], values)
+    with pytest.raises(FileFormatError, match=r"ae\.pt: cannot be read as plain tensors .got Bad CRC-32 .*data/0"):
+        read_torch(path)
+
+
 def test_read_torch_calls_nothing_but_the_makers_of_tensors(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "ae.pt", "w") as archive:
         archive.writestr("ae/data.pkl", b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x10\x85R.")
