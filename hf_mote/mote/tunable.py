@@ -543,8 +543,8 @@ def _check_trainable(site: RouterSite, values: TunedValues) -> None:
     """Refuse a router whose weights do not depend on what is to be trained."""
     where = f"layer {site.layer} ({site.path})"
     refusals = refusals_of(site)
-    wanted = {"log_gain": "gain", "bias": "bias_on_logits"}
-    for what in ("attribution", *(wanted[name] for name in values.tables)):
+    wanted = {"log_gain": ["gain"], "bias": ["bias_on_logits", "trained_bias"]}
+    for what in ("attribution", *(one for name in values.tables for one in wanted[name])):
         if what in refusals:
             raise UnsupportedError(where, f"{type(site.module).__name__} cannot be trained: {refusals[what]}")
     constant = site.top_k == 1 and (site.selection.renormalize or site.rule.weights_from == "softmax")

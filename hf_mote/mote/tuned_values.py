@@ -107,7 +107,7 @@ class TunedValues(Shareable):
         largest = 0.0
         for row, (layer, num_experts) in enumerate(zip(self.layers, self.num_experts, strict=True)):
             # Row by row on the table's device, as the router's hook does: another layout could round otherwise.
-            logs = None if self.log_gain is None else self.log_gain[row]
+            logs = None if self.log_gain is None else self.log_gain[row, :num_experts]
             factors = [1.0] * num_experts if logs is None else logs.exp().tolist()
             changes = [0.0] * num_experts if logs is None else logs.abs().tolist()
             added = [0.0] * num_experts if self.bias is None else self.bias[row].tolist()
