@@ -26,7 +26,7 @@ from hf_mote.mote.tuned_values import TunedValues
 from hf_mote.passes.forward import DecoderParticipant, Forward
 from hf_mote.routing.router_hook import RouterHook, attach_to_routers
 from hf_mote.routing.rules.edits import RoutingEdit
-from hf_mote.routing.sites.fingerprint import check_fingerprint
+from hf_mote.routing.sites.fingerprint import SAMPLED, check_fingerprint
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.sites.special_outputs import refusals_of
@@ -347,9 +347,12 @@ class TunableMoTE(nn.Module, Intervention):
             local_files_only=local_files_only,
         )
         routed = RoutedModel(model)
+        made = dict(values.origin.fingerprint or {})  # TunedValues refuses a config without
+        if allow_other_weights:
+            made |= {"router_sha256": None, SAMPLED: None}
+        anew = "train anew with tunable_mote"
+        check_fingerprint(made, routed.fingerprint, routed.sites, where="TunableMoTE.fingerprint", anew=anew)
         origin = values.origin.for_other_weights_of(routed) if allow_other_weights else values.origin
-        made = origin.fingerprint or {}  # TunedValues refuses a config without
-        check_fingerprint(made, routed.fingerprint, routed.sites, where="TunableMoTE.fingerprint")
         tunable: Self = _attach(where, routed, TunedValues(values.layers, origin, **values.tables))  # type: ignore[assignment]
         return tunable
 

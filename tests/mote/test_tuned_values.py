@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from hub_server import ALICE, HubServer
+from learnt_gains import TOKENS, logits, randomise
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_tunable import TOKENS, logits, randomise
 from tiny_models import tiny_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -91,8 +92,6 @@ def test_push_to_hub_and_back(model: PreTrainedModel, saved: tuple[Path, torch.T
 
 def edited(folder: Path, change: Any) -> Path:
     tensors = load_file(folder / FILE)
-    from safetensors import safe_open
-
     with safe_open(folder / FILE, "pt") as file:
         header = json.loads(file.metadata()["hf_mote"])
     change(tensors, header)

@@ -166,10 +166,11 @@ def score(logits: Tensor, selection: BoundRule, edit: RoutingEdit) -> Tensor:
     elif rule.scoring == "sigmoid":
         scores = scores.sigmoid()
     elif selection.score_fn is not None:
-        scores = selection.score_fn(scores)
+        # An activation in several steps rounds after each, so that it is given what the router's own is given.
+        scores = selection.score_fn(scores.to(logits.dtype) if rule.native_dtype else scores)
     else:
         return scores
-    # A bias in float32 is added in float32; the scores are in the dtype of the router's own nevertheless.
+    # A bias is added in float32; the scores are in the dtype of the router's own nevertheless.
     return scores.to(logits.dtype) if rule.native_dtype else scores
 
 
