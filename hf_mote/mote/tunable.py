@@ -112,11 +112,11 @@ def tunable_mote(
     routed = RoutedModel(model)
     chosen = _sites_in(where, routed.sites, layers)
     shape = (len(chosen), max(site.num_experts for site in chosen))
-    name = public_name(getattr(getattr(model, "config", None), "name_or_path", None))
-    fields = {} if provenance is None else {"provenance": provenance}
+    base_model = public_name(getattr(getattr(model, "config", None), "name_or_path", None))
+    fields: dict[str, Any] = {} if provenance is None else {"provenance": provenance}
     values = TunedValues(
         layers=tuple(site.layer for site in chosen),
-        origin=MoTEConfig(fingerprint=routed.fingerprint, base_model=name, **fields),
+        origin=MoTEConfig(fingerprint=routed.fingerprint, base_model=base_model, **fields),
         log_gain=torch.zeros(shape) if gain else None,
         bias=torch.zeros(shape) if bias else None,
     )
