@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hf_mote.mote.baked_model import BakedModel
     from hf_mote.mote.config import MoTEConfig
     from hf_mote.mote.patch import apply_mote
+    from hf_mote.mote.tunable import TunableMoTE, tunable_mote
     from hf_mote.organisms.organism import Organism, load_organism
     from hf_mote.ranking.causal.ablation import ablate_experts
     from hf_mote.ranking.causal.attribution import attribute_experts
@@ -133,6 +134,7 @@ __all__ = [
     "SteeringConfig",
     "TopKSAEConfig",
     "TopKSAEModel",
+    "TunableMoTE",
     "VLLMEngine",
     "__version__",
     "ablate_experts",
@@ -162,6 +164,7 @@ __all__ = [
     "splice_sae",
     "steer",
     "sweep_mote",
+    "tunable_mote",
 ]
 
 # Where each name is, but for those imported above. A new public name is a line here, in TYPE_CHECKING and in __all__.
@@ -212,6 +215,7 @@ _PLACES = {
     "SteeringConfig": "hf_mote.sae.steering",
     "TopKSAEConfig": "hf_mote.sae.variants",
     "TopKSAEModel": "hf_mote.sae.variants",
+    "TunableMoTE": "hf_mote.mote.tunable",
     "VLLMEngine": "hf_mote.serving.engine",
     "ablate_experts": "hf_mote.ranking.causal.ablation",
     "adapt_to_sae": "hf_mote.sae.training.adapt",
@@ -240,6 +244,7 @@ _PLACES = {
     "splice_sae": "hf_mote.sae.intervene",
     "steer": "hf_mote.sae.steer",
     "sweep_mote": "hf_mote.evaluation.sweep",
+    "tunable_mote": "hf_mote.mote.tunable",
 }
 
 if not TYPE_CHECKING:  # or a type checker would take any name for one that exists

@@ -43,6 +43,8 @@ GROUPS = {
             "register_routers",
             "bake_mote",
             "BakedModel",
+            "tunable_mote",
+            "TunableMoTE",
             "check_model",
             "ModelCheck",
         ),

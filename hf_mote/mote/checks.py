@@ -1,4 +1,4 @@
-"""Checks that a config fits a model, and that every token keeps enough experts."""
+"""Checks that a config fits a model and what is attached to it, and that every token keeps enough experts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from hf_mote.errors import ModelMismatchError, UnsupportedError
+from hf_mote.hooks import stack_on
 from hf_mote.mote.fields import TARGETS
+from hf_mote.routing.router_hook import RouterHook, RoutingEditor
 from hf_mote.routing.sites.fingerprint import check_fingerprint
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.sites.special_outputs import refusals_of
 
-__all__ = ["check_against_model", "check_router"]
+__all__ = ["SiteEditor", "check_against_model", "check_router", "check_together"]
 
 INTERVENTIONS = ("drop", "reroute", "zero", "stimulate", "bias_on_logits", "bias_on_selection", "gain")
 
@@ -39,6 +41,27 @@ class Intended(Protocol):
     def stimulate_weight(self) -> str | float: ...
     @property
     def bias_on(self) -> str: ...
+
+
+class SitePart(Protocol):
+    """A protocol: which experts of one router something attached acts on."""
+
+    @property
+    def row(self) -> int | None: ...
+    @property
+    def suppressed(self) -> Collection[int]: ...
+    @property
+    def stimulated(self) -> Collection[int]: ...
+    @property
+    def scaled(self) -> Collection[int]: ...
+    @property
+    def rerouted(self) -> bool: ...
+
+
+class SiteEditor(RoutingEditor):
+    """A participant on a router that names the experts it acts on."""
+
+    parts: Sequence[SitePart]
 
 
 def check_against_model(config: Intended, routed: RoutedModel) -> None:
@@ -131,6 +154,29 @@ def check_router(
                 got=f"{fewest} experts in the {selection.groups_kept} groups with the fewest survivors",
                 expected=f"at least {site.top_k}",
                 fix="Suppress fewer experts of the same group, or use suppress_mode 'drop' or 'zero'.",
+            )
+
+
+def check_together(site: RouterSite, parts: Sequence[SitePart]) -> None:
+    """Raise [`ModelMismatchError`] unless what is to be attached fits together with what is attached to a router.
+
+    Args:
+        site (`RouterSite`): The router.
+        parts (`Sequence[SitePart]`): What is to be attached to it.
+    """
+    stack = stack_on(site.module, RouterHook)
+    attached = () if stack is None else stack.participants
+    others = [part for editor in attached if isinstance(editor, SiteEditor) for part in editor.parts]
+    for part in parts:
+        rivals = [other for other in others if part.row is None or other.row is None or part.row == other.row]
+        if rivals:
+            meeting = [part, *rivals]
+            check_router(
+                site,
+                suppressed=set().union(*(p.suppressed for p in meeting)),
+                stimulated=set().union(*(p.stimulated for p in meeting)),
+                scaled=set().union(*(p.scaled for p in meeting)),
+                rerouted=any(p.rerouted for p in meeting),
             )
 
 

@@ -10,9 +10,9 @@ from hf_mote.errors import ConfigError
 from hf_mote.hub import Shareable
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card
 
-__all__ = ["beside_config", "config_card"]
+__all__ = ["MISUSE", "beside_config", "config_card"]
 
-_MISUSE = (
+MISUSE = (
     "A config changes what a model does, in ways that were measured on few prompts or not at all. One that reduces "
     "refusals takes away a safeguard, one that adds them makes a model less useful; neither is for a product that "
     "others rely on. It says nothing about other models, other prompts or other languages."
@@ -94,7 +94,7 @@ def config_card(
         evidence=evidence,
         sections={"How it was made": made},
         intended_use="Studying what the named experts do in the model it was made for; no other use is stated.",
-        misuse=_MISUSE,
+        misuse=MISUSE,
     )
 
 

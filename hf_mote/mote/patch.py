@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_mote.errors import ConfigError, UnsupportedError
-from hf_mote.hooks import Intervention, attach, stack_on
-from hf_mote.mote.checks import check_against_model, check_router
+from hf_mote.hooks import Intervention, attach
+from hf_mote.mote.checks import SiteEditor, check_against_model, check_together
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.fields import gain_at
 from hf_mote.passes.forward import DecoderParticipant, Forward, all_of
-from hf_mote.routing.router_hook import RouterHook, RoutingEditor, attach_to_routers
+from hf_mote.routing.router_hook import attach_to_routers
 from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import RouterSite
@@ -128,7 +128,7 @@ def attach_config(
     def editors_of(site: RouterSite) -> _Editors | None:
         mine = editors.get(site.path)
         if mine is not None:  # checked while joining, so that no other config is attached in between
-            _check_together(site, mine)
+            check_together(site, mine.parts)
         return mine
 
     return attach_to_routers(routed, watcher, editors_of, handle=_handle_of(configs))
@@ -204,8 +204,10 @@ class _SiteEdit:
         return mask
 
 
-class _Editors(RoutingEditor):
+class _Editors(SiteEditor):
     """All configs of one intervention that touch one router."""
+
+    parts: list[_SiteEdit]
 
     def __init__(self, parts: list[_SiteEdit]) -> None:
         self.parts = parts
@@ -333,25 +335,3 @@ def edit_of(config: MoTEConfig, site: RouterSite) -> RoutingEdit:
         logit_bias=bias if config.bias_on == "logits" else None,
         selection_bias=bias if config.bias_on == "selection" else None,
     )
-
-
-def _check_together(site: RouterSite, mine: _Editors) -> None:
-    """Refuse a config that does not fit together with what is attached to the router already."""
-    stack = stack_on(site.module, RouterHook)
-    others = [p for p in stack.participants if isinstance(p, _Editors)] if stack is not None else []
-    for part in mine.parts:
-        rivals = [
-            other
-            for editors in others
-            for other in editors.parts
-            if part.row is None or other.row is None or part.row == other.row
-        ]
-        if rivals:
-            meeting = [part, *rivals]
-            check_router(
-                site,
-                suppressed=set().union(*(p.suppressed for p in meeting)),
-                stimulated=set().union(*(p.stimulated for p in meeting)),
-                scaled=set().union(*(p.scaled for p in meeting)),
-                rerouted=any(p.rerouted for p in meeting),
-            )

@@ -188,3 +188,13 @@ def test_accelerate_marks_offloaded_modules() -> None:
     assert linear.weight.is_meta
     with align_module_device(linear):
         assert not linear.weight.is_meta
+
+
+def test_peft_takes_no_method_that_is_not_in_its_enum() -> None:
+    """Why tunable_mote is no method of PEFT; where this fails, it can become one."""
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import BaseTuner
+    from peft.utils import register_peft_method
+
+    with pytest.raises(ValueError, match="please add an entry to peft.utils.peft_types.PeftType"):
+        register_peft_method(name="tunable", config_cls=PeftConfig, model_cls=BaseTuner)

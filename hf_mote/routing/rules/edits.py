@@ -143,4 +143,7 @@ def present_in(edit: RoutingEdit) -> dict[str, Tensor]:
 
 
 def _loses(name: str, values: Tensor) -> Tensor:
-    return values if name == "banned" else values != 1
+    if name == "banned":
+        return values
+    # A factor that is being learnt has a gradient also where it is 1.
+    return torch.ones_like(values, dtype=torch.bool) if values.requires_grad else values != 1

@@ -162,10 +162,16 @@ def score(logits: Tensor, selection: BoundRule, edit: RoutingEdit) -> Tensor:
         # Where the router hands out probabilities, adding to a logit is multiplying by an exponential.
         scores = scores * edit.logit_bias.exp() if rule.scoring == "probabilities" else scores + edit.logit_bias
     if rule.scoring == "softmax":
-        return scores.softmax(dim=-1)
-    if rule.scoring == "sigmoid":
-        return scores.sigmoid()
-    return scores if selection.score_fn is None else selection.score_fn(scores)
+        scores = scores.softmax(dim=-1)
+    elif rule.scoring == "sigmoid":
+        scores = scores.sigmoid()
+    elif selection.score_fn is not None:
+        # An activation in several steps rounds after each, so that it is given what the router's own is given.
+        scores = selection.score_fn(scores.to(logits.dtype) if rule.native_dtype else scores)
+    else:
+        return scores
+    # A bias is added in float32; the scores are in the dtype of the router's own nevertheless.
+    return scores.to(logits.dtype) if rule.native_dtype else scores
 
 
 def family_weights(scores: Tensor, indices: Tensor, selection: BoundRule, edit: RoutingEdit) -> Tensor:

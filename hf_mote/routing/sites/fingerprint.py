@@ -52,7 +52,12 @@ def fingerprint_of(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, A
 
 
 def check_fingerprint(
-    fingerprint: dict[str, Any], live: dict[str, Any], sites: Sequence[RouterSite], *, where: str
+    fingerprint: dict[str, Any],
+    live: dict[str, Any],
+    sites: Sequence[RouterSite],
+    *,
+    where: str,
+    anew: str = "make the config anew with MoTEConfig.for_model",
 ) -> None:
     """Raise [`ModelMismatchError`] unless a fingerprint is the model's.
 
@@ -61,6 +66,7 @@ def check_fingerprint(
         live (`dict`): That of the present model.
         sites (`Sequence[RouterSite]`): The router sites of that model.
         where (`str`): The place of the fingerprint, for the error.
+        anew (`str`, *optional*): How the same is made for the present model, for the error.
     """
     for key in ("model_type", "layers", "num_experts", "top_k"):
         if fingerprint[key] != live[key]:
@@ -69,9 +75,9 @@ def check_fingerprint(
                 "the config was made for another model",
                 got=_brief(live[key]),
                 expected=_brief(fingerprint[key]),
-                fix="Load the model that the config names, or make a config for this one with MoTEConfig.for_model.",
+                fix=f"Load the model that it was made for, or {anew} for this one.",
             )
-    _check_weights(fingerprint["router_sha256"], live["router_sha256"], sites, f"{where}.router_sha256")
+    _check_weights(fingerprint["router_sha256"], live["router_sha256"], sites, f"{where}.router_sha256", anew)
     found, compared = differing(fingerprint.get(SAMPLED), live.get(SAMPLED))
     if found:
         raise ModelMismatchError(
@@ -79,8 +85,7 @@ def check_fingerprint(
             "the config was made for a model with the same routers and other weights elsewhere, as its fine-tune has",
             got=f"{len(found)} of {compared} weights that were compared differ, such as {found[0]}",
             fix="What was measured on the one need not hold on the other. allow_other_weights=True "
-            "(--allow-other-weights) applies it, and what is measured then says so; or make the config anew with "
-            "MoTEConfig.for_model.",
+            f"(--allow-other-weights) applies it, and what is measured then says so; or {anew}.",
         )
 
 
@@ -95,7 +100,7 @@ def same_weights(made: dict[str, Any], live: dict[str, Any]) -> bool:
     return len(routers) < 2 and not differing(made.get(SAMPLED), live.get(SAMPLED))[0]
 
 
-def _check_weights(made: str | None, now: str | None, sites: Sequence[RouterSite], where: str) -> None:
+def _check_weights(made: str | None, now: str | None, sites: Sequence[RouterSite], where: str, anew: str) -> None:
     """Raise unless the digests of router weights are equal; packed weights are not compared with plain ones."""
     kinds = sorted({kind for site in sites for kind in packed_parts(site.module).values()})
     if made is None or now is None or made == now:
@@ -109,7 +114,7 @@ def _check_weights(made: str | None, now: str | None, sites: Sequence[RouterSite
             got=", ".join(kinds),
             expected=made[:12],
             fix="Load the model with its routers left in full precision, by the quantisation's list of modules not to "
-            "convert; or make the config anew for the quantised model with MoTEConfig.for_model.",
+            f"convert; or {anew} for the quantised model.",
         )
     if was and not is_packed:
         raise ModelMismatchError(
@@ -118,7 +123,7 @@ def _check_weights(made: str | None, now: str | None, sites: Sequence[RouterSite
             "cannot be compared",
             got=now[:12],
             expected=made[: len(PACKED) + 12],
-            fix="Load the model quantised as it was, or make the config anew with MoTEConfig.for_model.",
+            fix=f"Load the model quantised as it was, or {anew}.",
         )
     if is_packed:
         raise ModelMismatchError(
@@ -126,8 +131,7 @@ def _check_weights(made: str | None, now: str | None, sites: Sequence[RouterSite
             "the config was made for quantised routers that unpack to other weights",
             got=f"{now[: len(PACKED) + 12]} ({', '.join(kinds)})",
             expected=made[: len(PACKED) + 12],
-            fix="They may be quantised otherwise, or be of another model: make the config anew with "
-            "MoTEConfig.for_model if the experts are the same.",
+            fix=f"They may be quantised otherwise, or be of another model: {anew} if the experts are the same.",
         )
     half = any(parameter.dtype == torch.float16 for site in sites for parameter in site.module.parameters())
     raise ModelMismatchError(
@@ -140,8 +144,8 @@ def _check_weights(made: str | None, now: str | None, sites: Sequence[RouterSite
             "does not depend on the dtype. If it still differs, the model is another one."
             if half
             else "Expert indices mean nothing in another training run. On a fine-tune of the model it was made for, "
-            "allow_other_weights=True (--allow-other-weights) applies it, and what is measured then says so; or make "
-            "the config anew with MoTEConfig.for_model."
+            "allow_other_weights=True (--allow-other-weights) applies it, and what is measured then says so; "
+            f"or {anew}."
         ),
     )
 

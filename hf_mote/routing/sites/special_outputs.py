@@ -15,7 +15,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor
 
 from hf_mote.errors import UnsupportedError
-from hf_mote.routing.rules.edits import RoutingEdit
+from hf_mote.routing.rules.edits import RoutingEdit, values_at
 from hf_mote.routing.rules.selection import NEVER, Routing, choose_experts, family_weights, rank_forced, reweigh, score
 from hf_mote.routing.sites.output import RouterOutput, contract_error
 from hf_mote.routing.sites.site import RouterSite
@@ -36,6 +36,14 @@ class DenseScores(RouterOutput):
         scores, logits = output
         indices = torch.topk(logits, self.site.top_k, dim=-1).indices
         return logits, Routing(scores.gather(-1, indices), indices)
+
+    def route(self, output: Any, args: tuple[Any, ...], edit: RoutingEdit) -> Routing:
+        scores, indices = choose_experts(self.read(output)[0], self.site.selection, None, edit)
+        # Of all experts at once, as the router does: of the chosen ones alone, torch may round another way.
+        weights = scores.float().sigmoid().gather(-1, indices)
+        if edit.banned is not None:
+            weights = weights.masked_fill(values_at(edit.banned, indices), 0.0)
+        return Routing(reweigh(weights, indices, edit), indices)
 
     def write(self, output: Any, routing: Routing, touched: Tensor | None) -> Any:
         scores = torch.zeros_like(output[0])
@@ -117,6 +125,8 @@ class Sparsemixer(RouterOutput):
     """Experts chosen one after the other, each with a softmax of its own (PhiMoE); the family's function is called."""
 
     refuses = {
+        "trained_bias": "sparsemixer samples the experts in training mode, and its weights are constant where few "
+        "logits are near the largest",
         "stimulate": "sparsemixer chooses one expert after the other and has no rule for one that must be chosen",
         "bias_on_selection": "sparsemixer has no selection scores apart from its logits",
     }
