@@ -57,7 +57,9 @@ class TunedValues(Shareable):
         if made is None or self.origin.targets:
             raise ConfigError(f"{where}.origin", "must be a config with a fingerprint and without targets")
         known = made["layers"]
-        if not self.layers or list(self.layers) != [layer for layer in known if layer in self.layers]:
+        # Values that equal a whole number, such as True, are none.
+        numbers = all(type(layer) is int for layer in self.layers)
+        if not self.layers or not numbers or list(self.layers) != [layer for layer in known if layer in self.layers]:
             expected = f"some of {known}, ascending, each once"
             raise ConfigError(f"{where}.layers", "must be layers of the model", got=self.layers, expected=expected)
         if not self.tables:

@@ -50,11 +50,13 @@ from hf_mote import (  # noqa: E402
 from hf_mote.commands.run_files import REPORT, writing_to  # noqa: E402
 from hf_mote.errors import HFMoTEError  # noqa: E402
 from hf_mote.files import read_json, read_tensors, write_json, write_tensors  # noqa: E402
+from hf_mote.mote.tuned_values import TunedValues  # noqa: E402
 from hf_mote.plots import plot_expert_map  # noqa: E402
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, read_batch, write_batch  # noqa: E402
 from hf_mote.reports.markup import Html  # noqa: E402
 from hf_mote.reports.page import write_page  # noqa: E402
 from hf_mote.runs.folder import RunFolder  # noqa: E402
+from hf_mote.sharing.cards import CardNotes  # noqa: E402
 
 __all__ = ["WRITERS", "Tried", "Writer", "tried"]
 
@@ -95,6 +97,23 @@ def _read_config(folder: Path) -> int:
     config = MoTEConfig.from_pretrained(folder / "config")
     assert {layer for layer, _ in config.suppress} == {config.provenance["state"]}
     return int(config.provenance["state"])
+
+
+def _write_tuned(folder: Path, state: int) -> None:
+    # As `TunableMoTE.save_pretrained`, which needs a model: the parameters, and beside them the same as a config.
+    made = {"layers": [0, 1], "model_type": "mixtral", "num_experts": [8, 8], "router_sha256": "ab", "top_k": [2, 2]}
+    values = TunedValues((0, 1), MoTEConfig(fingerprint=made), torch.full((2, 8), float(state)))
+    values._write(folder / "tuned", CardNotes(), [("", values.to_config())], [])
+
+
+def _read_tuned(folder: Path) -> int:
+    if not (folder / "tuned" / TunedValues.file_name).exists():
+        return 0
+    values = TunedValues.from_pretrained(folder / "tuned")
+    assert values.to_config().gain == MoTEConfig.from_pretrained(folder / "tuned").gain
+    assert (folder / "tuned" / "README.md").exists()
+    assert values.log_gain is not None
+    return int(values.log_gain[0, 0])
 
 
 def _write_map(folder: Path, state: int) -> None:
@@ -246,6 +265,7 @@ WRITERS: tuple[Writer, ...] = (
     Writer("write_json", _write_json, _read_json),
     Writer("write_tensors", _write_tensors, _read_tensors),
     Writer("MoTEConfig.save_pretrained", _write_config, _read_config),
+    Writer("TunableMoTE.save_pretrained", _write_tuned, _read_tuned),
     Writer("ActivationMap.save_pretrained", _write_map, _read_map),
     Writer("RunFolder.write", _write_run, _read_run),
     Writer("evaluate_mote, with run_folder", _write_evaluation, _read_evaluation),

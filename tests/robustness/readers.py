@@ -43,6 +43,7 @@ from hf_mote.evaluation.conversations import Conversation
 from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.files import read_json, read_tensors, write_json, write_tensors
 from hf_mote.links.latent_expert_map import LatentExpertMap
+from hf_mote.mote.tuned_values import TunedValues
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, read_batch, write_batch
 from hf_mote.runs.folder import RunFolder
 from hf_mote.sae.report import SAEReport
@@ -80,6 +81,16 @@ def _use_config(config: MoTEConfig) -> None:
     assert MoTEConfig.from_dict(config.to_dict()) == config
     config._card(CardNotes(), [])
     repr(config)
+
+
+def _tuned() -> TunedValues:
+    values = torch.linspace(-1, 1, 8).reshape(2, 4)
+    return TunedValues((0, 2), MoTEConfig(fingerprint=_config().fingerprint, base_model="org/model"), values, -values)
+
+
+def _use_tuned(tuned: TunedValues) -> None:
+    _use_config(tuned.to_config())
+    tuned._card(CardNotes(), [])
 
 
 def _map() -> ActivationMap:
@@ -617,6 +628,7 @@ def _new_seed(content: bytes, random: Random) -> tuple[bytes, str]:
 
 READERS: tuple[Reader, ...] = (
     _one_file("mote_config", _config, _use_config, json_document),
+    _one_file("tuned_values", _tuned, _use_tuned, safetensors_file),
     _one_file("activation_map", _map, _use_map, safetensors_file),
     _one_file("latent_expert_map", _links, _use_links, safetensors_file),
     _one_file("predicted_latent_expert_map", _predicted_links, _use_links, safetensors_file),
