@@ -666,7 +666,6 @@ READERS: tuple[Reader, ...] = (
         {
             "organism.json": json_document,
             "config.json": json_document,
-            "generation_config.json": json_document,
             "tokenizer_config.json": json_document,
             "tokenizer.json": raw,
             "chat_template.jinja": text,

@@ -18,8 +18,6 @@ WHOLE = [reader for reader in READERS if reader.needs_no_seed]
 # Files that may hold anything.
 FREE = {
     ("earlier_report", "run/report.json"): "it is being replaced",
-    ("model_folder", "generation_config.json"): "transformers ignores one that it cannot read",
-    ("organism", "generation_config.json"): "likewise",
 }
 FILES = [(reader, name) for reader in WHOLE for name in reader.mutations if (reader.name, name) not in FREE]
 

@@ -223,6 +223,9 @@ def _renewed(path: Path, old: Mapping[str, Any]) -> dict[str, Any]:
         if flag(path, arguments, "signed", default=False):
             raise UnsupportedError(f"{path}: activation_fn_kwargs.signed", "its latents are negative, too")
         architecture, cfg["k"] = "topk", integer(path, arguments, "k")
+    elif arguments and text(path, cfg, "activation_fn") is None:
+        what, got = "is missing, and has arguments", repr(arguments)
+        raise FileFormatError(f"{path}: activation_fn", what, got=got, expected="relu or topk")
     elif activation != "relu":
         # SAELens 6 would compute a ReLU instead.
         raise UnsupportedError(

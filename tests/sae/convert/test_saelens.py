@@ -97,6 +97,7 @@ def test_load_sae_config_that_means_something_else_is_refused(
         *[({"sae_lens_version": value}, "sae_lens_version: wrong type") for value in (0, False, [], 5)],
         ({"metadata": {"sae_lens_version": []}}, "sae_lens_version: wrong type"),
         *[({"activation_fn_str": value}, "activation_fn: wrong type") for value in (0, False, {}, ["topk"])],
+        *[({"activation_fn_str": gone}, "activation_fn: is missing, and has arguments") for gone in (None, "", ...)],
         ({"activation_fn": "relu"}, "activation_fn: contradicts the other name of activation_fn"),
         ({"hook_point": "blocks.4.hook_resid_mid"}, "hook_point: contradicts the other name of hook_name"),
         ({"activation_fn_kwargs": {"k": 5, "sign": True}}, "activation_fn_kwargs.sign: unknown key"),
@@ -114,6 +115,12 @@ def test_load_sae_config_of_before_6_with_a_wrong_type_is_refused(
     change_config(folder, **changes)
     with pytest.raises(FileFormatError, match=rf"cfg\.json: {reason}"):
         load_sae(folder)
+
+
+def test_load_sae_config_of_before_6_with_a_k_that_its_relu_ignores_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / saelens_of_openai(tmp_path).place["subfolder"]
+    change_config(folder, activation_fn_str="relu")
+    assert load_sae(folder).config.model_type == "relu_sae"
 
 
 @pytest.mark.parametrize("changes", [{"activation_fn_kwargs": {"k": 5, "signed": False}}, {"hook_head_index": None}])
