@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from hf_mote.ranking.causal.attribution import attribute_experts
     from hf_mote.ranking.causal.optimization import optimize_experts
     from hf_mote.ranking.causal.optimized import OptimizedRanking
+    from hf_mote.ranking.causal.patching import PatchedLayers, patch_experts, patch_layers
     from hf_mote.ranking.causal.search import ExpertSearch, search_experts
     from hf_mote.ranking.causal.subsets import random_subsets
     from hf_mote.ranking.expert_ranking import ExpertRanking
@@ -115,6 +116,7 @@ __all__ = [
     "MutualChoiceSAEModel",
     "OptimizedRanking",
     "Organism",
+    "PatchedLayers",
     "PromptGrid",
     "ReLUSAEConfig",
     "ReLUSAEModel",
@@ -155,6 +157,8 @@ __all__ = [
     "load_organism",
     "load_sae",
     "optimize_experts",
+    "patch_experts",
+    "patch_layers",
     "prompt_grid",
     "random_subsets",
     "record_routing",
@@ -196,6 +200,7 @@ _PLACES = {
     "MutualChoiceSAEModel": "hf_mote.sae.variants",
     "OptimizedRanking": "hf_mote.ranking.causal.optimized",
     "Organism": "hf_mote.organisms.organism",
+    "PatchedLayers": "hf_mote.ranking.causal.patching",
     "PromptGrid": "hf_mote.generation.grid",
     "ReLUSAEConfig": "hf_mote.sae.variants",
     "ReLUSAEModel": "hf_mote.sae.variants",
@@ -235,6 +240,8 @@ _PLACES = {
     "load_organism": "hf_mote.organisms.organism",
     "load_sae": "hf_mote.sae.convert",
     "optimize_experts": "hf_mote.ranking.causal.optimization",
+    "patch_experts": "hf_mote.ranking.causal.patching",
+    "patch_layers": "hf_mote.ranking.causal.patching",
     "prompt_grid": "hf_mote.generation.grid",
     "random_subsets": "hf_mote.ranking.causal.subsets",
     "record_routing": "hf_mote.routing.recording.record",
