@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from hf_mote.organisms.organism import Organism, load_organism
     from hf_mote.ranking.causal.ablation import ablate_experts
     from hf_mote.ranking.causal.attribution import attribute_experts
+    from hf_mote.ranking.causal.counterfactual import CounterfactualRoutes, counterfactual_routes
     from hf_mote.ranking.causal.optimization import optimize_experts
     from hf_mote.ranking.causal.optimized import OptimizedRanking
     from hf_mote.ranking.causal.patching import PatchedLayers, patch_experts, patch_layers
@@ -93,6 +94,7 @@ __all__ = [
     "BatchTopKSAEConfig",
     "BatchTopKSAEModel",
     "ChoiceJudge",
+    "CounterfactualRoutes",
     "EvaluationReport",
     "ExpertRanking",
     "ExpertSearch",
@@ -146,6 +148,7 @@ __all__ = [
     "bake_mote",
     "check_model",
     "collect_activations",
+    "counterfactual_routes",
     "evaluate_both_ways",
     "evaluate_mote",
     "evaluate_sae",
@@ -178,6 +181,7 @@ _PLACES = {
     "BatchTopKSAEConfig": "hf_mote.sae.variants",
     "BatchTopKSAEModel": "hf_mote.sae.variants",
     "ChoiceJudge": "hf_mote.judges.choice",
+    "CounterfactualRoutes": "hf_mote.ranking.causal.counterfactual",
     "EvaluationReport": "hf_mote.evaluation.report",
     "ExpertRanking": "hf_mote.ranking.expert_ranking",
     "ExpertSearch": "hf_mote.ranking.causal.search",
@@ -229,6 +233,7 @@ _PLACES = {
     "bake_mote": "hf_mote.mote.bake",
     "check_model": "hf_mote.evaluation.model_check",
     "collect_activations": "hf_mote.sae.training.activations",
+    "counterfactual_routes": "hf_mote.ranking.causal.counterfactual",
     "evaluate_both_ways": "hf_mote.evaluation.both_ways",
     "evaluate_mote": "hf_mote.evaluation.evaluate",
     "evaluate_sae": "hf_mote.sae.metrics",

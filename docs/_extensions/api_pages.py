@@ -63,6 +63,8 @@ GROUPS = {
             "patch_experts",
             "patch_layers",
             "PatchedLayers",
+            "counterfactual_routes",
+            "CounterfactualRoutes",
             "search_experts",
             "ExpertSearch",
             "optimize_experts",
