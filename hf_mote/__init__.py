@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from hf_mote.organisms.organism import Organism, load_organism
     from hf_mote.ranking.causal.ablation import ablate_experts
     from hf_mote.ranking.causal.attribution import attribute_experts
+    from hf_mote.ranking.causal.counterfactual import CounterfactualRoutes, counterfactual_routes
     from hf_mote.ranking.causal.optimization import optimize_experts
     from hf_mote.ranking.causal.optimized import OptimizedRanking
+    from hf_mote.ranking.causal.patching import PatchedLayers, patch_experts, patch_layers
     from hf_mote.ranking.causal.search import ExpertSearch, search_experts
     from hf_mote.ranking.causal.subsets import random_subsets
     from hf_mote.ranking.expert_ranking import ExpertRanking
@@ -92,6 +94,7 @@ __all__ = [
     "BatchTopKSAEConfig",
     "BatchTopKSAEModel",
     "ChoiceJudge",
+    "CounterfactualRoutes",
     "EvaluationReport",
     "ExpertRanking",
     "ExpertSearch",
@@ -115,6 +118,7 @@ __all__ = [
     "MutualChoiceSAEModel",
     "OptimizedRanking",
     "Organism",
+    "PatchedLayers",
     "PromptGrid",
     "ReLUSAEConfig",
     "ReLUSAEModel",
@@ -144,6 +148,7 @@ __all__ = [
     "bake_mote",
     "check_model",
     "collect_activations",
+    "counterfactual_routes",
     "evaluate_both_ways",
     "evaluate_mote",
     "evaluate_sae",
@@ -155,6 +160,8 @@ __all__ = [
     "load_organism",
     "load_sae",
     "optimize_experts",
+    "patch_experts",
+    "patch_layers",
     "prompt_grid",
     "random_subsets",
     "record_routing",
@@ -174,6 +181,7 @@ _PLACES = {
     "BatchTopKSAEConfig": "hf_mote.sae.variants",
     "BatchTopKSAEModel": "hf_mote.sae.variants",
     "ChoiceJudge": "hf_mote.judges.choice",
+    "CounterfactualRoutes": "hf_mote.ranking.causal.counterfactual",
     "EvaluationReport": "hf_mote.evaluation.report",
     "ExpertRanking": "hf_mote.ranking.expert_ranking",
     "ExpertSearch": "hf_mote.ranking.causal.search",
@@ -196,6 +204,7 @@ _PLACES = {
     "MutualChoiceSAEModel": "hf_mote.sae.variants",
     "OptimizedRanking": "hf_mote.ranking.causal.optimized",
     "Organism": "hf_mote.organisms.organism",
+    "PatchedLayers": "hf_mote.ranking.causal.patching",
     "PromptGrid": "hf_mote.generation.grid",
     "ReLUSAEConfig": "hf_mote.sae.variants",
     "ReLUSAEModel": "hf_mote.sae.variants",
@@ -224,6 +233,7 @@ _PLACES = {
     "bake_mote": "hf_mote.mote.bake",
     "check_model": "hf_mote.evaluation.model_check",
     "collect_activations": "hf_mote.sae.training.activations",
+    "counterfactual_routes": "hf_mote.ranking.causal.counterfactual",
     "evaluate_both_ways": "hf_mote.evaluation.both_ways",
     "evaluate_mote": "hf_mote.evaluation.evaluate",
     "evaluate_sae": "hf_mote.sae.metrics",
@@ -235,6 +245,8 @@ _PLACES = {
     "load_organism": "hf_mote.organisms.organism",
     "load_sae": "hf_mote.sae.convert",
     "optimize_experts": "hf_mote.ranking.causal.optimization",
+    "patch_experts": "hf_mote.ranking.causal.patching",
+    "patch_layers": "hf_mote.ranking.causal.patching",
     "prompt_grid": "hf_mote.generation.grid",
     "random_subsets": "hf_mote.ranking.causal.subsets",
     "record_routing": "hf_mote.routing.recording.record",

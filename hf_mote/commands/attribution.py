@@ -38,8 +38,10 @@ OUTPUT = Writing(Path("hf-mote-attribute"))
 RESAMPLES = 999
 LEAST_COMPLETED = 4
 PLANNED = 3  # steps of growth of each mode that a plan reckons with
-METHODS = ("attribution", "ablation", "optimize")
+METHODS = ("attribution", "ablation", "optimize", "patching")
+ONE_BY_ONE = ("ablation", "patching")  # methods that try one expert at a time, and take a shortlist
 TARGET, BASELINE = "target", "baseline"  # what the two responses are called, here and on the page
+CORRUPTED = "corrupted"
 
 
 @bundled
@@ -65,14 +67,23 @@ def attribute_command(
         str,
         typer.Option(
             help="attribution: gradient times weight, one pass; ablation: one expert taken out at a time; optimize: "
-            "gates learnt for all experts together, which finds those that stand in for each other."
+            "gates learnt for all experts together, which finds those that stand in for each other; patching: what "
+            "one expert at a time adds for the prompt, put into the run of a corrupted prompt."
         ),
     ] = "attribution",
+    corrupted_field: Annotated[
+        str,
+        typer.Option(
+            help="With patching: field that holds the corrupted prompt, for which the target is less likely; of as "
+            "many tokens as the prompt, unless --positions count from its end."
+        ),
+    ] = CORRUPTED,
     gain: Annotated[
         float, typer.Option(help="Where the derivative is taken; below 1 where the response is all but certain.")
     ] = 1.0,
     shortlist: Annotated[
-        int | None, typer.Option(min=1, help="Ablate only so many, the first by attribution; all by default.")
+        int | None,
+        typer.Option(min=1, help="Ablate or patch only so many, the first by attribution; all by default."),
     ] = None,
     steps: Annotated[
         int | None,
@@ -102,8 +113,17 @@ def attribute_command(
         writing.check()
         if method not in METHODS:
             raise UnknownNameError.of("--method", method, METHODS)
-        if shortlist is not None and method != "ablation":
-            raise ConfigError("--shortlist", "is for the method ablation", got=f"--method {method}")
+        patching = method == "patching"
+        if shortlist is not None and method not in ONE_BY_ONE:
+            raise ConfigError("--shortlist", "is for the methods ablation and patching", got=f"--method {method}")
+        if method in ONE_BY_ONE and gain != 1.0 and shortlist is None:
+            what, fix = (
+                f"says nothing to the method {method} without a shortlist",
+                "Give --shortlist, or leave it out.",
+            )
+            raise ConfigError("--gain", what, got=gain, fix=fix)
+        if corrupted_field != CORRUPTED and not patching:
+            raise ConfigError("--corrupted-field", "is for the method patching", got=f"--method {method}")
         if method == "optimize" and (gain != 1.0 or resamples != RESAMPLES or reading.group_field is not None):
             given = "--gain" if gain != 1.0 else "--resamples" if resamples != RESAMPLES else "--group-field"
             raise ConfigError(given, "says nothing to the method optimize", fix="Leave it out.")
@@ -111,7 +131,7 @@ def attribute_command(
             raise ConfigError("--steps", "is for the method optimize", got=f"--method {method}")
         if method != "optimize" and complete:
             raise ConfigError("--complete", "is for the method optimize", got=f"--method {method}")
-        choosing.check()
+        choosing.check(measured=patching)
         real("--gain", gain, above=0, most=1)
         shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **templating.settings()}
         loading.check(model)
@@ -121,15 +141,18 @@ def attribute_command(
         targets = _responses("--target", target, asked, target_field)
         baselines = _responses("--baseline", baseline, asked, baseline_field)
         o.check_pairs(asked.source, targets, baselines)
+        corrupted = asked.others(corrupted_field, "--corrupted-field") if patching else []
         if complete and len(asked.prompts) < LEAST_COMPLETED:
             needed = f"{LEAST_COMPLETED} or more, half of which are held back"
             raise ConfigError("--complete", "has too few prompts", got=len(asked.prompts), expected=needed)
         # From here on torch and transformers are needed.
+        from hf_mote.generation.prompts import prompt_text
         from hf_mote.hub import public_name
         from hf_mote.ranking.causal.ablation import ablate_experts
         from hf_mote.ranking.causal.attribution import attribute_experts
         from hf_mote.ranking.causal.optimization import optimize_experts
         from hf_mote.ranking.causal.optimized import OptimizedRanking
+        from hf_mote.ranking.causal.patching import patch_experts
         from hf_mote.reports.attribution import Attribution, attribution_verdict
         from hf_mote.reports.explorer import traced_experts
         from hf_mote.routing.sites.routed_model import RoutedModel
@@ -149,10 +172,16 @@ def attribute_command(
                 return _call(rank, subject, asked, targets, baselines, **shared, **options)
 
             by_gradient = partial(call, attribute_experts, gain=gain, groups=groups, run_folder=part_of("attribution"))
-            if method == "ablation":
+            if method in ONE_BY_ONE:
                 experts = by_gradient(resamples=0).top(shortlist) if shortlist is not None else None
-                by_ablation = partial(call, ablate_experts, run_folder=part_of(method))
-                ranking = by_ablation(experts=experts, groups=groups, resamples=resamples)
+                tried: dict[str, Any] = {"experts": experts, "groups": groups, "resamples": resamples}
+                tried["run_folder"] = part_of(method)
+                if patching:
+                    texts = (asked.prompts, corrupted, targets, baselines)
+                    asking = partial(patch_experts, subject.model, subject.tokenizer, *texts)
+                    ranking = asking(positions=choosing.at, **shared, **tried)
+                else:
+                    ranking = call(ablate_experts, **tried)
             elif method == "optimize":
                 learning: dict[str, Any] = {} if steps is None else {"steps": steps}
                 # What is held back is seen neither by the gates nor by the set as it grows.
@@ -183,6 +212,7 @@ def attribute_command(
                 traced=followed,
                 config=None if config is None else config.to_dict(),
                 latents=list(maps.values()),
+                corrupted=[prompt_text(prompt) for prompt in corrupted],
             )
             more = {"prompts": f"{asked.source} ({len(asked.prompts)})", "method": method}
             if maps:
@@ -225,11 +255,18 @@ def _plan(
     # Whatever the method, the untouched model's preference stands in the report.
     untouched = Timed.of("one batch of forwards", partial(_preference, subject, *_first(asked, first), size, chat))
     more = [Work(untouched, batches)]
-    if method == "ablation":
+    if method in ONE_BY_ONE:
         tried = there if shortlist is None else shortlist
         # An expert takes a pass without it, and the first one a pass with all besides.
         passes = batches * (tried + 1) / 2
         runs = f"{tried + 1:,} forwards of both responses to each prompt, one without each of {tried:,} experts"
+        if method == "patching":
+            # In each layer the updates of both prompts are read first. Experts that no token chose take no pass.
+            passes = batches * (tried + 2 * len(sites)) / 2
+            runs = (
+                f"{2 * len(sites):,} forwards of both responses to each prompt, and up to {tried:,} more, one for "
+                "each expert that one of its tokens chose"
+            )
         one = [(sites[0].layer, 0)]
         once = partial(ablate_experts, subject.model, subject.tokenizer, *first, experts=one, **quiet)
         named = f"two forwards of {size} prompts"

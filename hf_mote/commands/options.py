@@ -297,7 +297,8 @@ Positions: TypeAlias = Annotated[
     str | None,
     typer.Option(
         help="Limit that config to these tokens of each sequence, as in 0,1 or -1: counted from the first one, or "
-        "back from the last of the prompt. By default it acts at all tokens of its scope."
+        "back from the last of the prompt. By default it acts at all tokens of its scope. attribute --method patching "
+        "also patches these tokens only."
     ),
 ]
 Mode: TypeAlias = Annotated[

@@ -66,6 +66,18 @@ class PromptSet:
         """
         return _column(self.source, self.records, name)
 
+    def others(self, name: str, option: str) -> list[Prompt]:
+        """Return a further prompt of every record.
+
+        Args:
+            name (`str`): The field that holds it.
+            option (`str`): The option that names the field, for the error.
+
+        Raises:
+            [`DataError`]: if a record lacks it, or holds something that is no prompt; it is named.
+        """
+        return [_prompt(record, name, option) for record in self.records]
+
     def has(self, name: str) -> bool:
         """Return whether every record has a field."""
         return all(name in record.fields for record in self.records)
@@ -155,14 +167,14 @@ def _organism_records(source: str, organisms: Organisms) -> list[Record]:
     ]
 
 
-def _prompt(record: Record, field: str) -> Prompt:
+def _prompt(record: Record, field: str, option: str = "--prompt-field") -> Prompt:
     if field not in record.fields:
         names = ", ".join(map(str, record.fields))
         raise DataError(
             record.where,
             f"has no field {field!r}",
             got=names or "no fields",
-            fix="Name the field that holds the prompt: --prompt-field.",
+            fix=f"Name the field that holds the prompt: {option}.",
         )
     value = record.fields[field]
     try:

@@ -242,6 +242,8 @@ class ExpertRanking(Printable, Shareable):
     def _remedy(self) -> str:
         """What is left to do where most experts differ, of what was not done."""
         known = self.provenance
+        if self.method == "patching":
+            return "Take pairs of prompts that differ in little but what is sought."
         if self.method in _OF_RESPONSES:
             return "Take two responses that differ in little but what is sought."
         left = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from hf_mote.links.latent_expert_map import LatentExpertMap
@@ -29,7 +30,7 @@ class Attribution(NamedTuple):
 
     Attributes:
         model (`str`): The model's name.
-        ranking (`ExpertRanking`): The ranking, in nats.
+        ranking (`ExpertRanking`): The ranking, in nats; of patching, in shares of a difference.
         prompts (`list[str]`): The prompts.
         targets (`list[str]`): The target response to each.
         baselines (`list[str]`): The baseline response to each.
@@ -39,6 +40,7 @@ class Attribution(NamedTuple):
         traced (`Sequence[tuple[int, int]]`): (layer, expert) that are followed, the first `top` of the ranking first.
         config (`Mapping`, *optional*): The config of the first experts, as `MoTEConfig.to_dict` gives it.
         latents (`Sequence[LatentExpertMap]`): Which latents of an SAE predict or drive experts.
+        corrupted (`Sequence[str]`): Of patching, the corrupted prompt of each.
     """
 
     model: str
@@ -52,6 +54,7 @@ class Attribution(NamedTuple):
     traced: Sequence[tuple[int, int]] = ()
     config: Mapping[str, Any] | None = None
     latents: Sequence[LatentExpertMap] = ()
+    corrupted: Sequence[str] = ()
 
 
 def attribution_verdict(found: Attribution) -> tuple[str, bool]:
@@ -63,7 +66,8 @@ def attribution_verdict(found: Attribution) -> tuple[str, bool]:
     ranking = found.ranking
     if isinstance(ranking, OptimizedRanking):
         return ranking.verdict, bool(ranking.chosen)
-    verdict = ranking_verdict(ranking, relation="speak for the target response")
+    relation = "bring the target response back" if ranking.method == "patching" else "speak for the target response"
+    verdict = ranking_verdict(ranking, relation=relation)
     mean = sum(found.preference) / len(found.preference)
     n = len(found.preference)
     share = percent(sum(value > 0 for value in found.preference) / n, n)
@@ -142,11 +146,13 @@ def _explored(found: Attribution) -> Explored:
 def _title(ranking: ExpertRanking) -> str:
     if isinstance(ranking, OptimizedRanking):
         return "How surely each expert is closed where the target is to be no likelier than the baseline"
+    if ranking.method == "patching":
+        return "Share of the difference in log p(target) − log p(baseline) that each expert brings back"
     return "What each expert adds to log p(target) − log p(baseline)"
 
 
 def _unit(ranking: ExpertRanking) -> str:
-    return "" if isinstance(ranking, OptimizedRanking) else "nats"
+    return "" if isinstance(ranking, OptimizedRanking) else ranking.unit
 
 
 def _method(ranking: ExpertRanking) -> str:
@@ -164,6 +170,16 @@ def _method(ranking: ExpertRanking) -> str:
     if ranking.method == "ablation":
         how = "Each expert is taken out alone; its score is how far log p(target) − log p(baseline) falls without it."
         return f"{how} {ranking.provenance.get('experts')} experts were tried; the others have score 0 and no p value."
+    if ranking.method == "patching":
+        known = ranking.provenance
+        at = "at all tokens" if "positions" not in known else f"at the positions {known['positions']}"
+        clean, corrupted = (signed(float(known[name]), 1) for name in ("clean", "corrupted"))
+        return (
+            f"The corrupted prompt runs with what one expert adds for the clean one, {at}. The score is the share "
+            f"that comes back of the difference in log p(target) − log p(baseline): {clean} nats for the clean "
+            f"prompts and {corrupted} for the corrupted ones on average. {known['experts']} experts were tried; any "
+            "others have score 0 and no p value."
+        )
     gain = ranking.provenance.get("gain")
     how = "First order: routing weight times derivative of log p(target) − log p(baseline), summed over tokens"
     return f"{how}, taken with all routing weights times {gain}. Intervals and p (sign flips) are over prompts."
@@ -197,6 +213,7 @@ def _responses(found: Attribution) -> Html:
         tag(
             "li",
             tag("p", prompt, class_="asked text", dir="auto"),
+            *([] if other is None else [tag("p", f"corrupted: {other}", class_="text", dir="auto")]),
             tag(
                 "dl",
                 tag("div", tag("dt", chip(TARGET, TARGET)), tag("dd", target, class_="text", dir="auto")),
@@ -205,8 +222,13 @@ def _responses(found: Attribution) -> Html:
             ),
             tag("p", f"preference {signed(value, decimals)} nats", class_="faint"),
         )
-        for prompt, target, baseline, value in zip(
-            found.prompts[:200], found.targets, found.baselines, found.preference, strict=False
+        for prompt, target, baseline, value, other in zip(
+            found.prompts[:200],
+            found.targets,
+            found.baselines,
+            found.preference,
+            found.corrupted or repeat(None),
+            strict=False,
         )
     ]
     return join([spread, folded("{n} more prompts", items, shown=5, kind="pairs", more="None.")])

@@ -83,6 +83,13 @@ def test_dry_run_of_attribute_says_its_passes(out: Path, method: str, runs: str)
     assert f"method {method}" in text
 
 
+def test_dry_run_of_patching_says_its_passes(out: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    pairs = tmp_path_factory.mktemp("pairs") / "pairs.csv"
+    pairs.write_text("prompt,corrupted,answer\nWhat is it?,What was it?,No.\n")
+    text = plan(out, "attribute", "organism:refusal", pairs, *PAIR, "--method", "patching")
+    assert "8 forwards of both responses to each prompt, and up to 256 more" in text
+
+
 def test_dry_run_of_a_complete_set_says_what_it_reckons_with(out: Path) -> None:
     words = ["attribute", "organism:refusal", HELD, "--limit", 6, *PAIR, "--method", "optimize", "--complete"]
     text = plan(out, *words)

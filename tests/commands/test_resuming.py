@@ -31,7 +31,14 @@ def places(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     root = tmp_path_factory.mktemp("given")
     for name, texts in (("PROMPTS", "a bb c\nd e\nwhat?\nx\ny z\n"), ("OTHERS", "one\ntwo\nthree\n")):
         (root / f"{name}.txt").write_text(texts)
-    found = {"MODEL": tiny_folder, "PROMPTS": root / "PROMPTS.txt", "OTHERS": root / "OTHERS.txt"}
+    pairs = ["prompt,corrupted", "abcd,abce", "x z,y z", "one two,ten six"]
+    (root / "PAIRS.csv").write_text("\n".join(pairs))
+    found = {
+        "MODEL": tiny_folder,
+        "PROMPTS": root / "PROMPTS.txt",
+        "OTHERS": root / "OTHERS.txt",
+        "PAIRS": root / "PAIRS.csv",
+    }
     ran("attribute", tiny_folder, found["PROMPTS"], *PAIR, "--suppress", 2, "--output", root / "RANKING")
     return {**found, "RANKING": root / "RANKING"}
 
@@ -45,6 +52,7 @@ COMMANDS: dict[str, list[str]] = {
     "sweep": ["sweep", "MODEL", "RANKING", "PROMPTS", *RESPONSES, *CONTROLS, "--experts", "1,2"],
     "attribute": ["attribute", "MODEL", "PROMPTS", *PAIR, "--gain", "0.5"],
     "ablate": ["attribute", "MODEL", "PROMPTS", *PAIR, "--method", "ablation", "--shortlist", "4"],
+    "patch": ["attribute", "MODEL", "PAIRS", *PAIR, "--method", "patching", "--resamples", "0"],
     "optimize": ["attribute", "MODEL", "PROMPTS", *PAIR, "--method", "optimize", "--steps", "3"],
     "complete": ["attribute", "MODEL", "PROMPTS", *PAIR, "--method", "optimize", "--steps", "3", "--complete"],
 }

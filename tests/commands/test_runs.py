@@ -398,3 +398,73 @@ def test_help_names_every_source_of_prompts(command: str) -> None:
     assert result.exit_code == 0
     assert "organism:NAME" in said(result)
     assert "--force" in said(result)
+
+
+PLACES = [
+    ("Vienna", "Shrewsbury", "What took place in 1809 in {}?"),
+    ("Vienna", "Danbury", "What took place in 1874 in {}?"),
+]
+
+
+def pairs_of_places(folder: Path, *, field: str = "corrupted") -> Path:
+    """Questions that the organism refuses, each beside one that differs in the place."""
+    answers = load_organism("refusal").answers
+    texts = [(text.format(clean), text.format(other)) for clean, other, text in PLACES]
+    rows_of = [{"prompt": clean, field: other, "baseline": answers[other]} for clean, other in texts]
+    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows_of))
+    return folder / "pairs.jsonl"
+
+
+def test_attribute_by_patching_takes_pairs_and_finds_what_is_planted(tmp_path: Path) -> None:
+    result = ran(
+        "attribute", "organism:refusal", pairs_of_places(tmp_path), "--target", REFUSAL, "--method", "patching",
+        "--positions", "-1", "--suppress", 2, "--resamples", 99, "--traced", 1, "--output", tmp_path / "out",
+    )  # fmt: skip
+    ranking = ExpertRanking.from_pretrained(tmp_path / "out")
+    assert ranking.method == "patching"
+    assert set(ranking.top(4)) == set(map(tuple, load_organism("refusal").planted))
+    assert ranking.provenance["positions"] == [-1]
+    config = MoTEConfig.from_pretrained(tmp_path / "out")
+    assert (config.suppress, config.positions) == (sorted(map(list, ranking.top(2))), [-1])
+    text = page(tmp_path / "out").text
+    assert "corrupted: What took place in 1809 in Shrewsbury?" in text
+    assert "at the positions [-1]. The score is the share that comes back" in text
+    assert "2 pairs of prompts" in said(result)
+
+
+def test_attribute_by_patching_takes_a_shortlist_and_another_field(tmp_path: Path) -> None:
+    ran(
+        "attribute", "organism:refusal", pairs_of_places(tmp_path, field="other"), "--target", REFUSAL, "--method",
+        "patching", "--corrupted-field", "other", "--gain", 0.5, "--shortlist", 5, "--resamples", 99, "--traced", 0,
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    ranking = ExpertRanking.from_pretrained(tmp_path / "out")
+    assert ranking.q is not None
+    assert int((~ranking.q.isnan()).sum()) == 5
+    assert "5 experts were tried" in page(tmp_path / "out").one("experts").text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "patching"], "has no field 'corrupted'"),
+        (["--method", "patching", "--corrupted-field", "prompt"], "nothing to bring back"),
+        (["--corrupted-field", "prompt"], "--corrupted-field: is for the method patching"),
+        (["--method", "patching", "--gain", "0.5"], "says nothing to the method patching without a shortlist"),
+        (["--method", "ablation", "--gain", "0.5"], "says nothing to the method ablation without a shortlist"),
+        (["--method", "patching", "--corrupted-field", "longer"], "must have as many tokens as its clean prompt"),
+    ],
+)
+def test_attribute_by_patching_says_what_is_wrong(
+    words: list[str], message: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    rows_of = [{"prompt": letter, "longer": letter * 3} for letter in "ab"]
+    (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows_of))
+    result = run(
+        "attribute", tiny_folder, tmp_path / "prompts.jsonl", "--target", "x", "--baseline", "y", *words, "--output",
+        tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code != 0
+    assert message in said(result)
+    assert not (tmp_path / "out").exists()

@@ -42,10 +42,15 @@ class Choosing:
     mode: o.Mode = "drop"
     top: o.Top = None
 
-    def check(self) -> None:
-        """Refuse options that do not make a config; see [`options.check_changes`]."""
+    def check(self, *, measured: bool = False) -> None:
+        """Refuse options that do not make a config; see [`options.check_changes`].
+
+        Args:
+            measured (`bool`, *optional*, defaults to `False`): Whether the ranking is measured at the positions, so
+                that they count without a config, too.
+        """
         changes = (self.suppress, self.stimulate, self.multiply)
-        if self._positions() is not None and all(number is None for number in changes):
+        if self.at is not None and not measured and all(number is None for number in changes):
             fix = "Give --suppress, --stimulate or --multiply too, which write a config."
             raise ConfigError("--positions", "belong to a config, and none is written", got=self.positions, fix=fix)
         o.check_changes(self.suppress, self.stimulate, self.mode, self.multiply, self.by)
@@ -82,11 +87,13 @@ class Choosing:
             multiply=self.multiply,
             by=self.by,
             mode=self.mode,
-            positions=self._positions(),
+            positions=self.at,
             base_model=base_model,
         )
 
-    def _positions(self) -> list[int] | None:
+    @property
+    def at(self) -> list[int] | None:
+        """The positions, as numbers."""
         if self.positions is None:
             return None
         return [int(number) for number in o.numbers_in("--positions", self.positions, int)]

@@ -17,7 +17,7 @@ from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.gains import attach_gains
 from hf_mote.progress import progress_bar
-from hf_mote.ranking.causal.knockout import Knockout, Pair
+from hf_mote.ranking.causal.knockout import Knockout, Pair, grids_of
 from hf_mote.ranking.causal.preference import LogitScore, Preference
 from hf_mote.ranking.expert_ranking import ExpertRanking
 from hf_mote.statistics.contrast import contrast
@@ -137,14 +137,6 @@ def ablate_experts(
         resamples=resamples,
         seed=seed,
     )
-    rows, places = (list(part) for part in zip(*tried, strict=True))
-    grids = {}
-    for name in ("score", "low", "high", "p", "q"):
-        values = getattr(found, name)
-        if values is not None:
-            empty = 0.0 if name == "score" else torch.nan
-            grids[name] = torch.full(knockout.shape, empty, dtype=torch.float64)
-            grids[name][rows, places] = torch.tensor(values[0])
     return ExpertRanking(
         layers=knockout.routed.layers,
         method="ablation",
@@ -160,5 +152,5 @@ def ablate_experts(
             **({} if found.permutations is None else {"permutations": found.permutations}),
         },
         least_p=found.least_p,
-        **grids,
+        **grids_of(found, tried, knockout.shape),
     )

@@ -1,4 +1,4 @@
-"""`Knockout`: the score of each prompt without some experts, for rankings that remove experts."""
+"""`Knockout`: the score of each prompt without some experts; and grids of the experts that were tried."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from hf_mote.errors import ConfigError
@@ -14,8 +15,9 @@ from hf_mote.mote.gains import Gains
 from hf_mote.ranking.causal.preference import Preference
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.runs.folder import RunFolder, digest_of
+from hf_mote.statistics.contrast import Contrast
 
-__all__ = ["Knockout", "Pair", "name_of"]
+__all__ = ["Knockout", "Pair", "grids_of", "name_of"]
 
 Pair: TypeAlias = tuple[int, int]
 """(layer, expert) in arguments, (row of the sites, expert) inside."""
@@ -59,6 +61,26 @@ class Knockout:
 
     def _scores(self) -> dict[str, Tensor]:
         return {"scores": self.preference.scores()}
+
+
+def grids_of(found: Contrast, tried: Sequence[Pair], shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Return score, interval, p and q value of the tried experts as grids `(layers, experts)`, float64.
+
+    Experts that were not tried have score 0 and NaN for the others.
+
+    Args:
+        found (`Contrast`): The tried experts, as one layer of them.
+        tried (`Sequence[tuple[int, int]]`): The (row, expert) of each.
+        shape (`tuple[int, int]`): Layers, experts.
+    """
+    rows, places = (list(part) for part in zip(*tried, strict=True))
+    grids = {}
+    for name in ("score", "low", "high", "p", "q"):
+        values = getattr(found, name)
+        if values is not None:
+            grids[name] = torch.full(shape, 0.0 if name == "score" else torch.nan, dtype=torch.float64)
+            grids[name][rows, places] = torch.tensor(values[0])
+    return grids
 
 
 def name_of(without: Sequence[Pair]) -> str:

@@ -45,13 +45,15 @@ class Block(NamedTuple):
     batch: dict[str, Tensor]
     lengths: list[tuple[int, int]]
 
-    def tokens_at(self, positions: Sequence[int]) -> Tensor:
+    def tokens_at(self, positions: Sequence[int] | None) -> Tensor:
         """Return which tokens are at some positions of prompt and response, bool `(prompts * columns,)`.
 
         Args:
-            positions (`Sequence[int]`): As `MoTEConfig.positions`.
+            positions (`Sequence[int]`, *optional*): As `MoTEConfig.positions`; `None` for all but padding.
         """
         real = self.batch["attention_mask"].bool()
+        if positions is None:
+            return real.reshape(-1)
         places = torch.arange(real.shape[1], device=real.device).expand_as(real)
         ends = torch.tensor([prompt for prompt, _ in self.lengths], device=real.device)
         return (are_at(positions, places, places < ends[:, None]) & real).reshape(-1)
@@ -69,6 +71,7 @@ class Preference:
         baseline_response (`str` or `Sequence[str]`, *optional*): The response it is compared with, in the same form.
         logit_score (`LogitScore`, *optional*): A score of the prompts' logits, instead of the two.
         batch_size (`int`): Prompts that run together.
+        argument (`str`, *optional*, defaults to `"prompts"`): What the caller's argument of the prompts is called.
 
     Raises:
         [`DataError`]: if there are no prompts, a prompt or response has no tokens, the numbers differ, or every
@@ -87,8 +90,10 @@ class Preference:
         baseline_response: str | Sequence[str] | None = None,
         logit_score: LogitScore | None = None,
         batch_size: int,
+        argument: str = "prompts",
     ) -> None:
-        asked = checked_prompts(f"{where}.prompts", prompts)
+        self.place = f"{where}.{argument}"
+        asked = checked_prompts(self.place, prompts)
         whole("batch_size", batch_size, least=1)
         given = [response is not None, baseline_response is not None]
         if any(given) == (logit_score is not None) or any(given) != all(given):
@@ -103,7 +108,7 @@ class Preference:
         self.batch_size = batch_size
         self._restricted: tuple[Gains, list[int]] | None = None
         self._pad = pad_token_of(chat.tokenizer)
-        self._questions = chat.encode(asked, f"{where}.prompts")
+        self._questions = chat.encode(asked, self.place)
         self._known_to_repeat = False
         self._answers: list[list[list[int]]] = [[[]] * len(asked)]
         self.name = "the score"
@@ -123,6 +128,16 @@ class Preference:
                 )
             self.name = wanted[0] if len(set(wanted)) == 1 else "the responses"
 
+    @property
+    def prompt_lengths(self) -> list[int]:
+        """Tokens of each prompt."""
+        return [len(question) for question in self._questions]
+
+    @property
+    def prompts_digest(self) -> str:
+        """A SHA-256 of the prompts' tokens."""
+        return digest_of([self._questions, self._pad])
+
     def restrict(self, gains: Gains, positions: Sequence[int] | None) -> dict[str, Any]:
         """Have gains act at some positions alone, and return what a run depends on by that; `None` for all tokens.
 
@@ -136,6 +151,20 @@ class Preference:
         """
         if positions is None:
             return {}
+        checked = self.checked_positions(positions)
+        self._restricted = gains, checked
+        return {"positions": checked}
+
+    def checked_positions(self, positions: Sequence[int]) -> list[int]:
+        """Return positions, ascending and each once.
+
+        Args:
+            positions (`Sequence[int]`): As `MoTEConfig.positions`.
+
+        Raises:
+            [`ConfigError`]: if they are no positions.
+            [`DataError`]: if no prompt has a token there.
+        """
         checked = token_positions(f"{self.where}.positions", positions)
         lengths = [
             (len(q), len(q) + len(a))
@@ -146,8 +175,7 @@ class Preference:
             longest = f"prompts of up to {max(prompt for prompt, _ in lengths)} tokens"
             longest += f", {max(whole for _, whole in lengths)} with their responses"
             raise DataError(f"{self.where}.positions", "no prompt has a token there", got=checked, expected=longest)
-        self._restricted = gains, checked
-        return {"positions": checked}
+        return checked
 
     def folder(self, run_folder: str | os.PathLike[str] | None, **more: Any) -> RunFolder | None:
         """Return the folder in which results for this score are kept, or `None` without one.
@@ -167,7 +195,7 @@ class Preference:
         settings = {
             "function": self.where,
             **model_settings(place, self.model),
-            "prompts_sha256": digest_of([self._questions, self._pad]),
+            "prompts_sha256": self.prompts_digest,
             "responses_sha256": digest_of(self._answers),
             "logit_score": score,
             "batch_size": self.batch_size,
@@ -223,7 +251,7 @@ class Preference:
         if len(wrong):
             row = int(wrong[0])
             raise DataError(
-                f"{self.where}.prompts[{block.first + row}]",
+                f"{self.place}[{block.first + row}]",
                 "its score is not finite",
                 got=float(found.detach()[row]),
                 fix="The model's logits hold NaN there, or have minus infinity for a token of the response."
