@@ -26,6 +26,7 @@ from tiny_saes import HIDDEN, TinySAE
 
 from hf_mote import (
     ActivationMap,
+    CounterfactualRoutes,
     EvaluationReport,
     ExpertRanking,
     ExpertSearch,
@@ -44,6 +45,7 @@ from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.files import read_json, read_tensors, write_json, write_tensors
 from hf_mote.links.latent_expert_map import LatentExpertMap
 from hf_mote.mote.tuned_values import TunedValues
+from hf_mote.ranking.causal.counterfactual import Route
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, read_batch, write_batch
 from hf_mote.runs.folder import RunFolder
 from hf_mote.sae.report import SAEReport
@@ -141,6 +143,20 @@ def _search() -> ExpertSearch:
 def _use_search(found: ExpertSearch) -> None:
     if len(set(found.experts)) == len(found.experts):
         found.to_config()
+    found._card(CardNotes(), [])
+    repr(found)
+
+
+def _routes() -> CounterfactualRoutes:
+    fingerprint = _config().fingerprint
+    assert fingerprint is not None
+    routes = [Route(1, (2,), (0,), 0.25, -1.5), Route(0, (3, 1), (0, 2), 0.5, 0.75)]
+    return CounterfactualRoutes(routes, 4, 2.5, "yes", "nats", fingerprint)
+
+
+def _use_routes(found: CounterfactualRoutes) -> None:
+    found.to_markdown()
+    found.to_dict()
     found._card(CardNotes(), [])
     repr(found)
 
@@ -634,6 +650,7 @@ READERS: tuple[Reader, ...] = (
     _one_file("predicted_latent_expert_map", _predicted_links, _use_links, safetensors_file),
     _one_file("expert_ranking", _ranking, _use_ranking, safetensors_file),
     _one_file("expert_search", _search, _use_search, json_document),
+    _one_file("counterfactual_routes", _routes, _use_routes, json_document),
     _one_file("ftri_result", _result, _use_result, safetensors_file),
     _one_file("evaluation_report", _report, _use_report, json_document),
     _one_file("steering_config", _steering, _use_steering, json_document),
