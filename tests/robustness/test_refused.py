@@ -1,4 +1,4 @@
-"""Odd inputs that were accepted once, or ended in another library's error; SECURITY.md lists those that still are."""
+"""Odd inputs that were accepted once, or ended in another library's error; SECURITY.md says which are accepted still."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hf_mote.commands.validate import problems_in
 from hf_mote.documents import read_yaml
 from hf_mote.errors import HFMoTEError
 from hf_mote.files import read_tensors, write_tensors
+from hf_mote.sae.convert.native import NATIVE
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.register import sae_class
 
@@ -355,3 +356,9 @@ def test_a_window_on_a_damaged_disk_is_refused(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(HFMoTEError, match="other values than were written"):
         one.read(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", [["topk_sae"], {"a": "topk_sae"}, None, 7, True])
+def test_a_model_type_of_any_type_names_no_sae(model_type: Any) -> None:
+    assert not NATIVE.recognises({"model_type": model_type})
+    assert NATIVE.recognises({"model_type": "topk_sae"})

@@ -14,7 +14,8 @@ __all__ = ["NATIVE"]
 
 
 def _recognises(config: Mapping[str, Any] | None) -> bool:
-    return config is not None and config.get("model_type") in registered_saes()
+    model_type = None if config is None else config.get("model_type")
+    return isinstance(model_type, str) and model_type in registered_saes()
 
 
 def _read(source: Source) -> SAEModel:
