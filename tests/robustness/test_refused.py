@@ -1,4 +1,4 @@
-"""Odd inputs that were accepted once, or ended in another library's error; SECURITY.md says which are accepted still."""
+"""Odd inputs that were accepted once, or ended in another library's error; SECURITY.md says what is accepted still."""
 
 from __future__ import annotations
 
