@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from learnt_gains import TOKENS, logits, randomise
 from organism_answers import without
+from safetensors.torch import load_file
 from tiny_families import TINY_FAMILIES, family_inputs
 from tiny_models import tiny_model, tiny_tokenizer
 from torch import Tensor, nn
@@ -395,7 +396,9 @@ def padded_left(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
     return {"input_ids": column("input_ids", 0), "labels": column("labels", -100), "attention_mask": mask}
 
 
-def trainer_of(tunable: TunableMoTE, folder: Path, rows: list[Any], **given: Any) -> Trainer:
+def trainer_of(
+    tunable: TunableMoTE, folder: Path, rows: list[Any], eval_rows: list[Any] | None = None, **given: Any
+) -> Trainer:
     settings = {
         "per_device_train_batch_size": 10,
         "learning_rate": 0.1,
@@ -406,7 +409,11 @@ def trainer_of(tunable: TunableMoTE, folder: Path, rows: list[Any], **given: Any
         **given,
     }
     return Trainer(
-        model=tunable, args=TrainingArguments(str(folder), **settings), train_dataset=rows, data_collator=padded_left
+        model=tunable,
+        args=TrainingArguments(str(folder), **settings),
+        train_dataset=rows,
+        eval_dataset=eval_rows,
+        data_collator=padded_left,
     )
 
 
@@ -445,6 +452,30 @@ def test_trainer_trains_the_parameters_alone_and_goes_on_from_its_checkpoint(tmp
         with pytest.raises(ModelMismatchError, match="made for another model or for other layers"):
             trainer.train(resume_from_checkpoint=str(checkpoint))
         assert all(not table.any() for table in tunable.parameters())
+
+
+def test_trainer_loads_the_best_of_its_checkpoints(tmp_path: Path) -> None:
+    """Trained on one answer and judged by another, the last checkpoint need not be the best."""
+    model, tokenizer = tiny_model("mixtral"), tiny_tokenizer()
+    given = {
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "load_best_model_at_end": True,
+        "learning_rate": 0.5,
+    }
+    with tunable_mote(model) as tunable:
+        learnt, judged_by = rows_of(tokenizer, ["abc"] * 4, ["xyz"] * 4), rows_of(tokenizer, ["de"] * 2, ["uvw"] * 2)
+        trainer = trainer_of(tunable, tmp_path, learnt, judged_by, **given)
+        trainer.train()
+        losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        assert len(set(losses)) == 3
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
+        best = load_file(tmp_path / f"checkpoint-{2 * (1 + losses.index(min(losses)))}" / "model.safetensors")
+        assert tunable.log_gain is not None
+        assert torch.equal(best["log_gain"], tunable.log_gain.detach())
 
 
 def test_trainer_with_a_loss_of_pairs_prefers_the_chosen_answer(tmp_path: Path) -> None:
