@@ -176,7 +176,8 @@ def test_wrong_arguments_are_refused_by_name(name, value, error):
 
 def test_another_model_and_inference_mode_are_refused():
     model = tiny_model("mixtral")
-    other = replace(ranking_of(model, ((0, 1),)), fingerprint=RoutedModel(tiny_model("deepseek_v3")).fingerprint)
+    ranking = ranking_of(model, ((0, 1),))
+    other = replace(ranking, fingerprint={**ranking.fingerprint, "model_type": "qwen2_moe"})
     with pytest.raises(ModelMismatchError):
         other.complete(model, tiny_tokenizer(), PROMPTS, "gg", "hi", progress=False)
     with torch.inference_mode(), pytest.raises(UnsupportedError, match="inference_mode"):
