@@ -73,7 +73,8 @@ def tunable_mote(
 
     Raises:
         [`ConfigError`]: if an argument is malformed, or neither gains nor biases are to be trained.
-        [`ModelMismatchError`]: if a layer has no experts, or a config that is attached acts on the same experts.
+        [`ModelMismatchError`]: if a layer has no experts, or a config that is attached suppresses or stimulates
+            an expert whose gain is to be trained.
         [`UnsupportedError`]: if no gradient can reach a router's weights, something trainable is attached already, or
             inside `torch.inference_mode`.
         [`RouterContractError`]: if a router fails its self-test. Nothing is attached or frozen then.
@@ -127,7 +128,25 @@ def _of_model(name: str) -> Any:
     return property(lambda self: getattr(self.model, name), doc=f"The model's own `{name}`.")
 
 
-class TunableMoTE(nn.Module, Intervention):
+def _cast(name: str) -> Any:
+    def method(self: Any) -> Any:
+        getattr(self.model, name)()
+        return self
+
+    method.__name__, method.__doc__ = name, f"`{name}()` of the model; the parameters here stay float32."
+    return method
+
+
+class _CastsModel(nn.Module):
+    """A class of their own: in `TunableMoTE` the method `float` would hide the type in annotations."""
+
+    bfloat16 = _cast("bfloat16")
+    double = _cast("double")
+    float = _cast("float")
+    half = _cast("half")
+
+
+class TunableMoTE(_CastsModel, Intervention):
     """Trainable gains and biases of a model's experts, as [`tunable_mote`] attaches them.
 
     It is an `nn.Module` whose parameters are the two tables alone: its forward calls the model, and `to` and `train`
@@ -415,7 +434,7 @@ class TunableMoTE(nn.Module, Intervention):
         return torch.frombuffer(bytearray(hashlib.sha256(belongs.encode()).digest()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Any) -> None:
-        """Do nothing: `load_state_dict` compares the digest before it loads."""
+        """Do nothing: the digest is compared before the parameters are loaded."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a checkpoint, as one of `Trainer`.
@@ -428,14 +447,18 @@ class TunableMoTE(nn.Module, Intervention):
         Raises:
             [`ModelMismatchError`]: if it is one of another model, or of other layers.
         """
-        made = state_dict.get(_EXTRA)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        # torch calls it also where this is a part of the module whose checkpoint is loaded.
+        made = state_dict.get(prefix + _EXTRA)
         mine = self.get_extra_state()
         if made is not None and not (isinstance(made, Tensor) and torch.equal(made.cpu(), mine)):
             what = "the checkpoint was made for another model or for other layers"
             got = made.cpu().numpy().tobytes().hex()[:12] if isinstance(made, Tensor) else type(made).__name__
             expected = mine.numpy().tobytes().hex()[:12]
             raise ModelMismatchError("TunableMoTE.load_state_dict", what, got=got, expected=expected)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         raise _uncopied()

@@ -234,6 +234,32 @@ def test_tunable_mote_stays_float32_when_the_model_is_cast(mixtral: PreTrainedMo
         assert mixtral.training
 
 
+@pytest.mark.parametrize(
+    ("method", "dtype"), [("half", torch.float16), ("bfloat16", torch.bfloat16), ("double", torch.float64)]
+)
+def test_tunable_mote_casts_the_model_and_not_the_parameters(
+    mixtral: PreTrainedModel, method: str, dtype: torch.dtype
+) -> None:
+    with tunable_mote(mixtral, bias=True) as tunable:
+        assert getattr(tunable, method)() is tunable
+        assert mixtral.dtype == dtype
+        assert [table.dtype for table in tunable.parameters()] == [torch.float32] * 2
+        tunable.float()
+        assert mixtral.dtype == torch.float32
+
+
+def test_tunable_mote_checkpoint_of_other_layers_is_refused_inside_another_module(mixtral: PreTrainedModel) -> None:
+    with tunable_mote(mixtral, layers=[0]) as tunable:
+        made = nn.ModuleList([tunable]).state_dict()
+    with tunable_mote(mixtral, layers=[0]) as tunable:
+        nn.ModuleList([tunable]).load_state_dict(made)
+    made["0.log_gain"] += 1
+    with tunable_mote(mixtral, layers=[1]) as tunable:
+        with pytest.raises(ModelMismatchError, match="another model or for other layers"):
+            nn.ModuleList([tunable]).load_state_dict(made)
+        assert tunable.gains.eq(1).all()
+
+
 def test_tunable_mote_on_a_model_with_an_adapter(mixtral: PreTrainedModel) -> None:
     config = peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"])
     with warnings.catch_warnings():

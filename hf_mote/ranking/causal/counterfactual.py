@@ -269,7 +269,7 @@ def counterfactual_routes(
     at = _place(where, position, whole_prompt.prompt_lengths[0])
     routed = RoutedModel(model)
     sites = {site.layer: row for row, site in enumerate(routed.sites)}
-    wanted = list(sites) if layers is None else list(dict.fromkeys(layers))
+    wanted = list(sites) if layers is None else _layers(f"{where}.layers", layers)
     if not wanted:
         raise ConfigError(f"{where}.layers", "must name a layer", got="no layers")
     for layer in wanted:
@@ -341,6 +341,13 @@ class _Decision(RoutingObserver):
 
     def observe(self, forward: Forward, native: Routing, applied: Routing) -> None:
         self.seen.decided(self.row, forward, applied)
+
+
+def _layers(where: str, layers: object) -> list[int]:
+    """Return layers, each once."""
+    if isinstance(layers, str) or not isinstance(layers, Sequence):
+        raise ConfigError(where, "must be a list of layers", got=repr(layers)[:60], expected="as in [2, 3]")
+    return list(dict.fromkeys(whole(where, layer) for layer in layers))
 
 
 def _place(where: str, position: object, length: int) -> int:

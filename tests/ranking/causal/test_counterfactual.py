@@ -174,6 +174,9 @@ def test_what_cannot_be_rerouted_is_refused() -> None:
         counterfactual_routes(*given, layers=[7], progress=False)
     with pytest.raises(ConfigError, match=r"counterfactual_routes\.layers"):
         counterfactual_routes(*given, layers=[], progress=False)
+    for wrong in (3, "1", [[1]], [True], [1.0]):
+        with pytest.raises(ConfigError, match=r"counterfactual_routes\.layers"):
+            counterfactual_routes(*given, layers=wrong, progress=False)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"counterfactual_routes\.prompt"):
         counterfactual_routes(model, tokenizer, "", RESPONSE, BASELINE, progress=False)
     with pytest.raises(ConfigError, match="response and baseline_response"):
