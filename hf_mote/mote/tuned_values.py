@@ -54,8 +54,10 @@ class TunedValues(Shareable):
     def __post_init__(self) -> None:
         where = "TunableMoTE"
         made = self.origin.fingerprint
-        if made is None or self.origin.targets:
-            raise ConfigError(f"{where}.origin", "must be a config with a fingerprint and without targets")
+        plain = MoTEConfig(fingerprint=made, base_model=self.origin.base_model, provenance=self.origin.provenance)
+        if made is None or dataclasses.replace(self.origin, unverified=plain.unverified) != plain:
+            # A strength, a scope or positions would hold for the exported config and not for the trained parameters.
+            raise ConfigError(f"{where}.origin", "must have a fingerprint, name and provenance, and nothing else")
         known = made["layers"]
         # Values that equal a whole number, such as True, are none.
         numbers = all(type(layer) is int for layer in self.layers)
@@ -133,17 +135,26 @@ class TunedValues(Shareable):
         return dataclasses.replace(self, origin=self.origin._public(with_texts=with_texts))
 
     def _to_file(self, path: Path) -> None:
-        metadata = {"kind": _KIND, "layers": list(self.layers), "origin": self.origin.to_dict()}
+        metadata = {
+            "kind": _KIND,
+            "layers": list(self.layers),
+            "origin": self.origin.to_dict(),
+            "tables": list(self.tables),
+        }
         write_tensors(path, self.tables, metadata)
 
     @classmethod
     def _from_file(cls, path: Path) -> Self:
         tensors, metadata = read_tensors(path, kind=_KIND)
-        unknown = sorted(set(tensors) - set(PARTS))
-        if unknown:
-            got, expected = ", ".join(unknown)[:80], ", ".join(PARTS)
-            raise FileFormatError(str(path), "holds an unknown table", got=got, expected=expected)
         try:
+            tables = metadata["tables"]
+            if (
+                not isinstance(tables, list)
+                or sorted(map(str, tables)) != sorted(tensors)
+                or set(tensors) - set(PARTS)
+            ):
+                got, expected = ", ".join(sorted(tensors))[:80], f"those of {tables!r}"[:80]
+                raise FileFormatError(str(path), "must hold the tables that it names", got=got, expected=expected)
             origin = MoTEConfig.from_dict(mapping("origin", metadata["origin"]))
             values = cls(tuple(metadata["layers"]), origin, **tensors)
             values.check_finite()
