@@ -117,7 +117,7 @@ TYPED: list[tuple[list[str], str]] = [
     ([*ATTRIBUTE, "--gain", "nan"], "--gain: must be a number"),
     ([*ATTRIBUTE, "--gain", "0"], "--gain: must be a number"),
     ([*ATTRIBUTE, "--method", "gradient"], "--method: unknown name"),
-    ([*ATTRIBUTE, "--shortlist", "5"], "--shortlist: is for the method ablation"),
+    ([*ATTRIBUTE, "--shortlist", "5"], "--shortlist: is for the methods ablation and patching"),
     ([*ATTRIBUTE, "--method", "ablation", "--shortlist", "999"], "--shortlist: asks for more experts than there are"),
     ([*EVALUATE, "--strengths", "0.5,nan"], "--strengths: must hold finite numbers"),
     ([*EVALUATE, "--strengths", ""], "--strengths: must be a list of numbers"),
