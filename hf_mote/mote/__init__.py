@@ -6,7 +6,8 @@ Files in reading order:
 - `fields.py`: checks of single fields. `checks.py`: whether a config fits a model. `config_card.py`: its card.
 - `patch.py`: `apply_mote`.
 - `bake.py`: `bake_mote`, a config folded into a plain checkpoint, with `baked_model.py` and `bake_proof.py`.
-- `tunable.py`: `tunable_mote`, gains and biases as trainable parameters. `tuned_values.py`: their file and config.
+- `tunable.py`: `tunable_mote`, gains and biases as trainable parameters. `tuned_sites.py`: at one router.
+  `tuned_values.py`: their file and config.
 - `gains.py`: a gain on every routing weight, and `updates.py`: what each expert adds; causal rankings use them.
 
 May import `routing` (not `unlisted`), `passes`, `hooks`, `hub`, `sharing`, `files`, `folders` and `printing`. A new

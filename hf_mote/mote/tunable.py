@@ -17,19 +17,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from hf_mote.errors import ConfigError, ModelMismatchError, UnsupportedError, whole
+from hf_mote.errors import ConfigError, ModelMismatchError, UnsupportedError, mapping
 from hf_mote.hooks import LOCK, Intervention, stack_on
 from hf_mote.hub import public_name
-from hf_mote.mote.checks import SiteEditor, check_together
+from hf_mote.mote.checks import check_together
 from hf_mote.mote.config import MoTEConfig
+from hf_mote.mote.tuned_sites import TunedEditor, check_trainable, sites_in
 from hf_mote.mote.tuned_values import TunedValues
-from hf_mote.passes.forward import DecoderParticipant, Forward
+from hf_mote.passes.forward import DecoderParticipant
 from hf_mote.routing.router_hook import RouterHook, attach_to_routers
-from hf_mote.routing.rules.edits import RoutingEdit
 from hf_mote.routing.sites.fingerprint import SAMPLED, check_fingerprint
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import RouterSite
-from hf_mote.routing.sites.special_outputs import refusals_of
 from hf_mote.sharing.cards import CardNotes
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def tunable_mote(
     if not gain and not bias:
         raise ConfigError(where, "must train gains, biases or both", got="neither", fix="Give gain=True or bias=True.")
     routed = RoutedModel(model)
-    chosen = _sites_in(where, routed.sites, layers)
+    chosen = sites_in(where, routed.sites, layers)
     shape = (len(chosen), max(site.num_experts for site in chosen))
     base_model = public_name(getattr(getattr(model, "config", None), "name_or_path", None))
     fields: dict[str, Any] = {} if provenance is None else {"provenance": provenance}
@@ -153,6 +152,9 @@ class TunableMoTE(_CastsModel, Intervention):
     act on the model too, but the model is no part of it. So an optimizer, a checkpoint of `Trainer` and gradients sent
     between processes hold nothing of the model. It is an [`Intervention`] as well: `active`, `remove()` and the `with`
     block are those of [`apply_mote`]; after removal the model's parameters require gradients as before.
+
+    `load_state_dict` refuses a checkpoint of another model or of other layers ([`ModelMismatchError`]), or of another
+    dtype ([`ConfigError`]), also where this is a part of the module whose checkpoint is loaded.
 
     The model itself is tuned while this is attached: generate and evaluate with the model.
 
@@ -436,21 +438,7 @@ class TunableMoTE(_CastsModel, Intervention):
     def set_extra_state(self, state: Any) -> None:
         """Do nothing: the digest is compared before the parameters are loaded."""
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a checkpoint, as one of `Trainer`.
-
-        Args:
-            state_dict (`Mapping[str, Any]`): What `state_dict` returned.
-            strict (`bool`, *optional*, defaults to `True`): As in `nn.Module.load_state_dict`.
-            assign (`bool`, *optional*, defaults to `False`): See there.
-
-        Raises:
-            [`ModelMismatchError`]: if it is one of another model, or of other layers.
-        """
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        # torch calls it also where this is a part of the module whose checkpoint is loaded.
         made = state_dict.get(prefix + _EXTRA)
         mine = self.get_extra_state()
         if made is not None and not (isinstance(made, Tensor) and torch.equal(made.cpu(), mine)):
@@ -458,6 +446,12 @@ class TunableMoTE(_CastsModel, Intervention):
             got = made.cpu().numpy().tobytes().hex()[:12] if isinstance(made, Tensor) else type(made).__name__
             expected = mine.numpy().tobytes().hex()[:12]
             raise ModelMismatchError("TunableMoTE.load_state_dict", what, got=got, expected=expected)
+        for name, own in self.named_parameters():
+            given = state_dict.get(prefix + name)
+            # `assign=True` takes a tensor as it is.
+            if isinstance(given, Tensor) and given.dtype != own.dtype:
+                where = f"TunableMoTE.load_state_dict: {prefix}{name}"
+                raise ConfigError(where, "must be float32", got=str(given.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
@@ -472,41 +466,12 @@ class TunableMoTE(_CastsModel, Intervention):
         note = f", {self.note}" if self.note else ""
         return f"TunableMoTE({parts} of {len(self.layers)} layers, {state}{note})"
 
+    def _tables(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.log_gain, self.bias
+
     def _values(self) -> TunedValues:
         tables = {name: table.detach() for name, table in self.named_parameters()}
         return TunedValues(self.layers, self._origin, **tables)
-
-
-class _TunedEditor(SiteEditor):
-    """The share of one router."""
-
-    row = None
-    suppressed: frozenset[int] = frozenset()
-    stimulated: frozenset[int] = frozenset()
-    rerouted = False
-
-    def __init__(self, tunable: TunableMoTE, site: RouterSite) -> None:
-        self.tunable = tunable
-        self.place = tunable.layers.index(site.layer)
-        self.num_experts = site.num_experts
-        self.scaled = frozenset(range(site.num_experts)) if tunable.log_gain is not None else frozenset()
-        self.parts = (self,)
-
-    @property
-    def digest(self) -> str:  # type: ignore[override]
-        """A digest of the present values."""
-        rows = [None if table is None else table.tolist() for table in self._rows()]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-    def edits(self, forward: Forward | None, device: torch.device) -> list[tuple[RoutingEdit, Tensor | None]]:
-        factors, added = self._rows()
-        gain = None if factors is None else factors.exp().to(device)
-        return [(RoutingEdit(gain=gain, logit_bias=None if added is None else added.to(device)), None)]
-
-    def _rows(self) -> tuple[Tensor | None, Tensor | None]:
-        tables = (self.tunable.log_gain, self.tunable.bias)
-        log_gain, bias = (None if one is None else one[self.place, : self.num_experts] for one in tables)
-        return log_gain, bias
 
 
 def _attach(where: str, routed: RoutedModel, values: TunedValues) -> TunableMoTE:
@@ -516,20 +481,20 @@ def _attach(where: str, routed: RoutedModel, values: TunedValues) -> TunableMoTE
         raise UnsupportedError(where, what, fix="Call it outside.")
     chosen = [site for site in routed.sites if site.layer in values.layers]
     for site in chosen:
-        _check_trainable(site, values)
+        check_trainable(site, values)
     tunable = _class_for(routed.model)(routed, values)
     tunable.note = values.origin.on_other_weights or ""
     paths = {site.path for site in chosen}
 
-    def editor_for(site: RouterSite) -> _TunedEditor | None:
+    def editor_for(site: RouterSite) -> TunedEditor | None:
         if site.path not in paths:
             return None
         stack = stack_on(site.module, RouterHook)
-        if stack is not None and any(isinstance(one, _TunedEditor) for one in stack.participants):
+        if stack is not None and any(isinstance(one, TunedEditor) for one in stack.participants):
             what = "has trainable gains or biases already"
             fix = "Remove them first; apply_mote(model, tunable.to_config()) keeps what they do."
             raise UnsupportedError(f"layer {site.layer} ({site.path})", what, fix=fix)
-        editor = _TunedEditor(tunable, site)
+        editor = TunedEditor(site, tunable.layers.index(site.layer), tunable._tables)
         check_together(site, editor.parts)
         return editor
 
@@ -545,43 +510,6 @@ def _attach(where: str, routed: RoutedModel, values: TunedValues) -> TunableMoTE
         tunable.remove()
         raise
     return tunable
-
-
-def _sites_in(where: str, sites: Sequence[RouterSite], layers: Sequence[int] | None) -> list[RouterSite]:
-    """Return the routers of some layers."""
-    if layers is None:
-        return list(sites)
-    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
-        got = repr(layers)[:60]
-        raise ConfigError(f"{where}.layers", "must be a list of layers", got=got, expected="as in [2, 3]")
-    wanted = [whole(f"{where}.layers", layer) for layer in layers]
-    if len(set(wanted)) != len(wanted):
-        raise ConfigError(f"{where}.layers", "must name each layer once", got=wanted)
-    known = [site.layer for site in sites]
-    for layer in wanted:
-        if layer not in known:
-            what = f"layer {layer} has no routed experts"
-            raise ModelMismatchError(f"{where}.layers", what, got=layer, expected=f"some of {known}")
-    return [site for site in sites if site.layer in wanted]
-
-
-def _check_trainable(site: RouterSite, values: TunedValues) -> None:
-    """Refuse a router whose weights do not depend on what is to be trained."""
-    where = f"layer {site.layer} ({site.path})"
-    refusals = refusals_of(site)
-    wanted = {"log_gain": ["gain"], "bias": ["bias_on_logits", "trained_bias"]}
-    for what in ("attribution", *(one for name in values.tables for one in wanted[name])):
-        if what in refusals:
-            raise UnsupportedError(where, f"{type(site.module).__name__} cannot be trained: {refusals[what]}")
-    constant = site.top_k == 1 and (site.selection.renormalize or site.rule.weights_from == "softmax")
-    if constant and values.bias is not None:
-        raise UnsupportedError(
-            where,
-            "the weight of the one expert that a token chooses does not depend on its logit, so that a bias has no "
-            "gradient",
-            got=f"top-k 1, {site.rule.name}",
-            fix="Train gains alone: bias=False.",
-        )
 
 
 def _class_for(model: nn.Module) -> type[TunableMoTE]:
@@ -604,7 +532,7 @@ def _device_of(routed: RoutedModel, layers: Sequence[int]) -> torch.device:
 
 
 def _not_reentrant(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    chosen = {"use_reentrant": False, **(given or {})}
+    chosen = {"use_reentrant": False, **mapping("TunableMoTE: checkpointing arguments", given or {})}
     if chosen["use_reentrant"]:
         raise UnsupportedError(
             "TunableMoTE",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from hf_mote.errors import UnsupportedError
 from hf_mote.hooks import Attachment, Participant, SharedHook, attach, stack_on
 from hf_mote.passes.forward import DecoderParticipant, Forward
-from hf_mote.routing.router_hook import RoutingObserver, attach_to_routers
+from hf_mote.routing.router_hook import DecisionObserver, attach_to_routers
 from hf_mote.routing.rules.selection import Routing
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import RouterSite
@@ -96,7 +97,7 @@ class Updates(DecoderParticipant):
             _WHERE, "cannot be read in a compiled graph", fix="Give the model itself, not the compiled one."
         )
 
-    def decided(self, row: int, routing: Routing) -> None:
+    def decided(self, row: int, forward: Forward, routing: Routing) -> None:
         """Called when a router has decided, before the experts of its layer run."""
         self._routings[row] = routing
 
@@ -118,6 +119,13 @@ class Updates(DecoderParticipant):
         self._ran.add(row)
         if self.where is None:
             return output
+        if not isinstance(output, Tensor) or output.numel() % len(self.where):
+            raise UnsupportedError(
+                self.sites[row].path,
+                f"{type(module).__name__} must return the routed output, a row for each token",
+                got=tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__,
+                expected=f"a tensor of {len(self.where)} rows",
+            )
         where = self.where.to(output.device)
         if self.wanted == row:
             self._found = self._choices(row, module, args, kwargs, output, where)
@@ -238,7 +246,7 @@ def attach_updates(routed: RoutedModel) -> Iterator[Updates]:
         ]
 
     with (
-        attach_to_routers(routed, updates, lambda site: _Decision(updates, rows[site.path])),
+        attach_to_routers(routed, updates, lambda site: DecisionObserver(partial(updates.decided, rows[site.path]))),
         attach(attachments),
     ):
         yield updates
@@ -250,14 +258,6 @@ def _candidates(site: RouterSite) -> list[nn.Module]:
         return []
     routers = set(site.module.modules())
     return [module for module in site.block.modules() if module is not site.block and module not in routers]
-
-
-class _Decision(RoutingObserver):
-    def __init__(self, updates: Updates, row: int) -> None:
-        self.updates, self.row = updates, row
-
-    def observe(self, forward: Forward, native: Routing, applied: Routing) -> None:
-        self.updates.decided(self.row, applied)
 
 
 class _Experts(Participant):

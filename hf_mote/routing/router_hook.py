@@ -30,6 +30,7 @@ from hf_mote.routing.sites.site import RouterSite
 from hf_mote.routing.sites.special_outputs import adapter_for
 
 __all__ = [
+    "DecisionObserver",
     "IdleParticipant",
     "RouterHook",
     "RouterParticipant",
@@ -78,6 +79,21 @@ class RoutingObserver(RouterParticipant):
     @abstractmethod
     def observe(self, forward: Forward, native: Routing, applied: Routing) -> None:
         """Called after each pass. `applied is native` if nothing was edited."""
+
+
+class DecisionObserver(RoutingObserver):
+    """Hands what a router decided to a function.
+
+    Args:
+        decided (`Callable[[Forward, Routing], None]`): Called after each pass with the applied routing.
+    """
+
+    def __init__(self, decided: Callable[[Forward, Routing], None]) -> None:
+        self.decided = decided
+
+    def observe(self, forward: Forward, native: Routing, applied: Routing) -> None:
+        """Called after each pass."""
+        self.decided(forward, applied)
 
 
 class RouterHook(SharedHook):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hf_mote import MoTEConfig, TunableMoTE, apply_mote, find_routers, load_organism, record_routing, tunable_mote
-from hf_mote.errors import ConfigError, HFMoTEError, ModelMismatchError, UnsupportedError
+from hf_mote.errors import ConfigError, DataError, HFMoTEError, ModelMismatchError, UnsupportedError
 from hf_mote.organisms.organism import Organism
 from hf_mote.runs.attached import attached_to
 
@@ -258,6 +258,20 @@ def test_tunable_mote_checkpoint_of_other_layers_is_refused_inside_another_modul
         with pytest.raises(ModelMismatchError, match="another model or for other layers"):
             nn.ModuleList([tunable]).load_state_dict(made)
         assert tunable.gains.eq(1).all()
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_tunable_mote_checkpoint_of_another_dtype_is_refused(mixtral: PreTrainedModel, assign: bool) -> None:
+    with tunable_mote(mixtral) as tunable:
+        made = {**tunable.state_dict(), "log_gain": tunable.gains.half()}
+        with pytest.raises(ConfigError, match=r"log_gain: must be float32 .got torch\.float16"):
+            tunable.load_state_dict(made, assign=assign)
+        assert tunable.gains.eq(1).all()
+
+
+def test_tunable_mote_checkpointing_arguments_that_are_no_dict_are_refused(mixtral: PreTrainedModel) -> None:
+    with tunable_mote(mixtral) as tunable, pytest.raises(DataError, match="checkpointing arguments: must be a dict"):
+        tunable.activation_checkpointing_enable([1])  # type: ignore[arg-type]
 
 
 def test_tunable_mote_on_a_model_with_an_adapter(mixtral: PreTrainedModel) -> None:

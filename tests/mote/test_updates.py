@@ -95,6 +95,21 @@ def test_blocks_whose_experts_are_out_of_reach_are_refused(family: str, word: st
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_experts_that_return_no_rows_of_tokens_are_refused() -> None:
+    model = tiny_model("mixtral")
+    (experts,) = [module for name, module in model.named_modules() if name.endswith("layers.1.mlp.experts")]
+    native = type(experts).forward
+
+    class Paired(type(experts)):  # type: ignore[misc]
+        def forward(self, *args: Any) -> Any:
+            return native(self, *args), None
+
+    experts.__class__ = Paired
+    message = r"layers\.1.*Paired must return the routed output.*got tuple"
+    with attach_updates(RoutedModel(model)) as updates, pytest.raises(UnsupportedError, match=message):
+        read(model, updates, 1)
+
+
 def test_experts_whose_updates_do_not_sum_to_their_output_are_refused() -> None:
     model = tiny_model("mixtral")
     (experts,) = [module for name, module in model.named_modules() if name.endswith("layers.1.mlp.experts")]

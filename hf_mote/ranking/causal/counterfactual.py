@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -37,7 +38,7 @@ from hf_mote.passes.forward import DecoderParticipant, Forward
 from hf_mote.printing import Printable, Summary, frame_of, short
 from hf_mote.progress import progress_bar
 from hf_mote.ranking.causal.preference import LogitScore, Preference
-from hf_mote.routing.router_hook import RoutingObserver, attach_to_routers
+from hf_mote.routing.router_hook import DecisionObserver, attach_to_routers
 from hf_mote.routing.rules.selection import Routing
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import RouterSite
@@ -278,7 +279,11 @@ def counterfactual_routes(
     seen = _Seen(at)
     rows = {site.path: row for row, site in enumerate(routed.sites)}
     found: list[Route] = []
-    with torch.no_grad(), attach_to_routers(routed, seen, lambda site: _Decision(seen, rows[site.path])):
+
+    def observer_of(site: RouterSite) -> DecisionObserver:
+        return DecisionObserver(partial(seen.decided, rows[site.path]))
+
+    with torch.no_grad(), attach_to_routers(routed, seen, observer_of):
         score = float(whole_prompt.scores()[0])
         native = {layer: set(seen.of(row, 0)) for layer, row in sites.items()}
         # The experts that may not be chosen: first the one that gives way, then those that came in its place.
@@ -333,14 +338,6 @@ class _Seen(DecoderParticipant):
         """Return the experts that a router chose last in a sequence, and their weights."""
         indices, weights = self._chosen[row]
         return dict(zip(indices[sequence].tolist(), weights[sequence].tolist(), strict=True))
-
-
-class _Decision(RoutingObserver):
-    def __init__(self, seen: _Seen, row: int) -> None:
-        self.seen, self.row = seen, row
-
-    def observe(self, forward: Forward, native: Routing, applied: Routing) -> None:
-        self.seen.decided(self.row, forward, applied)
 
 
 def _layers(where: str, layers: object) -> list[int]:
