@@ -7,6 +7,7 @@ HTML comment `<!-- not run: reason -->` is left out, and only a few may be.
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import textwrap
 from pathlib import Path
@@ -82,6 +83,17 @@ def test_documents_have_code_and_leave_out_little() -> None:
     assert any(block.runs for block in IN_DOCUMENTS)
     assert sum(not block.runs for block in IN_DOCUMENTS) <= MOST_NOT_RUN
     assert all(block.runs for block in IN_DOCUMENTS if block.place.startswith("README.md"))
+
+
+@pytest.mark.parametrize(
+    "path", sorted({*DOCUMENTS, *ROOT.glob("*.md")}), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_headings_go_down_one_level_at_a_time(path: Path) -> None:
+    # The site of documentation is built with warnings as errors, and refuses a level left out.
+    prose = re.sub(r"^(`{3,}).*?^\1", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", prose, re.MULTILINE)]
+    assert levels[:1] == [1] or "```{include}" in path.read_text(encoding="utf-8")
+    assert all(lower <= upper + 1 for upper, lower in itertools.pairwise(levels)), levels
 
 
 def test_blocks_of_finds_code_and_comment() -> None:
