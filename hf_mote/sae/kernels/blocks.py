@@ -8,6 +8,7 @@ Where every rule chooses among some latents only, only these are encoded.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -125,7 +126,7 @@ def _in_order(entries: Entries, num_tokens: int, num_latents: int) -> Chosen:
 def _spread(chosen: Chosen, tokens: Tensor, num_tokens: int) -> Chosen:
     """Put the tokens back where they were among padding."""
     pattern = chosen.pattern
-    return chosen._replace(pattern=pattern._replace(rows=tokens[pattern.rows], num_rows=num_tokens))
+    return chosen._replace(pattern=replace(pattern, rows=tokens[pattern.rows], num_rows=num_tokens))
 
 
 def _all(count: int, like: Tensor) -> Tensor:

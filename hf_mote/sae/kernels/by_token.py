@@ -54,7 +54,7 @@ class _Search:
         count = min(self.rule.k, len(block.columns))
         affinity = block.scaled(self.rule.scale, by="columns")
         # Columns of padding are not positive.
-        lines, columns, _ = positive_in_rows(affinity, count)
+        lines, columns, _ = positive_in_rows(affinity, count, ranked=False)
         self.found.append(block.entries(lines, columns))
 
     def finish(self) -> Entries | None:

@@ -48,12 +48,14 @@ def largest_in_rows(affinity: Tensor, count: int) -> Tensor:
     return groups.gather(1, found // size) * size + found % size
 
 
-def positive_in_rows(affinity: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def positive_in_rows(affinity: Tensor, count: int, *, ranked: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Return where the `count` largest positive entries of each row are: fewer, where fewer are positive.
 
     Args:
         affinity (`torch.Tensor` of shape `(rows, width)`, any float dtype, contiguous): Free of NaN.
         count (`int`): 0 <= count <= width < 2**31.
+        ranked (`bool`, *optional*, defaults to `True`):
+            Whether the order within a row matters; without it nothing is sorted, and ranks say nothing.
 
     Returns:
         Rows, positions and ranks (the largest entry of a row has rank 0), int64 `(found,)` each, ascending by row and
@@ -73,7 +75,7 @@ def positive_in_rows(affinity: Tensor, count: int) -> tuple[Tensor, Tensor, Tens
     places = torch.arange(len(rows)) + (torch.arange(len(lengths)) * most - starts).index_select(0, rows)
     last = affinity.shape[1] - 1
     keys = torch.full((len(affinity) * most,), -1).scatter_(0, places, _keys(values, last - positions))
-    best = keys.reshape(len(affinity), most).topk(count, dim=1).values.flatten()
+    best = keys.reshape(len(affinity), most).topk(count, dim=1, sorted=ranked).values.flatten()
     found = (best >= 2**_LOW_BITS).nonzero().squeeze(1)
     rows, ranks = found // count, found % count
     return rows, last - (best.index_select(0, found) & (2**_LOW_BITS - 1)), ranks

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
-__all__ = ["Pattern"]
+__all__ = ["ByColumn", "Pattern"]
 
 
-class Pattern(NamedTuple):
+class ByColumn(NamedTuple):
+    """The pairs of a [`Pattern`] ascending by latent and then by token, int64 `(active,)` each.
+
+    Args:
+        order (`torch.Tensor`): Place of each pair in the pattern.
+        rows (`torch.Tensor`): Token of each pair.
+        columns (`torch.Tensor`): Latent of each pair, ascending.
+    """
+
+    order: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: torch.Tensor, columns: torch.Tensor) -> ByColumn:
+        """Sort pairs by latent; those of one latent stay in their order."""
+        order = columns.argsort(stable=True)
+        return cls(order, rows.index_select(0, order), columns.index_select(0, order))
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
     """The active (token, latent) pairs of a batch, ascending by token and then by latent; no pair occurs twice.
 
     Args:
@@ -25,6 +48,11 @@ class Pattern(NamedTuple):
     columns: torch.Tensor
     num_rows: int
     num_columns: int
+
+    @cached_property
+    def by_column(self) -> ByColumn:
+        """The pairs by latent; sorted once, for the backwards of encoder and decoder."""
+        return ByColumn.of(self.rows, self.columns)
 
     def counts(self) -> torch.Tensor:
         """Return the active latents of each token, int64 `(tokens,)`: its L0."""

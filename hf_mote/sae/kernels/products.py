@@ -19,7 +19,7 @@ from hf_mote.sae.kernels.torch_products import (
     plain_products,
 )
 
-__all__ = ["products_for", "row_dots", "weighted_sum"]
+__all__ = ["products_for", "row_dots", "sums", "weighted_sum"]
 
 
 def weighted_sum(values: Tensor, targets: Tensor, sources: Tensor, matrix: Tensor, num_targets: int) -> Tensor:
@@ -37,6 +37,25 @@ def weighted_sum(values: Tensor, targets: Tensor, sources: Tensor, matrix: Tenso
     """
     values, matrix = _wide(values, matrix)
     return products_for(matrix.device.type).weighted_sum(values, targets, sources, matrix, num_targets)
+
+
+def sums(values: Tensor, targets: Tensor, num_targets: int) -> Tensor:
+    """Return `out[t]`, the sum of `values[i]` over all i of which `targets[i]` is t, in their order.
+
+    Args:
+        values (`torch.Tensor` of shape `(active,)`, float): What is added up.
+        targets (`torch.Tensor` of shape `(active,)`, int64): Ascending.
+        num_targets (`int`): Length of the result.
+
+    Returns:
+        `torch.Tensor` of shape `(num_targets,)`: float64 if `values` is, otherwise float32.
+    """
+    (values, _) = _wide(values, values)
+    if values.device.type == "cpu":
+        return values.new_zeros(num_targets).index_add_(0, targets, values)
+    # As a product, which is the same in every run on a GPU, too.
+    sources = torch.zeros_like(targets)
+    return weighted_sum(values, targets, sources, values.new_ones(1, 1), num_targets).squeeze(1)
 
 
 def row_dots(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ saved, and no other dense work is done than the encoder product.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -19,8 +20,8 @@ from hf_mote.sae.kernels.blocks import encode_and_choose
 from hf_mote.sae.kernels.by_batch import SelectMutual
 from hf_mote.sae.kernels.by_latent import SelectByLatent
 from hf_mote.sae.kernels.by_token import SelectByToken
-from hf_mote.sae.kernels.pattern import Pattern
-from hf_mote.sae.kernels.products import row_dots, weighted_sum
+from hf_mote.sae.kernels.pattern import ByColumn, Pattern
+from hf_mote.sae.kernels.products import row_dots, sums, weighted_sum
 from hf_mote.sae.kernels.selectors import Selector
 
 __all__ = [
@@ -102,7 +103,7 @@ class SparseLatents(NamedTuple):
     def select(self, mask: Tensor) -> SparseLatents:
         """Return the entries where `mask`, bool `(active,)`, is `True`; differentiable."""
         rows, columns = self.pattern.rows[mask], self.pattern.columns[mask]
-        return SparseLatents(self.values[mask], self.pattern._replace(rows=rows, columns=columns))
+        return SparseLatents(self.values[mask], replace(self.pattern, rows=rows, columns=columns))
 
 
 @_eagerly
@@ -206,20 +207,22 @@ class _Encode(torch.autograd.Function):
         used = [(grad, pattern) for grad, pattern in zip(grads, ctx.patterns, strict=True) if grad is not None]
         found: list[Tensor | None] = [None] * 4
         if used:
-            values = torch.cat([grad for grad, _ in used])
-            rows = torch.cat([pattern.rows for _, pattern in used])
-            columns = torch.cat([pattern.columns for _, pattern in used])
+            (values, pattern), *others = used
+            rows, columns = pattern.rows, pattern.columns
+            if others:
+                values = torch.cat([grad for grad, _ in used])
+                rows = torch.cat([pattern.rows for _, pattern in used])
+                columns = torch.cat([pattern.columns for _, pattern in used])
             needs_x, needs_pre_bias, needs_W_enc, needs_b_enc = ctx.needs_input_grad[:4]
             if needs_x:
                 found[0] = _scattered(values, rows, columns, W_enc, len(x))
             if needs_W_enc or needs_pre_bias or needs_b_enc:
-                order = columns.argsort(stable=True)
-                values, columns, rows = (tensor.index_select(0, order) for tensor in (values, columns, rows))
+                order, rows, columns = ByColumn.of(rows, columns) if others else pattern.by_column
+                values = values.index_select(0, order)
             if needs_W_enc:
                 found[2] = weighted_sum(values, columns, rows, _centred(x, pre_bias), len(W_enc))
             if needs_pre_bias or needs_b_enc:
-                # As a product, for it to be the same in every run on a GPU, too.
-                found[3] = weighted_sum(values, columns, rows, values.new_ones(len(x), 1), len(W_enc)).squeeze(1)
+                found[3] = sums(values, columns, len(W_enc))
                 found[1] = -(found[3] @ W_enc.to(values.dtype)) if needs_pre_bias else None
         return (
             *(None if grad is None else grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True)),
@@ -241,16 +244,15 @@ class _Decode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, W_dec = ctx.saved_tensors
-        rows, columns, _, num_columns = ctx.pattern
         grad_values = grad_W_dec = None
         # By latents: a dictionary row is read once for all of its tokens.
-        order = columns.argsort(stable=True)
-        rows, columns = rows.index_select(0, order), columns.index_select(0, order)
+        order, rows, columns = ctx.pattern.by_column
         if ctx.needs_input_grad[0]:
             grad_values = torch.empty_like(values)
             grad_values.scatter_(0, order, row_dots(W_dec, grad, columns, rows).to(values.dtype))
         if ctx.needs_input_grad[1]:
-            grad_W_dec = weighted_sum(values.index_select(0, order), columns, rows, grad, num_columns).to(W_dec.dtype)
+            ordered = values.index_select(0, order)
+            grad_W_dec = weighted_sum(ordered, columns, rows, grad, ctx.pattern.num_columns).to(W_dec.dtype)
         return grad_values, grad_W_dec, None
 
 
