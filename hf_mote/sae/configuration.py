@@ -109,8 +109,13 @@ class SAEConfig(PreTrainedConfig):
     """
 
     model_type = "sae"
-    # Fields that a file must have, as the default would silently be another SAE.
-    _needed: ClassVar[tuple[str, ...]] = ()
+    # Fields that a file must have, as the default would silently be another SAE. `save_pretrained` writes them all.
+    _needed: ClassVar[tuple[str, ...]] = (
+        "input_normalization",
+        "input_normalization_eps",
+        "output_size",
+        "subtract_decoder_bias",
+    )
     # Numbers of a whole batch, which `Trainer.predict` would take for predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "fvu",
@@ -225,8 +230,9 @@ class SAEConfig(PreTrainedConfig):
 
         Raises:
             [`ModelMismatchError`]: if `config_dict["model_type"]` is another architecture's.
-            [`ConfigError`]: if a field has a wrong type or is out of range, or one without which this would be another
-                SAE is missing: `k`, where the architecture has one.
+            [`ConfigError`]: if a field has a wrong type or is out of range, or one is missing without which this would
+                be another SAE: those that say how inputs and latents are scaled, and `k`, where the architecture has
+                one.
             [`UnknownNameError`]: if a key is a method and no field.
         """
         found = config_dict.get("model_type", cls.model_type)
