@@ -92,7 +92,7 @@ class SAEConfig(PreTrainedConfig):
             The normalisation of each token before it is encoded (and before a skip connection), which is undone for an
             autoencoder's reconstruction; see `hf_mote.sae.normalization`. Such an SAE is not trained here.
         input_normalization_eps (`float`, *optional*, defaults to 1e-5):
-            Avoids a division by zero in it.
+            Avoids a division by zero in it; 0 to 1.
         normalize_decoder (`bool`, *optional*, defaults to `True`):
             Whether rows of `W_dec` are set to unit length before each training step.
         reconstruction_loss (`"fvu"` or `"mse"`, *optional*, defaults to `"fvu"`):
@@ -187,6 +187,9 @@ class SAEConfig(PreTrainedConfig):
         check_positive(self, "hidden_size", "num_latents", "output_size", "dead_after_tokens")
         check_positive(self, "input_normalization_eps", zero=True)
         where = type(self).__name__
+        if self.input_normalization_eps > 1:
+            what, got = "must avoid a division by zero, and not decide what is encoded", self.input_normalization_eps
+            raise ConfigError(f"{where}.input_normalization_eps", what, got=got, expected="0 to 1")
         if self.input_normalization in ("standardize", "layer_norm") and self.hidden_size < 2:
             raise ConfigError(f"{where}.input_normalization", "needs a width of 2 or more", got=self.hidden_size)
         if self.output_hookpoints is not None:

@@ -14,6 +14,7 @@ from hf_mote.errors import ConfigError, FileFormatError, first_line, real, whole
 from hf_mote.files import read_json, write_json
 from hf_mote.hub import Shareable, public_name
 from hf_mote.sae.fields import check_types
+from hf_mote.sae.pictures import draw_report, law_at
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card
 from hf_mote.version import __version__
 
@@ -28,6 +29,7 @@ SCHEMA_VERSION = 1
 _ROUNDING = 1e-6  # by which a mean may leave its range
 _KL_ROUNDING = 1e-4  # by which a divergence of float32 logits may fall below 0
 _TENTHS = 10
+_ILL = 1e-3  # of a divisor, below which a number that follows from others is not known
 FEW = 10
 """A latent that is active on fewer tokens of an evaluation is dying; nothing is fitted to it."""
 
@@ -179,8 +181,6 @@ class SAEReport(Shareable):
         Returns:
             `matplotlib.figure.Figure`
         """
-        from hf_mote.sae.pictures import draw_report
-
         title = f"{self.architecture}, {self.num_latents:,} latents, at {self.hookpoint}"
         tenths = self.adaptive["l0_by_tenth_of_loss"]
         return draw_report(self.density, self.zipf, self.ce, tenths, title=title, path=path)
@@ -282,6 +282,9 @@ class SAEReport(Shareable):
             raise ConfigError(where, "must be the mean L0 of each tenth", got=repr(tenths)[:80], expected=expected)
         for value in tenths:
             real("SAEReport.adaptive.l0_by_tenth_of_loss", value, least=0, most=self.num_latents)
+        if (self.zipf is None) != (self.underused_fraction is None):
+            got = "zipf" if self.underused_fraction is None else "underused_fraction"
+            raise ConfigError("SAEReport", "lacks one of zipf and underused_fraction", got=f"{got} alone")
         if self.zipf is None:
             return
         for name in ("exponent", "offset", "scale"):
@@ -290,6 +293,18 @@ class SAEReport(Shareable):
                 raise ConfigError(f"SAEReport.zipf.{name}", what, got=", ".join(self.zipf), expected=expected)
             real(f"SAEReport.zipf.{name}", self.zipf[name], least=0)
         real("SAEReport.zipf.scale", self.zipf["scale"], above=0)
+        real("SAEReport.zipf.r2", self.zipf.get("r2", 1.0), least=-_ROUNDING, most=1 + _ROUNDING)
+        halves = [law_at(self.zipf, rank) / 2 for rank in range(1, len(self.density) + 1)]
+        by_density = sorted(self.density, reverse=True)
+        # A density at half of the law may be either.
+        least, most = (
+            sum(value < half * (1 + slack) for value, half in zip(by_density, halves, strict=True))
+            for slack in (-_ROUNDING, _ROUNDING)
+        )
+        share = (self.underused_fraction or 0.0) * self.num_latents
+        right = least - _ROUNDING * self.num_latents <= share <= most + _ROUNDING * self.num_latents
+        expected = f"{least / self.num_latents:.9g}, by zipf and the densities"
+        _require(right, "underused_fraction", self.underused_fraction, expected)
 
     def _check_errors(self) -> None:
         """Refuse errors and lengths that no activations and reconstructions have together."""
@@ -310,8 +325,22 @@ class SAEReport(Shareable):
             least = self.nmse * (1 - _ROUNDING)
             _require(self.fvu >= least, "fvu", self.fvu, f"{self.nmse:.9g} or more, which is nmse")
             _require((self.fvu == 0) == (self.mse == 0), "fvu", self.fvu, f"what goes with an mse of {self.mse:.9g}")
+        self._check_bias()
         _require((self.l2_out == 0) == (self.l2_ratio == 0), "l2_ratio", self.l2_ratio, f"by l2_out {self.l2_out:.9g}")
         _require(self.l0 > 0 or self.l1 == 0, "l1", self.l1, "0, as no latent is active")
+
+    def _check_bias(self) -> None:
+        """Refuse a bias of the reconstruction that its error excludes.
+
+        The squared length of the reconstruction follows from both, and is that of its mean length or more.
+        """
+        bias = self.relative_reconstruction_bias
+        if not bias or not self.nmse or abs(1 - 2 / bias) < _ILL:
+            return
+        whole_square = self.mse / self.nmse
+        square = whole_square * (self.nmse - 1) / (1 - 2 / bias)
+        right = square >= self.l2_out**2 * (1 - _ROUNDING) - _ROUNDING * whole_square
+        _require(right, "relative_reconstruction_bias", bias, "one that goes with nmse and l2_out")
 
     def _check_derived(self) -> None:
         """Refuse values that do not follow from the others."""
@@ -342,9 +371,6 @@ class SAEReport(Shareable):
         if quantiles != sorted(quantiles) or not all(0 <= value <= number for value in quantiles):
             expected = f"numbers that rise, from 0 to {number}"
             raise ConfigError("SAEReport.l0_quantiles", "cannot be", got=quantiles, expected=expected)
-        if (self.zipf is None) != (self.underused_fraction is None):
-            got = "zipf" if self.underused_fraction is None else "underused_fraction"
-            raise ConfigError("SAEReport", "lacks one of zipf and underused_fraction", got=f"{got} alone")
 
     def _l0_text(self) -> str:
         low, middle, high = (self.l0_quantiles[quantile] for quantile in ("0.05", "0.5", "0.95"))

@@ -244,6 +244,7 @@ def _sae_report() -> SAEReport:
         "l0": 1.1,
         "zipf": {"exponent": 1.0, "offset": 0.0, "scale": 0.9, "r2": 0.8},
     }
+    values |= {"underused_fraction": 2 / 3, "relative_reconstruction_bias": 1.0}
     values |= dict.fromkeys(("dead_fraction", "dying_fraction", "freq_over_10_percent"), 1 / 3)
     values |= {"freq_over_1_percent": 2 / 3, "normalized_freq_over_1_percent": 1.0}
     values |= {"normalized_freq_over_10_percent": 1 / 1.1}

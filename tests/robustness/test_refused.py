@@ -40,6 +40,7 @@ REPORT = ("evaluation_report", "evaluation_report.json")
         ("settings", "settings.yaml", put(value="learning-rate: -1:30.5"), "got -1:30.5 in line 1, which is -90.5"),
         ("stream_state", "checkpoint-7/trainer_state.json", put(value=None), "no complete checkpoint"),
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value=8), "no complete checkpoint"),
+        ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value="7"), "no complete checkpoint"),
         ("texts", "b.jsonl", put(value={"messages": []}), "the tokenizer's template does not take the chat"),
         ("texts", "b.jsonl", put(value={"messages": [[{"role": "user", "content": "a"}]] * 2}), "must be one chat"),
         (

@@ -58,6 +58,12 @@ REPORT = "sae_report.json"
         (put("adaptive", "l0_by_tenth_of_loss", value=[4.0]), "l0_by_tenth_of_loss: must be a number"),
         (put("adaptive", "l0_by_tenth_of_loss", value=["1"]), "l0_by_tenth_of_loss: must be a number"),
         (drop("adaptive", "spearman"), "lacks an entry .*spearman"),
+        (put("zipf", "r2", value=1.5), "zipf.r2: must be a number"),
+        (put("zipf", "scale", value=0.1), "underused_fraction: contradicts other values .*0.333333333, by zipf"),
+        (put("underused_fraction", value=0.5), "underused_fraction: contradicts other values .*0.666666667, by zipf"),
+        (put("relative_reconstruction_bias", value=-1), "relative_reconstruction_bias: contradicts other values"),
+        (put("relative_reconstruction_bias", value=3.0), "relative_reconstruction_bias: contradicts other values"),
+        (put("relative_reconstruction_bias", value=0.5), "relative_reconstruction_bias: contradicts other values"),
         (put("kl", "sae", value=-0.5), "kl.sae: must be a number .got -0.5, expected at least -0.0001"),
         (put("kl", "clean", value=0.5), "kl.clean: must be a number"),
         (put("nmse", value=None), "nmse: contradicts other values"),
@@ -91,6 +97,8 @@ def test_a_report_of_an_sae_that_cannot_be_is_refused(
         put("fvu", value=None),  # of one token, or of the same activation everywhere
         put("explained_variance_legacy", value=-1e12),  # tokens near the mean
         put("adaptive", "pearson", value=None),
+        put("relative_reconstruction_bias", value=1.2),
+        put("relative_reconstruction_bias", value=None),
     ],
 )
 def test_a_report_of_an_sae_that_can_be_is_read_and_drawn(change: Callable[[Any], Any], tmp_path: Path) -> None:

@@ -90,11 +90,15 @@ def check_torch_archive(path: Path) -> None:
         if len(pickles) != 1 or pickles[0].file_size > _MOST_PICKLE:
             raise no_tensors(path, f"{len(pickles)} data.pkl, where one of up to {_MOST_PICKLE} bytes should be")
         content = archive.read(pickles[0])
-    for operation, argument, _ in pickletools.genops(content):
+    end = 0
+    for operation, argument, place in pickletools.genops(content):
+        end = (place or 0) + 1
         if operation.name not in _OPERATIONS:
             raise no_tensors(path, f"pickle operation {operation.name}")
         if operation.name == "GLOBAL" and not _MAKERS.fullmatch(str(argument)):
             raise no_tensors(path, f"a call of {ascii(argument)}")
+    if end != len(content):
+        raise no_tensors(path, f"{len(content) - end} bytes behind the pickle")
     folder = pickles[0].filename.partition("/")[0]
     for storage in [_storage(path, named) for named in _named(path, content)]:
         size = sizes.get(f"{folder}/data/{storage.key}".lower(), 0)

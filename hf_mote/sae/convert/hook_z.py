@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from hf_mote.errors import FileFormatError
 from hf_mote.files import read_json
-from hf_mote.sae.convert.formats import Format, Source, build
-from hf_mote.sae.convert.names import hub_model, place_of
+from hf_mote.sae.convert.formats import Format, Source, build, place_read
+from hf_mote.sae.convert.names import hub_model
 from hf_mote.sae.convert.tensors import Layout, matrix_sizes, read_torch, take
 from hf_mote.sae.convert.values import agree, check_near, integer, text
 from hf_mote.sae.modeling import SAEModel
@@ -49,13 +49,12 @@ def _read(source: Source) -> SAEModel:
     if hook is None:
         what, expected = "is missing or empty", "the place in the model, as in blocks.5.attn.hook_z"
         raise FileFormatError(f"{path}: act_name", what, expected=expected, fix="Download the config again.")
-    place = place_of(hook, model)
     fields = {
         "hidden_size": sizes.inputs,
         "num_latents": sizes.latents,
         "subtract_decoder_bias": True,
         "base_model": model,
-        "hookpoint": place and place.hookpoint,
+        **place_read(source, f"{path}: act_name", hook, model),
     }
     return build(source, path, "relu_sae", fields, tensors, {"format": HOOK_Z.name, "config": cfg})
 

@@ -161,6 +161,7 @@ def test_read_torch_storage_without_a_record_is_refused(path: Path) -> None:
 @pytest.mark.parametrize(
     ("pickle", "reason"),
     [
+        (b"\x80\x02}.\0\0", "2 bytes behind the pickle"),
         (b"\x80\x02Q.", "a pickle that takes what it did not put there"),
         (b"\x80\x02t.", "a pickle that takes what it did not put there"),
         (b"\x80\x02h\x05.", "a pickle that takes what it did not put there"),

@@ -125,6 +125,7 @@ def test_load_sae_decoder_of_another_width_is_refused(made: tuple[Any, Path]) ->
         ("dict_size", ..., "is missing"),
         ("act_name", ..., "is missing or empty"),
         ("act_name", "", "is missing or empty"),
+        ("act_name", "blocks.5.attn.hook_zx", "is no place that is known"),
     ],
 )
 @pytest.mark.parametrize("made", ["hook_z"], indirect=True)
@@ -135,7 +136,7 @@ def test_load_sae_of_heads_without_the_keys_of_its_config_is_refused(
     (path,) = root.glob("*_cfg.json")
     config = {**json.loads(path.read_text()), key: value}
     path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
-    with pytest.raises(FileFormatError, match=rf"_cfg\.json: {key}: {reason}"):
+    with pytest.raises(HFMoTEError, match=rf"_cfg\.json: {key}: {reason}"):
         load_sae(root, **release.place, **release.given)
 
 
