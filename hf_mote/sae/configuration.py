@@ -92,7 +92,7 @@ class SAEConfig(PreTrainedConfig):
             The normalisation of each token before it is encoded (and before a skip connection), which is undone for an
             autoencoder's reconstruction; see `hf_mote.sae.normalization`. Such an SAE is not trained here.
         input_normalization_eps (`float`, *optional*, defaults to 1e-5):
-            Avoids a division by zero in it.
+            Avoids a division by zero in it; 0 to 1.
         normalize_decoder (`bool`, *optional*, defaults to `True`):
             Whether rows of `W_dec` are set to unit length before each training step.
         reconstruction_loss (`"fvu"` or `"mse"`, *optional*, defaults to `"fvu"`):
@@ -109,8 +109,13 @@ class SAEConfig(PreTrainedConfig):
     """
 
     model_type = "sae"
-    # Fields that a file must have, as the default would silently be another SAE.
-    _needed: ClassVar[tuple[str, ...]] = ()
+    # Fields that a file must have, as the default would silently be another SAE. `save_pretrained` writes them all.
+    _needed: ClassVar[tuple[str, ...]] = (
+        "input_normalization",
+        "input_normalization_eps",
+        "output_size",
+        "subtract_decoder_bias",
+    )
     # Numbers of a whole batch, which `Trainer.predict` would take for predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "fvu",
@@ -182,6 +187,9 @@ class SAEConfig(PreTrainedConfig):
         check_positive(self, "hidden_size", "num_latents", "output_size", "dead_after_tokens")
         check_positive(self, "input_normalization_eps", zero=True)
         where = type(self).__name__
+        if self.input_normalization_eps > 1:
+            what, got = "must avoid a division by zero, and not decide what is encoded", self.input_normalization_eps
+            raise ConfigError(f"{where}.input_normalization_eps", what, got=got, expected="0 to 1")
         if self.input_normalization in ("standardize", "layer_norm") and self.hidden_size < 2:
             raise ConfigError(f"{where}.input_normalization", "needs a width of 2 or more", got=self.hidden_size)
         if self.output_hookpoints is not None:
@@ -225,8 +233,9 @@ class SAEConfig(PreTrainedConfig):
 
         Raises:
             [`ModelMismatchError`]: if `config_dict["model_type"]` is another architecture's.
-            [`ConfigError`]: if a field has a wrong type or is out of range, or one without which this would be another
-                SAE is missing: `k`, where the architecture has one.
+            [`ConfigError`]: if a field has a wrong type or is out of range, or one is missing without which this would
+                be another SAE: those that say how inputs and latents are scaled, and `k`, where the architecture has
+                one.
             [`UnknownNameError`]: if a key is a method and no field.
         """
         found = config_dict.get("model_type", cls.model_type)

@@ -103,6 +103,10 @@ def load_strictly(
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
             raise _unfit(str(path), kind.replace("_", " "), info[kind], model.state_dict())
+    for name, other in getattr(model, "_needs", ()):
+        if other not in kwargs["state_dict"] and _is_set(kwargs["state_dict"].get(name)):
+            what, fix = f"is missing, and {name} is there", "Save the SAE again, or take both out of its file."
+            raise FileFormatError(f"{path}: {other}", what, fix=fix)
     _check_dtypes(str(path), kwargs["state_dict"], model)
     _check_values(str(path), model)
     return model, info
@@ -190,6 +194,11 @@ def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
     with _own_errors(str(file)), safe_open(file, framework="pt", device="cpu") as content:
         names = [check_name(file, name) for name in content.keys()]  # noqa: SIM118 (not a mapping)
         return {name: tuple(content.get_slice(name).get_shape()) for name in names}
+
+
+def _is_set(tensor: Tensor | None) -> bool:
+    """Whether a file holds a tensor, and not as NaN throughout, which it is before anything has set it."""
+    return tensor is not None and not tensor.is_meta and not bool(tensor.isnan().all())
 
 
 def _check_dtypes(path: str, found: Mapping[str, Tensor], model: PreTrainedModel) -> None:

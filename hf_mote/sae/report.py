@@ -14,6 +14,7 @@ from hf_mote.errors import ConfigError, FileFormatError, first_line, real, whole
 from hf_mote.files import read_json, write_json
 from hf_mote.hub import Shareable, public_name
 from hf_mote.sae.fields import check_types
+from hf_mote.sae.pictures import draw_report, law_at
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card
 from hf_mote.version import __version__
 
@@ -26,6 +27,9 @@ __all__ = ["FEW", "SAEReport"]
 
 SCHEMA_VERSION = 1
 _ROUNDING = 1e-6  # by which a mean may leave its range
+_KL_ROUNDING = 1e-4  # by which a divergence of float32 logits may fall below 0
+_TENTHS = 10
+_ILL = 1e-3  # of a divisor, below which a number that follows from others is not known
 FEW = 10
 """A latent that is active on fewer tokens of an evaluation is dying; nothing is fitted to it."""
 
@@ -177,8 +181,6 @@ class SAEReport(Shareable):
         Returns:
             `matplotlib.figure.Figure`
         """
-        from hf_mote.sae.pictures import draw_report
-
         title = f"{self.architecture}, {self.num_latents:,} latents, at {self.hookpoint}"
         tenths = self.adaptive["l0_by_tenth_of_loss"]
         return draw_report(self.density, self.zipf, self.ce, tenths, title=title, path=path)
@@ -264,7 +266,81 @@ class SAEReport(Shareable):
             raise ConfigError("SAEReport.ce", "is of other ablations than what is recovered", got=sorted(self.ce))
         for name, value in self.ce.items():
             real(f"SAEReport.ce.{name}", value, least=0)
+        for name, value in self.kl.items():
+            real(
+                f"SAEReport.kl.{name}", value, least=-_KL_ROUNDING, most=_KL_ROUNDING if name == "clean" else math.inf
+            )
+        self._check_drawn()
+        self._check_errors()
         self._check_derived()
+
+    def _check_drawn(self) -> None:
+        """Refuse a law and tenths of the loss without the numbers that [`plot`] draws."""
+        tenths = self.adaptive.get("l0_by_tenth_of_loss")
+        if not isinstance(tenths, list) or not 0 < len(tenths) <= _TENTHS:
+            where, expected = "SAEReport.adaptive.l0_by_tenth_of_loss", f"a list of up to {_TENTHS} numbers"
+            raise ConfigError(where, "must be the mean L0 of each tenth", got=repr(tenths)[:80], expected=expected)
+        for value in tenths:
+            real("SAEReport.adaptive.l0_by_tenth_of_loss", value, least=0, most=self.num_latents)
+        if (self.zipf is None) != (self.underused_fraction is None):
+            got = "zipf" if self.underused_fraction is None else "underused_fraction"
+            raise ConfigError("SAEReport", "lacks one of zipf and underused_fraction", got=f"{got} alone")
+        if self.zipf is None:
+            return
+        for name in ("exponent", "offset", "scale"):
+            if name not in self.zipf:
+                what, expected = "lacks a number of the law", "exponent, offset and scale"
+                raise ConfigError(f"SAEReport.zipf.{name}", what, got=", ".join(self.zipf), expected=expected)
+            real(f"SAEReport.zipf.{name}", self.zipf[name], least=0)
+        real("SAEReport.zipf.scale", self.zipf["scale"], above=0)
+        real("SAEReport.zipf.r2", self.zipf.get("r2", 1.0), least=-_ROUNDING, most=1 + _ROUNDING)
+        halves = [law_at(self.zipf, rank) / 2 for rank in range(1, len(self.density) + 1)]
+        by_density = sorted(self.density, reverse=True)
+        # A density at half of the law may be either.
+        least, most = (
+            sum(value < half * (1 + slack) for value, half in zip(by_density, halves, strict=True))
+            for slack in (-_ROUNDING, _ROUNDING)
+        )
+        share = (self.underused_fraction or 0.0) * self.num_latents
+        right = least - _ROUNDING * self.num_latents <= share <= most + _ROUNDING * self.num_latents
+        expected = f"{least / self.num_latents:.9g}, by zipf and the densities"
+        _require(right, "underused_fraction", self.underused_fraction, expected)
+
+    def _check_errors(self) -> None:
+        """Refuse errors and lengths that no activations and reconstructions have together."""
+        if self.explained_variance_legacy is not None:
+            real("SAEReport.explained_variance_legacy", self.explained_variance_legacy, most=1 + _ROUNDING)
+        square = (self.l2_in - self.l2_out) ** 2
+        if self.nmse is None:
+            # Squared lengths add up to nothing.
+            _require(self.l2_in == 0 and self.fvu is None, "nmse", None, "a number, by l2_in and fvu")
+        else:
+            _require(self.l2_in > 0, "nmse", self.nmse, "none, by l2_in")
+            _require(
+                (self.nmse == 0) == (self.mse == 0), "nmse", self.nmse, f"what goes with an mse of {self.mse:.9g}"
+            )
+            square = max(square, self.nmse * self.l2_in**2)
+        _require(self.mse >= square * (1 - _ROUNDING), "mse", self.mse, f"{square:.9g} or more, by nmse and lengths")
+        if self.fvu is not None and self.nmse is not None:
+            least = self.nmse * (1 - _ROUNDING)
+            _require(self.fvu >= least, "fvu", self.fvu, f"{self.nmse:.9g} or more, which is nmse")
+            _require((self.fvu == 0) == (self.mse == 0), "fvu", self.fvu, f"what goes with an mse of {self.mse:.9g}")
+        self._check_bias()
+        _require((self.l2_out == 0) == (self.l2_ratio == 0), "l2_ratio", self.l2_ratio, f"by l2_out {self.l2_out:.9g}")
+        _require(self.l0 > 0 or self.l1 == 0, "l1", self.l1, "0, as no latent is active")
+
+    def _check_bias(self) -> None:
+        """Refuse a bias of the reconstruction that its error excludes.
+
+        The squared length of the reconstruction follows from both, and is that of its mean length or more.
+        """
+        bias = self.relative_reconstruction_bias
+        if not bias or not self.nmse or abs(1 - 2 / bias) < _ILL:
+            return
+        whole_square = self.mse / self.nmse
+        square = whole_square * (self.nmse - 1) / (1 - 2 / bias)
+        right = square >= self.l2_out**2 * (1 - _ROUNDING) - _ROUNDING * whole_square
+        _require(right, "relative_reconstruction_bias", bias, "one that goes with nmse and l2_out")
 
     def _check_derived(self) -> None:
         """Refuse values that do not follow from the others."""
@@ -295,9 +371,6 @@ class SAEReport(Shareable):
         if quantiles != sorted(quantiles) or not all(0 <= value <= number for value in quantiles):
             expected = f"numbers that rise, from 0 to {number}"
             raise ConfigError("SAEReport.l0_quantiles", "cannot be", got=quantiles, expected=expected)
-        if (self.zipf is None) != (self.underused_fraction is None):
-            got = "zipf" if self.underused_fraction is None else "underused_fraction"
-            raise ConfigError("SAEReport", "lacks one of zipf and underused_fraction", got=f"{got} alone")
 
     def _l0_text(self) -> str:
         low, middle, high = (self.l0_quantiles[quantile] for quantile in ("0.05", "0.5", "0.95"))
@@ -335,6 +408,12 @@ class SAEReport(Shareable):
 
     def _public(self, *, with_texts: bool) -> Self:
         return dataclasses.replace(self, model=public_name(self.model))
+
+
+def _require(fact: bool, name: str, got: float | None, expected: str) -> None:
+    """Refuse a value that others exclude."""
+    if not fact:
+        raise ConfigError(f"SAEReport.{name}", "contradicts other values", got=repr(got), expected=expected)
 
 
 def _check_equal(name: str, given: float | None, wanted: float | None, how: str) -> None:

@@ -53,6 +53,8 @@ class SAEWeights(PreTrainedModel):
     _float32_tensors: tuple[str, ...] = ()
     # State of training that a checkpoint may lack.
     _keys_to_ignore_on_load_missing = [r"tokens_since_fired"]
+    # Which of it a checkpoint may not lack beside another tensor, once that was set: (tensor, what it needs).
+    _needs: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, config: SAEConfig, **others: Any) -> None:
         if type(self).config_class is SAEConfig:

@@ -239,11 +239,17 @@ def _sae_report() -> SAEReport:
     ablations = dict.fromkeys(("zero", "mean", "resample"), 2.0)
     values |= {"ce": {"clean": 1.0, "sae": 1.5, **ablations}, "kl": {"clean": 0.0, "sae": 0.5, **ablations}}
     values |= {"ce_recovered": dict.fromkeys(ablations, 0.5), "kl_recovered": dict.fromkeys(ablations, 0.75)}
-    values |= {"density": [0.1, 0.0, 1.0], "l0": 1.1, "zipf": {"exponent": 1.0}}
+    values |= {
+        "density": [0.1, 0.0, 1.0],
+        "l0": 1.1,
+        "zipf": {"exponent": 1.0, "offset": 0.0, "scale": 0.9, "r2": 0.8},
+    }
+    values |= {"underused_fraction": 2 / 3, "relative_reconstruction_bias": 1.0}
     values |= dict.fromkeys(("dead_fraction", "dying_fraction", "freq_over_10_percent"), 1 / 3)
     values |= {"freq_over_1_percent": 2 / 3, "normalized_freq_over_1_percent": 1.0}
     values |= {"normalized_freq_over_10_percent": 1 / 1.1}
-    values |= {"l0_quantiles": {"0.05": 1.0, "0.5": 1.0, "0.95": 2.0}, "adaptive": {"pearson": 0.1, "spearman": 0.2}}
+    values |= {"l0_quantiles": {"0.05": 1.0, "0.5": 1.0, "0.95": 2.0}}
+    values |= {"adaptive": {"pearson": 0.1, "spearman": 0.2, "l0_by_tenth_of_loss": [1.0, 1.0, 1.25]}}
     return SAEReport(**values)
 
 

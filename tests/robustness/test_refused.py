@@ -8,38 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from readers import READERS
-from safetensors.torch import load_file, save_file
-from tiny_saes import TinySAE
-from transformers import AutoConfig, AutoModel
+from changes import BY_NAME, change_document, change_tensors, put
 
-from hf_mote import TopKSAEConfig, load_sae
 from hf_mote.commands.validate import problems_in
 from hf_mote.documents import read_yaml
 from hf_mote.errors import HFMoTEError
-from hf_mote.files import read_tensors, write_tensors
-from hf_mote.sae.convert.native import NATIVE
-from hf_mote.sae.modeling import SAEModel
-from hf_mote.sae.register import sae_class
-
-BY_NAME = {reader.name: reader for reader in READERS}
-
-
-def put(*places: Any, value: Any) -> Callable[[Any], Any]:
-    """Return what sets a value of a JSON document."""
-
-    def change(document: Any) -> Any:
-        if not places:
-            return value
-        inner = document
-        for place in places[:-1]:
-            inner = inner[place]
-        inner[places[-1]] = value
-        return document
-
-    return change
-
 
 REPORT = ("evaluation_report", "evaluation_report.json")
 
@@ -62,27 +35,12 @@ REPORT = ("evaluation_report", "evaluation_report.json")
         (*REPORT, put("before", "n", value="4"), "must be a share within its interval"),
         (*REPORT, put("after", "successes", value=True), "must be a share within its interval"),
         (*REPORT, put("side_effects", "num_tokens", value=True), "must hold finite numbers"),
-        ("sae_report", "sae_report.json", put("predictions", value=-1), "predictions: must be a whole number"),
-        ("sae_report", "sae_report.json", put("density", value=[0.1, 0.2]), "is of other latents"),
-        ("sae_report", "sae_report.json", put("density", 1, value=1.5), "density: must be a number"),
-        ("sae_report", "sae_report.json", put("adaptive", "pearson", value=7.0), "pearson: must be a number"),
-        ("sae_report", "sae_report.json", put("ce", value={"clean": 1.0, "sae": 1.0}), "other ablations"),
-        ("sae_report", "sae_report.json", put("predictions", value=11), "predictions: must be a whole number"),
-        ("sae_report", "sae_report.json", put("num_latents", value=0), "num_latents: must be a whole number"),
-        ("sae_report", "sae_report.json", put("density", 0, value=0.15), "density: contradicts .*of 10 tokens"),
-        ("sae_report", "sae_report.json", put("density", 0, value=0.2), "l0: contradicts .*got 1.1, expected 1.2"),
-        ("sae_report", "sae_report.json", put("dead_fraction", value=0.0), "dead_fraction: contradicts"),
-        ("sae_report", "sae_report.json", put("dying_fraction", value=0.0), "dying_fraction: contradicts"),
-        ("sae_report", "sae_report.json", put("freq_over_1_percent", value=1.0), "freq_over_1_percent: contradicts"),
-        ("sae_report", "sae_report.json", put("ce_recovered", "mean", value=0.9), "ce_recovered.mean: contradicts"),
-        ("sae_report", "sae_report.json", put("kl_recovered", "zero", value=None), "kl_recovered.zero: contradicts"),
-        ("sae_report", "sae_report.json", put("l0_quantiles", "0.5", value=2.5), "l0_quantiles: cannot be"),
-        ("sae_report", "sae_report.json", put("zipf", value=None), "lacks one of zipf and underused_fraction"),
         ("settings", "settings.yaml", put(value="tokens: 010"), "two ways .got 010 in line 1, which is 8 by YAML 1.1"),
         ("settings", "settings.yaml", put(value="k: 4\nlearning-rate: 1:30"), "got 1:30 in line 2, which is 90"),
         ("settings", "settings.yaml", put(value="learning-rate: -1:30.5"), "got -1:30.5 in line 1, which is -90.5"),
         ("stream_state", "checkpoint-7/trainer_state.json", put(value=None), "no complete checkpoint"),
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value=8), "no complete checkpoint"),
+        ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value="7"), "no complete checkpoint"),
         ("texts", "b.jsonl", put(value={"messages": []}), "the tokenizer's template does not take the chat"),
         ("texts", "b.jsonl", put(value={"messages": [[{"role": "user", "content": "a"}]] * 2}), "must be one chat"),
         (
@@ -191,10 +149,7 @@ def test_what_cannot_be_is_refused(
     one = BY_NAME[reader]
     one.make(tmp_path)
     one.read(tmp_path)
-    path = tmp_path / file
-    whole = path.suffix in (".json", ".yaml")
-    found = change(json.loads(path.read_text()) if path.suffix == ".json" else _yaml(path) if whole else None)
-    path.write_text(found if isinstance(found, str) else json.dumps(found))
+    change_document(tmp_path / file, change)
     with pytest.raises(HFMoTEError, match=reason):
         one.read(tmp_path)
 
@@ -203,19 +158,6 @@ def _yaml(path: Path) -> Any:
     import yaml
 
     return yaml.safe_load(path.read_text())
-
-
-@pytest.mark.parametrize(("name", "shape"), [("w_enc", (11, 40)), ("b_dec", (11,)), ("b_dec", (13,))])
-def test_layers_of_gemma_scope_2_that_differ_in_width_are_refused(
-    name: str, shape: tuple[int, ...], tmp_path: Path
-) -> None:
-    one = BY_NAME["sae/gemma_scope_2_layers"]
-    one.make(tmp_path)
-    one.read(tmp_path)
-    path = tmp_path / "params_layer_1.safetensors"
-    save_file({**load_file(path), name: torch.ones(shape)}, path)
-    with pytest.raises(HFMoTEError, match=f"{name}: is of another width than w_dec"):
-        one.read(tmp_path)
 
 
 def _without(name: str) -> Callable[[Any, Any], Any]:
@@ -250,9 +192,7 @@ def test_a_file_of_tensors_that_contradicts_itself_is_refused(
     one.make(tmp_path)
     one.read(tmp_path)
     (path,) = tmp_path.glob("*.safetensors")
-    tensors, metadata = read_tensors(path, kind=reader)
-    change(tensors, metadata)
-    write_tensors(path, tensors, metadata)
+    change_tensors(path, reader, change)
     with pytest.raises(HFMoTEError, match=reason):
         one.read(tmp_path)
 
@@ -264,101 +204,9 @@ def test_an_architecture_of_a_recipe_that_is_no_text_is_one_of_its_problems(tmp_
     assert [one for one in problems_in(tmp_path) if one.startswith("recipe.yaml: architecture: must be one value")]
 
 
-def test_log_thresholds_in_float8_are_read_by_their_values(tmp_path: Path) -> None:
-    one = BY_NAME["sae/llama_scope_r1"]
-    one.make(tmp_path)
-    (path,) = tmp_path.rglob("sae_weights.safetensors")
-    tensors = load_file(path)
-    name = "log_jumprelu_threshold"
-    save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, path)
-    one.read(tmp_path)
-    save_file({**tensors, name: tensors[name].to(torch.complex64)}, path)
-    with pytest.raises(HFMoTEError, match=f"{name}: wrong shape or value"):
-        one.read(tmp_path)
-
-
-def test_a_folder_that_cannot_be_listed_is_no_sae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def closed(self: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, "iterdir", closed)
-    with pytest.raises(HFMoTEError, match="cannot be read .*Permission denied"):
-        load_sae(tmp_path)
-
-
-@pytest.mark.parametrize("carried", ["width", "dtype", "many", "name"])
-def test_a_stream_does_not_go_where_it_never_stood(carried: str, tmp_path: Path) -> None:
-    one = BY_NAME["stream_state"]
-    one.make(tmp_path)
-    path = tmp_path / "activations_0.safetensors"
-    tensors, metadata = read_tensors(path, kind="activation_stream")
-    tensors = {name: torch.zeros(3, 32) for name in tensors or ("model.layers.0", "model.layers.1")}
-    first = next(iter(tensors))
-    tensors |= {
-        "width": {name: torch.zeros(3, 31) for name in tensors},
-        "dtype": {first: torch.zeros(3, 32, dtype=torch.float64)},
-        "many": {name: torch.zeros(99, 32) for name in tensors},
-        "name": {"other": torch.zeros(3, 32)},
-    }[carried]
-    write_tensors(path, tensors, {"kind": "activation_stream", "state": metadata["state"]})
-    with pytest.raises(HFMoTEError, match=r"another width|is not what was left|must be rows"):
-        one.read(tmp_path)
-
-
-@pytest.mark.parametrize("share", [[1, 2], [0, 2], [2, 3]])
-def test_a_stream_does_not_go_on_where_another_process_stood(share: list[int], tmp_path: Path) -> None:
-    one = BY_NAME["stream_state"]
-    one.make(tmp_path)
-    path = tmp_path / "activations_0.safetensors"
-    tensors, metadata = read_tensors(path, kind="activation_stream")
-    state = {**metadata["state"], "share": share}
-    write_tensors(path, tensors, {"kind": "activation_stream", "state": state})
-    with pytest.raises(HFMoTEError, match=f"another process .*got the state of process {share[0]} of {share[1]}"):
-        one.read(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["topk", "batch_topk", "matryoshka", "feature_choice", "mutual_choice"])
-def test_the_config_of_an_sae_without_k_is_refused(name: str, tmp_path: Path) -> None:
-    TinySAE(name, "autoencoder").model().save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    config = json.loads(path.read_text())
-    k = config.pop("k")
-    path.write_text(json.dumps(config))
-    for load in (SAEModel.from_pretrained, AutoModel.from_pretrained, AutoConfig.from_pretrained, load_sae):
-        with pytest.raises(HFMoTEError, match=r"\.k: is missing"):
-            load(tmp_path)
-    assert SAEModel.from_pretrained(tmp_path, k=k).config.k == k
-    assert sae_class(config["model_type"]).config_class().k == 32
-
-
-@pytest.mark.parametrize("again", ["model.layers.2.mlp", "model.layers.2.mlp.output", "model.layers.2.mlp.output[0]"])
-def test_places_that_an_sae_writes_to_are_each_another(again: str) -> None:
-    fields: dict[str, Any] = {"hidden_size": 8, "output_size": 16, "num_latents": 40}
-    TopKSAEConfig(output_hookpoints=["model.layers.2.mlp", "model.layers.3.mlp"], **fields)
-    with pytest.raises(HFMoTEError, match="output_hookpoints: hold one place twice .got 'model.layers.2.mlp'"):
-        TopKSAEConfig(output_hookpoints=["model.layers.2.mlp", again], **fields)
-
-
 @pytest.mark.parametrize("text", ["7", "07", "-3", "1.5", "'010'", "'1:30'", "0x10"])
 def test_a_number_in_yaml_that_is_read_in_one_way_is_taken(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(f"a: {text}")
     expected = {"'010'": "010", "'1:30'": "1:30", "0x10": 16, "1.5": 1.5, "-3": -3}
     assert read_yaml(path) == {"a": expected.get(text, 7)}
-
-
-def test_a_window_on_a_damaged_disk_is_refused(tmp_path: Path) -> None:
-    one = BY_NAME["activation_cache"]
-    one.make(tmp_path)
-    path = tmp_path / "window-000001-of-0-1.arrow"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(HFMoTEError, match="other values than were written"):
-        one.read(tmp_path)
-
-
-@pytest.mark.parametrize("model_type", [["topk_sae"], {"a": "topk_sae"}, None, 7, True])
-def test_a_model_type_of_any_type_names_no_sae(model_type: Any) -> None:
-    assert not NATIVE.recognises({"model_type": model_type})
-    assert NATIVE.recognises({"model_type": "topk_sae"})

@@ -9,7 +9,8 @@ Files in reading order:
 - One format each: `native.py`, `saelens.py`, `sparsify.py`, `dictionary_learning.py`, `gemma_scope.py`,
   `qwen_scope.py`, `circuit_tracer.py`, `circuit_tracer_clt.py`, `lm_saes.py`, `hook_z.py`, `torch_releases.py`,
   `openai.py`, `opensae.py`; `refused.py` for known formats that are not read; `layout.py` for files without a format.
-- `tensors.py`, `values.py`: tensors and numbers of foreign files, checked. `card.py`.
+- `tensors.py`, `values.py`: tensors and numbers of foreign files, checked. `archives.py`: zip files of torch and
+  numpy. `card.py`.
 
 May import `sae`, `files`, `documents`, `folders` and `sharing`. A new format is a file here, a row in
 `registry.py`, and its name in `commands/names.py`.

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from hf_mote.documents import read_document
-from hf_mote.errors import UnsupportedError
+from hf_mote.errors import FileFormatError, UnsupportedError
 from hf_mote.files import replacing
 from hf_mote.sae.convert.formats import (
     Format,
@@ -29,17 +29,18 @@ from hf_mote.sae.convert.formats import (
     lost_state,
     origin_of,
     place_read,
+    place_written,
     require_plain_input,
 )
-from hf_mote.sae.convert.names import hook_at, hub_model, place_of
+from hf_mote.sae.convert.names import hook_at, hub_model
 from hf_mote.sae.convert.tensors import Layout, give, matrix_sizes, narrowed, read_safetensors, take, write_safetensors
-from hf_mote.sae.convert.values import section, text
+from hf_mote.sae.convert.values import check_near, choice, section, text
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
 from hf_mote.sae.variants.jumprelu import JumpReLUSAEModel
 from hf_mote.sae.variants.relu import ReLUSAEModel
 
-__all__ = ["CIRCUIT_TRACER"]
+__all__ = ["CIRCUIT_TRACER", "hooks_in"]
 
 _LAYOUT: Layout = {
     "W_enc": ("W_enc", False),
@@ -51,6 +52,7 @@ _SKIP: Layout = {"W_skip": ("W_skip", False)}
 _THRESHOLD: Layout = {"threshold": ("activation_function.threshold", False)}
 # Where a set of transcoders is, if its config does not say.
 _HOOKS = ("mlp.hook_in", "hook_mlp_out")
+_HOOK_KEYS = ("feature_input_hook", "feature_output_hook")
 _KIND = "transcoder_set"
 
 
@@ -64,13 +66,17 @@ def _recognises(config: Mapping[str, Any] | None) -> bool:
 
 def _read(source: Source) -> SAEModel:
     path, weights = source.folder / "config.yaml", source.path
-    config = read_document(path) if os.path.isfile(path) else {}
-    kind = config.get("model_kind", _KIND)
+    config = read_document(path) if os.path.isfile(path) else None
+    kind = (config or {}).get("model_kind", _KIND)
     if kind != _KIND:
         raise UnsupportedError(f"{path}: model_kind", "must be a set of transcoders", got=repr(kind), expected=_KIND)
     found = read_safetensors(weights)
+    (threshold, _) = _THRESHOLD["threshold"]
     if "threshold" in found:
-        found["activation_function.threshold"] = found.pop("threshold")
+        if threshold in found:
+            what, fix = f"and {threshold} are both there", "Keep the one that the library uses."
+            raise FileFormatError(f"{weights}: threshold", what, expected=f"{threshold} alone", fix=fix)
+        found[threshold] = found.pop("threshold")
     layout = dict(_LAYOUT)
     for part in (_SKIP, _THRESHOLD):
         layout |= {ours: place for ours, place in part.items() if place[0] in found}
@@ -79,33 +85,49 @@ def _read(source: Source) -> SAEModel:
     fields = {
         "hidden_size": sizes.inputs,
         "num_latents": sizes.latents,
-        "output_size": sizes.outputs,
+        "output_size": sizes.inputs,
         "skip_connection": "W_skip" in tensors,
         "subtract_decoder_bias": False,
         "normalize_decoder": False,
         **_names(path, config, source),
     }
-    origin = {"format": CIRCUIT_TRACER.name, "config": config}
+    origin = {"format": CIRCUIT_TRACER.name, "config": config or {}}
     return build(source, path, "jumprelu_sae" if "threshold" in tensors else "relu_sae", fields, tensors, origin)
 
 
-def _names(path: Path, config: Mapping[str, Any], source: Source) -> dict[str, Any]:
+def _names(path: Path, config: Mapping[str, Any] | None, source: Source) -> dict[str, Any]:
     """Model and hookpoints of the transcoder for the config."""
     # Of the sets without a config, by the repository's name.
     word = re.search(r"qwen\d(?:\.\d)?-[\d.]+b", source.words, re.IGNORECASE)
-    model = hub_model(text(path, config, "model_name") or (word[0] if word else None))
+    model = hub_model(text(path, config or {}, "model_name") or (word[0] if word else None))
     layer = re.search(r"layer_(\d+)\.safetensors$", source.file)
-    hooks = (
-        text(path, config, "feature_input_hook") or _HOOKS[0],
-        text(path, config, "feature_output_hook") or _HOOKS[1],
-    )
-    read = f"blocks.{layer[1] if layer else 0}.{hooks[0]}"
+    hooks = hooks_in(path, config) or _HOOKS
+    read, written = (f"blocks.{layer[1] if layer else 0}.{hook}" for hook in hooks)
     names = place_read(source, f"{path}: feature_input_hook", read, model)
-    target = place_of(f"blocks.{layer[1]}.{hooks[1]}", model) if layer else None
+    names |= place_written(source, f"{path}: feature_output_hook", written, model)
     if layer is None:
         # Its normalisation is that of all layers.
         names.pop("hookpoint", None)
-    return {**names, "base_model": model, "output_hookpoint": target and target.hookpoint}
+        names.pop("output_hookpoint", None)
+    return {**names, "base_model": model}
+
+
+def hooks_in(path: Path, config: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    """Return the hooks in a block that a set reads and writes, `None` if there is no config.
+
+    Raises:
+        [`FileFormatError`]: if a config lacks one, as none of the library does.
+    """
+    if config is None:
+        return None
+    check_near(path, config, ("model_kind", "model_name", *_HOOK_KEYS))
+    found = {key: choice(path, config, key) for key in _HOOK_KEYS}
+    for key, hook in found.items():
+        if not hook:
+            fix = "Put it back, or take the config away for the places of the sets without one."
+            raise FileFormatError(f"{path}: {key}", "is missing", expected="a hook, such as hook_mlp_out", fix=fix)
+    read, written = found.values()
+    return read, written
 
 
 def _write(sae: SAEModel, folder: Path) -> list[str]:

@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from hf_mote.documents import read_document
 from hf_mote.errors import FileFormatError
-from hf_mote.sae.convert.formats import Format, Source, build, place_read
-from hf_mote.sae.convert.names import hub_model, place_of
+from hf_mote.sae.convert.circuit_tracer import hooks_in
+from hf_mote.sae.convert.formats import Format, Source, build, place_read, place_written
+from hf_mote.sae.convert.names import hub_model
 from hf_mote.sae.convert.tensors import Layout, matrix_sizes, read_safetensors, take
 from hf_mote.sae.convert.values import text
 from hf_mote.sae.modeling import SAEModel
@@ -37,14 +38,18 @@ def _decoder_of(file: str) -> str:
 
 def _read(source: Source) -> SAEModel:
     path, weights = source.folder / "config.yaml", source.path
-    config = read_document(path) if os.path.isfile(path) else {}
+    config = read_document(path) if os.path.isfile(path) else None
     number = re.search(r"W_enc_(\d+)\.safetensors$", source.file)
     if number is None:
         raise FileFormatError(str(weights), "does not name its layer", expected="W_enc_{n}.safetensors")
     layer = int(number[1])
     stored = {**read_safetensors(weights), **read_safetensors(source.folder / _decoder_of(source.file))}
     suffix = f"_{layer}"
-    found = {name.removesuffix(suffix) if name.endswith(suffix) else name: tensor for name, tensor in stored.items()}
+    if others := [name for name in stored if not name.endswith(suffix)]:
+        what, expected = "is not named by its layer", f"names that end in {suffix}"
+        fix = "Of every tensor the name must end so, as in W_enc" + suffix + "."
+        raise FileFormatError(f"{weights}: {others[0]}", what, got=f"{len(others)} such", expected=expected, fix=fix)
+    found = {name.removesuffix(suffix): tensor for name, tensor in stored.items()}
     decoder = found.get("W_dec")
     if decoder is None or decoder.ndim != 3:
         got = "none" if decoder is None else tuple(decoder.shape)
@@ -66,8 +71,8 @@ def _read(source: Source) -> SAEModel:
     layout: Layout = {ours: (ours, False) for ours in _NAMES if ours in found or ours not in ("W_skip", "threshold")}
     sizes = matrix_sizes(weights, found, layout)
     tensors = take(weights, found, layout, sizes)
-    model = hub_model(text(path, config, "model_name"))
-    hooks = text(path, config, "feature_input_hook"), text(path, config, "feature_output_hook")
+    model = hub_model(text(path, config or {}, "model_name"))
+    hooks = hooks_in(path, config)
     fields: dict[str, Any] = {
         "hidden_size": sizes.inputs,
         "num_latents": sizes.latents,
@@ -77,15 +82,14 @@ def _read(source: Source) -> SAEModel:
         "normalize_decoder": False,
         "base_model": model,
     }
-    if hooks[0] is not None:
+    if hooks is not None:
         fields |= place_read(source, f"{path}: feature_input_hook", f"blocks.{layer}.{hooks[0]}", model)
-    elif config:
-        raise FileFormatError(f"{path}: feature_input_hook", "is missing", expected="such as hook_resid_mid")
-    targets = [place_of(f"blocks.{layer + step}.{hooks[1]}", model) for step in range(places)]
-    if all(target is not None for target in targets):
-        fields["output_hookpoints"] = [target.hookpoint for target in targets if target is not None]
+        where = f"{path}: feature_output_hook"
+        targets = [place_written(source, where, f"blocks.{layer + n}.{hooks[1]}", model) for n in range(places)]
+        if all(targets):
+            fields["output_hookpoints"] = [target["output_hookpoint"] for target in targets]
     kind = "jumprelu_sae" if "threshold" in tensors else "relu_sae"
-    return build(source, path, kind, fields, tensors, {"format": CIRCUIT_TRACER_CLT.name, "config": config})
+    return build(source, path, kind, fields, tensors, {"format": CIRCUIT_TRACER_CLT.name, "config": config or {}})
 
 
 def _recognises(config: Mapping[str, Any] | None) -> bool:

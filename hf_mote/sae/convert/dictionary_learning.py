@@ -31,7 +31,7 @@ from hf_mote.sae.convert.formats import (
 )
 from hf_mote.sae.convert.names import layer_of, place_of, site_in
 from hf_mote.sae.convert.tensors import Layout, give, matrix_sizes, read_torch, take
-from hf_mote.sae.convert.values import agree, integer, section, text
+from hf_mote.sae.convert.values import agree, check_near, choice, integer, section, text
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.variants.bases.selective import SelectiveSAEModel
 from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
@@ -83,6 +83,18 @@ _CLASSES = {
 }
 # The spelling until 2025-01-16.
 _OLD_NAMES = {"MatroyshkaBatchTopKSAE": "MatryoshkaBatchTopKSAE"}
+# What is read of a trainer's settings; the others are of training alone.
+_KEYS = (
+    "activation_dim",
+    "dict_class",
+    "dict_size",
+    "group_sizes",
+    "k",
+    "layer",
+    "lm_name",
+    "submodule_name",
+    "trainer_class",
+)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _NUMBERS = {*_INTEGERS, torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _MOST_GROUPS = 10_000
@@ -100,8 +112,9 @@ def _read(source: Source) -> SAEModel:
     path, weights = source.folder / "config.json", source.path
     document = read_json(path)
     trainer = section(path, document, "trainer")
-    said = text(path, trainer, "dict_class")
-    name = _OLD_NAMES.get(said or "", said)
+    check_near(path, trainer, _KEYS)
+    said = choice(path, trainer, "dict_class")
+    name = _OLD_NAMES.get(said, said)
     if name not in _CLASSES:
         raise UnknownNameError.of(f"{path}: trainer.dict_class", name, _CLASSES)
     kind = _CLASSES[name]
@@ -109,14 +122,12 @@ def _read(source: Source) -> SAEModel:
     sizes = matrix_sizes(weights, found, kind.layout)
     agree(path, "trainer.activation_dim", trainer.get("activation_dim"), sizes.inputs)
     agree(path, "trainer.dict_size", trainer.get("dict_size"), sizes.latents)
-    if sizes.outputs != sizes.inputs:
-        raise FileFormatError(f"{weights}: decoder", "wrong width", got=sizes.outputs, expected=sizes.inputs)
     tensors = take(weights, found, kind.layout, sizes, besides=kind.besides)
     fields: dict[str, Any] = {
         "hidden_size": sizes.inputs,
         "num_latents": sizes.latents,
         "subtract_decoder_bias": kind.subtracts,
-        "normalize_decoder": _FREE_LENGTHS.isdisjoint((name, text(path, trainer, "trainer_class"))),
+        "normalize_decoder": _FREE_LENGTHS.isdisjoint((name, choice(path, trainer, "trainer_class"))),
         **_names(path, trainer, source.words),
     }
     origin: dict[str, Any] = {"format": DICTIONARY_LEARNING.name, "config": document}

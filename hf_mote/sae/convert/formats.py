@@ -30,6 +30,7 @@ __all__ = [
     "lost_state",
     "origin_of",
     "place_read",
+    "place_written",
     "require_plain_input",
 ]
 
@@ -194,7 +195,8 @@ def build(
         origin (`Mapping[str, Any]`): What becomes `config.origin`.
 
     Raises:
-        [`FileFormatError`]: if the config cannot be, or a given field contradicts the files.
+        [`FileFormatError`]: if the config cannot be, a given field contradicts the files, or the decoder has another
+            width than the config says.
     """
     model_class = sae_class(model_type)
     said = {name: value for name, value in fields.items() if value is not None}
@@ -206,6 +208,10 @@ def build(
         config = model_class.config_class(**{**said, **source.wanted.fields}, origin=dict(origin))
     except (ConfigError, UnknownNameError) as error:
         raise FileFormatError(str(path), f"describes no {model_type}: {str(error).rstrip('.')}") from error
+    if (width := tensors["W_dec"].shape[1]) != config.decoder_size:
+        fix = "An SAE that gives another width than it takes is a transcoder: give output_size or output_hookpoint."
+        where, what = f"{source.path}: decoder", "must be as wide as what is reconstructed"
+        raise FileFormatError(where, what, got=width, expected=config.decoder_size, fix=fix)
     dtype = _dtype(source.wanted.dtype, tensors["W_enc"].dtype)
     cast = {
         # The others keep their dtype: thresholds are wider than the weights.
@@ -247,6 +253,31 @@ def place_read(source: Source, where: str, hook: str, model: str | None) -> dict
     if not plain and "input_normalization" not in source.wanted.fields:
         what = f"is no place that is known in {model or 'this model'}, and its activations may be normalised"
         fix = "Give input_normalization (None for none) and hookpoint to load_sae."
+        raise UnsupportedError(where, what, got=repr(hook), fix=fix)
+    return {}
+
+
+def place_written(source: Source, where: str, hook: str, model: str | None) -> dict[str, Any]:
+    """Return the field of the config for the place that a transcoder writes to.
+
+    Args:
+        source (`Source`): What is wanted.
+        where (`str`): File and key that an error names.
+        hook (`str`): As in `"blocks.3.hook_mlp_out"`.
+        model (`str`, *optional*): Hub id of the model.
+
+    Returns:
+        `dict[str, Any]`: Empty for a plain place in a model whose modules are not known.
+
+    Raises:
+        [`UnsupportedError`]: if the place is not known, or is behind a norm, whose output is no module's.
+    """
+    place = place_of(hook, model)
+    if place is not None and place.rms_norm_eps is None:
+        return {"output_hookpoint": place.hookpoint}
+    plain = is_hook(hook) and not hook.endswith(_NORMALIZED)
+    if not plain and not {"output_hookpoint", "output_hookpoints"} & set(source.wanted.fields):
+        what, fix = f"is no place that is known in {model or 'this model'}", "Give output_hookpoint to load_sae."
         raise UnsupportedError(where, what, got=repr(hook), fix=fix)
     return {}
 

@@ -26,8 +26,8 @@ from hf_mote.errors import FileFormatError, UnsupportedError
 from hf_mote.files import read_json
 from hf_mote.sae.convert.formats import Format, Source, build
 from hf_mote.sae.convert.names import hookpoint_of, layer_of
-from hf_mote.sae.convert.tensors import Layout, Sizes, factors_in, matrix_sizes, read_npz, read_safetensors, take
-from hf_mote.sae.convert.values import flag, text
+from hf_mote.sae.convert.tensors import Layout, factors_in, matrix_sizes, read_npz, read_safetensors, take
+from hf_mote.sae.convert.values import check_near, choice, flag, text
 from hf_mote.sae.modeling import SAEModel
 
 __all__ = ["GEMMA_SCOPE", "GEMMA_SCOPE_2", "GEMMA_SCOPE_2_LAYERS"]
@@ -40,6 +40,7 @@ _LAYOUT: Layout = {
     "threshold": ("threshold", False),
 }
 _SKIP: Layout = {"W_skip": ("affine_skip_connection", True)}
+_KEYS = ("affine_connection", "architecture", "hf_hook_point_in", "hf_hook_point_out", "model_name")
 _REFUSAL = "this is the format of one release, whose config is in the names of its folders; write it for SAELens"
 
 
@@ -58,8 +59,6 @@ def _read_1(source: Source) -> SAEModel:
     tensors = take(path, found, _LAYOUT, sizes)
     trail = source.words
     transcoder = "transcoder" in trail
-    if not transcoder:
-        _check_widths(path, sizes)
     if "embedding" in trail.rpartition("gemma-scope")[2]:
         # Trained on embeddings divided by the root of the width, which transformers multiplies them by.
         tensors["W_enc"] = tensors["W_enc"] / math.sqrt(sizes.inputs)
@@ -120,10 +119,9 @@ def _read_2(source: Source) -> SAEModel:
     tensors = take(weights, found, layout, sizes)
     known = _names_2(source.words)
     model = _model_2(text(path, config, "model_name")) or known.get("base_model")
-    target = text(path, config, "hf_hook_point_out") or known.get("output_hookpoint")
-    transcoder = target is not None or skip or "transcoder" in source.trail
-    if not transcoder:
-        _check_widths(weights, sizes)
+    read = text(path, config, "hf_hook_point_in") or known.get("hookpoint")
+    target = choice(path, config, "hf_hook_point_out") or known.get("output_hookpoint")
+    transcoder = _is_transcoder(path, config, read, target, skip=skip, named="transcoder" in source.trail)
     fields = {
         "hidden_size": sizes.inputs,
         "num_latents": sizes.latents,
@@ -132,10 +130,25 @@ def _read_2(source: Source) -> SAEModel:
         "subtract_decoder_bias": False,
         "normalize_decoder": False,
         "base_model": model,
-        "hookpoint": hookpoint_of(text(path, config, "hf_hook_point_in") or known.get("hookpoint"), model),
+        "hookpoint": hookpoint_of(read, model),
         "output_hookpoint": hookpoint_of(target, model) if transcoder else None,
     }
     return build(source, path, "jumprelu_sae", fields, tensors, {"format": GEMMA_SCOPE_2.name, "config": config})
+
+
+def _is_transcoder(
+    path: Path, config: Mapping[str, Any], read: str | None, target: str | None, *, skip: bool, named: bool
+) -> bool:
+    """Whether another place than the input is reconstructed: an autoencoder of the release names its own twice."""
+    kind = choice(path, config, "type")
+    if target is not None and read is None:
+        what, fix = "is missing, and hf_hook_point_out is there", "Put it back: the two tell a transcoder."
+        raise FileFormatError(f"{path}: hf_hook_point_in", what, expected="the place that is read", fix=fix)
+    elsewhere = target is not None and target != read
+    if (kind == "sae" and (elsewhere or skip)) or (kind == "transcoder" and target is not None and not elsewhere):
+        got = f"{kind!r}, from {read} to {target}{', with a skip connection' if skip else ''}"
+        raise FileFormatError(f"{path}: type", "contradicts the hooks", got=got, fix="Download the config again.")
+    return elsewhere or skip or (named and kind != "sae")
 
 
 def _model_2(name: str | None) -> str | None:
@@ -169,14 +182,8 @@ def _names_2(trail: str) -> dict[str, str]:
     return {**names, "output_hookpoint": paths[1]} if site[1] else names
 
 
-def _check_widths(path: Path, sizes: Sizes) -> None:
-    """Refuse an autoencoder, which gives what it takes, with two widths."""
-    if sizes.outputs != sizes.inputs:
-        what = "is of another width than w_enc, and nothing says that this is a transcoder"
-        raise FileFormatError(f"{path}: w_dec", what, got=sizes.outputs, expected=sizes.inputs)
-
-
 def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
+    check_near(path, config, _KEYS)
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise FileFormatError(
             f"{path}: architecture", "unknown", got=repr(config["architecture"]), expected="'jump_relu'"

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hf_mote.errors import FileFormatError
 from hf_mote.files import read_json
-from hf_mote.sae.convert.formats import Format, Source, build
-from hf_mote.sae.convert.names import hub_model, place_of
+from hf_mote.sae.convert.formats import Format, Source, build, place_read
+from hf_mote.sae.convert.names import hub_model
 from hf_mote.sae.convert.tensors import Layout, matrix_sizes, read_torch, take
-from hf_mote.sae.convert.values import agree, text
+from hf_mote.sae.convert.values import agree, check_near, integer, text
 from hf_mote.sae.modeling import SAEModel
 
 __all__ = ["HOOK_Z"]
@@ -37,19 +38,23 @@ def _holds(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 def _read(source: Source) -> SAEModel:
     path = source.folder / _config_of(source.file)
     cfg = read_json(path)
+    check_near(path, cfg, ("act_name", "act_size", "dict_size", "model_name"))
     found = read_torch(source.path)
     sizes = matrix_sizes(source.path, found, _LAYOUT)
-    agree(path, "act_size", cfg.get("act_size"), sizes.inputs)
-    agree(path, "dict_size", cfg.get("dict_size"), sizes.latents)
+    agree(path, "act_size", integer(path, cfg, "act_size"), sizes.inputs)
+    agree(path, "dict_size", integer(path, cfg, "dict_size"), sizes.latents)
     tensors = take(source.path, found, _LAYOUT, sizes)
     model = hub_model(text(path, cfg, "model_name") or "gpt2-small")
-    place = place_of(text(path, cfg, "act_name"), model)
+    hook = text(path, cfg, "act_name")
+    if hook is None:
+        what, expected = "is missing or empty", "the place in the model, as in blocks.5.attn.hook_z"
+        raise FileFormatError(f"{path}: act_name", what, expected=expected, fix="Download the config again.")
     fields = {
         "hidden_size": sizes.inputs,
         "num_latents": sizes.latents,
         "subtract_decoder_bias": True,
         "base_model": model,
-        "hookpoint": place and place.hookpoint,
+        **place_read(source, f"{path}: act_name", hook, model),
     }
     return build(source, path, "relu_sae", fields, tensors, {"format": HOOK_Z.name, "config": cfg})
 

@@ -26,6 +26,8 @@ _READERS = {
 }
 _NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "threshold", "b_mag", "r_mag")
 _ZERO_BY_DEFAULT = ("b_enc", "b_dec")
+# What a caller gives of a transcoder. Widths alone make none: they may be those of a damaged autoencoder.
+_OF_TRANSCODERS = ("output_size", "output_hookpoint", "output_hookpoints")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class SAELayout:
             The architecture, such as `"topk_sae"`. Fields of its config are given to `load_sae`.
         names (`Mapping[str, str]`):
             By our name of a tensor (`W_enc`, `b_enc`, `W_dec`, `b_dec`, `W_skip`, `threshold`, `b_mag`, `r_mag`), its
-            name in the file. A bias that is left out is zero. The same name twice is a tied decoder.
+            name in the file. A bias that is left out is zero. The same name twice is a tied decoder. It is of a
+            transcoder if it has a `W_skip`, or if `output_size` or `output_hookpoint` is given to `load_sae`.
         transpose (`tuple[str, ...]`, *optional*):
             Our names of the matrices that the file stores transposed: here `W_enc` is
             `(num_latents, hidden_size)`, `W_dec` `(num_latents, output_size)`, `W_skip` `(output_size, hidden_size)`.
@@ -99,7 +102,7 @@ class SAELayout:
                 tensors[name] = torch.zeros(width, dtype=tensors["W_enc"].dtype)
         wanted = source.wanted.fields
         fields: dict[str, Any] = {"hidden_size": sizes.inputs, "num_latents": sizes.latents}
-        if sizes.outputs != sizes.inputs or "W_skip" in tensors or wanted.get("output_hookpoint") is not None:
+        if "W_skip" in tensors or any(wanted.get(name) is not None for name in _OF_TRANSCODERS):
             fields["output_size"] = sizes.outputs
         if "W_skip" in tensors:
             fields["skip_connection"] = True

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from hf_mote.errors import FileFormatError, UnsupportedError
 from hf_mote.files import read_json
-from hf_mote.sae.convert.formats import Format, Source, build, place_read
-from hf_mote.sae.convert.names import hub_model, place_of
+from hf_mote.sae.convert.formats import Format, Source, build, place_read, place_written
+from hf_mote.sae.convert.names import hub_model
 from hf_mote.sae.convert.tensors import Layout, Sizes, matrix_sizes, read_safetensors, take
-from hf_mote.sae.convert.values import agree, flag, integer, number, section, text
+from hf_mote.sae.convert.values import agree, check_near, choice, flag, integer, number, section, text
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.variants.bases.thresholds import CLOSED
 
@@ -51,6 +51,24 @@ _NORM = "dataset_average_activation_norm"
 _THRESHOLDS = ("log_jumprelu_threshold", "activation_function.log_jumprelu_threshold")
 _MODEL = "meta-llama/Llama-3.1-8B"
 _SAME_NORM = 1e-3
+_KEYS = (
+    "act_fn",
+    "apply_decoder_bias_to_pre_encoder",
+    "d_model",
+    "d_sae",
+    "dataset_average_activation_norm",
+    "expansion_factor",
+    "hook_point_in",
+    "hook_point_out",
+    "jump_relu_threshold",
+    "model_name",
+    "norm_activation",
+    "sae_type",
+    "sparsity_include_decoder_norm",
+    "top_k",
+    "use_decoder_bias",
+    "use_glu_encoder",
+)
 
 
 class _Scales(NamedTuple):
@@ -79,7 +97,9 @@ def _read(source: Source, config_name: str, format_name: str) -> SAEModel:
         what = "are both there, and are the same thresholds"
         raise FileFormatError(f"{weights}: {' and '.join(_THRESHOLDS)}", what, expected="one of them")
     sizes = matrix_sizes(weights, found, layout)
-    agree(path, "d_model", integer(path, config, "d_model"), sizes.inputs)
+    width = integer(path, config, "d_model")
+    agree(path, "d_model", width, sizes.inputs)
+    agree(path, "d_model", width, sizes.outputs)
     if config.get("d_sae") is not None:
         agree(path, "d_sae", integer(path, config, "d_sae"), sizes.latents)
     if config.get("expansion_factor") is not None:
@@ -108,8 +128,9 @@ def _read(source: Source, config_name: str, format_name: str) -> SAEModel:
 
 
 def _check(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse settings that no architecture here supports."""
-    kind = text(path, config, "sae_type") or "sae"
+    """Refuse settings that no architecture here supports, and keys that may be misspelt."""
+    check_near(path, config, _KEYS)
+    kind = choice(path, config, "sae_type", default="sae")
     if kind != "sae":
         reasons = {
             "clt": "a cross-layer transcoder writes to many layers",
@@ -130,7 +151,7 @@ def _scales(
     path: Path, source: Source, config: Mapping[str, Any], norms: Mapping[str, Tensor], sizes: Sizes
 ) -> _Scales:
     """Return the two factors: from the weights' own tensors, the config, or a public list."""
-    kind = text(path, config, "norm_activation") or "dataset-wise"
+    kind = choice(path, config, "norm_activation", default="dataset-wise")
     if kind == "inference":
         return _Scales(1.0, 1.0)
     if kind != "dataset-wise":
@@ -138,8 +159,7 @@ def _scales(
             f"{path}: norm_activation", "cannot be read: the norm is that of each batch or token", got=repr(kind)
         )
     roots = math.sqrt(sizes.inputs), math.sqrt(sizes.outputs)
-    hook = text(path, config, "hook_point_in")
-    hooks = hook, text(path, config, "hook_point_out") or hook
+    hooks = _hooks(path, config)
     if all(f"{_NORM}.{hook}" in norms for hook in hooks):
         stored = [_positive(source.path, f"{_NORM}.{hook}", norms) for hook in hooks]
         return _Scales(roots[0] / stored[0], roots[1] / stored[1])
@@ -174,8 +194,21 @@ def _positive(path: Path, name: str, tensors: Mapping[str, Tensor]) -> float:
 
 def _is_of_one_place(path: Path, config: Mapping[str, Any]) -> bool:
     """Whether what is reconstructed is the input."""
-    read, written = (text(path, config, f"hook_point_{side}") for side in ("in", "out"))
-    return written in (None, read)
+    read, written = _hooks(path, config)
+    return written == read
+
+
+def _hooks(path: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return the names of the places that are read and written, `None` where none is said.
+
+    The library fills in the second where it is left out, and has no SAE without the first.
+    """
+    read = choice(path, config, "hook_point_in")
+    written = choice(path, config, "hook_point_out", default=read)
+    if written and not read:
+        what, fix = "is missing, and hook_point_out is there", "Put it back: the two tell a transcoder."
+        raise FileFormatError(f"{path}: hook_point_in", what, expected="the place that is read", fix=fix)
+    return read or None, written or None
 
 
 def _threshold(
@@ -188,7 +221,7 @@ def _threshold(
     weights: Path,
 ) -> tuple[str, Tensor | None]:
     """Return the architecture and its thresholds, in the units of the latents of training."""
-    kind = (text(path, config, "act_fn") or "relu").lower()
+    kind = choice(path, config, "act_fn", default="relu").lower()
     if kind == "topk" and config.get("jump_relu_threshold") and not logs:
         # The library itself does this with a trained SAE.
         kind = "jumprelu"
@@ -243,12 +276,11 @@ def _names(path: Path, source: Source, config: Mapping[str, Any]) -> dict[str, A
     if model is None and ("Llama3_1-8B-Base" in source.words or "Llama-Scope" in source.words):
         model = _MODEL
     names: dict[str, Any] = {"base_model": model}
-    hook = text(path, config, "hook_point_in")
-    if hook is not None:
-        names |= place_read(source, f"{path}: hook_point_in", hook, model)
-    if not _is_of_one_place(path, config):
-        target = place_of(text(path, config, "hook_point_out"), model)
-        names["output_hookpoint"] = target and target.hookpoint
+    read, written = _hooks(path, config)
+    if read is not None:
+        names |= place_read(source, f"{path}: hook_point_in", read, model)
+    if written is not None and written != read:
+        names |= place_written(source, f"{path}: hook_point_out", written, model)
     return names
 
 

@@ -20,7 +20,7 @@ from hf_mote.files import read_json
 from hf_mote.sae.convert.formats import Format, Source, build
 from hf_mote.sae.convert.names import family_of, hub_model
 from hf_mote.sae.convert.tensors import Layout, matrix_sizes, read_safetensors, take
-from hf_mote.sae.convert.values import agree, flag, integer, section, text
+from hf_mote.sae.convert.values import agree, check_near, choice, flag, integer, section, text
 from hf_mote.sae.modeling import SAEModel
 
 __all__ = ["OPENSAE"]
@@ -31,6 +31,24 @@ _LAYOUT: Layout = {
     "W_dec": ("W_dec", False),
     "b_dec": ("b_dec", False),
 }
+# What is read, and what else decides in the library how tokens are normalised; keys of training are left alone.
+_KEYS = (
+    "activation",
+    "feature_size",
+    "hidden_size",
+    "input_hookpoint",
+    "input_normalize",
+    "input_normalize_eps",
+    "k",
+    "model_name",
+    "normalize_decoder",
+    "normalize_shift_back",
+    "num_experts",
+    "output_hookpoint",
+)
+_PREFIXES = ("input_normalize", "normalize_")
+# An eps avoids a division by 0; a larger one would decide what the tokens are.
+_MOST_EPS = 1.0
 _INDEX = "model.safetensors.index.json"
 
 
@@ -41,7 +59,8 @@ def _recognises(config: Mapping[str, Any] | None) -> bool:
 def _read(source: Source) -> SAEModel:
     path = source.folder / "config.json"
     config = read_json(path)
-    activation = text(path, config, "activation") or "topk"
+    check_near(path, config, _KEYS, prefixes=_PREFIXES)
+    activation = choice(path, config, "activation", default="topk")
     if activation != "topk":
         raise UnsupportedError(f"{path}: activation", "cannot be read", got=repr(activation), expected="'topk'")
     if config.get("num_experts", 1) != 1:
@@ -63,11 +82,12 @@ def _read(source: Source) -> SAEModel:
     }
     if flag(path, config, "input_normalize", default=True):
         eps = config.get("input_normalize_eps", 1e-5)
-        if isinstance(eps, bool) or not isinstance(eps, int | float) or eps < 0:
-            raise FileFormatError(f"{path}: input_normalize_eps", "must be a number of 0 or more", got=repr(eps))
+        if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps <= _MOST_EPS:
+            what, fix = f"must be a number from 0 to {_MOST_EPS:g}", "Leave it out for the library's own, 1e-05."
+            raise FileFormatError(f"{path}: input_normalize_eps", what, got=repr(eps), fix=fix)
         fields |= {"input_normalization": "standardize", "input_normalization_eps": float(eps)}
         if not flag(path, config, "normalize_shift_back", default=False):
-            fields["output_size"] = sizes.outputs
+            fields["output_size"] = sizes.inputs
         elif "output_hookpoint" in fields:
             what = "cannot be read in a transcoder: its output would get back mean and spread of its input"
             raise UnsupportedError(f"{path}: normalize_shift_back", what)

@@ -44,7 +44,7 @@ from hf_mote.sae.convert.tensors import (
     take,
     write_safetensors,
 )
-from hf_mote.sae.convert.values import check_keys, flag, integer, section, text
+from hf_mote.sae.convert.values import check_keys, check_near, choice, flag, integer, section, text
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.normalization import InputNormalization
 from hf_mote.sae.variants.bases.thresholded import ThresholdedSAEModel
@@ -187,8 +187,8 @@ def _read(source: Source) -> SAEModel:
 def _is_old(path: Path, cfg: Mapping[str, Any]) -> bool:
     """Whether a config is of a version before 6; configs without a version are."""
     metadata = section(path, cfg, "metadata")
-    version = text(path, cfg, "sae_lens_version") or text(path, metadata, "sae_lens_version")
-    if version is None:
+    version = choice(path, cfg, "sae_lens_version") or choice(path, metadata, "sae_lens_version")
+    if not version:
         return True
     major = version.partition(".")[0]
     if not major.isdecimal():
@@ -203,6 +203,7 @@ def _renewed(path: Path, old: Mapping[str, Any]) -> dict[str, Any]:
         "hook_point_head_index": "hook_head_index",
         "activation_fn_str": "activation_fn",
     }
+    check_near(path, old, [*_OLD_METADATA, *_KEYS, *names, *names.values(), "activation_fn_kwargs"])
     cfg: dict[str, Any] = {}
     for key, value in old.items():
         name = names.get(key, key)
@@ -210,20 +211,23 @@ def _renewed(path: Path, old: Mapping[str, Any]) -> dict[str, Any]:
             what = f"contradicts the other name of {name}"
             raise FileFormatError(f"{path}: {key}", what, got=repr(value), expected=repr(cfg[name]))
         cfg[name] = value
-    activation = text(path, cfg, "activation_fn") or "relu"
+    activation = choice(path, cfg, "activation_fn", default="relu")
     arguments = section(path, cfg, "activation_fn_kwargs")
     for key in arguments:
         # SAELens itself ignores a k of a ReLU.
         if key not in ("k", "signed"):
             where, what = f"{path}: activation_fn_kwargs.{key}", "unknown key, which may change what the weights mean"
             raise FileFormatError(where, what, expected="only k, signed")
-    architecture = text(path, cfg, "architecture") or "standard"
+    architecture = choice(path, cfg, "architecture", default="standard")
     kept = ["apply_b_dec_to_input", "d_in", "d_sae", "device", "dtype"]
     if activation == "topk":
         if flag(path, arguments, "signed", default=False):
             raise UnsupportedError(f"{path}: activation_fn_kwargs.signed", "its latents are negative, too")
+        if architecture not in ("standard", "topk"):
+            what = "must be one that goes with activation_fn 'topk'"
+            raise FileFormatError(f"{path}: architecture", what, got=repr(architecture), expected="standard or topk")
         architecture, cfg["k"] = "topk", integer(path, arguments, "k")
-    elif arguments and text(path, cfg, "activation_fn") is None:
+    elif arguments and cfg.get("activation_fn") is None:
         what, got = "is missing, and has arguments", repr(arguments)
         raise FileFormatError(f"{path}: activation_fn", what, got=got, expected="relu or topk")
     elif activation != "relu":
@@ -237,15 +241,15 @@ def _renewed(path: Path, old: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(normalize, bool):
         normalize = _AVERAGE if normalize else "none"
     else:
-        normalize = text(path, cfg, "normalize_activations") or "none"
-    hook = text(path, cfg, "hook_name") or ""
+        normalize = choice(path, cfg, "normalize_activations", default="none")
+    reshaped = "hook_z" if "hook_z" in (text(path, cfg, "hook_name") or "") else "none"
     about = {**section(path, cfg, "metadata"), **cfg}
     return {
         "architecture": architecture,
         "apply_b_dec_to_input": True,
         **{key: cfg[key] for key in kept if key in cfg},
         "normalize_activations": normalize,
-        "reshape_activations": text(path, cfg, "reshape_activations") or ("hook_z" if "hook_z" in hook else "none"),
+        "reshape_activations": choice(path, cfg, "reshape_activations", default=reshaped),
         # The value is read as in the version that renamed it.
         "metadata": {**{key: about[key] for key in _OLD_METADATA if key in about}, "sae_lens_version": _VERSION},
     }
@@ -296,7 +300,7 @@ def _normalization(
 
 def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
     """Return the architecture of a config, all of whose keys are known."""
-    architecture = text(path, cfg, "architecture")
+    architecture = choice(path, cfg, "architecture")
     if architecture in _REFUSED:
         raise UnsupportedError(f"{path}: architecture {architecture}", f"cannot be read: {_REFUSED[architecture]}")
     if architecture not in _LAYOUTS:
@@ -310,7 +314,7 @@ def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
 
 
 def _check_dtype(path: Path, cfg: Mapping[str, Any], stored: torch.dtype) -> None:
-    said = (text(path, cfg, "dtype") or "float32").removeprefix("torch.")
+    said = choice(path, cfg, "dtype", default="float32").removeprefix("torch.")
     if _DTYPES.get(said) != stored:
         raise FileFormatError(
             f"{path}: dtype",

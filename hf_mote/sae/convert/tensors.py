@@ -6,8 +6,6 @@ A layout has the name of each of our tensors in a format, and whether the transp
 from __future__ import annotations
 
 import math
-import pickletools
-import re
 import zipfile
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from hf_mote.errors import DataError, FileFormatError, HFMoTEError, first_line
 from hf_mote.files import check_memory, check_name, read_safetensors
+from hf_mote.sae.convert.archives import AT_ONCE, check_sums, check_torch_archive, entries_of, no_tensors
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.variants.bases.selective import SelectiveSAEModel
 
@@ -41,19 +40,6 @@ __all__ = [
 
 Layout = Mapping[str, tuple[str, bool]]
 
-_MOST_ENTRIES = 10_000
-_MOST_PICKLE = 2**24
-_AT_ONCE = 2**24
-# Opcodes of the pickle in a file of `torch.save`, and the functions that make plain tensors.
-# fmt: off
-_OPERATIONS = frozenset({
-    "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPERSID", "BINPUT", "BINUNICODE",
-    "BUILD", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "GLOBAL", "LONG1", "LONG_BINGET", "LONG_BINPUT", "MARK",
-    "NEWFALSE", "NEWTRUE", "NONE", "PROTO", "REDUCE", "SETITEM", "SETITEMS", "STOP", "TUPLE", "TUPLE1", "TUPLE2",
-    "TUPLE3",
-})
-# fmt: on
-_MAKERS = re.compile(r"collections OrderedDict|torch\._utils (_rebuild_tensor_v2|_rebuild_parameter)|torch \w*Storage")
 _DAMAGED = "The file is missing, truncated or of another format; save or download it again."
 
 
@@ -130,28 +116,18 @@ def _is_plain(value: Any, depth: int = 4) -> bool:
     return isinstance(value, str | int | float | bool)
 
 
-def _check_sums(path: Path) -> None:
-    """Refuse an archive in which an entry is not what its checksum says, which torch does not look at."""
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            with archive.open(entry) as file:
-                # The last part compares. No more is unfolded than the entry says, which was checked.
-                while file.read(_AT_ONCE):
-                    pass
-
-
 def _loaded(path: Path, *, mmap: bool) -> Mapping[Any, Any]:
     """Return the dictionary in a file that `torch.save` wrote, without running code."""
     try:
-        _check_archive(path)
+        check_torch_archive(path)
         if not mmap:
-            _check_sums(path)
+            check_sums(path)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except HFMoTEError:
         raise
     # Any error of a damaged or hostile file: the loader's own errors have no common base.
     except Exception as error:
-        raise _no_tensors(path, first_line(error)) from error
+        raise no_tensors(path, first_line(error)) from error
     if not isinstance(found, Mapping):
         raise FileFormatError(str(path), "holds no dictionary of tensors", got=type(found).__name__)
     return found
@@ -165,7 +141,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = _entries(path, archive)
+            entries = entries_of(path, archive)
             check_memory(path, sum(entry.file_size for entry in entries), path.stat().st_size)
             arrays: dict[str, _Array] = {}
             for entry in entries:
@@ -179,21 +155,6 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     # zipfile, zlib and numpy's parser of headers have no common base either.
     except Exception as error:
         raise _unreadable(path, "plain numpy arrays", error) from error
-
-
-def _entries(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """Return the entries of an archive, refusing encrypted or unusually compressed ones."""
-    entries = archive.infolist()
-    if len(entries) > _MOST_ENTRIES:
-        raise FileFormatError(str(path), "holds too many entries", got=len(entries), expected=f"up to {_MOST_ENTRIES}")
-    for entry in entries:
-        what = f"{path}: {ascii(entry.filename[:80])}"
-        if entry.flag_bits & 1:
-            raise FileFormatError(what, "is encrypted")
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            expected = f"{zipfile.ZIP_STORED} (stored) or {zipfile.ZIP_DEFLATED} (deflated)"
-            raise FileFormatError(what, "unknown compression", got=entry.compress_type, expected=expected)
-    return entries
 
 
 class _Array(NamedTuple):
@@ -226,31 +187,12 @@ def _array_header(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) 
 def _read_array(archive: zipfile.ZipFile, array: _Array) -> Tensor:
     content = bytearray()
     with archive.open(array.entry) as file:
-        while part := file.read(_AT_ONCE):
+        while part := file.read(AT_ONCE):
             content += part
     # In memory that may be written to. No more is read than the entry says, which was checked; less is refused here.
     order: Literal["C", "F"] = "F" if array.by_columns else "C"
     values = np.ndarray(array.shape, array.dtype, content, array.offset, order=order)
     return torch.from_numpy(np.ascontiguousarray(values) if array.by_columns else values)
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse a file of `torch.save` that would call anything but the makers of tensors, or unfold to too much."""
-    with zipfile.ZipFile(path) as archive:
-        entries = _entries(path, archive)
-        check_memory(path, sum(entry.file_size for entry in entries), path.stat().st_size)
-        names = [entry.filename for entry in entries]
-        if len(set(names)) < len(names):
-            raise FileFormatError(f"{path}: {max(names, key=names.count)}", "is there twice")
-        pickles = [entry for entry in entries if entry.filename.split("/")[1:] == ["data.pkl"]]
-        if len(pickles) != 1 or pickles[0].file_size > _MOST_PICKLE:
-            raise _no_tensors(path, f"{len(pickles)} data.pkl, where one of up to {_MOST_PICKLE} bytes should be")
-        content = archive.read(pickles[0])
-    for operation, argument, _ in pickletools.genops(content):
-        if operation.name not in _OPERATIONS:
-            raise _no_tensors(path, f"pickle operation {operation.name}")
-        if operation.name == "GLOBAL" and not _MAKERS.fullmatch(str(argument)):
-            raise _no_tensors(path, f"a call of {ascii(argument)}")
 
 
 def factors_in(path: Path, tensors: dict[str, Tensor], latents: int) -> Tensor | None:
@@ -381,16 +323,6 @@ def _folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _missing(path: Path, name: str, tensors: Mapping[str, Tensor]) -> FileFormatError:
     return FileFormatError(f"{path}: {name}", "missing tensor", got=", ".join(sorted(tensors)) or "none")
-
-
-def _no_tensors(path: Path, got: str) -> FileFormatError:
-    return FileFormatError(
-        str(path),
-        "cannot be read as plain tensors",
-        got=got,
-        fix="It is damaged, or holds objects whose code would run when they are loaded: do not load it elsewhere "
-        "unless you trust its source.",
-    )
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> FileFormatError:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_mote.errors import FileFormatError
 
-__all__ = ["agree", "check_keys", "flag", "integer", "number", "section", "text"]
+__all__ = ["agree", "check_keys", "check_near", "choice", "flag", "integer", "number", "section", "text"]
+
+_LEAST_NEAR = 6  # letters of a key: of shorter ones, one that is not meant may be one letter away
 
 
 def integer(path: Path, data: Mapping[str, Any], key: str, *, least: int = 1) -> int:
@@ -36,6 +39,17 @@ def text(path: Path, data: Mapping[str, Any], key: str) -> str | None:
     return value or None
 
 
+def choice(path: Path, data: Mapping[str, Any], key: str, *, default: str = "") -> str:
+    """Return a text that chooses among values, `default` if the key is missing or null.
+
+    An empty one chooses nothing: it is refused, since to take it for a missing one could make another SAE of the file.
+    """
+    if data.get(key) == "":
+        fix = f"Leave the key out for {default!r}, or put its value back." if default else "Leave the key out."
+        raise FileFormatError(f"{path}: {key}", "must not be empty", got="''", expected="a value, or no key", fix=fix)
+    return text(path, data, key) or default
+
+
 def section(path: Path, data: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Return the object under a key, empty if the key is missing or null."""
     value = data.get(key)
@@ -58,6 +72,29 @@ def check_keys(path: Path, data: Mapping[str, Any], known: Iterable[str], *, fix
             )
 
 
+def check_near(path: Path, data: Mapping[str, Any], read: Iterable[str], *, prefixes: tuple[str, ...] = ()) -> None:
+    """Refuse a key that is one letter away from one that is read: it is that key, misspelt, and would be left alone.
+
+    Args:
+        path (`Path`): The file an error names.
+        data (`Mapping[str, Any]`): Its values; other keys than these are of training, and may be anything.
+        read (`Iterable[str]`): Keys that are read.
+        prefixes (`tuple[str, ...]`, *optional*): How keys begin that would change what the weights mean.
+
+    Raises:
+        [`FileFormatError`]: with the key.
+    """
+    read = list(read)
+    for key in data:
+        if key in read:
+            continue
+        near = next((name for name in read if len(name) >= _LEAST_NEAR and _is_one_letter_away(key, name)), None)
+        if near is not None or key.startswith(prefixes):
+            fix = f"Did you mean {near!r}?" if near else "Take it out if it is the default of the library."
+            what, expected = "unknown key, which may change what the weights mean", ", ".join(sorted(read))
+            raise FileFormatError(f"{path}: {key}", what, expected=f"only {expected}", fix=fix)
+
+
 def agree(path: Path, key: str, said: object, found: object) -> None:
     """Refuse a config that contradicts its weights; a missing value fits any."""
     if said is not None and said != found:
@@ -70,6 +107,13 @@ def number(path: Path, data: Mapping[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
         raise _wrong(path, data, key, "a number above 0")
     return float(value)
+
+
+def _is_one_letter_away(one: str, other: str) -> bool:
+    """Whether a text is another with one letter changed, added or left out, or of another case."""
+    one, other = one.lower(), other.lower()
+    start = len(os.path.commonprefix((one, other)))
+    return one[start + 1 :] in (other[start:], other[start + 1 :]) or one[start:] == other[start + 1 :]
 
 
 def _wrong(path: Path, data: Mapping[str, Any], key: str, expected: str) -> FileFormatError:

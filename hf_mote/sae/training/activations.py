@@ -307,7 +307,9 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
             [`ConfigError`]: if it was made with others, or by another process of a run; see [`take_share`].
             [`DataError`]: if it is not such a state; the stream is then unchanged.
         """
-        check_state(state, self.counts, self._source.tensors, self._source.dtype, self._unit)
+        source = self._source
+        of_sequences = source.sequences_per_window if self.whole_sequences else None
+        check_state(state, self.counts, source.tensors, source.dtype, self._unit, of_sequences)
         if state["settings"] != self._settings():
             theirs, ours = state["settings"], self._settings()
             changed = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
@@ -371,6 +373,10 @@ class ActivationStream(IterableDataset[dict[str, Any]]):
                 # The window is freed before the next one is filled.
                 del window
                 whole = len(next(iter(rows.values()))) // self._unit
+                if self._batch > whole:
+                    what, got = "stood behind the end of its window", f"batch {self._batch}"
+                    fix = "Give the text that the run began with, or begin anew."
+                    raise DataError("ActivationStream", what, got=got, expected=f"up to {whole}", fix=fix)
                 while self._batch < whole:
                     if self._max_tokens is not None and self._yielded >= self._max_tokens // self.batch_size:
                         break

@@ -20,7 +20,12 @@ _MOST_WINDOWS = 2**31
 
 
 def check_state(
-    state: object, counted: Collection[str], tensors: Sequence[str], dtype: torch.dtype, unit: int
+    state: object,
+    counted: Collection[str],
+    tensors: Sequence[str],
+    dtype: torch.dtype,
+    unit: int,
+    sequences_per_window: int | None,
 ) -> None:
     """Raise unless a value is a state as [`ActivationStream.state_dict`] returns it.
 
@@ -30,6 +35,7 @@ def check_state(
         tensors (`Sequence[str]`): Names of the tensors of a window.
         dtype (`torch.dtype`): Of its activations.
         unit (`int`): Rows of a batch; fewer are left of a window.
+        sequences_per_window (`int`, *optional*): Rows of a window, where they are whole sequences.
 
     Raises:
         [`DataError`]: with what is wrong.
@@ -51,6 +57,34 @@ def check_state(
     except ConfigError as error:
         raise DataError(_WHERE, str(error).rstrip(".")) from error
     _check_carried(state["carried"], tensors, dtype, unit)
+    _check_batches(state, unit, sequences_per_window)
+
+
+def _check_batches(state: Mapping[str, Any], unit: int, sequences_per_window: int | None) -> None:
+    """Refuse numbers that no stream has together.
+
+    The batches of this pass are those of whole windows, which are counted and of which less than a batch is left, and
+    those of the present window.
+    """
+    epoch, window, batch, yielded = (state[key] for key in ("epoch", "window", "batch", "yielded"))
+    of_whole = yielded - batch
+    left = len(next(iter(state["carried"].values()))) if state["carried"] else 0
+    rows, kept = of_whole * unit + left, state["counts"]["kept"]
+    expected = None
+    if of_whole < 0 or (not window and of_whole):
+        expected = f"batch {yielded}" if not window else f"up to {yielded}"
+    elif not window and (left or (not epoch and any(state["counts"].values()))):
+        expected = "nothing counted or left before the first window"
+    elif (total := sum(state["counts"].values())) < window:
+        expected = f"a token of each window, not {total}"
+    elif sequences_per_window is not None and rows != window * sequences_per_window:
+        expected = f"{window * sequences_per_window} rows of whole windows, not {rows}"
+    elif sequences_per_window is None and (rows > kept or (not epoch and rows != kept)):
+        expected = f"{kept} tokens kept of whole windows, not {rows}"
+    if expected is not None:
+        what, got = "contradict each other", f"window {window}, batch {batch} of {yielded}, {left} rows left"
+        fix = "Go on from another checkpoint, or begin anew."
+        raise DataError(f"{_WHERE}: window, batch, yielded, counts", what, got=got, expected=expected, fix=fix)
 
 
 def _check_share(share: object) -> None:

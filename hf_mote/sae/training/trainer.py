@@ -479,7 +479,8 @@ def _last_complete(folder: Path) -> str:
     for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
         try:
             state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-            if not isinstance(state, dict) or str(state.get("global_step")) != path.name.removeprefix("checkpoint-"):
+            step = state.get("global_step") if isinstance(state, dict) else None
+            if type(step) is not int or step != int(path.name.removeprefix("checkpoint-")):
                 raise ValueError("is of another step")
         except (OSError, ValueError, RecursionError):
             _logger.warning("%s is not complete, and passed over.", path)

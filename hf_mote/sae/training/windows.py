@@ -151,11 +151,19 @@ class WindowSource:
     def _check_kept(self, name: str, window: Window, sequences: list[list[int]]) -> None:
         """Refuse a cached window unless it has the columns of this stream, and a row for each of its tokens."""
         points = self.tensors
-        tokens = sum(map(len, sequences)) - sum(window.left_out.get(kind, 0) for kind in ("special", "position"))
+        expected = dict.fromkeys(COUNTED, 0)  # tokens too long for `max_norm` are left out after a window was kept
+        tokens = 0
+        for start in range(0, len(sequences), self.sequences_per_forward):
+            keep, excluded = self._kept_of(*batch_of(sequences[start : start + self.sequences_per_forward]))
+            tokens += int(keep.sum())
+            for kind, number in excluded.items():
+                expected[kind] += number
+        if window.left_out != expected:
+            what, fix = "counts other tokens than the text has", "Delete the file; it is made again."
+            raise FileFormatError(f"cache: {name}: left_out", what, got=window.left_out, expected=expected, fix=fix)
         found = {key: len(rows) for key, rows in window.rows.items()}
         widths = {key: rows.shape[1] for key, rows in window.rows.items()}
-        counted = set(window.left_out) == set(COUNTED)
-        if found != dict.fromkeys(points, tokens) or not counted or widths != {**widths, **self._widths}:
+        if found != dict.fromkeys(points, tokens) or widths != {**widths, **self._widths}:
             raise FileFormatError(
                 f"cache: {name}",
                 "is not of this stream",
@@ -196,16 +204,9 @@ class WindowSource:
                 what, expected = "holds a token that the model does not have", f"below {self._vocabulary}"
                 raise DataError("collect_activations: dataset", what, got=int(ids.max()), expected=expected)
             found = activations_of(self.model, ids, mask, self.tapped)
-            keep = mask.bool()
-            if self.special_tokens:
-                special = torch.isin(ids, torch.tensor(sorted(self.special_tokens))) & keep
-                left_out["special"] += int(special.sum())
-                keep &= ~special
-            if self.positions is not None:
-                excluded = torch.zeros_like(keep)
-                excluded[:, self.positions] = True
-                left_out["position"] += int((excluded & keep).sum())
-                keep &= ~excluded
+            keep, excluded = self._kept_of(ids, mask)
+            for kind, number in excluded.items():
+                left_out[kind] += number
             for name, values in found.items():
                 kept = values[keep.to(values.device)]
                 if not bool(kept.isfinite().all()):
@@ -229,6 +230,20 @@ class WindowSource:
                 for name, values in ((KEPT, keep), (IDS, ids), (TEXT, mask)):
                     parts[name].append(functional.pad(values, room))
         return Window({name: torch.cat(values) for name, values in parts.items()}, left_out)
+
+    def _kept_of(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, int]]:
+        """Return which tokens of a forward are kept, bool `(batch, length)`, and how many are not, by reason."""
+        keep, left_out = mask.bool(), {}
+        if self.special_tokens:
+            special = torch.isin(ids, torch.tensor(sorted(self.special_tokens))) & keep
+            left_out["special"] = int(special.sum())
+            keep = keep & ~special
+        if self.positions is not None:
+            excluded = torch.zeros_like(keep)
+            excluded[:, self.positions] = True
+            left_out["position"] = int((excluded & keep).sum())
+            keep = keep & ~excluded
+        return keep, left_out
 
     def _within_norm(self, window: Window) -> Window:
         rows, left_out = dict(window.rows), dict(window.left_out)

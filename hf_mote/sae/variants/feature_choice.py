@@ -111,6 +111,7 @@ class FeatureChoiceSAEModel(ZipfianSAEModel):
         )
 
     def _wrong_tensors(self) -> Iterator[tuple[str, str]]:
+        yield from super()._wrong_tensors()
         ranks = self.latent_rank
         if not ranks.is_meta and not torch.equal(ranks.sort().values, torch.arange(len(ranks), device=ranks.device)):
             yield "latent_rank", "does not hold each rank once"

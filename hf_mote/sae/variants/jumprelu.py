@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from hf_mote.errors import ConfigError
 from hf_mote.sae.configuration import SAEConfig
 from hf_mote.sae.fields import check_positive
 from hf_mote.sae.inputs import Tokens
@@ -33,7 +34,7 @@ class JumpReLUSAEConfig(SAEConfig):
         l0_coefficient (`float`, *optional*, defaults to 1e-3):
             Of the sparsity loss: L0 itself, or (L0 / l0_target - 1)² if a target is given.
         l0_target (`float`, *optional*):
-            Mean number of active latents per token to train towards.
+            Mean number of active latents per token to train towards, up to `num_latents`.
         bandwidth (`float`, *optional*, defaults to 1e-3):
             Width of the straight-through estimator's window around the threshold, in the units of the pre-activations.
         initial_threshold (`float`, *optional*, defaults to 1e-3):
@@ -53,6 +54,9 @@ class JumpReLUSAEConfig(SAEConfig):
         super().check()
         check_positive(self, "l0_coefficient", "initial_threshold", zero=True)
         check_positive(self, "l0_target", "bandwidth")
+        if self.l0_target is not None and self.l0_target > self.num_latents:
+            where, what = f"{type(self).__name__}.l0_target", "more latents than there are"
+            raise ConfigError(where, what, got=self.l0_target, expected=f"at most num_latents = {self.num_latents}")
 
 
 class JumpReLUSAEModel(SAEModel):

@@ -123,6 +123,45 @@ def test_load_sae_normalisation_does_not_depend_on_the_name_of_the_file(tmp_path
     assert (config.hookpoint, config.input_normalization) == (None, "rms_norm")
 
 
+@pytest.mark.parametrize("hook", ["hook_mlp_aut", "ln2.hook_normalized", "x"])
+def test_load_sae_of_an_unknown_place_to_write_to_is_refused(tmp_path: Path, hook: str) -> None:
+    written(tmp_path, feature_output_hook=hook)
+    with pytest.raises(UnsupportedError, match=r"config\.yaml: feature_output_hook: is no place .*output_hookpoint"):
+        load_sae(tmp_path)
+    assert load_sae(tmp_path, output_hookpoint="model.layers.4.x").config.output_hookpoint == "model.layers.4.x"
+
+
+@pytest.mark.parametrize("key", ["feature_input_hook", "feature_output_hook"])
+@pytest.mark.parametrize(("value", "reason"), [(..., "is missing"), (None, "is missing"), ("", "must not be empty")])
+def test_load_sae_of_a_config_without_its_hooks_is_refused(tmp_path: Path, key: str, value: Any, reason: str) -> None:
+    written(tmp_path, **{key: value})
+    with pytest.raises(FileFormatError, match=rf"config\.yaml: {key}: {reason}"):
+        load_sae(tmp_path)
+
+
+def test_load_sae_of_an_empty_config_is_refused(tmp_path: Path) -> None:
+    written(tmp_path)
+    (tmp_path / "config.yaml").write_text("{}\n")
+    with pytest.raises(FileFormatError, match="feature_input_hook: is missing"):
+        load_sae(tmp_path)
+
+
+def test_load_sae_with_two_widths_is_refused(tmp_path: Path) -> None:
+    written(tmp_path)
+    path = tmp_path / "layer_4.safetensors"
+    changes = {"W_dec": activations(LATENTS, 7), "b_dec": torch.zeros(7)}
+    save_file({**load_file(path), **changes}, path)
+    with pytest.raises(FileFormatError, match="decoder: must be as wide as what is reconstructed .got 7, expected 12"):
+        load_sae(tmp_path)
+
+
+def test_load_sae_with_both_names_of_a_threshold_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, threshold="threshold") / "layer_4.safetensors"
+    save_file({**load_file(path), "activation_function.threshold": torch.ones(LATENTS)}, path)
+    with pytest.raises(FileFormatError, match="threshold: and activation_function.threshold are both there"):
+        load_sae(tmp_path)
+
+
 def test_load_sae_threshold_has_two_names(tmp_path: Path) -> None:
     sae = load_sae(written(tmp_path, threshold="threshold"))
     assert torch.equal(sae.threshold, activations(LATENTS, seed=9).abs())
@@ -251,6 +290,7 @@ def test_load_sae_layers_of_a_clt_add_up_to_what_circuit_tracer_makes(
     [
         ("ln2.hook_normalised", UnsupportedError, "feature_input_hook: is no place that is known in Qwen/Qwen3-4B"),
         (None, FileFormatError, "feature_input_hook: is missing"),
+        ("", FileFormatError, "feature_input_hook: must not be empty"),
     ],
 )
 def test_load_sae_clt_of_a_place_that_is_not_known_is_refused(
@@ -260,6 +300,33 @@ def test_load_sae_clt_of_a_place_that_is_not_known_is_refused(
     config = {**CONFIG, "model_kind": "cross_layer_transcoder", "feature_input_hook": hook}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(error, match=reason):
+        load_sae(tmp_path, file="W_enc_1.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("hook", "error", "reason"),
+    [
+        ("hook_mlp_aut", UnsupportedError, "feature_output_hook: is no place that is known in Qwen/Qwen3-4B"),
+        (None, FileFormatError, "feature_output_hook: is missing"),
+    ],
+)
+def test_load_sae_clt_to_a_place_that_is_not_known_is_refused(
+    tmp_path: Path, hook: str | None, error: type[Exception], reason: str
+) -> None:
+    across(tmp_path, False, False)
+    config = {**CONFIG, "model_kind": "cross_layer_transcoder", "feature_output_hook": hook}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(error, match=reason):
+        load_sae(tmp_path, file="W_enc_1.safetensors")
+
+
+@pytest.mark.parametrize("renamed", [["b_enc"], ["W_enc", "b_enc", "b_dec"]])
+def test_load_sae_clt_tensors_without_the_suffix_are_refused(tmp_path: Path, renamed: list[str]) -> None:
+    across(tmp_path, False, False)
+    path = tmp_path / "W_enc_1.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, **{name: tensors[f"{name}_1"].clone() for name in renamed}}, path)
+    with pytest.raises(FileFormatError, match=rf"is not named by its layer .got {len(renamed)} such.*end in _1"):
         load_sae(tmp_path, file="W_enc_1.safetensors")
 
 

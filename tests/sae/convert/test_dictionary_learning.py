@@ -144,7 +144,10 @@ def test_load_sae_config_that_contradicts_is_refused(
         ({"encoder.weight": torch.zeros(LATENTS)}, r"encoder\.weight: must be a matrix"),
         ({"encoder.weight": torch.zeros(0, 0)}, r"encoder\.weight: must be a matrix"),
         ({"decoder.weight": torch.zeros(HIDDEN, LATENTS - 1)}, r"decoder\.weight: wrong shape"),
-        ({"decoder.weight": torch.zeros(HIDDEN + 1, LATENTS)}, "decoder: wrong width .got 13, expected 12"),
+        (
+            {"decoder.weight": torch.zeros(HIDDEN + 1, LATENTS), "b_dec": torch.zeros(HIDDEN + 1)},
+            "decoder: must be as wide as what is reconstructed .got 13, expected 12",
+        ),
         ({"k": torch.tensor([4, 4])}, "k: must be a finite number"),
         ({"k": torch.tensor(LATENTS + 1)}, r"trainer\.k: contradicts"),
         ({"threshold": torch.tensor(torch.nan)}, "threshold: must be a finite number"),

@@ -105,7 +105,7 @@ def test_load_sae_first_release_array_of_objects_is_refused(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("write", [first, second])
 def test_load_sae_autoencoder_with_two_widths_is_refused(tmp_path: Path, write: Any) -> None:
-    with pytest.raises(FileFormatError, match="w_dec: is of another width than w_enc, .* .got 7, expected 12"):
+    with pytest.raises(FileFormatError, match=r"decoder: must be as wide .* .got 7, expected 12"):
         load_sae(write(tmp_path / "a", width=7))
     assert load_sae(write(tmp_path / "transcoder", width=7)).config.output_size == 7
 
@@ -127,6 +127,43 @@ def test_load_sae_second_release_names_model_and_site(tmp_path: Path, name: str 
     assert (sae.config.base_model, sae.config.hookpoint) == (model, f"{root}.layers.9")
     assert not sae.config.is_transcoder
     assert sae.config.origin == {"format": "gemma_scope_2", "config": config}
+
+
+@pytest.mark.parametrize("kind", ["sae", ...])
+def test_load_sae_second_release_autoencoder_names_its_place_twice(tmp_path: Path, kind: Any) -> None:
+    hooks = dict.fromkeys(("hf_hook_point_in", "hf_hook_point_out"), "model.layers.9.output")
+    config = {"architecture": "jump_relu", "model_name": "gemma-v3-1b-pt", **hooks, "affine_connection": False}
+    folder = second(tmp_path, {**config, **({} if kind is ... else {"type": kind})})
+    found = load_sae(folder).config
+    assert (found.hookpoint, found.is_transcoder) == ("model.layers.9", False)
+    assert (found.output_size, found.output_hookpoint) == (None, None)
+
+
+BEFORE, AFTER = (f"model.layers.9.{side}_feedforward_layernorm.output" for side in ("pre", "post"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"type": "sae"}, "type: contradicts the hooks"),
+        ({"hf_hook_point_out": BEFORE}, "type: contradicts the hooks"),
+        ({"hf_hook_point_out": ""}, "hf_hook_point_out: must not be empty"),
+        ({"hf_hook_point_in": None}, "hf_hook_point_in: is missing, and hf_hook_point_out is there"),
+        ({"type": 3}, "type: wrong type"),
+    ],
+)
+def test_load_sae_second_release_hooks_that_contradict_are_refused(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    config = {
+        "architecture": "jump_relu",
+        "hf_hook_point_in": BEFORE,
+        "hf_hook_point_out": AFTER,
+        "type": "transcoder",
+    }
+    assert load_sae(second(tmp_path / "a", config)).config.is_transcoder
+    with pytest.raises(FileFormatError, match=rf"config\.json: {reason}"):
+        load_sae(second(tmp_path / "b", {**config, **changes}))
 
 
 def test_load_sae_second_release_without_config_is_told_by_its_tensors(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import random
@@ -99,6 +100,71 @@ def test_load_sae_code_in_a_torch_file_never_runs(made: tuple[Any, Path], tmp_pa
             path.write_bytes(content)
             assert is_refused_or_read(root, release) or "layer0" in path.name
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("made", ["qwen_scope", "hook_z", "goodfire", "deepseek_r1"], indirect=True)
+def test_load_sae_decoder_of_another_width_is_refused(made: tuple[Any, Path]) -> None:
+    release, root = made
+    for path in files_of(root):
+        if path.suffix in (".pt", ".pth"):
+            state = torch.load(path, weights_only=True)
+            name = next(name for name in state if name.startswith(("W_dec", "decoder")) and state[name].ndim == 2)
+            axis = state[name].shape.index(HIDDEN)
+            bias = next(name for name in state if name.startswith(("b_dec", "decoder")) and state[name].ndim == 1)
+            state[name], state[bias] = state[name].narrow(axis, 0, 7).clone(), state[bias][:7].clone()
+            torch.save(state, path)
+    with pytest.raises(FileFormatError, match="decoder: must be as wide as what is reconstructed .got 7, expected 12"):
+        load_sae(root, **release.place, **release.given)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("act_size", ..., "is missing"),
+        ("act_size", 0, "wrong type or value"),
+        ("dict_size", ..., "is missing"),
+        ("act_name", ..., "is missing or empty"),
+        ("act_name", "", "is missing or empty"),
+        ("act_name", "blocks.5.attn.hook_zx", "is no place that is known"),
+    ],
+)
+@pytest.mark.parametrize("made", ["hook_z"], indirect=True)
+def test_load_sae_of_heads_without_the_keys_of_its_config_is_refused(
+    made: tuple[Any, Path], key: str, value: Any, reason: str
+) -> None:
+    release, root = made
+    (path,) = root.glob("*_cfg.json")
+    config = {**json.loads(path.read_text()), key: value}
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+    with pytest.raises(HFMoTEError, match=rf"_cfg\.json: {key}: {reason}"):
+        load_sae(root, **release.place, **release.given)
+
+
+MISSPELT = {
+    "mwhanna": ("config.yaml", "feature_output_hooks"),
+    "llama_scope": ("hyperparams.json", "jump_relu_treshold"),
+    "llama_scope_r1": ("config.json", "norm_activations"),
+    "hook_z": ("_cfg.json", "Act_Size"),
+    "dictionary_learning_topk_of_2024": ("config.json", "trainer_clas"),
+    "saelens_of_openai": ("cfg.json", "normalize_activation"),
+}
+
+
+@pytest.mark.parametrize("made", MISSPELT, indirect=True)
+def test_load_sae_key_that_is_one_letter_off_is_refused(made: tuple[Any, Path], request: Any) -> None:
+    release, root = made
+    ending, key = MISSPELT[request.node.callspec.params["made"]]
+    (path,) = (one for one in files_of(root) if one.name.endswith(ending))
+    document = read_document(path)
+    section = document.get("trainer", document)
+    # What is written for other purposes is left alone.
+    section["anything"] = 3
+    path.write_text(json.dumps(document))
+    load_sae(root, **release.place, **release.given)
+    section[key] = 3
+    path.write_text(json.dumps(document))
+    with pytest.raises(FileFormatError, match=rf"{ending}: {key}: unknown key.*Did you mean "):
+        load_sae(root, **release.place, **release.given)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,19 @@ def test_load_sae_llama_scope_transcoder_of_normalised_input_takes_the_model_s_o
             UnsupportedError,
             "hook_point_in: is no place that is known",
         ),
+        *[
+            ({key: ""}, FileFormatError, f"{key}: must not be empty")
+            for key in ("norm_activation", "sae_type", "act_fn", "hook_point_in", "hook_point_out")
+        ],
+        ({"hook_point_in": ..., "sae_type": "sae"}, FileFormatError, "hook_point_in: is missing, and hook_point_out"),
+        *[
+            (
+                {"hook_point_out": hook},
+                UnsupportedError,
+                "hook_point_out: is no place that is known .*output_hookpoint",
+            )
+            for hook in ("blocks.7.hook_mlp_aut", "blocks.7.ln2.hook_normalized", "blocks.x.hook_mlp_out")
+        ],
         ({"act_fn": "batchtopk"}, UnsupportedError, "act_fn: .*across the batch"),
         ({"jump_relu_threshold": ...}, FileFormatError, "jump_relu_threshold: is missing"),
         ({"jump_relu_threshold": -1}, FileFormatError, "jump_relu_threshold: wrong"),
@@ -130,10 +143,17 @@ def test_load_sae_config_that_means_something_else_is_refused(
         load_sae(tmp_path)
 
 
-def test_load_sae_an_empty_hook_is_a_missing_one(tmp_path: Path) -> None:
-    scope(tmp_path, hook_point_out="", model_name="Llama-3.1-8B")
+@pytest.mark.parametrize("written", [..., None])
+def test_load_sae_without_a_hook_it_writes_to_is_an_autoencoder(tmp_path: Path, written: Any) -> None:
+    scope(tmp_path, hook_point_out=written, model_name="Llama-3.1-8B")
     config = load_sae(tmp_path).config
     assert (config.hookpoint, config.output_size, config.output_hookpoint) == ("model.layers.7", None, None)
+
+
+def test_load_sae_place_that_is_not_known_can_be_given(tmp_path: Path) -> None:
+    scope(tmp_path, hook_point_out="blocks.7.hook_mlp_aut", model_name="Llama-3.1-8B")
+    config = load_sae(tmp_path, output_hookpoint="model.layers.7.mlp.other").config
+    assert (config.output_size, config.output_hookpoint) == (HIDDEN, "model.layers.7.mlp.other")
 
 
 @pytest.mark.parametrize("kind", ["relu", "topk", "none"])

@@ -91,13 +91,26 @@ def test_load_sae_config_that_means_something_else_is_refused(
     assert str(tmp_path) in str(caught.value)
 
 
+# Texts that choose among values, by their old names and those that an error has.
+CHOOSING = {
+    "activation_fn_str": "activation_fn",
+    "architecture": "architecture",
+    "normalize_activations": "normalize_activations",
+    "reshape_activations": "reshape_activations",
+    "sae_lens_version": "sae_lens_version",
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         *[({"sae_lens_version": value}, "sae_lens_version: wrong type") for value in (0, False, [], 5)],
         ({"metadata": {"sae_lens_version": []}}, "sae_lens_version: wrong type"),
         *[({"activation_fn_str": value}, "activation_fn: wrong type") for value in (0, False, {}, ["topk"])],
-        *[({"activation_fn_str": gone}, "activation_fn: is missing, and has arguments") for gone in (None, "", ...)],
+        *[({"activation_fn_str": gone}, "activation_fn: is missing, and has arguments") for gone in (None, ...)],
+        *[({key: ""}, f"{name}: must not be empty") for key, name in CHOOSING.items()],
+        ({"architecture": "jumprelu"}, "architecture: must be one that goes with activation_fn 'topk'"),
+        ({"architecture": "standart"}, "architecture: must be one that goes with activation_fn 'topk'"),
         ({"activation_fn": "relu"}, "activation_fn: contradicts the other name of activation_fn"),
         ({"hook_point": "blocks.4.hook_resid_mid"}, "hook_point: contradicts the other name of hook_name"),
         ({"activation_fn_kwargs": {"k": 5, "sign": True}}, "activation_fn_kwargs.sign: unknown key"),

@@ -164,7 +164,18 @@ def test_load_sae_opensae_normalises_and_gives_back_what_it_says(tmp_path: Path,
         ({"feature_size": 41}, FileFormatError, "feature_size: contradicts"),
         ({"k": 0}, FileFormatError, "k: wrong"),
         ({"input_normalize": 1}, FileFormatError, "input_normalize: wrong type"),
-        ({"input_normalize_eps": "small"}, FileFormatError, "input_normalize_eps: must be a number"),
+        *[
+            ({"input_normalize_eps": eps}, FileFormatError, "input_normalize_eps: must be a number from 0 to 1")
+            for eps in ("small", -1e-9, 1.5, 1e30, True, None)
+        ],
+        (
+            {"input_normalize_eps_": 0.1},
+            FileFormatError,
+            "input_normalize_eps_: unknown key.*mean 'input_normalize_eps'",
+        ),
+        ({"input_normalize_type": "rms"}, FileFormatError, "input_normalize_type: unknown key"),
+        ({"normalize_shift": True}, FileFormatError, "normalize_shift: unknown key"),
+        ({"activation": ""}, FileFormatError, "activation: must not be empty"),
         ({"output_hookpoint": "layers.8"}, UnsupportedError, "normalize_shift_back: .*transcoder"),
     ],
 )
@@ -174,6 +185,14 @@ def test_load_sae_opensae_that_means_something_else_is_refused(
     opensae(tmp_path, **changes)
     with pytest.raises(error, match=reason):
         load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("eps", [0, 1e-5, 1])
+def test_load_sae_opensae_keys_of_training_and_of_transformers_are_left_alone(tmp_path: Path, eps: float) -> None:
+    others = {"jumprelu_theta": 0.5, "decoder_impl": "triton", "multi_topk": 4, "auxk_alpha": 0.01, "l1_coef": None}
+    others |= {"k_experts": 1, "moe_loss_coef": 0.01, "model_type": "", "torch_dtype": "bfloat16", "num_beams": 1}
+    opensae(tmp_path, input_normalize_eps=eps, **others)
+    assert load_sae(tmp_path).config.input_normalization_eps == eps
 
 
 @pytest.mark.parametrize("change", ["left out", "elsewhere"])
@@ -358,6 +377,18 @@ def test_load_sae_by_a_layout_that_does_not_fit_is_refused(
         return
     with pytest.raises(error, match=reason):
         load_sae(path, layout, **fields)
+
+
+def test_load_sae_by_a_layout_is_a_transcoder_only_if_somebody_says_so(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "w.safetensors", dec=activations(LATENTS, 7), bd=torch.zeros(7))
+    with pytest.raises(
+        FileFormatError, match="decoder: must be as wide .* .got 7, expected 12.* output_size or output"
+    ):
+        load_sae(path, LAYOUT, k=5)
+    for given in ({"output_size": 7}, {"output_hookpoint": "model.layers.3.mlp"}):
+        config = load_sae(path, LAYOUT, k=5, **given).config
+        assert (config.is_transcoder, config.output_size) == (True, 7)
+    assert not load_sae(foreign(tmp_path / "same.safetensors"), LAYOUT, k=5).config.is_transcoder
 
 
 def test_load_sae_by_a_layout_ignores_what_it_is_told_to(tmp_path: Path) -> None:

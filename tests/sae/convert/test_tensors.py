@@ -220,7 +220,7 @@ def test_read_torch_tensor_larger_than_what_is_stored_is_refused(tmp_path: Path)
 def test_read_torch_values_that_are_not_those_of_the_checksum_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr("hf_mote.sae.convert.tensors._AT_ONCE", at_once)
+    monkeypatch.setattr("hf_mote.sae.convert.archives.AT_ONCE", at_once)
     path = tmp_path / "ae.pt"
     values = torch.arange(1000.0)
     torch.save({"W": values, "b": torch.ones(3)}, path)
@@ -268,5 +268,5 @@ def test_an_entry_twice_in_a_file_of_torch_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         archive.writestr(name, bytes(len(content)))
-    with pytest.raises(FileFormatError, match="data/0: is there twice"):
+    with pytest.raises(FileFormatError, match="data/0': is there twice"):
         read_torch(path)

@@ -46,7 +46,7 @@ class SelectiveSAEConfig(SAEConfig):
 
     # Auxiliary losses that the architecture has.
     _aux_losses: ClassVar[tuple[str, ...]] = ("aux_k",)
-    _needed = ("k",)
+    _needed = (*SAEConfig._needed, "k", "scale_latents_by_decoder_norm")
 
     k: int = 32
     scale_latents_by_decoder_norm: bool = False

@@ -65,6 +65,7 @@ class ThresholdedSAEModel(SelectiveSAEModel):
     _float32_tensors: tuple[str, ...] = ("threshold",)
     _threshold_per_latent = False
     _keys_to_ignore_on_load_missing = [r"tokens_since_fired", r"threshold_steps", r"threshold_k"]
+    _needs: tuple[tuple[str, str], ...] = (("threshold", "threshold_k"),)
 
     def _add_tensors(self) -> None:
         shape = (self.config.num_latents,) if self._threshold_per_latent else ()

@@ -9,6 +9,7 @@ does not define it: the definition here is a reconstruction of ours.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -94,6 +95,7 @@ class ZipfianSAEModel(ThresholdedSAEModel):
         r"density",
         r"density_tokens",
     ]
+    _needs = (*ThresholdedSAEModel._needs, ("density", "density_tokens"), ("density_tokens", "density"))
 
     def _add_tensors(self) -> None:
         super()._add_tensors()
@@ -125,6 +127,16 @@ class ZipfianSAEModel(ThresholdedSAEModel):
             forgotten = 1 - torch.exp(torch.tensor(-count / self.config.density_window))
             weight = (count / self.density_tokens).clamp(min=forgotten.to(self.density.device)).to(self.density.dtype)
             self.density.lerp_(observed.to(self.density.dtype), weight)
+
+    def _wrong_tensors(self) -> Iterator[tuple[str, str]]:
+        yield from super()._wrong_tensors()
+        if self.density.is_meta:
+            return
+        if bool((self.density < 0).any() or (self.density > 1).any()):
+            found = f"{float(self.density.min()):.9g} to {float(self.density.max()):.9g}"
+            yield "density", f"must be shares of tokens, from 0 to 1, and holds {found}"
+        if bool(self.density.any()) and not int(self.density_tokens):
+            yield "density_tokens", "must be the tokens that the densities are of, and is 0"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
