@@ -14,6 +14,7 @@ from hf_mote.commands.model_files import (
     check_kernels,
     check_logits,
     check_numbers,
+    check_sizes,
     check_tokens,
 )
 from hf_mote.commands.verbosity import say, settle_progress
@@ -189,6 +190,7 @@ def load_subject(
         return subject
     try:
         source, branch = _source_of(name, revision)
+        check_sizes(source, branch)
         config = AutoConfig.from_pretrained(source, revision=branch, trust_remote_code=trust_remote_code)
         if not trust_remote_code:
             check_kernels(name, config)
@@ -314,6 +316,7 @@ def served_subject(name: str, organisms: Organisms, *, revision: str | None, cha
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
+        check_sizes(name, revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         check_kernels(name, config)

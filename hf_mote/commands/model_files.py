@@ -18,16 +18,44 @@ from hf_mote.files import read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["check_dtypes", "check_generation", "check_kernels", "check_logits", "check_numbers", "check_tokens"]
+__all__ = [
+    "check_dtypes",
+    "check_generation",
+    "check_kernels",
+    "check_logits",
+    "check_numbers",
+    "check_sizes",
+    "check_tokens",
+]
 
 _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
 # Numbers of a config by the ends of their names: what is added under a root, and the base of rotary frequencies.
 _LEAST_0 = re.compile(r"(?:.*_)?eps(?:ilon)?")
 _ABOVE_0 = re.compile(r"(?:.*_)?theta|(?:.*_)?(?:rope|rotary)\w*_base(?:_freq)?")
+_LAYERS = re.compile(r"(?!max_)(?:.*_)?(?:layers?|depth)")
+_MOST_LAYERS = 1000  # which transformers builds one by one, even without weights
 _OF_ROTATION = ("rope_type", "rope_theta")  # one of which is beside the factor by which positions are stretched
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _NO_FLOATS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64")
 _EXPERTS = re.compile(r"\bexperts?\.")
+
+
+def check_sizes(name: str, revision: str | None) -> None:
+    """Refuse a config that is no strict JSON, or names more layers than any model has; before it is made an object.
+
+    Args:
+        name (`str`): A folder or a Hub id.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+
+    Raises:
+        [`FileFormatError`]: with the file and the field.
+    """
+    path = _cached(name, "config.json", revision)
+    for place, value, _ in () if path is None else _numbers("", read_json(path)):
+        if _LAYERS.fullmatch(place.rpartition(".")[2]) and value > _MOST_LAYERS:
+            what, expected = "must be a number of layers that a model can have", f"at most {_MOST_LAYERS}"
+            fix = "Correct the file, or download the model again."
+            raise FileFormatError(f"{path}: {place}", what, got=value, expected=expected, fix=fix)
 
 
 def check_generation(name: str, revision: str | None, config: PreTrainedConfig) -> None:
@@ -76,9 +104,13 @@ def check_tokens(
 
 
 def _check_tokens(where: str, given: object, most: float, *, one: bool = False) -> None:
-    tokens = [] if given is None else given if isinstance(given, list) and not one else [given]
-    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < most for token in tokens):
-        allowed = "a whole number" if one else "a whole number, or a list of some,"
+    if given is None:
+        return
+    tokens = given if isinstance(given, list) and not one else [given]
+    if not tokens or not all(
+        isinstance(token, int) and not isinstance(token, bool) and 0 <= token < most for token in tokens
+    ):
+        allowed = "a whole number" if one else "a whole number, or a list of one or more,"
         expected = f"{allowed} from 0" + ("" if most == math.inf else f" to {int(most) - 1}")
         fix = "Correct the file, or take the field out." if one else "Correct the file: without it no response ends."
         what = "must be a token of the model" if one else "must be tokens of the model"

@@ -312,10 +312,17 @@ LINEAR = {"rope_type": "linear", "rope_theta": 1e4}
     [
         (put("rope_parameters", "rope_theta", value=0), "rope_parameters.rope_theta: must .*got 0.*expected above 0"),
         (put("rope_parameters", "rope_theta", value=-1e4), "rope_theta: must be a number that the model can compute"),
-        (put("rope_parameters", value={**LINEAR, "factor": 0.0}), "rope_parameters.factor: .*got 0.0, expected above 0"),
+        (
+            put("rope_parameters", value={**LINEAR, "factor": 0.0}),
+            "rope_parameters.factor: .*got 0.0, expected above 0",
+        ),
         (put("rope_parameters", value={**LINEAR, "factor": -2.0}), "rope_parameters.factor: .*expected above 0"),
         (put("rms_norm_eps", value=-1e-6), "config.json: rms_norm_eps: must .*got -1e-06, expected 0 or more"),
         (put("rms_norm_eps", value=-2.0), "config.json: rms_norm_eps: must be a number"),
+        (
+            put("num_hidden_layers", value=2**31),
+            "config.json: num_hidden_layers: must .*got 2147483648, .*at most 1000",
+        ),
         (put("pad_token_id", value=-2), "config.json: pad_token_id: must be a token .*got -2, expected .* from 0 to"),
     ],
 )
@@ -353,6 +360,20 @@ def test_padding_of_a_file_on_generation_that_is_no_token_is_refused(value: Any,
         load_subject(str(folder), Organisms(), device="cpu")
     changed(path, put("pad_token_id", value=-1))
     load_subject(str(folder), Organisms(), device="cpu")
+
+
+def test_a_config_with_a_key_twice_is_refused_for_a_server_too(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("{", '{"vocab_size": 7, ', 1))
+    for load in both(folder):
+        with pytest.raises(FileFormatError, match="config.json: holds a key twice .got 'vocab_size'"):
+            load()
+
+
+def test_ends_of_a_text_without_a_token_are_refused(folder: Path) -> None:
+    changed(folder / "generation_config.json", put("eos_token_id", value=[]))
+    with pytest.raises(FileFormatError, match=r"generation_config.json: eos_token_id: must be tokens .*got \[\]"):
+        load_subject(str(folder), Organisms(), device="cpu")
 
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.4.w1.weight"
