@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_mote.commands.model_files import (
+    check_dtypes,
+    check_generation,
+    check_kernels,
+    check_logits,
+    check_numbers,
+    check_sizes,
+    check_tokens,
+)
 from hf_mote.commands.verbosity import say, settle_progress
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
 from hf_mote.files import local_path, read_json
@@ -18,7 +26,7 @@ from hf_mote.sae.announced import ANNOUNCED
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_mote.organisms.organism import Organism
     from hf_mote.sae.modeling import SAEModel
@@ -26,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["ORGANISM", "Organisms", "Subject", "load_subject", "loaded_sae", "served_subject"]
 
 ORGANISM = "organism:"
-_PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
 _TOKENIZER = re.compile(r".*token.*|vocab.*|merges\.txt|.*\.(model|spm|tiktoken)|tekken\.json", re.IGNORECASE)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
@@ -155,7 +162,8 @@ def load_subject(
         [`UnknownNameError`]: if there is no such model.
         [`ConfigError`]: if there is no such device here.
         [`FileFormatError`]: if the chat template's file cannot be read, `generation_config.json` is damaged, the
-            tokens that end a text are not the model's, or weights are damaged or missing.
+            tokens that end or fill up a text are not the model's, a number of its config is out of range, weights
+            are damaged, missing, or whole numbers without a quantization, or the model gives no numbers.
         [`UnsupportedError`]: if transformers cannot load it without running code of its repository, or it has no
             routed experts.
     """
@@ -182,10 +190,12 @@ def load_subject(
         return subject
     try:
         source, branch = _source_of(name, revision)
+        check_sizes(source, branch)
         config = AutoConfig.from_pretrained(source, revision=branch, trust_remote_code=trust_remote_code)
         if not trust_remote_code:
-            _check_kernels(name, config)
-        _check_generation(source, branch, config)
+            check_kernels(name, config)
+        check_generation(source, branch, config)
+        check_numbers(name, config)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         _with_template(tokenizer, template)
         if ready is not None:
@@ -208,6 +218,9 @@ def load_subject(
                 got=f"none for {', '.join(missing[:3])}" + (f" and {len(missing) - 3} more" if missing[3:] else ""),
                 fix="Download or save the model again.",
             )
+        if getattr(config, "quantization_config", None) is None:
+            check_dtypes(source, branch, model, loaded[1]["unexpected_keys"])
+        check_logits(name, model, tokenizer)
     except HFMoTEError:
         raise
     except OSError as error:
@@ -280,61 +293,6 @@ def _source_of(name: str, revision: str | None) -> tuple[str, str | None]:
     return name, revision
 
 
-def _check_generation(name: str, revision: str | None, config: PreTrainedConfig) -> None:
-    """Refuse a damaged `generation_config.json`, which transformers passes over, and ends of texts that are no tokens.
-
-    Args:
-        name (`str`): A folder or a Hub id.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        config (`PreTrainedConfig`): The model's.
-
-    Raises:
-        [`FileFormatError`]: with the file and the reason.
-    """
-    from transformers.utils.hub import cached_file
-
-    try:
-        path = cached_file(name, "generation_config.json", revision=revision)
-    except OSError:  # there is none, as of a model that says nothing on how it generates
-        path = None
-    said = None if path is None else read_json(path).get("eos_token_id")
-    if said is None:
-        _check_ends(name, config)
-    else:
-        _check_ends(name, config, said, str(path))
-
-
-def _check_ends(name: str, config: PreTrainedConfig, ends: object = None, file: str | None = None) -> None:
-    """Refuse ends of a text, of a file or else of the config, that are not tokens of the model."""
-    if file is None:
-        file, ends = f"{name}: config.json", getattr(config, "eos_token_id", None)
-    size = getattr(config.get_text_config(), "vocab_size", None)
-    most = size if isinstance(size, int) else math.inf
-    tokens = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < most for token in tokens):
-        expected = "a whole number, or a list of some, from 0" + ("" if most == math.inf else f" to {most - 1}")
-        fix = "Correct the file: without it no response ends."
-        what = "must be tokens of the model"
-        raise FileFormatError(f"{file}: eos_token_id", what, got=repr(ends)[:80], expected=expected, fix=fix)
-
-
-def _check_kernels(name: str, config: PreTrainedConfig) -> None:
-    """Refuse a config that makes transformers download kernels, which are code, from a repository that it names."""
-    pending = [config]
-    while pending:
-        one = pending.pop()
-        for kind in ("attn", "experts"):
-            named = getattr(one, f"_{kind}_implementation", None)
-            if named is not None and not (isinstance(named, str) and _PLAIN_IMPLEMENTATION.fullmatch(named)):
-                raise UnsupportedError(
-                    f"{name}: config.json: {kind}_implementation",
-                    "names kernels of a repository, which are code",
-                    got=repr(named),
-                    fix="Remove it from the config, or read that code and pass --trust-remote-code.",
-                )
-        pending += [part for key in one.sub_configs if (part := getattr(one, key, None)) is not None]
-
-
 def served_subject(name: str, organisms: Organisms, *, revision: str | None, chat_template: Path | None) -> Subject:
     """Return the local part of a model that runs on a server: its tokenizer, and the model without weights.
 
@@ -346,7 +304,8 @@ def served_subject(name: str, organisms: Organisms, *, revision: str | None, cha
 
     Raises:
         [`UnknownNameError`]: if there is no such model.
-        [`FileFormatError`]: if the tokens that end a text are not the model's.
+        [`FileFormatError`]: if the tokens that end or fill up a text are not the model's, or a number of its config
+            is out of range.
         [`UnsupportedError`]: if transformers cannot load config and tokenizer without running code.
     """
     template = None if chat_template is None else _template(chat_template)
@@ -357,10 +316,12 @@ def served_subject(name: str, organisms: Organisms, *, revision: str | None, cha
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
+        check_sizes(name, revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        _check_kernels(name, config)
-        _check_ends(name, config)
+        check_kernels(name, config)
+        check_tokens(name, config)
+        check_numbers(name, config)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except HFMoTEError:

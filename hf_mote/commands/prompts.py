@@ -62,7 +62,8 @@ class PromptSet:
 
         Raises:
             [`UnknownNameError`]: if no record has it.
-            [`DataError`]: if a record lacks it, or holds something that is not text; the record is named.
+            [`DataError`]: if a record lacks it, or holds a truth value or something else that is neither text nor
+                number; the record is named.
         """
         return _column(self.source, self.records, name)
 
@@ -178,11 +179,12 @@ def _prompt(record: Record, field: str, option: str = "--prompt-field") -> Promp
         )
     value = record.fields[field]
     try:
-        (prompt,) = checked_prompts(record.where, [value])
+        (prompt,) = checked_prompts("prompts", [value])
         text = prompt_text(prompt)
     except HFMoTEError as error:
         got, expected = repr(value)[:80], "text, or a list of messages with role and content"
-        raise DataError(f"{record.where}, field {field!r}", "must be a prompt", got=got, expected=expected) from error
+        where, what = f"{record.where}, field {field!r}", "must be a prompt"
+        raise DataError(where, what, got=got, expected=expected, fix=f"See {error}") from error
     messages = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     if not all(isinstance(message, str) for message in messages) or not text.strip():
         raise DataError(f"{record.where}, field {field!r}", "must hold text", got=repr(value)[:80])
@@ -198,11 +200,13 @@ def _column(source: str, records: Sequence[Record], name: str) -> list[str]:
     values: list[str] = []
     for record in records:
         value = record.fields.get(name)
+        where = f"{record.where}, field {name!r}"
         if not _filled(record, name):
-            raise DataError(
-                f"{record.where}, field {name!r}", "must have a value", got=repr(value)[:80], expected="text"
-            )
-        check_unicode(f"{record.where}, field {name!r}", str(value))
+            raise DataError(where, "must have a value", got=repr(value)[:80], expected="text")
+        if isinstance(value, bool):
+            fix = f'Write the word that is meant, such as "{str(value).lower()}", in quotes.'
+            raise DataError(where, "must be a text, not a truth value", got=value, expected="text", fix=fix)
+        check_unicode(where, str(value))
         values.append(str(value).strip())
     return values
 

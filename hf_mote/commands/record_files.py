@@ -6,7 +6,7 @@ Each record is a mapping of fields and knows where it stands, so that what is wr
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -38,8 +38,9 @@ def read_records(path: Path) -> list[Record]:
         path (`Path`): The file, UTF-8.
 
     Raises:
-        [`FileFormatError`]: if it cannot be read, is not UTF-8, or a line is malformed or the first one again; the
-            line is named. JSON must be what [`parse_json`] takes.
+        [`FileFormatError`]: if it cannot be read, is not UTF-8, a column with values has no name, or a line is
+            malformed or the first one again; the line is named. JSON must be what [`parse_json`] takes. A first
+            column without a name may number the rows, as pandas writes it; it is left out.
     """
     suffix = path.suffix.lower()
     try:
@@ -125,19 +126,23 @@ def _table(path: Path, rows: Any) -> list[Record]:
 
 def _rows(path: Path, rows: Any) -> Iterator[Record]:
     names: list[str] | None = None
+    unnamed: dict[int, list[str]] = {}
+    first = ""
     while True:
         try:
             row = next(rows, None)
         except csv.Error as error:
             raise FileFormatError(f"{path}: line {rows.line_num}", "is malformed", got=str(error)) from error
         if row is None:
+            _check_unnamed(first, unnamed)
             return
         if not any(cell.strip() for cell in row):
             continue
         where = f"{path}: line {rows.line_num}"
         if names is None:
-            names = [name.strip() for name in row]
-            if len(set(names)) < len(names):
+            names, first = [name.strip() for name in row], where
+            unnamed = {place: [] for place, name in enumerate(names) if not name}
+            if len(set(names) - {""}) + len(unnamed) < len(names):
                 raise FileFormatError(where, "names a column twice", got=", ".join(names))
             continue
         if [name.strip() for name in row] == names:
@@ -151,7 +156,25 @@ def _rows(path: Path, rows: Any) -> Iterator[Record]:
                 expected=f"{len(names)}: {', '.join(names)}",
                 fix="Put fields that hold the separator or a line break in double quotes.",
             )
-        yield Record(where, dict(zip(names, row, strict=True)))
+        for place, cells in unnamed.items():
+            cells.append(row[place].strip())
+        yield Record(where, {name: cell for name, cell in zip(names, row, strict=True) if name})
+
+
+def _check_unnamed(where: str, unnamed: Mapping[int, list[str]]) -> None:
+    """Refuse columns without a name, but for empty ones, as spreadsheets add, and a first one that numbers the rows.
+
+    Args:
+        where (`str`): The line of names, for the error.
+        unnamed (`Mapping[int, list[str]]`): The cells of each by its place.
+    """
+    for place, cells in unnamed.items():
+        numbers = place == 0 and all(map(str.isdecimal, cells)) and len(set(cells)) == len(cells)
+        if any(cells) and not numbers:
+            held = next(cell for cell in cells if cell)
+            got = f"none for column {place + 1}, which holds {held[:60]!r}"
+            fix = "Name it in that line, or take the column out."
+            raise FileFormatError(where, "must have a name for each column", got=got, fix=fix)
 
 
 def _text(path: Path, text: str) -> Iterator[Record]:

@@ -159,7 +159,7 @@ def _recipe(folder: Path) -> Iterator[str]:
     train: Any = group.commands["sae"].commands["train"]
     given, wrong = read_settings(path, train.make_context("train", ["MODEL", "TEXT", "--output", "folder"]), RECIPE)
     yield from (str(error).rstrip(".") for error in wrong)
-    if not given:
+    if not given and wrong:
         return
     entries = given["option"] if isinstance(given.get("option"), list) else []
     fields: list[str] = []
@@ -167,9 +167,10 @@ def _recipe(folder: Path) -> Iterator[str]:
         field, problems = _read_or_problems(partial(field_of, str(entry)))
         fields += [] if field is None else [field[0]]
         yield from (f"{RECIPE}: {text.removeprefix('--')}" for text in problems)
-    if "architecture" not in given:
+    if given.get("architecture") is None:
         yield f"{RECIPE}: architecture: is missing (expected one of {', '.join(ARCHITECTURES)})"
-    elif isinstance(given["architecture"], str):
+    # Of a list, an object and a truth value it was said above that it must be one value.
+    elif isinstance(given["architecture"], str | int | float) and not isinstance(given["architecture"], bool):
         for error in wrong_architecture(given["architecture"], given.get("k"), fields):
             yield f"{RECIPE}: {str(error).removeprefix('--').rstrip('.')}"
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hf_mote.errors import ConfigError, DataError, UnknownNameError
+from hf_mote.messages import check_message, reads_calls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +86,8 @@ def rendered(
     Raises:
         [`ConfigError`]: if a chat or a system prompt meets a tokenizer without a template, or the template fails,
             takes longer than 10 s or gives more than 16 Mi characters.
-        [`DataError`]: if the text is not Unicode, or the template returns no text.
+        [`DataError`]: if a message is none, as [`check_message`] says, the text is not Unicode, or the template
+            returns no text.
     """
     if tokenizer.chat_template is None:
         if system_prompt is not None or not isinstance(prompt, str):
@@ -101,6 +103,9 @@ def rendered(
         if isinstance(prompt, str):
             messages = [*system, {"role": "user", "content": prompt}]
         else:
+            calls = reads_calls(tokenizer.chat_template)
+            for place, message in enumerate(prompt):
+                check_message(f"{where}, message {place}", message, calls=calls)
             messages = [dict(message) for message in prompt]
         try:
             text = _in_time(

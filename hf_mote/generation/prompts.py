@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_mote.errors import DataError
 from hf_mote.generation.chat import Prompt
+from hf_mote.messages import check_message
 
 if TYPE_CHECKING:
     import torch
@@ -33,20 +34,17 @@ def checked_prompts(where: str, prompts: Sequence[Prompt]) -> list[Prompt]:
         raise DataError(where, "must hold prompts", got="an empty list", expected="at least one prompt")
     for index, prompt in enumerate(prompts):
         chat = isinstance(prompt, Sequence) and not isinstance(prompt, str)
-        good = all(map(_is_message, prompt)) if chat else True
-        if not prompt or not good or not (chat or isinstance(prompt, str)):
+        if not prompt or not (chat or isinstance(prompt, str)):
             raise DataError(
                 f"{where}[{index}]",
                 "not a prompt",
                 got=repr(prompt)[:80],
                 expected="text, or a list of messages with role and content",
             )
+        for place, message in enumerate(prompt if chat else ()):
+            # The last one is what a judge sees.
+            check_message(f"{where}[{index}], message {place}", message, calls=place < len(prompt) - 1)
     return list(prompts)
-
-
-def _is_message(one: object) -> bool:
-    """Whether it has a role, which is a text, and content."""
-    return isinstance(one, Mapping) and isinstance(one.get("role"), str) and "content" in one
 
 
 def prompt_text(prompt: Prompt) -> str:

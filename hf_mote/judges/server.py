@@ -106,7 +106,8 @@ class ServerJudge:
         try:
             content = self._reply(json.dumps(asked).encode())
             found = parse_json_object("reply", content, is_file=False)
-            said = found["choices"][0]["message"]["content"]
+            (choice,) = found["choices"]
+            said = choice["message"]["content"]
             said = "" if said is None else said
             # The thinking of a reasoning model, if the server leaves it in.
             said = said.rpartition("</think>")[2]
@@ -119,8 +120,9 @@ class ServerJudge:
             got = str(error).rstrip(".")
             raise DataError(f"ServerJudge: {self.url}", "the reply is not a chat completion", got=got) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            got = repr(content[:80].decode(errors="replace"))
-            raise DataError(f"ServerJudge: {self.url}", "the reply is not a chat completion", got=got) from error
+            got, expected = repr(content[:80].decode(errors="replace")), "one choice, whose message has content"
+            what = "the reply is not a chat completion"
+            raise DataError(f"ServerJudge: {self.url}", what, got=got, expected=expected) from error
         return _label_in(said, self._asked) or self.unclear
 
     def _reply(self, asked: bytes) -> bytes:

@@ -40,6 +40,8 @@ _Found = TypeVar("_Found")
 _CHAT = "/v1/chat/completions"
 _MOST_BYTES = 2**30  # of a reply: recordings of long responses
 _MOST_BYTES_OF_EVENTS = 2**26  # of an answer in parts
+_MOST_TOKENS = 2**31  # of a vocabulary, where the server does not tell its size
+_CONTENT, _THINKING = "content", ("reasoning_content", "reasoning")
 
 
 class ServerEngine:
@@ -139,7 +141,7 @@ class ServerEngine:
                 **{"temperature": 0.0, **(sampling or {})},
             }
             reply = self._ask("POST", "/v1/completions", body)
-            tokens = self._tokens(self._value(reply, list, "choices", 0, "token_ids"))
+            tokens = self._tokens(self._value(reply, list, "choices", 0, "token_ids"), max_new_tokens)
             maps = self.take(key)
             for name, most in (("prompt", len(prompt)), ("generation", len(tokens))):
                 if maps[name].num_tokens > most:
@@ -150,10 +152,15 @@ class ServerEngine:
         answers = self._all(one, prompts, len(prompts))
         return RecordedBatch.of([tokens for tokens, _ in answers], [seen for _, seen in answers])
 
-    def _tokens(self, given: list[Any]) -> list[int]:
-        """Return checked tokens of a reply."""
-        if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in given):
-            raise UnsupportedError(self.url, "the reply must hold tokens", got=repr(given)[:80])
+    def _tokens(self, given: list[Any], most: int) -> list[int]:
+        """Return checked tokens of an answer: one or more, of the server's model, and not more than were asked for."""
+        size = (self._config or {}).get("vocab_size")
+        end = size if isinstance(size, int) and not isinstance(size, bool) else _MOST_TOKENS
+        right = all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < end for token in given)
+        if not right or not 1 <= len(given) <= most:
+            what, expected = "the reply must hold tokens of its model", f"1 to {most}, each from 0 to {end - 1}"
+            got = repr(given)[:80] if not right or not given else f"{len(given)} tokens"
+            raise UnsupportedError(self.url, what, got=got, expected=expected)
         return list(given)
 
     def _value(self, reply: Any, kind: Any, *places: str | int) -> Any:
@@ -222,7 +229,7 @@ class ServerEngine:
                 logprobs=0,
                 **{"temperature": 0.0, **(sampling or {})},
             )
-            tokens = self._tokens(self._value(found, list, "token_ids"))
+            tokens = self._tokens(self._value(found, list, "token_ids"), max_new_tokens)
             logs = numbers_of(self._value(found, list, "logprobs", "token_logprobs"))
             if len(logs) != len(tokens):
                 what = "returns the probabilities of other tokens"
@@ -268,7 +275,9 @@ class ServerEngine:
             on_text (`Callable[[str], None]`, *optional*): Called with each part of the answer as it comes.
 
         Raises:
-            [`UnsupportedError`]: if the server does not answer, refuses, or stops before the answer is whole.
+            [`UnsupportedError`]: if the server does not answer, refuses, calls a tool, or stops before the answer is
+                whole. A model that says nothing, or only thinks, has answered: `content` is empty or null then, but
+                it is there.
         """
         body: dict[str, Any] = {
             "model": self._served,
@@ -283,21 +292,29 @@ class ServerEngine:
         if on_text is not None:
             return self._streamed({**body, "stream": True}, on_text)
         message = self._value(self._choice(self._ask("POST", _CHAT, body)), dict, "message")
-        return self._text(message, "content") or self._thinking(message)
+        said, thought = self._text(message, _CONTENT), self._thinking(message)
+        self._check_no_call(message)
+        if _CONTENT not in message:
+            raise self._without_content(repr(message)[:80])
+        return said or thought
 
     def _streamed(self, body: dict[str, Any], on_text: Callable[[str], None]) -> str:
         """Return the answer to a chat that comes in events, whose texts a function gets as they come."""
-        said, thought = [], []
+        said, thought, is_answer = [], [], False
         for event in self._events(_CHAT, body):
             if "error" in event:
                 raise UnsupportedError(self.url, _message_of(event) or "ended the answer with an error")
             if event.get("choices") == [] or ("choices" not in event and isinstance(event.get("usage"), dict)):
                 continue  # of the usage alone
             delta = self._value(self._choice(event), dict, "delta")
+            self._check_no_call(delta)
+            is_answer = is_answer or any(key in delta for key in (_CONTENT, *_THINKING))
             thought.append(self._thinking(delta))
-            if text := self._text(delta, "content"):
+            if text := self._text(delta, _CONTENT):
                 said.append(text)
                 on_text(text)
+        if not is_answer:
+            raise self._without_content("no part that has it")
         if not said and any(thought):
             on_text("".join(thought))
         return "".join(said or thought)
@@ -341,7 +358,20 @@ class ServerEngine:
 
     def _thinking(self, message: Mapping[str, Any]) -> str:
         """Return the thinking that a server returns beside the answer."""
-        return self._text(message, "reasoning_content") or self._text(message, "reasoning")
+        first, second = _THINKING
+        return self._text(message, first) or self._text(message, second)
+
+    def _check_no_call(self, message: Mapping[str, Any]) -> None:
+        """Refuse a call of a tool, which nobody offered, in the place of an answer."""
+        if calls := message.get("tool_calls"):
+            fix = "Serve the model without a parser of tool calls."
+            raise UnsupportedError(
+                self.url, "its reply must be an answer", got=f"a call of a tool: {calls!r}"[:80], fix=fix
+            )
+
+    def _without_content(self, got: str) -> UnsupportedError:
+        expected, fix = "a text, or null if the model said nothing", "Ask again."
+        return UnsupportedError(self.url, f"its reply must have {_CONTENT}", got=got, expected=expected, fix=fix)
 
     def _all(self, one: Callable[[_Given], _Found], given: Sequence[_Given], at_once: int) -> list[_Found]:
         """Return a function's results for each item, several at once; after an error the others are not awaited."""

@@ -41,7 +41,7 @@ REPORT = ("evaluation_report", "evaluation_report.json")
         ("stream_state", "checkpoint-7/trainer_state.json", put(value=None), "no complete checkpoint"),
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value=8), "no complete checkpoint"),
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value="7"), "no complete checkpoint"),
-        ("texts", "b.jsonl", put(value={"messages": []}), "the tokenizer's template does not take the chat"),
+        ("texts", "b.jsonl", put(value={"messages": []}), "must be one chat"),
         ("texts", "b.jsonl", put(value={"messages": [[{"role": "user", "content": "a"}]] * 2}), "must be one chat"),
         (
             "texts",
@@ -52,7 +52,12 @@ REPORT = ("evaluation_report", "evaluation_report.json")
         ("texts", "b.jsonl", put(value={"text": "a", "score": float("nan")}), "score: must be a finite number"),
         ("texts", "b.jsonl", put(value='{"text": "a", "text": "b"}'), "b.jsonl:1: holds a key twice"),
         ("texts", "b.jsonl", put(value=f'{{"text": {"[" * 40}{"]" * 40}}}'), "is nested too deeply"),
-        ("texts", "b.jsonl", put(value={"messages": [{"role": 1, "content": "a"}]}), "whose role is a text .got 1"),
+        (
+            "texts",
+            "b.jsonl",
+            put(value={"messages": [{"role": 1, "content": "a"}]}),
+            "must have a role that is a word .got 1",
+        ),
         ("texts", "b.jsonl", put(value={"input_ids": [10**6]}), "a token that the model does not have"),
         ("texts", "b.jsonl", put(value={"input_ids": [-1]}), "must hold tokens"),
         (

@@ -114,6 +114,8 @@ def _of_file(path: Path, column: str) -> list[Any]:
         if isinstance(error, OSError):
             raise DataError(str(path), "cannot be read", got=error.strerror) from error
         raise DataError(str(path), "must be UTF-8 text", fix="Save it as UTF-8.") from error
+    if "\0" in text:  # as a damaged disk leaves, or UTF-16, which can be read as UTF-8
+        raise DataError(str(path), "must be text, and holds a NUL", fix="Save it as UTF-8.")
     if path.suffix != ".jsonl":
         return _pieces(text)
     rows = []

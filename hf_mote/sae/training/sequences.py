@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_mote.errors import ConfigError, DataError, first_line
+from hf_mote.messages import check_message, reads_calls
 
 __all__ = ["NoTokenizer", "Sequences", "batch_of", "excluded_positions"]
 
@@ -96,7 +97,7 @@ class Sequences:
         if "messages" in row:
             if getattr(self.tokenizer, "chat_template", None) is None:
                 raise DataError(where, "holds messages, and the tokenizer has no chat template")
-            _check_roles(f"{where}, column 'messages'", row["messages"])
+            _check_chat(f"{where}, column 'messages'", row["messages"], self.tokenizer.chat_template)
             try:
                 found = self.tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False)
             except Exception as error:  # a template is a program of the model's author, and can raise any error
@@ -104,9 +105,6 @@ class Sequences:
                 raise DataError(
                     f"{where}, column 'messages'", "the tokenizer's template does not take the chat", got=got
                 ) from error
-            if not all(_is_token(token) for token in found):  # as several chats in one row give
-                what, expected = "must be one chat", "a list of messages, each with role and content"
-                raise DataError(f"{where}, column 'messages'", what, got=repr(row["messages"])[:80], expected=expected)
             return list(found)
         text = row.get(self.text_column)
         if not isinstance(text, str):
@@ -130,12 +128,14 @@ class Sequences:
         return list(self.tokenizer(text, verbose=False)["input_ids"])
 
 
-def _check_roles(where: str, messages: object) -> None:
-    """Refuse a message whose role is not a text, which a template would write as one."""
-    for message in messages if isinstance(messages, Sequence) and not isinstance(messages, str) else ():
-        if isinstance(message, Mapping) and not isinstance(message.get("role"), str):
-            got = repr(message.get("role"))[:80]
-            raise DataError(where, "must hold messages whose role is a text", got=got, expected="'user', for one")
+def _check_chat(where: str, messages: object, template: object) -> None:
+    """Refuse what is no chat, such as several in one row, and messages without a role or a text."""
+    chat = messages if isinstance(messages, Sequence) and not isinstance(messages, str) else ()
+    if not chat or not all(isinstance(message, Mapping) for message in chat):
+        what, expected = "must be one chat", "a list of messages, each with role and content"
+        raise DataError(where, what, got=repr(messages)[:80], expected=expected)
+    for place, message in enumerate(chat):
+        check_message(f"{where}, message {place}", message, calls=reads_calls(template))
 
 
 def _is_token(value: object) -> bool:
