@@ -209,7 +209,14 @@ def _report() -> EvaluationReport:
         side_effects=SideEffects(0.1, 2.0, 2.1, 30),
         conversations=[Conversation(["one", "two"], ["a", "b"], ["a", "c"], "81", "x")],
         turns_unchanged=Rate.of(1, 2),
+        control_labels=[
+            ["refusal"] * 3 + ["answer"],
+            ["refusal", "answer"] * 2,
+            ["refusal"] + ["answer"] * 3,
+        ],
+        controls_sharing=[False, True, False],
         sharing=1,
+        unclear=2,
     )
 
 
