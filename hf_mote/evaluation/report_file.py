@@ -7,6 +7,7 @@ the same names.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,8 @@ def _check_values(values: Mapping[str, Any]) -> None:
     explained = effects is None or effects.kl is not None or bool(values["notes"])
     _check("side_effects", explained, None, "a divergence, or a note on why it is missing")
     known = values["preregistration"]
-    _check("preregistration", known is None or isinstance(known, str), known, "a hash")
+    digest = known is None or (isinstance(known, str) and re.fullmatch("[0-9a-f]{64}", known) is not None)
+    _check("preregistration", digest, known, "a SHA-256 hash")
     beside = values["selectivity"]
     number = len(values["controls"])
     _check("selectivity", beside is None or len(beside.controls_on) == number, beside, f"{number} controls")
