@@ -112,6 +112,8 @@ def read_report(path: Path) -> dict[str, Any]:
         if unknown:
             raise DataError("EvaluationReport", "unknown field", got=", ".join(unknown))
         values = {name: data[name] for name in FIELDS}
+        for name in ("conversations", "dose", "not_worse"):
+            _check(name, isinstance(values[name], list), values[name], "a list")
         for name in ("before", "after", "unrelated_unchanged", "turns_unchanged"):
             values[name] = None if values[name] is None else Rate(**values[name])
         if values["side_effects"] is not None:
