@@ -7,13 +7,30 @@ a process logs a warning if the installed transformers is newer than all tested 
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection, Iterable
 
-__all__ = ["TESTED_TRANSFORMERS", "__version__", "warn_if_untested"]
+__all__ = ["STAMPS", "TESTED_TRANSFORMERS", "__version__", "lacking", "warn_if_untested"]
 
 __version__ = "0.1.0"
 
 TESTED_TRANSFORMERS = ("5.13.0", "5.19.0", "5.24.0")
 """Releases of transformers that the core of the tests was run on, oldest first; docs/families.md names the same."""
+
+STAMPS = ("hf_mote_version", "transformers_version")
+"""Entries of a saved file that say what wrote it."""
+
+
+def lacking(found: Collection[str], written: Iterable[str]) -> list[str]:
+    """Return the fields that a saved file lacks, though this package writes them always; none for one written by hand.
+
+    A file that says which version wrote it is whole, or damaged. One that does not say so was written by hand, and
+    what it leaves out takes its default.
+
+    Args:
+        found (`Collection[str]`): The fields of the file.
+        written (`Iterable[str]`): The fields that every release writes, stamps among them.
+    """
+    return [name for name in written if name not in found] if any(stamp in found for stamp in STAMPS) else []
 
 
 @functools.cache

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from hf_mote.errors import ConfigError, HFMoTEError, UnknownNameError
 from hf_mote.files import read_json
+from hf_mote.version import STAMPS
 
 __all__ = ["Reading", "read_all"]
 
 _MOST = 200  # problems of one file
-_STAMPS = ("schema_version", "hf_mote_version", "transformers_version")
+_STAMPS = ("schema_version", *STAMPS)
 _TOGETHER = {"thinking_tokens": "scope"}
 # Fields that a config requires, and the value that replaces a refused one.
 _NEEDED: Mapping[str, Any] = {"edits": [], "hookpoint": "model"}
@@ -58,6 +59,8 @@ def read_all(path: Path, kind: Any) -> Reading:
     ]
     left_out = set(values) - {*known, *_STAMPS}
     values = {key: value for key, value in values.items() if key not in left_out}
+    # What a field that is refused is replaced with: a stamped config must hold all of them.
+    defaults = {field.name: _default(field) for field in dataclasses.fields(kind)} | dict.fromkeys(STAMPS, "?")
     needed = [name for name in _NEEDED if name in known]
     for name in needed:
         if name not in values:
@@ -71,6 +74,12 @@ def read_all(path: Path, kind: Any) -> Reading:
             return Reading(kind.from_dict(values), wrong, left_out)
         except ConfigError as error:
             place = re.match(rf"{kind.__name__}\.(\w+)(?:\[(\d+)\])?", error.where)
+            if place is not None and str(error).startswith(f"{error.where}: is missing"):
+                wrong.append(f"{path.name}: {place[1]}{str(error)[len(error.where) :].rstrip('.')}")
+                lost = {*known, place[1]} - values.keys()
+                values |= {name: defaults[name] for name in lost}
+                left_out |= lost
+                continue
             # Of two fields that depend on each other, the one that is present may be wrong.
             present = place is not None and ({place[1], _TOGETHER.get(place[1], "")} & values.keys())
             if place is None or not present:
@@ -83,23 +92,26 @@ def read_all(path: Path, kind: Any) -> Reading:
                 values[name] = [one for number, one in enumerate(values[name]) if number != entry]
                 left_out.add(name)
             else:
-                left_out |= set(_remove(values, name))
+                left_out |= set(_remove(values, name, defaults))
             wrong.append(f"{path.name}: {name}{inner}{text}")
     return Reading(None, wrong, left_out)
 
 
-def _remove(values: dict[str, Any], name: str) -> Iterator[str]:
-    """Remove a field and those that depend on it, and yield the removed fields."""
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.name in _NEEDED:
+        return _NEEDED[field.name]
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _remove(values: dict[str, Any], name: str, defaults: Mapping[str, Any]) -> Iterator[str]:
+    """Replace a field and those that depend on it by their defaults, and yield the replaced fields."""
     yield name
     if name == "schema_version":
         values[name] = 1
     elif name == "scope" and "thinking_tokens" in values and values["scope"] not in ("thinking", "answer"):
         values[name] = "thinking"  # so that the tokens are checked, too
     elif name in ("scope", "thinking_tokens"):
-        values.pop("scope", None)
-        values.pop("thinking_tokens", None)
+        values |= {"scope": defaults["scope"], "thinking_tokens": defaults["thinking_tokens"]}
         yield from ("scope", "thinking_tokens")
-    elif name in _NEEDED:
-        values[name] = _NEEDED[name]
     else:
-        del values[name]
+        values[name] = defaults[name]

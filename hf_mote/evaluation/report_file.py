@@ -1,11 +1,14 @@
 """The file of an `EvaluationReport`: the parts of its records by one name each.
 
-A file is read whole, and refused where it contradicts itself. Earlier releases wrote the same names.
+A file is read whole, and refused where it contradicts itself or lacks what is always written. Earlier releases wrote
+the same names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.hub import RESULT_LIMIT, read_json
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.statistics.rates import Rate
+from hf_mote.version import lacking
 
 __all__ = ["FIELDS", "read_report", "report_fields"]
 
@@ -29,28 +33,20 @@ _TEXTS = (
     *("unrelated", "unrelated_before", "unrelated_after"),
     *("labels_before", "labels_after"),
 )
-# Fields that earlier reports may lack.
-_LATER_FIELDS: dict[str, Any] = {
-    "conversations": [],
-    "turns_unchanged": None,
-    "unclear": 0,
-    "labels_before": [],
-    "labels_after": [],
-    "sharing": 0,
-    "controls_sharing": [],
-    "control_labels": [],
-    "disjoint_chances": [],
-    "controls_exhausted": False,
-    "coherence": None,
-    "selectivity": None,
-    "not_worse": [],
-    "preregistration": None,
-    "notes": [],
-}
-FIELDS = (
-    *("target", "before", "after", "controls", "unrelated_unchanged", "config", "dose", "seed", "control_kind"),
-    *("side_effects", *_TEXTS[:6], *_LATER_FIELDS),
+# Fields that earlier reports lack, with what they mean there: those that came together are all there, or none of them.
+_LATER_FIELDS: tuple[dict[str, Any], ...] = (
+    {"disjoint_chances": [], "coherence": None, "selectivity": None, "not_worse": [], "preregistration": None},
+    {"controls_exhausted": False, "notes": []},
 )
+_EVERY = (
+    *("target", "before", "after", "controls", "unrelated_unchanged", "config", "dose", "seed", "control_kind"),
+    *("side_effects", *_TEXTS, "conversations", "turns_unchanged", "unclear"),
+    *("sharing", "controls_sharing", "control_labels"),
+)
+FIELDS = (*_EVERY, *(name for fields in _LATER_FIELDS for name in fields))
+# Measured by `evaluate_mote` alone: a report with one of them is not of a setting of a sweep.
+_OF_ONE_CONFIG = ("dose", "unrelated_unchanged", "turns_unchanged", "side_effects", "notes")
+_OF_LATENTS = ("edits", "hookpoint", "sae", "sae_digest", "scope", "thinking_tokens", "strength", "keep_error")
 
 
 def report_fields(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,21 +105,24 @@ def read_report(path: Path) -> dict[str, Any]:
     Raises:
         [`FileFormatError`]: if a part is missing, unknown or of another type, or contradicts another.
     """
-    data = {**_LATER_FIELDS, **read_json(path, limit=RESULT_LIMIT)}
+    data = read_json(path, limit=RESULT_LIMIT)
     try:
+        data = _with_later_fields(data)
         unknown = sorted(set(data) - set(FIELDS) - _DERIVED)
         if unknown:
             raise DataError("EvaluationReport", "unknown field", got=", ".join(unknown))
         values = {name: data[name] for name in FIELDS}
+        for name in ("conversations", "dose", "not_worse"):
+            _check(name, isinstance(values[name], list), values[name], "a list")
         for name in ("before", "after", "unrelated_unchanged", "turns_unchanged"):
             values[name] = None if values[name] is None else Rate(**values[name])
         if values["side_effects"] is not None:
-            # Without a scope it was measured with the config's own.
-            scope = {"scope": values["config"].get("scope", "all")}
-            values["side_effects"] = SideEffects(**scope | values["side_effects"])
-        values["conversations"] = [Conversation(**entry) for entry in values["conversations"]]
+            values["side_effects"] = _record(SideEffects, "side_effects", values["side_effects"])
+        talks = values["conversations"]
+        values["conversations"] = [_record(Conversation, f"conversations[{at}]", one) for at, one in enumerate(talks)]
         values["dose"] = [(_number("dose", strength), _number("dose", rate)) for strength, rate in values["dose"]]
         if values["coherence"] is not None:
+            _check_fields("coherence", values["coherence"], _names_of(Coherence))
             values["coherence"] = Coherence.from_dict(values["coherence"])
         if values["selectivity"] is not None:
             values["selectivity"] = Selectivity.from_dict(values["selectivity"])
@@ -136,6 +135,34 @@ def read_report(path: Path) -> dict[str, Any]:
         raise FileFormatError(str(path), "must hold an evaluation report", got=got) from error
 
 
+def _with_later_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a file and those that earlier reports lack; refuse one that lacks others."""
+    _check_fields("", data, _EVERY)
+    held = [not fields.keys().isdisjoint(data) for fields in _LATER_FIELDS]
+    for place, fields in enumerate(_LATER_FIELDS):
+        if any(held[place:]):  # what came later was never written without it
+            _check_fields("", data, fields)
+    return {name: value for fields in _LATER_FIELDS for name, value in fields.items()} | dict(data)
+
+
+def _names_of(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _check_fields(name: str, found: Mapping[str, Any], wanted: Iterable[str]) -> None:
+    """Raise [`DataError`] if an entry of a file lacks fields that this package always writes."""
+    if lost := [field for field in wanted if field not in found]:
+        where = ".".join(filter(None, ("EvaluationReport", name, lost[0])))
+        fix = "Take a whole copy of the file, or measure again."
+        raise DataError(where, "is missing", got=f"no {', '.join(lost)}", expected="every field", fix=fix)
+
+
+def _record(kind: Any, name: str, found: Mapping[str, Any]) -> Any:
+    """Return a record of which every field is in the file."""
+    _check_fields(name, found, _names_of(kind))
+    return kind(**found)
+
+
 def _check_values(values: Mapping[str, Any]) -> None:
     """Raise [`DataError`] unless the fields of a file are of their types, and say nothing that others contradict."""
     for name in ("target", "control_kind"):
@@ -144,10 +171,11 @@ def _check_values(values: Mapping[str, Any]) -> None:
     for name in (*_TEXTS, "notes"):
         right = isinstance(values[name], list) and all(isinstance(text, str) for text in values[name])
         _check(name, right, values[name], "a list of texts")
-    for name, most in (("seed", None), ("unclear", None), ("sharing", len(values["controls"]))):
+    for name, most in (("seed", None), ("unclear", _num_responses(values)), ("sharing", len(values["controls"]))):
         value = values[name]
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        _check(name, whole and (most is None or value <= most), value, "a whole number, 0 or more")
+        expected = "a whole number, 0 or more" if most is None else f"a whole number from 0 to {most}"
+        _check(name, whole and (most is None or value <= most), value, expected)
     _check("controls", isinstance(values["controls"], list), values["controls"], "a list of rates")
     for rate in [*values["controls"], *(rate for _, rate in values["dose"])]:
         _check("controls, dose", is_finite(rate) and 0 <= rate <= 1, rate, "rates from 0 to 1")
@@ -168,9 +196,16 @@ def _check_values(values: Mapping[str, Any]) -> None:
         _check(
             name, not labels or labels.count(values["target"]) == rate.successes, labels, f"{rate.successes} targets"
         )
+    labelled = [name for name in ("labels_before", "labels_after") if values[name]]
+    if len(labelled) == 1 or (values["control_labels"] and not labelled):
+        got, expected = ", ".join(labelled) or "control_labels", "labels of all responses, or of none"
+        fix = "Take a whole copy of the file, or measure again."
+        raise DataError(
+            "EvaluationReport.labels_before, labels_after", "must go together", got=got, expected=expected, fix=fix
+        )
     shares, kept = values["controls_sharing"], values["control_labels"]
     right = isinstance(shares, list) and all(isinstance(one, bool) for one in shares)
-    right = right and (not shares or (len(shares) == len(values["controls"]) and sum(shares) == values["sharing"]))
+    right = right and len(shares) in (0, len(values["controls"])) and sum(shares) == values["sharing"]
     _check("controls_sharing", right, shares, f"{values['sharing']} of {len(values['controls'])} controls")
     right = isinstance(kept, list) and all(isinstance(labels, list) and len(labels) == asked for labels in kept)
     right = right and len(kept) in (0, len(values["controls"]))
@@ -189,7 +224,8 @@ def _check_values(values: Mapping[str, Any]) -> None:
     explained = effects is None or effects.kl is not None or bool(values["notes"])
     _check("side_effects", explained, None, "a divergence, or a note on why it is missing")
     known = values["preregistration"]
-    _check("preregistration", known is None or isinstance(known, str), known, "a hash")
+    digest = known is None or (isinstance(known, str) and re.fullmatch("[0-9a-f]{64}", known) is not None)
+    _check("preregistration", digest, known, "a SHA-256 hash")
     beside = values["selectivity"]
     number = len(values["controls"])
     _check("selectivity", beside is None or len(beside.controls_on) == number, beside, f"{number} controls")
@@ -199,6 +235,13 @@ def _check_values(values: Mapping[str, Any]) -> None:
         _check("coherence", counts and len(kept) == len(values["controls"]), len(seen.before), wrong)
     for name in ("before", "after"):
         _check(name, asked in (0, values[name].n), values[name].n, f"{asked} prompts")
+
+
+def _num_responses(values: Mapping[str, Any]) -> int | None:
+    """Return how many responses a report is of; `None` where other settings of a sweep may count, too."""
+    if not any(values[name] for name in _OF_ONE_CONFIG):
+        return None
+    return int(values["before"].n) * (2 + len(values["controls"]) + len(values["dose"]))
 
 
 def _check(name: str, right: bool, got: object, expected: str) -> None:
@@ -211,6 +254,8 @@ def _check_config(config: object) -> None:
     if not isinstance(config, dict) or "edits" not in config:
         MoTEConfig.from_dict(config)  # type: ignore[arg-type]
         return
+    if lost := lacking(config, _OF_LATENTS):
+        _check_fields("config", config, lost)
     edits, strength = config["edits"], config.get("strength", 1.0)
     right = isinstance(edits, list) and all(isinstance(edit, list) and len(edit) == 3 for edit in edits)
     right = right and isinstance(config.get("hookpoint"), str) and is_finite(strength) and "suppress" not in config

@@ -141,7 +141,8 @@ class LatentExpertMap(Shareable):
         object.__setattr__(self, "provenance", mapping("LatentExpertMap.provenance", self.provenance))
         if self.fingerprint is not None:
             object.__setattr__(self, "fingerprint", checked_fingerprint(self.fingerprint))
-            check_experts_of(where, self.layers, self.values.shape[2], self.fingerprint)
+            grids = {"values": self.values} | ({} if self.together is None else {"together": self.together})
+            check_experts_of(where, self.layers, self.values.shape[2], self.fingerprint, grids)
         self._check_counts(where)
         self._check_measured(where)
 
@@ -254,6 +255,37 @@ class LatentExpertMap(Shareable):
         if bool(((together < 0) | (together > self.tokens[:, None, None]) | (together > chosen)).any()):
             expected = "0 to the tokens of the latent, and to those of the expert"
             raise DataError(f"{where}.together", "must be tokens of both", expected=expected)
+        # Of `n` tokens, `a` with the latent and `b` with the expert, at least `a + b - n` have both.
+        few = together < self.tokens[:, None, None] + chosen - read
+        if bool(few.any()):
+            latent, row, expert = few.nonzero()[0].tolist()
+            got = (
+                f"{int(together[latent, row, expert])} for latent {self.latents[latent]}, {self.layers[row]}.{expert}"
+            )
+            enough = f"{int(self.tokens[latent] + chosen[row, expert]) - read} or more, of {read} tokens"
+            what, fix = (
+                "must be as many as the tokens of both require",
+                "Take a whole copy of the file, or link again.",
+            )
+            raise DataError(f"{where}.together", what, got=got, expected=enough, fix=fix)
+        constant = (chosen == 0) | (chosen == read)
+        if bool((values[:, constant] != 0).any()):
+            what = "must be 0 for an expert that is chosen on no token, or on every token"
+            raise DataError(f"{where}.values", what, got="another correlation", expected=0)
+        if self.fingerprint is not None:
+            self._check_chosen(where, together, chosen, read)
+
+    def _check_chosen(self, where: str, together: Tensor, chosen: Tensor, read: int) -> None:
+        """Raise [`DataError`] if a layer's experts are chosen more often than its router chooses."""
+        known = self.fingerprint or {}
+        sizes = dict(zip(known["layers"], known["top_k"], strict=True))
+        top_k = torch.tensor([sizes[layer] for layer in self.layers])
+        for name, counts, tokens in (("chosen", chosen, read), ("together", together, self.tokens[:, None])):
+            if bool((counts.sum(-1) > top_k * tokens).any()):
+                what, expected = "must be of at most top_k experts for each token", f"top_k {top_k.tolist()}"
+                raise DataError(
+                    f"{where}.{name}", what, got=f"more on some layer, of {read} tokens", expected=expected
+                )
 
     def _check_measured(self, where: str) -> None:
         """Raise [`DataError`] for an effect that was measured on no token, or tokens of one that needs none."""
@@ -313,6 +345,8 @@ class LatentExpertMap(Shareable):
     def _from_file(cls, path: Path) -> Self:
         tensors, metadata = read_tensors(path, kind=_KIND)
         try:
+            if not {"fingerprint", "num_tokens"}.isdisjoint(metadata):  # which earlier files lack
+                metadata = {name: metadata[name] for name in ("fingerprint", "num_tokens", *metadata)}
             return cls(
                 values=tensors["values"],
                 latents=tuple(tensors["latents"].tolist()),
@@ -320,7 +354,6 @@ class LatentExpertMap(Shareable):
                 method=metadata["method"],
                 tokens=tensors["tokens"],
                 provenance=metadata["provenance"],
-                # Earlier files lack what follows.
                 fingerprint=metadata.get("fingerprint"),
                 together=tensors.get("together"),
                 chosen=tensors.get("chosen"),

@@ -38,7 +38,7 @@ from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.sampled_weights import differing
 from hf_mote.sharing.cards import CardNotes, Evidence, evidence_of
 from hf_mote.sharing.privacy import without_places
-from hf_mote.version import __version__
+from hf_mote.version import STAMPS, __version__, lacking
 
 if TYPE_CHECKING:
     from typing import Self
@@ -53,6 +53,8 @@ CHOICES = {
     "bias_on": ("logits", "selection"),
     "scope": ("all", "prompt", "generation", "thinking", "answer"),
 }
+# Fields that are written only where they are used, so that earlier versions read all others, and their defaults.
+_WHERE_USED: dict[str, Any] = {"unverified": None, "gain": [], "positions": None}
 _OTHER_WEIGHTS = "allow_other_weights"
 
 
@@ -369,8 +371,8 @@ class MoTEConfig(Printable, Shareable):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the versions that write them, JSON-native."""
         values = {f.name: json_copy(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)}
-        for name, unused in (("unverified", None), ("gain", []), ("positions", None)):
-            if values[name] == unused:  # so that earlier versions read all others
+        for name, unused in _WHERE_USED.items():
+            if values[name] == unused:
                 del values[name]
         return {
             "schema_version": SCHEMA_VERSION,
@@ -384,10 +386,12 @@ class MoTEConfig(Printable, Shareable):
         """Return the config that `to_dict` described.
 
         Args:
-            data (`Mapping[str, Any]`): The fields, and `schema_version`.
+            data (`Mapping[str, Any]`): The fields, and `schema_version`. What is left out takes its default, if no
+                version of this package is named as the one that wrote it.
 
         Raises:
-            [`ConfigError`]: if a field is unknown, missing its version, or malformed.
+            [`ConfigError`]: if a field is unknown or malformed, the schema version is missing or newer, or a field is
+                missing of what a version of this package wrote.
         """
         if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
             raise ConfigError("MoTEConfig", "not a dict with text keys", got=repr(data)[:80])
@@ -414,6 +418,10 @@ class MoTEConfig(Printable, Shareable):
             raise ConfigError(
                 f"MoTEConfig.{unknown[0]}", "unknown field", got=", ".join(unknown), expected=", ".join(known)
             )
+        written = (*STAMPS, *(name for name in known if name not in _WHERE_USED))
+        if lost := lacking(data, written):
+            fix = f"Write it again. In a config written by hand, leave out {' and '.join(STAMPS)}."
+            raise ConfigError(f"MoTEConfig.{lost[0]}", "is missing", got=f"no {', '.join(lost)}", fix=fix)
         return cls(**values)
 
     def _to_file(self, path: Path) -> None:

@@ -7,10 +7,13 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_mote.errors import ConfigError, DataError
 from hf_mote.routing.sites.fingerprint import SAMPLED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "FLOAT32_MAX",
@@ -166,24 +169,42 @@ def checked_fingerprint(value: Any) -> dict[str, Any]:
     return found
 
 
-def check_experts_of(where: str, layers: Sequence[int], num_experts: int, fingerprint: Mapping[str, Any]) -> None:
+def check_experts_of(
+    where: str,
+    layers: Sequence[int],
+    num_experts: int,
+    fingerprint: Mapping[str, Any],
+    grids: Mapping[str, Tensor] | None = None,
+) -> None:
     """Raise unless a fingerprint has the layers and experts of a grid.
 
     Args:
         where (`str`): The place, for the error.
         layers (`Sequence[int]`): Absolute decoder layers.
-        num_experts (`int`): Columns of the grid; a layer may have fewer experts.
+        num_experts (`int`): Columns of the grid: those of the layer with most experts; a layer may have fewer.
         fingerprint (`Mapping`): What [`checked_fingerprint`] returned.
+        grids (`Mapping[str, torch.Tensor]`, *optional*):
+            By name values of shape `(..., layers, experts)` that must be 0 where a layer has no such expert.
 
     Raises:
-        [`DataError`]: if it lacks a layer, or all of its layers have fewer experts.
+        [`DataError`]: if it lacks a layer, or has other experts.
     """
     if unknown := sorted(set(layers) - set(fingerprint["layers"])):
         got, expected = f"layer {unknown[0]}", f"layers {fingerprint['layers']}"
         raise DataError(f"{where}.layers", "are not those of the fingerprint", got=got, expected=expected)
-    if num_experts > (most := max(fingerprint["num_experts"])):
+    sizes = dict(zip(fingerprint["layers"], fingerprint["num_experts"], strict=True))
+    most = max(sizes.values())
+    if num_experts > most:
         what = "holds experts that the fingerprint does not have"
         raise DataError(where, what, got=f"{num_experts} experts", expected=f"at most {most}")
+    if num_experts not in (most, own := max(sizes[layer] for layer in layers)):
+        what, fix = "must hold all experts of the fingerprint", "Take a whole copy, or make it again."
+        raise DataError(where, what, got=f"{num_experts} experts", expected=own, fix=fix)
+    for name, grid in (grids or {}).items():
+        for row, layer in enumerate(layers):
+            if bool((grid[..., row, sizes[layer] :] != 0).any()):
+                what, expected = "must be 0 for experts that a layer does not have", f"{sizes[layer]} experts"
+                raise DataError(f"{where}.{name}", what, got=f"another value at layer {layer}", expected=expected)
 
 
 def json_copy(name: str, value: Any) -> Any:

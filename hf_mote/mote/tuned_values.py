@@ -15,6 +15,7 @@ from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError,
 from hf_mote.hub import Shareable, read_tensors, write_tensors
 from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.config_card import MISUSE
+from hf_mote.mote.fields import check_experts_of
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card
 
 if TYPE_CHECKING:
@@ -158,6 +159,8 @@ class TunedValues(Shareable):
             origin = MoTEConfig.from_dict(mapping("origin", metadata["origin"]))
             values = cls(tuple(metadata["layers"]), origin, **tensors)
             values.check_finite()
+            made = origin.fingerprint or {}
+            check_experts_of("TunableMoTE", values.layers, max(values.num_experts), made, values.tables)
         except KeyError as error:
             raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
         except (HFMoTEError, TypeError, ValueError) as error:

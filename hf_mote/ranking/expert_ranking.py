@@ -38,6 +38,7 @@ __all__ = ["ExpertRanking", "RankedExpert"]
 
 _KIND = "expert_ranking"
 _ROUNDING = 1e-9
+_GATED = "optimization"  # of 0.1 scored the gates of experts that a layer does not have, too
 _OPTIONAL = ("low", "high", "p", "q")
 _OF_RESPONSES = ("attribution", "ablation")  # methods that hold two responses to a prompt against each other
 _UNITS = {
@@ -141,12 +142,20 @@ class ExpertRanking(Printable, Shareable):
             raise DataError("ExpertRanking.low", "is above high")
         if (self.p is None) != (self.q is None):
             raise DataError("ExpertRanking", "needs q beside p", expected="both of p and q, or neither")
+        for pair in ("low", "high"), ("p", "q"):
+            one, other = (getattr(self, name) for name in pair)
+            if one is not None and other is not None and bool((one.isnan() != other.isnan()).any()):
+                row, expert = (one.isnan() != other.isnan()).nonzero()[0].tolist()
+                place = f"ExpertRanking.{', '.join(pair)}"
+                ends = f"{float(one[row, expert])} and {float(other[row, expert])} in row {row}, expert {expert}"
+                raise DataError(place, "must both be numbers, or both NaN", got=ends)
         if self.p is not None and self.q is not None and bool((self.q < self.p - _ROUNDING).any()):
             what = "is below p, though it is p adjusted for the number of experts"
             raise DataError("ExpertRanking.q", what, expected="p or more")
         if self.fingerprint is not None:
             object.__setattr__(self, "fingerprint", checked_fingerprint(self.fingerprint))
-            check_experts_of("ExpertRanking", self.layers, shape[1], self.fingerprint)
+            grids = {} if self.method == _GATED else {"score": self.score}
+            check_experts_of("ExpertRanking", self.layers, shape[1], self.fingerprint, grids)
         for name in ("method", "target"):
             if not isinstance(getattr(self, name), str):
                 raise DataError(
@@ -160,6 +169,9 @@ class ExpertRanking(Printable, Shareable):
             raise DataError(
                 "ExpertRanking.least_p", "must be a probability", got=self.least_p, expected="above 0, to 1"
             )
+        if self.least_p is not None and self.p is None:
+            what = "must not be there without p"
+            raise DataError("ExpertRanking.least_p", what, got=self.least_p, fix="Give p and q, or leave it out.")
         object.__setattr__(self, "provenance", mapping("ExpertRanking.provenance", self.provenance))
 
     @classmethod
@@ -467,8 +479,8 @@ class ExpertRanking(Printable, Shareable):
     def _from_file(cls, path: Path) -> Self:
         tensors, metadata = read_tensors(path, kind=_KIND)
         try:
-            names = ("method", "target", "confidence", "fingerprint", "provenance")
-            known: dict[str, Any] = {name: metadata[name] for name in names} | {"least_p": metadata.get("least_p")}
+            names = ("method", "target", "confidence", "fingerprint", "provenance", "least_p")
+            known: dict[str, Any] = {name: metadata[name] for name in names}
             known |= {name: tensors[name] for name in _OPTIONAL if name in tensors}
             known |= cls._from_metadata(metadata)
             return cls(score=tensors["score"], layers=tuple(tensors["layers"].tolist()), **known)

@@ -28,7 +28,7 @@ from hf_mote.sae.latent_use import LatentUse
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card
 from hf_mote.sharing.privacy import is_hub_id, without_places
-from hf_mote.version import __version__
+from hf_mote.version import __version__, lacking
 
 if TYPE_CHECKING:
     from typing import Self
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["BoundSteering", "SteeringConfig", "digest_of"]
 
 SCHEMA_VERSION = 1
+_STAMP = "hf_mote_version"
 # State of training, without effect at inference.
 _NOT_HASHED = ("tokens_since_fired", "threshold_steps", "threshold_k", "density", "density_tokens", "latent_rank")
 
@@ -203,17 +204,22 @@ class SteeringConfig(Shareable):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-native values, with the version that writes them."""
-        return {"schema_version": SCHEMA_VERSION, "hf_mote_version": __version__, **dataclasses.asdict(self)}
+        return {"schema_version": SCHEMA_VERSION, _STAMP: __version__, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Return the config of what [`to_dict`] returned.
 
+        What is left out takes its default, if no version of this package is named as the one that wrote it.
+
         Raises:
-            [`ConfigError`]: if a field is unknown or malformed, or the version is newer.
+            [`ConfigError`]: if a field is unknown or malformed, the version is newer, or a field is missing of what a
+                version of this package wrote.
         """
         values = dict(data)
-        version, written_by = values.pop("schema_version", None), values.pop("hf_mote_version", "?")
+        version, written_by = values.pop("schema_version", None), values.pop(_STAMP, None)
+        if written_by is not None and not isinstance(written_by, str):
+            raise ConfigError(f"SteeringConfig.{_STAMP}", "must be text", got=repr(written_by)[:60], expected="str")
         if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
             fix = f"It was written by hf_mote {written_by}; upgrade hf_mote."
             expected = f"1..{SCHEMA_VERSION}"
@@ -222,9 +228,13 @@ class SteeringConfig(Shareable):
         known = [f.name for f in dataclasses.fields(cls)]
         for name in sorted(values.keys() - set(known)):
             raise ConfigError(f"SteeringConfig.{name}", "unknown field", expected=", ".join(known))
-        for name in ("edits", "hookpoint"):
-            if name not in values:
-                raise ConfigError(f"SteeringConfig.{name}", "is missing")
+        needed = ("edits", "hookpoint")
+        if lost := lacking(data, known) or [name for name in needed if name not in values]:
+            fix = f"Write it again. In a config written by hand, leave out {_STAMP}."
+            got = f"no {', '.join(lost)}"
+            raise ConfigError(
+                f"SteeringConfig.{lost[0]}", "is missing", got=got, fix=None if lost[0] in needed else fix
+            )
         return cls(**values)
 
     def _to_file(self, path: Path) -> None:

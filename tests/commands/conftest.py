@@ -46,7 +46,7 @@ def latent_maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared: dict[str, Any] = {"latents": tuple(range(100, 140)), "fingerprint": routed.fingerprint}
     LatentExpertMap(
         values, layers=routed.layers, method="prediction", tokens=torch.full((40,), 50),
-        together=torch.full(values.shape, 20), chosen=torch.full(values.shape[1:], 40), num_tokens=400,
+        together=torch.full(values.shape, 3), chosen=torch.full(values.shape[1:], 25), num_tokens=400,
         provenance={"hookpoint": "model.layers.2.output"}, **shared,
     ).save_pretrained(folder)  # fmt: skip
     LatentExpertMap(

@@ -300,6 +300,9 @@ def test_report_verdict_of_too_few_controls_says_that_they_cannot_do() -> None:
     assert "cannot" not in refusals(50, 2, [1.0] * 19).verdict
 
 
+EARLIER_LACK = ("disjoint_chances", "coherence", "selectivity", "not_worse", "preregistration")
+
+
 def test_report_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
     config = MoTEConfig(suppress=[[0, 1]], scope="generation")
     report = with_parts(
@@ -308,11 +311,12 @@ def test_report_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
     report.save_pretrained(tmp_path)
     file = tmp_path / "evaluation_report.json"
     data = read_json(file)
-    for name in ("unclear", "labels_before", "labels_after"):
-        del data[name]
-    del data["side_effects"]["scope"]
-    write_json(file, data)
-    assert EvaluationReport.from_pretrained(tmp_path) == report
+    of_version_0_1 = dict(data)
+    for later in (("controls_exhausted", "notes"), tuple(EARLIER_LACK)):
+        for name in later:
+            del of_version_0_1[name]
+        write_json(file, of_version_0_1)
+        assert EvaluationReport.from_pretrained(tmp_path) == report
     for wrong in ({"unclear": -1}, {"labels_before": ["a"]}, {"side_effects": {**data["side_effects"], "scope": "x"}}):
         write_json(file, {**data, **wrong})
         with pytest.raises(FileFormatError):

@@ -302,7 +302,8 @@ def test_strongest_links_are_those_of_all_sorted() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"together": torch.tensor([[[1, 0]], [[0, 5]]])}, "must be tokens of both"),
+        ({"together": torch.tensor([[[1, 0]], [[2, 5]]])}, "must be tokens of both"),
+        ({"together": torch.tensor([[[1, 0]], [[1, 2]]])}, "must be as many as the tokens of both require"),
         ({"together": torch.zeros(2, 1, 3, dtype=torch.int64)}, "wrong shape"),
         ({"together": None}, "wrong type"),
         ({"chosen": torch.tensor([[11, 0]])}, "must be of the tokens read"),
@@ -320,7 +321,7 @@ def test_prediction_that_cannot_be_is_refused(fields: dict[str, Any], message: s
         "layers": (1,),
         "method": "prediction",
         "tokens": torch.tensor([3, 8]),
-        "together": torch.tensor([[[1, 0]], [[0, 2]]]),
+        "together": torch.tensor([[[1, 0]], [[2, 2]]]),
         "chosen": torch.tensor([[4, 2]]),
         "num_tokens": 10,
     }

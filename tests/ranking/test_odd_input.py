@@ -383,13 +383,14 @@ def test_ranking_of_any_numbers_and_text_is_saved_and_loaded(
 ) -> None:
     folder = tmp_path_factory.mktemp("ranking")
     grid = torch.from_numpy(probabilities)
+    ends = torch.from_numpy(np.where(np.isnan(probabilities), np.nan, score))
     saved = ExpertRanking(
         score=torch.from_numpy(score),
         layers=(1, 4),
         method=method,
         target=target,
-        low=torch.from_numpy(score),
-        high=torch.from_numpy(np.where(np.isnan(probabilities), np.nan, score)),
+        low=ends,
+        high=ends.clone(),
         p=grid,
         q=grid,
         confidence=0.9,

@@ -35,7 +35,8 @@ def data_of(found: Explored) -> dict[str, Any]:
 def test_explorer_data_holds_every_expert_in_the_rankings_order() -> None:
     score = torch.tensor([[0.5, -1.25, 0.0], [2.0, 0.5, 0.125]])
     grid = {"low": score.double() - 0.2, "high": score.double() + 0.2, "confidence": 0.9}
-    found = ranking(score, **grid, p=score.double().abs() / 10, q=torch.full((2, 3), torch.nan, dtype=torch.float64))
+    untested = torch.full((2, 3), torch.nan, dtype=torch.float64)
+    found = ranking(score, **grid, p=untested, q=untested)
     counts = torch.tensor([[1.0, 2.5, 0.0], [0.0, 0.04, 3.0]], dtype=torch.float64)
     seen = ActivationMap(counts=counts, weights=counts / 2, layers=(3, 4), num_tokens=4.0)
     data = data_of(explored(found, maps={"yes": (25, seen)}))

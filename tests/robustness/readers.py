@@ -45,7 +45,9 @@ from hf_mote.evaluation.side_effects import SideEffects
 from hf_mote.files import read_json, read_tensors, write_json, write_tensors
 from hf_mote.links.latent_expert_map import LatentExpertMap
 from hf_mote.mote.tuned_values import TunedValues
+from hf_mote.ranking.causal.completion import CompletionStep
 from hf_mote.ranking.causal.counterfactual import Route
+from hf_mote.ranking.causal.optimized import OptimizedRanking, PathPoint
 from hf_mote.ranking.imaging.run_folder import ExpectedBatch, ImagedBatch, read_batch, write_batch
 from hf_mote.runs.folder import RunFolder
 from hf_mote.sae.report import SAEReport
@@ -125,6 +127,33 @@ def _ranking() -> ExpertRanking:
     )
 
 
+def _optimized() -> OptimizedRanking:
+    plain, pairs = _ranking(), ((1, 2), (0, 3))
+    return OptimizedRanking(
+        score=plain.score,
+        layers=plain.layers,
+        method="optimization",
+        target="refusal",
+        fingerprint=plain.fingerprint,
+        provenance={"prompts": 8, "unit": "probability", "goal": 0.0},
+        sufficient=pairs,
+        carriers=tuple(sorted((*pairs, (2, 1)))),
+        by_seed=(pairs, ()),
+        path=(PathPoint(0, 0.1, pairs[:1], 2.5, 0.5), PathPoint(1, 0.03, pairs, -0.5, 1.0)),
+        whole_score=4.0,
+        completed=pairs,
+        suppress_mode="drop",
+        completion=(CompletionStep("drop", pairs, -3.0, -2.5, 1.0),),
+    )
+
+
+def _use_optimized(found: OptimizedRanking) -> None:
+    _use_ranking(found)
+    assert found.agreement <= 1 or len(found.by_seed) < 2
+    if found.chosen:
+        _use_config(found.to_config())
+
+
 def _use_ranking(found: ExpertRanking) -> None:
     assert isinstance(found.verdict, str)
     found.rows(min(3, len(found)))
@@ -163,7 +192,7 @@ def _use_routes(found: CounterfactualRoutes) -> None:
 
 def _result() -> FTRIResult:
     generator = torch.Generator().manual_seed(0)
-    counts = torch.randint(0, 5, (6, 3, 4), generator=generator).float()
+    counts = torch.randint(0, 4, (6, 3, 4), generator=generator).float()  # of 6 tokens, with 2 experts each
     return FTRIResult(
         prompts=[f"prompt {i}" for i in range(6)],
         responses=[f"response {i}" for i in range(6)],
@@ -209,7 +238,14 @@ def _report() -> EvaluationReport:
         side_effects=SideEffects(0.1, 2.0, 2.1, 30),
         conversations=[Conversation(["one", "two"], ["a", "b"], ["a", "c"], "81", "x")],
         turns_unchanged=Rate.of(1, 2),
+        control_labels=[
+            ["refusal"] * 3 + ["answer"],
+            ["refusal", "answer"] * 2,
+            ["refusal"] + ["answer"] * 3,
+        ],
+        controls_sharing=[False, True, False],
         sharing=1,
+        unclear=2,
     )
 
 
@@ -267,11 +303,23 @@ def _links() -> LatentExpertMap:
 
 
 def _predicted_links() -> LatentExpertMap:
+    tokens, chosen, read = torch.tensor([3, 4, 9]), torch.tensor([[3, 5], [4, 10]]), 10
     values = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 2, 2)
-    together = torch.arange(12).reshape(3, 2, 2) % 4
+    values[:, 1, 1] = 0  # of the expert that is chosen on every token
+    least = (tokens[:, None, None] + chosen - read).clamp(min=0)
+    together = torch.minimum(
+        least + torch.arange(12).reshape(3, 2, 2) % 2, torch.minimum(tokens[:, None, None], chosen)
+    )
+    fingerprint = {
+        "layers": [1, 2, 4],
+        "model_type": "mixtral",
+        "num_experts": [2, 2, 2],
+        "router_sha256": "ab",
+        "top_k": [1, 2, 2],
+    }
     return LatentExpertMap(
-        values, (7, 0, 2), (1, 4), "prediction", torch.tensor([3, 4, 9]), {"model": "m"}, together=together,
-        chosen=torch.tensor([[3, 5], [4, 10]]), num_tokens=10,
+        values, (7, 0, 2), (1, 4), "prediction", tokens, {"model": "m"}, fingerprint=fingerprint, together=together,
+        chosen=chosen, num_tokens=read,
     )  # fmt: skip
 
 
@@ -655,6 +703,7 @@ READERS: tuple[Reader, ...] = (
     _one_file("latent_expert_map", _links, _use_links, safetensors_file),
     _one_file("predicted_latent_expert_map", _predicted_links, _use_links, safetensors_file),
     _one_file("expert_ranking", _ranking, _use_ranking, safetensors_file),
+    _one_file("optimized_ranking", _optimized, _use_optimized, safetensors_file),
     _one_file("expert_search", _search, _use_search, json_document),
     _one_file("counterfactual_routes", _routes, _use_routes, json_document),
     _one_file("ftri_result", _result, _use_result, safetensors_file),

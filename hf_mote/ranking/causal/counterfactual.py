@@ -111,7 +111,13 @@ class CounterfactualRoutes(Printable, Shareable):
         if not isinstance(self.routes, list | tuple):
             raise DataError(f"{where}.routes", "must be a list", got=type(self.routes).__name__)
         sizes = dict(zip(self.fingerprint["layers"], self.fingerprint["num_experts"], strict=True))
-        routes = [_checked(f"{where}.routes[{index}]", route, sizes) for index, route in enumerate(self.routes)]
+        top_k = dict(zip(self.fingerprint["layers"], self.fingerprint["top_k"], strict=True))
+        routes = [_checked(f"{where}.routes[{index}]", route, sizes, top_k) for index, route in enumerate(self.routes)]
+        # Where a router leaves a group of experts for another, either of them giving way leads there.
+        single = [route[:3] for route in routes if len(route.experts_out) == 1]
+        if len(set(single)) < len(single):
+            twice = next(route for route in single if single.count(route) > 1)
+            raise DataError(f"{where}.routes", "must name a route once", got=f"layer {twice[0]}: {twice[1:]}")
         order = sorted(routes, key=lambda route: (-abs(route.effect), route.layer, route.experts_out))
         object.__setattr__(self, "routes", order)
 
@@ -362,7 +368,7 @@ def _can_choose(site: RouterSite, banned: Sequence[int]) -> bool:
     return True
 
 
-def _checked(where: str, route: object, sizes: Mapping[int, int]) -> Route:
+def _checked(where: str, route: object, sizes: Mapping[int, int], top_k: Mapping[int, int]) -> Route:
     if not isinstance(route, Route):
         raise DataError(where, "must be a Route", got=type(route).__name__)
     most = sizes.get(whole(f"{where}.layer", route.layer), 0) - 1
@@ -377,6 +383,10 @@ def _checked(where: str, route: object, sizes: Mapping[int, int]) -> Route:
         return tuple(whole(f"{where}.{name}", expert, most=most) for expert in given)
 
     out, into = experts("experts_out", route.experts_out), experts("experts_in", route.experts_in)
+    if len(out) != len(into) or len({*out, *into}) < 2 * len(out) or len(out) > top_k[route.layer]:
+        what = "must put as many other experts in the place of some that were chosen"
+        got, expected = f"{out} out, {into} in", f"at most {top_k[route.layer]} each, all different"
+        raise DataError(where, what, got=got, expected=expected)
     weight, effect = real(f"{where}.weight", route.weight), real(f"{where}.effect", route.effect)
     return Route(route.layer, out, into, weight, effect)
 

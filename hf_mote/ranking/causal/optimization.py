@@ -167,7 +167,7 @@ def optimize_experts(
         found = [pairs for pairs in by_seed if pairs]
         smallest = min(found, key=lambda pairs: (len(pairs), float(knockout.values(pairs).mean()))) if found else []
         carriers = {pair for pairs in found for pair in pairs} | search.stand_ins(smallest)
-    score = closed / len(path)
+    score = closed.masked_fill(~search.exists, 0) / len(path)
     for row, expert in carriers:
         score[row, expert] += 1
     for row, expert in smallest:
@@ -211,9 +211,9 @@ class _Search:
         self._batches = list(zip(*(preference.blocks(side) for side in preference.sides), strict=True))
         # What a record of gates holds besides the random numbers.
         self._gates = {"step": (), **dict.fromkeys(("logits", "exp_avg", "exp_avg_sq"), knockout.shape)}
-        self._exists = torch.zeros(knockout.shape, dtype=torch.bool)
+        self.exists = torch.zeros(knockout.shape, dtype=torch.bool)
         for row, site in enumerate(knockout.sites):
-            self._exists[row, : site.num_experts] = True
+            self.exists[row, : site.num_experts] = True
 
     def learn(self, gates: ClosingGates, price: float, steps: int, learning_rate: float, advance: Any) -> None:
         """Learn the gates: the score of each prompt falls to the goal, and each closed gate has its price."""
@@ -230,7 +230,7 @@ class _Search:
                 scores, effects = self._derivatives(blocks, (1 - closing).detach())
                 # The derivative of a softplus of each prompt's score: at the goal it is almost 0.
                 asks = torch.sigmoid((scores - self.goal) / (SOFTNESS * self.scale)) / (self.scale * num)
-                cost = price * gates.closing()[self._exists].sum()
+                cost = price * gates.closing()[self.exists].sum()
                 optimizer.zero_grad()
                 torch.autograd.backward([closing, cost], [(-effects * asks[:, None, None]).float(), None])
             optimizer.step()
@@ -247,7 +247,7 @@ class _Search:
 
     def point(self, gates: ClosingGates, seed: int, price: float) -> PathPoint:
         """Return the set of gates that are more closed than open, measured."""
-        logits = gates.logits.detach().masked_fill(~self._exists, -torch.inf)
+        logits = gates.logits.detach().masked_fill(~self.exists, -torch.inf)
         pairs = [(int(row), int(expert)) for row, expert in (logits > 0).nonzero()]
         pairs.sort(key=lambda pair: (-float(logits[pair]), pair))
         scores = self.knockout.values(pairs)
@@ -274,7 +274,7 @@ class _Search:
         for pair in found:
             others = [other for other in found if other != pair]
             left = float(self.knockout.values(others).mean())
-            effects = self._kept_effects(others).masked_fill(~self._exists, -torch.inf)
+            effects = self._kept_effects(others).masked_fill(~self.exists, -torch.inf)
             for row, expert in found:
                 effects[row, expert] = -torch.inf
             for place in effects.flatten().topk(min(TRIED, effects.numel())).indices.tolist():

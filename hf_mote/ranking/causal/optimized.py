@@ -11,12 +11,13 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mote.errors import ConfigError, DataError, UnsupportedError, one_of, real, whole
+from hf_mote.errors import ConfigError, DataError, UnsupportedError, mapping, one_of, real, whole
 from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.config import CHOICES, MoTEConfig
@@ -315,22 +316,67 @@ class OptimizedRanking(ExpertRanking):
 
     @classmethod
     def _from_metadata(cls, metadata: dict[str, Any]) -> dict[str, Any]:
-        found = dict(metadata["optimized"])
+        found = mapping("optimized", metadata["optimized"])
+        if {"completed", "suppress_mode", "completion"}.isdisjoint(found):  # a file of 0.1
+            found |= {"completed": [], "suppress_mode": "zero", "completion": []}
+        known = metadata["fingerprint"]
+        experts = None if known is None else dict(zip(known["layers"], known["num_experts"], strict=True))
+        pairs = partial(_pairs, experts=experts)
         path = [PathPoint(**point) for point in found["path"]]
-        steps = [CompletionStep(**step) for step in found.get("completion", [])]
-        return {
-            "sufficient": _pairs(found["sufficient"]),
-            "carriers": _pairs(found["carriers"]),
-            "by_seed": tuple(_pairs(pairs) for pairs in found["by_seed"]),
-            "path": tuple(point._replace(experts=_pairs(point.experts)) for point in path),
-            "whole_score": float(found["whole_score"]),
-            "goal": float(found["goal"]),
-            # Missing in files of 0.1.
-            "completed": _pairs(found.get("completed", [])),
-            "suppress_mode": one_of("suppress_mode", found.get("suppress_mode", "zero"), CHOICES["suppress_mode"]),
-            "completion": tuple(step._replace(experts=_pairs(step.experts)) for step in steps),
+        steps = [CompletionStep(**step) for step in found["completion"]]
+        for at, point in enumerate(path):
+            whole(f"path[{at}].seed", point.seed)
+            real(f"path[{at}].penalty", point.penalty, above=0)
+            real(f"path[{at}].score", point.score)
+            real(f"path[{at}].gone", point.gone, least=0, most=1)
+        for at, step in enumerate(steps):
+            one_of(f"completion[{at}].suppress_mode", step.suppress_mode, CHOICES["suppress_mode"])
+            real(f"completion[{at}].log_likelihood", step.log_likelihood)
+            real(f"completion[{at}].held_back", step.held_back)
+            real(f"completion[{at}].gone", step.gone, least=0, most=1)
+        read: dict[str, Any] = {
+            "sufficient": pairs("sufficient", found["sufficient"]),
+            "carriers": pairs("carriers", found["carriers"]),
+            "by_seed": tuple(pairs(f"by_seed[{at}]", one) for at, one in enumerate(found["by_seed"])),
+            "path": tuple(
+                point._replace(experts=pairs(f"path[{at}].experts", point.experts)) for at, point in enumerate(path)
+            ),
+            "whole_score": float(real("whole_score", found["whole_score"])),
+            "goal": float(real("goal", found["goal"])),
+            "completed": pairs("completed", found["completed"]),
+            "suppress_mode": one_of("suppress_mode", found["suppress_mode"], CHOICES["suppress_mode"]),
+            "completion": tuple(
+                step._replace(experts=pairs(f"completion[{at}].experts", step.experts))
+                for at, step in enumerate(steps)
+            ),
         }
+        _check_sets(read)
+        return read
 
 
-def _pairs(found: Any) -> tuple[Pair, ...]:
-    return tuple((int(layer), int(expert)) for layer, expert in found)
+def _check_sets(read: Mapping[str, Any]) -> None:
+    """Raise [`DataError`] unless the sets of a file are among those that they come from."""
+    # A ranking that was put together by hand may leave the sets of the seeds, or the carriers, out.
+    known = {pair for pairs in read["by_seed"] for pair in pairs}
+    if read["carriers"] and (lost := sorted(known - {*read["carriers"]})):
+        what = "must hold the sufficient set of every seed"
+        raise DataError("optimized.carriers", what, got=f"no {lost}"[:80])
+    if read["by_seed"] and read["sufficient"] not in (found := [one for one in read["by_seed"] if one] or [()]):
+        got, expected = repr(read["sufficient"])[:80], repr(found)[:80]
+        raise DataError("optimized.sufficient", "must be that of a seed", got=got, expected=expected)
+    reached = [(step.experts, step.suppress_mode) for step in read["completion"]] or [((), "zero")]
+    if (read["completed"], read["suppress_mode"]) not in reached:
+        what, given = "must be a set of the completion, in its mode", repr(read["completed"])[:80]
+        raise DataError("optimized.completed", what, got=given, expected=repr(reached)[:80])
+
+
+def _pairs(name: str, found: Any, experts: Mapping[int, int] | None) -> tuple[Pair, ...]:
+    """Return (layer, expert) pairs of a file, each once and of the fingerprint, if there is one."""
+    pairs: list[Pair] = []
+    for layer, expert in found:
+        whole(name, layer)
+        most = None if experts is None else experts.get(layer, 0) - 1
+        pairs.append((layer, whole(name, expert, most=most)))
+    if len(set(pairs)) < len(pairs):
+        raise DataError(name, "must name an expert once", got=repr(pairs)[:80])
+    return tuple(pairs)

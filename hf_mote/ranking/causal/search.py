@@ -47,7 +47,7 @@ class ExpertSearch(Shareable):
 
     Raises:
         [`DataError`]: if an expert is not a pair of numbers or comes twice, or there is not one more score.
-        [`ConfigError`]: if the fingerprint is malformed.
+        [`ConfigError`]: if the fingerprint is malformed, or so many sets cannot have been tried.
     """
 
     experts: list[Pair]
@@ -58,7 +58,6 @@ class ExpertSearch(Shareable):
     file_name: ClassVar[str] = "expert_search.json"
 
     def __post_init__(self) -> None:
-        whole("ExpertSearch.evaluations", self.evaluations)
         pairs = list(self.experts) if isinstance(self.experts, list | tuple) else [self.experts]
         for pair in pairs:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
@@ -81,6 +80,10 @@ class ExpertSearch(Shareable):
             if expert >= sizes.get(layer, 0):
                 known = "an expert of the model of the fingerprint"
                 raise DataError("ExpertSearch.experts", "does not exist", got=(layer, expert), expected=known)
+        # The first round tries every candidate once, each further one at least one that is left, and at most all.
+        added, all_experts = len(self.experts), sum(sizes.values())
+        most = sum(max(all_experts - step, 0) for step in range(added + 1))
+        whole("ExpertSearch.evaluations", self.evaluations, least=max(1, 2 * added - 1), most=most)
 
     def _to_file(self, path: Path) -> None:
         write_json(path, {"kind": _KIND, "version": __version__, **asdict(self)})

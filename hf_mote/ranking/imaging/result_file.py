@@ -18,7 +18,7 @@ from hf_mote.maps.storage import row_blocks
 from hf_mote.mote.fields import check_experts_of, checked_fingerprint
 from hf_mote.ranking.imaging.scopes import check_scope
 
-__all__ = ["check_recorded", "parts_from_maps", "read_parts", "split_tokens", "write_parts"]
+__all__ = ["check_chosen", "check_recorded", "parts_from_maps", "read_parts", "split_tokens", "write_parts"]
 
 _KIND = "ftri_result"
 _NAMES = ("prompts", "responses", "classes", "scope", "fingerprint", "base_model", "provenance")
@@ -39,7 +39,9 @@ def write_parts(path: Path, parts: Mapping[str, Any]) -> None:
             [token for tokens in parts["response_tokens"] for token in tokens], dtype=torch.int64
         )
         tensors["response_lengths"] = torch.tensor([len(tokens) for tokens in parts["response_tokens"]])
-    metadata = {"kind": _KIND, "layers": list(parts["layers"]), **{name: parts[name] for name in _NAMES}}
+    known = {name: parts[name] for name in _NAMES}
+    # By their names a missing one is noticed.
+    metadata = {"kind": _KIND, "layers": list(parts["layers"]), "tensors": sorted(tensors), **known}
     write_tensors(path, tensors, metadata)
 
 
@@ -58,6 +60,11 @@ def read_parts(path: Path) -> dict[str, Any]:
         parts |= {name: tensors[name] for name in ("counts", "weights", "num_tokens")}
         parts |= {"layers": tuple(metadata["layers"]), "prompt_index": tensors.get("prompt_index")}
         parts["response_tokens"] = _tokens(tensors)
+        held = metadata.get("tensors", sorted(tensors))  # files of 0.1 do not name them
+        if held != sorted(tensors):
+            fix = "Take a whole copy of the file, or image again."
+            got = ", ".join(sorted(tensors))[:120]
+            raise DataError("FTRIResult", "must hold the tensors that it names", got=got, expected=held, fix=fix)
         check_scope("FTRIResult.scope", parts["scope"])
         for name in ("prompts", "responses", "classes"):
             if not isinstance(parts[name], list) or not all(isinstance(text, str) for text in parts[name]):
@@ -73,15 +80,20 @@ def read_parts(path: Path) -> dict[str, Any]:
             raise DataError("FTRIResult", "prompts, responses, classes and maps differ in number", got=sorted(sizes))
         check_index(parts["prompt_index"], len(parts["prompts"]))
         # Maps from elsewhere may be means or differences.
-        if parts["provenance"].get("source") != "maps":
+        if not _from_elsewhere(parts):
             check_recorded(parts["counts"], parts["weights"], parts["num_tokens"])
+            _check_weights(parts["counts"], parts["weights"])
         rows = zip(parts["counts"], parts["weights"], parts["num_tokens"].tolist(), strict=True)
         for counts, weights, num_tokens in rows:  # which checks them
             ActivationMap(
                 counts=counts.double(), weights=weights.double(), layers=parts["layers"], num_tokens=num_tokens
             )
         if parts["fingerprint"] is not None:
-            check_experts_of("FTRIResult", parts["layers"], parts["counts"].shape[2], parts["fingerprint"])
+            grids = {name: parts[name] for name in ("counts", "weights")}
+            check_experts_of("FTRIResult", parts["layers"], parts["counts"].shape[2], parts["fingerprint"], grids)
+            if not _from_elsewhere(parts):
+                top_k = dict(zip(*(parts["fingerprint"][name] for name in ("layers", "top_k")), strict=True))
+                check_chosen(parts["counts"], parts["num_tokens"], [top_k[layer] for layer in parts["layers"]])
     except KeyError as error:
         raise FileFormatError(str(path), "lacks an entry", expected=error.args[0]) from error
     except (HFMoTEError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -89,13 +101,53 @@ def read_parts(path: Path) -> dict[str, Any]:
     return parts
 
 
+def _from_elsewhere(parts: Mapping[str, Any]) -> bool:
+    """Whether a result is of maps that were not recorded here, by its provenance, which must say what it can.
+
+    Raises:
+        [`DataError`]: if it says something else, or what the result contradicts.
+    """
+    where, said = "FTRIResult.provenance", parts["provenance"]
+    if said.get("source") != "maps":
+        return False
+    if said.get("weights") not in ("recorded", "not recorded"):
+        got, expected = repr(said.get("weights"))[:60], "'recorded' or 'not recorded', beside the source 'maps'"
+        fix = "Take a whole copy of the file, or make it again."
+        raise DataError(f"{where}.weights", "must say whether they were", got=got, expected=expected, fix=fix)
+    if parts["response_tokens"] is not None:
+        what, fix = "must not be 'maps' beside tokens of responses, which were recorded here", "Leave it out."
+        raise DataError(f"{where}.source", what, got="maps", fix=fix)
+    return True
+
+
+def _check_weights(counts: Tensor, weights: Tensor) -> None:
+    """Raise [`DataError`] if experts were chosen, but no weight of any was recorded."""
+    if any(bool(weights[rows].any()) for rows in row_blocks(weights)):
+        return
+    if any(bool(counts[rows].any()) for rows in row_blocks(counts)):
+        what, fix = "must not be 0 for all experts that were chosen", "Take a whole copy of the file, or image again."
+        raise DataError("FTRIResult.weights", what, got=0, fix=fix)
+
+
 def check_index(index: Tensor | None, number: int) -> None:
-    """Raise [`DataError`] unless an index of so many prompts names prompts."""
+    """Raise [`DataError`] unless an index of so many runs names for each the first run, or the first prompt, alike."""
     if index is None:
         return
     if index.ndim != 1 or index.dtype != torch.int64 or bool(((index < 0) | (index >= number)).any()):
         got = f"{index.dtype} of shape {tuple(index.shape)}"
         raise DataError("prompt_index", "names no prompts", got=got, expected=f"0..{number - 1}, int64")
+    # Where each prompt was run several times, one after the other, prompts are numbered and not runs.
+    if not any(_names_first(index.view(-1, repeats)) for repeats in range(1, number + 1) if number % repeats == 0):
+        what, expected = "must name the first of equal prompts", "as in 0, 1, 0 where the third is the first again"
+        raise DataError("prompt_index", what, got=str(index[:12].tolist()), expected=expected)
+
+
+def _names_first(index: Tensor) -> bool:
+    """Whether an index of shape `(prompts, runs)` has for each prompt the first equal one."""
+    first = index[:, 0]
+    return bool((index == first[:, None]).all() and (first < len(first)).all()) and bool(
+        (first[first] == first).all() and (first <= torch.arange(len(first))).all()
+    )
 
 
 def check_recorded(counts: Tensor, weights: Tensor, num_tokens: Tensor) -> None:
@@ -119,6 +171,21 @@ def check_recorded(counts: Tensor, weights: Tensor, num_tokens: Tensor) -> None:
         whole = bool((most.frac() == 0).all() and (some.frac() == 0).all())
         if not whole or not bool(((some >= 0) & (some <= most[:, None, None])).all()):
             raise DataError("counts", "must be numbers of tokens", expected="whole numbers from 0 to num_tokens")
+
+
+def check_chosen(counts: Tensor, num_tokens: Tensor, top_k: Sequence[int]) -> None:
+    """Raise [`DataError`] if experts were chosen more often than each token's router chooses.
+
+    Args:
+        counts (`torch.Tensor` of shape `(prompts, layers, experts)`): Tokens for which an expert was chosen.
+        num_tokens (`torch.Tensor` of shape `(prompts,)`): Tokens counted.
+        top_k (`Sequence[int]`): Experts that the router of each layer chooses for a token.
+    """
+    for rows in row_blocks(counts):
+        most = torch.tensor(top_k, dtype=torch.float64) * num_tokens[rows].double()[:, None]
+        if bool((counts[rows].sum(-1, dtype=torch.float64) > most).any()):
+            expected = "at most top_k of each token"
+            raise DataError("counts", "must be of at most top_k experts", expected=expected)
 
 
 def parts_from_maps(
@@ -160,7 +227,9 @@ def parts_from_maps(
             raise DataError(f"{where}.responses[{index}]", "must be a text", got=repr(text)[:60], expected="str")
     known = None if fingerprint is None else checked_fingerprint(fingerprint)
     if known is not None:
-        check_experts_of(f"{where}.maps", maps[0].layers, maps[0].counts.shape[1], known)
+        for index, one in enumerate(maps):
+            grids = {"counts": one.counts, "weights": one.weights}
+            check_experts_of(f"{where}.maps[{index}]", one.layers, one.counts.shape[1], known, grids)
     recorded = all(one.provenance.get("weights") != "not recorded" for one in maps)
     return {
         "prompts": asked,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_mote.errors import DataError
-from hf_mote.ranking.imaging.result_file import check_recorded, split_tokens
+from hf_mote.ranking.imaging.result_file import check_chosen, check_recorded, split_tokens
 from hf_mote.runs.folder import RunFolder
 
 __all__ = ["ExpectedBatch", "ImagedBatch", "read_batch", "write_batch"]
@@ -83,10 +83,7 @@ def read_batch(folder: RunFolder, number: int, batch: ExpectedBatch) -> ImagedBa
             if not least <= counted <= prompt + len(response):
                 expected = f"{least}..{prompt + len(response)}"
                 raise DataError("num_tokens", "is not of this prompt", got=counted, expected=expected)
-        most = torch.tensor(batch.top_k, dtype=torch.float64) * num_tokens.double()[:, None]
-        if bool((counts.double().sum(-1) > most).any()):
-            expected = "at most top_k of each token"
-            raise DataError("counts", "must be of at most top_k experts", expected=expected)
+        check_chosen(counts, num_tokens, batch.top_k)
     except (KeyError, DataError) as error:
         got = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise folder.damaged(_name(number), got) from error
