@@ -57,17 +57,32 @@ def check_grid(where: str, grid: object, rows: int, *, allow_nan: bool = False) 
     return grid.shape
 
 
-def descending(where: str, grid: torch.Tensor, layers: Sequence[int], n: int) -> list[tuple[int, int]]:
+def descending(
+    where: str, grid: torch.Tensor, layers: Sequence[int], n: int, sizes: Sequence[int] | None = None
+) -> list[tuple[int, int]]:
     """Return the `n` highest places of a grid as (layer, expert), highest first, ties by layer and expert.
+
+    Args:
+        where (`str`): The place, for the error.
+        grid (`torch.Tensor` of shape `(layers, experts)`): The values.
+        layers (`Sequence[int]`): Absolute decoder layer of each row.
+        n (`int`): How many.
+        sizes (`Sequence[int]`, *optional*):
+            Experts of each row, where a layer may have fewer than the grid has columns.
 
     Raises:
         [`ConfigError`]: if `n` is negative, not a whole number, or too large.
     """
     # Whole numbers of numpy are accepted, too.
-    if isinstance(n, bool) or not hasattr(n, "__index__") or not 0 <= operator.index(n) <= grid.numel():
-        raise ConfigError(f"{where}.n", "must be a number of experts", got=n, expected=f"0..{grid.numel()}")
-    order: list[int] = grid.flatten().argsort(descending=True, stable=True)[: operator.index(n)].tolist()
-    return [(layers[index // grid.shape[1]], index % grid.shape[1]) for index in order]
+    most = grid.numel() if sizes is None else sum(sizes)
+    if isinstance(n, bool) or not hasattr(n, "__index__") or not 0 <= operator.index(n) <= most:
+        raise ConfigError(f"{where}.n", "must be a number of experts", got=n, expected=f"0..{most}")
+    order = grid.flatten().argsort(descending=True, stable=True)
+    if sizes is not None:
+        there = torch.arange(grid.shape[1]) < torch.tensor(sizes)[:, None]
+        order = order[there.flatten()[order]]
+    places: list[int] = order[: operator.index(n)].tolist()
+    return [(layers[index // grid.shape[1]], index % grid.shape[1]) for index in places]
 
 
 def row_of(where: str, layers: Sequence[int], num_experts: int, layer: int, expert: int) -> int:

@@ -273,7 +273,7 @@ class ExpertRanking(Printable, Shareable):
         Raises:
             [`ConfigError`]: if `n` is negative or there are fewer.
         """
-        return descending("ExpertRanking.top", self.score, self.layers, n)
+        return descending("ExpertRanking.top", self.score, self.layers, n, self._sizes)
 
     def rank_of(self, layer: int, expert: int) -> int:
         """Return the place of one expert, 1 for the best.
@@ -285,7 +285,8 @@ class ExpertRanking(Printable, Shareable):
         Raises:
             [`UnknownNameError`]: if the ranking has no such expert.
         """
-        row_of("ExpertRanking.rank_of", self.layers, self.score.shape[1], layer, expert)
+        known = self._sizes[self.layers.index(layer)] if layer in self.layers else self.score.shape[1]
+        row_of("ExpertRanking.rank_of", self.layers, known, layer, expert)
         return self._places[layer, expert]
 
     def rows(self, n: int) -> list[RankedExpert]:
@@ -358,7 +359,7 @@ class ExpertRanking(Printable, Shareable):
         return MoTEConfig(**chosen | fields)
 
     def __len__(self) -> int:
-        return self.score.numel()
+        return sum(self._sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of the ranking and of each expert, best first, JSON-native except NaN."""
@@ -410,6 +411,14 @@ class ExpertRanking(Printable, Shareable):
             if getattr(self, name) is not None:
                 columns[name] = [short(getattr(row, name), 2) for row in rows]
         return Summary(title, facts, columns, len(self))
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Experts of each row: by the fingerprint, as a layer may have fewer than the widest."""
+        if self.fingerprint is None:
+            return [self.score.shape[1]] * len(self.layers)
+        sizes = dict(zip(self.fingerprint["layers"], self.fingerprint["num_experts"], strict=True))
+        return [min(sizes[layer], self.score.shape[1]) for layer in self.layers]
 
     @cached_property
     def _places(self) -> dict[tuple[int, int], int]:

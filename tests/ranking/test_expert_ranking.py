@@ -30,6 +30,20 @@ def test_ranking_top_is_descending_with_ties_by_layer_and_expert():
     assert make().top(6) == [(2, 1), (5, 0), (2, 0), (5, 2), (2, 2), (5, 1)]
 
 
+def test_ranking_of_layers_with_fewer_experts_leaves_out_those_they_do_not_have():
+    uneven = {**FINGERPRINT, "num_experts": [3, 2]}
+    score = torch.tensor([[-1.0, 0.5, -3.0], [-2.0, -0.5, 0.0]], dtype=torch.float64)
+    ranking = make(score=score, fingerprint=uneven)
+    assert len(ranking) == 5
+    assert ranking.top(5) == [(2, 1), (5, 1), (2, 0), (5, 0), (2, 2)]
+    assert [(row.layer, row.expert) for row in ranking.rows(2)] == [(2, 1), (5, 1)]
+    assert ranking.rank_of(2, 2) == 5
+    with pytest.raises(UnknownNameError, match="expert 2 at layer 5 does not exist"):
+        ranking.rank_of(5, 2)
+    with pytest.raises(ConfigError, match=r"0\.\.5"):
+        ranking.top(6)
+
+
 @given(st.lists(st.integers(-3, 3), min_size=6, max_size=6))
 def test_ranking_rank_of_is_the_place_in_top(scores):
     ranking = make(np.array(scores).reshape(2, 3))
