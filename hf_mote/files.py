@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -89,7 +90,9 @@ def write_json(path: str | os.PathLike[str], data: Mapping[str, Any], *, limit: 
         temporary.write_bytes(text)
 
 
-def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT) -> dict[str, Any]:
+def read_json(
+    path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT, infinite: bool = False
+) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Args:
@@ -97,10 +100,12 @@ def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT) -> dict
             The file.
         limit (`int`, *optional*, defaults to 16 MiB):
             Most bytes the file may have.
+        infinite (`bool`, *optional*, defaults to `False`):
+            Whether it may hold infinite numbers, as configs of language models do for a limit that is none.
 
     Raises:
         [`FileFormatError`]: if the file is missing, above `limit`, truncated, not UTF-8, not an object, nested deeper
-            than 32, or holds a key twice, NaN or an infinite number.
+            than 32, or holds a key twice, NaN or, unless it may, an infinite number.
     """
     content = bytearray()
     try:
@@ -118,10 +123,12 @@ def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT) -> dict
         raise FileFormatError(str(path), "cannot be read", got=first_line(error)) from error
     if len(content) > limit:
         raise FileFormatError(str(path), "is too large", got=f"over {limit} bytes", expected=f"at most {limit} bytes")
-    return parse_json_object(str(path), content)
+    return parse_json_object(str(path), content, infinite=infinite)
 
 
-def parse_json_object(where: str, content: bytes | bytearray, *, is_file: bool = True) -> dict[str, Any]:
+def parse_json_object(
+    where: str, content: bytes | bytearray, *, is_file: bool = True, infinite: bool = False
+) -> dict[str, Any]:
     """Return the JSON object in bytes, by the rules of [`read_json`].
 
     Args:
@@ -131,10 +138,12 @@ def parse_json_object(where: str, content: bytes | bytearray, *, is_file: bool =
             The JSON.
         is_file (`bool`, *optional*, defaults to `True`):
             Whether the bytes are a file's, which can be mended as an error says.
+        infinite (`bool`, *optional*, defaults to `False`):
+            Whether it may hold infinite numbers.
 
     Raises:
         [`FileFormatError`]: if it is not JSON in UTF-8, no object, nested deeper than 32, or holds a key twice, NaN,
-            an infinite number or text that is not Unicode.
+            an infinite number, unless it may, or text that is not Unicode.
     """
     try:
         data = _loads(where, content.decode("utf-8"), "Keep one of them." if is_file else None)
@@ -151,7 +160,7 @@ def parse_json_object(where: str, content: bytes | bytearray, *, is_file: bool =
         raise FileFormatError(where, "must be valid JSON", got=first_line(error)) from error
     if not isinstance(data, dict):
         raise FileFormatError(where, "must hold a JSON object", got=type(data).__name__)
-    _check_values(where, data)
+    _check_values(where, data, infinite=infinite)
     return data
 
 
@@ -419,7 +428,7 @@ def _check_text(where: str, text: str) -> None:
         raise FileFormatError(where, "holds text that is not Unicode", got=ascii(text[error.start])) from error
 
 
-def _check_values(where: str, data: Any) -> None:
+def _check_values(where: str, data: Any, *, infinite: bool = False) -> None:
     pending: list[tuple[str, Any, int]] = [("", data, 0)]
     while pending:
         place, value, depth = pending.pop()
@@ -442,6 +451,8 @@ def _check_values(where: str, data: Any) -> None:
             ]
         elif isinstance(value, str):
             _check_text(field, value)
+        elif isinstance(value, float) and infinite and math.isinf(value):
+            continue
         elif isinstance(value, int | float) and not isinstance(value, bool) and not is_finite(value):
             got = value if isinstance(value, float) else "a whole number beyond all floats"
             raise FileFormatError(field, "must be a finite number", got=got)

@@ -218,8 +218,7 @@ def load_subject(
                 got=f"none for {', '.join(missing[:3])}" + (f" and {len(missing) - 3} more" if missing[3:] else ""),
                 fix="Download or save the model again.",
             )
-        if getattr(config, "quantization_config", None) is None:
-            check_dtypes(source, branch, model, loaded[1]["unexpected_keys"])
+        check_dtypes(source, branch, config, model, loaded[1]["unexpected_keys"])
         check_logits(name, model, tokenizer)
     except HFMoTEError:
         raise
@@ -274,7 +273,7 @@ def _check_folder(name: str) -> None:
     if "config.json" not in names:
         fix = "Give the folder that save_pretrained wrote."
         raise UnknownNameError(repr(name), "no model can be loaded from there: no config.json", got=shown, fix=fix)
-    model_type = read_json(folder / "config.json").get("model_type")
+    model_type = read_json(folder / "config.json", infinite=True).get("model_type")
     if isinstance(model_type, str) and model_type in ANNOUNCED:
         what = "must be a language model, not a sparse autoencoder"
         raise UnsupportedError(repr(name), what, got=f"model_type {model_type!r}", fix="See hf-mote sae --help.")

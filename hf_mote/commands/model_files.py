@@ -32,7 +32,7 @@ _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
 # Numbers of a config by the ends of their names: what is added under a root, and the base of rotary frequencies.
 _LEAST_0 = re.compile(r"(?:.*_)?eps(?:ilon)?")
 _ABOVE_0 = re.compile(r"(?:.*_)?theta|(?:.*_)?(?:rope|rotary)\w*_base(?:_freq)?")
-_LAYERS = re.compile(r"(?!max_)(?:.*_)?(?:layers?|depth)")
+_LAYERS = re.compile(r"(?!max_|.*_per_layer$)(?:.*_)?(?:layers?|depth)")
 _MOST_LAYERS = 1000  # which transformers builds one by one, even without weights
 _OF_ROTATION = ("rope_type", "rope_theta")  # one of which is beside the factor by which positions are stretched
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -43,6 +43,8 @@ _EXPERTS = re.compile(r"\bexperts?\.")
 def check_sizes(name: str, revision: str | None) -> None:
     """Refuse a config that is no strict JSON, or names more layers than any model has; before it is made an object.
 
+    Numbers may be infinite: Mamba models write so that a time step has no upper limit.
+
     Args:
         name (`str`): A folder or a Hub id.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
@@ -51,7 +53,7 @@ def check_sizes(name: str, revision: str | None) -> None:
         [`FileFormatError`]: with the file and the field.
     """
     path = _cached(name, "config.json", revision)
-    for place, value, _ in () if path is None else _numbers("", read_json(path)):
+    for place, value, _ in () if path is None else _numbers("", read_json(path, infinite=True)):
         if _LAYERS.fullmatch(place.rpartition(".")[2]) and value > _MOST_LAYERS:
             what, expected = "must be a number of layers that a model can have", f"at most {_MOST_LAYERS}"
             fix = "Correct the file, or download the model again."
@@ -106,7 +108,7 @@ def check_tokens(
 def _check_tokens(where: str, given: object, most: float, *, one: bool = False) -> None:
     if given is None:
         return
-    tokens = given if isinstance(given, list) and not one else [given]
+    tokens = given if isinstance(given, list | tuple) and not one else [given]
     if not tokens or not all(
         isinstance(token, int) and not isinstance(token, bool) and 0 <= token < most for token in tokens
     ):
@@ -173,20 +175,27 @@ def check_kernels(name: str, config: PreTrainedConfig) -> None:
         pending += [part for key in one.sub_configs if (part := getattr(one, key, None)) is not None]
 
 
-def check_dtypes(name: str, revision: str | None, model: PreTrainedModel, unexpected: Collection[str]) -> None:
+def check_dtypes(
+    name: str, revision: str | None, config: PreTrainedConfig, model: PreTrainedModel, unexpected: Collection[str]
+) -> None:
     """Refuse weights that a quantization made whole numbers, or scaled: transformers takes them as they are.
 
-    To be called where the config has no quantization. Buffers may be whole numbers, as tables are.
+    It does so where neither the config nor that of the text has a quantization. Buffers may be whole numbers, as
+    tables are.
 
     Args:
         name (`str`): A folder or a Hub id.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        config (`PreTrainedConfig`): The model's, as it is stored.
         model (`PreTrainedModel`): As it was loaded.
         unexpected (`Collection[str]`): Names of stored tensors that it has no place for.
 
     Raises:
         [`FileFormatError`]: with the file and the tensor.
     """
+    parts = (config, config.get_text_config(decoder=True))
+    if any(getattr(part, "quantization_config", None) is not None for part in parts):
+        return
     state = model.state_dict()
     tables = {key for key, value in state.items() if not value.is_floating_point()}
     weights = {key for key, _ in model.named_parameters()} - tables
@@ -207,8 +216,11 @@ def check_dtypes(name: str, revision: str | None, model: PreTrainedModel, unexpe
 
 def _weight_files(name: str, revision: str | None) -> list[Path]:
     """Return the safetensors files of a model; none where it is stored otherwise."""
+    # Of a whole file and shards, transformers takes the whole file.
+    if (whole := _cached(name, _WEIGHTS, revision)) is not None:
+        return [whole]
     index = _cached(name, _INDEX, revision)
-    parts = [_WEIGHTS] if index is None else sorted(set(read_json(index).get("weight_map", {}).values()))
+    parts = [] if index is None else sorted(set(read_json(index).get("weight_map", {}).values()))
     return [path for part in parts if (path := _cached(name, part, revision)) is not None]
 
 

@@ -15,9 +15,11 @@ from readers import READERS
 from safetensors.torch import load_file, save_file
 from test_refused import put
 from tiny_models import tiny_tokenizer
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from hf_mote import ServerJudge
 from hf_mote.commands.model import Organisms, load_subject, served_subject
+from hf_mote.commands.model_files import check_dtypes, check_tokens
 from hf_mote.commands.prompts import read_prompts
 from hf_mote.commands.sae.texts import read_texts
 from hf_mote.commands.validate import problems_in
@@ -421,8 +423,6 @@ def test_weights_of_another_floating_point_dtype_are_taken(dtype: torch.dtype, f
 
 
 def test_a_table_of_whole_numbers_is_no_weight(tmp_path: Path) -> None:
-    from hf_mote.commands.model_files import check_dtypes
-
     from tiny_families import TINY_FAMILIES  # isort: skip
 
     model = TINY_FAMILIES["deepseek_v4"]()
@@ -430,7 +430,50 @@ def test_a_table_of_whole_numbers_is_no_weight(tmp_path: Path) -> None:
     (path,) = tmp_path.glob("*.safetensors")
     tables = [name for name, tensor in load_file(path).items() if not tensor.is_floating_point()]
     assert tables
-    check_dtypes(str(tmp_path), None, model, [])
+    check_dtypes(str(tmp_path), None, model.config, model, [])
+
+
+def test_a_quantization_may_be_in_the_config_of_the_text(folder: Path) -> None:
+    from transformers import AutoConfig, Gemma3Config
+
+    stored(folder, EXPERT, torch.int8)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    said = {"quant_method": "compressed-tensors"}
+    config = Gemma3Config(text_config={"quantization_config": said})
+    check_dtypes(str(folder), None, config, model, [])
+    with pytest.raises(FileFormatError, match="must hold weights"):
+        check_dtypes(str(folder), None, Gemma3Config(), model, [])
+
+
+def test_shards_beside_the_whole_file_are_not_looked_at(folder: Path) -> None:
+    whole = load_file(folder / "model.safetensors")
+    save_file({EXPERT: whole[EXPERT].to(torch.int8)}, folder / "old.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(whole, "old.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_subject(str(folder), Organisms(), device="cpu")
+
+
+def test_a_limit_of_a_config_may_be_infinite(folder: Path) -> None:
+    changed(folder / "config.json", put("time_step_limit", value=[0.0, float("inf")]))  # as of Nemotron-H
+    assert "Infinity" in (folder / "config.json").read_text()
+    for load in both(folder):
+        load()
+    changed(folder / "config.json", put("time_step_limit", value=[0.0, float("nan")]))
+    for load in both(folder):
+        with pytest.raises(FileFormatError, match="time_step_limit.*must be a finite number"):
+            load()
+
+
+def test_numbers_for_each_layer_and_several_ends_are_no_odd_numbers(folder: Path) -> None:
+    changed(folder / "config.json", put("vocab_size_per_layer", value=2**31))
+    for load in both(folder):
+        load()
+    config = MixtralConfig(vocab_size=100)
+    vars(config)["eos_token_id"] = (1, 99)  # as the default of some families is
+    check_tokens("here", config)
+    vars(config)["eos_token_id"] = (1, 100)
+    with pytest.raises(FileFormatError, match="here: config.json: eos_token_id"):
+        check_tokens("here", config)
 
 
 def test_a_model_that_gives_no_numbers_is_refused(folder: Path, tmp_path: Path) -> None:
