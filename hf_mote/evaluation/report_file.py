@@ -122,7 +122,8 @@ def read_report(path: Path) -> dict[str, Any]:
         values["conversations"] = [_record(Conversation, f"conversations[{at}]", one) for at, one in enumerate(talks)]
         values["dose"] = [(_number("dose", strength), _number("dose", rate)) for strength, rate in values["dose"]]
         if values["coherence"] is not None:
-            _check_fields("coherence", values["coherence"], _names_of(Coherence))
+            # Reports of 2026-11-28, shipped ones among them, lack `surprise`, which nothing is decided by.
+            _check_fields("coherence", values["coherence"], set(_names_of(Coherence)) - {"surprise"})
             values["coherence"] = Coherence.from_dict(values["coherence"])
         if values["selectivity"] is not None:
             values["selectivity"] = Selectivity.from_dict(values["selectivity"])

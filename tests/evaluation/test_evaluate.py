@@ -323,6 +323,17 @@ def test_report_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
             EvaluationReport.from_pretrained(tmp_path)
 
 
+def test_report_from_before_the_mean_surprise_can_be_read(tmp_path: Path) -> None:
+    known = json.loads((Path(__file__).parent / "data" / "flat_report.json").read_text(encoding="utf-8"))
+    del known["coherence"]["surprise"]  # as in the reports that organisms were first shipped with
+    write_json(tmp_path / EvaluationReport.file_name, known)
+    assert EvaluationReport.from_pretrained(tmp_path).coherence.surprise is None
+    del known["coherence"]["unsure_low"]
+    write_json(tmp_path / EvaluationReport.file_name, known)
+    with pytest.raises(FileFormatError, match="coherence.unsure_low: is missing"):
+        EvaluationReport.from_pretrained(tmp_path)
+
+
 def test_report_that_an_earlier_version_wrote_has_every_part_by_name(tmp_path: Path) -> None:
     """`data/flat_report.json` was written when a report had these names as fields of its own."""
     written = (Path(__file__).parent / "data" / "flat_report.json").read_text(encoding="utf-8")
