@@ -54,6 +54,7 @@ _THRESHOLD: Layout = {"threshold": ("activation_function.threshold", False)}
 _HOOKS = ("mlp.hook_in", "hook_mlp_out")
 _HOOK_KEYS = ("feature_input_hook", "feature_output_hook")
 _KIND = "transcoder_set"
+_ACTIVATIONS = ("relu", "jumprelu", "jump_relu")
 
 
 def _holds(shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -70,6 +71,8 @@ def _read(source: Source) -> SAEModel:
     kind = (config or {}).get("model_kind", _KIND)
     if kind != _KIND:
         raise UnsupportedError(f"{path}: model_kind", "must be a set of transcoders", got=repr(kind), expected=_KIND)
+    if config is not None:
+        _check_activation(path, config)
     found = read_safetensors(weights)
     (threshold, _) = _THRESHOLD["threshold"]
     if "threshold" in found:
@@ -110,6 +113,14 @@ def _names(path: Path, config: Mapping[str, Any] | None, source: Source) -> dict
         names.pop("hookpoint", None)
         names.pop("output_hookpoint", None)
     return {**names, "base_model": model}
+
+
+def _check_activation(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse another activation function, as of newer sets, than the two that thresholds tell apart."""
+    activation = choice(path, config, "activation")
+    if activation and activation.lower() not in _ACTIVATIONS:
+        what, fix = "cannot be read", "Describe the file with an SAELayout."
+        raise UnsupportedError(f"{path}: activation", what, got=repr(activation), expected="relu or jumprelu", fix=fix)
 
 
 def hooks_in(path: Path, config: Mapping[str, Any] | None) -> tuple[str, str] | None:

@@ -129,7 +129,6 @@ def _read(source: Source, config_name: str, format_name: str) -> SAEModel:
 
 def _check(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse settings that no architecture here supports, and keys that may be misspelt."""
-    check_near(path, config, _KEYS)
     kind = choice(path, config, "sae_type", default="sae")
     if kind != "sae":
         reasons = {
@@ -139,6 +138,7 @@ def _check(path: Path, config: Mapping[str, Any]) -> None:
             "molt": "its latents are matrices",
         }
         raise UnsupportedError(f"{path}: sae_type {kind}", f"cannot be read: {reasons.get(kind, 'unknown')}")
+    check_near(path, config, _KEYS)
     if flag(path, config, "use_glu_encoder", default=False):
         raise UnsupportedError(f"{path}: use_glu_encoder", "cannot be read: latents have a second, gating encoder")
 

@@ -139,6 +139,13 @@ def test_load_sae_of_a_config_without_its_hooks_is_refused(tmp_path: Path, key: 
         load_sae(tmp_path)
 
 
+def test_load_sae_of_another_activation_function_is_refused(tmp_path: Path) -> None:
+    for activation in ("relu", "JumpReLU", None):
+        load_sae(written(tmp_path, activation=activation))
+    with pytest.raises(UnsupportedError, match="activation: cannot be read .got 'topk', expected relu or jumprelu"):
+        load_sae(written(tmp_path, activation="topk", k=4))
+
+
 def test_load_sae_of_an_empty_config_is_refused(tmp_path: Path) -> None:
     written(tmp_path)
     (tmp_path / "config.yaml").write_text("{}\n")

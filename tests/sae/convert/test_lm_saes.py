@@ -95,6 +95,7 @@ def test_load_sae_llama_scope_transcoder_of_normalised_input_takes_the_model_s_o
 @pytest.mark.parametrize(
     ("changes", "error", "reason"),
     [
+        ({"sae_type": "clt", "hook_points_in": [HOOK]}, UnsupportedError, "a cross-layer transcoder writes to many"),
         ({"norm_activation": "token-wise"}, UnsupportedError, "norm_activation: .*'token-wise'"),
         ({"norm_activation": 3}, FileFormatError, "norm_activation: wrong type"),
         ({"dataset_average_activation_norm": ...}, UnsupportedError, "Give norm_scaling_factor"),
