@@ -90,9 +90,7 @@ def write_json(path: str | os.PathLike[str], data: Mapping[str, Any], *, limit: 
         temporary.write_bytes(text)
 
 
-def read_json(
-    path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT, infinite: bool = False
-) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT, infinite: bool = False) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Args:

@@ -169,7 +169,8 @@ def _check_unnamed(where: str, unnamed: Mapping[int, list[str]]) -> None:
         unnamed (`Mapping[int, list[str]]`): The cells of each by its place.
     """
     for place, cells in unnamed.items():
-        numbers = place == 0 and all(map(str.isdecimal, cells)) and len(set(cells)) == len(cells)
+        # One number may be there twice: tables that were put together keep theirs.
+        numbers = place == 0 and all(map(str.isdecimal, cells))
         if any(cells) and not numbers:
             held = next(cell for cell in cells if cell)
             got = f"none for column {place + 1}, which holds {held[:60]!r}"

@@ -276,8 +276,8 @@ class ServerEngine:
 
         Raises:
             [`UnsupportedError`]: if the server does not answer, refuses, calls a tool, or stops before the answer is
-                whole. A model that says nothing, or only thinks, has answered: `content` is empty or null then, but
-                it is there.
+                whole. A model that says nothing, or only thinks, has answered: `content` is empty or null then, and
+                may be missing beside what it thought.
         """
         body: dict[str, Any] = {
             "model": self._served,
@@ -294,7 +294,7 @@ class ServerEngine:
         message = self._value(self._choice(self._ask("POST", _CHAT, body)), dict, "message")
         said, thought = self._text(message, _CONTENT), self._thinking(message)
         self._check_no_call(message)
-        if _CONTENT not in message:
+        if _CONTENT not in message and not thought:
             raise self._without_content(repr(message)[:80])
         return said or thought
 

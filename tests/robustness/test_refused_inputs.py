@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -78,6 +79,7 @@ def test_an_answer_without_content_is_refused(reply: Any, reason: str, monkeypat
         ({"content": None}, ""),
         ({"content": ""}, ""),
         ({"content": None, "reasoning": "Well,"}, "Well,"),
+        ({"reasoning": "Well,"}, "Well,"),
         ({"content": None, "reasoning_content": "Well,", "tool_calls": []}, "Well,"),
         ({"content": "Hi.", "reasoning": "Well,", "tool_calls": None}, "Hi."),
     ],
@@ -207,6 +209,14 @@ def test_a_call_of_a_tool_needs_no_content_where_the_template_writes_it(content:
     assert list(rows) == [tokenizer(expected)["input_ids"]]
 
 
+def test_a_chat_may_be_an_array_as_pandas_reads_it() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for one in messages %}{{ one.content }}|{% endfor %}"
+    rows = [{"messages": np.array(TURNS, dtype=object)}]
+    found = list(Sequences(tokenizer, rows, text_column="text", context_length=8, packed=True))
+    assert found == [tokenizer("Hi|")["input_ids"]]
+
+
 @pytest.mark.parametrize("chat", [{}, [], "Hi", None, 3, [TURNS, TURNS]])
 def test_a_row_of_messages_holds_one_chat(chat: Any) -> None:
     rows = [{"messages": chat}]
@@ -241,7 +251,6 @@ def test_a_truth_value_is_no_class_and_no_answer(field: str, value: bool, tmp_pa
         (["prompt,", "a,b"], "line 1: must have a name for each column .got none for column 2, which holds 'b'"),
         (["prompt,  ,class", "a,b,c"], "none for column 2, which holds 'b'"),
         ([",prompt", "x,a", "y,b"], "none for column 1, which holds 'x'"),
-        ([",prompt", "0,a", "0,b"], "none for column 1, which holds '0'"),
         ([",prompt", "0,a", ",b"], "none for column 1, which holds '0'"),
         (["prompt,", "a,0", "b,1"], "none for column 2, which holds '0'"),
         (["prompt,,", "a,,x"], "none for column 3, which holds 'x'"),
@@ -256,7 +265,8 @@ def test_a_column_without_a_name_is_refused(lines: list[str], reason: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    "lines", [[",prompt", "3,a", "7,b"], ["prompt,,", "a,,", "b,,"], [",prompt,", "0,a,", "1,b, "]]
+    "lines",
+    [[",prompt", "3,a", "7,b"], [",prompt", "0,a", "0,b"], ["prompt,,", "a,,", "b,,"], [",prompt,", "0,a,", "1,b, "]],
 )
 def test_the_numbers_of_rows_and_empty_columns_need_no_name(lines: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\n".join(lines))

@@ -97,9 +97,11 @@ class Sequences:
         if "messages" in row:
             if getattr(self.tokenizer, "chat_template", None) is None:
                 raise DataError(where, "holds messages, and the tokenizer has no chat template")
-            _check_chat(f"{where}, column 'messages'", row["messages"], self.tokenizer.chat_template)
+            given = row["messages"]
+            chat = given.tolist() if hasattr(given, "tolist") else given  # an array, as of a table of pandas
+            _check_chat(f"{where}, column 'messages'", chat, self.tokenizer.chat_template)
             try:
-                found = self.tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False)
+                found = self.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
             except Exception as error:  # a template is a program of the model's author, and can raise any error
                 got = f"{type(error).__name__}: {first_line(error)}"
                 raise DataError(
