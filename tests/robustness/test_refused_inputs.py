@@ -64,7 +64,6 @@ CALL = [{"function": {"name": "f", "arguments": "{}"}}]
     ("reply", "reason"),
     [
         (message(), "its reply must have content .got {'role': 'assistant'}, expected a text, or null"),
-        (message(reasoning="Well,"), "its reply must have content"),
         (message(content=None, tool_calls=CALL), "its reply must be an answer .got a call of a tool"),
     ],
 )
