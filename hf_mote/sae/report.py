@@ -217,7 +217,7 @@ class SAEReport(Shareable):
         Raises:
             [`FileFormatError`]: if a field is missing or unknown, or the version is newer.
         """
-        values = dict(data)
+        values = {"explained_variance_legacy": None, **data}  # which reports of 0.1.0 lack
         version = values.pop("schema_version", None)
         values.pop("hf_mote_version", None)
         if type(version) is not int or version != SCHEMA_VERSION:

@@ -96,6 +96,7 @@ def test_a_report_of_an_sae_that_cannot_be_is_refused(
         put("kl", "sae", value=-1e-7),  # rounding of a perfect reconstruction
         put("fvu", value=None),  # of one token, or of the same activation everywhere
         put("explained_variance_legacy", value=-1e12),  # tokens near the mean
+        drop("explained_variance_legacy"),  # as in reports of 0.1.0
         put("adaptive", "pearson", value=None),
         put("relative_reconstruction_bias", value=1.2),
         put("relative_reconstruction_bias", value=None),
