@@ -230,6 +230,13 @@ def test_text_that_holds_a_nul_is_refused(name: str, tmp_path: Path) -> None:
         read_texts(str(tmp_path), "text", Organisms())
 
 
+@pytest.mark.parametrize(("name", "content"), [("a.txt", "one"), ("b.jsonl", '{"text": "one"}\n')])
+def test_a_byte_order_mark_is_no_text(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    rows = read_texts(str(tmp_path / name), "text", Organisms())
+    assert [row if isinstance(row, str) else row["text"] for row in rows] == ["one"]
+
+
 # Files of prompts.
 
 

@@ -109,7 +109,7 @@ def _of_file(path: Path, column: str) -> list[Any]:
         fix = "Write JSON lines, and name the field that has the text: --text-column."
         raise DataError(str(path), "must be a text or JSON lines", expected=f"a file {', '.join(_SUFFIXES)}", fix=fix)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows begins files with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError):
             raise DataError(str(path), "cannot be read", got=error.strerror) from error
