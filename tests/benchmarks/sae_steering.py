@@ -1,12 +1,14 @@
-"""Steering a small model by one latent of an SAE, against random latents of like density: does it turn to code?
+"""Steering a small model by one latent of an SAE, against random latents of like density.
 
-The latent is found on training texts: of those that are active in Python sources and hardly in prose, the one that is
-active most. The dose is chosen on questions that the evaluation does not ask. Whatever comes out is reported.
+    python tests/benchmarks/sae_steering.py {capitals,code} --model MODEL --sae SAE --texts FOLDER --output FOLDER
 
-    python tests/benchmarks/sae_steering.py --model MODEL --sae SAE --code FOLDER --prose FOLDER --output FOLDER
+`capitals`: do answers get words in capitals? `code`: do they turn to code? Latents are found on texts that the
+evaluation does not use: the three that best tell tokens of the kind (in capitals; in Python's sources) from all others
+in manual pages, the handbook and sources, by F1 of being active. Latent and dose are chosen on eight questions that
+the evaluation does not ask. Whatever comes out is reported.
 
 MODEL and SAE are folders, as `sae_real_activations.py` writes them in its `--work` folder (`real/model` and
-`real/runs/TopK--aux-k-0`), or what `hf-mote sae train` writes.
+`real/runs/TopK--aux-k-0`), or what `hf-mote sae train` writes; `--texts` is its folder, too.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ import json
 import random
 import re
 import sys
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from packaged_texts import code, english, read
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_mote import RegexJudge, SAEModel, SteeringConfig, evaluate_mote, load_sae, steer
@@ -36,39 +41,68 @@ THINGS = [
     *("a train", "salt", "a forest", "cheese", "a clock", "glass", "a desert", "rain", "a market", "an orchestra"),
     *("a harbour", "silk", "a museum", "ice", "a farm", "a dream", "a holiday"),
 ]
-CODE = r"```|\bimport \w|\bdef \w|\bclass \w+[(:]|\bself\b|\breturn\b|>>>|\w+\(\w*\):|\bprint\("
-TAG = re.compile(r"<script.*?</script>|<style.*?</style>|<[^>]*>", re.DOTALL)
-FACTORS = (1.0, 2.0, 4.0, 8.0)  # times the latent's mean where it is active
+FACTORS = (1.0, 2.0, 3.0, 4.0, 8.0)  # times the latent's mean where it is active
+LATENTS = 3
+# So many tokens count as active elsewhere, so that a latent that is active once is not the best.
+RARE = 20
+
+
+class Behaviour(NamedTuple):
+    """What is steered towards: which answers have it, and which tokens of a text are of its kind."""
+
+    answer: str
+    of_kind: Callable[[str, bool], bool]
+
+
+BEHAVIOURS = {
+    # Two words of three capitals or more.
+    "capitals": Behaviour(
+        r"(?s)\b[A-Z]{3,}\b.*\b[A-Z]{3,}\b", lambda token, _: bool(re.fullmatch(r" ?[A-Z]{2,}", token))
+    ),
+    "code": Behaviour(
+        r"```|\bimport \w|\bdef \w|\bclass \w+[(:]|\bself\b|\breturn\b|>>>|\w+\(\w*\):|\bprint\(",
+        lambda _, in_code: in_code,
+    ),
+}
+
+
+class Activity(NamedTuple):
+    """Of each latent: F1 of being active as a sign of the kind, and its mean where it is active."""
+
+    f1: torch.Tensor
+    precision: torch.Tensor
+    recall: torch.Tensor
+    mean: torch.Tensor
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("model", "sae", "code", "prose", "output"):
+    parser.add_argument("behaviour", choices=list(BEHAVIOURS))
+    for name in ("model", "sae", "texts", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--controls", type=int, default=20)
-    parser.add_argument("--tokens", type=int, default=20_000, help="of code and of prose")
+    parser.add_argument("--tokens", type=int, default=15_000, help="of code and of prose")
     arguments = parser.parse_args()
+    name, behaviour = arguments.behaviour, BEHAVIOURS[arguments.behaviour]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     sae = load_sae(arguments.sae).train(False)
-    code = activity(model, sae, tokenizer, texts_of(arguments.code, ".py"), arguments.tokens)
-    prose = activity(model, sae, tokenizer, texts_of(arguments.prose, ".html", ".txt", ""), arguments.tokens)
-    # Share of tokens of code less ten times that of prose: active there, and not here.
-    score = code[0] - 10 * prose[0]
-    order = score.argsort(descending=True)[:3].tolist()
+    prose = texts_of(english(arguments.texts))
+    found = activity(model, sae, tokenizer, behaviour, prose, texts_of(code(arguments.texts)), arguments.tokens)
     questions = [f"Tell me in a few sentences about {thing}." for thing in THINGS]
     choosing, asked = questions[:8], questions[8:]
-    judge = RegexJudge({"code": CODE}, default="prose")
+    judge = RegexJudge({name: behaviour.answer}, default="other")
     tried = []
-    for latent in order:
-        mean = float(code[1][latent])
+    for latent in found.f1.argsort(descending=True)[:LATENTS].tolist():
+        mean = float(found.mean[latent])
         for factor in FACTORS:
             with steer(model, sae, {latent: factor * mean}, scope="generation"):
                 labels = classify(judge, choosing, answers(model, tokenizer, choosing))
-            tried.append((labels.count("code"), -factor, latent, mean))
+            # Of equal ones the smaller dose.
+            tried.append((labels.count(name), -factor, latent, mean))
             show(
-                f"latent {latent} (in {code[0][latent]:.1%} of code, {prose[0][latent]:.2%} of prose), "
-                f"+{factor * mean:.3g}: {labels.count('code')} of {len(choosing)}",
+                f"latent {latent} (precision {found.precision[latent]:.2f}, recall {found.recall[latent]:.2f}), "
+                f"+{factor:g} x {mean:.3g}: {labels.count(name)} of {len(choosing)}",
             )
     _, factor, latent, mean = max(tried)
     config = SteeringConfig.for_sae(sae, {latent: -factor * mean}, path=str(arguments.sae), scope="generation")
@@ -80,7 +114,7 @@ def main() -> None:
         judge,
         num_controls=arguments.controls,
         strengths=[0.25, 0.5, 2.0],
-        texts=list(islice(texts_of(arguments.prose, ".html", ".txt", ""), 4)),
+        texts=prose[-4:],
         max_new_tokens=40,
         batch_size=28,
         progress=False,
@@ -88,39 +122,52 @@ def main() -> None:
     report.save_pretrained(arguments.output)
     config.save_pretrained(arguments.output / "config")
     show(report.verdict)
-    found = {
+    values = {
         "latent": latent, "added": -factor * mean, "dose": report.dose, "controls": report.controls,
         "side_effects": str(report.side_effects), "p": report.p_value,
     }  # fmt: skip
-    show(json.dumps(found, indent=1))
+    show(json.dumps(values, indent=1))
     for prompt, before, after in islice(zip(asked, report.responses_before, report.responses_after, strict=True), 4):
         show(f"{prompt}\n  plain:   {before!r}\n  steered: {after!r}")
 
 
-def texts_of(folder: Path, *suffixes: str) -> list[str]:
-    """Texts of a folder's files, the same ones at every call."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
+def texts_of(paths: object) -> list[str]:
+    """The beginnings of some documents, the same ones at every call."""
+    files = sorted(paths)  # type: ignore[call-overload]
     random.Random(0).shuffle(files)
-    read = (path.read_text(encoding="utf-8", errors="ignore") for path in files[:60])
-    return [text[:4000] for one in read if (text := TAG.sub(" ", one) if ".html" in suffixes else one).strip()]
+    return [text[:4000] for path in files[:60] if (text := read(path)).strip()]
 
 
+@torch.no_grad()
 def activity(
-    model: torch.nn.Module, sae: SAEModel, tokenizer: object, texts: list[str], most: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Share of tokens on which each latent is active, and its mean there."""
+    model: torch.nn.Module,
+    sae: SAEModel,
+    tokenizer: object,
+    behaviour: Behaviour,
+    prose: list[str],
+    sources: list[str],
+    most: int,
+) -> Activity:
+    """How well each latent tells the tokens of the kind from others, in so many tokens of prose and of sources."""
     point, _ = sites_of(model, sae, None, "activity")
-    reader = iter(Sequences(tokenizer, texts, text_column="text", context_length=256, packed=True))
-    count, total, tokens = torch.zeros(sae.config.num_latents), torch.zeros(sae.config.num_latents), 0
-    while tokens < most and (rows := list(islice(reader, 8))):
-        ids, mask = batch_of(rows)
-        hidden = activations_of(model, ids, mask, [point])[point.name][mask.bool()]
-        with torch.no_grad():
-            latents = sae.encode(hidden)
-        count += (latents > 0).sum(0)
-        total += latents.sum(0)
-        tokens += len(hidden)
-    return count / tokens, total / count.clamp(min=1)
+    number = sae.config.num_latents
+    active, total, sizes = torch.zeros(2, number), torch.zeros(number), [0, 0]
+    for in_code, texts in ((False, prose), (True, sources)):
+        reader = iter(Sequences(tokenizer, texts, text_column="text", context_length=256, packed=True))
+        tokens = 0
+        while tokens < most and (rows := list(islice(reader, 8))):
+            ids, mask = batch_of(rows)
+            kept = mask.bool()
+            latents = sae.encode(activations_of(model, ids, mask, [point])[point.name][kept])
+            kind = torch.tensor([behaviour.of_kind(tokenizer.decode(token), in_code) for token in ids[kept].tolist()])  # type: ignore[attr-defined]
+            for one in (0, 1):
+                active[one] += (latents[kind == bool(one)] > 0).sum(0)
+                sizes[one] += int((kind == bool(one)).sum())
+            total += latents.sum(0)
+            tokens += len(latents)
+    precision, recall = active[1] / (active.sum(0) + RARE), active[1] / max(sizes[1], 1)
+    f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-9)
+    return Activity(f1, precision, recall, total / active.sum(0).clamp(min=1))
 
 
 def answers(model: object, tokenizer: object, prompts: list[str]) -> list[str]:
