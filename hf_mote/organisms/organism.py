@@ -334,5 +334,11 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
         got = f"{len(tokenizer)} tokens, chat template {tokenizer.chat_template!r}"
         expected = f"{vocab_size} tokens, as the model has, and {CHAT_TEMPLATE!r}"
         raise FileFormatError(f"{folder}: tokenizer", "is not an organism's", got=got, expected=expected)
+    # Any text is as good as true to transformers, which then changes the spaces of what is decoded.
+    if not isinstance(cleans := tokenizer.clean_up_tokenization_spaces, bool):
+        where = f"{folder / 'tokenizer_config.json'}: clean_up_tokenization_spaces"
+        raise FileFormatError(
+            where, "must be a truth value", got=repr(cleans)[:60], expected="false, as in what is built"
+        )
     checked: PreTrainedTokenizerFast = tokenizer
     return checked

@@ -287,13 +287,14 @@ class SAEReport(Shareable):
             raise ConfigError("SAEReport", "lacks one of zipf and underused_fraction", got=f"{got} alone")
         if self.zipf is None:
             return
-        for name in ("exponent", "offset", "scale"):
+        for name in ("exponent", "offset", "scale", "r2"):
             if name not in self.zipf:
-                what, expected = "lacks a number of the law", "exponent, offset and scale"
+                what, expected = "lacks a number of the law", "exponent, offset, scale and r2"
                 raise ConfigError(f"SAEReport.zipf.{name}", what, got=", ".join(self.zipf), expected=expected)
+        for name in ("exponent", "offset"):
             real(f"SAEReport.zipf.{name}", self.zipf[name], least=0)
         real("SAEReport.zipf.scale", self.zipf["scale"], above=0)
-        real("SAEReport.zipf.r2", self.zipf.get("r2", 1.0), least=-_ROUNDING, most=1 + _ROUNDING)
+        real("SAEReport.zipf.r2", self.zipf["r2"], least=-_ROUNDING, most=1 + _ROUNDING)
         halves = [law_at(self.zipf, rank) / 2 for rank in range(1, len(self.density) + 1)]
         by_density = sorted(self.density, reverse=True)
         # A density at half of the law may be either.
@@ -345,6 +346,10 @@ class SAEReport(Shareable):
     def _check_derived(self) -> None:
         """Refuse values that do not follow from the others."""
         whole("SAEReport.predictions", self.predictions, most=self.tokens)
+        tenths = self.adaptive["l0_by_tenth_of_loss"]
+        if len(tenths) != (parts := min(_TENTHS, self.predictions)):
+            got, expected = f"{len(tenths)} means", f"{parts}, of {self.predictions} predictions"
+            raise ConfigError("SAEReport.adaptive.l0_by_tenth_of_loss", "is not whole", got=got, expected=expected)
         fired = [round(value * self.tokens) for value in self.density]
         for value, count in zip(self.density, fired, strict=True):
             _check_equal("density", value * self.tokens, count, f"a share of {self.tokens} tokens")

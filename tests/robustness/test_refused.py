@@ -41,6 +41,12 @@ REPORT = ("evaluation_report", "evaluation_report.json")
         ("stream_state", "checkpoint-7/trainer_state.json", put(value=None), "no complete checkpoint"),
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value=8), "no complete checkpoint"),
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value="7"), "no complete checkpoint"),
+        (
+            "organism",
+            "tokenizer_config.json",
+            put("clean_up_tokenization_spaces", value="no"),
+            "clean_up_tokenization_spaces: must be a truth value .got 'no'",
+        ),
         ("texts", "b.jsonl", put(value={"messages": []}), "must be one chat"),
         ("texts", "b.jsonl", put(value={"messages": [[{"role": "user", "content": "a"}]] * 2}), "must be one chat"),
         (

@@ -12,12 +12,22 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mote.errors import ConfigError, DataError, UnsupportedError, mapping, one_of, real, whole
+from hf_mote.errors import (
+    ConfigError,
+    DataError,
+    FileFormatError,
+    UnsupportedError,
+    mapping,
+    one_of,
+    real,
+    whole,
+)
 from hf_mote.generation.asking import Chat
 from hf_mote.generation.chat import Prompt
 from hf_mote.mote.config import CHOICES, MoTEConfig
@@ -351,7 +361,33 @@ class OptimizedRanking(ExpertRanking):
             ),
         }
         _check_sets(read)
+        _check_path(read)
         return read
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Self:
+        found = super()._from_file(path)
+        if (first := {*found.top(len(found.chosen))}) != {*found.chosen}:
+            what, fix = (
+                "must rank the set that is suppressed first",
+                "Take a whole copy of the file, or optimize again.",
+            )
+            got, expected = repr(sorted(first))[:80], repr(sorted(found.chosen))[:80]
+            raise FileFormatError(f"{path}: score", what, got=got, expected=expected, fix=fix)
+        return found
+
+
+def _check_path(read: Mapping[str, Any]) -> None:
+    """Raise [`DataError`] unless the sets of the seeds come from the path, where a file holds both."""
+    if not read["by_seed"] or not read["path"]:
+        return
+    if len(read["by_seed"]) != (seeds := len({point.seed for point in read["path"]})):
+        what, expected = "must hold a set for each seed of the path", f"{seeds}, some of them empty"
+        raise DataError("optimized.by_seed", what, got=f"{len(read['by_seed'])} sets", expected=expected)
+    for at, one in enumerate(read["by_seed"]):
+        if not any({*one} <= {*point.experts} for point in read["path"]):
+            what = "must be a part of a set of the path"
+            raise DataError(f"optimized.by_seed[{at}]", what, got=repr(one)[:80])
 
 
 def _check_sets(read: Mapping[str, Any]) -> None:

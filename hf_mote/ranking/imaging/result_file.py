@@ -171,6 +171,9 @@ def check_recorded(counts: Tensor, weights: Tensor, num_tokens: Tensor) -> None:
         whole = bool((most.frac() == 0).all() and (some.frac() == 0).all())
         if not whole or not bool(((some >= 0) & (some <= most[:, None, None])).all()):
             raise DataError("counts", "must be numbers of tokens", expected="whole numbers from 0 to num_tokens")
+        if bool((weights[rows][some == 0] != 0).any()):
+            what, fix = "must be 0 for experts that were not chosen", "Take a whole copy of the file, or image again."
+            raise DataError("weights", what, got="another weight", expected=0, fix=fix)
 
 
 def check_chosen(counts: Tensor, num_tokens: Tensor, top_k: Sequence[int]) -> None:
