@@ -285,7 +285,7 @@ def _sae_report() -> SAEReport:
     values |= {"freq_over_1_percent": 2 / 3, "normalized_freq_over_1_percent": 1.0}
     values |= {"normalized_freq_over_10_percent": 1 / 1.1}
     values |= {"l0_quantiles": {"0.05": 1.0, "0.5": 1.0, "0.95": 2.0}}
-    values |= {"adaptive": {"pearson": 0.1, "spearman": 0.2, "l0_by_tenth_of_loss": [1.0, 1.0, 1.25]}}
+    values |= {"adaptive": {"pearson": 0.1, "spearman": 0.2, "l0_by_tenth_of_loss": [1.0] * 8 + [2.0]}}
     return SAEReport(**values)
 
 
