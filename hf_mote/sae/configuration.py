@@ -203,8 +203,9 @@ class SAEConfig(PreTrainedConfig):
             names = [canonical(name) for name in self.output_hookpoints]
             if twice := [name for name in names if names.count(name) > 1]:
                 raise ConfigError(f"{where}.output_hookpoints", "hold one place twice", got=repr(twice[0])[:80])
-        for name in ("hookpoint", "output_hookpoint", "base_model", "base_model_revision"):
-            value = getattr(self, name)
+        single = ("hookpoint", "output_hookpoint", "base_model", "base_model_revision")
+        said = [(name, getattr(self, name)) for name in single]
+        for name, value in [*said, *(("output_hookpoints", one) for one in self.output_hookpoints or ())]:
             if value is not None and not (value.isprintable() and 0 < len(value) <= _MOST_NAME):
                 expected = f"1 to {_MOST_NAME} printable characters"
                 raise ConfigError(f"{where}.{name}", "must be a name", got=ascii(value[:40]), expected=expected)
@@ -248,7 +249,11 @@ class SAEConfig(PreTrainedConfig):
                 fix="Load it with AutoModel.from_pretrained, after `import hf_mote`.",
             )
         cls._check_file(config_dict)
-        if missing := [name for name in cls._needed if name not in config_dict and name not in kwargs]:
+        needed = cls._needed
+        if config_dict.get("hf_mote_version") is not None:
+            # Every version writes it, while whoever writes a config by hand may leave it out of an autoencoder's.
+            needed = (*needed, "output_hookpoint")
+        if missing := [name for name in needed if name not in config_dict and name not in kwargs]:
             where, fix = f"{cls.__name__}.{missing[0]}", f"Give it: from_pretrained(folder, {missing[0]}=...)."
             raise ConfigError(where, "is missing, and its default may be another SAE's", fix=fix)
         # transformers would set every attribute of the config, its methods included.

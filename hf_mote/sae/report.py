@@ -273,6 +273,7 @@ class SAEReport(Shareable):
         self._check_drawn()
         self._check_errors()
         self._check_derived()
+        self._check_active()
 
     def _check_drawn(self) -> None:
         """Refuse a law and tenths of the loss without the numbers that [`plot`] draws."""
@@ -321,6 +322,9 @@ class SAEReport(Shareable):
                 (self.nmse == 0) == (self.mse == 0), "nmse", self.nmse, f"what goes with an mse of {self.mse:.9g}"
             )
             square = max(square, self.nmse * self.l2_in**2)
+            # Squares of lengths add up to the square of their sum at most.
+            most = self.nmse * self.l2_in**2 * self.tokens
+            _require(self.mse <= most * (1 + _ROUNDING), "mse", self.mse, f"{most:.9g} or less, by nmse and l2_in")
         _require(self.mse >= square * (1 - _ROUNDING), "mse", self.mse, f"{square:.9g} or more, by nmse and lengths")
         if self.fvu is not None and self.nmse is not None:
             least = self.nmse * (1 - _ROUNDING)
@@ -328,7 +332,21 @@ class SAEReport(Shareable):
             _require((self.fvu == 0) == (self.mse == 0), "fvu", self.fvu, f"what goes with an mse of {self.mse:.9g}")
         self._check_bias()
         _require((self.l2_out == 0) == (self.l2_ratio == 0), "l2_ratio", self.l2_ratio, f"by l2_out {self.l2_out:.9g}")
-        _require(self.l0 > 0 or self.l1 == 0, "l1", self.l1, "0, as no latent is active")
+
+    def _check_active(self) -> None:
+        """Refuse latents of the tenths of the loss, and summed latents, that L0 excludes."""
+        _require((self.l0 > 0) == (self.l1 > 0), "l1", self.l1, f"what goes with an l0 of {self.l0:.9g}")
+        name, tenths = "adaptive.l0_by_tenth_of_loss", self.adaptive["l0_by_tenth_of_loss"]
+        # As `torch.tensor_split` has it: the first are longer by one prediction where they cannot be equal.
+        each, over = divmod(self.predictions, len(tenths))
+        active = [value * (each + (place < over)) for place, value in enumerate(tenths)]
+        for value in active:
+            _check_equal(name, value, round(value), f"a whole number of latents on {each} or {each + 1} tokens")
+        # A token without a prediction has between no latent and all.
+        rest = self.l0 * self.tokens - math.fsum(active)
+        most = (self.tokens - self.predictions) * self.num_latents
+        slack = _ROUNDING * max(1.0, self.l0 * self.tokens)
+        _require(-slack <= rest <= most + slack, name, tenths[0], f"tenths that go with an l0 of {self.l0:.9g}")
 
     def _check_bias(self) -> None:
         """Refuse a bias of the reconstruction that its error excludes.
@@ -336,7 +354,9 @@ class SAEReport(Shareable):
         The squared length of the reconstruction follows from both, and is that of its mean length or more.
         """
         bias = self.relative_reconstruction_bias
-        if not bias or not self.nmse or abs(1 - 2 / bias) < _ILL:
+        # Of a reconstruction without a length it is not known.
+        _require(bias != 0, "relative_reconstruction_bias", bias, "another number than 0, or none")
+        if bias is None or not self.nmse or abs(1 - 2 / bias) < _ILL:
             return
         whole_square = self.mse / self.nmse
         square = whole_square * (self.nmse - 1) / (1 - 2 / bias)

@@ -288,7 +288,7 @@ def _sae_report() -> SAEReport:
     values |= {"freq_over_1_percent": 2 / 3, "normalized_freq_over_1_percent": 1.0}
     values |= {"normalized_freq_over_10_percent": 1 / 1.1}
     values |= {"l0_quantiles": {"0.05": 1.0, "0.5": 1.0, "0.95": 2.0}}
-    tenths = [1.0] * 7 + [1.25, 1.5]  # of the 9 predictions
+    tenths = [1.0] * 8 + [2.0]  # of the 9 predictions
     values |= {"adaptive": {"pearson": 0.1, "spearman": 0.2, "l0_by_tenth_of_loss": tenths}}
     return SAEReport(**values)
 

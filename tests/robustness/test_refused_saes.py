@@ -79,6 +79,12 @@ REPORT = "sae_report.json"
         (put("l2_out", value=2.0), "mse: contradicts other values .*2.25 or more"),
         (put("l2_in", value=0.0), "nmse: contradicts other values .*none, by l2_in"),
         (put("l2_ratio", value=0.0), "l2_ratio: contradicts other values"),
+        (put("l1", value=0), "l1: contradicts other values .*what goes with an l0 of 1.1"),
+        (put("mse", value=1.3), "mse: contradicts other values .*1.25 or less, by nmse and l2_in"),
+        (put("relative_reconstruction_bias", value=0.0), "relative_reconstruction_bias: contradicts .*than 0"),
+        (put("adaptive", "l0_by_tenth_of_loss", 0, value=1.01), "l0_by_tenth_of_loss: contradicts .*a whole number"),
+        (put("adaptive", "l0_by_tenth_of_loss", 0, value=3.0), "l0_by_tenth_of_loss: contradicts .*an l0 of 1.1"),
+        (put("adaptive", "l0_by_tenth_of_loss", value=[0.0] * 9), "l0_by_tenth_of_loss: contradicts .*an l0 of 1.1"),
         (put("explained_variance_legacy", value=1.5), "explained_variance_legacy: must be a number"),
     ],
 )
@@ -137,6 +143,30 @@ def test_the_config_of_an_sae_without_what_scales_it_is_refused(name: str, field
         with pytest.raises(HFMoTEError, match=rf"\.{field}: is missing.*from_pretrained.folder, {field}="):
             load(tmp_path)
     assert getattr(SAEModel.from_pretrained(tmp_path, **{field: value}).config, field) == value
+
+
+def test_an_sae_of_ours_says_whether_it_reconstructs_another_place(tmp_path: Path) -> None:
+    # As wide as its input: without the place it would be taken for an autoencoder.
+    model = TinySAE("topk", "autoencoder").model(
+        hookpoint="model.layers.3", output_hookpoint="model.layers.3.mlp", subtract_decoder_bias=False
+    )
+    model.save_pretrained(tmp_path)
+    assert SAEModel.from_pretrained(tmp_path).config.is_transcoder
+    change_document(tmp_path / "config.json", drop("output_hookpoint"))
+    for load in (SAEModel.from_pretrained, AutoConfig.from_pretrained, load_sae):
+        with pytest.raises(HFMoTEError, match=r"\.output_hookpoint: is missing, and its default may be another SAE's"):
+            load(tmp_path)
+    # Written by hand.
+    change_document(tmp_path / "config.json", drop("hf_mote_version"))
+    assert not SAEModel.from_pretrained(tmp_path).config.is_transcoder
+
+
+@pytest.mark.parametrize("place", ["", "a\0b", "x" * 5000])
+def test_places_of_an_sae_are_names(place: str, tmp_path: Path) -> None:
+    TinySAE("topk", "autoencoder").model().save_pretrained(tmp_path)
+    change_document(tmp_path / "config.json", put("output_hookpoints", value=["model.layers.3", place]))
+    with pytest.raises(HFMoTEError, match="output_hookpoints: must be a name"):
+        SAEModel.from_pretrained(tmp_path)
 
 
 def test_an_l0_to_train_towards_is_of_no_more_latents_than_there_are(tmp_path: Path) -> None:
