@@ -285,6 +285,26 @@ def test_layers_of_gemma_scope_2_that_differ_in_width_are_refused(
         one.read(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["apply_decoder_bias_to_pre_encoder", "norm_activation"])
+@pytest.mark.parametrize("name", ["sae/llama_scope", "sae/llama_scope_r1"])
+def test_a_config_of_lm_saes_without_what_was_filled_in_otherwise_once_is_refused(
+    name: str, key: str, tmp_path: Path
+) -> None:
+    one = BY_NAME[name]
+    one.make(tmp_path)
+    (path,) = [*tmp_path.rglob("hyperparams.json"), *tmp_path.rglob("config.json")]
+    whole = {"apply_decoder_bias_to_pre_encoder": False, **json.loads(path.read_text())}
+    with_type = {**whole, "sae_type": "sae"}
+    without_type = {name: value for name, value in whole.items() if name != "sae_type"}
+    for given in (with_type, without_type, {name: value for name, value in with_type.items() if name != key}):
+        path.write_text(json.dumps(given))
+        one.read(tmp_path)
+    for lost in ({name: value for name, value in without_type.items() if name != key}, {**without_type, key: None}):
+        path.write_text(json.dumps(lost))
+        with pytest.raises(HFMoTEError, match=f"{key}: is missing, and the library's default changed"):
+            one.read(tmp_path)
+
+
 def test_log_thresholds_in_float8_are_read_by_their_values(tmp_path: Path) -> None:
     one = BY_NAME["sae/llama_scope_r1"]
     one.make(tmp_path)
