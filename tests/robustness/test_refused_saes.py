@@ -397,3 +397,18 @@ def test_a_window_on_a_damaged_disk_is_refused(tmp_path: Path) -> None:
 def test_a_model_type_of_any_type_names_no_sae(model_type: Any) -> None:
     assert not NATIVE.recognises({"model_type": model_type})
     assert NATIVE.recognises({"model_type": "topk_sae"})
+
+
+@pytest.mark.parametrize("dtype", [["a"], [], 1.5, {"a": "torch.float32"}, "torch.float32", None])
+def test_what_another_library_calls_dtype_is_saved_as_its_file_has_it(dtype: Any, tmp_path: Path) -> None:
+    (tmp_path / "read").mkdir()
+    BY_NAME["sae/saelens_3"].make(tmp_path / "read")
+    (path,) = (tmp_path / "read").rglob("cfg.json")
+    change_document(path, put("dtype", value=dtype))
+    sae = load_sae(path.parent)
+    assert "origin" in repr(sae.config)
+    sae.save_pretrained(tmp_path / "saved")
+    again = SAEModel.from_pretrained(tmp_path / "saved")
+    assert sae.config.origin == again.config.origin
+    assert again.config.origin["config_before_6"]["dtype"] == dtype
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == "float32"
