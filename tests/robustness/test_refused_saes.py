@@ -305,6 +305,34 @@ def test_a_config_of_lm_saes_without_what_was_filled_in_otherwise_once_is_refuse
             one.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "place", "key", "left"),
+    [
+        ("llama_scope_r1", "config.json", (), "sparsity_include_decoder_norm", "spars_include_decoder_norm"),
+        ("llama_scope_r1", "config.json", (), "sparsity_include_decoder_norm", "sparsity_include_decode"),
+        ("opensae", "config.json", (), "normalize_shift_back", "normali_shift_back"),
+        ("opensae", "config.json", (), "input_normalize_eps", "put_normalize_eps"),
+        ("saelens_of_mistral", "cfg.json", (), "normalize_activations", "normalactivations"),
+        ("dictionary_learning_topk_of_2024", "config.json", ("trainer",), "trainer_class", "trainclass"),
+    ],
+)
+def test_a_key_of_which_a_piece_is_lost_is_not_taken_for_a_missing_one(
+    name: str, file: str, place: tuple[str, ...], key: str, left: str, tmp_path: Path
+) -> None:
+    one = BY_NAME[f"sae/{name}"]
+    one.make(tmp_path)
+    (path,) = tmp_path.rglob(file)
+    document = json.loads(path.read_text())
+    inner = document[place[0]] if place else document
+    inner[left] = inner[key]
+    path.write_text(json.dumps(document))
+    one.read(tmp_path)  # beside the key itself it is another one
+    del inner[key]
+    path.write_text(json.dumps(document))
+    with pytest.raises(HFMoTEError, match=rf"{left}: unknown key.*Did you mean '{key}'"):
+        one.read(tmp_path)
+
+
 def test_log_thresholds_in_float8_are_read_by_their_values(tmp_path: Path) -> None:
     one = BY_NAME["sae/llama_scope_r1"]
     one.make(tmp_path)
