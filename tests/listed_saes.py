@@ -117,7 +117,7 @@ def _llama_scope(entry: Entry, root: Path) -> None:
     hook = f"blocks.{place[1]}.hook_" + {"A": "attn_out", "M": "mlp_out", "R": "resid_post"}[place[2]]
     config = {"d_model": HIDDEN, "hook_point_in": hook, "hook_point_out": hook, "act_fn": "jumprelu"}
     config |= {"jump_relu_threshold": 0.5, "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True}
-    config |= {"dataset_average_activation_norm": {"in": 2.0, "out": 2.0}}
+    config |= {"dataset_average_activation_norm": {"in": 2.0, "out": 2.0}, "apply_decoder_bias_to_pre_encoder": False}
     folder = _folder(root, entry)
     (folder / "checkpoints").mkdir(exist_ok=True)
     save_file({k: t.bfloat16() for k, t in _LINEAR.items()}, folder / "checkpoints" / "final.safetensors")

@@ -313,3 +313,9 @@ class SAEConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, stamped with the version of `hf_mote` that writes them."""
         return {**super().to_dict(), "hf_mote_version": __version__}
+
+    def dict_dtype_to_str(self, d: dict[str, Any]) -> None:
+        """Make texts of dtypes, as transformers does, but of none in `origin`: there it is another library's word."""
+        outside = {key: value for key, value in d.items() if key != "origin"}
+        super().dict_dtype_to_str(outside)
+        d.update(outside)

@@ -318,6 +318,54 @@ def test_layers_of_gemma_scope_2_that_differ_in_width_are_refused(
         one.read(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["apply_decoder_bias_to_pre_encoder", "norm_activation"])
+@pytest.mark.parametrize("name", ["sae/llama_scope", "sae/llama_scope_r1"])
+def test_a_config_of_lm_saes_without_what_was_filled_in_otherwise_once_is_refused(
+    name: str, key: str, tmp_path: Path
+) -> None:
+    one = BY_NAME[name]
+    one.make(tmp_path)
+    (path,) = [*tmp_path.rglob("hyperparams.json"), *tmp_path.rglob("config.json")]
+    whole = {"apply_decoder_bias_to_pre_encoder": False, **json.loads(path.read_text())}
+    with_type = {**whole, "sae_type": "sae"}
+    without_type = {name: value for name, value in whole.items() if name != "sae_type"}
+    for given in (with_type, without_type, {name: value for name, value in with_type.items() if name != key}):
+        path.write_text(json.dumps(given))
+        one.read(tmp_path)
+    for lost in ({name: value for name, value in without_type.items() if name != key}, {**without_type, key: None}):
+        path.write_text(json.dumps(lost))
+        with pytest.raises(HFMoTEError, match=f"{key}: is missing, and the library's default changed"):
+            one.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "place", "key", "left"),
+    [
+        ("llama_scope_r1", "config.json", (), "sparsity_include_decoder_norm", "spars_include_decoder_norm"),
+        ("llama_scope_r1", "config.json", (), "sparsity_include_decoder_norm", "sparsity_include_decode"),
+        ("opensae", "config.json", (), "normalize_shift_back", "normali_shift_back"),
+        ("opensae", "config.json", (), "input_normalize_eps", "put_normalize_eps"),
+        ("saelens_of_mistral", "cfg.json", (), "normalize_activations", "normalactivations"),
+        ("dictionary_learning_topk_of_2024", "config.json", ("trainer",), "trainer_class", "trainclass"),
+    ],
+)
+def test_a_key_of_which_a_piece_is_lost_is_not_taken_for_a_missing_one(
+    name: str, file: str, place: tuple[str, ...], key: str, left: str, tmp_path: Path
+) -> None:
+    one = BY_NAME[f"sae/{name}"]
+    one.make(tmp_path)
+    (path,) = tmp_path.rglob(file)
+    document = json.loads(path.read_text())
+    inner = document[place[0]] if place else document
+    inner[left] = inner[key]
+    path.write_text(json.dumps(document))
+    one.read(tmp_path)  # beside the key itself it is another one
+    del inner[key]
+    path.write_text(json.dumps(document))
+    with pytest.raises(HFMoTEError, match=rf"{left}: unknown key.*Did you mean '{key}'"):
+        one.read(tmp_path)
+
+
 def test_log_thresholds_in_float8_are_read_by_their_values(tmp_path: Path) -> None:
     one = BY_NAME["sae/llama_scope_r1"]
     one.make(tmp_path)
@@ -410,3 +458,18 @@ def test_a_window_on_a_damaged_disk_is_refused(tmp_path: Path) -> None:
 def test_a_model_type_of_any_type_names_no_sae(model_type: Any) -> None:
     assert not NATIVE.recognises({"model_type": model_type})
     assert NATIVE.recognises({"model_type": "topk_sae"})
+
+
+@pytest.mark.parametrize("dtype", [["a"], [], 1.5, {"a": "torch.float32"}, "torch.float32", None])
+def test_what_another_library_calls_dtype_is_saved_as_its_file_has_it(dtype: Any, tmp_path: Path) -> None:
+    (tmp_path / "read").mkdir()
+    BY_NAME["sae/saelens_3"].make(tmp_path / "read")
+    (path,) = (tmp_path / "read").rglob("cfg.json")
+    change_document(path, put("dtype", value=dtype))
+    sae = load_sae(path.parent)
+    assert "origin" in repr(sae.config)
+    sae.save_pretrained(tmp_path / "saved")
+    again = SAEModel.from_pretrained(tmp_path / "saved")
+    assert sae.config.origin == again.config.origin
+    assert again.config.origin["config_before_6"]["dtype"] == dtype
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == "float32"

@@ -69,6 +69,8 @@ _KEYS = (
     "use_decoder_bias",
     "use_glu_encoder",
 )
+# What the library, which writes all of its keys, filled in otherwise before it wrote a `sae_type`.
+_ONCE_OTHERS = {"apply_decoder_bias_to_pre_encoder": "true or false", "norm_activation": "such as dataset-wise"}
 
 
 class _Scales(NamedTuple):
@@ -139,6 +141,10 @@ def _check(path: Path, config: Mapping[str, Any]) -> None:
         }
         raise UnsupportedError(f"{path}: sae_type {kind}", f"cannot be read: {reasons.get(kind, 'unknown')}")
     check_near(path, config, _KEYS)
+    lost = next((key for key in _ONCE_OTHERS if config.get(key) is None and config.get("sae_type") is None), None)
+    if lost is not None:
+        what, fix = "is missing, and the library's default changed", "Download the config again, or put it back."
+        raise FileFormatError(f"{path}: {lost}", what, expected=_ONCE_OTHERS[lost], fix=fix)
     if flag(path, config, "use_glu_encoder", default=False):
         raise UnsupportedError(f"{path}: use_glu_encoder", "cannot be read: latents have a second, gating encoder")
 

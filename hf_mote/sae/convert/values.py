@@ -13,6 +13,7 @@ from hf_mote.errors import FileFormatError
 __all__ = ["agree", "check_keys", "check_near", "choice", "flag", "integer", "number", "section", "text"]
 
 _LEAST_NEAR = 6  # letters of a key: of shorter ones, one that is not meant may be one letter away
+_LEAST_LEFT, _SHARE_LEFT = 8, 0.75  # letters that are left of a key, and their share of it
 
 
 def integer(path: Path, data: Mapping[str, Any], key: str, *, least: int = 1) -> int:
@@ -73,7 +74,9 @@ def check_keys(path: Path, data: Mapping[str, Any], known: Iterable[str], *, fix
 
 
 def check_near(path: Path, data: Mapping[str, Any], read: Iterable[str], *, prefixes: tuple[str, ...] = ()) -> None:
-    """Refuse a key that is one letter away from one that is read: it is that key, misspelt, and would be left alone.
+    """Refuse a key that is one letter away from one that is read, or is what is left of one that is missing.
+
+    It is that key, misspelt or damaged, and would be left alone.
 
     Args:
         path (`Path`): The file an error names.
@@ -89,6 +92,7 @@ def check_near(path: Path, data: Mapping[str, Any], read: Iterable[str], *, pref
         if key in read:
             continue
         near = next((name for name in read if len(name) >= _LEAST_NEAR and _is_one_letter_away(key, name)), None)
+        near = near or next((name for name in read if name not in data and _is_left_of(key, name)), None)
         if near is not None or key.startswith(prefixes):
             fix = f"Did you mean {near!r}?" if near else "Take it out if it is the default of the library."
             what, expected = "unknown key, which may change what the weights mean", ", ".join(sorted(read))
@@ -114,6 +118,12 @@ def _is_one_letter_away(one: str, other: str) -> bool:
     one, other = one.lower(), other.lower()
     start = len(os.path.commonprefix((one, other)))
     return one[start + 1 :] in (other[start:], other[start + 1 :]) or one[start:] == other[start + 1 :]
+
+
+def _is_left_of(one: str, other: str) -> bool:
+    """Whether a text is most of another, with one piece of it cut out."""
+    start, left = len(os.path.commonprefix((one, other))), len(one) / len(other)
+    return len(one) >= _LEAST_LEFT and _SHARE_LEFT <= left < 1 and other.endswith(one[start:])
 
 
 def _wrong(path: Path, data: Mapping[str, Any], key: str, expected: str) -> FileFormatError:
