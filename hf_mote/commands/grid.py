@@ -69,6 +69,7 @@ def _before(output: Path) -> str:
         text = output.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"--output {output}", "cannot be added to", got=first_line(error)) from error
+    _check_text(f"--output {output}", text)
     return text if not text or text.endswith("\n") else f"{text}\n"
 
 
@@ -81,6 +82,12 @@ def _name_and_value(given: str) -> tuple[str, str]:
     return name, text
 
 
+def _check_text(where: str, content: str) -> None:
+    """Refuse a NUL, as a damaged disk leaves, or UTF-16, which can be read as UTF-8."""
+    if "\0" in content:
+        raise FileFormatError(where, "must be text, and holds a NUL", fix="Save it as UTF-8.")
+
+
 def _values(name: str, text: str) -> list[str]:
     if not text.startswith("@"):
         return text.split("|")
@@ -88,10 +95,11 @@ def _values(name: str, text: str) -> list[str]:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise FileFormatError(f"--value {name}: {path}", "is too large", expected=f"at most {MOST_BYTES} bytes")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_text(encoding="utf-8-sig")  # Windows begins files with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"--value {name}: {path}", "cannot be read", got=str(error)) from error
-    found = [line.strip() for line in lines if line.strip()]
+    _check_text(f"--value {name}: {path}", content)
+    found = [line.strip() for line in content.splitlines() if line.strip()]
     if not found:
         raise DataError(f"--value {name}: {path}", "holds no values", expected="one on each line")
     return found

@@ -15,6 +15,7 @@ from hf_mote.commands.model_files import (
     check_logits,
     check_numbers,
     check_sizes,
+    check_tokenizer,
     check_tokens,
 )
 from hf_mote.commands.verbosity import say, settle_progress
@@ -162,8 +163,9 @@ def load_subject(
         [`UnknownNameError`]: if there is no such model.
         [`ConfigError`]: if there is no such device here.
         [`FileFormatError`]: if the chat template's file cannot be read, `generation_config.json` is damaged, the
-            tokens that end or fill up a text are not the model's, a number of its config is out of range, weights
-            are damaged, missing, or whole numbers without a quantization, or the model gives no numbers.
+            tokens that end or fill up a text are not the model's, a number of its config is out of range, a field of
+            its tokenizer's is something else, weights are damaged, missing, or whole numbers without a quantization,
+            or the model gives no numbers.
         [`UnsupportedError`]: if transformers cannot load it without running code of its repository, or it has no
             routed experts.
     """
@@ -197,6 +199,7 @@ def load_subject(
         check_generation(source, branch, config)
         check_numbers(name, config)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        check_tokenizer(name, config, tokenizer)
         _with_template(tokenizer, template)
         if ready is not None:
             ready(tokenizer)
@@ -303,8 +306,8 @@ def served_subject(name: str, organisms: Organisms, *, revision: str | None, cha
 
     Raises:
         [`UnknownNameError`]: if there is no such model.
-        [`FileFormatError`]: if the tokens that end or fill up a text are not the model's, or a number of its config
-            is out of range.
+        [`FileFormatError`]: if the tokens that end or fill up a text are not the model's, a number of its config is
+            out of range, or a field of its tokenizer's is something else.
         [`UnsupportedError`]: if transformers cannot load config and tokenizer without running code.
     """
     template = None if chat_template is None else _template(chat_template)
@@ -320,6 +323,7 @@ def served_subject(name: str, organisms: Organisms, *, revision: str | None, cha
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         check_kernels(name, config)
         check_tokens(name, config)
+        check_tokenizer(name, config, tokenizer)
         check_numbers(name, config)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -25,6 +25,7 @@ __all__ = [
     "check_logits",
     "check_numbers",
     "check_sizes",
+    "check_tokenizer",
     "check_tokens",
 ]
 
@@ -93,8 +94,7 @@ def check_tokens(
     own = f"{name}: config.json"
     said = {} if generation is None else generation
     ends, pads = said.get("eos_token_id"), said.get("pad_token_id")
-    size = getattr(config.get_text_config(), "vocab_size", None)
-    most = size if isinstance(size, int) else math.inf
+    most = _vocabulary(config)
     if ends is None:
         _check_tokens(f"{own}: eos_token_id", getattr(config, "eos_token_id", None), most)
     else:
@@ -103,6 +103,35 @@ def check_tokens(
     for place, pad in ((file, pads), *((own, pad) for pad in of_config)):
         if pad != -1 or isinstance(pad, bool):
             _check_tokens(f"{place}: pad_token_id", pad, most, one=True)
+
+
+def _vocabulary(config: PreTrainedConfig) -> float:
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else math.inf
+
+
+def check_tokenizer(name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse what a tokenizer's config says and transformers takes as it is, though it is no such value.
+
+    Args:
+        name (`str`): A folder or a Hub id.
+        config (`PreTrainedConfig`): The model's.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+
+    Raises:
+        [`FileFormatError`]: for an end of texts that is no token of the model, a longest text that is no number, and
+            something else than a truth value for whether spaces are cleaned up.
+    """
+    own, fix = f"{name}: tokenizer_config.json", "Correct the file, or take the field out."
+    _check_tokens(f"{own}: eos_token", tokenizer.eos_token_id, _vocabulary(config), one=True)
+    longest = getattr(tokenizer, "model_max_length", None)
+    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int | float)):
+        where, expected = f"{own}: model_max_length", "tokens of the longest text"
+        raise FileFormatError(where, "must be a number", got=repr(longest)[:80], expected=expected, fix=fix)
+    cleans = getattr(tokenizer, "clean_up_tokenization_spaces", None)
+    if not isinstance(cleans, bool | None):
+        where, expected = f"{own}: clean_up_tokenization_spaces", "true or false"
+        raise FileFormatError(where, "must be a truth value", got=repr(cleans)[:80], expected=expected, fix=fix)
 
 
 def _check_tokens(where: str, given: object, most: float, *, one: bool = False) -> None:

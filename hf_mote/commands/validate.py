@@ -71,7 +71,7 @@ def problems_in(folder: Path) -> list[str]:
         from hf_mote.mote.config import MoTEConfig
 
         read = read_all(folder / CONFIG, MoTEConfig)
-        found += [*read.wrong, *_config(read), *_beside(folder, read)]
+        found += [*read.wrong, *_config(read), *_beside(folder, read), *_base_model(folder, read)]
     return [*found, *_steering(folder)]
 
 
@@ -247,6 +247,26 @@ def _card(folder: Path) -> Iterator[str]:
             yield f"README.md: shows {name}, which does not exist"
         elif not picture.read_bytes().startswith(_PNG):
             yield f"{name}: must be a PNG"
+
+
+def _base_model(folder: Path, read: Reading) -> Iterator[str]:
+    """Check that the card names the config's model, where both name one of the Hub."""
+    path = folder / "README.md"
+    own = None if read.config is None or "base_model" in read.left_out else read.config.base_model
+    if own is None or not path.is_file():
+        return
+    from huggingface_hub import ModelCard
+
+    from hf_mote.sharing.cards import reads_as_repository
+
+    try:
+        data: Any = ModelCard(path.read_text(encoding="utf-8", errors="replace")).data
+        said = data.to_dict().get("base_model")
+    except Exception:  # of which `_card` says what is wrong
+        return
+    named = [said] if isinstance(said, str) else said
+    if reads_as_repository(own) and isinstance(named, list) and named and own not in named:
+        yield f"README.md: metadata: base_model must be the config's (got {said!r}, expected {own!r})"
 
 
 def _private(folder: Path) -> Iterator[str]:

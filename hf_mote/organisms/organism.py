@@ -286,6 +286,12 @@ def _read_model(folder: Path, recipe: Recipe) -> PreTrainedModel:
             raise FileFormatError(
                 f"{path}: {key}", "must be the recipe's", got=repr(found.get(key)), expected=repr(wanted)
             )
+    # What the recipe leaves to transformers: the model is built with these, whatever the file says.
+    rotary, said = getattr(config, "rope_parameters", None) or {}, found.get("rope_parameters")
+    for key, wanted in rotary.items():
+        if said is not None and (not isinstance(said, dict) or said.get(key, wanted) != wanted):
+            where = f"{path}: rope_parameters"
+            raise FileFormatError(where, "must be the recipe's", got=repr(said)[:80], expected=repr(rotary))
     tensors = read_safetensors(weights)
     for tensor_name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.itemsize < 2 or not bool(tensor.isfinite().all()):

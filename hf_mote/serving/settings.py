@@ -76,6 +76,12 @@ class Profile:
                 expected="none",
                 fix="Apply it with apply_mote in transformers, or leave the positions out.",
             )
+        try:
+            json.dumps(self.config.to_dict(), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            # A JSON escape can hold it, and neither a file nor a client takes it.
+            what, got = "holds text that is not Unicode: half of a surrogate pair", ascii(error.object[error.start])
+            raise ConfigError(f"profile {self.name!r}", what, got=got, expected="text that UTF-8 can hold") from error
         values = {**self.config.to_dict(), "hf_mote_version": None, "transformers_version": None}
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
         object.__setattr__(self, "digest", digest)

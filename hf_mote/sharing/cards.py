@@ -16,7 +16,17 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_mote.errors import ConfigError
 
-__all__ = ["CardNotes", "Evidence", "Picture", "card_header", "compose_card", "effect_plot", "evidence_of", "heat_map"]
+__all__ = [
+    "CardNotes",
+    "Evidence",
+    "Picture",
+    "card_header",
+    "compose_card",
+    "effect_plot",
+    "evidence_of",
+    "heat_map",
+    "reads_as_repository",
+]
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 MADE_HERE = "<!-- made by hf_mote; take this line out to keep the card when the folder is written again -->"
@@ -105,6 +115,15 @@ def evidence_of(parts: Sequence[tuple[str, Evidence]]) -> list[Evidence]:
     ]
 
 
+def reads_as_repository(name: str) -> bool:
+    """Return whether a name reads as a Hub id: an owner and a repository.
+
+    Args:
+        name (`str`): Of a model.
+    """
+    return _REPO.fullmatch(name) is not None
+
+
 def card_header(
     *,
     tags: Iterable[str] = (),
@@ -131,7 +150,7 @@ def card_header(
             Where the results come from.
     """
     notes = notes if notes is not None else CardNotes()
-    base = base_model if _REPO.fullmatch(base_model or "") else None
+    base = base_model if base_model and reads_as_repository(base_model) else None
     results = [
         EvalResult(
             task_type="text-generation",

@@ -26,7 +26,7 @@ from hf_mote.commands.sae.dead_latents import dead_note
 from hf_mote.commands.sae.settings import Settings, wrong_architecture
 from hf_mote.commands.sae.texts import Text, TextColumn, how_cut, read_texts, texts_fact
 from hf_mote.commands.session import provenance_of, reporting, say, tell
-from hf_mote.errors import ConfigError, DataError, HFMoTEError, first_line
+from hf_mote.errors import ConfigError, DataError, HFMoTEError, first_line, whole
 from hf_mote.hub import card_header, public_name
 from hf_mote.sae.report import SAEReport
 
@@ -83,6 +83,7 @@ def train_command(
     with reporting(kept=work.word):
         check_output(output, force=force)
         work.check()
+        whole("--seed", seed, most=2**32 - 1)  # with which transformers seeds numpy
         chosen = dict(field_of(entry) for entry in option or [])
         for error in wrong_architecture(architecture, k, list(chosen)):
             raise error

@@ -119,7 +119,8 @@ def adapt_to_sae(
     whole(f"{where}.max_tokens", max_tokens, least=1)
     whole(f"{where}.batch_size", batch_size, least=1)
     whole(f"{where}.context_length", context_length, least=2)
-    whole(f"{where}.seed", seed)
+    # transformers seeds numpy, too, if the arguments are made here.
+    whole(f"{where}.seed", seed, most=2**32 - 1 if arguments is None else 2**64 - 1)
     real(f"{where}.learning_rate", learning_rate, above=0)
     if hasattr(model, "peft_config") or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         fix = "Give the plain model, or merge its adapter first: model.merge_and_unload()."
