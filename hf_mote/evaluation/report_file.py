@@ -35,12 +35,13 @@ _TEXTS = (
 )
 # Fields that earlier reports lack, with what they mean there: those that came together are all there, or none of them.
 _LATER_FIELDS: tuple[dict[str, Any], ...] = (
+    {"conversations": [], "turns_unchanged": None},
     {"disjoint_chances": [], "coherence": None, "selectivity": None, "not_worse": [], "preregistration": None},
     {"controls_exhausted": False, "notes": []},
 )
 _EVERY = (
     *("target", "before", "after", "controls", "unrelated_unchanged", "config", "dose", "seed", "control_kind"),
-    *("side_effects", *_TEXTS, "conversations", "turns_unchanged", "unclear"),
+    *("side_effects", *_TEXTS, "unclear"),
     *("sharing", "controls_sharing", "control_labels"),
 )
 FIELDS = (*_EVERY, *(name for fields in _LATER_FIELDS for name in fields))
