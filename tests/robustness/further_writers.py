@@ -89,10 +89,10 @@ def _shareables() -> list[Writer]:
         _saved("ExpertRanking.save_pretrained", _two(ranking, target="other")),
         _saved("ExpertSearch.save_pretrained", _two(search, evaluations=8)),
         _saved("CounterfactualRoutes.save_pretrained", _two(readers._routes(), position=5)),
-        _saved("FTRIResult.save_pretrained", _two(result, weights=result.weights + 1)),
+        _saved("FTRIResult.save_pretrained", _two(result, weights=result.weights * 2)),
         _saved("EvaluationReport.save_pretrained", {1: report, 2: with_parts(report, seed=1)}),
         _saved("SteeringConfig.save_pretrained", _two(steering, sae_digest="cd")),
-        _saved("SAEReport.save_pretrained", _two(readers._sae_report(), predictions=4)),
+        _saved("SAEReport.save_pretrained", _two(readers._sae_report(), model="y")),
         _saved("LatentExpertMap.save_pretrained", _two(links, values=links.values * 2)),
     ]
 

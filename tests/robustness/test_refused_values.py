@@ -61,7 +61,10 @@ def test_a_profile_whose_text_is_not_unicode_is_refused(fields: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("seed", [2**32, 10**30])
-def test_a_seed_that_the_training_of_an_sae_cannot_take_is_refused(seed: int, tmp_path: Path) -> None:
+def test_a_seed_that_the_training_of_an_sae_cannot_take_is_refused(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
     settings = tmp_path / "settings.yaml"
     settings.write_text(f"seed: {seed}\n")
     result = run("sae", "train", "organism:refusal", "text", "--settings", settings, "--output", tmp_path / "sae")
