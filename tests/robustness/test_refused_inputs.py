@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from changes import put
 from further_readers import _MODEL_SAYS
 from readers import READERS
 from safetensors.torch import load_file, save_file
-from test_refused import put
 from tiny_models import tiny_tokenizer
 from transformers import AutoModelForCausalLM, MixtralConfig
 

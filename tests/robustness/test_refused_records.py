@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from readers import READERS
+from changes import BY_NAME, drop, put
 from safetensors import safe_open
-from test_refused import put
 
 from hf_mote import ActivationMap, EvaluationReport, ExpertRanking, FTRIResult, MoTEConfig
 from hf_mote.commands.config_problems import read_all
@@ -21,25 +20,11 @@ from hf_mote.mote.tuned_values import TunedValues
 from hf_mote.ranking.causal.optimized import OptimizedRanking
 from hf_mote.sae.steering import SteeringConfig
 
-BY_NAME = {reader.name: reader for reader in READERS}
 REPORT = ("evaluation_report", "evaluation_report.json")
 MOTE = ("mote_config", "mote_config.json")
 SEARCH = ("expert_search", "expert_search.json")
 ROUTES = ("counterfactual_routes", "counterfactual_routes.json")
 STEERING = ("steering_config", "steering_config.json")
-
-
-def without(*places: Any) -> Callable[[Any], Any]:
-    """Return what takes an entry out of a JSON document."""
-
-    def change(document: Any) -> Any:
-        inner = document
-        for place in places[:-1]:
-            inner = inner[place]
-        del inner[places[-1]]
-        return document
-
-    return change
 
 
 def twice(name: str, place: int) -> Callable[[Any], Any]:
@@ -52,7 +37,7 @@ def twice(name: str, place: int) -> Callable[[Any], Any]:
     return change
 
 
-def both(*changes: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def several(*changes: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return what makes several changes."""
 
     def change(document: Any) -> Any:
@@ -72,29 +57,29 @@ def refused(reader: str, folder: Path, reason: str) -> None:
 @pytest.mark.parametrize(
     ("reader", "file", "change", "reason"),
     [
-        *((*MOTE, without(name), rf"MoTEConfig\.{name}: is missing .got no {name}.\. Write it again") for name in (
+        *((*MOTE, drop(name), rf"MoTEConfig\.{name}: is missing .got no {name}.\. Write it again") for name in (
             "hf_mote_version", "transformers_version", "suppress", "stimulate", "bias", "suppress_mode",
             "stimulate_weight", "bias_on", "scope", "thinking_tokens", "strength", "fingerprint", "base_model",
             "provenance",
         )),
-        *((*STEERING, without(name), rf"SteeringConfig\.{name}: is missing .got no {name}.") for name in (
+        *((*STEERING, drop(name), rf"SteeringConfig\.{name}: is missing .got no {name}.") for name in (
             "edits", "hookpoint", "sae", "sae_digest", "scope", "thinking_tokens", "strength", "keep_error",
             "base_model", "provenance",
         )),
         (*STEERING, put("hf_mote_version", value=3), "hf_mote_version: must be text .got 3"),
-        *((*REPORT, without(name), rf"EvaluationReport\.{name}: is missing .got no {name}") for name in (
+        *((*REPORT, drop(name), rf"EvaluationReport\.{name}: is missing .got no {name}") for name in (
             "sharing", "labels_before", "labels_after", "control_labels", "controls_sharing", "unclear",
             "conversations", "turns_unchanged", "coherence", "disjoint_chances", "controls_exhausted", "notes",
             "selectivity", "not_worse", "preregistration", "seed",
         )),
         (*REPORT, put("labels_before", value=[]), "must go together .got labels_after"),
         (*REPORT, put("labels_after", value=[]), "must go together .got labels_before"),
-        (*REPORT, both(put("labels_before", value=[]), put("labels_after", value=[])), "got control_labels"),
+        (*REPORT, several(put("labels_before", value=[]), put("labels_after", value=[])), "got control_labels"),
         (*REPORT, put("controls_sharing", value=[]), "controls_sharing: wrong type or value .*1 of 3 controls"),
         (*REPORT, put("unclear", value=25), "unclear: wrong type or value .got 25, expected .* from 0 to 24"),
-        (*REPORT, without("side_effects", "scope"), "side_effects.scope: is missing"),
-        (*REPORT, without("conversations", 0, "id"), r"conversations\[0\].id: is missing"),
-        (*REPORT, without("config", "strength"), "MoTEConfig.strength: is missing"),
+        (*REPORT, drop("side_effects", "scope"), "side_effects.scope: is missing"),
+        (*REPORT, drop("conversations", 0, "id"), r"conversations\[0\].id: is missing"),
+        (*REPORT, drop("config", "strength"), "MoTEConfig.strength: is missing"),
         (*REPORT, put("dose", value={}), "dose: wrong type or value .got .., expected a list"),
         (*REPORT, put("conversations", value={}), "conversations: wrong type or value"),
         (*REPORT, put("not_worse", value=""), "not_worse: wrong type or value"),
@@ -245,8 +230,8 @@ def read_header(path: Path) -> str:
 @pytest.mark.parametrize(
     ("reader", "file", "of_tensors", "of_metadata", "reason"),
     [
-        (*RESULT, without("prompt_index"), same, "must hold the tensors that it names .*expected .*prompt_index"),
-        (*RESULT, both(without("response_tokens"), without("response_lengths")), same, "the tensors that it names"),
+        (*RESULT, drop("prompt_index"), same, "must hold the tensors that it names .*expected .*prompt_index"),
+        (*RESULT, several(drop("response_tokens"), drop("response_lengths")), same, "the tensors that it names"),
         (*RESULT, same, put("tensors", value=7), "must hold the tensors that it names"),
         (
             *RESULT,
@@ -259,8 +244,8 @@ def read_header(path: Path) -> str:
         (*RESULT, same, UNEVEN, "FTRIResult.counts: must be 0 for experts that a layer does not have .got .*layer 1"),
         (
             *RESULT,
-            both(*(tensor(name, 0, 1, slice(2, 4), value=0) for name in ("counts", "weights"))),
-            both(UNEVEN, put("provenance", value={})),
+            several(*(tensor(name, 0, 1, slice(2, 4), value=0) for name in ("counts", "weights"))),
+            several(UNEVEN, put("provenance", value={})),
             "FTRIResult.counts: must be 0",
         ),
         (
@@ -272,7 +257,7 @@ def read_header(path: Path) -> str:
         (*RESULT, same, put("fingerprint", "top_k", value=[2, 1, 2]), "counts: must be of at most top_k experts"),
         (*RESULT, tensor("weights", value=0), same, "weights: must not be 0 for all experts that were chosen"),
         (*RESULT, tensor("counts", 0, value=0), same, "weights: must be 0 for experts that were not chosen"),
-        (*RESULT, same, without("provenance"), "lacks an entry .expected provenance"),
+        (*RESULT, same, drop("provenance"), "lacks an entry .expected provenance"),
         (*RESULT, same, from_maps(weights="recorded"), "provenance.source: must not be 'maps' beside tokens"),
         (*RESULT, same, from_maps(), "provenance.weights: must say whether they were .got None"),
         (*RESULT, same, from_maps(weights="not"), "provenance.weights: must say whether they were .got 'not'"),
@@ -296,8 +281,8 @@ def read_header(path: Path) -> str:
             same,
             "must hold all experts .*got 3 experts, expected 4",
         ),
-        (*RANKING, same, without("least_p"), "lacks an entry .expected least_p"),
-        (*RANKING, both(without("p"), without("q")), same, "least_p: must not be there without p"),
+        (*RANKING, same, drop("least_p"), "lacks an entry .expected least_p"),
+        (*RANKING, several(drop("p"), drop("q")), same, "least_p: must not be there without p"),
         (
             *OPTIMIZED,
             same,
@@ -344,7 +329,7 @@ def read_header(path: Path) -> str:
             put("optimized", "path", 1, "experts", value=[[1, 2]]),
             r"by_seed.0.: must be a part of a set of the path .got ..1, 2., .0, 3",
         ),
-        (*OPTIMIZED, same, without("optimized", "completion"), "lacks an entry .expected completion"),
+        (*OPTIMIZED, same, drop("optimized", "completion"), "lacks an entry .expected completion"),
         (*OPTIMIZED, same, put("optimized", "path", 0, "gone", value=1.5), "gone: must be a number .got 1.5"),
         (*OPTIMIZED, same, put("optimized", "goal", value="1"), "goal: must be a number .got '1'"),
         (
@@ -366,14 +351,14 @@ def read_header(path: Path) -> str:
             "chosen: must be of at most top_k experts for each token",
         ),
         (*LINKS, same, put("fingerprint", "num_experts", value=[2, 2, 1]), "values: must be 0 for experts|top_k"),
-        (*LINKS, same, without("fingerprint"), "lacks an entry .expected fingerprint"),
+        (*LINKS, same, drop("fingerprint"), "lacks an entry .expected fingerprint"),
         (
             *TUNED,
             same,
             put("origin", "fingerprint", "num_experts", value=[4, 4, 2]),
             "must be 0 for experts that a layer does not",
         ),
-        (*TUNED, same, without("origin", "strength"), "MoTEConfig.strength: is missing"),
+        (*TUNED, same, drop("origin", "strength"), "MoTEConfig.strength: is missing"),
     ],
 )
 def test_record_of_tensors_is_refused(
@@ -384,7 +369,7 @@ def test_record_of_tensors_is_refused(
 
 
 def test_result_of_version_0_1_does_not_name_its_tensors(tmp_path: Path) -> None:
-    changed(tmp_path, *RESULT, without("prompt_index"), without("tensors"))
+    changed(tmp_path, *RESULT, drop("prompt_index"), drop("tensors"))
     assert FTRIResult.from_pretrained(tmp_path).prompt_index is None
 
 
@@ -413,7 +398,7 @@ def test_gates_of_experts_that_a_layer_does_not_have_are_read_in_files_of_versio
         return metadata
 
     uneven = put("fingerprint", "num_experts", value=[4, 3, 4])
-    changed(tmp_path, *OPTIMIZED, same, both(of_version_0_1, uneven))
+    changed(tmp_path, *OPTIMIZED, same, several(of_version_0_1, uneven))
     found = OptimizedRanking.from_pretrained(tmp_path)
     assert found.completed == found.completion == ()
     assert found.chosen == found.sufficient == ((1, 2), (0, 3))

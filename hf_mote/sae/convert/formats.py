@@ -249,8 +249,7 @@ def place_read(source: Source, where: str, hook: str, model: str | None) -> dict
     if place is not None:
         normalized = {"input_normalization": "rms_norm", "input_normalization_eps": place.rms_norm_eps}
         return {"hookpoint": place.hookpoint, **({} if place.rms_norm_eps is None else normalized)}
-    plain = is_hook(hook) and not hook.endswith(_NORMALIZED)
-    if not plain and "input_normalization" not in source.wanted.fields:
+    if not _is_plain(hook) and "input_normalization" not in source.wanted.fields:
         what = f"is no place that is known in {model or 'this model'}, and its activations may be normalised"
         fix = "Give input_normalization (None for none) and hookpoint to load_sae."
         raise UnsupportedError(where, what, got=repr(hook), fix=fix)
@@ -275,11 +274,15 @@ def place_written(source: Source, where: str, hook: str, model: str | None) -> d
     place = place_of(hook, model)
     if place is not None and place.rms_norm_eps is None:
         return {"output_hookpoint": place.hookpoint}
-    plain = is_hook(hook) and not hook.endswith(_NORMALIZED)
-    if not plain and not {"output_hookpoint", "output_hookpoints"} & set(source.wanted.fields):
+    if not _is_plain(hook) and not {"output_hookpoint", "output_hookpoints"} & set(source.wanted.fields):
         what, fix = f"is no place that is known in {model or 'this model'}", "Give output_hookpoint to load_sae."
         raise UnsupportedError(where, what, got=repr(hook), fix=fix)
     return {}
+
+
+def _is_plain(hook: str) -> bool:
+    """Whether it is a hook, of a place that is not behind a norm."""
+    return is_hook(hook) and not hook.endswith(_NORMALIZED)
 
 
 def computes_as(sae: SAEModel, base: type[SAEModel]) -> bool:
