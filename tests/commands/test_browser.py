@@ -222,7 +222,7 @@ def test_browser_expert_has_its_latents(chromium: Browser, latents_run: Path, la
     first = links.for_expert(layer, number, 5)
     assert [int(row[0]) for row in predicted[1:]] == [link.latent for link in first]
     assert predicted[1][1].replace("−", "-") == f"{first[0].value:+.4g}"
-    assert predicted[1][2:] == ["40.0%", "50.0%", "4"]
+    assert predicted[1][2:] == ["6.0%", "12.0%", "0.96"]  # 3 of its 50 tokens, 3 of the 25 chosen, which are 25 of 400
     assert "over 400 tokens; SAE at model.layers.2.output" in chromium.ask(
         "document.querySelector('#expert').innerText"
     )
