@@ -160,13 +160,41 @@ class Forward:
                 be counted: in a compiled graph, in layers that gradient checkpointing runs again, on a cache that was
                 filled unseen, and if a row holds several sequences.
         """
+        places = self._known_places()
+        phases = self.phases
+        prompt = None
+        if "prompt" in phases:
+            columns = torch.arange(self.length, device=self.device) < self.generation_from
+            prompt = columns.expand_as(places) if self.real is None else columns & self.real
+        found = are_at(positions, places, prompt)
+        return (found if self.real is None else found & self.real).reshape(-1)
+
+    def tokens_between(self, start: int, stop: int | None) -> Tensor:
+        """Return which rows are at positions from `start` on and before `stop`, bool `(batch * length,)`.
+
+        Positions count from the first token of the sequence, prompt and generated tokens alike; padding has none.
+
+        Args:
+            start (`int`): 0 or more.
+            stop (`int`, *optional*): The position after the last one; `None` for all to the end.
+
+        Raises:
+            [`UnsupportedError`]: if the tokens before the pass cannot be counted, as for [`Forward.tokens_at`].
+        """
+        places = self._known_places()
+        found = places >= start
+        if stop is not None:
+            found = found & (places < stop)
+        return (found if self.real is None else found & self.real).reshape(-1)
+
+    def _known_places(self) -> Tensor:
         if self.places is None or self.packed is not None:
             got, fix = self.unread or self.packed, "Give the whole text, one sequence to each row, padded."
             if got is None and self.compiled:
                 got, fix = "a compiled graph, which cannot count what is in the cache", _UNCOMPILED
             elif got is None and self.recomputed:
                 got = "layers that gradient checkpointing runs again"
-                fix = "Train without gradient checkpointing under a config with positions."
+                fix = "Train without gradient checkpointing where tokens are named by their positions."
             raise UnsupportedError(
                 "forward pass",
                 "cannot tell which position each token is at",
@@ -174,13 +202,7 @@ class Forward:
                 expected="the whole text from its first token on, or one token after all that was read before",
                 fix=fix,
             )
-        phases = self.phases
-        prompt = None
-        if "prompt" in phases:
-            columns = torch.arange(self.length, device=self.device) < self.generation_from
-            prompt = columns.expand_as(self.places) if self.real is None else columns & self.real
-        found = are_at(positions, self.places, prompt)
-        return (found if self.real is None else found & self.real).reshape(-1)
+        return self.places
 
     def countable(self, phase: Phase) -> Tensor | None:
         """Return which rows to count for a phase: real tokens, each once; `None` means all of them."""

@@ -10,8 +10,8 @@ Files in reading order:
 - `kernels/`: sparse products. `variants/`: architectures. `convert/`: file formats. `training/`: from text to an SAE.
 - `hookpoints.py`, `tapped.py`: places in a model, activations there. `latent_use.py`: how often latents are active.
 - `edits.py`, `steering.py`, `steer.py`: changed latents. `intervene.py`: splicing. `kept.py`: kept results.
-- `spliced.py`, `metrics.py`, `metric_sums.py`, `report.py`, `pictures.py`: evaluation. `activity.py`,
-  `top_tokens.py`, `neuronpedia.py`: what single latents stand for.
+- `left_out.py`: tokens to leave out. `spliced.py`, `metrics.py`, `metric_sums.py`, `report.py`, `pictures.py`:
+  evaluation. `activity.py`, `top_tokens.py`, `neuronpedia.py`: what single latents stand for.
 
 May import `hooks`, `passes`, `runs`, `files`, `documents`, `folders`, `sharing`, `hub`, `plots`; never `routing`. A
 new architecture goes into `variants/`, a new file format into `convert/`.

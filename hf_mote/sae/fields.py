@@ -1,8 +1,9 @@
-"""Checks of the fields of an SAE's config: every value has its declared type, and every key is known."""
+"""Checks of the fields of an SAE's config: every value has its declared type, and every key is known; of positions."""
 
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import types
 from collections.abc import Iterable
@@ -10,7 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from hf_mote.errors import ConfigError, UnknownNameError
 
-__all__ = ["check_known", "check_positive", "check_types"]
+__all__ = ["check_known", "check_positive", "check_types", "excluded_positions"]
+
+_POSITIONS = re.compile(r"first:(\d+)|(\d*):(\d*)")
 
 
 def check_types(config: object, names: Iterable[str]) -> None:
@@ -84,3 +87,20 @@ def _text(hint: Any) -> str:
     if hint is type(None):
         return "None"
     return hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
+
+
+def excluded_positions(positions: str | None, where: str = "exclude_positions") -> slice | None:
+    """Return the slice of "first:N", or of a slice such as "0:4"; `None` for `None`.
+
+    Raises:
+        [`ConfigError`]: if it is neither.
+    """
+    if positions is None:
+        return None
+    form = _POSITIONS.fullmatch(positions)
+    if form is None:
+        expected = "'first:N', or a slice such as '0:4'"
+        raise ConfigError(where, "must be a range", got=repr(positions), expected=expected)
+    if form[1] is not None:
+        return slice(0, int(form[1]))
+    return slice(int(form[2]) if form[2] else None, int(form[3]) if form[3] else None)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from hf_mote.errors import ConfigError, DataError, LivenessError, UnsupportedError
+from hf_mote.errors import ConfigError, DataError, LivenessError, UnsupportedError, real, whole
 from hf_mote.hooks import Attachment, Intervention, attach, stack_on
 from hf_mote.passes.assisted import assisted_decoding_hooks
 from hf_mote.passes.decoder_hook import DecoderHook, decoder_of
-from hf_mote.passes.forward import DecoderParticipant, Forward, why_stopped
+from hf_mote.passes.forward import DecoderParticipant, Forward, all_of, why_stopped
 from hf_mote.sae.edits import SCOPES, Edits, EditTable, LatentEdit, Scope, read_edits, table_of
+from hf_mote.sae.fields import excluded_positions
 from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint, attachments_at, resolve_hookpoints
 from hf_mote.sae.inputs import in_blocks
 from hf_mote.sae.kernels.sparse import SparseLatents
@@ -36,8 +37,14 @@ def splice_sae(
     hookpoint: str | None = None,
     scope: Scope = "all",
     thinking_tokens: tuple[int, int] | None = None,
+    exclude_tokens: Sequence[int] = (),
+    exclude_positions: str | None = None,
+    norm_limit: float | None = None,
 ) -> Intervention:
     """Replace a model's activations by an SAE's reconstruction, until the handle is removed.
+
+    An SAE that was trained without some tokens, such as the first one and attention sinks, reconstructs them badly,
+    and a model with such reconstructions fails. Leave the same tokens out here: their own activations stay.
 
     Args:
         model (`nn.Module`): Any model, one with a PEFT adapter, too; it stays the same object, with the same weights.
@@ -48,12 +55,18 @@ def splice_sae(
         scope (`str`, *optional*, defaults to `"all"`):
             On which tokens: `"all"`, `"prompt"`, `"generation"`, or `"thinking"` or `"answer"`, as in [`MoTEConfig`].
         thinking_tokens (`tuple[int, int]`, *optional*): The tokens that open and close the thinking.
+        exclude_tokens (`Sequence[int]`, *optional*): Ids of tokens to leave out, such as the tokenizer's special ones.
+        exclude_positions (`str`, *optional*):
+            Positions of each sequence to leave out, counted without padding: `"first:4"`, or a slice `"0:4"`.
+        norm_limit (`float`, *optional*):
+            Leave out tokens whose activation (a transcoder's input) is longer, in the model's own units (L2).
 
     Returns:
-        [`Intervention`]: usable bare (`.remove()`) or in a `with` block.
+        [`Intervention`]: usable bare (`.remove()`) or in a `with` block. A pass raises [`UnsupportedError`] if
+        tokens to leave out cannot be recognised in it, as in a compiled graph or with embeddings for ids.
 
     Raises:
-        [`ConfigError`]: if there is no hookpoint, or the scope is unknown.
+        [`ConfigError`]: if there is no hookpoint, the scope is unknown, or what is left out is out of range.
         [`UnknownNameError`]: if the model has no such module.
 
     Example:
@@ -76,8 +89,21 @@ def splice_sae(
     saes = list(sae) if isinstance(sae, Sequence) else [sae]
     if hookpoint is not None and len(saes) != 1:
         raise ConfigError("splice_sae.hookpoint", "is for one SAE", got=len(saes), fix="Set config.hookpoint of each.")
+    left_out = _left_out("splice_sae", exclude_tokens, exclude_positions, norm_limit)
     plans = [
-        _Plan(model, one, [[]], False, hookpoint, scope, thinking_tokens, 1.0, "splice_sae", keep_error=False)
+        _Plan(
+            model,
+            one,
+            [[]],
+            False,
+            hookpoint,
+            scope,
+            thinking_tokens,
+            1.0,
+            "splice_sae",
+            keep_error=False,
+            left_out=left_out,
+        )
         for one in saes
     ]
     return _attach(model, plans)
@@ -150,6 +176,49 @@ def sites_of(model: nn.Module, sae: SAEModel, hookpoint: str | None, where: str)
     return points[0], points[-1]
 
 
+class _LeftOut(NamedTuple):
+    """The tokens that keep their own activations, as they can be recognised one pass after the other."""
+
+    tokens: tuple[int, ...] = ()
+    positions: slice | None = None
+    norm_limit: float | None = None
+
+    def kept(self, forward: Forward | None, inputs: Tensor) -> Tensor | None:
+        """Return which rows are not left out, bool `(rows,)`; `None` means all of them."""
+        masks: list[Tensor | None] = []
+        if self.norm_limit is not None:
+            masks.append(torch.linalg.vector_norm(inputs.detach(), dim=1, dtype=torch.float32) <= self.norm_limit)
+        if self.tokens:
+            assert forward is not None
+            if forward.ids is None:
+                raise UnsupportedError(
+                    "splice_sae.exclude_tokens",
+                    "the ids of the tokens of a pass are not known",
+                    got="embeddings, or layers that gradient checkpointing runs again",
+                    expected="token ids",
+                    fix="Give input_ids, train without gradient checkpointing, or leave positions out instead.",
+                )
+            ids = forward.ids.reshape(-1)
+            masks.append(~torch.isin(ids, torch.tensor(self.tokens, device=ids.device)))
+        if self.positions is not None:
+            assert forward is not None
+            masks.append(~forward.tokens_between(self.positions.start or 0, self.positions.stop))
+        return all_of(*(None if mask is None else mask.to(inputs.device) for mask in masks))
+
+
+_NOTHING = _LeftOut()
+
+
+def _left_out(where: str, tokens: Sequence[int], positions: str | None, norm_limit: float | None) -> _LeftOut:
+    if isinstance(tokens, str) or not isinstance(tokens, Sequence):
+        raise ConfigError(f"{where}.exclude_tokens", "must be a list of token ids", got=repr(tokens)[:80])
+    for token in tokens:
+        whole(f"{where}.exclude_tokens", token, least=0)
+    if norm_limit is not None:
+        real(f"{where}.norm_limit", norm_limit, above=0)
+    return _LeftOut(tuple(tokens), excluded_positions(positions), norm_limit)
+
+
 class _Plan:
     """One SAE's part: hookpoint, tokens, and edits."""
 
@@ -166,6 +235,7 @@ class _Plan:
         where: str,
         *,
         keep_error: bool,
+        left_out: _LeftOut = _NOTHING,
     ) -> None:
         if scope not in SCOPES:
             expected = ", ".join(map(repr, SCOPES))
@@ -185,7 +255,7 @@ class _Plan:
         sae._require_ready()
         self.sae, self.rows, self.by_row = sae, rows, by_row
         self.scope = cast(Scope, scope)
-        self.keep_error, self.where = keep_error, where
+        self.keep_error, self.where, self.left_out = keep_error, where, left_out
         opens, closes = thinking_tokens or (-1, -1)
         self.thinking_tokens = (opens, closes)
         self.reads, self.writes = sites_of(model, sae, hookpoint, where)
@@ -194,7 +264,8 @@ class _Plan:
 
     @property
     def needs_forward(self) -> bool:
-        return self.by_row or self.scope != "all"
+        by_token = bool(self.left_out.tokens) or self.left_out.positions is not None
+        return self.by_row or self.scope != "all" or by_token
 
 
 def _attach(model: nn.Module, plans: Sequence[_Plan]) -> Intervention:
@@ -207,7 +278,7 @@ def _attach(model: nn.Module, plans: Sequence[_Plan]) -> Intervention:
     def attachments() -> list[Attachment]:
         tracker = stack_on(decoder, DecoderHook) or DecoderHook()
         found = [Attachment(decoder, tracker, watcher)]
-        if watcher.needs_phases or watcher.needs_rows or watcher.thinking_tokens:
+        if watcher.needs_phases or watcher.needs_rows or watcher.needs_places or watcher.thinking_tokens:
             found += assisted_decoding_hooks(model, decoder, tracker, watcher)
         places: list[tuple[Hookpoint, AtHookpoint]] = []
         for plan in plans:
@@ -230,6 +301,7 @@ class _Watcher(DecoderParticipant):
         super().__init__()
         self.needs_passes = any(plan.needs_forward for plan in plans)
         self.needs_phases = any(plan.scope in ("prompt", "generation") for plan in plans)
+        self.needs_places = any(plan.left_out.positions is not None for plan in plans)
         self.thinking_tokens = frozenset(
             plan.thinking_tokens for plan in plans if plan.scope in ("thinking", "answer")
         )
@@ -320,8 +392,9 @@ class _Writer(AtHookpoint):
             return None
         # Values that are not finite, as at padding that attends to nothing, are not changed.
         kept = inputs.detach().isfinite().all(1)
-        if isinstance(mask, Tensor):
-            kept = kept & mask.to(kept.device)
+        for part in (mask, plan.left_out.kept(forward, inputs)):
+            if isinstance(part, Tensor):
+                kept = kept & part.to(kept.device)
         chosen = kept.nonzero().squeeze(1)
         if not len(chosen):
             return None

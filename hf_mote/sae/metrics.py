@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,12 @@ from hf_mote.sae.hookpoints import AtHookpoint, Hookpoint
 from hf_mote.sae.intervene import sites_of, unwrapped
 from hf_mote.sae.kept import digest_of_sequences, kept, run_of
 from hf_mote.sae.kernels.sparse import SparseLatents
+from hf_mote.sae.left_out import LeftOut
 from hf_mote.sae.metric_sums import FIRST, NUMBERS, SECOND, Sums, form_of, report_of, scored_in
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.report import SAEReport
 from hf_mote.sae.spliced import Replace, cross_entropies, divergences, in_evaluation_mode, logits_with
-from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of, excluded_positions
+from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of
 
 __all__ = ["evaluate_sae"]
 
@@ -101,13 +102,10 @@ def evaluate_sae(
     without = switch if with_adapter else nullcontext
     model = unwrapped(model)
     reads, writes = sites_of(model, sae, hookpoint, "evaluate_sae")
-    if tokenizer is None:
-        tokenizer, special = NoTokenizer("evaluate_sae"), []
-    else:
-        special = sorted(tokenizer.all_special_ids) if exclude_special_tokens else []
-    if max_norm is not None and not max_norm > 0:
-        raise ConfigError("evaluate_sae.max_norm", "out of range", got=max_norm, expected="above 0")
-    leave_out = _LeaveOut(special, excluded_positions(exclude_positions), max_norm)
+    left_out = LeftOut.of(
+        "evaluate_sae", tokenizer, special=exclude_special_tokens, positions=exclude_positions, max_norm=max_norm
+    )
+    tokenizer = NoTokenizer("evaluate_sae") if tokenizer is None else tokenizer
     sequences = Sequences(tokenizer, dataset, text_column=text_column, context_length=context_length, packed=packed)
     batches = partial(sequences.forwards, sequences_per_forward, max_tokens)
     run = run_of(
@@ -118,7 +116,7 @@ def evaluate_sae(
         text_sha256="" if run_folder is None else digest_of_sequences(line for taken in batches() for line in taken),
         hookpoints=[reads.name, writes.name],
         sequences_per_forward=sequences_per_forward,
-        left_out=[special, exclude_positions, max_norm],
+        left_out=[list(left_out.special), exclude_positions, max_norm],
         with_adapter=with_adapter,
         seed=seed,
     )
@@ -129,7 +127,7 @@ def evaluate_sae(
             # The same tokens are drawn whether the forward was kept or not.
             draws = torch.Generator()
             draws.set_state(generator.get_state())
-            make = partial(_first_pass, model, sae, reads, writes, ids, mask, leave_out, draws, without)
+            make = partial(_first_pass, model, sae, reads, writes, ids, mask, left_out, draws, without)
             part = kept(run, f"first-{number:06d}", make, form_of(sae, ids))
             if len(part["l0"]) != int(part["kept"].sum()) or len(part["loss_after"]) != len(part["l0"]):
                 assert run is not None
@@ -153,26 +151,6 @@ def evaluate_sae(
     return report_of(state, sae, reads, writes, model)
 
 
-class _LeaveOut(NamedTuple):
-    """Which tokens are not measured."""
-
-    special: list[int]
-    positions: slice | None
-    max_norm: float | None
-
-    def kept(self, ids: Tensor, mask: Tensor, inputs: Tensor) -> Tensor:
-        """Return which tokens are measured, bool `(batch, length)`; `inputs` is `(batch * length, width)`."""
-        kept = mask.bool()
-        if self.special:
-            kept &= ~torch.isin(ids, torch.tensor(self.special))
-        if self.positions is not None:
-            kept[:, self.positions] = False
-        if self.max_norm is not None and bool(kept.any()):
-            lengths = torch.linalg.vector_norm(inputs, dim=1, dtype=torch.float32).cpu().reshape(kept.shape)
-            kept &= lengths <= self.max_norm * lengths[kept].median()
-        return kept
-
-
 class _Keep(AtHookpoint):
     def __init__(self) -> None:
         self.seen: Tensor | None = None
@@ -188,7 +166,7 @@ def _first_pass(
     writes: Hookpoint,
     ids: Tensor,
     mask: Tensor,
-    leave_out: _LeaveOut,
+    left_out: LeftOut,
     generator: torch.Generator,
     without: Callable[[], Any],
 ) -> dict[str, Tensor]:
@@ -202,7 +180,7 @@ def _first_pass(
             clean = logits_with(model, ids, mask, [])
     inputs = _seen(reader, reads, ids)
     outputs = inputs if same else _seen(writer, writes, ids)
-    kept = leave_out.kept(ids, mask, inputs)
+    kept = left_out.kept(ids, mask, inputs)
     scored = scored_in(kept, mask)
     rows = kept.reshape(-1)
     device = sae.W_dec.device

@@ -136,6 +136,32 @@ def test_evaluate_measures_the_same_sae(place: Path, trained: Path) -> None:
     assert f"clean: {report.ce['clean']:.4g}" in charts[1].text
 
 
+def test_tokens_that_are_left_out_are_left_out_of_training_measures_and_adapter(place: Path, tmp_path: Path) -> None:
+    excluding = ["--exclude-positions", "first:2", "--max-norm", 1.1]
+    read = ["--context-length", 32, *excluding]
+    model, text = place / "model", place / "texts.jsonl"
+    ran("sae", "train", model, text, "--tokens", 1000, "--batch", 100, *read, "--output", tmp_path / "sae")
+    trained = SAEReport.from_pretrained(tmp_path / "sae")
+    ran(
+        "sae", "adapt", model, tmp_path / "sae", text, "--tokens", 1000, "--rank", 2, *read,
+        "--output", tmp_path / "adapter",
+    )  # fmt: skip
+    without = SAEReport.from_pretrained(tmp_path / "adapter" / "without")
+    assert (without.tokens, without.fvu) == (trained.tokens, pytest.approx(trained.fvu))
+    evaluate = ["sae", "evaluate", model, tmp_path / "sae", text, "--context-length", 32]
+    counts = []
+    for name, more in (("all", []), ("first", excluding[:2]), ("both", excluding)):
+        ran(*evaluate, *more, "--output", tmp_path / name)
+        counts.append(SAEReport.from_pretrained(tmp_path / name).tokens)
+    assert counts[0] > counts[1] > counts[2]
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    (call,) = re.findall(r"splice_sae\(model, sae, (.*)\)", card)
+    used = eval(f"dict({call})")
+    assert used.keys() == {"exclude_tokens", "exclude_positions", "norm_limit"}
+    assert used["exclude_positions"] == "first:2"
+    assert used["norm_limit"] > 0
+
+
 def test_adapt_writes_an_adapter_with_reports_that_evaluate_repeats(place: Path, trained: Path) -> None:
     result = ran(
         "sae", "adapt", place / "model", trained, place / "texts.jsonl", "--tokens", 3000, "--context-length", 32,

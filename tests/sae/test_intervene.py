@@ -84,6 +84,80 @@ def test_splice_puts_the_reconstruction_in_place_and_leaves_no_trace(name: str, 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("left_out", "own"),
+    [
+        ({"exclude_positions": "first:2"}, lambda ids, _: torch.arange(ids.shape[1]).expand_as(ids) < 2),
+        (
+            {"exclude_positions": "1:3"},
+            lambda ids, _: torch.isin(torch.arange(6), torch.tensor([1, 2])).expand_as(ids),
+        ),
+        ({"exclude_positions": "4:"}, lambda ids, _: torch.arange(ids.shape[1]).expand_as(ids) >= 4),
+        ({"exclude_tokens": [12, 20]}, lambda ids, _: torch.isin(ids, torch.tensor([12, 20]))),
+        ({"norm_limit": 1.0}, lambda _, hidden: hidden.norm(dim=-1) > 1.0),
+        (
+            {"exclude_positions": "first:1", "exclude_tokens": [12, 20], "norm_limit": 1.0},
+            lambda ids, hidden: (
+                (torch.arange(6).expand_as(ids) < 1)
+                | torch.isin(ids, torch.tensor([12, 20]))
+                | (hidden.norm(dim=-1) > 1.0)
+            ),
+        ),
+    ],
+    ids=["first", "slice", "from", "tokens", "length", "all"],
+)
+def test_tokens_that_are_left_out_keep_their_own_activations(left_out: Any, own: Any, model: Any) -> None:
+    sae = sae_for("topk")
+    hidden = residual(model, IDS)
+    # Where the limit is: the median, so that it divides them.
+    scale = float(hidden.norm(dim=-1).median())
+    mask = own(IDS, hidden / scale)
+    assert mask.any()
+    assert not mask.all()
+    if "norm_limit" in left_out:
+        left_out = {**left_out, "norm_limit": scale}
+    with splice_sae(model, sae, **left_out):
+        found = model(IDS).logits
+    rebuilt = sae(hidden, return_loss=False).reconstruction
+    torch.testing.assert_close(found, rest(model, torch.where(mask[..., None], hidden, rebuilt)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "left_out", [{"exclude_positions": "first:2"}, {"exclude_positions": "5:8"}, {"exclude_tokens": [12, 20, 31]}]
+)
+def test_what_is_left_out_is_the_same_with_a_cache_and_with_padding(left_out: Any, model: Any) -> None:
+    sae = sae_for("topk")
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), IDS], dim=1)
+    mask = torch.cat([torch.zeros(2, 3, dtype=torch.long), torch.ones_like(IDS)], dim=1)
+    with splice_sae(model, sae, **left_out):
+        cached = model.generate(IDS, **GREEDY)
+        uncached = model.generate(IDS, use_cache=False, **GREEDY)
+        behind = model.generate(padded, attention_mask=mask, **GREEDY)
+    assert torch.equal(cached, uncached)
+    assert torch.equal(behind[:, 3:], cached)
+
+
+@torch.no_grad()
+def test_what_cannot_be_left_out_is_refused(model: Any) -> None:
+    sae = sae_for("topk")
+    with (
+        splice_sae(model, sae, exclude_tokens=[3]),
+        pytest.raises(UnsupportedError, match=r"exclude_tokens: the ids of the tokens of a pass are not known"),
+    ):
+        model(inputs_embeds=model.get_input_embeddings()(IDS))
+    for wrong, message in (
+        ({"exclude_positions": "last:2"}, "exclude_positions: must be a range"),
+        ({"exclude_tokens": [-1]}, "exclude_tokens: must be a whole number"),
+        ({"exclude_tokens": "abc"}, "exclude_tokens: must be a list"),
+        ({"norm_limit": 0.0}, "norm_limit: must be a number"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            splice_sae(model, sae, **wrong)
+    assert num_hooks(model) == 0
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", SETTINGS)
 def test_steer_adds_the_difference_of_two_decodings(name: str, model: Any) -> None:
     sae = sae_for(name)

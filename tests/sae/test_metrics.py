@@ -170,7 +170,7 @@ def test_what_is_left_out_is_measured_nowhere() -> None:
     error, centred = (rows - rebuilt).pow(2).sum(1), (rows - rows.mean(0)).pow(2).sum(1)
     assert found.fvu == pytest.approx(float(error.sum() / centred.sum()), rel=1e-4)
     assert found.explained_variance_legacy == pytest.approx(float((1 - error / centred).mean()), rel=1e-3)
-    with pytest.raises(ConfigError, match="evaluate_sae.max_norm: out of range"):
+    with pytest.raises(ConfigError, match="evaluate_sae.max_norm: must be a number"):
         evaluate_sae(model, sae, TEXTS[:4], tokenizer, max_norm=0.0)
 
 

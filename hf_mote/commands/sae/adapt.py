@@ -15,6 +15,7 @@ from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject, loaded_sae
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.evaluate import SAE
+from hf_mote.commands.sae.excluding import Excluding
 from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts, texts_fact
 from hf_mote.commands.sae.train import fitting, held_out_of
@@ -47,6 +48,7 @@ def adapt_command(
     context_length: Annotated[int, typer.Option(min=2, help="Maximum length of a sequence, in tokens.")] = 256,
     evaluation_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens for the reports.")] = 20_000,
     text_column: TextColumn = "text",
+    excluding: Excluding,
     seed: o.Seed = 0,
     run_folder: o.RunFolder = None,
     loading: Loading,
@@ -59,13 +61,14 @@ def adapt_command(
     with reporting(kept=work.word):
         check_output(output, force=force)
         work.check()
+        excluding.check()
         loading.check(model)
         organisms = Organisms()
         kept, held_out = held_out_of(text, read_texts(text, text_column, organisms))
         # From here on torch and transformers are needed.
         from hf_mote.sae.intervene import sites_of
         from hf_mote.sae.metrics import evaluate_sae
-        from hf_mote.sae.training.adapt import adapt_to_sae, lora_after
+        from hf_mote.sae.training.adapt import adapt_to_sae, lora_after, splice_arguments
 
         loaded = loaded_sae(sae)
         subject = loading.subject(model, organisms, any_model=True)
@@ -73,7 +76,12 @@ def adapt_command(
         _, writes = sites_of(subject.model, loaded, hookpoint, "adapt_to_sae")
         made = provenance_of(context, subject, seed, SAE=sae, text=text)
         name = public_name(subject.model.config.name_or_path or subject.name)
-        read: dict[str, Any] = {"hookpoint": hookpoint, "context_length": context_length, "text_column": text_column}
+        read: dict[str, Any] = {
+            "hookpoint": hookpoint,
+            "context_length": context_length,
+            "text_column": text_column,
+            **excluding.arguments(),
+        }
         train = partial(
             adapt_to_sae,
             subject.model,
@@ -96,13 +104,14 @@ def adapt_command(
         with work.of(subject.model) as part_of, writing_to(output, force=force) as folder:
             say("measuring the SAE without an adapter")
             before = measure(subject.model, max_tokens=evaluation_tokens, run_folder=part_of("without"))
+            spliced = splice_arguments(subject.model, loaded, kept, tokenizer=subject.tokenizer, **read)
             say(f"training a LoRA of rank {rank} on {tokens:,} tokens")
             adapted = train(max_tokens=tokens, run_folder=part_of("training"))
             after = measure(adapted, max_tokens=evaluation_tokens, with_adapter=True, run_folder=part_of("with"))
             adapted.save_pretrained(str(folder))
             before.save_pretrained(folder / "without")
             after.save_pretrained(folder / "with")
-            (folder / "README.md").write_text(_card(name, sae, before, after, made), encoding="utf-8")
+            (folder / "README.md").write_text(_card(name, sae, before, after, made, spliced), encoding="utf-8")
         for row in _rows(before, after):
             tell(f"{row[0]}: {row[1]} without the adapter, {row[2]} with it")
         tell(f"Adapter, reports and card: {output}")
@@ -167,15 +176,23 @@ def _rows(before: SAEReport, after: SAEReport) -> list[tuple[str, str, str]]:
     ]
 
 
-def _card(model: str | None, sae: str, before: SAEReport, after: SAEReport, made: Mapping[str, str]) -> str:
+def _card(
+    model: str | None,
+    sae: str,
+    before: SAEReport,
+    after: SAEReport,
+    made: Mapping[str, str],
+    spliced: Mapping[str, Any],
+) -> str:
     rows = "\n".join(f"| {' | '.join(row)} |" for row in _rows(before, after))
     how = "\n".join(f"- {name}: {value}" for name, value in made.items())
+    more = "".join(f", {name}={value!r}" for name, value in spliced.items() if value not in ([], None))
     return (
         f"{card_header(base_model=model, about='sparse-autoencoder')}\n# Adapter for a model with its SAE\n\n"
         f"A LoRA for `{model}` with the SAE `{public_name(sae) or 'that is not named'}` spliced in at "
         f"`{before.hookpoint}`. Without the SAE, switch the adapter off.\n\n```python\nimport hf_mote\n"
         'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(model, "<this repository or folder>")\n'
-        "handle = hf_mote.splice_sae(model, sae)\n```\n\n"
+        f"handle = hf_mote.splice_sae(model, sae{more})\n```\n\n"
         f"## On {before.tokens:,} held-out tokens\n\n| | without | with |\n| --- | --: | --: |\n{rows}\n\n"
         f"## How it was made\n\n{how}\n"
     )

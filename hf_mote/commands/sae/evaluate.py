@@ -15,6 +15,7 @@ from hf_mote.commands.model import Organisms, loaded_sae
 from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.dead_latents import dead_note
+from hf_mote.commands.sae.excluding import Excluding
 from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
@@ -49,6 +50,7 @@ def evaluate_command(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to measure it on.")] = 50_000,
     context_length: Annotated[int, typer.Option(min=1, help="Maximum length of a sequence, in tokens.")] = 256,
     text_column: TextColumn = "text",
+    excluding: Excluding,
     seed: o.Seed = 0,
     run_folder: o.RunFolder = None,
     loading: Loading,
@@ -62,6 +64,7 @@ def evaluate_command(
         if output is not None:
             check_output(output, force=force)
         work.check()
+        excluding.check()
         loading.check(model)
         organisms = Organisms()
         texts = read_texts(text, text_column, organisms)
@@ -83,6 +86,7 @@ def evaluate_command(
             context_length=context_length,
             text_column=text_column,
             with_adapter=adapter is not None,
+            **excluding.arguments(),
             seed=seed,
         )
         if dry_run:

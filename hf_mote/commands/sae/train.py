@@ -23,6 +23,7 @@ from hf_mote.commands.plan import Timed, amount, plan_training, tokens_of
 from hf_mote.commands.plan import Work as Part
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.dead_latents import dead_note
+from hf_mote.commands.sae.excluding import Excluding
 from hf_mote.commands.sae.settings import Settings, wrong_architecture
 from hf_mote.commands.sae.texts import Text, TextColumn, how_cut, read_texts, texts_fact
 from hf_mote.commands.session import provenance_of, reporting, say, tell
@@ -71,6 +72,7 @@ def train_command(
         typer.Option(help="A field of the architecture, such as l1_coefficient=0.01; may be given several times."),
     ] = None,
     text_column: TextColumn = "text",
+    excluding: Excluding,
     seed: o.Seed = 0,
     run_folder: o.RunFolder = None,
     loading: Loading,
@@ -83,6 +85,7 @@ def train_command(
     with reporting(kept=work.word):
         check_output(output, force=force)
         work.check()
+        excluding.check()
         whole("--seed", seed, most=2**32 - 1)  # with which transformers seeds numpy
         chosen = dict(field_of(entry) for entry in option or [])
         for error in wrong_architecture(architecture, k, list(chosen)):
@@ -113,7 +116,7 @@ def train_command(
                 context_length=context_length,
                 window_tokens=_TIMED * batch,
                 text_column=text_column,
-                exclude_special_tokens=True,
+                **excluding.arguments(),
                 normalize=True,
                 seed=seed,
             )
@@ -121,7 +124,15 @@ def train_command(
             reading: dict[str, Any] = {"context_length": context_length, "text_column": text_column}
             measured = tokens_of(subject.tokenizer, held_out, evaluation_tokens, **reading)
             some = min(8 * context_length, measured)
-            measure = partial(evaluate_sae, subject.model, sae.train(False), held_out, subject.tokenizer, **reading)
+            measure = partial(
+                evaluate_sae,
+                subject.model,
+                sae.train(False),
+                held_out,
+                subject.tokenizer,
+                **reading,
+                **excluding.arguments(),
+            )
             timed = Timed.of(
                 f"{some:,} held-out tokens",
                 partial(measure, max_tokens=some),
@@ -154,7 +165,7 @@ def train_command(
                 context_length=context_length,
                 window_tokens=min(65_536, max(tokens // 4, batch)),
                 text_column=text_column,
-                exclude_special_tokens=True,
+                **excluding.arguments(),
                 normalize=True,
                 seed=seed,
             )
@@ -184,6 +195,7 @@ def train_command(
                 max_tokens=evaluation_tokens,
                 context_length=context_length,
                 text_column=text_column,
+                **excluding.arguments(),
                 run_folder=part_of("evaluation"),
             )
             sae.save_pretrained(folder)

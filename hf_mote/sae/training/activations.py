@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote.errors import ConfigError, DataError, real
 from hf_mote.files import local_path
+from hf_mote.sae.fields import excluded_positions
 from hf_mote.sae.hookpoints import Hookpoint, canonical, resolve_hookpoints
 from hf_mote.sae.training.scaling import NORMALIZATIONS, Normalization, factor_for, fitted_scale
-from hf_mote.sae.training.sequences import Sequences, excluded_positions
+from hf_mote.sae.training.sequences import Sequences
 from hf_mote.sae.training.stream_state import check_state
 from hf_mote.sae.training.windows import COUNTED, IDS, KEPT, TEXT, Window, WindowSource
 
@@ -141,8 +142,8 @@ def collect_activations(
     if normalize not in (False, True, *NORMALIZATIONS):
         expected = f"a bool, or one of {', '.join(map(repr, NORMALIZATIONS))}"
         raise ConfigError("collect_activations.normalize", "unknown name", got=repr(normalize), expected=expected)
-    if max_norm is not None and not max_norm > 0:
-        raise ConfigError("collect_activations.max_norm", "out of range", got=max_norm, expected="above 0")
+    if max_norm is not None:
+        real("collect_activations.max_norm", max_norm, above=0)
     if whole_sequences and (len(points) != 1 or cache is not None or batch_size % context_length):
         raise ConfigError(
             "collect_activations.whole_sequences",

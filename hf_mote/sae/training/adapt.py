@@ -23,8 +23,9 @@ from hf_mote.runs.checkpoints import Checkpoints
 from hf_mote.runs.folder import Record, RunFolder
 from hf_mote.runs.identity import plain
 from hf_mote.sae.hookpoints import Hookpoint
-from hf_mote.sae.intervene import sites_of, splice_sae
+from hf_mote.sae.intervene import sites_of, splice_sae, unwrapped
 from hf_mote.sae.kept import digest_of_sequences, run_of
+from hf_mote.sae.left_out import LeftOut, norm_limit_of
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.spliced import divergences, frozen, in_evaluation_mode
 from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of
@@ -32,10 +33,12 @@ from hf_mote.sae.training.sequences import NoTokenizer, Sequences, batch_of
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-__all__ = ["adapt_to_sae", "lora_after"]
+__all__ = ["adapt_to_sae", "lora_after", "splice_arguments"]
 
 _ADAPTER = "adapter"  # the record of what was trained
 _IGNORED = -100  # as the labels of transformers have it
+# The sequences by whose median long activations are recognised, and how many of them run together.
+_MEASURED, _TOGETHER = 64, 8
 
 
 def adapt_to_sae(
@@ -53,6 +56,9 @@ def adapt_to_sae(
     context_length: int = 256,
     text_column: str = "text",
     packed: bool = True,
+    exclude_special_tokens: bool = True,
+    exclude_positions: str | None = None,
+    max_norm: float | None = None,
     seed: int = 0,
     run_folder: str | os.PathLike[str] | None = None,
 ) -> PeftModel:
@@ -60,6 +66,9 @@ def adapt_to_sae(
 
     The loss is the KL divergence of the predictions with SAE and adapter from the plain model's. The weights of the
     model and the SAE do not change, bit for bit. The adapter belongs to the SAE: without it, switch it off.
+
+    The model's own activation stays where a token is left out. Leave out what the SAE was trained without, and the
+    same again in [`evaluate_sae`] and [`splice_sae`]: [`splice_arguments`] returns it as the latter takes it.
 
     Args:
         model (`PreTrainedModel`): A causal language model; the adapter is put into it, as `get_peft_model` does.
@@ -77,6 +86,10 @@ def adapt_to_sae(
         context_length (`int`, *optional*, defaults to 256): Most tokens of a sequence.
         text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
         packed (`bool`, *optional*, defaults to `True`): Whether texts follow each other in full contexts.
+        exclude_special_tokens (`bool`, *optional*, defaults to `True`): Leave out the tokenizer's special tokens.
+        exclude_positions (`str`, *optional*): Leave out positions of each sequence, as in [`collect_activations`].
+        max_norm (`float`, *optional*):
+            Leave out tokens whose input is longer than so many times the median of the first 64 sequences.
         seed (`int`, *optional*, defaults to 0): Of the adapter's start and the order of the text.
         run_folder (`str` or `os.PathLike`, *optional*):
             Where the Trainer's last checkpoint is kept, and at the end the adapter, so that a stopped run continues
@@ -126,7 +139,11 @@ def adapt_to_sae(
         fix = "Give the plain model, or merge its adapter first: model.merge_and_unload()."
         raise UnsupportedError(f"{where}.model", "has an adapter already", fix=fix)
     reads, writes = sites_of(model, sae, hookpoint, where)
-    rows = _rows(tokenizer, dataset, text_column, context_length, packed, max_tokens)
+    left_out = LeftOut.of(
+        where, tokenizer, special=exclude_special_tokens, positions=exclude_positions, max_norm=max_norm
+    )
+    least = 0 if max_norm is None else _MEASURED
+    rows, first = _rows(tokenizer, dataset, text_column, context_length, packed, max_tokens, least)
     peft_config = lora_after(model, writes) if peft_config is None else peft_config
     steps = max(1, round(max_tokens / sum(map(len, rows)) * len(rows) / batch_size))
     run: RunFolder | None = None
@@ -142,12 +159,14 @@ def adapt_to_sae(
             hookpoints=[reads.name, writes.name],
             text_sha256=digest_of_sequences(rows),
             peft_config=plain(f"{where}.peft_config", peft_config.to_dict()),
+            left_out=[list(left_out.special), exclude_positions, max_norm],
             steps=steps,
             batch_size=batch_size,
             learning_rate=learning_rate,
             seed=seed,
         )
     done = None if run is None else run.read(_ADAPTER)
+    spliced = _splice_arguments(model, reads, first, left_out, exclude_positions) if done is None else {}
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     was_training = [module for module in model.modules() if module.training]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -165,7 +184,7 @@ def adapt_to_sae(
             _load(adapted, run, done)
             Checkpoints(run).remove()
         else:
-            with frozen(sae), splice_sae(model, sae, hookpoint=hookpoint) as splice:
+            with frozen(sae), splice_sae(model, sae, hookpoint=hookpoint, **spliced) as splice:
                 chosen = arguments is None
                 with nullcontext(str(run.path)) if run is not None else tempfile.TemporaryDirectory() as to:
                     if arguments is None:
@@ -201,6 +220,63 @@ def adapt_to_sae(
         peft_config.target_modules = sorted(modules)  # type: ignore[attr-defined]
     made: PeftModel = adapted.eval()
     return made
+
+
+def splice_arguments(
+    model: nn.Module,
+    sae: SAEModel,
+    dataset: Iterable[Any],
+    *,
+    tokenizer: Any = None,
+    hookpoint: str | None = None,
+    context_length: int = 256,
+    text_column: str = "text",
+    packed: bool = True,
+    exclude_special_tokens: bool = True,
+    exclude_positions: str | None = None,
+    max_norm: float | None = None,
+) -> dict[str, Any]:
+    """Return what [`splice_sae`] leaves out where [`adapt_to_sae`] with the same arguments does.
+
+    Args:
+        model (`nn.Module`): The model, without its adapter or with it switched off.
+        sae ([`SAEModel`]): The SAE.
+        dataset (`Iterable`): As for [`adapt_to_sae`]; with `max_norm`, 64 of its sequences are read.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): As there, and so are the others.
+        hookpoint (`str`, *optional*): Where the SAE belongs; by default its `config.hookpoint`.
+        context_length (`int`, *optional*, defaults to 256): Most tokens of a sequence.
+        text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
+        packed (`bool`, *optional*, defaults to `True`): Whether texts follow each other in full contexts.
+        exclude_special_tokens (`bool`, *optional*, defaults to `True`): Leave out the tokenizer's special tokens.
+        exclude_positions (`str`, *optional*): Leave out positions of each sequence.
+        max_norm (`float`, *optional*): Leave out tokens whose input is longer than so many times the median.
+
+    Returns:
+        `dict`: `exclude_tokens`, `exclude_positions` and `norm_limit`.
+
+    Raises:
+        [`ConfigError`]: if an argument is out of range.
+        [`DataError`]: if no token is left whose length could be measured.
+    """
+    where = "splice_arguments"
+    whole(f"{where}.context_length", context_length, least=2)
+    left_out = LeftOut.of(
+        where, tokenizer, special=exclude_special_tokens, positions=exclude_positions, max_norm=max_norm
+    )
+    reads, _ = sites_of(unwrapped(model), sae, hookpoint, where)
+    rows = [] if max_norm is None else _rows(tokenizer, dataset, text_column, context_length, packed, 1, _MEASURED)[1]
+    return _splice_arguments(unwrapped(model), reads, rows, left_out, exclude_positions)
+
+
+def _splice_arguments(
+    model: nn.Module, reads: Hookpoint, rows: list[list[int]], left_out: LeftOut, exclude_positions: str | None
+) -> dict[str, Any]:
+    measured = (rows[start : start + _TOGETHER] for start in range(0, len(rows), _TOGETHER))
+    return {
+        "exclude_tokens": list(left_out.special),
+        "exclude_positions": exclude_positions,
+        "norm_limit": norm_limit_of(model, reads, measured, left_out),
+    }
 
 
 def _train(trainer: Trainer, adapted: Any, run: RunFolder | None) -> None:
@@ -306,21 +382,30 @@ def _collated(rows: list[list[int]]) -> dict[str, Tensor]:
 
 
 def _rows(
-    tokenizer: Any, dataset: Iterable[Any], text_column: str, context_length: int, packed: bool, max_tokens: int
-) -> list[list[int]]:
-    """The sequences to train on, of two tokens or more."""
+    tokenizer: Any,
+    dataset: Iterable[Any],
+    text_column: str,
+    context_length: int,
+    packed: bool,
+    max_tokens: int,
+    least: int,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The sequences to train on, of two tokens or more, and the first `least`, of which there may be more."""
     tokenizer = NoTokenizer("adapt_to_sae") if tokenizer is None else tokenizer
-    rows, read = [], 0
+    rows, first, read = [], [], 0
     reader = Sequences(tokenizer, dataset, text_column=text_column, context_length=context_length, packed=packed)
     for sequence in reader:
         if len(sequence) > 1:
-            rows.append(sequence)
-            read += len(sequence)
-        if read >= max_tokens:
+            if len(first) < least:
+                first.append(sequence)
+            if read < max_tokens:
+                rows.append(sequence)
+                read += len(sequence)
+        if read >= max_tokens and len(first) >= least:
             break
     if not rows:
         raise DataError("adapt_to_sae.dataset", "has no token to train on", fix="Give more text.")
-    return rows
+    return rows, first
 
 
 def _is_linear(module: nn.Module) -> bool:

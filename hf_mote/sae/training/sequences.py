@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from numbers import Integral
@@ -11,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_mote.errors import ConfigError, DataError, first_line
+from hf_mote.errors import DataError, first_line
 from hf_mote.messages import check_message, reads_calls
 
-__all__ = ["NoTokenizer", "Sequences", "batch_of", "excluded_positions"]
+__all__ = ["NoTokenizer", "Sequences", "batch_of"]
 
 _MOST_TOKENS = 2**31
-_POSITIONS = re.compile(r"first:(\d+)|(\d*):(\d*)")
 
 
 class Sequences:
@@ -172,20 +170,3 @@ def batch_of(sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
         ids[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
     return ids, mask
-
-
-def excluded_positions(positions: str | None) -> slice | None:
-    """Return the slice of "first:N", or of a slice such as "0:4"; `None` for `None`.
-
-    Raises:
-        [`ConfigError`]: if it is neither.
-    """
-    if positions is None:
-        return None
-    form = _POSITIONS.fullmatch(positions)
-    if form is None:
-        expected = "'first:N', or a slice such as '0:4'"
-        raise ConfigError("exclude_positions", "must be a range", got=repr(positions), expected=expected)
-    if form[1] is not None:
-        return slice(0, int(form[1]))
-    return slice(int(form[2]) if form[2] else None, int(form[3]) if form[3] else None)

@@ -212,7 +212,7 @@ def test_rows_of_messages_token_ids_and_texts_are_read() -> None:
         ({"exclude_positions": "0:16"}, DataError, "left out {'position'"),
         ({"batch_size": 0}, ConfigError, "batch_size: out of range"),
         ({"max_tokens": 3}, ConfigError, "max_tokens: out of range"),
-        ({"max_norm": 0.0}, ConfigError, "max_norm: out of range"),
+        ({"max_norm": 0.0}, ConfigError, "max_norm: must be a number"),
         (
             {"hookpoints": "model.layers.*.output", "targets": "lm_head.output"},
             ConfigError,

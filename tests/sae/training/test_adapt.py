@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from sae.test_intervene import num_hooks, sae_for
+from sae.test_intervene import num_hooks, residual, sae_for
 from tiny_models import tiny_model, tiny_tokenizer
 from torch.nn import functional
 
@@ -18,7 +18,7 @@ from hf_mote import adapt_to_sae, evaluate_sae, splice_sae, steer
 from hf_mote.errors import ConfigError, DataError, UnknownNameError, UnsupportedError
 from hf_mote.sae.intervene import sites_of
 from hf_mote.sae.training import adapt
-from hf_mote.sae.training.adapt import lora_after
+from hf_mote.sae.training.adapt import lora_after, splice_arguments
 
 # PEFT reads of a model what newer transformers call otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -140,12 +140,57 @@ def test_loss_of_a_step_does_not_depend_on_its_micro_batches(tmp_path: Path) -> 
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-3)
 
 
+def test_what_is_left_out_stays_the_model_s_own_in_training_evaluation_and_use() -> None:
+    model, sae = tiny_model("mixtral"), sae_for("topk")
+    left_out: dict[str, Any] = {"exclude_positions": "first:1", "max_norm": 1.2}
+    used = splice_arguments(model, sae, TEXTS, tokenizer=tiny_tokenizer(), context_length=32, **left_out)
+    assert used["exclude_tokens"] == sorted(tiny_tokenizer().all_special_ids)
+    assert used["exclude_positions"] == "first:1"
+    rows, _ = adapt._rows(tiny_tokenizer(), TEXTS, "text", 32, True, 10**6, 0)
+    lengths = []
+    for row in rows[:64]:
+        hidden = residual(model, torch.tensor([row]))[0]
+        special = torch.isin(torch.tensor(row), torch.tensor(used["exclude_tokens"]))
+        lengths += hidden[1:].norm(dim=-1)[~special[1:]].tolist()
+    middle = sorted(lengths)[(len(lengths) - 1) // 2]
+    assert used["norm_limit"] == pytest.approx(1.2 * middle, rel=1e-5)
+
+    with torch.no_grad():
+        plain = model(IDS).logits
+        with splice_sae(model, sae, **used):
+            before = mean_divergence(plain, model(IDS).logits)
+    made = adapt_to_sae(model, sae, TEXTS, **QUICK, **left_out)
+    with torch.no_grad():
+        with splice_sae(made, sae, **used):
+            after = mean_divergence(plain, made(IDS).logits)
+        rows = [{"input_ids": row.tolist()} for row in IDS]
+        report = evaluate_sae(
+            made, sae, rows, with_adapter=True, packed=False, exclude_positions="first:1", exclude_special_tokens=False
+        )
+        with splice_sae(made, sae, exclude_positions="first:1"):
+            spliced = made(IDS).logits
+    assert after < 0.9 * before
+    # The report does not count the prediction after a token that is left out.
+    assert report.kl["sae"] == pytest.approx(mean_divergence(plain[:, 1:], spliced[:, 1:]), rel=1e-4)
+
+
+def test_adapter_of_a_first_position_left_out_is_another(adapted: Any) -> None:
+    made, _, _, _ = adapted
+    other = adapt_to_sae(tiny_model("mixtral"), sae_for("topk"), TEXTS, **QUICK, exclude_positions="first:1")
+    one, two = made.state_dict(), other.state_dict()
+    assert one.keys() == two.keys()
+    assert any(not torch.equal(one[name], two[name]) for name in one)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
         ({"max_tokens": 0}, ConfigError, "max_tokens"),
         ({"learning_rate": 0.0}, ConfigError, "learning_rate"),
         ({"context_length": 1}, ConfigError, "context_length"),
+        ({"exclude_positions": "last"}, ConfigError, "exclude_positions: must be a range"),
+        ({"max_norm": -1.0}, ConfigError, r"adapt_to_sae\.max_norm: must be a number"),
+        ({"max_norm": 2.0, "exclude_positions": "0:"}, DataError, "no token left whose length"),
         ({"tokenizer": None}, DataError, "there is no tokenizer"),
         ({"hookpoint": "model.layer.1"}, UnknownNameError, r"adapt_to_sae\.hookpoint: unknown name"),
         ({"peft_config": LoraConfig(target_modules=["nothing"])}, ConfigError, "does not fit the model"),
