@@ -1,6 +1,7 @@
 """What it costs to train an SAE from text: time beyond the language model's forward, and memory against tokens.
 
     python tests/benchmarks/bench_collect.py time [--rounds 7] [--peers PYTHON]
+    python tests/benchmarks/bench_collect.py second [--rounds 31]
     python tests/benchmarks/bench_collect.py memory [--sizes 0 1 2]
 
 `time`: a Llama of SmolLM2-135M's shape with random weights, activations after layer 15, a dictionary of 4,608 latents,
@@ -9,6 +10,10 @@ hookpoint, a plain forward; the kernel's step alone, on activations that are the
 and `SAETrainer`, whole steps); the same with two SAEs on one stream; with `--peers`, the steps of SAELens' TopK and
 of sparsify, in processes of their own, by the interpreter of an environment with both. Processor time on one thread;
 medians and quartiles over rounds, of ratios within a round.
+
+`second`: what a second SAE on one stream costs, in steps of the kernel alone. In `time` that is the difference of two
+runs in which the language model takes most of the time; here the model has one layer, so that the difference is seen.
+How often the model runs is counted, with one SAE and with two.
 
 `memory`: peak resident memory of processes that collect and train (Linux), each started for one size, beside the
 formula of docs/training_saes.md, term by term: batches, latents, widths, k, one SAE and several, and 1, 4 and 16 times
@@ -33,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_sae import Worker, with_repository
+from bench_sae import Worker, median_and_interval, with_repository
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from hf_mote import (
@@ -81,7 +86,7 @@ class Text:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["time", "memory", "one-memory"])
+    parser.add_argument("what", choices=["time", "second", "memory", "one-memory"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peers", type=Path, help="interpreter of an environment with SAELens and sparsify")
     parser.add_argument("--sizes", type=int, nargs="+", help="of `memory`: these rows only, counted from 0")
@@ -90,6 +95,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.what == "time":
         measure_time(arguments.rounds, arguments.peers)
+    elif arguments.what == "second":
+        measure_second(arguments.rounds)
     elif arguments.what == "memory":
         measure_memory(arguments.sizes)
     else:
@@ -231,6 +238,47 @@ def measure_time(rounds: int, peers: Path | None) -> None:
     for name in map(": ".join, workers):
         over = [a / b for a, b in zip(seconds[name], seconds["our kernel's step"], strict=True)]
         show(f"{name} over our kernel's step: {quartiles(over, '.2f')}")
+
+
+def measure_second(rounds: int) -> None:
+    model, steps_of_run = llama(1, 4096), 8
+    sizes = {"hidden": WIDTH, "latents": LATENTS, "k": K, "batch": BATCH, "threads": 1}
+    torch.manual_seed(0)
+    kernel = Worker(sys.executable, ("hf_mote", "TopK"), sizes, "cpu")
+    forwards = 0
+
+    def count(*_: object) -> None:
+        nonlocal forwards
+        forwards += 1
+
+    model.model.register_forward_hook(count)
+
+    def whole(saes: Any) -> tuple[float, int]:
+        """Processor time of a step, the mean of steps after the first; and how often the model ran."""
+        before, steps = forwards, Steps()
+        trainer(model, saes, 4 * steps_of_run * BATCH // CONTEXT, steps_of_run, 0, steps).train()
+        return statistics.mean(steps.seconds[1:]), forwards - before
+
+    ratios = []
+    try:
+        for index in range(rounds + 1):
+            # In turns, so that neither is always the first.
+            order = [{"one": new_sae()}, {"one": new_sae(), "two": new_sae(1)}]
+            found = {len(saes): whole(saes) for saes in (order if index % 2 else order[::-1])}
+            step = statistics.mean(kernel.step() for _ in range(3))
+            assert found[1][1] == found[2][1], found
+            if index:  # warm-up
+                ratios.append((found[2][0] - found[1][0]) / step)
+                show(
+                    f"round {index}: one SAE {1000 * found[1][0]:.0f} ms, two {1000 * found[2][0]:.0f} ms, "
+                    f"kernel {1000 * step:.0f} ms, {found[1][1]} forwards in both"
+                )
+    finally:
+        kernel.process.kill()
+    show(
+        f"a second SAE on the stream over the kernel's step, {rounds} rounds, processor time of one thread: "
+        f"{median_and_interval(ratios)} (median, 95 % interval)"
+    )
 
 
 # Memory.

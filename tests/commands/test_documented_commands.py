@@ -47,6 +47,19 @@ def test_commands_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert (tmp_path / words[words.index("--output") + 1] / "report.html").is_file()
 
 
+def test_sae_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train, steer = [words for words in commands_of(README) if words[1] == "sae"]
+    assert (train[2], steer[2]) == ("train", "steer")
+    train[train.index("--tokens") + 1] = "4000"
+    made = run(*train[1:], "--evaluation-tokens", "500")
+    assert made.exit_code == 0, made.output
+    assert (tmp_path / steer[4] / "model.safetensors").is_file()
+    result = run(*steer[1:])
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 answers changed." in result.output
+
+
 @pytest.mark.parametrize("words", OTHERS.values(), ids=list(OTHERS))
 def test_documented_command_is_one_that_the_command_line_takes(words: list[str]) -> None:
     group: Any = get_command(app)
