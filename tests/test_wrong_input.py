@@ -144,6 +144,7 @@ TYPED: list[tuple[list[str], str]] = [
     ([*TRAIN, "--max-norm", "nan"], "--max-norm: must be a number"),
     (["sae", "adapt", "MODEL", "SAE", "TEXT", "--output", "OUT", "--max-norm", "-1"], "--max-norm: must be a number"),
     (["sae", "evaluate", "MODEL", "SAE", "TEXT", "--exclude-positions", "4"], "--exclude-positions: must be a range"),
+    (["sae", "top-tokens", "MODEL", "SAE", "TEXT", "--max-norm", "inf"], "--max-norm: must be a number"),
     ([*TRAIN, "--hookpoint", "model.layerz.0"], "--hookpoint: unknown name (got 'model.layerz.0'"),
     (["sae", "train", "MODEL", "FILE", "--output", "OUT"], "is too short to hold some out"),
     (["sae", "evaluate", "MODEL", "SAE", "TEXT"], "--hookpoint: the SAE does not say where it belongs"),

@@ -16,6 +16,7 @@ from hf_mote.sae.hookpoints import Hookpoint
 from hf_mote.sae.intervene import sites_of, unwrapped
 from hf_mote.sae.kept import digest_of_sequences, kept, run_of
 from hf_mote.sae.kernels.sparse import SparseLatents
+from hf_mote.sae.left_out import LeftOut
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.tapped import activations_of
 from hf_mote.sae.training.sequences import Sequences, batch_of
@@ -59,6 +60,9 @@ def latent_activity(
     sequences_per_forward: int = 8,
     text_column: str = "text",
     hookpoint: str | None = None,
+    exclude_special_tokens: bool = True,
+    exclude_positions: str | None = None,
+    max_norm: float | None = None,
     run_folder: str | os.PathLike[str] | None = None,
 ) -> LatentActivity:
     """Count on how many tokens of a text each latent is active.
@@ -73,6 +77,10 @@ def latent_activity(
         sequences_per_forward (`int`, *optional*, defaults to 8): Sequences that run together.
         text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
         hookpoint (`str`, *optional*): Where the SAE belongs; by default its `config.hookpoint`.
+        exclude_special_tokens (`bool`, *optional*, defaults to `True`): Leave out the tokenizer's special tokens.
+        exclude_positions (`str`, *optional*): Leave out positions of each sequence, as in [`collect_activations`].
+        max_norm (`float`, *optional*):
+            Leave out tokens whose input is longer than so many times the median of their forward.
         run_folder (`str` or `os.PathLike`, *optional*): Where the counts of each forward are kept.
 
     Raises:
@@ -81,6 +89,9 @@ def latent_activity(
         [`UnsupportedError`], [`ModelMismatchError`], [`FileFormatError`]: of the run folder, as in
             [`top_activations`].
     """
+    left_out = LeftOut.of(
+        "latent_activity", tokenizer, special=exclude_special_tokens, positions=exclude_positions, max_norm=max_norm
+    )
     reads, forwards, run = reading(
         "latent_activity",
         model,
@@ -93,21 +104,28 @@ def latent_activity(
         text_column=text_column,
         hookpoint=hookpoint,
         run_folder=run_folder,
+        left_out=left_out.identity(),
     )
     number = sae.config.num_latents
-    form = {"counts": (torch.int64, (number,))}
+    form = {"counts": (torch.int64, (number,)), "tokens": (torch.int64, ())}
     counts, tokens = torch.zeros(number, dtype=torch.long), 0
 
     def counted(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        sparse = latents_in(model, sae, reads, ids, mask)
-        return {"counts": torch.bincount(sparse.pattern.columns[sparse.values > 0].cpu(), minlength=number)}
+        sparse, read = latents_in(model, sae, reads, ids, mask, left_out)
+        active = torch.bincount(sparse.pattern.columns[sparse.values > 0].cpu(), minlength=number)
+        return {"counts": active, "tokens": read.sum()}
 
     for place, taken in enumerate(forwards):
         ids, mask = batch_of(taken)
-        counts += kept(run, f"forward-{place:06d}", partial(counted, ids, mask), form)["counts"]
-        tokens += int(mask.sum())
+        part = kept(run, f"forward-{place:06d}", partial(counted, ids, mask), form)
+        most = int(part["counts"].max())
+        if not max(most, 0) <= int(part["tokens"]) <= int(mask.sum()) or int(part["counts"].min()) < 0:
+            assert run is not None
+            raise run.damaged(f"forward-{place:06d}", "counts of another forward")
+        counts += part["counts"]
+        tokens += int(part["tokens"])
     if not tokens:
-        raise DataError("latent_activity: dataset", "holds no tokens")
+        raise DataError("latent_activity: dataset", "has no token left", fix="Give more text, or exclude less.")
     return LatentActivity(counts.tolist(), tokens)
 
 
@@ -163,8 +181,10 @@ def reading(
     return reads, forwards, run
 
 
-def latents_in(model: nn.Module, sae: SAEModel, reads: Hookpoint, ids: Tensor, mask: Tensor) -> SparseLatents:
-    """Return the latents of a forward.
+def latents_in(
+    model: nn.Module, sae: SAEModel, reads: Hookpoint, ids: Tensor, mask: Tensor, left_out: LeftOut
+) -> tuple[SparseLatents, Tensor]:
+    """Return the latents of a forward, none of them at tokens that are left out; and which tokens are not.
 
     Args:
         model (`nn.Module`): The model.
@@ -172,7 +192,12 @@ def latents_in(model: nn.Module, sae: SAEModel, reads: Hookpoint, ids: Tensor, m
         reads ([`Hookpoint`]): Where it reads.
         ids (`torch.Tensor` of shape `(batch, length)`, int64): The tokens.
         mask (`torch.Tensor` of that shape): 0 at padding.
+        left_out ([`LeftOut`]): What is left out.
+
+    Returns:
+        `tuple`: the latents of all tokens, and bool `(batch, length)` on the CPU.
     """
     activations = activations_of(model, ids, mask, [reads])[reads.name]
-    latents = sae._encode(sae._tokens(activations.to(sae.W_dec.device), mask)).latents
-    return latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents)
+    read = left_out.kept(ids, mask, activations.reshape(ids.numel(), -1))
+    latents = sae._encode(sae._tokens(activations.to(sae.W_dec.device), read)).latents
+    return latents if isinstance(latents, SparseLatents) else SparseLatents.from_dense(latents), read

@@ -51,6 +51,11 @@ class LeftOut(NamedTuple):
         ids = tuple(sorted(tokenizer.all_special_ids)) if special and tokenizer is not None else ()
         return cls(ids, excluded_positions(positions), max_norm)
 
+    def identity(self) -> list[Any]:
+        """Return what distinguishes it from others, JSON-native, for a run folder."""
+        positions = None if self.positions is None else [self.positions.start, self.positions.stop]
+        return [list(self.special), positions, self.max_norm]
+
     def kept(self, ids: Tensor, mask: Tensor, inputs: Tensor | None = None) -> Tensor:
         """Return which tokens are not left out, bool `(batch, length)`.
 

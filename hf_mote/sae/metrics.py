@@ -116,7 +116,7 @@ def evaluate_sae(
         text_sha256="" if run_folder is None else digest_of_sequences(line for taken in batches() for line in taken),
         hookpoints=[reads.name, writes.name],
         sequences_per_forward=sequences_per_forward,
-        left_out=[list(left_out.special), exclude_positions, max_norm],
+        left_out=left_out.identity(),
         with_adapter=with_adapter,
         seed=seed,
     )

@@ -16,6 +16,7 @@ from hf_mote.errors import ConfigError, DataError
 from hf_mote.sae.activity import latents_in, reading
 from hf_mote.sae.hookpoints import Hookpoint
 from hf_mote.sae.kept import kept
+from hf_mote.sae.left_out import LeftOut
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.training.sequences import batch_of
 
@@ -90,6 +91,9 @@ def top_activations(
     sequences_per_forward: int = 8,
     text_column: str = "text",
     hookpoint: str | None = None,
+    exclude_special_tokens: bool = True,
+    exclude_positions: str | None = None,
+    max_norm: float | None = None,
     run_folder: str | os.PathLike[str] | None = None,
 ) -> list[LatentProfile]:
     """Find where latents are most active.
@@ -107,6 +111,10 @@ def top_activations(
         sequences_per_forward (`int`, *optional*, defaults to 8): Sequences that run together.
         text_column (`str`, *optional*, defaults to `"text"`): Where a row has its text.
         hookpoint (`str`, *optional*): Where the SAE belongs; by default its `config.hookpoint`.
+        exclude_special_tokens (`bool`, *optional*, defaults to `True`): Leave out the tokenizer's special tokens.
+        exclude_positions (`str`, *optional*): Leave out positions of each sequence, as in [`collect_activations`].
+        max_norm (`float`, *optional*):
+            Leave out tokens whose input is longer than so many times the median of their forward.
         run_folder (`str` or `os.PathLike`, *optional*):
             Where the latents of each forward are kept, so that a stopped run continues with exactly the same result. A
             folder of another model, SAE, text or other latents is refused; `top` and `around` may be others.
@@ -127,6 +135,9 @@ def top_activations(
         if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < sae.config.num_latents:
             expected = f"0..{sae.config.num_latents - 1}"
             raise ConfigError("latents", "the SAE has no such latent", got=repr(latent), expected=expected)
+    left_out = LeftOut.of(
+        "top_activations", tokenizer, special=exclude_special_tokens, positions=exclude_positions, max_norm=max_norm
+    )
     reads, forwards, run = reading(
         "top_activations",
         model,
@@ -140,6 +151,7 @@ def top_activations(
         hookpoint=hookpoint,
         run_folder=run_folder,
         latents=wanted,
+        left_out=left_out.identity(),
     )
     place = torch.full((sae.config.num_latents,), -1)
     place[wanted] = torch.arange(len(wanted))
@@ -147,20 +159,25 @@ def top_activations(
     best: list[list[tuple[float, int, list[int], list[float], int]]] = [[] for _ in wanted]
     order = count()
     seen: list[list[Tensor]] = [[] for _ in wanted]
-    form = {"places": (torch.int64, (None,)), "values": (torch.float64, (None,))}
+    form = {
+        "places": (torch.int64, (None,)),
+        "values": (torch.float64, (None,)),
+        "tokens": (torch.int64, ()),
+    }
     for number, taken in enumerate(forwards):
         ids, mask = batch_of(taken)
-        make = partial(_active, model, sae, reads, ids, mask, place, len(wanted))
+        make = partial(_active, model, sae, reads, ids, mask, left_out, place, len(wanted))
         active = kept(run, f"forward-{number:06d}", make, form)
         size = mask.numel() * len(wanted)
         places, values = active["places"], active["values"]
-        if places.shape != values.shape or bool(((places < 0) | (places >= size)).any()):
+        outside = bool(((places < 0) | (places >= size)).any()) or not 0 <= int(active["tokens"]) <= int(mask.sum())
+        if places.shape != values.shape or outside:
             assert run is not None
             raise run.damaged(f"forward-{number:06d}", "latents of another forward")
         dense = values.new_zeros(size)
         dense[places] = values
         dense = dense.reshape(*mask.shape, len(wanted))
-        tokens += int(mask.sum())
+        tokens += int(active["tokens"])
         fired += (dense > 0).sum((0, 1))
         for index, line in enumerate(dense.flatten(0, 1).T):
             seen[index].append(line[line > 0])
@@ -174,7 +191,7 @@ def top_activations(
                     if len(best[index]) > top:
                         heapq.heappop(best[index])
     if not tokens:
-        raise DataError("top_activations: dataset", "holds no tokens")
+        raise DataError("top_activations: dataset", "has no token left", fix="Give more text, or exclude less.")
     effects = _effects(model, sae, wanted, tokenizer, top)
     profiles = []
     for index, latent in enumerate(wanted):
@@ -205,14 +222,21 @@ def _histogram(values: Tensor) -> Histogram:
 
 
 def _active(
-    model: nn.Module, sae: SAEModel, reads: Hookpoint, ids: Tensor, mask: Tensor, place: Tensor, number: int
+    model: nn.Module,
+    sae: SAEModel,
+    reads: Hookpoint,
+    ids: Tensor,
+    mask: Tensor,
+    left_out: LeftOut,
+    place: Tensor,
+    number: int,
 ) -> dict[str, Tensor]:
     """Where in a forward the chosen latents are not 0, as places in `(batch, length, number)`, and their values."""
-    sparse = latents_in(model, sae, reads, ids, mask)
+    sparse, read = latents_in(model, sae, reads, ids, mask, left_out)
     columns = place.to(sparse.values.device)[sparse.pattern.columns]
     here = (columns >= 0) & (sparse.values != 0)
     places = sparse.pattern.rows[here] * number + columns[here]
-    return {"places": places.cpu(), "values": sparse.values[here].double().cpu()}
+    return {"places": places.cpu(), "values": sparse.values[here].double().cpu(), "tokens": read.sum()}
 
 
 def _effects(

@@ -28,6 +28,31 @@ def test_counts_are_those_of_each_text_by_itself(kind: str) -> None:
     assert [profile.density for profile in profiles] == pytest.approx([n / found.tokens for n in found.counts])
 
 
+@torch.no_grad()
+def test_what_is_left_out_activates_no_latent() -> None:
+    model, sae, tokenizer = tiny_model("mixtral"), sae_for("topk"), tiny_tokenizer()
+    marked = [f"<user>{text}<assistant>yes" for text in TEXTS]
+    special = torch.tensor(tokenizer.all_special_ids)
+    counts, tokens, total = torch.zeros(sae.config.num_latents, dtype=torch.long), 0, 0
+    for text in marked:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        hidden = model(ids, output_hidden_states=True).hidden_states[2][0]
+        kept = ~torch.isin(ids[0], special)
+        kept[:2] = False
+        kept &= hidden.norm(dim=-1) <= 1.1 * hidden[kept].norm(dim=-1).median()
+        counts += (sae.encode(hidden[kept]) > 0).sum(0)
+        tokens, total = tokens + int(kept.sum()), total + len(kept)
+    assert tokens < total - 2 * len(marked)
+    left_out = {"exclude_positions": "first:2", "max_norm": 1.1, "sequences_per_forward": 1}
+    found = latent_activity(model, sae, marked, tokenizer, **left_out)
+    assert (found.counts, found.tokens) == (counts.tolist(), tokens)
+    profiles = top_activations(model, sae, marked, tokenizer, list(range(sae.config.num_latents)), **left_out)
+    assert [profile.density for profile in profiles] == pytest.approx([n / tokens for n in found.counts])
+    with pytest.raises(DataError, match="top_activations: dataset: has no token left"):
+        top_activations(model, sae, marked, tokenizer, [0], exclude_positions="0:")
+    assert latent_activity(model, sae, marked, tokenizer, exclude_special_tokens=False).tokens == total
+
+
 def test_most_active_come_first_and_rare_ones_only_where_no_other_is() -> None:
     activity = LatentActivity([3, 0, 40, 12, 40, 9], 50)
     assert activity.most_active(3, least=10) == [2, 4, 3]
@@ -39,7 +64,7 @@ def test_most_active_come_first_and_rare_ones_only_where_no_other_is() -> None:
 
 def test_text_without_tokens_and_an_sae_in_training_are_refused() -> None:
     model, tokenizer = tiny_model("mixtral"), tiny_tokenizer()
-    with pytest.raises(DataError, match="latent_activity: dataset: holds no tokens"):
+    with pytest.raises(DataError, match="latent_activity: dataset: has no token left"):
         latent_activity(model, sae_for("topk"), [], tokenizer)
     with pytest.raises(ConfigError, match=r"latent_activity\.sae: is in training mode"):
         latent_activity(model, sae_for("topk").train(), TEXTS, tokenizer)

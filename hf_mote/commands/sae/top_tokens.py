@@ -16,6 +16,7 @@ from hf_mote.commands.model import Organisms, loaded_sae
 from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
+from hf_mote.commands.sae.excluding import Excluding
 from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
@@ -66,6 +67,7 @@ def top_tokens_command(
         str | None, typer.Option(help="Hookpoint of the SAE; by default that of its own config.")
     ] = None,
     text_column: TextColumn = "text",
+    excluding: Excluding,
     run_folder: o.RunFolder = None,
     loading: Loading,
     dry_run: o.DryRun = False,
@@ -78,6 +80,7 @@ def top_tokens_command(
         if output is not None:
             check_output(output, force=force)
         work.check()
+        excluding.check()
         if neuronpedia is not None and output is None:
             raise ConfigError("--neuronpedia", "writes into the folder of --output", fix="Give --output FOLDER.")
         ids = None if neuronpedia is None else neuronpedia_ids(neuronpedia)
@@ -95,7 +98,12 @@ def top_tokens_command(
             neuronpedia_layer(loaded, hookpoint)
         subject = loading.subject(model, organisms, any_model=True)
         context_length = fitting(subject.model, context_length)
-        read: dict[str, Any] = {"context_length": context_length, "text_column": text_column, "hookpoint": hookpoint}
+        read: dict[str, Any] = {
+            "context_length": context_length,
+            "text_column": text_column,
+            "hookpoint": hookpoint,
+            **excluding.arguments(),
+        }
         profiled: Callable[..., list[LatentProfile]] = partial(
             top_activations, subject.model, loaded, texts, subject.tokenizer, top=top, **read
         )

@@ -159,7 +159,7 @@ def adapt_to_sae(
             hookpoints=[reads.name, writes.name],
             text_sha256=digest_of_sequences(rows),
             peft_config=plain(f"{where}.peft_config", peft_config.to_dict()),
-            left_out=[list(left_out.special), exclude_positions, max_norm],
+            left_out=left_out.identity(),
             steps=steps,
             batch_size=batch_size,
             learning_rate=learning_rate,
