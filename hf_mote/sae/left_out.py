@@ -106,4 +106,5 @@ def norm_limit_of(
 
 
 def _lengths(inputs: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(inputs, dim=1, dtype=torch.float32).cpu()
+    lengths: Tensor = torch.linalg.vector_norm(inputs, dim=1, dtype=torch.float32)
+    return lengths.cpu()

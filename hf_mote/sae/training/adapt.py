@@ -392,7 +392,9 @@ def _rows(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """The sequences to train on, of two tokens or more, and the first `least`, of which there may be more."""
     tokenizer = NoTokenizer("adapt_to_sae") if tokenizer is None else tokenizer
-    rows, first, read = [], [], 0
+    rows: list[list[int]] = []
+    first: list[list[int]] = []
+    read = 0
     reader = Sequences(tokenizer, dataset, text_column=text_column, context_length=context_length, packed=packed)
     for sequence in reader:
         if len(sequence) > 1:
