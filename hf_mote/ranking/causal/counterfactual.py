@@ -222,7 +222,8 @@ def counterfactual_routes(
     For each layer and each expert that the token chose there, the router chooses again without that expert, then
     without that one and the one that came in its place, and so on, `candidates` times. It is a config with
     `suppress_mode="reroute"` and `positions`: the weights of the experts that stay follow the router's own rule.
-    The effect is `S` after minus `S` before, with `S = log p(response | prompt) - log p(baseline | prompt)`.
+    The effect is `S` after minus `S` before, with `S = log p(response | prompt) - log p(baseline | prompt)`. What is
+    before is measured in batches of the same size, because the last bits of a score depend on that.
 
     Args:
         model (`PreTrainedModel`): A mixture-of-experts language model in evaluation mode; left as it is.
@@ -296,8 +297,10 @@ def counterfactual_routes(
     measured = _Measured(routed, _Seen(at), whole_prompt.folder(run_folder, position=at, layers=wanted))
     found: list[Route] = []
     with torch.no_grad(), attach_to_routers(routed, measured.seen, measured.observer_of):
-        (score,), chosen = measured.of("whole", whole_prompt, range(len(sites)))
+        (score,), chosen = measured.of("whole", whole_prompt, range(len(sites)), [])
         native = {layer: set(chosen[row]) for layer, row in sites.items()}
+        # Scores of as many copies as run together, since the last bits of a score depend on the size of a batch.
+        befores = {1: [score]}
         # The experts that may not be chosen: first the one that gives way, then those that came in its place.
         banned = [(layer, [expert]) for layer in wanted for expert in sorted(native[layer])]
         with progress_bar(total=len(banned) * candidates, desc="rerouting", disable=not progress) as bar:
@@ -311,12 +314,16 @@ def counterfactual_routes(
                         for layer, out in part
                     ]
                     at_rows = [sites[layer] for layer, _ in part]
+                    preference = preference_of(len(part))
+                    if len(part) not in befores:
+                        befores[len(part)], _ = measured.of(f"whole-{len(part):06d}", preference, at_rows, [])
                     name = f"step-{step}-{first:06d}"
-                    values, chosen = measured.of(name, preference_of(len(part)), at_rows, configs)
-                    for (layer, out), now, value in zip(part, chosen, values, strict=True):
+                    values, chosen = measured.of(name, preference, at_rows, configs)
+                    compared = zip(part, chosen, values, befores[len(part)], strict=True)
+                    for (layer, out), now, value, before in compared:
                         came, went = sorted(set(now) - native[layer]), sorted(native[layer] - set(now))
                         weight = sum(now[expert] for expert in came)
-                        found.append(Route(layer, tuple(went), tuple(came), weight, value - score))
+                        found.append(Route(layer, tuple(went), tuple(came), weight, value - before))
                         out += came
                     bar.update(len(part))
     return CounterfactualRoutes(found, at, score, whole_prompt.name, whole_prompt.unit, routed.fingerprint)
@@ -365,7 +372,7 @@ class _Measured:
         return DecisionObserver(partial(self.seen.decided, self._rows[site.path]))
 
     def of(
-        self, name: str, preference: Preference, at_rows: Sequence[int], configs: Sequence[MoTEConfig] | None = None
+        self, name: str, preference: Preference, at_rows: Sequence[int], configs: Sequence[MoTEConfig]
     ) -> tuple[list[float], list[dict[int, float]]]:
         """Return the scores of one batch, and the experts that some routers chose, with their weights.
 
@@ -373,25 +380,29 @@ class _Measured:
             name (`str`): Of the record that is kept.
             preference ([`Preference`]): Of the prompt, once for each config.
             at_rows (`Sequence[int]`): The row of the router of each sequence; of several routers if there is only one.
-            configs (`Sequence[MoTEConfig]`, *optional*): One for each sequence; none by default.
+            configs (`Sequence[MoTEConfig]`): One for each sequence; empty for the model as it is.
         """
 
         def make() -> dict[str, Tensor]:
             scores, chosen = torch.zeros(preference.num_prompts, dtype=torch.float64), []
-            with nullcontext() if configs is None else attach_config(self.routed, configs):
+            sequences = range(len(at_rows)) if preference.num_prompts > 1 else [0] * len(at_rows)
+            with attach_config(self.routed, configs) if configs else nullcontext():
                 for side in preference.sides:
                     (block,) = preference.blocks(side)
                     scores += side * preference.values(block).double().cpu()
                     # Both responses follow the same prompt.
                     if side == preference.sides[0]:
-                        sequences = range(len(at_rows)) if configs is not None else [0] * len(at_rows)
                         chosen = [self.seen.of(row, one) for row, one in zip(at_rows, sequences, strict=True)]
             # Routers may choose different numbers of experts.
             experts = pad_sequence([indices for indices, _ in chosen], batch_first=True, padding_value=-1)
             weights = pad_sequence([values for _, values in chosen], batch_first=True)
             return {"scores": scores, "experts": experts, "weights": weights}
 
-        shapes = {"scores": (preference.num_prompts,), "experts": (len(at_rows), None), "weights": (len(at_rows), None)}
+        shapes = {
+            "scores": (preference.num_prompts,),
+            "experts": (len(at_rows), None),
+            "weights": (len(at_rows), None),
+        }
         found = make() if self.folder is None else self.folder.kept(name, make, shapes)
         pairs = zip(found["experts"].tolist(), found["weights"].tolist(), strict=True)
         chosen = [{expert: weight for expert, weight in zip(*one, strict=True) if expert >= 0} for one in pairs]

@@ -230,3 +230,18 @@ def test_routes_that_turn_the_preference(score: float, effects: list[float], tur
     fingerprint = {**FINGERPRINT, "num_experts": [8, 8]}
     found = CounterfactualRoutes(routes, 4, score, "yes", "nats", fingerprint)
     assert [route.effect for route in found.turning] == turning
+
+
+def test_routes_that_are_read_nowhere_change_nothing_but_a_few_last_bits() -> None:
+    model, tokenizer = tiny_model("mixtral"), tiny_tokenizer()
+    effects = []
+    for prompt in ("what is", "a bb c", "dog and cat"):
+        # What the last layer gives at the first token reaches no logit of a response.
+        found = counterfactual_routes(
+            model, tokenizer, prompt, "x", "y", position=0, layers=[2], candidates=4, batch_size=3, progress=False
+        )
+        effects += [route.effect for route in found.routes]
+    assert len(effects) == 3 * 2 * 4
+    assert max(map(abs, effects)) < 1e-4
+    # Held against the prompt alone, most of them differ.
+    assert effects.count(0.0) > len(effects) / 2
