@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -216,15 +215,17 @@ def _plan(
     what = {
         "routes": f"up to {number * candidates * each:,}: {candidates} for each of {each} experts of one token, "
         f"in {len(sites)} layers",
-        "runs": f"2 forwards of each prompt as it is routed, and 2 for each route, {batch_size} together",
+        "runs": f"one forward of both responses for each route, {batch_size} together, and for each prompt as it is",
     }
-    batches = number * candidates * math.ceil(each / batch_size) / math.ceil(timed / batch_size)
+    # The prompt as it is runs alone, and once more in a batch of the same size.
+    before = 1 + (min(batch_size, timed) if batch_size > 1 else 0)
+    times = number * (before + candidates * each) / (before + timed)
     plan_passes(
         subject,
         asked,
         partial(asking, layers=first),
-        batches,
-        named=f"{timed} routes of the longest prompt",
+        times,
+        named=f"{timed} routes of the longest prompt, with the prompt as it is",
         what=what,
         result=5 * 8 * number * candidates * each,
     )
