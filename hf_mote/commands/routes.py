@@ -96,9 +96,15 @@ def routes_command(
         )
 
         def routes_of(place: int, **options: Any) -> CounterfactualRoutes:
-            pair = (targets[place], baselines[place])
             return counterfactual_routes(
-                subject.model, subject.tokenizer, asked.prompts[place], *pair, position=position, **settings, **options
+                subject.model,
+                subject.tokenizer,
+                asked.prompts[place],
+                response=targets[place],
+                baseline_response=baselines[place],
+                position=position,
+                **settings,
+                **options,
             )
 
         if writing.dry_run:

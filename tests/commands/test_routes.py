@@ -99,7 +99,7 @@ def test_routes_that_turn_the_preference_are_named(tiny_folder: Path, tmp_path: 
 
 def test_routes_of_a_file_have_a_folder_for_each_prompt(tiny_folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "prompts.jsonl"
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"question": "what is", "target": "b", "no": "a"},
         {"question": [{"role": "user", "content": "a bb c"}], "target": "x", "no": "y"},
     ]
@@ -112,7 +112,7 @@ def test_routes_of_a_file_have_a_folder_for_each_prompt(tiny_folder: Path, tmp_p
     largest = []
     for number, row in enumerate(rows, start=1):
         expected = counterfactual_routes(
-            model, tokenizer, row["question"], row["target"], row["no"], position=0, candidates=2, layers=[1, 2],  # type: ignore[arg-type]
+            model, tokenizer, row["question"], row["target"], row["no"], position=0, candidates=2, layers=[1, 2],
             system_prompt="s", progress=False,
         )  # fmt: skip
         place = figures["prompts"][number - 1]["file"]
