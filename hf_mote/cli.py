@@ -28,6 +28,7 @@ COMMANDS = {
     "find": "hf_mote.commands.find:find_command",
     "ftri": "hf_mote.commands.imaging:ftri_command",
     "attribute": "hf_mote.commands.attribution:attribute_command",
+    "routes": "hf_mote.commands.routes:routes_command",
     "sweep": "hf_mote.commands.sweep:sweep_command",
     "evaluate": "hf_mote.commands.evaluation.command:evaluate_command",
     "grid": "hf_mote.commands.grid:grid_command",

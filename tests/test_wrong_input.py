@@ -41,6 +41,7 @@ from hf_mote.errors import HFMoTEError
 AB = ["--target", "a", "--baseline", "b"]
 FTRI = ["ftri", "MODEL", "PROMPTS", "--judge", "refusal"]
 ATTRIBUTE = ["attribute", "MODEL", "PROMPTS", *AB]
+ROUTES = ["routes", "MODEL", "--prompt", "a", *AB]
 EVALUATE = ["evaluate", "MODEL", "CONFIG", "PROMPTS", "--judge", "refusal"]
 SWEEP = ["sweep", "MODEL", "RANKING", "PROMPTS", "--judge", "refusal"]
 TRAIN = ["sae", "train", "MODEL", "TEXT", "--output", "OUT"]
@@ -119,6 +120,15 @@ TYPED: list[tuple[list[str], str]] = [
     ([*ATTRIBUTE, "--method", "gradient"], "--method: unknown name"),
     ([*ATTRIBUTE, "--shortlist", "5"], "--shortlist: is for the methods ablation and patching"),
     ([*ATTRIBUTE, "--method", "ablation", "--shortlist", "999"], "--shortlist: asks for more experts than there are"),
+    (["routes", "MODEL", *AB], "PROMPTS: is missing"),
+    (["routes", "MODEL", "PROMPTS", "--prompt", "a", *AB], "PROMPTS: and --prompt are both given"),
+    (["routes", "MODEL", "--prompt", "a", "--baseline", "b"], "--target: is missing. Give --target TEXT."),
+    (["routes", "MODEL", "PROMPTS", "--target", "a"], "--baseline: is missing"),
+    (["routes", "MODEL", "--prompt", " ", *AB], "--prompt, field 'prompt': must"),
+    ([*ROUTES, "--layers", "9"], "--layers: unknown name (got 9"),
+    ([*ROUTES, "--position", "99"], "--position: --prompt: prompt 1 has no such token"),
+    ([*ROUTES, "--candidates", "0"], "Invalid value for '--candidates'"),
+    ([*ROUTES, "--output", "FILE"], "is a file"),
     ([*EVALUATE, "--strengths", "0.5,nan"], "--strengths: must hold finite numbers"),
     ([*EVALUATE, "--strengths", ""], "--strengths: must be a list of numbers"),
     ([*EVALUATE, "--control-kind", "layers"], "Did you mean 'layer'"),

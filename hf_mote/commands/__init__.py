@@ -1,8 +1,8 @@
 """The `hf-mote` command: one file for each command, and the code that they share.
 
 - Commands: `families.py`, `organisms.py`, `demo.py`, `find.py`, `imaging.py` (`ftri`), `attribution.py`,
-  `evaluation/` (`evaluate`), `sweep.py`, `grid.py`, `chat.py`, `served_chat.py`, `check.py`, `env.py`, `bake.py`,
-  `serve.py`, `init.py`, `configs.py`, `validate.py` (with `config_problems.py`), `push.py`, and `sae/`.
+  `routes.py`, `evaluation/` (`evaluate`), `sweep.py`, `grid.py`, `chat.py`, `served_chat.py`, `check.py`, `env.py`,
+  `bake.py`, `serve.py`, `init.py`, `configs.py`, `validate.py` (with `config_problems.py`), `push.py`, and `sae/`.
 - Their inputs: `options.py`, `bundles/` (groups of options), `names.py` (names shown in the help),
   `model.py` (with `model_files.py`), `served.py` (`--server`), `prompts.py`, `conversations.py`, `record_files.py`,
   `datasets.py`, `judge_specs.py`, `latent_maps.py` (`--latents`).

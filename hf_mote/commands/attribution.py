@@ -14,7 +14,7 @@ import typer
 from hf_mote.commands import options as o
 from hf_mote.commands.bundles.asking import Templating
 from hf_mote.commands.bundles.bundled import bundled
-from hf_mote.commands.bundles.evidence import Reading
+from hf_mote.commands.bundles.evidence import BASELINE, TARGET, Pairing, Reading
 from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.bundles.results import Choosing, Writing
 from hf_mote.commands.latent_maps import check_latent_maps, latent_maps
@@ -40,7 +40,6 @@ LEAST_COMPLETED = 4
 PLANNED = 3  # steps of growth of each mode that a plan reckons with
 METHODS = ("attribution", "ablation", "optimize", "patching")
 ONE_BY_ONE = ("ablation", "patching")  # methods that try one expert at a time, and take a shortlist
-TARGET, BASELINE = "target", "baseline"  # what the two responses are called, here and on the page
 CORRUPTED = "corrupted"
 
 
@@ -50,18 +49,7 @@ def attribute_command(
     *,
     model: o.Model,
     prompts: o.Prompts,
-    target: Annotated[
-        str | None, typer.Option(help="The response whose causes are sought; by default that of --target-field.")
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option(help="The response it is held against; by default that of --baseline-field.")
-    ] = None,
-    target_field: Annotated[
-        str, typer.Option(help="Field that holds the target response, where --target is not given.")
-    ] = TARGET,
-    baseline_field: Annotated[
-        str, typer.Option(help="Field that holds the baseline response, where --baseline is not given.")
-    ] = BASELINE,
+    pairing: Pairing,
     writing: Writing = OUTPUT,
     method: Annotated[
         str,
@@ -138,9 +126,7 @@ def attribute_command(
         organisms = Organisms()
         asked = reading.prompts(prompts, organisms, seed=seed)
         groups = reading.groups(asked)
-        targets = _responses("--target", target, asked, target_field)
-        baselines = _responses("--baseline", baseline, asked, baseline_field)
-        o.check_pairs(asked.source, targets, baselines)
+        targets, baselines = pairing.responses(asked)
         corrupted = asked.others(corrupted_field, "--corrupted-field") if patching else []
         if complete and len(asked.prompts) < LEAST_COMPLETED:
             needed = f"{LEAST_COMPLETED} or more, half of which are held back"
@@ -310,19 +296,6 @@ def _call(
     **options: Any,
 ) -> ExpertRanking:
     return rank(subject.model, subject.tokenizer, asked.prompts, targets, baselines, **options)
-
-
-def _responses(option: str, given: str | None, asked: PromptSet, field: str) -> list[str]:
-    if given is not None:
-        return [given] * len(asked.prompts)
-    if not asked.has(field):
-        raise ConfigError(
-            option,
-            "is missing",
-            got=f"prompts without a field {field!r}",
-            fix=f"Give {option} TEXT, or {option}-field NAME for a field of {asked.source}.",
-        )
-    return asked.column(field)
 
 
 def _preference(

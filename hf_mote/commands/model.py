@@ -27,7 +27,7 @@ from hf_mote.sae.announced import ANNOUNCED
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_mote.organisms.organism import Organism
     from hf_mote.sae.modeling import SAEModel
@@ -140,6 +140,7 @@ def load_subject(
     quantization: str | None = None,
     attn_implementation: str | None = None,
     ready: Callable[[PreTrainedTokenizerBase], object] | None = None,
+    fits: Callable[[PreTrainedModel], object] | None = None,
 ) -> Subject:
     """Return a model with routers, and its tokenizer.
 
@@ -158,6 +159,8 @@ def load_subject(
         attn_implementation (`str`, *optional*): One of [`ATTENTIONS`]; transformers' choice by default.
         ready (`Callable`, *optional*): Called with the tokenizer before weights are loaded, so that its errors come
             early.
+        fits (`Callable`, *optional*): Called with the model without weights before they are loaded, likewise; with an
+            organism as it is. It is not called for a model that transformers makes from its weights only.
 
     Raises:
         [`UnknownNameError`]: if there is no such model.
@@ -189,6 +192,8 @@ def load_subject(
         subject = Subject(name, organism.model, _with_template(organism.tokenizer, template), organism)
         if ready is not None:
             ready(subject.tokenizer)
+        if fits is not None:
+            fits(subject.model)
         return subject
     try:
         source, branch = _source_of(name, revision)
@@ -203,6 +208,8 @@ def load_subject(
         _with_template(tokenizer, template)
         if ready is not None:
             ready(tokenizer)
+        if fits is not None and (bare := _without_weights(config, trust_remote_code)) is not None:
+            fits(bare)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             output_loading_info=True,
@@ -249,6 +256,19 @@ def load_subject(
     if not any_model:
         find_routers(model)
     return Subject(name, model.eval(), tokenizer, trusted=trust_remote_code)
+
+
+def _without_weights(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel | None:
+    """Return a model on the meta device; `None` if it cannot be made there, as code of its own repository may need."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return model
+    except Exception:  # what is wrong with it is said when it is loaded
+        return None
 
 
 def _optional_arguments(quantization: str | None, attn_implementation: str | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 
 from hf_mote.commands.model import ATTENTIONS, DTYPES, QUANTIZATIONS
 from hf_mote.commands.names import MODES
-from hf_mote.errors import ConfigError, DataError, FileFormatError, HFMoTEError, UnknownNameError, real
+from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNameError, real
 from hf_mote.files import parse_json
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AllowOtherWeights",
     "AttnImplementation",
+    "BaselineField",
+    "BaselineResponse",
     "BatchSize",
     "ChatTemplate",
     "ClassField",
@@ -41,8 +43,10 @@ __all__ = [
     "Output",
     "PairField",
     "Profile",
+    "Prompt",
     "PromptField",
     "Prompts",
+    "PromptsIfAny",
     "Quantization",
     "Resamples",
     "Revision",
@@ -53,6 +57,8 @@ __all__ = [
     "Suppress",
     "SystemPrompt",
     "Target",
+    "TargetField",
+    "TargetResponse",
     "Temperature",
     "TemplateArgs",
     "Top",
@@ -61,7 +67,6 @@ __all__ = [
     "TrustRemoteCode",
     "check_changes",
     "check_experts",
-    "check_pairs",
     "numbers_in",
     "sampling",
     "template_args",
@@ -79,6 +84,15 @@ _DATA, _JUDGING, _MODEL, _OUT = "Prompts", "Judging", "Model", "Output"
 
 Model: TypeAlias = Annotated[str, typer.Argument(help="Folder or Hub id of a model, or organism:NAME.")]
 Prompts: TypeAlias = Annotated[str, typer.Argument(help=f"Prompts: {_SOURCES}.")]
+PromptsIfAny: TypeAlias = Annotated[
+    str | None, typer.Argument(help=f"Prompts: {_SOURCES}. Or none, and --prompt.", show_default=False)
+]
+Prompt: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A prompt, in the place of PROMPTS, by default none; may be given several times.", rich_help_panel=_DATA
+    ),
+]
 
 PromptField: TypeAlias = Annotated[
     str | None,
@@ -110,6 +124,18 @@ Limit: TypeAlias = Annotated[
         help="Maximum number of prompts of each class of the file, drawn at random; all by default.",
         rich_help_panel=_DATA,
     ),
+]
+TargetResponse: TypeAlias = Annotated[
+    str | None, typer.Option(help="The response whose causes are sought; by default that of --target-field.")
+]
+BaselineResponse: TypeAlias = Annotated[
+    str | None, typer.Option(help="The response it is held against; by default that of --baseline-field.")
+]
+TargetField: TypeAlias = Annotated[
+    str, typer.Option(help="Field that holds the target response, where --target is not given.")
+]
+BaselineField: TypeAlias = Annotated[
+    str, typer.Option(help="Field that holds the baseline response, where --baseline is not given.")
 ]
 SystemPrompt: TypeAlias = Annotated[
     str | None,
@@ -388,27 +414,6 @@ def check_changes(
         real("--by", by, least=0, most=FLOAT32_MAX)
     if mode not in MODES:
         raise UnknownNameError.of("--mode", mode, MODES)
-
-
-def check_pairs(source: str, targets: list[str], baselines: list[str]) -> None:
-    """Refuse pairs of responses that are empty or equal, before the model is loaded.
-
-    Args:
-        source (`str`): Where the prompts come from.
-        targets (`list[str]`): The target response to each prompt.
-        baselines (`list[str]`): The response that it is compared with.
-
-    Raises:
-        [`DataError`]: if one is empty, or the two are the same; the prompt is named by its number.
-    """
-    for number, (target, baseline) in enumerate(zip(targets, baselines, strict=True), start=1):
-        where = f"{source}: prompt {number}"
-        for option, text in (("--target", target), ("--baseline", baseline)):
-            if not text.strip():
-                raise DataError(where, f"the response that {option} gives is empty", expected="text")
-        if target == baseline:
-            fix = "Give two responses that differ: the one that shows the behaviour, and one that does not."
-            raise DataError(where, "--target and --baseline are the same", got=repr(target)[:80], fix=fix)
 
 
 def template_args(given: list[str] | None) -> dict[str, Any]:

@@ -28,7 +28,9 @@ from hf_mote.files import local_path
 from hf_mote.generation.chat import Prompt
 from hf_mote.generation.prompts import checked_prompts, prompt_text
 
-__all__ = ["PromptSet", "drawn", "read_prompts"]
+__all__ = ["TYPED", "PromptSet", "drawn", "read_prompts", "typed_prompts"]
+
+TYPED = "--prompt"  # the source of prompts that were typed
 
 _PROMPT_FIELDS = ("prompt", "messages")
 _CLASS_FIELDS = ("class", "label")
@@ -130,6 +132,23 @@ def read_prompts(
         classes=None if classes is None else [classes[index] for index in chosen],
         unclassed=_unclassed(records) if classes is None else None,
     )
+
+
+def typed_prompts(texts: Sequence[str]) -> PromptSet:
+    """Return prompts that were typed, each by `--prompt`.
+
+    Args:
+        texts (`Sequence[str]`): The prompts.
+
+    Raises:
+        [`DataError`]: if one is empty, or no valid text; it is named by its number.
+    """
+    several = len(texts) > 1
+    records = [
+        Record(f"{TYPED}, number {number}" if several else TYPED, {"prompt": text})
+        for number, text in enumerate(texts, start=1)
+    ]
+    return PromptSet(TYPED, [_prompt(record, "prompt", TYPED) for record in records], records, None)
 
 
 def drawn(classes: Sequence[str], limit: int | None, seed: int) -> list[int]:

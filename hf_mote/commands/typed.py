@@ -111,6 +111,8 @@ def as_typed(error: HFMoTEError) -> str:
     """
     context = _RUNNING.get()
     parameters = {} if context is None else {one.name: one for one in context.command.params}
+    if {"prompts", "prompt"} <= parameters.keys():  # two ways to give prompts, of which one is at fault
+        del parameters["prompt" if context.params.get("prompts") is not None else "prompts"]
     option, rest = _option(error.where, parameters)
     text = str(error)[len(error.where) :]
     for in_python, on_command_line in _REMEDIES.items():

@@ -83,6 +83,14 @@ def test_dry_run_of_attribute_says_its_passes(out: Path, method: str, runs: str)
     assert f"method {method}" in text
 
 
+def test_dry_run_of_routes_counts_them(out: Path) -> None:
+    text = plan(out, "routes", "organism:refusal", HELD, "--limit", 3, *PAIR, "--candidates", 2, "--layers", "2,3")
+    assert "routes up to 48: 2 for each of 8 experts of one token, in 2 layers" in text
+    # A prompt as it is once alone and once in a batch of 8, and 16 routes of it; timed are 8 routes.
+    times = 3 * (1 + 8 + 16) / (1 + 8 + 8)
+    assert f"for {times:.1f} x 8 routes of the longest prompt, with the prompt as it is, " in text
+
+
 def test_dry_run_of_patching_says_its_passes(out: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     pairs = tmp_path_factory.mktemp("pairs") / "pairs.csv"
     pairs.write_text("prompt,corrupted,answer\nWhat is it?,What was it?,No.\n")

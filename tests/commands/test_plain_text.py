@@ -46,6 +46,7 @@ COMMANDS = {
     "attribute": [
         "attribute", "MODEL", "PROMPTS", "--target", "a", "--baseline", "b", "--output", "out", "--dry-run",
     ],
+    "routes": ["routes", "MODEL", "PROMPTS", "--target", "a", "--baseline", "b", "--output", "out", "--dry-run"],
     "evaluate": ["evaluate", "MODEL", "RANKING", "PROMPTS", "--judge", "refusal", "--output", "out", *FEW],
     "sweep": ["sweep", "MODEL", "RANKING", "PROMPTS", "--judge", "refusal", "--output", "out", "--experts", 1, *FEW],
     "chat": ["chat", "MODEL"],

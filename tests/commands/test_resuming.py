@@ -53,6 +53,7 @@ COMMANDS: dict[str, list[str]] = {
     "attribute": ["attribute", "MODEL", "PROMPTS", *PAIR, "--gain", "0.5"],
     "ablate": ["attribute", "MODEL", "PROMPTS", *PAIR, "--method", "ablation", "--shortlist", "4"],
     "patch": ["attribute", "MODEL", "PAIRS", *PAIR, "--method", "patching", "--resamples", "0"],
+    "routes": ["routes", "MODEL", "PROMPTS", *PAIR[:-2], "--candidates", "2"],
     "optimize": ["attribute", "MODEL", "PROMPTS", *PAIR, "--method", "optimize", "--steps", "3"],
     "complete": ["attribute", "MODEL", "PROMPTS", *PAIR, "--method", "optimize", "--steps", "3", "--complete"],
 }

@@ -14,6 +14,7 @@ from hf_mote.errors import ConfigError
 TYPED = {
     "ftri": ["m", "p"],
     "attribute": ["m", "p"],
+    "routes": ["m", "p"],
     "evaluate": ["m", "c", "p"],
     "train": ["m", "t", "--output", "o"],
     "adapt": ["m", "s", "t", "--output", "o"],
@@ -41,6 +42,10 @@ def context_of(name: str) -> Any:
         ("evaluate", "SAEReport.tokens", "SAEReport.tokens"),
         ("ftri", "chat_template_kwargs['x']", "--template-arg x"),
         ("attribute", "OptimizedRanking.complete.run_folder", "--run-folder"),
+        ("routes", "counterfactual_routes.layers", "--layers"),
+        ("routes", "counterfactual_routes.position", "--position"),
+        ("routes", "counterfactual_routes.run_folder", "--run-folder"),
+        ("routes", "prompts[1]", "prompts[1]"),
         ("train", "sae train.run_folder", "--run-folder"),
         ("train", "TopKSAEConfig.k", "--k"),
         ("train", "TopKSAEConfig.num_latents", "--latents"),
@@ -64,6 +69,12 @@ def context_of(name: str) -> Any:
 def test_error_of_a_command_names_its_option(command: str, where: str, told: str) -> None:
     with running(context_of(command)):
         assert as_typed(ConfigError(where, "is wrong", got=3)) == f"{told}: is wrong (got 3)."
+
+
+def test_prompt_is_named_by_the_option_only_where_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TYPED, "routes", ["m", "--prompt", "a", "--prompt", "b"])
+    with running(context_of("routes")):
+        assert as_typed(ConfigError("prompts[1]", "is wrong")) == "--prompt: is wrong."
 
 
 @pytest.mark.parametrize(

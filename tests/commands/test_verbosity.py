@@ -214,7 +214,7 @@ def test_quantization_without_its_library_says_what_is_missing(tiny_folder: Path
     assert "--quantization" in said(result)
 
 
-@pytest.mark.parametrize("command", ["ftri", "attribute", "sweep", "evaluate", "chat", "check", "sae train"])
+@pytest.mark.parametrize("command", ["ftri", "attribute", "routes", "sweep", "evaluate", "chat", "check", "sae train"])
 def test_commands_that_load_a_model_take_all_loading_options(command: str) -> None:
     text = run(*command.split(), "--help").output
     for option in ("--dtype", "--device", "--quantization", "--revision", "--attn-implem", "--trust-remote"):

@@ -163,7 +163,12 @@ NOT_KILLED = {
             "commands.find._write",
             "commands.imaging._write",
         )
-        + ("commands.sweep._write", "commands.run_files.finish", "commands.run_files.save_config"),
+        + (
+            "commands.routes._write",
+            "commands.sweep._write",
+            "commands.run_files.finish",
+            "commands.run_files.save_config",
+        ),
         _DRAFT,
     ),
     "commands.bake.bake_command": "BakedModel.save_pretrained",

@@ -211,6 +211,7 @@ def test_model_folder_runs_no_code_unless_told_to(model_folder: Path, ran_marker
         ["ftri", model_folder, prompts, "--judge", "regex:x"],
         ["ftri", "organism:refusal", prompts, "--judge", "lm:So?", "--judge-model", model_folder],
         ["attribute", model_folder, prompts, "--target", "x", "--baseline", "y"],
+        ["routes", model_folder, prompts, "--target", "x", "--baseline", "y"],
     ):
         result = run(*command, "--output", tmp_path / "out")
         assert result.exit_code == 1, result.output

@@ -3,7 +3,7 @@
 - `bundled.py`: the decorator that adds the fields to the command line.
 - `loading.py`: `Loading`, how a model is loaded; `Serving`, a server that runs it.
 - `asking.py`: `Templating`, how prompts become tokens; `Sampling` and `Generating`, how responses are generated.
-- `evidence.py`: `Reading`, how prompts are read; `Judging`, what labels responses.
+- `evidence.py`: `Reading`, how prompts are read; `Judging`, what labels responses; `Pairing`, two responses to each.
 - `results.py`: `Choosing`, which experts of a ranking are used; `Writing`, where results are written.
 
 May import what `hf_mote/commands` may, and slow imports only inside functions. An option's name, help and range are in

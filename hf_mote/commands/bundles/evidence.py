@@ -1,4 +1,4 @@
-"""How prompts are read, and what labels the responses to them."""
+"""How prompts are read, what labels the responses to them, and which two responses are held against each other."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 from hf_mote.commands import options as o
 from hf_mote.commands.judge_specs import make_judge
 from hf_mote.commands.model import Organisms
-from hf_mote.commands.prompts import PromptSet, read_prompts
+from hf_mote.commands.prompts import TYPED, PromptSet, read_prompts
+from hf_mote.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from hf_mote.judges.judge import Judge
 
-__all__ = ["Judging", "Reading"]
+__all__ = ["BASELINE", "TARGET", "Judging", "Pairing", "Reading"]
+
+TARGET, BASELINE = "target", "baseline"  # what the two responses are called, here and on pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,3 +99,58 @@ class Judging:
             judge_url=self.judge_url,
             allow_http=self.judge_allow_http,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """Two responses to each prompt, of which one is held against the other.
+
+    Attributes:
+        target (`str`, *optional*): `--target`, the response whose causes are sought.
+        baseline (`str`, *optional*): `--baseline`, the response it is held against.
+        target_field (`str`, *optional*, defaults to `"target"`): `--target-field`, which holds the target without
+            `--target`.
+        baseline_field (`str`, *optional*, defaults to `"baseline"`): `--baseline-field`, likewise.
+    """
+
+    target: o.TargetResponse = None
+    baseline: o.BaselineResponse = None
+    target_field: o.TargetField = TARGET
+    baseline_field: o.BaselineField = BASELINE
+
+    def responses(self, asked: PromptSet) -> tuple[list[str], list[str]]:
+        """Return the target and the baseline response to each prompt.
+
+        Args:
+            asked (`PromptSet`): The prompts.
+
+        Raises:
+            [`ConfigError`]: if one is neither given nor a field of the prompts.
+            [`DataError`]: if one is empty, or the two are the same; the prompt is named by its number.
+        """
+        targets = _responses("--target", self.target, asked, self.target_field)
+        baselines = _responses("--baseline", self.baseline, asked, self.baseline_field)
+        for number, (target, baseline) in enumerate(zip(targets, baselines, strict=True), start=1):
+            where = f"{asked.source}: prompt {number}"
+            for option, text in (("--target", target), ("--baseline", baseline)):
+                if not text.strip():
+                    raise DataError(where, f"the response that {option} gives is empty", expected="text")
+            if target == baseline:
+                fix = "Give two responses that differ: the one that shows the behaviour, and one that does not."
+                raise DataError(where, "--target and --baseline are the same", got=repr(target)[:80], fix=fix)
+        return targets, baselines
+
+
+def _responses(option: str, given: str | None, asked: PromptSet, field: str) -> list[str]:
+    if given is not None:
+        return [given] * len(asked.prompts)
+    if asked.source == TYPED:
+        raise ConfigError(option, "is missing", fix=f"Give {option} TEXT.")
+    if not asked.has(field):
+        raise ConfigError(
+            option,
+            "is missing",
+            got=f"prompts without a field {field!r}",
+            fix=f"Give {option} TEXT, or {option}-field NAME for a field of {asked.source}.",
+        )
+    return asked.column(field)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from hf_mote.commands import options as o
@@ -12,6 +12,8 @@ from hf_mote.commands.model import Organisms, Subject, check_loading, load_subje
 from hf_mote.errors import ConfigError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from hf_mote.generation.chat import Prompt
 
 __all__ = ["Loading", "Serving"]
@@ -58,6 +60,8 @@ class Loading:
         any_model: bool = False,
         templating: Templating = AS_SHIPPED,
         prompts: Sequence[Prompt] = (),
+        ready: Callable[[list[list[int]], PreTrainedTokenizerBase], object] | None = None,
+        fits: Callable[[PreTrainedModel], object] | None = None,
     ) -> Subject:
         """Return the model.
 
@@ -68,11 +72,24 @@ class Loading:
             templating ([`Templating`], *optional*): How prompts become its tokens.
             prompts (`Sequence[Prompt]`, *optional*): Prompts that are tokenized before weights are loaded, so that an
                 error in them or in the template comes early.
+            ready (`Callable`, *optional*): Called with the tokens of the prompts and the tokenizer before weights are
+                loaded.
+            fits (`Callable`, *optional*): Called with the model without weights; see [`load_subject`].
         """
-        ready = (lambda tokenizer: templating.chat(tokenizer).encode(prompts)) if prompts else None
-        template = templating.chat_template
+
+        def tokenized(tokenizer: PreTrainedTokenizerBase) -> None:
+            tokens = templating.chat(tokenizer).encode(prompts) if prompts else []
+            if ready is not None:
+                ready(tokens, tokenizer)
+
         subject = load_subject(
-            model, organisms, any_model=any_model, chat_template=template, ready=ready, **dataclasses.asdict(self)
+            model,
+            organisms,
+            any_model=any_model,
+            chat_template=templating.chat_template,
+            ready=tokenized,
+            fits=fits,
+            **dataclasses.asdict(self),
         )
         if prompts:
             say_if_plain(subject.tokenizer)

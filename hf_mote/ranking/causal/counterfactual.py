@@ -6,7 +6,9 @@ expert gives way to the next ones in turn, and the change of a preference betwee
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mote.errors import (
@@ -42,6 +45,7 @@ from hf_mote.routing.router_hook import DecisionObserver, attach_to_routers
 from hf_mote.routing.rules.selection import Routing
 from hf_mote.routing.sites.routed_model import RoutedModel
 from hf_mote.routing.sites.site import RouterSite
+from hf_mote.runs.folder import RunFolder
 from hf_mote.sharing.cards import CardNotes, Evidence, compose_card
 from hf_mote.version import __version__
 
@@ -120,6 +124,11 @@ class CounterfactualRoutes(Printable, Shareable):
             raise DataError(f"{where}.routes", "must name a route once", got=f"layer {twice[0]}: {twice[1:]}")
         order = sorted(routes, key=lambda route: (-abs(route.effect), route.layer, route.experts_out))
         object.__setattr__(self, "routes", order)
+
+    @property
+    def turning(self) -> list[Route]:
+        """The routes with which the score is positive where it was not, or no longer where it was."""
+        return [route for route in self.routes if (self.score > 0) != (self.score + route.effect > 0)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values, JSON-native."""
@@ -205,6 +214,7 @@ def counterfactual_routes(
     batch_size: int = 8,
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    run_folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> CounterfactualRoutes:
     """Return what a preference becomes if one token of a prompt takes, in one layer, the next best experts.
@@ -212,7 +222,8 @@ def counterfactual_routes(
     For each layer and each expert that the token chose there, the router chooses again without that expert, then
     without that one and the one that came in its place, and so on, `candidates` times. It is a config with
     `suppress_mode="reroute"` and `positions`: the weights of the experts that stay follow the router's own rule.
-    The effect is `S` after minus `S` before, with `S = log p(response | prompt) - log p(baseline | prompt)`.
+    The effect is `S` after minus `S` before, with `S = log p(response | prompt) - log p(baseline | prompt)`. What is
+    before is measured in batches of the same size, because the last bits of a score depend on that.
 
     Args:
         model (`PreTrainedModel`): A mixture-of-experts language model in evaluation mode; left as it is.
@@ -228,6 +239,7 @@ def counterfactual_routes(
         batch_size (`int`, *optional*, defaults to 8): Routes that run together.
         system_prompt (`str`, *optional*): First message of a prompt that is a text.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*): See [`attribute_experts`].
+        run_folder (`str` or `os.PathLike`, *optional*): See [`attribute_experts`]; each batch of routes is kept.
         progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
 
     Returns:
@@ -237,8 +249,8 @@ def counterfactual_routes(
         [`ConfigError`]: if a number is out of range, or neither both responses nor a score are given.
         [`DataError`]: if prompt or responses are malformed, or a score is not finite.
         [`UnknownNameError`]: if a layer has no router.
-        [`UnsupportedError`], [`ModelMismatchError`]: if a router cannot choose again, or the model draws random
-            numbers.
+        [`UnsupportedError`], [`ModelMismatchError`]: if a router cannot choose again, the model draws random numbers,
+            or the run folder is that of another run.
 
     Example:
 
@@ -282,44 +294,38 @@ def counterfactual_routes(
     for layer in wanted:
         if layer not in sites:
             raise UnknownNameError.of(f"{where}.layers", layer, map(str, sites))
-    seen = _Seen(at)
-    rows = {site.path: row for row, site in enumerate(routed.sites)}
+    measured = _Measured(routed, _Seen(at), whole_prompt.folder(run_folder, position=at, layers=wanted))
     found: list[Route] = []
-
-    def observer_of(site: RouterSite) -> DecisionObserver:
-        return DecisionObserver(partial(seen.decided, rows[site.path]))
-
-    with torch.no_grad(), attach_to_routers(routed, seen, observer_of):
-        score = float(whole_prompt.scores()[0])
-        native = {layer: set(seen.of(row, 0)) for layer, row in sites.items()}
+    with torch.no_grad(), attach_to_routers(routed, measured.seen, measured.observer_of):
+        (score,), chosen = measured.of("whole", whole_prompt, range(len(sites)), [])
+        native = {layer: set(chosen[row]) for layer, row in sites.items()}
+        # Scores of as many copies as run together, since the last bits of a score depend on the size of a batch.
+        befores = {1: [score]}
         # The experts that may not be chosen: first the one that gives way, then those that came in its place.
         banned = [(layer, [expert]) for layer in wanted for expert in sorted(native[layer])]
         with progress_bar(total=len(banned) * candidates, desc="rerouting", disable=not progress) as bar:
             for step in range(candidates):
                 if step:
                     banned = [(layer, out) for layer, out in banned if _can_choose(routed.sites[sites[layer]], out)]
-                if not banned:
-                    break
-                configs = [
-                    MoTEConfig(suppress=[[layer, one] for one in out], suppress_mode="reroute", positions=[at])
-                    for layer, out in banned
-                ]
-                preference = preference_of(len(banned))
-                values = torch.zeros(len(banned), dtype=torch.float64)
-                chosen: list[dict[int, float]] = []
-                for side in preference.sides:
-                    for block in preference.blocks(side):
-                        part = slice(block.first, block.first + len(block.lengths))
-                        with attach_config(routed, configs[part]):
-                            values[part] += side * preference.values(block).double().cpu()
-                        if side == preference.sides[0]:
-                            chosen += [seen.of(sites[layer], row) for row, (layer, _) in enumerate(banned[part])]
-                            bar.update(len(block.lengths))
-                for (layer, out), now, value in zip(banned, chosen, values.tolist(), strict=True):
-                    came, went = sorted(set(now) - native[layer]), sorted(native[layer] - set(now))
-                    weight = sum(now[expert] for expert in came)
-                    found.append(Route(layer, tuple(went), tuple(came), weight, value - score))
-                    out += came
+                for first in range(0, len(banned), batch_size):
+                    part = banned[first : first + batch_size]
+                    configs = [
+                        MoTEConfig(suppress=[[layer, one] for one in out], suppress_mode="reroute", positions=[at])
+                        for layer, out in part
+                    ]
+                    at_rows = [sites[layer] for layer, _ in part]
+                    preference = preference_of(len(part))
+                    if len(part) not in befores:
+                        befores[len(part)], _ = measured.of(f"whole-{len(part):06d}", preference, at_rows, [])
+                    name = f"step-{step}-{first:06d}"
+                    values, chosen = measured.of(name, preference, at_rows, configs)
+                    compared = zip(part, chosen, values, befores[len(part)], strict=True)
+                    for (layer, out), now, value, before in compared:
+                        came, went = sorted(set(now) - native[layer]), sorted(native[layer] - set(now))
+                        weight = sum(now[expert] for expert in came)
+                        found.append(Route(layer, tuple(went), tuple(came), weight, value - before))
+                        out += came
+                    bar.update(len(part))
     return CounterfactualRoutes(found, at, score, whole_prompt.name, whole_prompt.unit, routed.fingerprint)
 
 
@@ -340,10 +346,67 @@ class _Seen(DecoderParticipant):
         at = torch.arange(forward.batch, device=routing.indices.device) * forward.length + self.position
         self._chosen[row] = routing.indices[at].cpu(), routing.weights[at].float().cpu()
 
-    def of(self, row: int, sequence: int) -> dict[int, float]:
+    def of(self, row: int, sequence: int) -> tuple[Tensor, Tensor]:
         """Return the experts that a router chose last in a sequence, and their weights."""
         indices, weights = self._chosen[row]
-        return dict(zip(indices[sequence].tolist(), weights[sequence].tolist(), strict=True))
+        return indices[sequence], weights[sequence]
+
+
+class _Measured:
+    """Scores of one prompt under configs, and what the routers chose; kept as they come, if there is a folder.
+
+    Args:
+        routed (`RoutedModel`): The model.
+        seen (`_Seen`): What its routers decide.
+        folder (`RunFolder`, *optional*): Where results are kept.
+    """
+
+    def __init__(self, routed: RoutedModel, seen: _Seen, folder: RunFolder | None) -> None:
+        self.routed = routed
+        self.seen = seen
+        self.folder = folder
+        self._rows = {site.path: row for row, site in enumerate(routed.sites)}
+
+    def observer_of(self, site: RouterSite) -> DecisionObserver:
+        """Return what hears of the decisions of a router."""
+        return DecisionObserver(partial(self.seen.decided, self._rows[site.path]))
+
+    def of(
+        self, name: str, preference: Preference, at_rows: Sequence[int], configs: Sequence[MoTEConfig]
+    ) -> tuple[list[float], list[dict[int, float]]]:
+        """Return the scores of one batch, and the experts that some routers chose, with their weights.
+
+        Args:
+            name (`str`): Of the record that is kept.
+            preference ([`Preference`]): Of the prompt, once for each config.
+            at_rows (`Sequence[int]`): The row of the router of each sequence; of several routers if there is only one.
+            configs (`Sequence[MoTEConfig]`): One for each sequence; empty for the model as it is.
+        """
+
+        def make() -> dict[str, Tensor]:
+            scores, chosen = torch.zeros(preference.num_prompts, dtype=torch.float64), []
+            sequences = range(len(at_rows)) if preference.num_prompts > 1 else [0] * len(at_rows)
+            with attach_config(self.routed, configs) if configs else nullcontext():
+                for side in preference.sides:
+                    (block,) = preference.blocks(side)
+                    scores += side * preference.values(block).double().cpu()
+                    # Both responses follow the same prompt.
+                    if side == preference.sides[0]:
+                        chosen = [self.seen.of(row, one) for row, one in zip(at_rows, sequences, strict=True)]
+            # Routers may choose different numbers of experts.
+            experts = pad_sequence([indices for indices, _ in chosen], batch_first=True, padding_value=-1)
+            weights = pad_sequence([values for _, values in chosen], batch_first=True)
+            return {"scores": scores, "experts": experts, "weights": weights}
+
+        shapes = {
+            "scores": (preference.num_prompts,),
+            "experts": (len(at_rows), None),
+            "weights": (len(at_rows), None),
+        }
+        found = make() if self.folder is None else self.folder.kept(name, make, shapes)
+        pairs = zip(found["experts"].tolist(), found["weights"].tolist(), strict=True)
+        chosen = [{expert: weight for expert, weight in zip(*one, strict=True) if expert >= 0} for one in pairs]
+        return found["scores"].tolist(), chosen
 
 
 def _layers(where: str, layers: object) -> list[int]:

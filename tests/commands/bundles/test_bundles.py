@@ -12,7 +12,7 @@ import pytest
 
 from hf_mote.cli import COMMANDS, SAE_COMMANDS, function_at
 from hf_mote.commands.bundles.asking import Generating, Sampling, Templating
-from hf_mote.commands.bundles.evidence import Judging, Reading
+from hf_mote.commands.bundles.evidence import Judging, Pairing, Reading
 from hf_mote.commands.bundles.loading import Loading, Serving
 from hf_mote.commands.bundles.results import Choosing, Writing
 from hf_mote.commands.model import Organisms
@@ -20,11 +20,12 @@ from hf_mote.commands.served import refuse_loading
 from hf_mote.errors import ConfigError, DataError, FileFormatError, UnknownNameError
 from hf_mote.judges.regex import RegexJudge
 
-TOGETHER = (Choosing, Generating, Judging, Loading, Reading, Sampling, Serving, Templating, Writing)
+TOGETHER = (Choosing, Generating, Judging, Loading, Pairing, Reading, Sampling, Serving, Templating, Writing)
 # What each command with a file of prompts, and the chat, takes as bundles.
 BUNDLES = {
     "ftri": {Choosing, Generating, Judging, Loading, Reading, Sampling, Templating, Writing},
-    "attribute": {Choosing, Loading, Reading, Templating, Writing},
+    "attribute": {Choosing, Loading, Pairing, Reading, Templating, Writing},
+    "routes": {Loading, Pairing, Templating, Writing},
     "sweep": {Generating, Judging, Loading, Reading, Sampling, Templating, Writing},
     "evaluate": {Generating, Judging, Loading, Reading, Sampling, Serving, Templating, Writing},
     "find": {Generating, Judging, Loading, Reading, Templating, Writing},

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from interruptions import check_resumes
 from tiny_families import TINY_FAMILIES
 from tiny_models import tiny_model, tiny_tokenizer
 
@@ -197,3 +198,50 @@ def test_routers_that_choose_all_experts_have_no_other_route() -> None:
     model, tokenizer = tiny_model("mixtral", num_experts_per_tok=8), tiny_tokenizer()
     with pytest.raises(ModelMismatchError, match="too few experts are left"):
         counterfactual_routes(model, tokenizer, PROMPT, RESPONSE, BASELINE, progress=False)
+
+
+def test_stopped_search_for_routes_goes_on_and_a_folder_of_another_token_is_refused(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model("mixtral"), tiny_tokenizer()
+
+    def run(folder: Path | None, **changes: Any) -> CounterfactualRoutes:
+        options: dict[str, Any] = {"candidates": 2, "batch_size": 4, "progress": False, **changes}
+        return counterfactual_routes(model, tokenizer, PROMPT, RESPONSE, BASELINE, run_folder=folder, **options)
+
+    whole = check_resumes(run, model, tmp_path, points=3)
+    assert len(whole.routes) == 3 * 2 * 2
+    # More candidates go on from the first ones.
+    first = run(tmp_path / "first", candidates=1)
+    names = {path.name for path in (tmp_path / "first").iterdir()}
+    assert run(tmp_path / "first") == whole
+    assert len(first.routes) == 6
+    assert names < {path.name for path in (tmp_path / "first").iterdir()}
+    with pytest.raises(ModelMismatchError, match="position"):
+        run(tmp_path / "first", position=0)
+    with pytest.raises(ModelMismatchError, match="layers"):
+        run(tmp_path / "first", layers=[1])
+
+
+@pytest.mark.parametrize(
+    ("score", "effects", "turning"),
+    [(1.0, [-0.5, -1.0, -3.0, 4.0], [-3.0, -1.0]), (-1.0, [0.5, 1.5, -9.0], [1.5]), (0.0, [0.0, 0.25, -0.5], [0.25])],
+)
+def test_routes_that_turn_the_preference(score: float, effects: list[float], turning: list[float]) -> None:
+    routes = [Route(1, (0,), (1 + place,), 0.5, effect) for place, effect in enumerate(effects)]
+    fingerprint = {**FINGERPRINT, "num_experts": [8, 8]}
+    found = CounterfactualRoutes(routes, 4, score, "yes", "nats", fingerprint)
+    assert [route.effect for route in found.turning] == turning
+
+
+def test_routes_that_are_read_nowhere_change_nothing_but_a_few_last_bits() -> None:
+    model, tokenizer = tiny_model("mixtral"), tiny_tokenizer()
+    effects = []
+    for prompt in ("what is", "a bb c", "dog and cat"):
+        # What the last layer gives at the first token reaches no logit of a response.
+        found = counterfactual_routes(
+            model, tokenizer, prompt, "x", "y", position=0, layers=[2], candidates=4, batch_size=3, progress=False
+        )
+        effects += [route.effect for route in found.routes]
+    assert len(effects) == 3 * 2 * 4
+    assert max(map(abs, effects)) < 1e-4
+    # Held against the prompt alone, most of them differ.
+    assert effects.count(0.0) > len(effects) / 2
