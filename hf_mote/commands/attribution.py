@@ -144,9 +144,10 @@ def attribute_command(
         from hf_mote.routing.sites.routed_model import RoutedModel
 
         maps = latent_maps(latents)
-        subject = loading.subject(model, organisms, templating=templating, prompts=asked.prompts)
+        check_numbers = partial(choosing.check_experts, shortlist=shortlist)
+        subject = loading.subject(model, organisms, templating=templating, prompts=asked.prompts, fits=check_numbers)
         check_latent_maps(maps, RoutedModel(subject.model))
-        choosing.check_experts(subject.model, shortlist=shortlist)
+        check_numbers(subject.model)
         if writing.dry_run:
             _plan(subject, asked, targets, baselines, method, shortlist, steps, shared, complete=complete)
             return

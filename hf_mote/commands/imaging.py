@@ -118,7 +118,9 @@ def ftri_command(
         maps = latent_maps(latents)
         engine = None if server is None else connect(server)
         subject = (
-            loading.subject(model, organisms, templating=templating, prompts=asked.prompts)
+            loading.subject(
+                model, organisms, templating=templating, prompts=asked.prompts, fits=choosing.check_experts
+            )
             if engine is None
             else loading.served(model, organisms, templating=templating)
         )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from command_runs import ATTACK, QUICK, REFUSAL, ran
 from tiny_models import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from hf_mote import LatentExpertMap, load_organism
 from hf_mote.routing.sites.routed_model import RoutedModel
@@ -33,6 +34,16 @@ def attribute_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--baseline-field", "answer", "--gain", 0.5, "--suppress", 4, "--traced", 1, "--output", folder,
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test in which weights are read."""
+
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read)
 
 
 @pytest.fixture(scope="session")

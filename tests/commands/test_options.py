@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from command_runs import ran
+from command_runs import ran, run, said
+from tiny_models import tiny_model, tiny_tokenizer
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -170,3 +171,24 @@ def test_help_and_messages_name_no_python_path() -> None:
     assert len(told) > 300
     for name, text in told:
         assert not re.search(r"\bhf_mote\.\w|\b(?:ftri|evaluate_mote|evaluate_sae|MoTEConfig)\.\w|\w\(\)", text), name
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ftri", "--judge", "regex:[a-m]", "--suppress", "99"],
+        ["attribute", "--target", "a", "--baseline", "b", "--top", "99"],
+        ["attribute", "--target", "a", "--baseline", "b", "--method", "ablation", "--shortlist", "99"],
+    ],
+    ids=" ".join,
+)
+def test_more_experts_than_there_are_are_refused_before_weights_are_read(words: list[str], tmp_path: Path) -> None:
+    for saved in (tiny_model("mixtral"), tiny_tokenizer()):
+        saved.save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("what is\nwho was\n")
+    command, *options = words
+    result = run(command, tmp_path / "model", tmp_path / "prompts.txt", *options, "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"{options[-2]}: asks for more experts than there are (got 99, expected up to 24)" in said(result)
+    assert not (tmp_path / "out").exists()

@@ -10,7 +10,6 @@ import pytest
 from command_runs import REFUSAL, ran, run, said
 from html_pages import parse_page
 from tiny_models import tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM
 
 from hf_mote import CounterfactualRoutes, counterfactual_routes, load_organism
 from hf_mote.commands.prompts import typed_prompts
@@ -24,16 +23,6 @@ PAIR = ["--target", "b", "--baseline", "a"]  # the tiny model prefers the target
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
-
-
-@pytest.fixture
-def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail the test in which weights are read."""
-
-    def read(*_: Any, **__: Any) -> None:
-        raise AssertionError("weights were read")
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read)
 
 
 def report(folder: Path) -> dict[str, Any]:

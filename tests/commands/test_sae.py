@@ -419,6 +419,27 @@ def test_train_refuses_what_cannot_be_and_writes_nothing(arguments: list[str], m
     assert not (place / "nothing").exists()
 
 
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "MODEL", "TEXT", "--output", "OUT"], ["adapt", "MODEL", "SAE", "TEXT", "--output", "OUT"],
+        ["evaluate", "MODEL", "SAE", "TEXT"], ["top-tokens", "MODEL", "SAE", "TEXT"],
+        ["experts", "MODEL", "SAE", "TEXT"],
+        ["steer", "MODEL", "SAE", "--prompt", "quick", "--edit", "5=+1"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_hookpoint_that_the_model_lacks_is_refused_before_weights_are_read(
+    words: list[str], place: Path, trained: Path, tmp_path: Path
+) -> None:
+    named = {"MODEL": place / "model", "TEXT": place / "texts.jsonl", "SAE": trained, "OUT": tmp_path / "out"}
+    result = run("sae", *(named.get(word, word) for word in words), "--hookpoint", "model.layers.9.output")
+    assert result.exit_code == 1
+    assert "unknown name (got 'model.layers.9" in said(result)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("command", "more"), [("train", []), ("adapt", ["SAE"]), ("evaluate", ["SAE"])])
 def test_dry_run_says_how_a_text_file_is_cut_and_rows_are_not(
     command: str, more: list[object], place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -71,9 +71,10 @@ def adapt_command(
         from hf_mote.sae.training.adapt import adapt_to_sae, lora_after, splice_arguments
 
         loaded = loaded_sae(sae)
-        subject = loading.subject(model, organisms, any_model=True)
+        at = partial(sites_of, sae=loaded, hookpoint=hookpoint, where="adapt_to_sae")
+        subject = loading.subject(model, organisms, any_model=True, fits=at)
         context_length = fitting(subject.model, context_length)
-        _, writes = sites_of(subject.model, loaded, hookpoint, "adapt_to_sae")
+        _, writes = at(subject.model)
         made = provenance_of(context, subject, seed, SAE=sae, text=text)
         name = public_name(subject.model.config.name_or_path or subject.name)
         read: dict[str, Any] = {

@@ -70,10 +70,12 @@ def evaluate_command(
         texts = read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.
         from hf_mote.reports.sae import sae_page
+        from hf_mote.sae.intervene import sites_of
         from hf_mote.sae.metrics import evaluate_sae
 
         loaded = loaded_sae(sae)
-        subject = loading.subject(model, organisms, any_model=True)
+        at = partial(sites_of, sae=loaded, hookpoint=hookpoint, where="evaluate_sae")
+        subject = loading.subject(model, organisms, any_model=True, fits=at)
         measured = subject.model if adapter is None else with_adapter(subject.model, adapter)
         context_length = fitting(subject.model, context_length)
         measure = partial(

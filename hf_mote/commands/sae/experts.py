@@ -97,10 +97,12 @@ def experts_command(
         texts = None if text is None else read_texts(text, text_column, organisms)
         # From here on torch and transformers are needed.
         from hf_mote.reports.links import links_page
+        from hf_mote.sae.intervene import sites_of
         from hf_mote.sae.top_tokens import top_activations
 
         loaded = loaded_sae(sae)
-        subject = loading.subject(model, organisms)
+        at = partial(sites_of, sae=loaded, hookpoint=hookpoint, where="link_latents")
+        subject = loading.subject(model, organisms, fits=at)
         read: dict[str, Any] = {
             "max_tokens": tokens,
             "context_length": fitting(subject.model, context_length),

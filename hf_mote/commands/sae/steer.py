@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +54,7 @@ def steer_command(
         loading.check(model)
         import torch  # imported here, because it is slow
 
+        from hf_mote.sae.intervene import sites_of
         from hf_mote.sae.steer import steer
         from hf_mote.sae.steering import SteeringConfig
 
@@ -62,7 +64,8 @@ def steer_command(
         config = SteeringConfig.for_sae(loaded, edits, path=sae, scope=scope, strength=strength)
         if (note := silent_note(sae, loaded.config, edits)) is not None:
             warnings.warn(note, stacklevel=2)
-        subject = loading.subject(model, Organisms(), any_model=True, prompts=prompt)
+        at = partial(sites_of, sae=loaded, hookpoint=None, where="steer")
+        subject = loading.subject(model, Organisms(), any_model=True, prompts=prompt, fits=at)
         torch.nn.Module.to(loaded, subject.model.device)
 
         def answers(prompts: list[str], longest: int) -> tuple[list[str], list[str]]:

@@ -90,13 +90,15 @@ def top_tokens_command(
         # From here on torch and transformers are needed.
         from hf_mote.reports.latents import latents_page
         from hf_mote.sae.activity import latent_activity
+        from hf_mote.sae.intervene import sites_of
         from hf_mote.sae.neuronpedia import neuronpedia_layer, write_neuronpedia
         from hf_mote.sae.top_tokens import top_activations
 
         loaded = loaded_sae(sae)
         if ids is not None:
             neuronpedia_layer(loaded, hookpoint)
-        subject = loading.subject(model, organisms, any_model=True)
+        at = partial(sites_of, sae=loaded, hookpoint=hookpoint, where="top_activations")
+        subject = loading.subject(model, organisms, any_model=True, fits=at)
         context_length = fitting(subject.model, context_length)
         read: dict[str, Any] = {
             "context_length": context_length,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from hf_mote.runs.checkpoints import Checkpoints
     from hf_mote.runs.folder import Record, RunFolder
+    from hf_mote.sae.hookpoints import Hookpoint
     from hf_mote.sae.modeling import SAEModel
     from hf_mote.sae.training.activations import ActivationStream
 
@@ -102,7 +103,8 @@ def train_command(
         from hf_mote.sae.training.activations import collect_activations
         from hf_mote.sae.training.sequences import Sequences
 
-        subject = loading.subject(model, organisms, any_model=True)
+        at = partial(_point, hookpoint=hookpoint)
+        subject = loading.subject(model, organisms, any_model=True, fits=at)
         where = hookpoint or default_hookpoint(subject.model)
         context_length = fitting(subject.model, context_length)
         if dry_run:
@@ -251,26 +253,34 @@ def fitting(model: nn.Module, context_length: int) -> int:
     return min(context_length, longest) if isinstance(longest, int) and longest > 0 else context_length
 
 
+def _point(model: nn.Module, hookpoint: str | None) -> Hookpoint:
+    """Return the one place that a hookpoint stands for, by default [`default_hookpoint`]."""
+    from hf_mote.sae.hookpoints import resolve_hookpoints
+
+    where = hookpoint or default_hookpoint(model)
+    points = resolve_hookpoints(model, where, where="--hookpoint")
+    if len(points) != 1:
+        raise ConfigError("--hookpoint", "stands for several modules", got=repr(where), expected="one")
+    return points[0]
+
+
 def _new(
     subject: Subject, kind: str, where: str, latents: int | None, k: int | None, chosen: dict[str, Any]
 ) -> SAEModel:
     """Return a new SAE for the output of a module."""
     import torch
 
-    from hf_mote.sae.hookpoints import resolve_hookpoints
     from hf_mote.sae.register import sae_class
     from hf_mote.sae.tapped import activations_of
 
-    points = resolve_hookpoints(subject.model, where, where="--hookpoint")
-    if len(points) != 1:
-        raise ConfigError("--hookpoint", "stands for several modules", got=repr(where), expected="one")
+    point = _point(subject.model, where)
     one = torch.zeros(1, 1, dtype=torch.long)
-    width = activations_of(subject.model, one, torch.ones_like(one), points)[points[0].name].shape[-1]
+    width = activations_of(subject.model, one, torch.ones_like(one), [point])[point.name].shape[-1]
     config_class = sae_class(kind).config_class
     fields: dict[str, Any] = {
         "hidden_size": width,
         "num_latents": latents or 8 * width,
-        "hookpoint": points[0].name if "." not in where else where,
+        "hookpoint": point.name if "." not in where else where,
         "base_model": public_name(subject.model.config.name_or_path or subject.name),
     }
     if hasattr(config_class, "k"):
