@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from hf_mote.errors import FileFormatError, UnsupportedError, is_finite
 from hf_mote.files import read_json
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
@@ -36,8 +38,10 @@ _ABOVE_0 = re.compile(r"(?:.*_)?theta|(?:.*_)?(?:rope|rotary)\w*_base(?:_freq)?"
 _LAYERS = re.compile(r"(?!max_|.*_per_layer$)(?:.*_)?(?:layers?|depth)")
 _MOST_LAYERS = 1000  # which transformers builds one by one, even without weights
 _OF_ROTATION = ("rope_type", "rope_theta")  # one of which is beside the factor by which positions are stretched
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_NO_FLOATS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64")
+# Of the files that there are, transformers takes the first.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_INDEX = ".index.json"
+_NO_FLOATS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64", "C128", "QU8", "QI8", "QI32")
 _EXPERTS = re.compile(r"\bexperts?\.")
 
 
@@ -228,7 +232,7 @@ def check_dtypes(
     state = model.state_dict()
     tables = {key for key, value in state.items() if not value.is_floating_point()}
     weights = {key for key, _ in model.named_parameters()} - tables
-    for path in _weight_files(name, revision):
+    for path in _weight_files(name, revision, getattr(config, "transformers_weights", None)):
         stored = _dtypes_in(path)
         scaled = {key.rpartition("_scale")[0] for key in stored}
         for key, dtype in stored.items():
@@ -243,21 +247,36 @@ def check_dtypes(
                 raise FileFormatError(str(path), what, got=got, expected=expected, fix=fix)
 
 
-def _weight_files(name: str, revision: str | None) -> list[Path]:
-    """Return the safetensors files of a model; none where it is stored otherwise."""
-    # Of a whole file and shards, transformers takes the whole file.
-    if (whole := _cached(name, _WEIGHTS, revision)) is not None:
-        return [whole]
-    index = _cached(name, _INDEX, revision)
-    parts = [] if index is None else sorted(set(read_json(index).get("weight_map", {}).values()))
-    return [path for part in parts if (path := _cached(name, part, revision)) is not None]
+def _weight_files(name: str, revision: str | None, chosen: str | None) -> list[Path]:
+    """Return the files of a model's weights; `chosen` is the one that its config names, if it does."""
+    for file in _WEIGHTS if chosen is None else (chosen,):
+        if (path := _cached(name, file, revision)) is not None:
+            if not file.endswith(_INDEX):
+                return [path]
+            parts = sorted(set(read_json(path).get("weight_map", {}).values()))
+            return [found for part in parts if (found := _cached(name, part, revision)) is not None]
+    return []
 
 
 def _dtypes_in(path: Path) -> dict[str, str]:
-    """Return the dtypes of a safetensors file by the tensors' names, from its header."""
-    with path.open("rb") as file:
-        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return {key: str(entry["dtype"]) for key, entry in header.items() if key != "__metadata__"}
+    """Return the dtypes of a file of weights by the tensors' names, as safetensors spells them; no weight is read."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return {key: str(entry["dtype"]) for key, entry in header.items() if key != "__metadata__"}
+    import torch
+
+    # transformers has loaded it in the same way. Files of torch before 1.6 are no archives, and are read.
+    found = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return {key: _spelled(value.dtype) for key, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def _spelled(dtype: torch.dtype) -> str:
+    """Return the name of a dtype as safetensors spells it: "I8" for int8."""
+    name = str(dtype).removeprefix("torch.")
+    for long, short in (("complex", "C"), ("float", "F"), ("uint", "U"), ("int", "I")):
+        name = name.replace(long, short)
+    return name.upper()
 
 
 def _cached(name: str, file: str, revision: str | None) -> Path | None:

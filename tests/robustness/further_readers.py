@@ -31,6 +31,7 @@ from release_files import RELEASES, stored, weights
 from safetensors.torch import save_file
 from tiny_models import tiny_model, tiny_tokenizer
 from tiny_saes import HIDDEN, LATENTS, TinySAE, activations
+from torch_models import as_torch_files
 from typer.main import get_command
 
 from hf_mote import (
@@ -381,6 +382,11 @@ def _make_model(folder: Path) -> None:
     (folder / "template.jinja").write_text("{{ messages[0]['content'] }}")
 
 
+def _make_torch_model(folder: Path) -> None:
+    _make_model(folder)
+    as_torch_files(folder)
+
+
 def _read_model(folder: Path) -> None:
     subject = load_subject(str(folder), Organisms(), device="cpu", chat_template=folder / "template.jinja")
     rendered(subject.tokenizer, "Hi", None, {}, "prompt 1")
@@ -655,6 +661,7 @@ FURTHER: tuple[Reader, ...] = (
         },
         share=0.1,
     ),
+    Reader("torch_model", _make_torch_model, _read_model, {"pytorch_model.bin": archive}, share=0.1),
     Reader(
         "served_model",
         _make_model,
