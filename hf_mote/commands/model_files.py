@@ -34,6 +34,9 @@ __all__ = [
 _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
 # Numbers of a config by the ends of their names: what is added under a root, and the base of rotary frequencies.
 _LEAST_0 = re.compile(r"(?:.*_)?eps(?:ilon)?")
+_OF_A_NORM = re.compile(
+    r"\w*norm\w*"
+)  # and so below 1: families have 0.001 at most, and with more all texts are alike
 _ABOVE_0 = re.compile(r"(?:.*_)?theta|(?:.*_)?(?:rope|rotary)\w*_base(?:_freq)?")
 _LAYERS = re.compile(r"(?!max_|.*_per_layer$)(?:.*_)?(?:layers?|depth)")
 _MOST_LAYERS = 1000  # which transformers builds one by one, even without weights
@@ -160,7 +163,8 @@ def check_numbers(name: str, config: PreTrainedConfig) -> None:
         config (`PreTrainedConfig`): The model's, whatever its family: fields are known by the ends of their names.
 
     Raises:
-        [`FileFormatError`]: for an epsilon below 0, and a base or a factor of rotary positions that is not above 0.
+        [`FileFormatError`]: for an epsilon below 0, one of a norm that is 1 or more, and a base or a factor of rotary
+            positions that is not above 0.
     """
     for place, value, beside in _numbers("", config.to_dict()):
         field = place.rpartition(".")[2]
@@ -168,9 +172,13 @@ def check_numbers(name: str, config: PreTrainedConfig) -> None:
         above = stretches or _ABOVE_0.fullmatch(field)
         if not above and not _LEAST_0.fullmatch(field):
             continue
-        if not is_finite(value) or value < 0 or (above and value == 0):
-            expected, fix = "above 0" if above else "0 or more", "Correct the file, or download the model again."
-            what = "must be a number that the model can compute with"
+        below_1 = not above and _OF_A_NORM.fullmatch(field)
+        if not is_finite(value) or value < 0 or (above and value == 0) or (below_1 and value >= 1):
+            expected = "above 0" if above else "0 or more" + (", and below 1" if below_1 else "")
+            what, fix = (
+                "must be a number that the model can compute with",
+                "Correct the file, or download the model again.",
+            )
             raise FileFormatError(f"{name}: config.json: {place}", what, got=repr(value), expected=expected, fix=fix)
 
 
@@ -266,8 +274,12 @@ def _dtypes_in(path: Path) -> dict[str, str]:
         return {key: str(entry["dtype"]) for key, entry in header.items() if key != "__metadata__"}
     import torch
 
+    from hf_mote.sae.convert.archives import check_storages
+
+    if archive := zipfile.is_zipfile(path):
+        check_storages(path)
     # transformers has loaded it in the same way. Files of torch before 1.6 are no archives, and are read.
-    found = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+    found = torch.load(path, map_location="meta", weights_only=True, mmap=archive)
     return {key: _spelled(value.dtype) for key, value in found.items() if isinstance(value, torch.Tensor)}
 
 
