@@ -57,7 +57,7 @@ from hf_mote.files import read_tensors, write_tensors
 from hf_mote.generation.chat import rendered
 from hf_mote.judges.refusal import RefusalJudge
 from hf_mote.sae.convert.registry import FORMATS
-from hf_mote.sae.training.trainer import _last_complete
+from hf_mote.sae.training.last_checkpoint import last_complete
 from hf_mote.serving import client
 from hf_mote.serving.client import ServerEngine
 from hf_mote.serving.settings import ServingSettings
@@ -260,7 +260,7 @@ def _make_stream_state(folder: Path) -> None:
 
 
 def _read_stream_state(folder: Path) -> None:
-    _last_complete(folder)
+    last_complete(folder)
     stream = _stream(None)
     carried, metadata = read_tensors(folder / "activations_0.safetensors", kind="activation_stream")
     state = metadata.get("state")

@@ -39,6 +39,12 @@ REPORT = ("evaluation_report", "evaluation_report.json")
         ("settings", "settings.yaml", put(value="k: 4\nlearning-rate: 1:30"), "got 1:30 in line 2, which is 90"),
         ("settings", "settings.yaml", put(value="learning-rate: -1:30.5"), "got -1:30.5 in line 1, which is -90.5"),
         ("stream_state", "checkpoint-7/trainer_state.json", put(value=None), "no complete checkpoint"),
+        (
+            "stream_state",
+            "checkpoint-7/trainer_state.json",
+            lambda _: '{"global_step": 7, "global_step": 7}',
+            "no complete checkpoint",
+        ),
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value=8), "no complete checkpoint"),
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value="7"), "no complete checkpoint"),
         (
