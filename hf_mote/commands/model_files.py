@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "cached",
     "check_dtypes",
     "check_generation",
     "check_kernels",
     "check_logits",
     "check_numbers",
     "check_sizes",
-    "check_tokenizer",
+    "check_token",
     "check_tokens",
+    "vocabulary_of",
 ]
 
 _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
@@ -60,7 +62,7 @@ def check_sizes(name: str, revision: str | None) -> None:
     Raises:
         [`FileFormatError`]: with the file and the field.
     """
-    path = _cached(name, "config.json", revision)
+    path = cached(name, "config.json", revision)
     for place, value, _ in () if path is None else _numbers("", read_json(path, infinite=True)):
         if _LAYERS.fullmatch(place.rpartition(".")[2]) and value > _MOST_LAYERS:
             what, expected = "must be a number of layers that a model can have", f"at most {_MOST_LAYERS}"
@@ -79,7 +81,7 @@ def check_generation(name: str, revision: str | None, config: PreTrainedConfig) 
     Raises:
         [`FileFormatError`]: with the file and the reason.
     """
-    path = _cached(name, "generation_config.json", revision)
+    path = cached(name, "generation_config.json", revision)
     # There is none, as of a model that says nothing on how it generates.
     check_tokens(name, config, *(() if path is None else (read_json(path), str(path))))
 
@@ -101,7 +103,7 @@ def check_tokens(
     own = f"{name}: config.json"
     said = {} if generation is None else generation
     ends, pads = said.get("eos_token_id"), said.get("pad_token_id")
-    most = _vocabulary(config)
+    most = vocabulary_of(config)
     if ends is None:
         _check_tokens(f"{own}: eos_token_id", getattr(config, "eos_token_id", None), most)
     else:
@@ -112,33 +114,24 @@ def check_tokens(
             _check_tokens(f"{place}: pad_token_id", pad, most, one=True)
 
 
-def _vocabulary(config: PreTrainedConfig) -> float:
+def vocabulary_of(config: PreTrainedConfig) -> float:
+    """Return how many tokens a config says that its model has; infinite where it does not say."""
     size = getattr(config.get_text_config(), "vocab_size", None)
     return size if isinstance(size, int) else math.inf
 
 
-def check_tokenizer(name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse what a tokenizer's config says and transformers takes as it is, though it is no such value.
+def check_token(where: str, given: int | None, most: float) -> None:
+    """Refuse something else than a token of a model, or none.
 
     Args:
-        name (`str`): A folder or a Hub id.
-        config (`PreTrainedConfig`): The model's.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        where (`str`): The place, for the error.
+        given (`int`, *optional*): The token.
+        most (`float`): How many the model has.
 
     Raises:
-        [`FileFormatError`]: for an end of texts that is no token of the model, a longest text that is no number, and
-            something else than a truth value for whether spaces are cleaned up.
+        [`FileFormatError`]: with the place.
     """
-    own, fix = f"{name}: tokenizer_config.json", "Correct the file, or take the field out."
-    _check_tokens(f"{own}: eos_token", tokenizer.eos_token_id, _vocabulary(config), one=True)
-    longest = getattr(tokenizer, "model_max_length", None)
-    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int | float)):
-        where, expected = f"{own}: model_max_length", "tokens of the longest text"
-        raise FileFormatError(where, "must be a number", got=repr(longest)[:80], expected=expected, fix=fix)
-    cleans = getattr(tokenizer, "clean_up_tokenization_spaces", None)
-    if not isinstance(cleans, bool | None):
-        where, expected = f"{own}: clean_up_tokenization_spaces", "true or false"
-        raise FileFormatError(where, "must be a truth value", got=repr(cleans)[:80], expected=expected, fix=fix)
+    _check_tokens(where, given, most, one=True)
 
 
 def _check_tokens(where: str, given: object, most: float, *, one: bool = False) -> None:
@@ -258,11 +251,11 @@ def check_dtypes(
 def _weight_files(name: str, revision: str | None, chosen: str | None) -> list[Path]:
     """Return the files of a model's weights; `chosen` is the one that its config names, if it does."""
     for file in _WEIGHTS if chosen is None else (chosen,):
-        if (path := _cached(name, file, revision)) is not None:
+        if (path := cached(name, file, revision)) is not None:
             if not file.endswith(_INDEX):
                 return [path]
             parts = sorted(set(read_json(path).get("weight_map", {}).values()))
-            return [found for part in parts if (found := _cached(name, part, revision)) is not None]
+            return [found for part in parts if (found := cached(name, part, revision)) is not None]
     return []
 
 
@@ -291,7 +284,7 @@ def _spelled(dtype: torch.dtype) -> str:
     return name.upper()
 
 
-def _cached(name: str, file: str, revision: str | None) -> Path | None:
+def cached(name: str, file: str, revision: str | None) -> Path | None:
     """Return the path of a file of a model, `None` where it has none."""
     from transformers.utils.hub import cached_file
 

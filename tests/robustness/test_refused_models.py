@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from changes import BY_NAME, put
 from test_refused_inputs import EXPERT, both, changed, stored
 from torch_models import as_torch_files
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from hf_mote.commands.model import Organisms, load_subject
 from hf_mote.commands.model_files import check_numbers
+from hf_mote.commands.tokenizer_files import check_ids, check_tokens_fit
 from hf_mote.errors import FileFormatError
 from hf_mote.sae.convert.archives import check_storages
 
@@ -156,3 +161,141 @@ def test_no_default_of_a_family_is_refused() -> None:
         check_numbers("here", config)
         checked += any("eps" in field for field in config.to_dict())
     assert checked > 200
+
+
+# Tokenizers.
+
+
+def token(vocabulary: dict[str, int], name: str) -> dict[str, Any]:
+    """Return an added token of a `tokenizer.json`, as transformers writes it."""
+    more = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": vocabulary.get(name, len(vocabulary)), "content": name, "special": True, **more}
+
+
+def in_vocabulary(**ids: int) -> Callable[[Any], Any]:
+    def change(document: Any) -> Any:
+        document["model"]["vocab"].update(ids)
+        return document
+
+    return change
+
+
+def added(name: str, **ids: int) -> Callable[[Any], Any]:
+    def change(document: Any) -> Any:
+        document["model"]["vocab"].update(ids)
+        document["added_tokens"].append(token(document["model"]["vocab"], name))
+        return document
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "tokens"),
+    [
+        (in_vocabulary(a=6), "6 for 'a' and 'b'"),
+        (in_vocabulary(a=0), "0 for '<pad>' and 'a'"),
+        (in_vocabulary(a=0, b=0), "0 for '<pad>' and 'a' and 'b'"),
+        # What is added to a vocabulary with a hole takes the number of its tokens for a free id.
+        (added("<new>", a=101), "101 for '<new>' and 'a'"),
+    ],
+)
+def test_a_tokenizer_with_one_id_for_two_tokens_is_refused(
+    change: Callable[[Any], Any], tokens: str, folder: Path
+) -> None:
+    changed(folder / "tokenizer.json", change)
+    for load in both(folder):
+        with pytest.raises(FileFormatError, match=f"tokenizer: must give each token an id of its own .got {tokens}"):
+            load()
+
+
+@pytest.mark.parametrize("change", [added("a"), added("<new>"), in_vocabulary(a=500), in_vocabulary(a=6, b=5)])
+def test_an_added_token_of_the_vocabulary_and_holes_in_it_are_taken(
+    change: Callable[[Any], Any], folder: Path
+) -> None:
+    changed(folder / "tokenizer.json", change)
+    for load in both(folder):
+        load()
+
+
+def test_no_tokenizer_that_transformers_makes_gives_one_id_to_two_tokens() -> None:
+    checked = 0
+    for class_name in sorted({name for name in TOKENIZER_MAPPING_NAMES.values() if name}):
+        try:
+            tokenizer = getattr(transformers, class_name)()
+        except Exception:  # one that needs files, or a library
+            continue
+        check_ids("here", tokenizer)
+        checked += 1
+    assert checked > 10
+
+
+@pytest.mark.parametrize("value", ["<new>", "<pad>x"])
+def test_padding_that_is_no_token_of_the_model_is_refused(value: str, folder: Path) -> None:
+    changed(folder / "tokenizer_config.json", put("pad_token", value=value))
+    for load in both(folder):
+        with pytest.raises(FileFormatError, match="pad_token: must be a token of the model .got 101, .* to 100"):
+            load()
+    changed(folder / "tokenizer_config.json", put("pad_token", value=None))
+    for load in both(folder):
+        load()
+
+
+def test_padding_that_only_the_embeddings_have_is_taken(folder: Path) -> None:
+    subject = load_subject(str(folder), Organisms(), device="cpu")
+    subject.tokenizer.add_special_tokens({"pad_token": "<new>"})
+    config, model = subject.model.config, subject.model
+    with pytest.raises(FileFormatError, match="pad_token: must be a token of the model"):
+        check_tokens_fit("here", config, model, subject.tokenizer)
+    vocabulary = config.vocab_size
+    model.resize_token_embeddings(vocabulary + 1)
+    config.vocab_size = vocabulary
+    check_tokens_fit("here", config, model, subject.tokenizer)
+
+
+def test_a_token_around_each_text_that_the_model_does_not_have_is_refused(folder: Path) -> None:
+    changed(folder / "tokenizer_config.json", put("extra_special_tokens", value=["<user>", "<assistant>", "<image>"]))
+    for load in both(folder):
+        load()  # a text does not have it
+
+    def around(document: Any) -> Any:
+        document["added_tokens"].append(token(document["model"]["vocab"], "<image>"))
+        first, text = {"SpecialToken": {"id": "<image>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+        special = {"<image>": {"id": "<image>", "ids": [101], "tokens": ["<image>"]}}
+        document["post_processor"] = {"type": "TemplateProcessing", "single": [first, text], "pair": [first, text]}
+        document["post_processor"]["pair"].append({"Sequence": {"id": "B", "type_id": 1}})
+        document["post_processor"]["special_tokens"] = special
+        return document
+
+    changed(folder / "tokenizer.json", around)
+    for load in both(folder):
+        with pytest.raises(FileFormatError, match="must put tokens of the model around a text .got 101 for '<image>'"):
+            load()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "twice"),
+    [
+        ("tokenizer.json", '"a": 5', '"a": 7, "a": 5'),
+        ("tokenizer_config.json", '"pad_token"', '"pad_token": "<eos>", "pad_token"'),
+        ("special_tokens_map.json", "{", '{"cls_token": "<eos>", "cls_token": "<pad>", '),
+        ("added_tokens.json", "{", '{"a": 5, "a": 6, '),
+    ],
+)
+def test_a_key_twice_in_a_file_of_a_tokenizer_is_refused(file: str, old: str, twice: str, folder: Path) -> None:
+    path = folder / file
+    whole = json.dumps(json.loads(path.read_text())) if path.exists() else '{"a": 5}'
+    assert old in whole
+    path.write_text(whole)
+    for load in both(folder):
+        load()
+    path.write_text(whole.replace(old, twice, 1))
+    for load in both(folder):
+        with pytest.raises(FileFormatError, match=rf"{file}: holds a key twice, with two values .got '\w+'"):
+            load()
+
+
+def test_a_key_twice_with_one_value_is_taken(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("{", '{"pad_token": "<pad>", ', 1))
+    for load in both(folder):
+        load()
