@@ -209,9 +209,7 @@ def test_a_state_of_training_with_a_key_twice_is_refused(tmp_path: Path) -> None
     path.write_text(path.read_text().replace("{", '{"global_step": 3, ', 1))
     assert last_complete(tmp_path / "run") == str(before)
     trainer, _ = run(fresh("topk"), tmp_path / "new", **settings)
-    with pytest.raises(
-        FileFormatError, match=r"checkpoint-4.trainer_state.json: holds a key twice .got 'global_s"
-    ):
+    with pytest.raises(FileFormatError, match=r"checkpoint-4.trainer_state.json: holds a key twice .got 'global_s"):
         trainer.train(resume_from_checkpoint=str(last))
     trainer.train(resume_from_checkpoint=str(before))
     assert trainer.state.global_step == 5
