@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from changes import BY_NAME, put
 from command_runs import run, said
 from test_refused_inputs import both, changed
@@ -97,6 +98,37 @@ def test_a_card_names_the_model_of_its_config(named: Any, tmp_path: Path) -> Non
     # A folder on somebody's disk, which a card cannot name.
     changed(tmp_path / "mote_config.json", put("base_model", value="model"))
     assert problems_in(tmp_path) == []
+
+
+# Recipes.
+
+
+@pytest.mark.parametrize("value", ["", " ", 7, 0, 0.5, "7", "10.5", "model..mlp", "model.layers.3 ", ".mlp", "a b.c"])
+def test_a_hookpoint_that_is_no_name_is_a_problem_of_a_recipe(value: Any, tmp_path: Path) -> None:
+    BY_NAME["shared_folder"].make(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**yaml.safe_load(path.read_text()), "hookpoint": value}))
+    (problem,) = problems_in(tmp_path)
+    assert problem.startswith("recipe.yaml: hookpoint: must name a place of a model, such as model.layers.10.output")
+    assert f"(got {value!r})" in problem
+
+
+@pytest.mark.parametrize(
+    "value", [None, "lm_head", "model.layers.*.mlp", "h.0.input", "model.layers.3.gate.output[1]"]
+)
+def test_a_hookpoint_of_a_recipe_that_a_model_may_have_is_taken(value: Any, tmp_path: Path) -> None:
+    BY_NAME["shared_folder"].make(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**yaml.safe_load(path.read_text()), "hookpoint": value}))
+    assert problems_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "top-tokens", "experts", "adapt", "steer"])
+def test_an_empty_hookpoint_is_not_taken_for_none(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    result = run("sae", command, "organism:refusal", "a", "b", "--hookpoint", "", "--output", "c")
+    assert result.exit_code == 2
+    assert "'--hookpoint': must name a place of a model" in said(result)
 
 
 # Organisms.
