@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from changes import BY_NAME, put
+from changes import BY_NAME, drop, put
 from command_runs import run, said
 from test_refused_inputs import both, changed
 
@@ -143,6 +143,39 @@ def test_an_organism_whose_config_has_another_rotary_base_is_refused(theta: Any,
     for whole in ({}, {"rope_theta": 1000000, "rope_type": "default", "more": 1}, None):
         changed(tmp_path / "config.json", put("rope_parameters", value=whole))
         assert load_organism(str(tmp_path)).planted
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("clean_up_tokenization_spaces", value=True),
+        put("clean_up_tokenization_spaces", value="false"),
+        put("clean_up_tokenization_spaces", value=0),
+        put("model_max_length", value=8),
+        put("model_max_length", value=1e30),
+        put("padding_side", value="right"),
+        put("eos_token", value="<|pad|>"),
+        put("pad_token", value="<|end|>"),
+        put("bos_token", value="<|user|>"),
+        put("extra_special_tokens", value=["<|user|>"]),
+        drop("extra_special_tokens"),
+    ],
+)
+def test_an_organism_whose_tokenizer_says_otherwise_is_refused(change: Callable[[Any], Any], tmp_path: Path) -> None:
+    BY_NAME["organism"].make(tmp_path)
+    changed(tmp_path / "tokenizer_config.json", change)
+    with pytest.raises(FileFormatError, match=r"tokenizer_config.json: \w+: must be that of all organisms .got "):
+        load_organism(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [drop("model_max_length"), drop("clean_up_tokenization_spaces"), put("name_or_path", value="elsewhere")],
+)
+def test_an_organism_whose_tokenizer_says_less_is_read(change: Callable[[Any], Any], tmp_path: Path) -> None:
+    BY_NAME["organism"].make(tmp_path)
+    changed(tmp_path / "tokenizer_config.json", change)
+    assert load_organism(str(tmp_path)).planted
 
 
 # Tokenizers.
