@@ -34,6 +34,7 @@ __all__ = [
     "check_memory",
     "check_name",
     "is_running",
+    "load_json",
     "local_path",
     "parse_json",
     "parse_json_object",
@@ -144,7 +145,7 @@ def parse_json_object(
             an infinite number, unless it may, or text that is not Unicode.
     """
     try:
-        data = _loads(where, content.decode("utf-8"), "Keep one of them." if is_file else None)
+        data = load_json(where, content.decode("utf-8"), fix="Keep one of them." if is_file else None)
     except FileFormatError:
         raise
     except json.JSONDecodeError as error:
@@ -162,6 +163,40 @@ def parse_json_object(
     return data
 
 
+def load_json(where: str, text: str, *, again: bool = False, fix: str | None = "Keep one of them.") -> Any:
+    """Return the value of a JSON text that another library has written, whatever numbers and texts are in it.
+
+    Args:
+        where (`str`):
+            The place, for the error.
+        text (`str`):
+            The text.
+        again (`bool`, *optional*, defaults to `False`):
+            Whether a key may be there again with the same value.
+        fix (`str`, *optional*):
+            How to mend it.
+
+    Raises:
+        [`FileFormatError`]: if it holds a key twice.
+        `ValueError`: if it is not JSON.
+        `RecursionError`: if it is nested too deeply.
+    """
+
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        data = dict(pairs)
+        if len(data) == len(pairs):
+            return data
+        known: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in known and not (again and value == known[key]):
+                what = f"holds a key twice{', with two values' if again else ''}"
+                raise FileFormatError(where, what, got=repr(key)[:80], fix=fix)
+            known[key] = value
+        return data
+
+    return json.loads(text, object_pairs_hook=object_of)
+
+
 def parse_json(where: str, text: str) -> Any:
     """Return the value of a JSON text, such as one line of a file.
 
@@ -176,7 +211,7 @@ def parse_json(where: str, text: str) -> Any:
             or text that is not Unicode.
     """
     try:
-        data = _loads(where, text)
+        data = load_json(where, text)
     except FileFormatError:
         raise
     except json.JSONDecodeError as error:
@@ -404,18 +439,6 @@ def _to_json(where: str, data: Mapping[str, Any]) -> bytes:
     _check_values(where, data)
     text = json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode()
-
-
-def _loads(where: str, text: str, fix: str | None = "Keep one of them.") -> Any:
-    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        data: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in data:
-                raise FileFormatError(where, "holds a key twice", got=repr(key), fix=fix)
-            data[key] = value
-        return data
-
-    return json.loads(text, object_pairs_hook=object_of)
 
 
 def _check_text(where: str, text: str) -> None:

@@ -35,7 +35,7 @@ def activation_map() -> ActivationMap:
 def ranking() -> ExpertRanking:
     score = grid([3.0, 0.5, -2.0])
     known = {"low": score - 1, "high": score + 1, "confidence": 0.9, "p": score.abs() / 100, "q": score.abs() / 50}
-    return ExpertRanking(score=score, layers=(4,), method="ftri", target=ATTACK, least_p=0.001, **known)
+    return ExpertRanking(score=score, layers=(4,), method="by hand", target=ATTACK, least_p=0.001, **known)
 
 
 def result() -> FTRIResult:

@@ -4,8 +4,8 @@
   `routes.py`, `evaluation/` (`evaluate`), `sweep.py`, `grid.py`, `chat.py`, `served_chat.py`, `check.py`, `env.py`,
   `bake.py`, `serve.py`, `init.py`, `configs.py`, `validate.py` (with `config_problems.py`), `push.py`, and `sae/`.
 - Their inputs: `options.py`, `bundles/` (groups of options), `names.py` (names shown in the help),
-  `model.py` (with `model_files.py`), `served.py` (`--server`), `prompts.py`, `conversations.py`, `record_files.py`,
-  `datasets.py`, `judge_specs.py`, `latent_maps.py` (`--latents`).
+  `model.py` (with `model_files.py` and `tokenizer_files.py`), `served.py` (`--server`), `prompts.py`,
+  `conversations.py`, `record_files.py`, `datasets.py`, `judge_specs.py`, `latent_maps.py` (`--latents`).
 - Shared steps: `session.py` (messages, errors), `typed.py` (the options that errors name), `verbosity.py` (which
   messages are shown), `plan.py` (`--dry-run`), `run_files.py` (the output folder), `token_routing.py`.
 

@@ -15,9 +15,9 @@ from hf_mote.commands.model_files import (
     check_logits,
     check_numbers,
     check_sizes,
-    check_tokenizer,
     check_tokens,
 )
+from hf_mote.commands.tokenizer_files import check_fields, check_ids, check_keys, check_tokens_fit
 from hf_mote.commands.verbosity import say, settle_progress
 from hf_mote.errors import ConfigError, FileFormatError, HFMoTEError, UnknownNameError, UnsupportedError
 from hf_mote.files import local_path, read_json
@@ -204,7 +204,9 @@ def load_subject(
         check_generation(source, branch, config)
         check_numbers(name, config)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        check_tokenizer(name, config, tokenizer)
+        check_fields(name, config, tokenizer)
+        check_keys(name, revision, tokenizer)
+        check_ids(name, tokenizer)
         _with_template(tokenizer, template)
         if ready is not None:
             ready(tokenizer)
@@ -229,6 +231,7 @@ def load_subject(
                 fix="Download or save the model again.",
             )
         check_dtypes(source, branch, config, model, loaded[1]["unexpected_keys"])
+        check_tokens_fit(name, config, model, tokenizer)
         check_logits(name, model, tokenizer)
     except HFMoTEError:
         raise
@@ -343,10 +346,13 @@ def served_subject(name: str, organisms: Organisms, *, revision: str | None, cha
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         check_kernels(name, config)
         check_tokens(name, config)
-        check_tokenizer(name, config, tokenizer)
+        check_fields(name, config, tokenizer)
+        check_keys(name, revision, tokenizer)
+        check_ids(name, tokenizer)
         check_numbers(name, config)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        check_tokens_fit(name, config, model, tokenizer)
     except HFMoTEError:
         raise
     except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,28 +17,36 @@ from hf_mote.errors import FileFormatError, UnsupportedError, is_finite
 from hf_mote.files import read_json
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "cached",
     "check_dtypes",
     "check_generation",
     "check_kernels",
     "check_logits",
     "check_numbers",
     "check_sizes",
-    "check_tokenizer",
+    "check_token",
     "check_tokens",
+    "vocabulary_of",
 ]
 
 _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
 # Numbers of a config by the ends of their names: what is added under a root, and the base of rotary frequencies.
 _LEAST_0 = re.compile(r"(?:.*_)?eps(?:ilon)?")
+_OF_A_NORM = re.compile(
+    r"\w*norm\w*"
+)  # and so below 1: families have 0.001 at most, and with more all texts are alike
 _ABOVE_0 = re.compile(r"(?:.*_)?theta|(?:.*_)?(?:rope|rotary)\w*_base(?:_freq)?")
 _LAYERS = re.compile(r"(?!max_|.*_per_layer$)(?:.*_)?(?:layers?|depth)")
 _MOST_LAYERS = 1000  # which transformers builds one by one, even without weights
 _OF_ROTATION = ("rope_type", "rope_theta")  # one of which is beside the factor by which positions are stretched
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_NO_FLOATS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64")
+# Of the files that there are, transformers takes the first.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_INDEX = ".index.json"
+_NO_FLOATS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64", "C128", "QU8", "QI8", "QI32")
 _EXPERTS = re.compile(r"\bexperts?\.")
 
 
@@ -53,7 +62,7 @@ def check_sizes(name: str, revision: str | None) -> None:
     Raises:
         [`FileFormatError`]: with the file and the field.
     """
-    path = _cached(name, "config.json", revision)
+    path = cached(name, "config.json", revision)
     for place, value, _ in () if path is None else _numbers("", read_json(path, infinite=True)):
         if _LAYERS.fullmatch(place.rpartition(".")[2]) and value > _MOST_LAYERS:
             what, expected = "must be a number of layers that a model can have", f"at most {_MOST_LAYERS}"
@@ -72,7 +81,7 @@ def check_generation(name: str, revision: str | None, config: PreTrainedConfig) 
     Raises:
         [`FileFormatError`]: with the file and the reason.
     """
-    path = _cached(name, "generation_config.json", revision)
+    path = cached(name, "generation_config.json", revision)
     # There is none, as of a model that says nothing on how it generates.
     check_tokens(name, config, *(() if path is None else (read_json(path), str(path))))
 
@@ -94,7 +103,7 @@ def check_tokens(
     own = f"{name}: config.json"
     said = {} if generation is None else generation
     ends, pads = said.get("eos_token_id"), said.get("pad_token_id")
-    most = _vocabulary(config)
+    most = vocabulary_of(config)
     if ends is None:
         _check_tokens(f"{own}: eos_token_id", getattr(config, "eos_token_id", None), most)
     else:
@@ -105,33 +114,24 @@ def check_tokens(
             _check_tokens(f"{place}: pad_token_id", pad, most, one=True)
 
 
-def _vocabulary(config: PreTrainedConfig) -> float:
+def vocabulary_of(config: PreTrainedConfig) -> float:
+    """Return how many tokens a config says that its model has; infinite where it does not say."""
     size = getattr(config.get_text_config(), "vocab_size", None)
     return size if isinstance(size, int) else math.inf
 
 
-def check_tokenizer(name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse what a tokenizer's config says and transformers takes as it is, though it is no such value.
+def check_token(where: str, given: int | None, most: float) -> None:
+    """Refuse something else than a token of a model, or none.
 
     Args:
-        name (`str`): A folder or a Hub id.
-        config (`PreTrainedConfig`): The model's.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        where (`str`): The place, for the error.
+        given (`int`, *optional*): The token.
+        most (`float`): How many the model has.
 
     Raises:
-        [`FileFormatError`]: for an end of texts that is no token of the model, a longest text that is no number, and
-            something else than a truth value for whether spaces are cleaned up.
+        [`FileFormatError`]: with the place.
     """
-    own, fix = f"{name}: tokenizer_config.json", "Correct the file, or take the field out."
-    _check_tokens(f"{own}: eos_token", tokenizer.eos_token_id, _vocabulary(config), one=True)
-    longest = getattr(tokenizer, "model_max_length", None)
-    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int | float)):
-        where, expected = f"{own}: model_max_length", "tokens of the longest text"
-        raise FileFormatError(where, "must be a number", got=repr(longest)[:80], expected=expected, fix=fix)
-    cleans = getattr(tokenizer, "clean_up_tokenization_spaces", None)
-    if not isinstance(cleans, bool | None):
-        where, expected = f"{own}: clean_up_tokenization_spaces", "true or false"
-        raise FileFormatError(where, "must be a truth value", got=repr(cleans)[:80], expected=expected, fix=fix)
+    _check_tokens(where, given, most, one=True)
 
 
 def _check_tokens(where: str, given: object, most: float, *, one: bool = False) -> None:
@@ -156,7 +156,8 @@ def check_numbers(name: str, config: PreTrainedConfig) -> None:
         config (`PreTrainedConfig`): The model's, whatever its family: fields are known by the ends of their names.
 
     Raises:
-        [`FileFormatError`]: for an epsilon below 0, and a base or a factor of rotary positions that is not above 0.
+        [`FileFormatError`]: for an epsilon below 0, one of a norm that is 1 or more, and a base or a factor of rotary
+            positions that is not above 0.
     """
     for place, value, beside in _numbers("", config.to_dict()):
         field = place.rpartition(".")[2]
@@ -164,9 +165,13 @@ def check_numbers(name: str, config: PreTrainedConfig) -> None:
         above = stretches or _ABOVE_0.fullmatch(field)
         if not above and not _LEAST_0.fullmatch(field):
             continue
-        if not is_finite(value) or value < 0 or (above and value == 0):
-            expected, fix = "above 0" if above else "0 or more", "Correct the file, or download the model again."
-            what = "must be a number that the model can compute with"
+        below_1 = not above and _OF_A_NORM.fullmatch(field)
+        if not is_finite(value) or value < 0 or (above and value == 0) or (below_1 and value >= 1):
+            expected = "above 0" if above else "0 or more" + (", and below 1" if below_1 else "")
+            what, fix = (
+                "must be a number that the model can compute with",
+                "Correct the file, or download the model again.",
+            )
             raise FileFormatError(f"{name}: config.json: {place}", what, got=repr(value), expected=expected, fix=fix)
 
 
@@ -228,7 +233,7 @@ def check_dtypes(
     state = model.state_dict()
     tables = {key for key, value in state.items() if not value.is_floating_point()}
     weights = {key for key, _ in model.named_parameters()} - tables
-    for path in _weight_files(name, revision):
+    for path in _weight_files(name, revision, getattr(config, "transformers_weights", None)):
         stored = _dtypes_in(path)
         scaled = {key.rpartition("_scale")[0] for key in stored}
         for key, dtype in stored.items():
@@ -243,24 +248,43 @@ def check_dtypes(
                 raise FileFormatError(str(path), what, got=got, expected=expected, fix=fix)
 
 
-def _weight_files(name: str, revision: str | None) -> list[Path]:
-    """Return the safetensors files of a model; none where it is stored otherwise."""
-    # Of a whole file and shards, transformers takes the whole file.
-    if (whole := _cached(name, _WEIGHTS, revision)) is not None:
-        return [whole]
-    index = _cached(name, _INDEX, revision)
-    parts = [] if index is None else sorted(set(read_json(index).get("weight_map", {}).values()))
-    return [path for part in parts if (path := _cached(name, part, revision)) is not None]
+def _weight_files(name: str, revision: str | None, chosen: str | None) -> list[Path]:
+    """Return the files of a model's weights; `chosen` is the one that its config names, if it does."""
+    for file in _WEIGHTS if chosen is None else (chosen,):
+        if (path := cached(name, file, revision)) is not None:
+            if not file.endswith(_INDEX):
+                return [path]
+            parts = sorted(set(read_json(path).get("weight_map", {}).values()))
+            return [found for part in parts if (found := cached(name, part, revision)) is not None]
+    return []
 
 
 def _dtypes_in(path: Path) -> dict[str, str]:
-    """Return the dtypes of a safetensors file by the tensors' names, from its header."""
-    with path.open("rb") as file:
-        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return {key: str(entry["dtype"]) for key, entry in header.items() if key != "__metadata__"}
+    """Return the dtypes of a file of weights by the tensors' names, as safetensors spells them; no weight is read."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return {key: str(entry["dtype"]) for key, entry in header.items() if key != "__metadata__"}
+    import torch
+
+    from hf_mote.sae.convert.archives import check_storages
+
+    if archive := zipfile.is_zipfile(path):
+        check_storages(path)
+    # transformers has loaded it in the same way. Files of torch before 1.6 are no archives, and are read.
+    found = torch.load(path, map_location="meta", weights_only=True, mmap=archive)
+    return {key: _spelled(value.dtype) for key, value in found.items() if isinstance(value, torch.Tensor)}
 
 
-def _cached(name: str, file: str, revision: str | None) -> Path | None:
+def _spelled(dtype: torch.dtype) -> str:
+    """Return the name of a dtype as safetensors spells it: "I8" for int8."""
+    name = str(dtype).removeprefix("torch.")
+    for long, short in (("complex", "C"), ("float", "F"), ("uint", "U"), ("int", "I")):
+        name = name.replace(long, short)
+    return name.upper()
+
+
+def cached(name: str, file: str, revision: str | None) -> Path | None:
     """Return the path of a file of a model, `None` where it has none."""
     from transformers.utils.hub import cached_file
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hf_mote.errors import ConfigError, FileFormatError, UnknownNameError, first_line
 from hf_mote.files import local_path, read_json, read_safetensors
@@ -37,6 +38,16 @@ ORGANISM_FILE = "organism.json"
 _SHIPPED = files("hf_mote.organisms")
 _MOST_TOKENS = 2**17
 _MOST_BYTES = 2**24  # of a tokenizer's files
+# What a build writes of a tokenizer: how texts are encoded, filled up and decoded.
+_OF_TOKENIZER: dict[str, Any] = {
+    "bos_token": None,
+    "clean_up_tokenization_spaces": False,
+    "eos_token": "<|end|>",
+    "model_max_length": VERY_LARGE_INTEGER,
+    "pad_token": "<|pad|>",
+    "padding_side": "left",
+}
+_SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,11 +351,11 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
         got = f"{len(tokenizer)} tokens, chat template {tokenizer.chat_template!r}"
         expected = f"{vocab_size} tokens, as the model has, and {CHAT_TEMPLATE!r}"
         raise FileFormatError(f"{folder}: tokenizer", "is not an organism's", got=got, expected=expected)
-    # Any text is as good as true to transformers, which then changes the spaces of what is decoded.
-    if not isinstance(cleans := tokenizer.clean_up_tokenization_spaces, bool):
-        where = f"{folder / 'tokenizer_config.json'}: clean_up_tokenization_spaces"
-        raise FileFormatError(
-            where, "must be a truth value", got=repr(cleans)[:60], expected="false, as in what is built"
-        )
+    said = {key: getattr(tokenizer, key, None) for key in _OF_TOKENIZER}
+    said["extra_special_tokens"] = sorted(set(tokenizer.all_special_tokens))
+    for key, wanted in {**_OF_TOKENIZER, "extra_special_tokens": sorted(_SPECIAL)}.items():
+        if said[key] != wanted or type(said[key]) is not type(wanted):
+            where, got = f"{folder / 'tokenizer_config.json'}: {key}", repr(said[key])[:80]
+            raise FileFormatError(where, "must be that of all organisms", got=got, expected=repr(wanted))
     checked: PreTrainedTokenizerFast = tokenizer
     return checked

@@ -2,6 +2,7 @@
 
 - `expert_ranking.py`: `ExpertRanking`, what every method returns.
 - `finding.py`: a sentence on what a ranking shows.
+- `p_values.py`: p and q of a ranking, held against each other and the test.
 - `imaging/`: rankings by the experts that prompts of a class use (`ftri`).
 - `causal/`: rankings by the effect of an expert's weight.
 

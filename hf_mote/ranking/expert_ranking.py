@@ -22,6 +22,7 @@ from hf_mote.mote.config import MoTEConfig
 from hf_mote.mote.fields import check_experts_of, checked_fingerprint
 from hf_mote.printing import Printable, Summary, frame_of, short
 from hf_mote.ranking.finding import Finding, finding_of, least_q_of
+from hf_mote.ranking.p_values import check_p_values
 from hf_mote.sharing.cards import CardNotes, Evidence, card_header, compose_card, heat_map
 from hf_mote.sharing.privacy import without_places
 from hf_mote.statistics.contrast import Contrast
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["ExpertRanking", "RankedExpert"]
 
 _KIND = "expert_ranking"
-_ROUNDING = 1e-9
 _GATED = "optimization"  # of 0.1 scored the gates of experts that a layer does not have, too
 _OPTIONAL = ("low", "high", "p", "q")
 _OF_RESPONSES = ("attribution", "ablation")  # methods that hold two responses to a prompt against each other
@@ -82,7 +82,7 @@ class ExpertRanking(Printable, Shareable):
         p (`torch.Tensor`, *optional*):
             Like `score`: p value, from 0 to 1.
         q (`torch.Tensor`, *optional*):
-            p value adjusted for the number of experts.
+            p value adjusted for the number of experts; of the methods of this package as Benjamini and Hochberg do.
         confidence (`float`, *optional*):
             Coverage of the interval, between 0 and 1.
         fingerprint (`dict`, *optional*):
@@ -94,7 +94,8 @@ class ExpertRanking(Printable, Shareable):
 
     Raises:
         [`DataError`]: if a shape, dtype or device is another, a value is not what it can be, only one of `p` and `q`
-            is given, or the fingerprint does not have the layers and experts.
+            is given, `q` does not follow from `p`, a `p` is below the least that the test can give, or the
+            fingerprint does not have the layers and experts.
         [`ConfigError`]: if the fingerprint is malformed.
 
     Example:
@@ -149,9 +150,6 @@ class ExpertRanking(Printable, Shareable):
                 place = f"ExpertRanking.{', '.join(pair)}"
                 ends = f"{float(one[row, expert])} and {float(other[row, expert])} in row {row}, expert {expert}"
                 raise DataError(place, "must both be numbers, or both NaN", got=ends)
-        if self.p is not None and self.q is not None and bool((self.q < self.p - _ROUNDING).any()):
-            what = "is below p, though it is p adjusted for the number of experts"
-            raise DataError("ExpertRanking.q", what, expected="p or more")
         if self.fingerprint is not None:
             object.__setattr__(self, "fingerprint", checked_fingerprint(self.fingerprint))
             grids = {} if self.method == _GATED else {"score": self.score}
@@ -173,6 +171,8 @@ class ExpertRanking(Printable, Shareable):
             what = "must not be there without p"
             raise DataError("ExpertRanking.least_p", what, got=self.least_p, fix="Give p and q, or leave it out.")
         object.__setattr__(self, "provenance", mapping("ExpertRanking.provenance", self.provenance))
+        if self.p is not None and self.q is not None:
+            check_p_values(self.p, self.q, self.method, self.least_p, self.provenance.get("permutations"))
 
     @classmethod
     def from_contrast(

@@ -27,6 +27,7 @@ __all__ = ["FEW", "SAEReport"]
 
 SCHEMA_VERSION = 1
 _ROUNDING = 1e-6  # by which a mean may leave its range
+_LONGEST = 1e150  # whose square is a number, too
 _KL_ROUNDING = 1e-4  # by which a divergence of float32 logits may fall below 0
 _TENTHS = 10
 _ILL = 1e-3  # of a divisor, below which a number that follows from others is not known
@@ -247,8 +248,9 @@ class SAEReport(Shareable):
         shares += [f"{kind}freq_over_{most}_percent" for kind in ("", "normalized_") for most in (1, 10)]
         cosines = ["cosine", "encoder_decoder_cosine", "average_max_encoder_cosine_sim"]
         cosines += ["average_max_decoder_cosine_sim"]
-        lengths = ["fvu", "nmse", "mse", "l2_in", "l2_out", "l2_ratio", "l0", "l1"]
-        for names, least, most in ((shares, 0.0, 1.0), (cosines, -1.0, 1.0), (lengths, 0.0, math.inf)):
+        errors, lengths = ["fvu", "nmse", "mse", "l2_ratio", "l0", "l1"], ["l2_in", "l2_out"]
+        ranges = ((shares, 0.0, 1.0), (cosines, -1.0, 1.0), (errors, 0.0, math.inf), (lengths, 0.0, _LONGEST))
+        for names, least, most in ranges:
             for name in names:
                 if (value := getattr(self, name)) is not None:
                     real(f"SAEReport.{name}", value, least=least - _ROUNDING, most=most + _ROUNDING)

@@ -22,7 +22,7 @@ from hf_mote.statistics.permutation import permutation_test, relabellings
 from hf_mote.statistics.resampling import Statistic, check_resampling
 from hf_mote.statistics.scores import SCORES
 
-__all__ = ["Contrast", "LengthConfound", "check_pairs", "contrast", "length_confound"]
+__all__ = ["Contrast", "LengthConfound", "adjusted", "check_pairs", "contrast", "length_confound"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 RESTS = ("pooled", "paired")
@@ -181,8 +181,26 @@ def contrast(
     plan = relabellings(len(chosen), len(others), paired=paired, wanted=permutations, columns=flat.shape[1])
     whole = permutations is not None
     p = permutation_test(statistic, chosen, others, plan=plan, paired=paired, seed=seed, to_the_end=whole)
-    q = np.asarray(stats.false_discovery_control(p), dtype=np.float64).reshape(shape)
-    return Contrast(found, low, high, p.reshape(shape), q, confidence, plan.least_p, plan.number)
+    p = p.reshape(shape)
+    return Contrast(found, low, high, p, adjusted(p), confidence, plan.least_p, plan.number)
+
+
+def adjusted(p: npt.ArrayLike) -> Array:
+    """Return p values adjusted for their number, so that so large a share of those below a bound is false at most.
+
+    Args:
+        p (`np.ndarray` of any shape, float64): p values; NaN where nothing was tested, which counts for nothing.
+
+    Returns:
+        `np.ndarray`: like `p`, NaN where it is.
+
+    Source: Benjamini and Hochberg (1995), "Controlling the False Discovery Rate".
+    """
+    found = np.array(p, dtype=np.float64)
+    tested = ~np.isnan(found)
+    if tested.any():
+        found[tested] = stats.false_discovery_control(found[tested])
+    return found
 
 
 def length_confound(values: npt.ArrayLike, is_target: npt.ArrayLike) -> LengthConfound:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from hf_mote.errors import DataError
-from hf_mote.statistics.contrast import Contrast, check_pairs
+from hf_mote.statistics.contrast import Contrast, adjusted, check_pairs
 from hf_mote.statistics.inputs import checked_tokens
 from hf_mote.statistics.intervals import OF_SHARES, Limits, limits
 from hf_mote.statistics.permutation import Relabellings, permutation_test, relabellings
@@ -119,7 +119,7 @@ def contrast_in_blocks(
     scores = scores.reshape(grid)
     if several is None:
         return Contrast(scores, None, None, None, None, None)
-    q = np.asarray(stats.false_discovery_control(p), dtype=np.float64)
+    q = adjusted(p)
     # Moments give no least p value; relabellings do.
     least = several.least_p if relabelled.all() else LEAST_P
     done = several.number if relabelled.any() else None

@@ -55,7 +55,7 @@ def test_ranking_rank_of_is_the_place_in_top(scores):
 def test_ranking_rows_hold_what_is_known():
     assert make().rows(1) == [RankedExpert(2, 1, 0.9, None, None, None, None)]
     grid = torch.arange(6, dtype=torch.float64).reshape(2, 3) / 6
-    full = make(low=grid - 1, high=grid + 1, p=grid, q=grid, confidence=0.9)
+    full = make(low=grid - 1, high=grid + 1, p=grid, q=grid, confidence=0.9, method="by hand")
     assert full.rows(2)[1] == RankedExpert(5, 0, 0.9, 0.5 - 1, 0.5 + 1, 0.5, 0.5)
 
 
@@ -158,7 +158,7 @@ def test_ranking_malformed_is_refused_by_field(fields, word):
 def test_ranking_saved_and_loaded_is_the_same(tmp_path):
     nothing = torch.full_like(GRID, math.nan)
     saved = make(
-        low=nothing, high=nothing, p=GRID, q=GRID * 2, confidence=0.95, fingerprint=FINGERPRINT,
+        low=nothing, high=nothing, p=GRID, q=GRID * 2, confidence=0.95, fingerprint=FINGERPRINT, method="by hand",
         provenance={"seed": 1, "x": 0.5},
     )  # fmt: skip
     saved.save_pretrained(tmp_path)

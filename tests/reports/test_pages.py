@@ -38,7 +38,7 @@ def ranking(q: list[float] | None = None, p: list[float] | None = None, **fields
     score = grid([3.0, 1.0, -2.0])
     assert score is not None
     known = {"q": grid(q), "p": grid(p if p is not None else q), **fields}
-    return ExpertRanking(score=score, layers=(4,), method="ftri", target=ATTACK, **known)
+    return ExpertRanking(score=score, layers=(4,), method="by hand", target=ATTACK, **known)
 
 
 def report(before: int, after: int, controls: list[float], n: int = 20, **fields: Any) -> EvaluationReport:

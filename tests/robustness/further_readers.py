@@ -31,6 +31,7 @@ from release_files import RELEASES, stored, weights
 from safetensors.torch import save_file
 from tiny_models import tiny_model, tiny_tokenizer
 from tiny_saes import HIDDEN, LATENTS, TinySAE, activations
+from torch_models import as_torch_files
 from typer.main import get_command
 
 from hf_mote import (
@@ -56,7 +57,7 @@ from hf_mote.files import read_tensors, write_tensors
 from hf_mote.generation.chat import rendered
 from hf_mote.judges.refusal import RefusalJudge
 from hf_mote.sae.convert.registry import FORMATS
-from hf_mote.sae.training.trainer import _last_complete
+from hf_mote.sae.training.last_checkpoint import last_complete
 from hf_mote.serving import client
 from hf_mote.serving.client import ServerEngine
 from hf_mote.serving.settings import ServingSettings
@@ -259,7 +260,7 @@ def _make_stream_state(folder: Path) -> None:
 
 
 def _read_stream_state(folder: Path) -> None:
-    _last_complete(folder)
+    last_complete(folder)
     stream = _stream(None)
     carried, metadata = read_tensors(folder / "activations_0.safetensors", kind="activation_stream")
     state = metadata.get("state")
@@ -379,6 +380,11 @@ def _make_model(folder: Path) -> None:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     (folder / "template.jinja").write_text("{{ messages[0]['content'] }}")
+
+
+def _make_torch_model(folder: Path) -> None:
+    _make_model(folder)
+    as_torch_files(folder)
 
 
 def _read_model(folder: Path) -> None:
@@ -655,6 +661,7 @@ FURTHER: tuple[Reader, ...] = (
         },
         share=0.1,
     ),
+    Reader("torch_model", _make_torch_model, _read_model, {"pytorch_model.bin": archive}, share=0.1),
     Reader(
         "served_model",
         _make_model,

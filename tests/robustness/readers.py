@@ -53,6 +53,7 @@ from hf_mote.runs.folder import RunFolder
 from hf_mote.sae.report import SAEReport
 from hf_mote.sae.steering import SteeringConfig
 from hf_mote.sharing.cards import CardNotes
+from hf_mote.statistics.contrast import adjusted
 from hf_mote.statistics.rates import Rate
 
 __all__ = ["READERS", "Reader"]
@@ -119,7 +120,7 @@ def _ranking() -> ExpertRanking:
         low=score - 0.1,
         high=score + 0.1,
         p=score.abs(),
-        q=score.abs(),
+        q=torch.from_numpy(adjusted(score.abs().numpy())),
         confidence=0.95,
         fingerprint=_config().fingerprint,
         provenance={"score": "mean_difference", "permutations": 99, "compared": "4 against 5 prompts", "seed": 0},

@@ -39,6 +39,12 @@ REPORT = ("evaluation_report", "evaluation_report.json")
         ("settings", "settings.yaml", put(value="k: 4\nlearning-rate: 1:30"), "got 1:30 in line 2, which is 90"),
         ("settings", "settings.yaml", put(value="learning-rate: -1:30.5"), "got -1:30.5 in line 1, which is -90.5"),
         ("stream_state", "checkpoint-7/trainer_state.json", put(value=None), "no complete checkpoint"),
+        (
+            "stream_state",
+            "checkpoint-7/trainer_state.json",
+            lambda _: '{"global_step": 7, "global_step": 7}',
+            "no complete checkpoint",
+        ),
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value=8), "no complete checkpoint"),
         ("stream_state", "checkpoint-7/trainer_state.json", put("global_step", value="7"), "no complete checkpoint"),
         (
@@ -175,6 +181,10 @@ def _without(name: str) -> Callable[[Any, Any], Any]:
     return lambda tensors, metadata: tensors.pop(name)
 
 
+def _of_expert(name: str, row: int, expert: int, value: float) -> Callable[[Any, Any], Any]:
+    return lambda tensors, _: tensors[name].__setitem__((row, expert), value)
+
+
 def _fingerprint(name: str, value: Any) -> Callable[[Any, Any], Any]:
     return lambda tensors, metadata: metadata["fingerprint"].update({name: value})
 
@@ -184,7 +194,19 @@ def _fingerprint(name: str, value: Any) -> Callable[[Any, Any], Any]:
     [
         ("expert_ranking", _without("q"), "both of p and q, or neither"),
         ("expert_ranking", _without("p"), "both of p and q, or neither"),
-        ("expert_ranking", lambda tensors, _: tensors["q"].sub_(1e-3).clamp_(0), "q: is below p"),
+        ("expert_ranking", lambda tensors, _: tensors["q"].zero_(), "q: is below p"),
+        ("expert_ranking", _of_expert("q", 1, 2, 0.999), r"q: must be p adjusted .*got 0.999 in row 1, expert 2, exp"),
+        (
+            "expert_ranking",
+            lambda tensors, _: tensors["q"].fill_(1),
+            "must be p adjusted as Benjamini and Hochberg do",
+        ),
+        (
+            "expert_ranking",
+            _of_expert("p", 0, 0, 1e-6),
+            r"p: is below the least .*got 1e-06 in row 0, expert 0, .*0.01 or",
+        ),
+        ("expert_ranking", lambda _, metadata: metadata.update(least_p=0.5), "p: is below the least that its test"),
         ("expert_ranking", _fingerprint("layers", [0, 1, 3]), "are not those of the fingerprint .got layer 2"),
         ("expert_ranking", _fingerprint("num_experts", [3, 3, 3]), "experts that the fingerprint does not have"),
         ("expert_ranking", _fingerprint("top_k", [2, 2, 0]), "top_k: must be possible at layer 2 .got 0 of 4"),

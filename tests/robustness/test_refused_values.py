@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from changes import BY_NAME, put
+import yaml
+from changes import BY_NAME, drop, put
 from command_runs import run, said
 from test_refused_inputs import both, changed
 
@@ -99,6 +100,37 @@ def test_a_card_names_the_model_of_its_config(named: Any, tmp_path: Path) -> Non
     assert problems_in(tmp_path) == []
 
 
+# Recipes.
+
+
+@pytest.mark.parametrize("value", ["", " ", 7, 0, 0.5, "7", "10.5", "model..mlp", "model.layers.3 ", ".mlp", "a b.c"])
+def test_a_hookpoint_that_is_no_name_is_a_problem_of_a_recipe(value: Any, tmp_path: Path) -> None:
+    BY_NAME["shared_folder"].make(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**yaml.safe_load(path.read_text()), "hookpoint": value}))
+    (problem,) = problems_in(tmp_path)
+    assert problem.startswith("recipe.yaml: hookpoint: must name a place of a model, such as model.layers.10.output")
+    assert f"(got {value!r})" in problem
+
+
+@pytest.mark.parametrize(
+    "value", [None, "lm_head", "model.layers.*.mlp", "h.0.input", "model.layers.3.gate.output[1]"]
+)
+def test_a_hookpoint_of_a_recipe_that_a_model_may_have_is_taken(value: Any, tmp_path: Path) -> None:
+    BY_NAME["shared_folder"].make(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**yaml.safe_load(path.read_text()), "hookpoint": value}))
+    assert problems_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "top-tokens", "experts", "adapt", "steer"])
+def test_an_empty_hookpoint_is_not_taken_for_none(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    result = run("sae", command, "organism:refusal", "a", "b", "--hookpoint", "", "--output", "c")
+    assert result.exit_code == 2
+    assert "'--hookpoint': must name a place of a model" in said(result)
+
+
 # Organisms.
 
 
@@ -111,6 +143,39 @@ def test_an_organism_whose_config_has_another_rotary_base_is_refused(theta: Any,
     for whole in ({}, {"rope_theta": 1000000, "rope_type": "default", "more": 1}, None):
         changed(tmp_path / "config.json", put("rope_parameters", value=whole))
         assert load_organism(str(tmp_path)).planted
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("clean_up_tokenization_spaces", value=True),
+        put("clean_up_tokenization_spaces", value="false"),
+        put("clean_up_tokenization_spaces", value=0),
+        put("model_max_length", value=8),
+        put("model_max_length", value=1e30),
+        put("padding_side", value="right"),
+        put("eos_token", value="<|pad|>"),
+        put("pad_token", value="<|end|>"),
+        put("bos_token", value="<|user|>"),
+        put("extra_special_tokens", value=["<|user|>"]),
+        drop("extra_special_tokens"),
+    ],
+)
+def test_an_organism_whose_tokenizer_says_otherwise_is_refused(change: Callable[[Any], Any], tmp_path: Path) -> None:
+    BY_NAME["organism"].make(tmp_path)
+    changed(tmp_path / "tokenizer_config.json", change)
+    with pytest.raises(FileFormatError, match=r"tokenizer_config.json: \w+: must be that of all organisms .got "):
+        load_organism(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [drop("model_max_length"), drop("clean_up_tokenization_spaces"), put("name_or_path", value="elsewhere")],
+)
+def test_an_organism_whose_tokenizer_says_less_is_read(change: Callable[[Any], Any], tmp_path: Path) -> None:
+    BY_NAME["organism"].make(tmp_path)
+    changed(tmp_path / "tokenizer_config.json", change)
+    assert load_organism(str(tmp_path)).planted
 
 
 # Tokenizers.

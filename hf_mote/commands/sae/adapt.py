@@ -16,6 +16,7 @@ from hf_mote.commands.model import Organisms, Subject, loaded_sae
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.evaluate import SAE
 from hf_mote.commands.sae.excluding import Excluding
+from hf_mote.commands.sae.places import OwnHookpoint
 from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts, texts_fact
 from hf_mote.commands.sae.train import fitting, held_out_of
@@ -39,9 +40,7 @@ def adapt_command(
     text: Text,
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA.")] = 16,
-    hookpoint: Annotated[
-        str | None, typer.Option(help="Hookpoint of the SAE; by default that of its own config.")
-    ] = None,
+    hookpoint: OwnHookpoint = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on; a shorter text is read again.")] = 100_000,
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Learning rate of AdamW.")] = 1e-3,

@@ -16,6 +16,7 @@ from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.dead_latents import dead_note
 from hf_mote.commands.sae.excluding import Excluding
+from hf_mote.commands.sae.places import OwnHookpoint
 from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
@@ -44,9 +45,7 @@ def evaluate_command(
         str | None,
         typer.Option(help="A PEFT adapter that belongs to the SAE, as hf-mote sae adapt writes it; none by default."),
     ] = None,
-    hookpoint: Annotated[
-        str | None, typer.Option(help="Hookpoint of the SAE; by default that of its own config.")
-    ] = None,
+    hookpoint: OwnHookpoint = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to measure it on.")] = 50_000,
     context_length: Annotated[int, typer.Option(min=1, help="Maximum length of a sequence, in tokens.")] = 256,
     text_column: TextColumn = "text",

@@ -18,6 +18,7 @@ from hf_mote.commands.model import Organisms, Subject, loaded_sae
 from hf_mote.commands.names import LINK_METHODS
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
+from hf_mote.commands.sae.places import OwnHookpoint
 from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.steer import read_edit
 from hf_mote.commands.sae.texts import TextColumn, read_texts
@@ -69,9 +70,7 @@ def experts_command(
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to read.")] = 10_000,
     context_length: Annotated[int, typer.Option(min=1, help="Maximum length of a sequence, in tokens.")] = 128,
-    hookpoint: Annotated[
-        str | None, typer.Option(help="Hookpoint of the SAE; by default that of its own config.")
-    ] = None,
+    hookpoint: OwnHookpoint = None,
     text_column: TextColumn = "text",
     run_folder: o.RunFolder = None,
     loading: Loading,

@@ -16,6 +16,7 @@ from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject, loaded_sae
 from hf_mote.commands.sae.dead_latents import silent_note
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
+from hf_mote.commands.sae.places import OwnHookpoint
 from hf_mote.commands.session import reporting, tell
 from hf_mote.errors import ConfigError, FileFormatError, one_of, real
 
@@ -34,9 +35,7 @@ def steer_command(
     edit: Annotated[list[str], typer.Option(help=f"{_FORMS}; may be given several times.")],
     scope: Annotated[str, typer.Option(help="all, prompt or generation.")] = "all",
     strength: Annotated[float, typer.Option(help="Factor on every change.")] = 1.0,
-    hookpoint: Annotated[
-        str | None, typer.Option(help="Hookpoint of the SAE; by default that of its own config.")
-    ] = None,
+    hookpoint: OwnHookpoint = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the steering config, for sharing; by default none is written.")
     ] = None,

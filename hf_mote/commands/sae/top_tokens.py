@@ -17,6 +17,7 @@ from hf_mote.commands.plan import plan_reading
 from hf_mote.commands.run_files import Work, check_output, finish, writing_to
 from hf_mote.commands.sae.evaluate import SAE, sae_facts
 from hf_mote.commands.sae.excluding import Excluding
+from hf_mote.commands.sae.places import OwnHookpoint
 from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts
 from hf_mote.commands.sae.train import fitting
@@ -63,9 +64,7 @@ def top_tokens_command(
             "Not by default."
         ),
     ] = None,
-    hookpoint: Annotated[
-        str | None, typer.Option(help="Hookpoint of the SAE; by default that of its own config.")
-    ] = None,
+    hookpoint: OwnHookpoint = None,
     text_column: TextColumn = "text",
     excluding: Excluding,
     run_folder: o.RunFolder = None,

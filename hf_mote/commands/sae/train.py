@@ -24,6 +24,7 @@ from hf_mote.commands.plan import Work as Part
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.dead_latents import dead_note
 from hf_mote.commands.sae.excluding import Excluding
+from hf_mote.commands.sae.places import NewHookpoint
 from hf_mote.commands.sae.settings import Settings, wrong_architecture
 from hf_mote.commands.sae.texts import Text, TextColumn, how_cut, read_texts, texts_fact
 from hf_mote.commands.session import provenance_of, reporting, say, tell
@@ -56,9 +57,7 @@ def train_command(
     text: Text,
     output: Annotated[Path, typer.Option(help="Folder for the SAE.")],
     architecture: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")] = "topk",
-    hookpoint: Annotated[
-        str | None, typer.Option(help="Hookpoint of the activations; by default the output of the middle layer.")
-    ] = None,
+    hookpoint: NewHookpoint = None,
     latents: Annotated[int | None, typer.Option(min=1, help="Latents; by default 8 for each dimension.")] = None,
     k: Annotated[
         int | None, typer.Option(min=1, help="Active latents of a token; by default a 16th of the width, 4 to 32.")

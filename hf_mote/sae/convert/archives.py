@@ -11,13 +11,14 @@ import pickletools
 import re
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_mote.errors import FileFormatError
 from hf_mote.files import check_memory
 
-__all__ = ["AT_ONCE", "check_sums", "check_torch_archive", "entries_of", "no_tensors"]
+__all__ = ["AT_ONCE", "check_storages", "check_sums", "check_torch_archive", "entries_of", "no_tensors"]
 
 AT_ONCE = 2**24
 """Bytes of an entry that are read together."""
@@ -99,17 +100,46 @@ def check_torch_archive(path: Path) -> None:
             raise no_tensors(path, f"a call of {ascii(argument)}")
     if end != len(content):
         raise no_tensors(path, f"{len(content) - end} bytes behind the pickle")
-    folder = pickles[0].filename.partition("/")[0]
     for storage in [_storage(path, named) for named in _named(path, content)]:
-        size = sizes.get(f"{folder}/data/{storage.key}".lower(), 0)
-        if size // storage.item_size != storage.number:
-            raise FileFormatError(
-                f"{path}: data/{storage.key}",
-                "must be as long as its storage",
-                got=f"{size} bytes",
-                expected=f"{storage.number} values of {storage.item_size} bytes",
-                fix=_DAMAGED,
-            )
+        _check_storage(path, pickles[0], storage, sizes)
+
+
+def check_storages(path: Path) -> None:
+    """Refuse a file of `torch.save` with storages that are not as long as it says, an entry twice, or bytes behind it.
+
+    torch maps such a file into memory, and takes the bytes of other entries for the values that are missing. Storages
+    that torch names in another way than those of numbers are left alone, and so is what the pickle calls.
+
+    Args:
+        path (`Path`): An archive that torch has loaded.
+
+    Raises:
+        [`FileFormatError`]: with the entry.
+    """
+    with zipfile.ZipFile(path) as archive:
+        _check_ends(path, archive)
+        sizes = _sizes_by_name(path, archive.infolist())
+        for entry in archive.infolist():
+            if entry.filename.split("/")[1:] == ["data.pkl"]:
+                for named in _named(path, archive.read(entry)):
+                    try:
+                        storage = _storage(path, named)
+                    except FileFormatError:
+                        continue
+                    _check_storage(path, entry, storage, sizes)
+
+
+def _check_storage(path: Path, pickle: zipfile.ZipInfo, storage: _Storage, sizes: Mapping[str, int]) -> None:
+    folder = pickle.filename.partition("/")[0]
+    size = sizes.get(f"{folder}/data/{storage.key}".lower(), 0)
+    if size // storage.item_size != storage.number:
+        raise FileFormatError(
+            f"{path}: data/{storage.key}",
+            "must be as long as its storage",
+            got=f"{size} bytes",
+            expected=f"{storage.number} values of {storage.item_size} bytes",
+            fix=_DAMAGED,
+        )
 
 
 def no_tensors(path: Path, got: str) -> FileFormatError:

@@ -1,7 +1,8 @@
 """dictionary_learning: `ae.pt`, a pickled dictionary of tensors, and `config.json`, to read and to write.
 
 The file is read as plain tensors and nothing else, so that no code of it runs. A dictionary class of the library
-defines how weights are stored and used; the other values of `config.json` are of the training.
+defines how weights are stored and used; the other values of `config.json` are of the training, but for what the
+buffer of activations says of them: their width, and whether they are what goes into the module or comes out of it.
 
 Source: dictionary_learning 0.1.0, `dictionary.py`, `utils.py` and `trainers/`.
 """
@@ -122,13 +123,14 @@ def _read(source: Source) -> SAEModel:
     sizes = matrix_sizes(weights, found, kind.layout)
     agree(path, "trainer.activation_dim", trainer.get("activation_dim"), sizes.inputs)
     agree(path, "trainer.dict_size", trainer.get("dict_size"), sizes.latents)
+    agree(path, "buffer.d_submodule", section(path, document, "buffer").get("d_submodule"), sizes.inputs)
     tensors = take(weights, found, kind.layout, sizes, besides=kind.besides)
     fields: dict[str, Any] = {
         "hidden_size": sizes.inputs,
         "num_latents": sizes.latents,
         "subtract_decoder_bias": kind.subtracts,
         "normalize_decoder": _FREE_LENGTHS.isdisjoint((name, choice(path, trainer, "trainer_class"))),
-        **_names(path, trainer, source.words),
+        **_names(path, document, trainer, source.words),
     }
     origin: dict[str, Any] = {"format": DICTIONARY_LEARNING.name, "config": document}
     if "k" in kind.besides:
@@ -157,8 +159,14 @@ def _read(source: Source) -> SAEModel:
     return build(source, path, kind.model_type, fields, tensors, origin)
 
 
-def _names(path: Path, trainer: Mapping[str, Any], words: str) -> dict[str, str | None]:
+def _names(path: Path, document: Mapping[str, Any], trainer: Mapping[str, Any], words: str) -> dict[str, str | None]:
     """Model and hookpoint: a module path, or words (`"resid_post_layer_3"`) in config or folder names."""
+    side = choice(path, section(path, document, "buffer"), "io", default="out")
+    if side == "in_and_out":
+        what = "cannot be read: it is trained on what goes into a module and what comes out of it, together"
+        raise UnsupportedError(f"{path}: buffer.io", what, got=repr(side))
+    if side not in ("in", "out"):
+        raise UnknownNameError.of(f"{path}: buffer.io", side, ("in", "out", "in_and_out"))
     model, submodule = text(path, trainer, "lm_name"), text(path, trainer, "submodule_name")
     folder = re.search(r"[a-z_]+_layer_\d+", words)
     said = submodule or (folder[0] if folder else "")
@@ -171,7 +179,9 @@ def _names(path: Path, trainer: Mapping[str, Any], words: str) -> dict[str, str 
     if layer is not None and named is not None and named != layer:
         raise FileFormatError(f"{path}: trainer.layer", "is not that of its module", got=layer, expected=said)
     if "." in said:
-        return {"base_model": model, "hookpoint": said}
+        return {"base_model": model, "hookpoint": f"{said.removesuffix('.input')}.input" if side == "in" else said}
+    if side == "in":  # the words name a place, and not the module whose input is meant
+        return {"base_model": model, "hookpoint": None}
     place = place_of(f"blocks.{named if layer is None else layer}.{site_in(said)}", model)
     return {"base_model": model, "hookpoint": place and place.hookpoint}
 
@@ -289,9 +299,13 @@ def _document(sae: SAEModel, name: str, own: Mapping[str, Any], origin: Mapping[
     trainer = section(path, document, "trainer")
     config = sae.config
     trainer |= {"dict_class": name, "activation_dim": config.hidden_size, "dict_size": config.num_latents, **own}
-    if config.hookpoint != _names(path, trainer, "")["hookpoint"]:
+    if "d_submodule" in (buffer := section(path, document, "buffer")):
+        document["buffer"] = {**buffer, "d_submodule": config.hidden_size}
+    if config.hookpoint != _names(path, document, trainer, "")["hookpoint"]:
         layer = re.search(r"\.(\d+)(\.|$)", config.hookpoint or "")
-        trainer |= {"submodule_name": config.hookpoint, "layer": int(layer[1]) if layer else None}
+        module = config.hookpoint and config.hookpoint.removesuffix(".input")
+        trainer |= {"submodule_name": module, "layer": int(layer[1]) if layer else None}
+        document["buffer"] = {**section(path, document, "buffer"), "io": "out" if module == config.hookpoint else "in"}
     trainer["lm_name"] = config.base_model
     return {**document, "trainer": trainer}
 

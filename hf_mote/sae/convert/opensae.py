@@ -47,6 +47,8 @@ _KEYS = (
     "output_hookpoint",
 )
 _PREFIXES = ("input_normalize", "normalize_")
+# What the library fills in where it is missing, as early versions did not write all of it.
+_DECIDING = ("activation", "input_normalize", "input_normalize_eps", "normalize_decoder", "normalize_shift_back")
 # An eps avoids a division by 0; a larger one would decide what the tokens are.
 _MOST_EPS = 1.0
 _INDEX = "model.safetensors.index.json"
@@ -59,7 +61,7 @@ def _recognises(config: Mapping[str, Any] | None) -> bool:
 def _read(source: Source) -> SAEModel:
     path = source.folder / "config.json"
     config = read_json(path)
-    check_near(path, config, _KEYS, prefixes=_PREFIXES)
+    check_near(path, config, _KEYS, prefixes=_PREFIXES, deciding=_DECIDING)
     activation = choice(path, config, "activation", default="topk")
     if activation != "topk":
         raise UnsupportedError(f"{path}: activation", "cannot be read", got=repr(activation), expected="'topk'")

@@ -203,7 +203,8 @@ def _renewed(path: Path, old: Mapping[str, Any]) -> dict[str, Any]:
         "hook_point_head_index": "hook_head_index",
         "activation_fn_str": "activation_fn",
     }
-    check_near(path, old, [*_OLD_METADATA, *_KEYS, *names, *names.values(), "activation_fn_kwargs"])
+    known = [*_OLD_METADATA, *_KEYS, *names, *names.values(), "activation_fn_kwargs"]
+    check_near(path, old, known, deciding=("apply_b_dec_to_input", "architecture", "normalize_activations"))
     cfg: dict[str, Any] = {}
     for key, value in old.items():
         name = names.get(key, key)

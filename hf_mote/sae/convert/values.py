@@ -14,6 +14,7 @@ __all__ = ["agree", "check_keys", "check_near", "choice", "flag", "integer", "nu
 
 _LEAST_NEAR = 6  # letters of a key: of shorter ones, one that is not meant may be one letter away
 _LEAST_LEFT, _SHARE_LEFT = 8, 0.75  # letters that are left of a key, and their share of it
+_LEAST_TO_DECIDE = 4  # letters that are left of one whose default would make another SAE
 
 
 def integer(path: Path, data: Mapping[str, Any], key: str, *, least: int = 1) -> int:
@@ -73,7 +74,14 @@ def check_keys(path: Path, data: Mapping[str, Any], known: Iterable[str], *, fix
             )
 
 
-def check_near(path: Path, data: Mapping[str, Any], read: Iterable[str], *, prefixes: tuple[str, ...] = ()) -> None:
+def check_near(
+    path: Path,
+    data: Mapping[str, Any],
+    read: Iterable[str],
+    *,
+    prefixes: tuple[str, ...] = (),
+    deciding: Iterable[str] = (),
+) -> None:
     """Refuse a key that is one letter away from one that is read, or is what is left of one that is missing.
 
     It is that key, misspelt or damaged, and would be left alone.
@@ -83,6 +91,8 @@ def check_near(path: Path, data: Mapping[str, Any], read: Iterable[str], *, pref
         data (`Mapping[str, Any]`): Its values; other keys than these are of training, and may be anything.
         read (`Iterable[str]`): Keys that are read.
         prefixes (`tuple[str, ...]`, *optional*): How keys begin that would change what the weights mean.
+        deciding (`Iterable[str]`, *optional*):
+            Keys whose defaults would make another SAE; of these four letters that are left are enough.
 
     Raises:
         [`FileFormatError`]: with the key.
@@ -93,6 +103,7 @@ def check_near(path: Path, data: Mapping[str, Any], read: Iterable[str], *, pref
             continue
         near = next((name for name in read if len(name) >= _LEAST_NEAR and _is_one_letter_away(key, name)), None)
         near = near or next((name for name in read if name not in data and _is_left_of(key, name)), None)
+        near = near or next((name for name in deciding if name not in data and _is_rest_of(key, name)), None)
         if near is not None or key.startswith(prefixes):
             fix = f"Did you mean {near!r}?" if near else "Take it out if it is the default of the library."
             what, expected = "unknown key, which may change what the weights mean", ", ".join(sorted(read))
@@ -122,8 +133,13 @@ def _is_one_letter_away(one: str, other: str) -> bool:
 
 def _is_left_of(one: str, other: str) -> bool:
     """Whether a text is most of another, with one piece of it cut out."""
-    start, left = len(os.path.commonprefix((one, other))), len(one) / len(other)
-    return len(one) >= _LEAST_LEFT and _SHARE_LEFT <= left < 1 and other.endswith(one[start:])
+    return len(one) >= _LEAST_LEFT and len(one) / len(other) >= _SHARE_LEFT and _is_rest_of(one, other)
+
+
+def _is_rest_of(one: str, other: str) -> bool:
+    """Whether a text is another with one piece of it cut out, however long."""
+    start = len(os.path.commonprefix((one, other)))
+    return _LEAST_TO_DECIDE <= len(one) < len(other) and other.endswith(one[start:])
 
 
 def _wrong(path: Path, data: Mapping[str, Any], key: str, expected: str) -> FileFormatError:

@@ -10,6 +10,7 @@ Files in reading order:
 - `group.py`: several SAEs trained on one stream. `step_parts.py`: the micro-batches of a step.
 - `end_to_end.py`: losses of the model with an SAE spliced in.
 - `arguments.py`: `SAETrainingArguments`. `trainer.py`: `SAETrainer`. `progress.py`: how far it is.
+- `last_checkpoint.py`: where training goes on.
 - `adapt.py`: `adapt_to_sae`, a LoRA for a model with its SAE.
 
 May import what `sae` may. A new way to train is a method or a callback of `SAETrainer`.

@@ -7,9 +7,9 @@ matrices only, schedules, and steps with the same result as one batch, in micro-
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from hf_mote.errors import ConfigError, FileFormatError, UnsupportedError
+from hf_mote.errors import ConfigError, UnsupportedError
 from hf_mote.files import read_tensors, write_tensors
 from hf_mote.sae.modeling import SAEModel
 from hf_mote.sae.step import TrainingStep, summed
@@ -28,13 +28,13 @@ from hf_mote.sae.training.activations import ActivationStream, scales_for
 from hf_mote.sae.training.arguments import SAETrainingArguments
 from hf_mote.sae.training.end_to_end import EndToEnd
 from hf_mote.sae.training.group import OF_THE_TEXT, SAEGroup, named, record_for
+from hf_mote.sae.training.last_checkpoint import last_complete, state_in
 from hf_mote.sae.training.start import fit_start, is_new
 from hf_mote.sae.training.step_parts import drop_parallel, joined, step_of
 
 __all__ = ["SAETrainer", "SAETrainingArguments"]
 
 _logger = logging.get_logger(__name__)
-_STATE = "trainer_state.json"
 _STREAM = "activation_stream"
 
 
@@ -371,9 +371,16 @@ class SAETrainer(Trainer):
             sae.load_state_dict(saved.state_dict())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; see `transformers.Trainer.train`. `True` continues from the last complete checkpoint."""
+        """Train; see `transformers.Trainer.train`. `True` continues from the last complete checkpoint.
+
+        Raises:
+            [`FileFormatError`]: if there is none, or the state of the one that is given holds a key twice.
+        """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = _last_complete(Path(str(self.args.output_dir)))
+            resume_from_checkpoint = last_complete(Path(str(self.args.output_dir)))
+        elif resume_from_checkpoint:
+            with suppress(OSError):  # which the Trainer says
+                state_in(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -471,21 +478,3 @@ class _Dictionaries(TrainerCallback):
         if isinstance(self.trainer.train_dataset, ActivationStream):
             # The Trainer counts from where it resumed.
             state.epoch = state.global_step / state.max_steps * args.num_train_epochs
-
-
-def _last_complete(folder: Path) -> str:
-    """The last checkpoint in which the trainer's state, written last, is whole."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
-        try:
-            state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-            step = state.get("global_step") if isinstance(state, dict) else None
-            if type(step) is not int or step != int(path.name.removeprefix("checkpoint-")):
-                raise ValueError("is of another step")
-        except (OSError, ValueError, RecursionError):
-            _logger.warning("%s is not complete, and passed over.", path)
-            continue
-        return str(path)
-    raise FileFormatError(
-        str(folder), "holds no complete checkpoint", fix="Start anew, without resume_from_checkpoint."
-    )

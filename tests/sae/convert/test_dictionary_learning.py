@@ -222,3 +222,78 @@ def test_export_sae_model_that_the_format_cannot_hold_is_refused(
     with pytest.raises(UnsupportedError, match=reason):
         export_sae(TinySAE(name, kind).model(**overrides), tmp_path, "dictionary_learning")
     assert list(tmp_path.iterdir()) == []
+
+
+MODULE = "gpt_neox.layers.3.mlp"
+
+
+def change_buffer(folder: Path, **buffer: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "buffer": buffer}))
+
+
+@pytest.mark.parametrize(
+    ("buffer", "hookpoint"),
+    [
+        ({}, MODULE),
+        ({"io": "out", "d_submodule": HIDDEN}, MODULE),
+        ({"io": None, "d_submodule": None, "ctx_len": 128, "d_submodules": 7}, MODULE),
+        ({"io": "in", "d_submodule": HIDDEN}, f"{MODULE}.input"),
+    ],
+)
+def test_the_side_of_the_module_is_that_of_the_buffer(tmp_path: Path, buffer: dict[str, Any], hookpoint: str) -> None:
+    folder = written(tmp_path, hookpoint=MODULE)
+    change_buffer(folder, **buffer)
+    sae = load_sae(folder)
+    assert sae.config.hookpoint == hookpoint
+    # It is written as it came, and where it was moved, as it is now.
+    export_sae(sae, tmp_path / "again", "dictionary_learning")
+    assert load_sae(tmp_path / "again").config.hookpoint == hookpoint
+    for number, other in enumerate((f"{MODULE}.input", "gpt_neox.layers.4", "gpt_neox.layers.4.input", None)):
+        sae.config.hookpoint = other
+        export_sae(sae, tmp_path / str(number), "dictionary_learning")
+        assert load_sae(tmp_path / str(number)).config.hookpoint == other
+    document = json.loads((tmp_path / "0" / "config.json").read_text())
+    assert (document["trainer"]["submodule_name"], document["buffer"]["io"]) == (MODULE, "in")
+
+
+def test_words_for_a_module_do_not_name_its_input(tmp_path: Path) -> None:
+    folder = written(tmp_path, base_model="google/gemma-2-2b")
+    change_trainer(folder, submodule_name="resid_post_layer_12", layer=12, lm_name="google/gemma-2-2b")
+    assert load_sae(folder).config.hookpoint == "model.layers.12"
+    change_buffer(folder, io="in")
+    assert load_sae(folder).config.hookpoint is None
+
+
+@pytest.mark.parametrize(
+    ("buffer", "error", "reason"),
+    [
+        (
+            {"d_submodule": HIDDEN + 1},
+            FileFormatError,
+            "buffer.d_submodule: contradicts the weights .got 13, expected 12",
+        ),
+        (
+            {"io": "in_and_out"},
+            UnsupportedError,
+            "buffer.io: cannot be read: it is trained on what goes into a module",
+        ),
+        ({"io": "inn"}, UnknownNameError, "buffer.io: .*Did you mean 'in'"),
+        ({"io": 1}, FileFormatError, "io: wrong type"),
+        ({"io": ""}, FileFormatError, "io: must not be empty"),
+    ],
+)
+def test_a_buffer_of_other_activations_is_refused(
+    tmp_path: Path, buffer: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    change_buffer(written(tmp_path), **buffer)
+    with pytest.raises(error, match=rf"config\.json: {reason}"):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("buffer", [3, "out", ["out"]])
+def test_a_buffer_that_is_no_object_is_refused(tmp_path: Path, buffer: Any) -> None:
+    path = written(tmp_path) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "buffer": buffer}))
+    with pytest.raises(FileFormatError, match=r"config\.json: buffer: wrong type"):
+        load_sae(tmp_path)

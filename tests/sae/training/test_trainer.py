@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_mote import SAEModel, SAETrainer, SAETrainingArguments, TopKSAEConfig, TopKSAEModel
-from hf_mote.errors import ConfigError, DataError, UnsupportedError
+from hf_mote.errors import ConfigError, DataError, FileFormatError, UnsupportedError
 from hf_mote.sae.losses import fvu
 from hf_mote.sae.training.group import record_for
+from hf_mote.sae.training.last_checkpoint import last_complete
 from hf_mote.sae.training.step_parts import drop_parallel
 
 EVERY = pytest.mark.parametrize("name", SETTINGS)
@@ -197,6 +198,21 @@ def test_a_run_that_is_resumed_equals_one_that_was_not_stopped(name: str, tmp_pa
     assert [entry["loss"] for entry in again.logs] == [entry["loss"] for entry in kept.logs[2:]]
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def test_a_state_of_training_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2, "steps": 5, "batch": 16}
+    run(fresh("topk"), tmp_path / "run", **settings)
+    last, before = (tmp_path / "run" / f"checkpoint-{step}" for step in (4, 2))
+    (tmp_path / "run" / "checkpoint-5").rename(tmp_path / "later")
+    path = last / "trainer_state.json"
+    path.write_text(path.read_text().replace("{", '{"global_step": 3, ', 1))
+    assert last_complete(tmp_path / "run") == str(before)
+    trainer, _ = run(fresh("topk"), tmp_path / "new", **settings)
+    with pytest.raises(FileFormatError, match=r"checkpoint-4.trainer_state.json: holds a key twice .got 'global_s"):
+        trainer.train(resume_from_checkpoint=str(last))
+    trainer.train(resume_from_checkpoint=str(before))
+    assert trainer.state.global_step == 5
 
 
 def test_several_saes_train_as_each_would_alone(tmp_path: Path) -> None:
