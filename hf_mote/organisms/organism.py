@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hf_mote.errors import ConfigError, FileFormatError, UnknownNameError, first_line
 from hf_mote.files import local_path, read_json, read_safetensors
@@ -43,7 +42,7 @@ _OF_TOKENIZER: dict[str, Any] = {
     "bos_token": None,
     "clean_up_tokenization_spaces": False,
     "eos_token": "<|end|>",
-    "model_max_length": VERY_LARGE_INTEGER,
+    "model_max_length": int(1e30),  # which transformers writes where there is no limit
     "pad_token": "<|pad|>",
     "padding_side": "left",
 }
