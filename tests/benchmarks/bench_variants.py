@@ -194,15 +194,15 @@ class Bench:
                 **self.of_sets({size: (ranking.top(size), mode) for size in SIZES}),
             }
             if isinstance(ranking, OptimizedRanking):
-                started = time.process_time()
-                whole = ranking.complete(**asked(case, NUM_COMPLETED))
-                more = time.process_time() - started
-                last = {step.suppress_mode: step.experts for step in whole.completion}
-                for name, found, how, spent in (
-                    (SUFFICIENT, ranking.sufficient, mode, seconds),
-                    (COMPLETE, whole.completed, whole.suppress_mode, seconds + more),
-                    *((IN_MODE[how], last[how], how, seconds + more / 3) for how in last),
-                ):
+                sets_of_gates = [(SUFFICIENT, ranking.sufficient, mode, seconds)]
+                if left & BY_GATES - {SUFFICIENT}:
+                    started = time.process_time()
+                    whole = ranking.complete(**asked(case, NUM_COMPLETED))
+                    more = time.process_time() - started
+                    sets_of_gates.append((COMPLETE, whole.completed, whole.suppress_mode, seconds + more))
+                    last = {step.suppress_mode: step.experts for step in whole.completion}
+                    sets_of_gates += [(IN_MODE[how], last[how], how, seconds + more / 3) for how in last]
+                for name, found, how, spent in sets_of_gates:
                     made_of = {
                         "hits": len(set(found) & planted),
                         "number": len(found),
