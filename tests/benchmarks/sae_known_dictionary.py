@@ -5,7 +5,7 @@
 A token is a sum of unit directions out of 256 in 128 dimensions, drawn once for each seed. The j-th most frequent is
 there with a probability in proportion to 1 / j, at most 1/2, independent of the others, so that 6 are there on
 average; its amount is 1 plus an exponential one of mean 0.5; noise of 0.01 in each dimension is added. All SAEs of a
-size are trained by one `SAETrainer` on the same 600 batches of 1,024 tokens, k = 6, and measured on 20,480 others.
+size are trained by one `SAETrainer` on the same 400 batches of 1,024 tokens, k = 6, and measured on 20,480 others.
 
 FVU and L0 on these; dead: active on none of them. A direction counts as found if a row of the decoder has a cosine of
 0.9 with it or more; a row that is alive and has less with every direction counts as spurious. Mean and standard
@@ -27,7 +27,7 @@ import hf_mote
 from hf_mote import SAEModel, SAETrainer, SAETrainingArguments
 
 WIDTH, FEATURES, ACTIVE, K = 128, 256, 6.0, 6
-STEPS, BATCH, TESTED = 600, 1024, 20_480
+STEPS, BATCH, TESTED = 400, 1024, 20_480
 FOUND = 0.9
 SHARED = {"hidden_size": WIDTH, "k": K, "dead_after_tokens": 65_536}
 WINDOW = {"density_window": 65_536}

@@ -51,7 +51,7 @@ REPORT = ("evaluation_report", "evaluation_report.json")
             "organism",
             "tokenizer_config.json",
             put("clean_up_tokenization_spaces", value="no"),
-            "clean_up_tokenization_spaces: must be a truth value .got 'no'",
+            "clean_up_tokenization_spaces: must be that of all organisms",
         ),
         ("texts", "b.jsonl", put(value={"messages": []}), "must be one chat"),
         ("texts", "b.jsonl", put(value={"messages": [[{"role": "user", "content": "a"}]] * 2}), "must be one chat"),

@@ -97,11 +97,11 @@ def test_hookpoint_is_named_by_where_it_came_from(place: Path, tiny_folder: Path
     words = ["sae", "evaluate", tiny_folder, place / "sae", place / "texts.jsonl"]
     nowhere = said(run(*words))
     assert "--hookpoint: the SAE does not say where it belongs. Give --hookpoint, such as model.layers.10" in nowhere
-    assert " --hookpoint: unknown name (got 'model.layers.98'" in said(run(*words, "--hookpoint", "model.layers.98"))
+    assert "--hookpoint: unknown name (got 'model.layers.98'" in said(run(*words, "--hookpoint", "model.layers.98"))
     told = said(run(*words, "--settings", file)).replace(" ", "")
     assert f"{file}:hookpoint:unknownname(got'model.layers.99'" in told
     words[3] = place / "placed"
-    assert " TopKSAEModel.config.hookpoint: unknown name (got 'model.layers.77'" in said(run(*words))
+    assert "TopKSAEModel.config.hookpoint: unknown name (got 'model.layers.77'" in said(run(*words))
 
 
 def test_every_architecture_takes_its_own_fields_and_no_others() -> None:
