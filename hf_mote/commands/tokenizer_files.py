@@ -48,7 +48,7 @@ def check_fields(name: str, config: PreTrainedConfig, tokenizer: PreTrainedToken
 
 
 def check_keys(name: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a JSON file of a tokenizer that holds a key twice, with two values: only one of them is taken.
+    """Refuse a JSON file of a tokenizer that holds a key twice, with two values, or one id for two tokens.
 
     Args:
         name (`str`): A folder or a Hub id.
@@ -56,14 +56,16 @@ def check_keys(name: str, revision: str | None, tokenizer: PreTrainedTokenizerBa
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
 
     Raises:
-        [`FileFormatError`]: with the file and the key.
+        [`FileFormatError`]: with the file and the key, or the id.
     """
     for file in sorted({*_FILES, *tokenizer.vocab_files_names.values()}):
         path = cached(name, file, revision) if file.endswith(".json") else None
         if path is not None:
             # A file that transformers does not read may be anything.
             with suppress(OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-                load_json(str(path), path.read_text(encoding="utf-8"), again=True)
+                data = load_json(str(path), path.read_text(encoding="utf-8"), again=True)
+                if file == "tokenizer.json":
+                    _check_distinct(str(path), _vocabulary_in(data))
 
 
 def check_ids(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -82,13 +84,25 @@ def check_ids(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return
-    known: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+    _check_distinct(f"{name}: tokenizer", backend.get_vocab(with_added_tokens=True))
+
+
+def _vocabulary_in(data: Any) -> dict[str, int]:
+    """The ids of a `tokenizer.json`, of which some releases of transformers drop one of two that are equal."""
+    model = data.get("model") if isinstance(data, dict) else None
+    known = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(known, dict) or not all(type(number) is int for number in known.values()):
+        return {}  # a list has an id for each place; anything else is refused where it is read
+    return known
+
+
+def _check_distinct(where: str, known: dict[str, int]) -> None:
     if len(set(known.values())) == len(known):
         return
     first = min(number for number, times in Counter(known.values()).items() if times > 1)
     both = sorted(token for token, number in known.items() if number == first)[:3]
     what, got = "must give each token an id of its own", f"{first} for {' and '.join(repr(one)[:40] for one in both)}"
-    raise FileFormatError(f"{name}: tokenizer", what, got=got, fix="Save or download the tokenizer again.")
+    raise FileFormatError(where, what, got=got, fix="Save or download the tokenizer again.")
 
 
 def check_tokens_fit(

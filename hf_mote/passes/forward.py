@@ -191,7 +191,8 @@ class Forward:
         if self.places is None or self.packed is not None:
             got, fix = self.unread or self.packed, "Give the whole text, one sequence to each row, padded."
             if got is None and self.compiled:
-                got, fix = "a compiled graph, which cannot count what is in the cache", _UNCOMPILED
+                got = "a compiled graph, which cannot count what is in the cache"
+                fix = "Do not compile the model; generate takes disable_compile=True. Or name no positions."
             elif got is None and self.recomputed:
                 got = "layers that gradient checkpointing runs again"
                 fix = "Train without gradient checkpointing where tokens are named by their positions."

@@ -102,5 +102,9 @@ def excluded_positions(positions: str | None, where: str = "exclude_positions") 
         expected = "'first:N', or a slice such as '0:4'"
         raise ConfigError(where, "must be a range", got=repr(positions), expected=expected)
     if form[1] is not None:
-        return slice(0, int(form[1]))
-    return slice(int(form[2]) if form[2] else None, int(form[3]) if form[3] else None)
+        found = slice(0, int(form[1]))
+    else:
+        found = slice(int(form[2]) if form[2] else None, int(form[3]) if form[3] else None)
+    if found.stop is not None and found.stop <= (found.start or 0):
+        raise ConfigError(where, "must be a range with a position in it", got=repr(positions))
+    return found

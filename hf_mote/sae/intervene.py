@@ -59,11 +59,13 @@ def splice_sae(
         exclude_positions (`str`, *optional*):
             Positions of each sequence to leave out, counted without padding: `"first:4"`, or a slice `"0:4"`.
         norm_limit (`float`, *optional*):
-            Leave out tokens whose activation (a transcoder's input) is longer, in the model's own units (L2).
+            Leave out tokens whose activation (a transcoder's input) is longer, in the model's own units (L2); the
+            same at the hookpoints of several SAEs.
 
     Returns:
         [`Intervention`]: usable bare (`.remove()`) or in a `with` block. A pass raises [`UnsupportedError`] if
-        tokens to leave out cannot be recognised in it, as in a compiled graph or with embeddings for ids.
+        tokens to leave out cannot be recognised in it: ids where embeddings are given, positions in a compiled graph,
+        and both in layers that gradient checkpointing runs again.
 
     Raises:
         [`ConfigError`]: if there is no hookpoint, the scope is unknown, or what is left out is out of range.
@@ -196,7 +198,8 @@ class _LeftOut(NamedTuple):
                     "the ids of the tokens of a pass are not known",
                     got="embeddings, or layers that gradient checkpointing runs again",
                     expected="token ids",
-                    fix="Give input_ids, train without gradient checkpointing, or leave positions out instead.",
+                    fix="Give input_ids, and train without gradient checkpointing; or leave no tokens out by "
+                    "their ids (exclude_special_tokens=False of adapt_to_sae).",
                 )
             ids = forward.ids.reshape(-1)
             masks.append(~torch.isin(ids, torch.tensor(self.tokens, device=ids.device)))
@@ -278,7 +281,8 @@ def _attach(model: nn.Module, plans: Sequence[_Plan]) -> Intervention:
     def attachments() -> list[Attachment]:
         tracker = stack_on(decoder, DecoderHook) or DecoderHook()
         found = [Attachment(decoder, tracker, watcher)]
-        if watcher.needs_phases or watcher.needs_rows or watcher.needs_places or watcher.thinking_tokens:
+        told = watcher.needs_phases or watcher.needs_rows or watcher.needs_places or watcher.thinking_tokens
+        if told or any(plan.left_out.tokens for plan in plans):  # a decoder may be given embeddings, without the ids
             found += assisted_decoding_hooks(model, decoder, tracker, watcher)
         places: list[tuple[Hookpoint, AtHookpoint]] = []
         for plan in plans:

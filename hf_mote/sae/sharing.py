@@ -87,7 +87,7 @@ def _card(
         "safetensors: loading it runs no code.",
         load="import hf_mote\nfrom transformers import AutoModel\n\n"
         'sae = AutoModel.from_pretrained("<this repository or folder>").eval()\n'
-        "handle = hf_mote.steer(model, sae, {0: 5.0})  # or hf_mote.splice_sae(model, sae)",
+        "handle = hf_mote.steer(model, sae, {0: 5.0})",
         notes=notes,
         evidence=evidence,
         intended_use="Reading what the model represents at this place, and steering it by single latents.",

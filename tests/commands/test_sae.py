@@ -156,10 +156,9 @@ def test_tokens_that_are_left_out_are_left_out_of_training_measures_and_adapter(
     assert counts[0] > counts[1] > counts[2]
     card = (tmp_path / "adapter" / "README.md").read_text()
     (call,) = re.findall(r"splice_sae\(model, sae, (.*)\)", card)
-    used = eval(f"dict({call})")
-    assert used.keys() == {"exclude_tokens", "exclude_positions", "norm_limit"}
-    assert used["exclude_positions"] == "first:2"
-    assert used["norm_limit"] > 0
+    form = r"exclude_tokens=tokenizer\.all_special_ids, exclude_positions='first:2', norm_limit=(\d+\.\d+)"
+    assert re.fullmatch(form, call)
+    assert re.search(rf"splice_sae\(model, sae, {form}\)", (tmp_path / "sae" / "README.md").read_text())
 
 
 def test_adapt_writes_an_adapter_with_reports_that_evaluate_repeats(place: Path, trained: Path) -> None:

@@ -286,7 +286,9 @@ def test_positions_under_gradient_checkpointing_are_refused_and_the_remedy_works
     with torch.enable_grad(), apply_mote(model, config_of(model, [-1])):
         enable({"use_reentrant": False})
         loss = model(ids, labels=ids, use_cache=False).loss
-        with pytest.raises(UnsupportedError, match="Train without gradient checkpointing where tokens are named by their positions"):
+        with pytest.raises(
+            UnsupportedError, match="Train without gradient checkpointing where tokens are named by their positions"
+        ):
             loss.backward()
         disable()
         model.zero_grad()

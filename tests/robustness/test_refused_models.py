@@ -204,7 +204,7 @@ def test_a_tokenizer_with_one_id_for_two_tokens_is_refused(
 ) -> None:
     changed(folder / "tokenizer.json", change)
     for load in both(folder):
-        with pytest.raises(FileFormatError, match=f"tokenizer: must give each token an id of its own .got {tokens}"):
+        with pytest.raises(FileFormatError, match=f"must give each token an id of its own .got {tokens}"):
             load()
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from sae.test_intervene import sae_for
 from tiny_models import tiny_model, tiny_tokenizer
 
-from hf_mote.errors import ConfigError, DataError
+from hf_mote import evaluate_sae
+from hf_mote.errors import ConfigError, DataError, ModelMismatchError
 from hf_mote.sae.activity import LatentActivity, latent_activity
 from hf_mote.sae.top_tokens import top_activations
 
@@ -51,6 +55,20 @@ def test_what_is_left_out_activates_no_latent() -> None:
     with pytest.raises(DataError, match="top_activations: dataset: has no token left"):
         top_activations(model, sae, marked, tokenizer, [0], exclude_positions="0:")
     assert latent_activity(model, sae, marked, tokenizer, exclude_special_tokens=False).tokens == total
+
+
+def test_run_with_other_tokens_left_out_is_refused(tmp_path: Path) -> None:
+    model, sae, tokenizer = tiny_model("mixtral"), sae_for("topk"), tiny_tokenizer()
+    find = {
+        "activity": partial(latent_activity, model, sae, TEXTS, tokenizer),
+        "top": partial(top_activations, model, sae, TEXTS, tokenizer, [0]),
+        "evaluate": partial(evaluate_sae, model, sae, TEXTS, tokenizer),
+    }
+    for name, call in find.items():
+        call(run_folder=tmp_path / name)
+        for other in ({"exclude_special_tokens": False}, {"exclude_positions": "first:1"}, {"max_norm": 2.0}):
+            with pytest.raises(ModelMismatchError):
+                call(run_folder=tmp_path / name, **other)
 
 
 def test_most_active_come_first_and_rare_ones_only_where_no_other_is() -> None:

@@ -9,6 +9,7 @@ import torch
 from tiny_models import tiny_model
 from tiny_saes import SETTINGS, TinySAE
 from torch import Tensor
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from hf_mote import MoTEConfig, SAEModel, apply_mote, splice_sae, steer
 from hf_mote.errors import ConfigError, DataError, LivenessError, UnknownNameError, UnsupportedError
@@ -139,6 +140,29 @@ def test_what_is_left_out_is_the_same_with_a_cache_and_with_padding(left_out: An
 
 
 @torch.no_grad()
+def test_tokens_are_left_out_where_the_decoder_is_given_embeddings() -> None:
+    text = {
+        "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    tokens = {"image_token_index": 59, "boi_token_index": 58, "eoi_token_index": 57, "mm_tokens_per_image": 4}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Gemma3Config(text_config=text, vision_config=vision, **tokens)).eval()
+    sae = sae_for("topk", hookpoint="model.language_model.layers.0.output")
+    plain = model(input_ids=IDS).logits
+    with splice_sae(model, sae, exclude_tokens=sorted(set(IDS.flatten().tolist()))):
+        assert torch.equal(model(input_ids=IDS).logits, plain)
+    with splice_sae(model, sae, exclude_tokens=[IDS[0, 0].item()]):
+        some = model(input_ids=IDS).logits
+    assert torch.equal(some[0, 0], plain[0, 0])
+    assert not torch.equal(some[1, 0], plain[1, 0])
+
+
+@torch.no_grad()
 def test_what_cannot_be_left_out_is_refused(model: Any) -> None:
     sae = sae_for("topk")
     with (
@@ -148,6 +172,8 @@ def test_what_cannot_be_left_out_is_refused(model: Any) -> None:
         model(inputs_embeds=model.get_input_embeddings()(IDS))
     for wrong, message in (
         ({"exclude_positions": "last:2"}, "exclude_positions: must be a range"),
+        ({"exclude_positions": "5:2"}, "exclude_positions: must be a range with a position in it"),
+        ({"exclude_positions": "first:0"}, "exclude_positions: must be a range with a position in it"),
         ({"exclude_tokens": [-1]}, "exclude_tokens: must be a whole number"),
         ({"exclude_tokens": "abc"}, "exclude_tokens: must be a list"),
         ({"norm_limit": 0.0}, "norm_limit: must be a number"),

@@ -15,7 +15,7 @@ from hf_mote.commands.bundles.loading import Loading
 from hf_mote.commands.model import Organisms, Subject, loaded_sae
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.evaluate import SAE
-from hf_mote.commands.sae.excluding import Excluding
+from hf_mote.commands.sae.excluding import Excluding, splice_call
 from hf_mote.commands.sae.places import OwnHookpoint
 from hf_mote.commands.sae.settings import Settings
 from hf_mote.commands.sae.texts import Text, TextColumn, read_texts, texts_fact
@@ -186,13 +186,12 @@ def _card(
 ) -> str:
     rows = "\n".join(f"| {' | '.join(row)} |" for row in _rows(before, after))
     how = "\n".join(f"- {name}: {value}" for name, value in made.items())
-    more = "".join(f", {name}={value!r}" for name, value in spliced.items() if value not in ([], None))
     return (
         f"{card_header(base_model=model, about='sparse-autoencoder')}\n# Adapter for a model with its SAE\n\n"
         f"A LoRA for `{model}` with the SAE `{public_name(sae) or 'that is not named'}` spliced in at "
         f"`{before.hookpoint}`. Without the SAE, switch the adapter off.\n\n```python\nimport hf_mote\n"
         'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(model, "<this repository or folder>")\n'
-        f"handle = hf_mote.splice_sae(model, sae{more})\n```\n\n"
+        f"handle = {splice_call(spliced)}\n```\n\n"
         f"## On {before.tokens:,} held-out tokens\n\n| | without | with |\n| --- | --: | --: |\n{rows}\n\n"
         f"## How it was made\n\n{how}\n"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from hf_mote.errors import real
 from hf_mote.sae.fields import excluded_positions
 
-__all__ = ["Excluding"]
+__all__ = ["Excluding", "splice_call"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Excluding:
         float | None,
         typer.Option(
             help="Leave out tokens with activations of more than so many times the median length, as attention sinks "
-            "have; none by default.",
+            "have; none by default. The median is that of what is read at a time.",
         ),
     ] = None
 
@@ -53,3 +54,16 @@ class Excluding:
             "exclude_positions": self.exclude_positions,
             "max_norm": self.max_norm,
         }
+
+
+def splice_call(spliced: Mapping[str, Any]) -> str:
+    """Return the line of Python that splices an SAE in where it was trained, for a card.
+
+    Args:
+        spliced (`Mapping[str, Any]`): As [`splice_arguments`] returns it.
+    """
+    said = dict(spliced)
+    ids = said.pop("exclude_tokens")
+    parts = ["exclude_tokens=tokenizer.all_special_ids"] if ids else []
+    parts += [f"{name}={value!r}" for name, value in said.items() if value is not None]
+    return f"hf_mote.splice_sae({', '.join(['model', 'sae', *parts])})"

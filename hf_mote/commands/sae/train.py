@@ -23,7 +23,7 @@ from hf_mote.commands.plan import Timed, amount, plan_training, tokens_of
 from hf_mote.commands.plan import Work as Part
 from hf_mote.commands.run_files import Work, check_output, writing_to
 from hf_mote.commands.sae.dead_latents import dead_note
-from hf_mote.commands.sae.excluding import Excluding
+from hf_mote.commands.sae.excluding import Excluding, splice_call
 from hf_mote.commands.sae.places import NewHookpoint
 from hf_mote.commands.sae.settings import Settings, wrong_architecture
 from hf_mote.commands.sae.texts import Text, TextColumn, how_cut, read_texts, texts_fact
@@ -100,6 +100,7 @@ def train_command(
         from hf_mote.sae.kept import digest_of_sequences, run_of
         from hf_mote.sae.metrics import evaluate_sae
         from hf_mote.sae.training.activations import collect_activations
+        from hf_mote.sae.training.adapt import splice_arguments
         from hf_mote.sae.training.sequences import Sequences
 
         at = partial(_point, hookpoint=hookpoint)
@@ -203,7 +204,16 @@ def train_command(
             report.save_pretrained(folder)
             note = dead_note(report, sae.config, training["steps"] * batch)
             made = provenance_of(context, subject, seed, text=text, **{"tokens trained on": f"{tokens:,}"})
-            (folder / "README.md").write_text(_card(sae, report, made), encoding="utf-8")
+            spliced = splice_arguments(
+                subject.model,
+                sae,
+                kept,
+                tokenizer=subject.tokenizer,
+                context_length=max(context_length, 2),
+                text_column=text_column,
+                **excluding.arguments(),
+            )
+            (folder / "README.md").write_text(_card(sae, report, made, spliced), encoding="utf-8")
         for name, value in report.rows():
             tell(f"{name}: {value}")
         if note is not None:
@@ -410,7 +420,7 @@ def _digest_of_rows(rows: list[Any]) -> str:
     return digest.hexdigest()
 
 
-def _card(sae: SAEModel, report: SAEReport, made: Mapping[str, str]) -> str:
+def _card(sae: SAEModel, report: SAEReport, made: Mapping[str, str], spliced: Mapping[str, Any]) -> str:
     config = sae.config
     rows = "\n".join(f"| {name} | {value} |" for name, value in report.rows())
     how = "\n".join(f"- {name}: {value}" for name, value in made.items())
@@ -419,6 +429,8 @@ def _card(sae: SAEModel, report: SAEReport, made: Mapping[str, str]) -> str:
         f"A `{config.model_type}` of {config.num_latents:,} latents for `{config.hookpoint}` of "
         f"`{config.base_model}`. To load it:\n\n```python\nimport hf_mote\nfrom transformers import AutoModel\n\n"
         'sae = AutoModel.from_pretrained("<this repository or folder>").eval()\n'
-        "handle = hf_mote.steer(model, sae, {0: 5.0})  # or splice_sae(model, sae)\n```\n\n"
+        f"handle = hf_mote.steer(model, sae, {{0: 5.0}})\n```\n\n"
+        "Or, with reconstructions in the place of activations but where it was trained without them:\n\n"
+        f"```python\nhandle = {splice_call(spliced)}\n```\n\n"
         f"## On held-out text\n\n| | |\n| --- | --: |\n{rows}\n\n## How it was made\n\n{how}\n"
     )

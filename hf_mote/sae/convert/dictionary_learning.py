@@ -179,7 +179,8 @@ def _names(path: Path, document: Mapping[str, Any], trainer: Mapping[str, Any], 
     if layer is not None and named is not None and named != layer:
         raise FileFormatError(f"{path}: trainer.layer", "is not that of its module", got=layer, expected=said)
     if "." in said:
-        return {"base_model": model, "hookpoint": f"{said.removesuffix('.input')}.input" if side == "in" else said}
+        inside = re.sub(r"\.(input|output)$", "", said)
+        return {"base_model": model, "hookpoint": f"{inside}.input" if side == "in" else said}
     if side == "in":  # the words name a place, and not the module whose input is meant
         return {"base_model": model, "hookpoint": None}
     place = place_of(f"blocks.{named if layer is None else layer}.{site_in(said)}", model)

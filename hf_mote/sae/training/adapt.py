@@ -160,6 +160,7 @@ def adapt_to_sae(
             text_sha256=digest_of_sequences(rows),
             peft_config=plain(f"{where}.peft_config", peft_config.to_dict()),
             left_out=left_out.identity(),
+            measured_sha256=digest_of_sequences(first),
             steps=steps,
             batch_size=batch_size,
             learning_rate=learning_rate,

@@ -15,7 +15,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from torch.nn import functional
 
 from hf_mote import adapt_to_sae, evaluate_sae, splice_sae, steer
-from hf_mote.errors import ConfigError, DataError, UnknownNameError, UnsupportedError
+from hf_mote.errors import ConfigError, DataError, ModelMismatchError, UnknownNameError, UnsupportedError
 from hf_mote.sae.intervene import sites_of
 from hf_mote.sae.training import adapt
 from hf_mote.sae.training.adapt import lora_after, splice_arguments
@@ -172,6 +172,16 @@ def test_what_is_left_out_stays_the_model_s_own_in_training_evaluation_and_use()
     assert after < 0.9 * before
     # The report does not count the prediction after a token that is left out.
     assert report.kl["sae"] == pytest.approx(mean_divergence(plain[:, 1:], spliced[:, 1:]), rel=1e-4)
+
+
+def test_run_of_a_text_that_gives_another_limit_is_refused(tmp_path: Path) -> None:
+    rows = [{"input_ids": [10 + i, 11, 12, 13, 14, 15, 16, 17]} for i in range(8)]
+    quick: dict[str, Any] = {"max_tokens": 16, "packed": False, "batch_size": 2, "max_norm": 1.02}
+    adapt_to_sae(tiny_model("mixtral"), sae_for("topk"), rows, **quick, run_folder=tmp_path)
+    others = [*rows[:4], *({"input_ids": [40, 41, 42 + i]} for i in range(8))]
+    for text, changed in ((others, {}), (rows, {"max_norm": 1.5}), (rows, {"exclude_positions": "first:1"})):
+        with pytest.raises(ModelMismatchError):
+            adapt_to_sae(tiny_model("mixtral"), sae_for("topk"), text, **{**quick, **changed}, run_folder=tmp_path)
 
 
 def test_adapter_of_a_first_position_left_out_is_another(adapted: Any) -> None:
