@@ -320,6 +320,8 @@ def _by_organism(results: list[dict[str, Any]], names: list[str]) -> str:
         for name in names:
             rows = [r for r in results if r["organism"] == name and method in r["methods"]]
             cells.append(_cell(method, rows) if rows else "–")
+        if set(cells) == {"–"}:  # was left out by --only
+            continue
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
