@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from hf_mote.errors import FileFormatError
+from hf_mote.errors import FileFormatError, first_line
 from hf_mote.files import load_json
 
 __all__ = ["last_complete", "state_in"]
@@ -32,7 +32,7 @@ def last_complete(folder: Path) -> str:
             step = state.get("global_step") if isinstance(state, dict) else None
             if type(step) is not int or step != int(path.name.removeprefix("checkpoint-")):
                 raise ValueError("is of another step")
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError):  # an error of the file's form is a ValueError
             _logger.warning("%s is not complete, and passed over.", path)
             continue
         return str(path)
@@ -45,8 +45,14 @@ def state_in(checkpoint: Path) -> Any:
     """Return the trainer's state in a checkpoint, which the Trainer itself reads again.
 
     Raises:
-        [`FileFormatError`]: if it holds a key twice.
-        `OSError`, `ValueError`, `RecursionError`: if it is missing, or no JSON.
+        [`FileFormatError`]: if it holds a key twice, or is no JSON.
+        `OSError`: if it is missing.
     """
     path = checkpoint / _STATE
-    return load_json(str(path), path.read_text(encoding="utf-8"))
+    try:
+        return load_json(str(path), path.read_text(encoding="utf-8"))
+    except FileFormatError:
+        raise
+    except (ValueError, RecursionError) as error:
+        fix = "Go on from another checkpoint, or start anew, without resume_from_checkpoint."
+        raise FileFormatError(str(path), "is not JSON", got=first_line(error), fix=fix) from error

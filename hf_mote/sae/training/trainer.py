@@ -374,7 +374,8 @@ class SAETrainer(Trainer):
         """Train; see `transformers.Trainer.train`. `True` continues from the last complete checkpoint.
 
         Raises:
-            [`FileFormatError`]: if there is none, or the state of the one that is given holds a key twice.
+            [`FileFormatError`]: if there is none, or the state of the one that is given holds a key twice, or is no
+                JSON.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete(Path(str(self.args.output_dir)))

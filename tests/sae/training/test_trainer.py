@@ -211,6 +211,9 @@ def test_a_state_of_training_with_a_key_twice_is_refused(tmp_path: Path) -> None
     trainer, _ = run(fresh("topk"), tmp_path / "new", **settings)
     with pytest.raises(FileFormatError, match=r"checkpoint-4.trainer_state.json: holds a key twice .got 'global_s"):
         trainer.train(resume_from_checkpoint=str(last))
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(FileFormatError, match=r"checkpoint-4.trainer_state.json: is not JSON"):
+        trainer.train(resume_from_checkpoint=str(last))
     trainer.train(resume_from_checkpoint=str(before))
     assert trainer.state.global_step == 5
 
