@@ -36,9 +36,8 @@ __all__ = [
 _PLAIN_IMPLEMENTATION = re.compile(r"\w+(\|\w+)?")
 # Numbers of a config by the ends of their names: what is added under a root, and the base of rotary frequencies.
 _LEAST_0 = re.compile(r"(?:.*_)?eps(?:ilon)?")
-_OF_A_NORM = re.compile(
-    r"\w*norm\w*"
-)  # and so below 1: families have 0.001 at most, and with more all texts are alike
+# An epsilon of a norm is below 1: families have 0.001 at most, and with more all texts are alike.
+_OF_A_NORM = re.compile(r"\w*norm\w*")
 _ABOVE_0 = re.compile(r"(?:.*_)?theta|(?:.*_)?(?:rope|rotary)\w*_base(?:_freq)?")
 _LAYERS = re.compile(r"(?!max_|.*_per_layer$)(?:.*_)?(?:layers?|depth)")
 _MOST_LAYERS = 1000  # which transformers builds one by one, even without weights

@@ -91,7 +91,7 @@ def splice_sae(
     saes = list(sae) if isinstance(sae, Sequence) else [sae]
     if hookpoint is not None and len(saes) != 1:
         raise ConfigError("splice_sae.hookpoint", "is for one SAE", got=len(saes), fix="Set config.hookpoint of each.")
-    left_out = _left_out("splice_sae", exclude_tokens, exclude_positions, norm_limit)
+    left_out = _exclusions("splice_sae", exclude_tokens, exclude_positions, norm_limit)
     plans = [
         _Plan(
             model,
@@ -178,7 +178,7 @@ def sites_of(model: nn.Module, sae: SAEModel, hookpoint: str | None, where: str)
     return points[0], points[-1]
 
 
-class _LeftOut(NamedTuple):
+class _Exclusions(NamedTuple):
     """The tokens that keep their own activations, as they can be recognised one pass after the other."""
 
     tokens: tuple[int, ...] = ()
@@ -209,17 +209,17 @@ class _LeftOut(NamedTuple):
         return all_of(*(None if mask is None else mask.to(inputs.device) for mask in masks))
 
 
-_NOTHING = _LeftOut()
+_NOTHING = _Exclusions()
 
 
-def _left_out(where: str, tokens: Sequence[int], positions: str | None, norm_limit: float | None) -> _LeftOut:
+def _exclusions(where: str, tokens: Sequence[int], positions: str | None, norm_limit: float | None) -> _Exclusions:
     if isinstance(tokens, str) or not isinstance(tokens, Sequence):
         raise ConfigError(f"{where}.exclude_tokens", "must be a list of token ids", got=repr(tokens)[:80])
     for token in tokens:
         whole(f"{where}.exclude_tokens", token, least=0)
     if norm_limit is not None:
         real(f"{where}.norm_limit", norm_limit, above=0)
-    return _LeftOut(tuple(tokens), excluded_positions(positions), norm_limit)
+    return _Exclusions(tuple(tokens), excluded_positions(positions), norm_limit)
 
 
 class _Plan:
@@ -238,7 +238,7 @@ class _Plan:
         where: str,
         *,
         keep_error: bool,
-        left_out: _LeftOut = _NOTHING,
+        left_out: _Exclusions = _NOTHING,
     ) -> None:
         if scope not in SCOPES:
             expected = ", ".join(map(repr, SCOPES))

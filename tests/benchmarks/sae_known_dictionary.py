@@ -15,12 +15,12 @@ deviation over seeds.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from typing import Any
 
 import torch
 import transformers
+from sae_real_activations import show, spread
 from torch import Tensor
 
 import hf_mote
@@ -129,15 +129,6 @@ def main() -> None:
         for name, rows in found.items():
             cells = (spread([row[key] for row in rows], form) for key, form in COLUMNS.items())
             show(f"| {name} | {' | '.join(cells)} |")
-
-
-def spread(values: list[float], form: str) -> str:
-    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{form}}{deviation}"
-
-
-def show(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
